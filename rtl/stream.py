@@ -1,0 +1,65 @@
+"""Stream helpers: a checked connection and the register that stands at every block boundary."""
+
+from amaranth import Module, Mux, Signal
+from amaranth.hdl import Shape, ValueCastable
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+
+def connect_stream(m, src, dst):
+    """Connect stream ``src`` to ``dst``; both payload shapes must be the same, not only as wide.
+
+    Raises ``TypeError`` where the shapes differ (``wiring.connect`` compares widths alone).
+    """
+    src_shape, dst_shape = _shape_of(src.payload), _shape_of(dst.payload)
+    if src_shape != dst_shape:
+        raise TypeError(f"stream payloads differ: {src_shape!r} and {dst_shape!r}")
+    m.d.comb += [
+        dst.payload.eq(src.payload),
+        dst.valid.eq(src.valid),
+        src.ready.eq(dst.ready),
+    ]
+
+
+def _shape_of(payload):
+    return payload.shape() if isinstance(payload, ValueCastable) else Shape.cast(payload.shape())
+
+
+class StreamRegister(wiring.Component):
+    """Two-entry buffer with every output registered, ``ready`` included.
+
+    Latency 1 cycle, one beat per cycle, full back-pressure. Empty after reset.
+
+    Members
+    -------
+    i : In(stream.Signature(shape))
+    o : Out(stream.Signature(shape))
+    """
+
+    LATENCY = 1
+
+    def __init__(self, shape) -> None:
+        self.shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        main = Signal(self.shape)
+        main_valid = Signal()
+        spare = Signal(self.shape)
+        spare_valid = Signal()
+
+        m.d.comb += [
+            self.i.ready.eq(~spare_valid),
+            self.o.valid.eq(main_valid),
+            self.o.payload.eq(main),
+        ]
+        with m.If(self.o.ready | ~main_valid):
+            m.d.sync += [
+                main.eq(Mux(spare_valid, spare, self.i.payload)),
+                main_valid.eq(spare_valid | self.i.valid),
+                spare_valid.eq(0),
+            ]
+        with m.Elif(self.i.valid & ~spare_valid):
+            m.d.sync += [spare.eq(self.i.payload), spare_valid.eq(1)]
+        return m

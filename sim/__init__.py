@@ -1,0 +1,1 @@
+"""When, and at what cost: cycle models, RTL runs, reports, the command line."""

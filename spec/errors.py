@@ -1,0 +1,32 @@
+"""The one error that a user's input can cause."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Input that breaks a rule, in one line: where, which key, the rule, the offending value.
+
+    The command line prints ``str(error)`` and exits with status 2; nothing has been written by then.
+    """
+
+    def __init__(self, rule: str, *, file: object = None, key: str | None = None) -> None:
+        self.rule = rule
+        self.file = file
+        self.key = key
+        place = [str(part) for part in (file, key) if part is not None]
+        super().__init__(": ".join([*place, rule]))
+
+    def at(self, *, file: object = None, key: str | None = None) -> InputError:
+        """Return the same error with a place added where it had none."""
+        return InputError(self.rule, file=self.file or file, key=self.key or key)
+
+
+def require(ok: bool, rule: str, *, key: str | None = None) -> None:
+    """Raise :class:`InputError` with ``rule`` unless ``ok``."""
+    if not ok:
+        raise InputError(rule, key=key)
+
+
+def require_range(name: str, value: int | float, low: float, high: float) -> None:
+    """Raise :class:`InputError` unless ``low <= value <= high``."""
+    require(low <= value <= high, f"must be in {low}..{high}, not {value}", key=name)

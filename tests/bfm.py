@@ -1,0 +1,136 @@
+"""Drive and watch streams in ``amaranth.sim``: arrival cycles in, handshake cycles out.
+
+Cycle 0 is the first clock edge after reset. A driver offers transfer ``n`` from cycle ``arrivals[n]``
+on, once transfer ``n - 1`` is done; a sink is ready in the cycles that its pattern says, whatever
+the device does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from amaranth.hdl import Value
+from amaranth.sim import Simulator
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Transfers of one stream: the cycle and the payload (as an unsigned integer) of each."""
+
+    cycles: np.ndarray
+    payloads: list[int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Payloads of an input stream (unsigned integers) and the cycle from which each is offered."""
+
+    payloads: Sequence[int]
+    arrivals: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Sink:
+    """An output stream: transfers to wait for, and whether it is ready in a cycle (always, by default)."""
+
+    count: int
+    ready: Callable[[int], bool] = lambda _cycle: True
+
+
+def run_streams(
+    dut,
+    sources: Mapping[str, Source],
+    sinks: Mapping[str, Sink],
+    *,
+    statics: Mapping[str, int] | None = None,
+    settle: int = 16,
+    max_cycles: int = 100_000,
+    vcd: str | None = None,
+) -> dict[str, Trace]:
+    """Run ``dut`` until every stream has carried what it should, then ``settle`` cycles more.
+
+    Checks the stream rules on every output (valid and payload stay until accepted), that no sink
+    gets more than its count, and that everything was delivered. Returns a trace per stream.
+    """
+    traces: dict[str, Trace] = {}
+
+    async def bench(ctx):
+        in_names, out_names = list(sources), list(sinks)
+        ports = {name: getattr(dut, name) for name in (*in_names, *out_names)}
+        for name, value in (statics or {}).items():
+            ctx.set(Value.cast(getattr(dut, name)), value)
+        sent = dict.fromkeys(in_names, 0)
+        got: dict[str, list[tuple[int, int]]] = {name: [] for name in ports}
+        held: dict[str, int | None] = dict.fromkeys(out_names)
+        watched = [ports[name].ready for name in in_names]
+        for name in out_names:
+            watched += [ports[name].valid, Value.cast(ports[name].payload)]
+        offered = dict.fromkeys(in_names, False)
+        left = settle
+        for cycle in range(max_cycles):
+            for name in in_names:
+                source, n = sources[name], sent[name]
+                offer = bool(n < len(source.payloads) and cycle >= source.arrivals[n])
+                if offer:
+                    ctx.set(Value.cast(ports[name].payload), source.payloads[n])
+                if offer != offered[name]:
+                    ctx.set(ports[name].valid, offer)
+                    offered[name] = offer
+            readies = {}
+            for name in out_names:
+                readies[name] = sinks[name].ready(cycle)
+                ctx.set(ports[name].ready, readies[name])
+            sampled = (await ctx.tick().sample(*watched))[2:]
+            for name, ready in zip(in_names, sampled, strict=False):
+                if offered[name] and ready:
+                    got[name].append((cycle, sources[name].payloads[sent[name]]))
+                    sent[name] += 1
+            outs = sampled[len(in_names) :]
+            for position, name in enumerate(out_names):
+                valid, payload = outs[2 * position : 2 * position + 2]
+                if held[name] is not None:
+                    assert valid, f"{name}: valid fell in cycle {cycle} before the beat was taken"
+                    assert payload == held[name], f"{name}: payload changed in cycle {cycle} while waiting"
+                held[name] = int(payload) if valid and not readies[name] else None
+                if valid and readies[name]:
+                    got[name].append((cycle, int(payload)))
+                    assert len(got[name]) <= sinks[name].count, f"{name}: extra beat in cycle {cycle}"
+            done = all(sent[name] == len(sources[name].payloads) for name in in_names)
+            if done and all(len(got[name]) == sinks[name].count for name in out_names):
+                left -= 1
+                if left < 0:
+                    break
+        else:
+            counts = {name: len(beats) for name, beats in got.items()}
+            raise AssertionError(f"not finished after {max_cycles} cycles: {counts}")
+        for name, beats in got.items():
+            traces[name] = Trace(
+                np.array([cycle for cycle, _ in beats], dtype=np.int64), [value for _, value in beats]
+            )
+
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-8)
+    simulator.add_testbench(bench)
+    if vcd is None:
+        simulator.run()
+    else:
+        with simulator.write_vcd(vcd):
+            simulator.run()
+    return traces
+
+
+def random_ready(seed: int, probability: float) -> Callable[[int], bool]:
+    """Return a ready pattern that is a seeded function of the cycle alone."""
+    pattern = np.random.default_rng(seed).random(1 << 16) < probability
+    return lambda cycle: bool(pattern[cycle & 0xFFFF])
+
+
+def random_arrivals(rng: np.random.Generator, count: int, gap: float) -> np.ndarray:
+    """Return ``count`` ascending arrival cycles with mean gap ``gap`` (0: all at once), in bursts."""
+    if gap == 0:
+        return np.zeros(count, dtype=np.int64)
+    gaps = rng.geometric(1 / (1 + gap), size=count) - 1
+    gaps[rng.random(count) < 0.5] = 0
+    return np.cumsum(gaps).astype(np.int64)
