@@ -63,10 +63,13 @@ def tree(items, combine):
     return items[0]
 
 
-def delay(m, value, cycles: int, name: str):
-    """Return ``value`` as it was ``cycles`` cycles ago, through reset-less registers."""
+def delay(m, value, cycles: int, name: str, *, control: bool = False):
+    """Return ``value`` as it was ``cycles`` cycles ago.
+
+    Data goes through registers without reset; ``control`` (valid bits) is zero after reset.
+    """
     for n in range(cycles):
-        register = Signal.like(value, name=f"{name}_q{n + 1}", reset_less=True)
+        register = Signal.like(value, name=f"{name}_q{n + 1}", init=0, reset_less=not control)
         m.d.sync += register.eq(value)
         value = register
     return value
