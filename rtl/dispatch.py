@@ -16,7 +16,7 @@ References: :func:`golden.dispatch_streams.dispatch_streams` (what), :mod:`sim.d
 
 from dataclasses import dataclass
 
-from amaranth import Module, Mux, Signal
+from amaranth import Module, Mux, Signal, unsigned
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -83,6 +83,16 @@ class DispatchConfig:
         return ceil_log2(self.num_experts)
 
     @property
+    def id_bits(self) -> int:
+        """Bits of a place in the entry store."""
+        return self.entry_id.size
+
+    @property
+    def entry_depth(self) -> int:
+        """Rows of the entry store."""
+        return 1 << self.id_bits
+
+    @property
     def assignment(self) -> data.StructLayout:
         """Payload of ``i``."""
         return data.StructLayout(
@@ -121,12 +131,12 @@ class DispatchConfig:
         return [f"o_{unit}" for unit in range(self.num_units)]
 
 
-def add_ram(m, name, *, shape, depth, num_reads=1):
+def add_ram(m, name, *, width, depth, num_reads=1):
     """Add a RAM with one write port and ``num_reads`` synchronous read ports; return the ports.
 
     Reads hold their data while not enabled and see a write of the same cycle.
     """
-    memory = Memory(shape=shape, depth=depth, init=[])
+    memory = Memory(shape=unsigned(width), depth=depth, init=[])
     m.submodules[name] = memory
     write = memory.write_port()
     return write, [memory.read_port(transparent_for=(write,)) for _ in range(num_reads)]
@@ -252,7 +262,12 @@ class Enqueue(wiring.Component):
         s1_parity = Signal()
         m.d.comb += [self.push.entry.eq(s1_place), self.push.queue.parity.eq(s1_parity)]
         with m.If(accept):
-            m.d.sync += [s1.eq(self.i.payload), s1_place.eq(place), s1_parity.eq(parity), s1_closes.eq(closes)]
+            m.d.sync += [
+                s1.eq(self.i.payload),
+                s1_place.eq(place),
+                s1_parity.eq(parity),
+                s1_closes.eq(closes),
+            ]
         with m.If(~(s1_valid & s1_blocked)):
             m.d.sync += s1_valid.eq(accept)
 
@@ -273,7 +288,7 @@ class Enqueue(wiring.Component):
     def _keep(self, m, accept, s1, s1_fire):
         """Add the count of each expert's assignments in this batch; return "this one is kept"."""
         config = self.config
-        write, [read] = add_ram(m, "counts", shape=config.capacity_bits, depth=1 << config.expert_bits)
+        write, [read] = add_ram(m, "counts", width=config.capacity_bits, depth=1 << config.expert_bits)
         seen = Signal(config.num_experts)  # the count of this expert belongs to this batch
         count = Signal(config.capacity_bits)
         keep = Signal()
@@ -297,8 +312,8 @@ class QueueTables(wiring.Component):
     """The queues of two windows: linked lists over a shared entry store, and where each is served.
 
     Contents of the RAMs count only where a bit of ``nonempty`` says so; nothing else is reset.
-    Area: RAM bits ``2**ceil_log2(num_slots * top_k) * (16 + id bits)`` for the entries, twice
-    ``num_experts * id bits`` each for heads and tails.
+    Area: RAM bits ``entry_depth * (16 + id_bits)`` for the entries, twice
+    ``num_experts * id_bits`` each for heads and tails.
 
     Members
     -------
@@ -335,8 +350,8 @@ class QueueTables(wiring.Component):
     def _queues(self, m):
         config = self.config
         depth = 2 << config.expert_bits
-        head_write, [head] = add_ram(m, "heads", shape=config.entry_id, depth=depth)
-        tail_write, [tail, old_tail] = add_ram(m, "tails", shape=config.entry_id, depth=depth, num_reads=2)
+        head_write, [head] = add_ram(m, "heads", width=config.id_bits, depth=depth)
+        tail_write, [tail, old_tail] = add_ram(m, "tails", width=config.id_bits, depth=depth, num_reads=2)
 
         was_empty = Signal()
         m.d.comb += was_empty.eq(~self._bit(self.nonempty, self.push.queue))
@@ -371,8 +386,7 @@ class QueueTables(wiring.Component):
 
     def _links(self, m, link, link_from):
         config = self.config
-        depth = config.num_slots << ceil_log2(config.top_k)
-        write, [read] = add_ram(m, "nexts", shape=config.entry_id, depth=depth)
+        write, [read] = add_ram(m, "nexts", width=config.id_bits, depth=config.entry_depth)
         m.d.comb += [
             write.en.eq(link),
             write.addr.eq(link_from),
@@ -384,8 +398,7 @@ class QueueTables(wiring.Component):
 
     def _entries(self, m):
         config = self.config
-        depth = config.num_slots << ceil_log2(config.top_k)
-        write, [read] = add_ram(m, "weights", shape=16, depth=depth)
+        write, [read] = add_ram(m, "weights", width=16, depth=config.entry_depth)
         m.d.comb += [
             write.en.eq(self.push.valid),
             write.addr.eq(self.push.entry),
@@ -398,7 +411,7 @@ class QueueTables(wiring.Component):
     def _placement(self, m):
         config = self.config
         write, [read] = add_ram(
-            m, "placement", shape=range(config.num_units), depth=1 << ceil_log2(config.num_experts + 1)
+            m, "placement", width=ceil_log2(config.num_units), depth=1 << ceil_log2(config.num_experts + 1)
         )
         m.d.comb += [
             write.en.eq(self.place_we),
@@ -410,7 +423,9 @@ class QueueTables(wiring.Component):
         ]
 
     def _bit(self, bitmaps, queue):
-        return bitmaps.as_value().word_select(queue.parity, self.config.num_experts).bit_select(queue.expert, 1)
+        return (
+            bitmaps.as_value().word_select(queue.parity, self.config.num_experts).bit_select(queue.expert, 1)
+        )
 
 
 class LowestSet(wiring.Component):
@@ -426,9 +441,7 @@ class LowestSet(wiring.Component):
 
     def __init__(self, width: int) -> None:
         self.width = width
-        super().__init__(
-            {"bits": In(width), "any": Out(1), "many": Out(1), "index": Out(range(width))}
-        )
+        super().__init__({"bits": In(width), "any": Out(1), "many": Out(1), "index": Out(range(width))})
 
     def elaborate(self, platform):
         m = Module()

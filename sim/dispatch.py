@@ -141,14 +141,14 @@ def dispatch_cycles(
     return DispatchCycles(i=i, o_expect=o_expect, entries=entries, units=units)
 
 
-@njit(cache=True)  # type: ignore[misc]  # numba is untyped
+@njit(cache=True)
 def _next_ready(cycle: int, stream: int, waits: IntArray, bounds: IntArray) -> int:
     """Return the first cycle from ``cycle`` on in which this stream (0: o_expect, 1 + unit) is ready."""
     start = bounds[stream]
-    return cycle + waits[start + cycle % (bounds[stream + 1] - start)]
+    return int(cycle + waits[start + cycle % (bounds[stream + 1] - start)])
 
 
-@njit(cache=True)  # type: ignore[misc]  # numba is untyped
+@njit(cache=True)
 def _transfers(
     arrivals: IntArray,
     top_k: int,
