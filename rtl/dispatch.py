@@ -215,8 +215,6 @@ class Enqueue(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        m.submodules.expect = expect = StreamRegister(config.expect)
-        connect_stream(m, expect.o, wiring.flipped(self.o_expect))
 
         # Stage 0: where in the window, and where in the entry store.
         parity = Signal()
@@ -245,22 +243,25 @@ class Enqueue(wiring.Component):
 
         # Stage 1: keep or drop.
         s1 = Signal(config.assignment)
-        s1_fire = Signal()
+        s1_place = Signal(config.entry_id)
+        s1_parity = Signal()
         s1_closes = Signal()
+        s1_fire = Signal()
         keep = self._keep(m, accept, s1, s1_fire)
+        expect_ready = self._count_kept(m, s1_valid, s1_fire, s1, s1_place.slot, keep)
         m.d.comb += [
-            s1_blocked.eq(s1.last & ~expect.i.ready),
+            s1_blocked.eq(s1.last & ~expect_ready),
             s1_fire.eq(s1_valid & ~s1_blocked),
             self.push.valid.eq(s1_fire & keep),
             self.push.queue.expert.eq(s1.expert),
+            self.push.queue.parity.eq(s1_parity),
+            self.push.entry.eq(s1_place),
             self.push.weight.eq(s1.weight),
             self.close.valid.eq(s1_fire & s1_closes),
-            self.close.parity.eq(self.push.queue.parity),
-            self.close.last_slot.eq(self.push.entry.slot),
+            self.close.parity.eq(s1_parity),
+            self.close.last_slot.eq(s1_place.slot),
         ]
-        s1_place = Signal(config.entry_id)
-        s1_parity = Signal()
-        m.d.comb += [self.push.entry.eq(s1_place), self.push.queue.parity.eq(s1_parity)]
+        m.d.sync += self.dropped.eq(s1_fire & ~keep)
         with m.If(accept):
             m.d.sync += [
                 s1.eq(self.i.payload),
@@ -270,19 +271,6 @@ class Enqueue(wiring.Component):
             ]
         with m.If(~(s1_valid & s1_blocked)):
             m.d.sync += s1_valid.eq(accept)
-
-        # A token's last beat tells the combiner how many contributions to wait for.
-        kept = Signal(range(config.top_k + 2))
-        kept_now = Signal.like(kept)
-        m.d.comb += [
-            kept_now.eq(kept + keep),
-            expect.i.valid.eq(s1_valid & s1.last),
-            expect.i.payload.slot.eq(s1_place.slot),
-            expect.i.payload.count.eq(kept_now + int(config.shared)),
-        ]
-        m.d.sync += self.dropped.eq(s1_fire & ~keep)
-        with m.If(s1_fire):
-            m.d.sync += kept.eq(Mux(s1.last, 0, kept_now))
         return m
 
     def _keep(self, m, accept, s1, s1_fire):
@@ -306,6 +294,23 @@ class Enqueue(wiring.Component):
             with m.If(s1.last & s1.last_token):
                 m.d.sync += seen.eq(0)
         return keep
+
+    def _count_kept(self, m, s1_valid, s1_fire, s1, s1_slot, keep):
+        """Tell the combiner, with a token's last beat, what to wait for; return "there is room"."""
+        config = self.config
+        m.submodules.expect = expect = StreamRegister(config.expect)
+        connect_stream(m, expect.o, wiring.flipped(self.o_expect))
+        kept = Signal(range(config.top_k + 2))
+        kept_now = Signal.like(kept)
+        m.d.comb += [
+            kept_now.eq(kept + keep),
+            expect.i.valid.eq(s1_valid & s1.last),
+            expect.i.payload.slot.eq(s1_slot),
+            expect.i.payload.count.eq(kept_now + int(config.shared)),
+        ]
+        with m.If(s1_fire):
+            m.d.sync += kept.eq(Mux(s1.last, 0, kept_now))
+        return expect.i.ready
 
 
 class QueueTables(wiring.Component):

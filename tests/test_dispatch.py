@@ -341,6 +341,15 @@ def test_no_bubbles_between_experts_and_closed_windows():
     assert (np.diff(cycles) == 1).all()
 
 
+def test_saturated_throughput_is_as_stated():
+    """Two windows take 2 * window_tokens * top_k + 4 cycles where filling takes as long as serving."""
+    case = small(experts_of_tokens(np.random.default_rng(3), 48, 4, 2), window_tokens=4)
+    run = run_case(case)
+    check(case, run)
+    closing = run.traces["i"].cycles[7::8]
+    assert (closing[4:] - closing[2:-2] == 2 * 8 + 4).all()
+
+
 def test_unit_that_waits_holds_up_the_others():
     """Head-of-line blocking, as documented: one walker feeds every unit."""
     streams = dispatch_streams(
