@@ -37,7 +37,9 @@ def read_archive(path: Path) -> dict[str, NDArray[Any]]:
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
         raise InputError(f"is not a sound .npz archive: {_first_line(error)}", file=path) from None
     except (NotImplementedError, RuntimeError) as error:
-        raise InputError(f"is a kind of zip archive that is not read: {_first_line(error)}", file=path) from None
+        raise InputError(
+            f"is a kind of zip archive that is not read: {_first_line(error)}", file=path
+        ) from None
     return arrays
 
 
@@ -55,7 +57,9 @@ def _read_array(name: str, stream: IO[bytes], file_size: int) -> NDArray[Any]:
         raise InputError(f"is not a .npy array: {_first_line(error)}", key=name) from None
     require(not dtype.hasobject, "holds pickled objects, which are refused", key=name)
     num_bytes = math.prod(shape) * dtype.itemsize
-    require(num_bytes <= MAX_ARRAY_BYTES, f"must be at most {MAX_ARRAY_BYTES} bytes, not {num_bytes}", key=name)
+    require(
+        num_bytes <= MAX_ARRAY_BYTES, f"must be at most {MAX_ARRAY_BYTES} bytes, not {num_bytes}", key=name
+    )
     require(
         num_bytes <= file_size and min(shape, default=0) >= 0,
         f"states {num_bytes} bytes of shape {shape}, but {file_size} bytes are there",

@@ -27,7 +27,7 @@ def combine(
     -------
     (T, H) float64.
     """
-    num_tokens, k, width = expert_outputs.shape
+    num_tokens, _, width = expert_outputs.shape
     output = np.zeros((num_tokens, width)) if shared_output is None else shared_output.copy()
     rows = np.arange(num_tokens)
     for slot in np.argsort(ids, axis=1, kind="stable").T:

@@ -39,10 +39,7 @@ def ffn(
     2101.03961.
     """
     u = _linear(x, up, up_bias)
-    if gate is None:
-        hidden = np.maximum(u, 0.0)
-    else:
-        hidden = activate(spec, _linear(x, gate, gate_bias), u)
+    hidden = np.maximum(u, 0.0) if gate is None else activate(spec, _linear(x, gate, gate_bias), u)
     return _linear(hidden, down, down_bias)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.archive import read_archive
-from golden.weights import PER_EXPERT, LayerWeights, check_array, weight_shapes
+from golden.weights import LayerWeights, check_array, weight_shapes
 from spec.errors import InputError, require
 from spec.families import Family, Take, WeightSource, load_family
 from spec.model import ModelSpec
@@ -161,7 +161,9 @@ def read_weights(family: Family, model: ModelSpec, arrays: dict[str, NDArray[Any
             raise InputError(f"has no weight {name!r}, which the model needs", key=f"family {family.name}")
         if source.per_expert:
             keys = [f"param/{source.array.format(e=expert)}" for expert in range(shape[0])]
-            weights[name] = np.stack([_read_weight(source, arrays, key, shape[1:], _rank(name)) for key in keys])
+            weights[name] = np.stack(
+                [_read_weight(source, arrays, key, shape[1:], _rank(name)) for key in keys]
+            )
         else:
             keys = [f"param/{source.array}"]
             weights[name] = _read_weight(source, arrays, keys[0], shape, _rank(name))

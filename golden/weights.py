@@ -21,6 +21,7 @@ from spec.model import ModelSpec
 PER_EXPERT = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
 """Weights whose first axis is the expert."""
 
+# One random stream each, so that no part's values depend on another part's size.
 _STREAM_GATE, _STREAM_SHARED, _STREAM_TOKENS, _STREAM_EXPERT = range(4)
 
 
@@ -74,7 +75,9 @@ class LayerWeights:
                 require(array is None, f"must be absent in model {model.name}", key=name)
                 continue
             require(array is not None, f"is missing in model {model.name}", key=name)
-            require(array.shape == shapes[name], f"must have shape {shapes[name]}, not {array.shape}", key=name)
+            require(
+                array.shape == shapes[name], f"must have shape {shapes[name]}, not {array.shape}", key=name
+            )
 
 
 def check_array(name: str, array: object) -> None:
@@ -126,19 +129,23 @@ def random_weights(model: ModelSpec, seed: int, *, experts: Sequence[int] | None
     Raises :class:`InputError` for a negative seed or an expert that the model has not.
     """
     _check_seed(seed)
-    gating, ffn = model.gating, model.ffn
-    chosen = range(gating.num_experts) if experts is None else experts
+    num_experts = model.gating.num_experts
+    chosen = range(num_experts) if experts is None else experts
     for expert in chosen:
-        require_range("experts", expert, 0, gating.num_experts - 1)
+        require_range("experts", expert, 0, num_experts - 1)
     deviations = _standard_deviations(model)
     one_expert = weight_shapes(model, num_experts=1)
     arrays: dict[str, NDArray[np.float32]] = {
-        name: np.empty(shape, np.float32) for name, shape in weight_shapes(model, num_experts=len(chosen)).items()
+        name: np.empty(shape, np.float32)
+        for name, shape in weight_shapes(model, num_experts=len(chosen)).items()
     }
-    for stream, prefix in ((_STREAM_GATE, ("router", "logit_", "selection_")), (_STREAM_SHARED, ("shared_",))):
+    for stream, prefixes in (
+        (_STREAM_GATE, ("router", "logit_", "selection_")),
+        (_STREAM_SHARED, ("shared_",)),
+    ):
         rng = np.random.default_rng([seed, stream])
         for name, array in arrays.items():
-            if name.startswith(prefix):
+            if name.startswith(prefixes):
                 array[...] = _normal(rng, array.shape, deviations[name])
     for slot, expert in enumerate(chosen):
         rng = np.random.default_rng([seed, _STREAM_EXPERT, expert])

@@ -158,11 +158,11 @@ class Family:
         try:
             spec: ModelSpec = build_spec(ModelSpec, table)
         except InputError as error:
-            field = self.fields.get(error.key or "")
-            key = error.key
+            place = error.key
+            field = self.fields.get(place or "")
             if isinstance(field, FromConfig):
-                key = " and ".join(f"config.{name.removeprefix('-')}" for name in field.keys)
-            raise InputError(error.rule, key=key) from None
+                place = " and ".join(f"config.{name.removeprefix('-')}" for name in field.keys)
+            raise InputError(error.rule, key=place) from None
         return spec
 
 
@@ -204,13 +204,17 @@ def load_config(path: Path) -> ModelSpec:
 
 def _parse_row(name: str, table: dict[str, Any]) -> Family:
     unknown = sorted(set(table) - {"source", "requires", "model", "weights"})
-    require(not unknown, "unknown key; known are model, requires, source, weights", key=next(iter(unknown), None))
+    require(
+        not unknown, "unknown key; known are model, requires, source, weights", key=next(iter(unknown), None)
+    )
     for key, kind in (("source", str), ("model", dict), ("weights", dict)):
         require(isinstance(table.get(key), kind), "is missing or of the wrong type", key=key)
     requires = table.get("requires", {})
     require(isinstance(requires, dict), f"must be a table, not {requires!r}", key="requires")
     for key, allowed in requires.items():
-        require(isinstance(allowed, list), f"must be a list of values, not {allowed!r}", key=f"requires.{key}")
+        require(
+            isinstance(allowed, list), f"must be a list of values, not {allowed!r}", key=f"requires.{key}"
+        )
     weights = {}
     for key, entry in table["weights"].items():
         dotted = f"weights.{key}"
@@ -237,13 +241,14 @@ def _parse_from_config(table: dict[str, Any], key: str) -> FromConfig:
     for name in table:
         require(name in known, f"unknown key; known are {', '.join(sorted(known))}", key=f"{key}.{name}")
     keys = table["keys"]
-    ok = isinstance(keys, list) and keys and all(isinstance(item, str) for item in keys)
+    ok = isinstance(keys, list) and bool(keys) and all(isinstance(item, str) for item in keys)
     require(ok, f"must be a list of configuration keys, not {keys!r}", key=f"{key}.keys")
     combines = [member.value for member in Combine]
     combine = table.get("combine")
     require(
         combine in combines if len(keys) > 1 else combine is None,
-        f"must be one of {', '.join(combines)} where there are several keys, and absent otherwise, not {combine!r}",
+        f"must be one of {', '.join(combines)} where there are several keys, and absent otherwise,"
+        f" not {combine!r}",
         key=f"{key}.combine",
     )
     when = None

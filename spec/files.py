@@ -32,16 +32,13 @@ def build_spec(cls: type[Any], table: dict[str, Any], *, prefix: str = "") -> An
         if name in kwargs:
             continue
         if dataclasses.is_dataclass(hints[name]):
-            kwargs[name] = build_spec(
-                typing.cast("type[Any]", hints[name]), {}, prefix=f"{prefix}{name}."
-            )
+            kwargs[name] = build_spec(typing.cast("type[Any]", hints[name]), {}, prefix=f"{prefix}{name}.")
         elif field.default is dataclasses.MISSING:
             raise InputError("is missing", key=prefix + name)
     try:
         return cls(**kwargs)
     except InputError as error:
-        key = f"{prefix}{error.key}" if error.key else None
-        raise InputError(error.rule, key=key) from None
+        raise InputError(error.rule, key=f"{prefix}{error.key}" if error.key else None) from None
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
@@ -54,7 +51,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if value not in names:
             raise InputError(f"must be one of {', '.join(names)}, not {value!r}", key=key)
         return hint(value)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 1 << 1000:
         value = float(value)
     if type(value) is not hint:
         raise InputError(f"must be of type {hint.__name__}, not {value!r}", key=key)
