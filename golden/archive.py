@@ -34,7 +34,7 @@ def read_archive(path: Path) -> dict[str, NDArray[Any]]:
         raise error.at(file=path) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", file=path) from None
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError) as error:
         raise InputError(f"is not a sound .npz archive: {_first_line(error)}", file=path) from None
     except (NotImplementedError, RuntimeError) as error:
         raise InputError(

@@ -116,8 +116,9 @@ def _parse(archive: Archive) -> Vector:
         family = load_family(name)
     except InputError as error:
         raise InputError(error.rule, key=f"meta.{error.key}") from None
+    config = _meta_entry(meta, "config", dict)
     try:
-        model = family.model(_meta_entry(meta, "config", dict), name=archive.path.stem)
+        model = family.model(config, name=archive.path.stem)
     except InputError as error:
         raise InputError(error.rule, key=f"meta.{error.key}") from None
     applied_to = meta.get("weight_applied_to", "output")

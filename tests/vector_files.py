@@ -112,16 +112,15 @@ def write_vector(
     np.savez(path, meta=np.array(json.dumps(meta)), **arrays, **params_of(family, weights))
 
 
-def rewrite(source: Path, target: Path, **changes: Any) -> None:
+def rewrite(source: Path, target: Path, changes: dict[str, Any]) -> None:
     """Copy a vector with arrays replaced (``None`` removes one); ``meta`` takes the JSON object."""
     with np.load(source) as archive:
         arrays = dict(archive.items())
     for key, value in changes.items():
-        name = key.replace("__", "/", 1)
         if value is None:
-            del arrays[name]
+            del arrays[key]
         else:
-            arrays[name] = np.array(json.dumps(value)) if key == "meta" else value
+            arrays[key] = np.array(json.dumps(value)) if key == "meta" else value
     np.savez(target, **arrays)
 
 
