@@ -94,7 +94,7 @@ def test_generated_vectors_pass(tmp_path, model):
         assert np.array_equal(getattr(vector.weights, name), getattr(weights, name)), name
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), e=st.integers(1, 12), data=st.data())
 def test_generated_vectors_of_any_size_pass(tmp_path_factory, seed, e, data):
     family = data.draw(st.sampled_from(("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")))
@@ -363,7 +363,7 @@ def test_an_unknown_family_is_named_in_its_case(tmp_path):
     assert check_file(tmp_path / "v.npz").family == "jamba"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_files_raise_nothing_but_input_errors(tmp_path_factory, data):
     """Whatever bytes change, the reader answers with a vector or with one line."""

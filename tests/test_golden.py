@@ -70,14 +70,14 @@ def test_negative_biased_scores_need_the_infinite_mask():
     assert not np.array_equal(np.sort(with_zero), np.sort(vector.topk_indices))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(model=models(), seed=st.integers(0, 2**32), shape=st.sampled_from(((1, 1), (2, 3), (1, 7))))
 def test_layer_agrees_with_the_reference(model, seed, shape):
     check_against_reference(model, seed, shape)
 
 
 @pytest.mark.long
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=3000)
 @given(model=models(), seed=st.integers(0, 2**32), shape=st.tuples(st.integers(1, 3), st.integers(1, 12)))
 def test_layer_agrees_with_the_reference_in_a_wide_sweep(model, seed, shape):
     check_against_reference(model, seed, shape)
