@@ -71,7 +71,7 @@ def test_check_fails(capsys, tmp_path):
 
 MISTAKES = {
     "no command": ([], "Missing command."),
-    "unknown command": (["chekc"], r"No such command 'chekc'\..*"),
+    "unknown command": (["frobnicate"], r"No such command 'frobnicate'\..*"),
     "unknown option": (["models", "--jsno"], "No such option:? '?--jsno'?.*"),
     "no folder given": (["check"], r"Missing argument 'DIR'\."),
     "two folders": (["check", "a", "b"], r"Got unexpected extra argument \(b\)"),
