@@ -18,7 +18,7 @@ from rtl.expert.layouts import (
 from rtl.expert.loader import TileLoader, WeightReader
 from rtl.expert.sequencer import Sequencer
 from rtl.gating.layouts import token_layout
-from rtl.ram import Ram
+from rtl.ram import Ram, ReadSignature
 from rtl.stream import connect_stream
 
 
@@ -44,7 +44,7 @@ class TokenStore(wiring.Component):
         super().__init__(
             {
                 "i": In(stream.Signature(token_layout(config.stream_lanes))),
-                "read": In(self.ram.read_0.signature),
+                "read": In(ReadSignature(self.ram.width, self.ram.depth)),
             }
         )
 
@@ -155,14 +155,17 @@ class ExpertEngine(wiring.Component):
         for user in (reader, loader, sequencer, drain):
             m.d.comb += [user.complete.eq(jobs.complete), user.records.eq(jobs.records)]
 
+        # Hidden blocks complete so far of the job that is being drained.
+        hidden_bank = Signal()
         hidden_units = Signal.like(sequencer.hidden_units)
-        with m.If(sequencer.next_job):
-            m.d.sync += hidden_units.eq(0)
+        with m.If(drain.retire):
+            m.d.sync += [hidden_units.eq(0), hidden_bank.eq(~hidden_bank)]
         with m.Elif(drain.hidden_unit):
             m.d.sync += hidden_units.eq(hidden_units + 1)
         m.d.comb += [
             reader.image_page.eq(self.image_page),
             reader.burst_done.eq(loader.burst_done),
+            sequencer.hidden_bank.eq(hidden_bank),
             sequencer.hidden_units.eq(hidden_units),
             sequencer.tile_full.eq(loader.full),
             sequencer.unit_drained.eq(drain.unit_drained),

@@ -46,10 +46,8 @@ class Sequencer(wiring.Component):
     complete, records : In, from :class:`rtl.expert.jobs.JobLists`.
     list : Out(ReadSignature)
     tokens, hidden : Out(ReadSignature) of the token store and of the hidden buffer.
-    hidden_units : In
-        Hidden blocks of this job that are complete in the hidden buffer.
-    next_job : Out(1)
-        A new job is started (``hidden_units`` counts from zero again).
+    hidden_bank, hidden_units : In
+        Bank of the job that is being drained, and how many of its hidden blocks are complete.
     tile_full : In(1), release : Out(1)
     unit_drained : In(1)
     fire : Out(1), slot : Out(slot_layout(config))
@@ -71,8 +69,8 @@ class Sequencer(wiring.Component):
                 "list": Out(ReadSignature(list_bits(config), self.list_depth)),
                 "tokens": Out(ReadSignature(width, token_depth)),
                 "hidden": Out(ReadSignature(width, hidden_depth)),
+                "hidden_bank": In(1),
                 "hidden_units": In(range(max_hidden + 1)),
-                "next_job": Out(1),
                 "tile_full": In(1),
                 "release": Out(1),
                 "unit_drained": In(1),
@@ -92,7 +90,6 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             walk.complete.eq(self.complete),
             walk.records.eq(self.records),
-            self.next_job.eq(walk.next_job),
         ]
         tag = walk.tag.shape()
         f1_valid, f2_valid = Signal(), Signal()
@@ -113,7 +110,11 @@ class Sequencer(wiring.Component):
         hidden_ready = Signal()
         slot_index = self.list.data[16:]
         m.d.comb += [
-            hidden_ready.eq(~f1.out | (self.hidden_units >= f1.hidden_needed)),
+            # The job before may not be drained yet; its count says nothing about this one.
+            hidden_ready.eq(
+                ~f1.out
+                | ((self.hidden_bank == f1.bank) & (self.hidden_units >= f1.hidden_needed))
+            ),
             f1_leave.eq(f1_valid & (~f2_valid | self.fire) & hidden_ready),
             self.wait_hidden.eq(f1_valid & ~f2_valid & ~hidden_ready),
             self.tokens.addr.eq(slot_index * config.token_words + Mux(f1.beyond, 0, f1.tile)),
@@ -173,6 +174,7 @@ def tag_layout(config: ExpertConfig):
             "beyond": unsigned(1),
             "hidden_needed": unsigned(bits_for(max_hidden + 1)),
             "out": unsigned(1),
+            "bank": unsigned(1),
             "shared": unsigned(1),
             "last_token": unsigned(1),
         }
@@ -188,7 +190,6 @@ class JobWalk(wiring.Component):
     go : In(1)
         The slot shown is taken.
     valid : Out(1), tag : Out(tag_layout(config)), list_address : Out
-    next_job : Out(1)
     """
 
     def __init__(self, config: ExpertConfig) -> None:
@@ -201,7 +202,6 @@ class JobWalk(wiring.Component):
                 "valid": Out(1),
                 "tag": Out(tag_layout(config)),
                 "list_address": Out(address_width(2 << bits_for(config.max_tokens))),
-                "next_job": Out(1),
             }
         )
 
@@ -232,7 +232,6 @@ class JobWalk(wiring.Component):
         m.d.comb += [
             jobs.complete.eq(self.complete),
             jobs.next.eq(~self.valid & jobs.waiting),
-            self.next_job.eq(jobs.next),
             step.eq(self.valid & self.go),
             last_token.eq(token == record.last_token),
             last_tile.eq(tile == Mux(out, of_kind("hidden_tiles"), of_kind("in_tiles")) - 1),
@@ -256,6 +255,7 @@ class JobWalk(wiring.Component):
             tag.beyond.eq(tile >= Mux(out, config.hidden_words, config.token_words)),
             tag.hidden_needed.eq(Mux(needed < of_kind("hidden_blocks"), needed, of_kind("hidden_blocks"))),
             tag.out.eq(out),
+            tag.bank.eq(bank),
             tag.shared.eq(record.shared),
             tag.last_token.eq(last_token),
         ]
