@@ -122,7 +122,11 @@ class _Wrapper(Elaboratable):
             self._add_axi_read(ar_name, r_name, beats)
         for member_name, member in members.items():
             value = getattr(component, member_name)
-            if member.is_signature and isinstance(member.signature, stream.Signature) and not member.dimensions:
+            if (
+                member.is_signature
+                and isinstance(member.signature, stream.Signature)
+                and not member.dimensions
+            ):
                 self._add_stream(member_name, member.flow, value)
             else:
                 self._add_plain(member_name, member, value)
@@ -165,7 +169,9 @@ class _Wrapper(Elaboratable):
 
     def _check_stream(self, name, value):
         if not isinstance(value.valid, Signal) or not isinstance(value.ready, Signal):
-            raise ExportError(f"{name}: a stream that is always valid or always ready has no AXI4-Stream form")
+            raise ExportError(
+                f"{name}: a stream that is always valid or always ready has no AXI4-Stream form"
+            )
 
     def _add_stream(self, name, flow, value):
         self._check_stream(name, value)
@@ -215,7 +221,11 @@ class _Wrapper(Elaboratable):
         if not 1 <= beats <= 256:
             raise ExportError(f"{ar_name}: an AXI4 burst has 1..256 beats, not {beats}")
         self._out(f"{prefix}_araddr", ar_fields["addr"])
-        constants = {"arlen": (8, beats - 1), "arsize": (3, (data_bits // 8).bit_length() - 1), "arburst": (2, 1)}
+        constants = {
+            "arlen": (8, beats - 1),
+            "arsize": (3, (data_bits // 8).bit_length() - 1),
+            "arburst": (2, 1),
+        }
         if "len" in ar_fields:
             if len(ar_fields["len"]) > 8:
                 raise ExportError(f"{ar_name}: len has at most 8 bits, not {len(ar_fields['len'])}")
