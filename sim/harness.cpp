@@ -20,18 +20,11 @@
 #include <fstream>
 #include <iostream>
 #include <map>
-#include <memory>
 #include <sstream>
 #include <string>
 #include <vector>
 
-#include "Vdut.h"
-#include "verilated.h"
-#if VM_TRACE
-#include "verilated_vcd_c.h"
-#endif
-
-#include "ports.h"  // EB_PORTS(IN, OUT): generated for this top
+#include "harness.h"
 
 namespace {
 
@@ -40,22 +33,6 @@ using Bytes = std::vector<uint8_t>;
 [[noreturn]] void die(const std::string& message) {
     std::cerr << "harness: " << message << "\n";
     std::exit(3);
-}
-
-// Verilated ports of 1..8, 16, 32, 64 bits are plain integers and wider ones arrays of 32-bit words:
-// all of them little-endian bytes on the machines that we run on.
-struct Port {
-    uint8_t* data = nullptr;
-    size_t bytes = 0;
-    bool input = false;
-};
-
-std::map<std::string, Port> bind_ports(Vdut& top) {
-    std::map<std::string, Port> ports;
-#define EB_IN(name) ports[#name] = {reinterpret_cast<uint8_t*>(&top.name), sizeof(top.name), true};
-#define EB_OUT(name) ports[#name] = {reinterpret_cast<uint8_t*>(&top.name), sizeof(top.name), false};
-    EB_PORTS(EB_IN, EB_OUT)
-    return ports;
 }
 
 template <typename T>
@@ -308,15 +285,8 @@ class Parser {
 
 class Bench {
   public:
-    Bench(VerilatedContext& context, Vdut& top, const std::map<std::string, Port>& ports, const Job& job)
-        : context_(context), top_(top), ports_(ports), job_(job) {
-#if VM_TRACE
-        if (!job.vcd.empty()) {
-            trace_ = std::make_unique<VerilatedVcdC>();
-            top_.trace(trace_.get(), 99);
-        }
-#endif
-    }
+    Bench(const std::map<std::string, Port>& ports, const Job& job)
+        : ports_(ports), job_(job), clock_(ports.at("aclk")) {}
 
     void run(Phase& phase, size_t index, std::ofstream& out) {
         phase_ = &phase, index_ = index, now_ = 0, zero_ = 0, running_ = false;
@@ -346,13 +316,6 @@ class Bench {
         dump();
     }
 
-    void finish() {
-        top_.final();
-#if VM_TRACE
-        if (trace_) trace_->close();
-#endif
-    }
-
   private:
     static void put(const Port& port, const uint8_t* value) { std::memcpy(port.data, value, port.bytes); }
     static void put_bit(const Port& port, bool value) { *port.data = value; }
@@ -367,31 +330,26 @@ class Bench {
 
     void settle_low() {
         *clock_.data = 0;
-        top_.eval();
+        top_eval();
         wave();
     }
 
     void rise() {
         *clock_.data = 1;
-        top_.eval();
+        top_eval();
         wave();
         ++now_;
         ++total_;
     }
 
     void wave() {
-#if VM_TRACE
-        if (!trace_ || index_ != job_.vcd_phase) return;
+        if (job_.vcd.empty() || index_ != job_.vcd_phase) return;
         const int64_t cycle = now_ - zero_;
         const bool inside = running_ ? job_.vcd_from <= cycle && cycle <= job_.vcd_to : job_.vcd_from < 0;
-        if (!inside) return;
-        if (!trace_->isOpen()) trace_->open(job_.vcd.c_str());
-        trace_->dump(static_cast<uint64_t>(total_ * 10 + (*clock_.data ? 5 : 0)));
-#endif
+        if (inside) top_wave(job_.vcd.c_str(), static_cast<uint64_t>(total_ * 10 + (*clock_.data ? 5 : 0)));
     }
 
     void reset() {
-        clock_ = ports_.at("aclk");
         for (auto& entry : ports_)
             if (entry.second.input) std::memset(entry.second.data, 0, entry.second.bytes);
         for (auto& s : phase_->statics) put(s.port, s.value.data());
@@ -622,20 +580,15 @@ class Bench {
         }
     }
 
-    [[maybe_unused]] VerilatedContext& context_;
-    Vdut& top_;
     const std::map<std::string, Port>& ports_;
     const Job& job_;
+    const Port clock_;
     Phase* phase_ = nullptr;
     size_t index_ = 0, next_write_ = 0, moved_ = 0;
     // Cycles since reset, the value of that in cycle 0, cycles since the program started.
     int64_t now_ = 0, zero_ = 0, total_ = 0, zero_time_ = 0;
     bool running_ = false, reached_ = false;
-    Port clock_;
     std::vector<std::string> violations_;
-#if VM_TRACE
-    std::unique_ptr<VerilatedVcdC> trace_;
-#endif
 };
 
 // Read what must be known before the model is made (the seed of its registers) and the waveform window.
@@ -653,17 +606,12 @@ Job read_options(const char* file) {
 
 int main() {
     Job job = read_options("options.txt");
-    VerilatedContext context;
-    context.randReset(2);
-    context.randSeed(static_cast<int>(job.seed));
-    context.traceEverOn(!job.vcd.empty());
-    Vdut top(&context);
-    const auto ports = bind_ports(top);
+    const auto ports = top_open(job.seed, !job.vcd.empty());
     job = Parser(ports, "job.txt").parse(std::move(job));
-    Bench bench(context, top, ports, job);
+    Bench bench(ports, job);
     std::ofstream out("out.txt");
     for (size_t index = 0; index < job.phases.size(); ++index) bench.run(job.phases[index], index, out);
-    bench.finish();
+    top_close();
     out << "end\n";
     return out ? 0 : 3;
 }

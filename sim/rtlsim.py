@@ -41,8 +41,11 @@ from spec.errors import InputError
 
 PROJECT = Path(__file__).parent.parent
 HARNESS = Path(__file__).with_name("harness.cpp")
+HARNESS_HEADER = Path(__file__).with_name("harness.h")
+HARNESS_TOP = Path(__file__).with_name("harness_top.cpp")
 DEFAULT_ROOT = Path("build")
 JOBS = 2
+BUNDLE_BYTES = 200_000
 
 # Warnings about Amaranth's way of writing Verilog; `make lint` sees the others.
 VERILATOR_FLAGS = (
@@ -305,7 +308,8 @@ def build_exported(directory: Path, name: str, *, trace: bool = False, root: Pat
     """Return the compiled bench of ``eb_<name>`` as :func:`rtl.export.export` left it in ``directory``."""
     cache = root.resolve() / "cache"
     files = _file_list(directory, name)
-    parts = [HARNESS.read_bytes(), *(file.read_bytes() for file in files)]
+    bench = (HARNESS, HARNESS_HEADER, HARNESS_TOP)
+    parts = [file.read_bytes() for file in (*bench, *files)]
     description = json.loads(_ports_file(directory, name).read_text())
     header = _ports_header(description)
     settings = repr((VERILATOR_FLAGS, CXX_FLAGS, _verilator_version(), trace, description["top"], header))
@@ -430,11 +434,16 @@ def _compile(files: list[Path], top: str, header: str, trace: bool, target: Path
     command += ["-Mdir", str(aside), *(["--trace-vcd"] if trace else []), *map(str, files)]
     _call(command, aside, environment={"VERILATOR_ROOT": str(verilator)})
     (aside / "ports.h").write_text(header)
-    flags = [*CXX_FLAGS, *_include_flags(verilator, trace), f"-I{aside}"]
-    runtime = _runtime(compiler, verilator, trace, cache)
-    sources = sorted(aside.glob("Vdut*.cpp"), key=lambda file: -file.stat().st_size)
-    objects = _compile_all(compiler, flags, [HARNESS, *sources], aside)
-    _call([compiler, "-o", str(aside / "dut"), *map(str, objects), *map(str, runtime), "-lpthread"], aside)
+    include = _include_flags(verilator, trace)
+    names = ["verilated", "verilated_threads", *(["verilated_vcd_c"] if trace else [])]
+    library = [verilator / "include" / f"{name}.cpp" for name in names]
+    key = repr((names, CXX_FLAGS, include, _verilator_version())).encode()
+    runtime = _compiled_once(compiler, [*CXX_FLAGS, *include], library, cache / f"runtime-{_digest(key)}")
+    key = repr(CXX_FLAGS).encode() + HARNESS_HEADER.read_bytes() + HARNESS.read_bytes()
+    runtime += _compiled_once(compiler, [*CXX_FLAGS], [HARNESS], cache / f"harness-{_digest(key)}")
+    flags = [*CXX_FLAGS, *include, f"-I{aside}", f"-I{HARNESS_HEADER.parent}"]
+    objects = _compile_all(compiler, flags, _bundles(aside), aside)
+    _call([compiler, "-o", str(aside / "dut"), *map(str, objects + runtime), "-lpthread"], aside)
     for file in aside.iterdir():  # keep the program alone
         if file.name != "dut":
             file.unlink()
@@ -442,19 +451,40 @@ def _compile(files: list[Path], top: str, header: str, trace: bool, target: Path
     aside.rename(target)
 
 
-def _runtime(compiler: str, verilator: Path, trace: bool, cache: Path) -> list[Path]:
-    """Return the objects of Verilator's runtime library, compiled once for all models."""
-    names = ["verilated", "verilated_threads", *(["verilated_vcd_c"] if trace else [])]
-    flags = [*CXX_FLAGS, *_include_flags(verilator, trace)]
-    target = cache / f"runtime-{_digest(repr((names, CXX_FLAGS, trace, _verilator_version())).encode())}"
+def _bundles(directory: Path) -> list[Path]:
+    """Write files that include several of Verilator's each, and return them, largest first.
+
+    Each of its files costs more in headers than in content; what runs once is apart, as ``Slow``.
+    """
+    kinds: dict[str, list[Path]] = {"Fast": [HARNESS_TOP], "Slow": []}
+    for file in sorted(directory.glob("Vdut*.cpp")):
+        kinds["Slow" if "__Slow" in file.stem else "Fast"].append(file)
+    bundles: dict[Path, int] = {}
+    for kind, files in kinds.items():
+        groups: list[tuple[list[Path], int]] = []
+        for file in files:
+            size = file.stat().st_size
+            if not groups or groups[-1][1] + size > BUNDLE_BYTES:
+                groups.append(([], 0))
+            members, total = groups[-1]
+            groups[-1] = ([*members, file], total + size)
+        for index, (members, total) in enumerate(groups):
+            bundle = directory / f"bundle{index}__{kind}.cpp"
+            bundle.write_text("".join(f'#include "{member}"\n' for member in members))
+            bundles[bundle] = total
+    return sorted(bundles, key=lambda bundle: -bundles[bundle])
+
+
+def _compiled_once(compiler: str, flags: list[str], sources: list[Path], target: Path) -> list[Path]:
+    """Return the objects of what is the same for all models, compiled into ``target`` if missing."""
     with _locked(target):
         if not target.is_dir():
             aside = target.with_suffix(".tmp")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            _compile_all(compiler, flags, [verilator / "include" / f"{name}.cpp" for name in names], aside)
+            _compile_all(compiler, flags, sources, aside)
             aside.rename(target)
-    return [target / f"{name}.o" for name in names]
+    return [target / f"{source.stem}.o" for source in sources]
 
 
 def _include_flags(verilator: Path, trace: bool) -> list[str]:
