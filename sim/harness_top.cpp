@@ -52,6 +52,8 @@ void top_close() {
     top->final();
 #if VM_TRACE
     if (trace_file) trace_file->close();
+    trace_file.reset();  // before the model and the context that it points into
 #endif
     top.reset();
+    context.reset();
 }
