@@ -7,8 +7,9 @@ the device does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from amaranth.hdl import Value
@@ -45,6 +46,8 @@ def run_streams(
     sinks: Mapping[str, Sink],
     *,
     statics: Mapping[str, int] | None = None,
+    prologue: Callable[[Any], Awaitable[None]] | None = None,
+    monitors: Sequence[Callable[[Any], Awaitable[None]]] = (),
     settle: int = 16,
     max_cycles: int = 100_000,
     vcd: str | None = None,
@@ -53,6 +56,7 @@ def run_streams(
 
     Checks the stream rules on every output (valid and payload stay until accepted), that no sink
     gets more than its count, and that everything was delivered. Returns a trace per stream.
+    ``prologue`` runs before cycle 0 and leaves every input stream idle; ``monitors`` run all along.
     """
     traces: dict[str, Trace] = {}
 
@@ -61,6 +65,8 @@ def run_streams(
         ports = {name: getattr(dut, name) for name in (*in_names, *out_names)}
         for name, value in (statics or {}).items():
             ctx.set(Value.cast(getattr(dut, name)), value)
+        if prologue is not None:
+            await prologue(ctx)
         sent = dict.fromkeys(in_names, 0)
         got: dict[str, list[tuple[int, int]]] = {name: [] for name in ports}
         held: dict[str, int | None] = dict.fromkeys(out_names)
@@ -113,6 +119,8 @@ def run_streams(
     simulator = Simulator(dut)
     simulator.add_clock(1e-8)
     simulator.add_testbench(bench)
+    for monitor in monitors:
+        simulator.add_testbench(monitor, background=True)
     if vcd is None:
         simulator.run()
     else:

@@ -1,0 +1,162 @@
+"""Elementary functions of the hardware: fixed point and small tables, bit for bit.
+
+All arguments and results are integers in fixed point (int64 arrays). Tables have 256 entries with
+linear interpolation over 12 more bits; the largest errors against the real functions are measured
+by ``tests/test_functions.py``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.formats import BF16_NAN, F32, Bits16
+
+I64 = NDArray[np.int64]
+
+# Fixed point used for logits and the arguments of exp and sigmoid: signed, 20 fraction bits, 32 bits.
+FRACTION_BITS = 20
+FIXED_MAX = (1 << 31) - 1
+ONE = 1 << FRACTION_BITS
+# Scores (sigmoid, exponentials): unsigned, 30 fraction bits, at most 1.0.
+SCORE_BITS = 30
+# Selection scores (score + bias): signed, 24 fraction bits; the bias saturates to 32 bits.
+SELECT_BITS = 24
+# Weight scale: unsigned, 14 fraction bits, 20 bits.
+SCALE_BITS = 14
+
+TABLE_BITS = 8
+INTERPOLATION_BITS = FRACTION_BITS - TABLE_BITS
+LOG2E = round(1.4426950408889634 * ONE)
+# Beyond this argument exp(-d) is zero; 2**-MAX_SHIFT and smaller too.
+EXP_ARG_BITS = 25
+MAX_SHIFT = 31
+
+
+def _table(values: NDArray[np.float64]) -> tuple[I64, I64]:
+    """Base and (positive) descent of each segment of a falling function."""
+    base = np.rint(values * ONE).astype(np.int64)
+    return base[:-1], base[:-1] - base[1:]
+
+
+_POINTS = np.arange((1 << TABLE_BITS) + 1) / (1 << TABLE_BITS)
+EXP_BASE, EXP_DESCENT = _table(2.0**-_POINTS)
+RECIPROCAL_BASE, RECIPROCAL_DESCENT = _table(1.0 / (1.0 + _POINTS))
+
+
+def fixed_from_f32(values: F32) -> I64:
+    """Truncate fp32 toward zero to 20 fraction bits, saturating to +-(2**31 - 1).
+
+    NaN becomes the most negative value, so that a broken logit is chosen last.
+    """
+    nan = np.isnan(values)
+    scaled = np.where(nan, -np.inf, values.astype(np.float64) * ONE)
+    return np.trunc(np.clip(scaled, -FIXED_MAX, FIXED_MAX)).astype(np.int64)
+
+
+def _interpolate(base: I64, descent: I64, position: I64) -> I64:
+    index = position >> INTERPOLATION_BITS
+    fraction = position & ((1 << INTERPOLATION_BITS) - 1)
+    return base[index] - ((descent[index] * fraction) >> INTERPOLATION_BITS)
+
+
+def exp_negative(d: I64) -> tuple[I64, I64]:
+    """Return exp(-d) as ``(mantissa, shift)``: value ``mantissa * 2**-(20 + shift)``.
+
+    ``d`` >= 0 has 20 fraction bits. The mantissa is in (0.5, 1] (20 fraction bits), or 0 where the
+    result would need a shift beyond 31.
+    """
+    too_large = d >= 1 << EXP_ARG_BITS
+    power = (np.where(too_large, 0, d) * LOG2E) >> FRACTION_BITS
+    shift = power >> FRACTION_BITS
+    mantissa = _interpolate(EXP_BASE, EXP_DESCENT, power & (ONE - 1))
+    zero = too_large | (shift > MAX_SHIFT)
+    return np.where(zero, 0, mantissa), np.where(zero, 0, shift)
+
+
+def reciprocal(m: I64) -> I64:
+    """Return 1/m for m in [1, 2], both with 20 fraction bits."""
+    two = m >= 2 * ONE
+    result = _interpolate(RECIPROCAL_BASE, RECIPROCAL_DESCENT, np.where(two, 0, m - ONE))
+    return np.where(two, ONE // 2, result)
+
+
+def sigmoid(z: I64) -> tuple[I64, I64]:
+    """Return sigmoid(z) as ``(mantissa, shift)``: value ``mantissa * 2**-(20 + shift)``.
+
+    ``z`` is signed with 20 fraction bits. With t = exp(-\\|z\\|): 1 / (1 + t), times t for z < 0;
+    so small values keep their relative precision.
+    """
+    t, shift = exp_negative(np.abs(z))
+    r = reciprocal(ONE + (t >> shift))
+    negative = z < 0
+    return np.where(negative, (t * r) >> FRACTION_BITS, r), np.where(negative, shift, 0)
+
+
+def score_from(mantissa: I64, shift: I64) -> I64:
+    """Return ``mantissa * 2**-(20 + shift)`` as a score of 30 fraction bits, truncated."""
+    return (mantissa << (SCORE_BITS - FRACTION_BITS)) >> shift
+
+
+def floor_log2(value: I64) -> I64:
+    """Return the position of the leading one of each positive integer below 2**62; 0 for 0."""
+    result = np.zeros_like(value)
+    rest = value.copy()
+    for step in (32, 16, 8, 4, 2, 1):
+        high = rest >= 1 << step
+        result = np.where(high, result + step, result)
+        rest = np.where(high, rest >> step, rest)
+    return result
+
+
+def bf16_from_integer(sign: I64, magnitude: I64, power: I64) -> Bits16:
+    """Round ``(-1)**sign * magnitude * 2**power`` to a bf16 pattern, to nearest even.
+
+    A magnitude of zero and results below the normal range before rounding are +0; too large
+    results are infinite. ``magnitude`` is below 2**62.
+    """
+    position = floor_log2(magnitude)
+    exponent = position + power + 127
+    # 8 significant bits, then rounding by the bits below.
+    left = np.maximum(7 - position, 0)
+    right = np.maximum(position - 7, 0)
+    kept = np.where(position > 7, magnitude >> right, magnitude << left)
+    rest = magnitude - (kept << right)
+    half = (np.int64(1) << right) >> 1
+    up = (position > 7) & ((rest > half) | ((rest == half) & ((kept & 1) == 1)))
+    kept = kept + up
+    carried = kept == 256
+    exponent_out = exponent + carried
+    bits = (exponent_out << 7) | (np.where(carried, 128, kept) & 0x7F)
+    bits = np.where(exponent_out >= 255, 0x7F80, bits)
+    zero = (magnitude == 0) | (exponent < 1)
+    return np.where(zero, 0, bits | (sign << 15)).astype(np.uint16)
+
+
+def _fields(bits: Bits16) -> tuple[I64, I64, I64]:
+    wide = bits.astype(np.int64)
+    exponent = (wide >> 7) & 0xFF
+    return wide >> 15, exponent, np.where(exponent == 0, 0, (wide & 0x7F) | 0x80)
+
+
+def _is_nan(bits: Bits16) -> NDArray[np.bool_]:
+    return (bits & 0x7FFF) > 0x7F80
+
+
+def scaled_product(a: Bits16, b: Bits16, mantissa: I64, shift: I64) -> Bits16:
+    """Return ``a * b * mantissa * 2**-(20 + shift)`` rounded once to bf16; a, b bf16 patterns.
+
+    NaN propagates; infinity times zero (of any factor) is NaN.
+    """
+    sign_a, exponent_a, significand_a = _fields(a)
+    sign_b, exponent_b, significand_b = _fields(b)
+    sign = sign_a ^ sign_b
+    magnitude = significand_a * significand_b * mantissa
+    finite = bf16_from_integer(
+        sign, np.where((exponent_a == 255) | (exponent_b == 255), 0, magnitude),
+        exponent_a + exponent_b - 2 * 134 - FRACTION_BITS - shift,
+    )
+    infinite = (exponent_a == 255) | (exponent_b == 255)
+    nan = _is_nan(a) | _is_nan(b) | (infinite & (magnitude == 0))
+    out = np.where(infinite, 0x7F80 | (sign << 15), finite)
+    return np.where(nan, BF16_NAN, out).astype(np.uint16)

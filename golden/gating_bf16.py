@@ -1,0 +1,143 @@
+"""Gating in the hardware's number formats, bit for bit.
+
+The algebra is that of :mod:`golden.gating`; what is added is where numbers are rounded: logits have
+20 fraction bits, scores 30, selection scores 24 (:mod:`golden.functions`), weights are bf16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.formats import F32, Bits16, dot, f32_flush
+from golden.functions import (
+    FIXED_MAX,
+    FRACTION_BITS,
+    SCALE_BITS,
+    SCORE_BITS,
+    SELECT_BITS,
+    bf16_from_integer,
+    exp_negative,
+    fixed_from_f32,
+    floor_log2,
+    reciprocal,
+    score_from,
+    sigmoid,
+)
+from spec.model import GatingSpec, GroupScore, Normalise, Score
+
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RoutingBf16:
+    """Result of gating.
+
+    Attributes
+    ----------
+    ids : (tokens, k) int64, best first; ties to the lowest index.
+    weights : (tokens, k) bf16 patterns.
+    logits : (tokens, experts) int64 with 20 fraction bits.
+    """
+
+    ids: I64
+    weights: Bits16
+    logits: I64
+
+
+def selection_bias_fixed(bias: NDArray[Any]) -> I64:
+    """Return selection biases as signed 32-bit integers with 24 fraction bits, nearest, saturated."""
+    scaled = np.rint(np.asarray(bias, dtype=np.float64) * (1 << SELECT_BITS))
+    return np.clip(scaled, -FIXED_MAX, FIXED_MAX).astype(np.int64)
+
+
+def scale_fixed(scale: float) -> int:
+    """Return the weight scale as an unsigned integer with 14 fraction bits."""
+    return round(scale * (1 << SCALE_BITS))
+
+
+def epsilon_fixed(epsilon: float) -> int:
+    """Return the normalisation's epsilon as an unsigned integer with 30 fraction bits."""
+    return round(epsilon * (1 << SCORE_BITS))
+
+
+def _top(keys: I64, count: int) -> I64:
+    """Indices of the largest keys of each row, descending, ties to the lowest index."""
+    return np.argsort(-keys, axis=-1, kind="stable")[..., :count]
+
+
+def _group_mask(gating: GatingSpec, keys: I64) -> NDArray[np.bool_]:
+    grouped = np.sort(keys.reshape(len(keys), gating.num_groups, gating.group_size), axis=-1)
+    best = grouped[..., -1]
+    scores = best + grouped[..., -2] if gating.group_score is GroupScore.TOP2_SUM else best
+    mask = np.zeros((len(keys), gating.num_groups), dtype=bool)
+    np.put_along_axis(mask, _top(scores, gating.topk_groups), True, axis=1)
+    return np.repeat(mask, gating.group_size, axis=1)
+
+
+def select(gating: GatingSpec, logits: I64, bias: I64 | None) -> RoutingBf16:
+    """Choose experts and weights from logits.
+
+    Parameters
+    ----------
+    logits : (tokens, experts) int64 with 20 fraction bits.
+    bias : (experts,) selection bias of :func:`selection_bias_fixed`, or None.
+    """
+    scores = np.zeros_like(logits)
+    if gating.score is Score.SIGMOID:
+        scores = score_from(*sigmoid(logits))
+        keys = (scores >> (SCORE_BITS - SELECT_BITS)) + (0 if bias is None else bias)
+    else:
+        keys = logits
+    if gating.grouped:
+        keys = np.where(_group_mask(gating, keys), keys, np.iinfo(np.int64).min // 2)
+    ids = _top(keys, gating.top_k)
+
+    if gating.score is Score.SOFTMAX:
+        scores = score_from(*exp_negative(logits.max(axis=1, keepdims=True) - logits))
+    selected = np.take_along_axis(scores, ids, axis=1)
+    scale = scale_fixed(gating.scale)
+    if gating.normalise is Normalise.SUM:
+        total = selected.sum(axis=1) + epsilon_fixed(gating.epsilon)
+    elif gating.score is Score.SOFTMAX:
+        total = scores.sum(axis=1)
+    else:
+        total = np.full(len(logits), 1 << SCORE_BITS, dtype=np.int64)
+    position = floor_log2(total)
+    mantissa = np.where(
+        position >= FRACTION_BITS,
+        total >> np.maximum(position - FRACTION_BITS, 0),
+        total << np.maximum(FRACTION_BITS - position, 0),
+    )
+    inverse = (reciprocal(mantissa) * scale) >> SCALE_BITS
+    inverse = np.where(total == 0, 0, inverse)
+    weights = bf16_from_integer(
+        np.zeros_like(selected), selected * inverse[:, None], -FRACTION_BITS - position[:, None]
+    )
+    return RoutingBf16(ids=ids, weights=weights, logits=logits)
+
+
+def route_bf16(
+    gating: GatingSpec,
+    router: Bits16,
+    tokens: Bits16,
+    cols: int,
+    logit_bias: F32 | None = None,
+    selection_bias: NDArray[Any] | None = None,
+) -> RoutingBf16:
+    """Route tokens as the hardware does.
+
+    Parameters
+    ----------
+    router : (experts, d_model) bf16 patterns.
+    tokens : (tokens, d_model) bf16 patterns.
+    cols : products per burst of the gate (``GateGeometry.cols``).
+    logit_bias, selection_bias : (experts,) float32, where the algebra has them.
+    """
+    initial = None if logit_bias is None else f32_flush(logit_bias)
+    logits = fixed_from_f32(dot(tokens, router, cols, initial))
+    bias = None if selection_bias is None else selection_bias_fixed(selection_bias)
+    return select(gating, logits, bias)

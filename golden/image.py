@@ -1,0 +1,95 @@
+"""Memory images: how weights lie in the memory that the hardware reads.
+
+The one description of the layout; the RTL reads it, the packer writes it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.formats import Bits16, f32_flush
+from golden.gating_bf16 import selection_bias_fixed
+from spec.geometry import FfnGeometry, GateGeometry
+
+
+def router_image(
+    geometry: GateGeometry,
+    router: Bits16,
+    logit_bias: NDArray[np.float32] | None = None,
+    selection_bias: NDArray[np.float32] | None = None,
+) -> NDArray[np.uint16]:
+    """Return the router's image as 16-bit elements, ``load_beats * load_elements`` of them.
+
+    Words in the order of the product: all rows of the first ``cols`` inputs, then of the next; a
+    word holds the row's experts after each other, ``cols`` inputs each. Then a padded word of
+    32-bit biases for each row. What belongs to no expert or input is zero.
+    """
+    rows, lanes, cols, beats = (
+        geometry.num_rows,
+        geometry.logits_per_cycle,
+        geometry.cols,
+        geometry.num_beats,
+    )
+    places = np.array(
+        [[geometry.expert_at(row, lane) for lane in range(lanes)] for row in range(rows)], dtype=object
+    )
+    present = np.not_equal(places, None)
+    experts = np.where(present, places, 0).astype(np.int64)
+
+    padded = np.zeros((len(router), beats * cols), dtype=np.uint16)
+    padded[:, : geometry.d_model] = router
+    words = np.where(present[:, :, None], padded[experts], 0)  # (rows, lanes, beats * cols)
+    parts = [words.reshape(rows, lanes, beats, cols).transpose(2, 0, 1, 3).ravel()]
+    if geometry.has_bias:
+        if geometry.gating.logit_bias:
+            assert logit_bias is not None
+            bias = f32_flush(logit_bias).view(np.uint32)
+        else:
+            assert selection_bias is not None
+            bias = selection_bias_fixed(selection_bias).astype(np.int32).view(np.uint32)
+        word = np.zeros((rows, geometry.bias_row_beats * geometry.load_elements // 2 or 1), dtype=np.uint32)
+        if geometry.bias_row_beats * geometry.load_elements < 2 * lanes:
+            raise AssertionError("bias row does not fit its beats")
+        word[:, :lanes] = np.where(present, bias[experts], 0)
+        parts.append(word.view(np.uint16).ravel())
+    return np.concatenate(parts).astype(np.uint16)
+
+
+def tiles(matrix: Bits16, rows: int, cols: int) -> Bits16:
+    """Return (row blocks, col blocks, rows, cols) tiles of a matrix, zero-padded."""
+    row_blocks, col_blocks = -(-matrix.shape[0] // rows), -(-matrix.shape[1] // cols)
+    padded = np.zeros((row_blocks * rows, col_blocks * cols), dtype=np.uint16)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return padded.reshape(row_blocks, rows, col_blocks, cols).transpose(0, 2, 1, 3)
+
+
+def expert_image(
+    geometry: FfnGeometry,
+    gate: Bits16 | None,
+    up: Bits16,
+    down: Bits16,
+    gate_bias: Bits16 | None = None,
+    up_bias: Bits16 | None = None,
+    down_bias: Bits16 | None = None,
+) -> NDArray[np.uint16]:
+    """Return one expert's tiles as 16-bit elements, in the order in which the array takes them.
+
+    Parameters
+    ----------
+    gate, up : (d_hidden, d_model) bf16 patterns; gate is None where the FFN has two matrices.
+    down : (d_model, d_hidden) bf16 patterns.
+    gate_bias, up_bias, down_bias : bf16 patterns, where the FFN has biases; they become the column
+        that is multiplied with 1.
+    """
+
+    def with_bias(matrix: Bits16, bias: Bits16 | None) -> Bits16:
+        return matrix if bias is None else np.concatenate([matrix, bias[:, None]], axis=1)
+
+    rows, cols = geometry.rows, geometry.cols
+    hidden = [tiles(with_bias(up, up_bias), rows, cols)]
+    if gate is not None:
+        hidden.insert(0, tiles(with_bias(gate, gate_bias), rows, cols))
+    first = np.stack(hidden, axis=1)  # (hidden blocks, matrices, in tiles, rows, cols)
+    second = tiles(with_bias(down, down_bias), rows, cols)
+    return np.concatenate([first.ravel(), second.ravel()]).astype(np.uint16)

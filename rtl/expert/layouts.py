@@ -1,0 +1,121 @@
+"""Payloads of the expert engine's streams, and its configuration."""
+
+from dataclasses import dataclass
+
+from amaranth import unsigned
+from amaranth.lib import data
+
+from spec.geometry import PAGE_BYTES, FfnGeometry, ImageGeometry, ceil_div
+
+ADDRESS_BITS = 40
+PAGE_BITS = ADDRESS_BITS - (PAGE_BYTES - 1).bit_length()
+
+
+def bits_for(count: int) -> int:
+    """Return the bits that hold 0..count-1, at least 1."""
+    return max(1, (count - 1).bit_length())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig:
+    """The expert engine for a model on a design.
+
+    Attributes
+    ----------
+    image : weight image, with the geometry of routed and shared experts.
+    num_slots : tokens of the token store.
+    max_tokens : most tokens of a job.
+    act_lanes : results drained from the accumulators per cycle.
+    stream_lanes : elements of a token beat.
+    beat_bits, burst_beats, max_outstanding : the AXI4 read master.
+    """
+
+    image: ImageGeometry
+    num_slots: int
+    max_tokens: int
+    act_lanes: int
+    stream_lanes: int
+    beat_bits: int
+    burst_beats: int
+    max_outstanding: int
+
+    @property
+    def routed(self) -> FfnGeometry:
+        """Geometry of a routed expert."""
+        return self.image.routed
+
+    @property
+    def kinds(self) -> list[FfnGeometry]:
+        """Geometries of routed experts and, if there is one, the shared expert."""
+        return [self.image.routed] + ([self.image.shared] if self.image.shared else [])
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts; the shared one has this number as its index."""
+        return self.image.gate.gating.num_experts
+
+    @property
+    def d_model(self) -> int:
+        """Elements of a token."""
+        return self.image.routed.d_model
+
+    @property
+    def token_words(self) -> int:
+        """Words of ``cols`` elements of a token in the store."""
+        return ceil_div(self.d_model, self.routed.cols)
+
+    @property
+    def hidden_words(self) -> int:
+        """Words of ``cols`` elements of a token's hidden activations."""
+        return max(
+            ceil_div(kind.hidden_blocks * kind.rows, kind.cols) for kind in self.kinds
+        )
+
+    @property
+    def words(self) -> int:
+        """Words of ``act_lanes`` elements of a token's result."""
+        return ceil_div(self.d_model, self.act_lanes)
+
+    @property
+    def tile_beats(self) -> int:
+        """Memory beats of a tile."""
+        return self.routed.rows * self.routed.cols * 16 // self.beat_bits
+
+
+def job_layout(config: ExpertConfig):
+    """Return an entry of a job: a token for an expert; ``last`` ends the job (the expert's tokens)."""
+    return data.StructLayout(
+        {
+            "expert": unsigned(bits_for(config.num_experts + 1)),
+            "slot": unsigned(bits_for(config.num_slots)),
+            "weight": unsigned(16),
+            "last": unsigned(1),
+        }
+    )
+
+
+def contribution_layout(num_slots: int, words: int, lanes: int):
+    """Return a beat of an expert's result for a token.
+
+    ``word`` counts ``lanes`` elements; words come in ascending order per token, ``last`` is set on
+    the last of them.
+    """
+    return data.StructLayout(
+        {
+            "slot": unsigned(bits_for(num_slots)),
+            "word": unsigned(bits_for(words)),
+            "weight": unsigned(16),
+            "data": data.ArrayLayout(unsigned(16), lanes),
+            "last": unsigned(1),
+        }
+    )
+
+
+def address_layout():
+    """Return a read address in bytes."""
+    return data.StructLayout({"addr": unsigned(ADDRESS_BITS)})
+
+
+def read_layout(beat_bits: int):
+    """Return a read beat; ``resp`` is not 0 for an error, ``last`` ends the burst."""
+    return data.StructLayout({"data": unsigned(beat_bits), "resp": unsigned(2), "last": unsigned(1)})

@@ -1,0 +1,87 @@
+"""Payloads of the gate's streams and of the rows that flow through it."""
+
+from amaranth import unsigned
+from amaranth.lib import data
+
+from rtl.arith import F32
+from spec.model import Score
+
+
+def token_layout(stream_lanes: int):
+    """Return an input beat: ``stream_lanes`` bf16 elements; ``last`` ends the batch, not the token."""
+    return data.StructLayout({"data": data.ArrayLayout(unsigned(16), stream_lanes), "last": unsigned(1)})
+
+
+def assignment_layout(num_experts: int):
+    """Return a token-expert assignment.
+
+    ``last`` is set on the last assignment of a token, ``last_token`` on all of the batch's last token.
+    """
+    return data.StructLayout(
+        {
+            "expert": unsigned(max(1, (num_experts - 1).bit_length())),
+            "weight": unsigned(16),
+            "last": unsigned(1),
+            "last_token": unsigned(1),
+        }
+    )
+
+
+def logit_row_layout(lanes: int):
+    """Return a row of the product: logits of ``lanes`` experts; ``first``, ``last`` row of a token."""
+    return data.StructLayout(
+        {
+            "valid": unsigned(1),
+            "first": unsigned(1),
+            "last": unsigned(1),
+            "logits": data.ArrayLayout(F32, lanes),
+        }
+    )
+
+
+def key_bits(score: Score) -> int:
+    """Bits of a selection key: a logit, or a biased score of 24 fraction bits."""
+    return 32 if score is Score.SOFTMAX else 34
+
+
+def payload_bits(score: Score) -> int:
+    """Bits that a candidate carries beside its key: a sigmoid score; a softmax needs the key only."""
+    return 0 if score is Score.SOFTMAX else 31
+
+
+def candidate_layout(score: Score):
+    """Return a candidate: whether there is one, its key in offset binary, its score."""
+    return data.StructLayout(
+        {
+            "payload": unsigned(payload_bits(score)),
+            "key": unsigned(key_bits(score)),
+            "valid": unsigned(1),
+        }
+    )
+
+
+def candidate_row_layout(score: Score, lanes: int, index_bits: int):
+    """Return a row of candidates; ``index`` is the expert in lane 0, the others follow."""
+    return data.StructLayout(
+        {
+            "valid": unsigned(1),
+            "first": unsigned(1),
+            "last": unsigned(1),
+            "index": unsigned(index_bits),
+            "lanes": data.ArrayLayout(candidate_layout(score), lanes),
+        }
+    )
+
+
+def choice_layout(score: Score, index_bits: int):
+    """Return a chosen expert with its key and score; ``first``, ``last`` of a token's choices."""
+    return data.StructLayout(
+        {
+            "valid": unsigned(1),
+            "first": unsigned(1),
+            "last": unsigned(1),
+            "index": unsigned(index_bits),
+            "key": unsigned(key_bits(score)),
+            "payload": unsigned(payload_bits(score)),
+        }
+    )

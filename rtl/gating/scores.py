@@ -1,0 +1,314 @@
+"""From rows of logits to rows of candidates: score, selection bias, groups."""
+
+from amaranth import Cat, Const, Module, Mux, Shape, Signal, Value, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.functions import FRACTION_BITS, SCORE_BITS, SELECT_BITS
+from rtl.arith import delay, tree
+from rtl.functions import Sigmoid, fixed_from_f32
+from rtl.gating.layouts import candidate_row_layout, key_bits, logit_row_layout
+from rtl.gating.topk import SortedList
+from rtl.ram import Ram
+from spec.geometry import GateGeometry
+from spec.model import GroupScore, Score
+
+
+class DelayLine(wiring.Component):
+    """A value as it was ``cycles`` >= 2 cycles ago, kept in a RAM used as a ring.
+
+    Members
+    -------
+    i : In(shape)
+    o : Out(shape)
+    """
+
+    def __init__(self, shape, cycles: int) -> None:
+        if cycles < 2:
+            raise ValueError(f"cycles must be at least 2, not {cycles}")
+        self.shape = shape
+        self.cycles = cycles
+        super().__init__({"i": In(shape), "o": Out(shape)})
+
+    def elaborate(self, platform):
+        m = Module()
+        depth = self.cycles - 1
+        m.submodules.ram = ram = Ram(width=Shape.cast(self.shape).width, depth=depth)
+        position = Signal(range(depth))
+        m.d.sync += position.eq(Mux(position == depth - 1, 0, position + 1))
+        m.d.comb += [
+            # The row that is written now is read first: it holds the value of ``depth`` cycles ago.
+            ram.write.addr.eq(position),
+            ram.write.data.eq(self.i),
+            ram.write.en.eq(1),
+            ram.read_0.addr.eq(position),
+            ram.read_0.en.eq(1),
+            Value.cast(self.o).eq(ram.read_0.data),
+        ]
+        return m
+
+
+class Scores(wiring.Component):
+    """Turn logits into candidates.
+
+    Softmax: the key is the logit with 20 fraction bits. Sigmoid: the key is the score with 24
+    fraction bits plus the selection bias; the score goes along.
+    Latency ``latency`` cycles, one row per cycle.
+
+    Members
+    -------
+    i : In(logit_row_layout(lanes))
+    bias_row : Out, bias : In
+        With a selection bias: read port of the loaded bias.
+    o : Out(candidate_row_layout(...))
+    """
+
+    def __init__(self, geometry: GateGeometry) -> None:
+        self.geometry = geometry
+        lanes = geometry.logits_per_cycle
+        score = geometry.gating.score
+        members = {}
+        if geometry.gating.selection_bias:
+            members = {"bias_row": Out(range(geometry.num_rows)), "bias": In(lanes * 32)}
+        index_bits = max(1, (geometry.gating.num_experts - 1).bit_length())
+        super().__init__(
+            {
+                **members,
+                "i": In(logit_row_layout(lanes)),
+                "o": Out(candidate_row_layout(score, lanes, index_bits)),
+            }
+        )
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a row of logits to its candidates."""
+        return 1 + (Sigmoid.LATENCY + 1 if self.geometry.gating.score is Score.SIGMOID else 0)
+
+    def elaborate(self, platform):
+        m = Module()
+        geometry = self.geometry
+        sigmoid = geometry.gating.score is Score.SIGMOID
+        for lane in range(geometry.logits_per_cycle):
+            fixed = Signal(signed(32), name=f"logit_{lane}", reset_less=True)
+            m.d.sync += fixed.eq(fixed_from_f32(m, self.i.logits[lane], f"logit_{lane}"))
+            candidate = self.o.lanes[lane]
+            if sigmoid:
+                unit = m.submodules[f"sigmoid_{lane}"] = Sigmoid()
+                score = Signal(31, name=f"score_{lane}")
+                key = Signal(signed(34), name=f"key_{lane}", reset_less=True)
+                bias = self.bias.word_select(lane, 32).as_signed() if geometry.gating.selection_bias else 0
+                m.d.comb += [
+                    unit.z.eq(fixed),
+                    score.eq((unit.mantissa << (SCORE_BITS - FRACTION_BITS)) >> unit.shift),
+                    candidate.payload.eq(delay(m, score, 1, f"score_{lane}")),
+                ]
+                m.d.sync += key.eq((score >> (SCORE_BITS - SELECT_BITS)) + bias)
+            else:
+                key = fixed
+            # Offset binary: the order of unsigned numbers is the order of the keys.
+            m.d.comb += candidate.key.eq(Cat(key[:-1], ~key[-1]))
+
+        m.d.comb += self.o.valid.eq(delay(m, self.i.valid, self.latency, "valid", control=True))
+        m.submodules.walk = walk = RowWalk(geometry)
+        m.d.comb += [
+            walk.step.eq(self.o.valid),
+            self.o.first.eq(walk.row == 0),
+            self.o.last.eq(walk.row == geometry.num_rows - 1),
+            self.o.index.eq(walk.index),
+        ]
+        for lane in range(geometry.logits_per_cycle):
+            m.d.comb += self.o.lanes[lane].valid.eq(walk.present[lane])
+        if geometry.gating.selection_bias:
+            # The bias is added in the last stage; its read takes one cycle.
+            counter = Signal(range(geometry.num_rows))
+            before = delay(m, self.i.valid, self.latency - 2, "before", control=True)
+            with m.If(before):
+                m.d.sync += counter.eq(Mux(counter == geometry.num_rows - 1, 0, counter + 1))
+            m.d.comb += self.bias_row.eq(counter)
+        return m
+
+
+class RowWalk(wiring.Component):
+    """Which experts lie in the current row.
+
+    Members
+    -------
+    step : In(1)
+        The row is passing; go on to the next.
+    row : Out
+    group : Out
+    last_of_group : Out(1)
+    index : Out
+        Expert in lane 0.
+    present : Out(lanes)
+        Lanes that hold an expert.
+    """
+
+    def __init__(self, geometry: GateGeometry) -> None:
+        self.geometry = geometry
+        index_bits = max(1, (geometry.gating.num_experts - 1).bit_length())
+        super().__init__(
+            {
+                "step": In(1),
+                "row": Out(range(geometry.num_rows)),
+                "group": Out(range(max(2, geometry.num_groups))),
+                "last_of_group": Out(1),
+                "index": Out(index_bits),
+                "present": Out(geometry.logits_per_cycle),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        geometry = self.geometry
+        lanes = geometry.logits_per_cycle
+        row_in_group = Signal(range(geometry.rows_per_group))
+        base = Signal(range(geometry.gating.num_experts + 1))
+        used = Signal()
+        m.d.comb += [
+            used.eq(self.row < geometry.used_rows),
+            self.last_of_group.eq(used & (row_in_group == geometry.rows_per_group - 1)),
+            self.index.eq(base + row_in_group * lanes),
+        ]
+        tail = geometry.experts_per_group - (geometry.rows_per_group - 1) * lanes
+        for lane in range(lanes):
+            m.d.comb += self.present[lane].eq(used & (~self.last_of_group | (lane < tail)))
+        with m.If(self.step):
+            m.d.sync += [self.row.eq(self.row + 1), row_in_group.eq(row_in_group + 1)]
+            with m.If(row_in_group == geometry.rows_per_group - 1):
+                m.d.sync += [
+                    row_in_group.eq(0),
+                    self.group.eq(self.group + 1),
+                    base.eq(base + geometry.experts_per_group),
+                ]
+            with m.If(self.row == geometry.num_rows - 1):
+                m.d.sync += [self.row.eq(0), row_in_group.eq(0), self.group.eq(0), base.eq(0)]
+        return m
+
+
+class GroupMask(wiring.Component):
+    """Let only the candidates of the best ``topk_groups`` groups pass.
+
+    The rows wait in a delay line until their token's groups are ranked.
+    Latency ``latency`` cycles, one row per cycle.
+
+    Members
+    -------
+    i, o : In/Out(candidate_row_layout(...))
+    """
+
+    RANK_LATENCY = 4
+    """From the last row of a token: best two of the row, of the group, ranked list, mask."""
+
+    def __init__(self, geometry: GateGeometry) -> None:
+        self.geometry = geometry
+        index_bits = max(1, (geometry.gating.num_experts - 1).bit_length())
+        layout = candidate_row_layout(geometry.gating.score, geometry.logits_per_cycle, index_bits)
+        super().__init__({"i": In(layout), "o": Out(layout)})
+
+    @property
+    def latency(self) -> int:
+        """Cycles that a row waits."""
+        return self.geometry.num_rows - 1 + self.RANK_LATENCY
+
+    def elaborate(self, platform):
+        m = Module()
+        geometry = self.geometry
+        gating = geometry.gating
+        mask = Signal(geometry.num_groups)
+
+        m.submodules.rank = rank = GroupRank(geometry)
+        m.d.comb += [rank.i.eq(self.i), mask.eq(rank.mask)]
+
+        layout = self.i.shape()
+        m.submodules.wait = wait = DelayLine(layout, self.latency)
+        m.submodules.walk = walk = RowWalk(geometry)
+        m.d.comb += [
+            wait.i.eq(self.i),
+            self.o.eq(wait.o),
+            self.o.valid.eq(delay(m, self.i.valid, self.latency, "valid", control=True)),
+            walk.step.eq(self.o.valid),
+        ]
+        for lane in range(geometry.logits_per_cycle):
+            m.d.comb += self.o.lanes[lane].valid.eq(
+                wait.o.lanes[lane].valid & mask.bit_select(walk.group, 1)
+            )
+        assert gating.grouped
+        return m
+
+
+class GroupRank(wiring.Component):
+    """Rank a token's groups by the sum of their two best keys, or by the best.
+
+    ``mask`` holds from ``GroupMask.RANK_LATENCY`` cycles after the token's last row until the next
+    token's is known. Ties go to the lower group.
+
+    Members
+    -------
+    i : In(candidate_row_layout(...))
+    mask : Out(num_groups)
+    """
+
+    def __init__(self, geometry: GateGeometry) -> None:
+        self.geometry = geometry
+        index_bits = max(1, (geometry.gating.num_experts - 1).bit_length())
+        layout = candidate_row_layout(geometry.gating.score, geometry.logits_per_cycle, index_bits)
+        super().__init__({"i": In(layout), "mask": Out(geometry.num_groups)})
+
+    def elaborate(self, platform):
+        m = Module()
+        geometry = self.geometry
+        bits = key_bits(geometry.gating.score)
+        top2_sum = geometry.gating.group_score is GroupScore.TOP2_SUM
+        group_bits = max(1, (geometry.num_groups - 1).bit_length())
+        m.submodules.walk = walk = RowWalk(geometry)
+        m.d.comb += walk.step.eq(self.i.valid)
+
+        def merge(a, b):
+            (a1, a2), (b1, b2) = a, b
+            return (
+                Mux(a1 >= b1, a1, b1),
+                Mux(a1 >= b1, Mux(a2 >= b1, a2, b1), Mux(b2 >= a1, b2, a1)),
+            )
+
+        # An absent candidate is the lowest key; a group of fewer than two never asks for its second.
+        keys = [(Mux(lane.valid, lane.key, 0), Const(0, bits)) for lane in self.i.lanes]
+        row_best, row_second = tree(keys, merge)
+        s1_best = Signal(bits, reset_less=True)
+        s1_second = Signal(bits, reset_less=True)
+        m.d.sync += [s1_best.eq(row_best), s1_second.eq(row_second)]
+        s1_valid = delay(m, self.i.valid, 1, "s1_valid", control=True)
+        s1_first = delay(m, walk.row == 0, 1, "s1_first")
+        s1_end = delay(m, walk.last_of_group, 1, "s1_end")
+        s1_last = delay(m, self.i.last, 1, "s1_last")
+        s1_group = delay(m, walk.group, 1, "s1_group")
+
+        s2_best = Signal(bits, reset_less=True)
+        s2_second = Signal(bits, reset_less=True)
+        fresh = Signal()
+        running = (Mux(fresh | s1_first, 0, s2_best), Mux(fresh | s1_first, 0, s2_second))
+        best, second = merge(running, (s1_best, s1_second))
+        with m.If(s1_valid):
+            m.d.sync += [s2_best.eq(best), s2_second.eq(second), fresh.eq(s1_end)]
+
+        m.submodules.ranked = ranked = SortedList(
+            key_bits=bits + 1, payload_bits=group_bits, size=geometry.gating.topk_groups
+        )
+        s2_valid = delay(m, s1_valid, 1, "s2_valid", control=True)
+        s2_last = delay(m, s1_valid & s1_last, 1, "s2_last", control=True)
+        m.d.comb += [
+            ranked.insert.eq(s2_valid & delay(m, s1_end, 1, "s2_end")),
+            ranked.valid.eq(1),
+            ranked.key.eq(s2_best + s2_second if top2_sum else s2_best),
+            ranked.payload.eq(delay(m, s1_group, 1, "s2_group")),
+            ranked.clear.eq(ranked.insert & (ranked.payload == 0)),
+        ]
+        s3_last = delay(m, s2_last, 1, "s3_last", control=True)
+        chosen = Signal(geometry.num_groups)
+        for entry in ranked.entries:
+            with m.If(entry.valid):
+                m.d.comb += chosen.bit_select(entry.payload, 1).eq(1)
+        with m.If(s3_last):
+            m.d.sync += self.mask.eq(chosen)
+        return m
+

@@ -1,0 +1,158 @@
+"""The best k of a token's candidates, ties to the lowest index."""
+
+from amaranth import Array, Cat, Module, Mux, Signal, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from rtl.arith import delay, tree
+from rtl.gating.layouts import candidate_row_layout, choice_layout, key_bits, payload_bits
+from spec.geometry import GateGeometry
+
+
+class SortedList(wiring.Component):
+    """A list of the ``size`` largest keys inserted since the last ``clear``, largest first.
+
+    One insertion per cycle, visible in the next; an equal key goes behind those already there.
+
+    Members
+    -------
+    insert, valid, key, payload : In
+        An insertion of something that is not ``valid`` leaves the list as it is (or empty, with ``clear``).
+    clear : In(1)
+        With ``insert``: forget the list first.
+    entries : Out(ArrayLayout({payload, key, valid}, size))
+    """
+
+    def __init__(self, *, key_bits: int, payload_bits: int, size: int) -> None:
+        self.size = size
+        self.entry = data.StructLayout(
+            {"payload": unsigned(payload_bits), "key": unsigned(key_bits), "valid": unsigned(1)}
+        )
+        super().__init__(
+            {
+                "insert": In(1),
+                "clear": In(1),
+                "valid": In(1),
+                "key": In(key_bits),
+                "payload": In(payload_bits),
+                "entries": Out(data.ArrayLayout(self.entry, size)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        above = Signal(self.size)
+        for n in range(self.size):
+            entry = self.entries[n]
+            kept = entry.valid & ~self.clear
+            m.d.comb += above[n].eq(self.valid & (~kept | (self.key > entry.key)))
+            with m.If(self.insert):
+                with m.If(above[n]):
+                    if n == 0:
+                        m.d.sync += entry.eq(Cat(self.payload, self.key, self.valid))
+                    else:
+                        m.d.sync += entry.eq(
+                            Mux(
+                                above[n - 1],
+                                Cat(
+                                    self.entries[n - 1].as_value()[:-1],
+                                    self.entries[n - 1].valid & ~self.clear,
+                                ),
+                                Cat(self.payload, self.key, self.valid),
+                            )
+                        )
+                with m.Else():
+                    m.d.sync += entry.valid.eq(kept)
+        return m
+
+
+class TopK(wiring.Component):
+    """Choose the best k: one sorted list per lane while the rows pass, then a k-step merge.
+
+    The first choice leaves ``LATENCY`` cycles after the token's last row, the others follow in
+    consecutive cycles. Tokens must be at least k cycles apart.
+
+    Members
+    -------
+    i : In(candidate_row_layout(...))
+    o : Out(choice_layout(...))
+    """
+
+    LATENCY = 3
+
+    def __init__(self, geometry: GateGeometry) -> None:
+        self.geometry = geometry
+        score = geometry.gating.score
+        self.index_bits = max(1, (geometry.gating.num_experts - 1).bit_length())
+        super().__init__(
+            {
+                "i": In(candidate_row_layout(score, geometry.logits_per_cycle, self.index_bits)),
+                "o": Out(choice_layout(score, self.index_bits)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        geometry = self.geometry
+        score, top_k = geometry.gating.score, geometry.gating.top_k
+        lanes = geometry.logits_per_cycle
+        load = delay(m, self.i.valid & self.i.last, 1, "load", control=True)
+        pop = Signal()
+        remaining = Signal(range(top_k + 1))
+        m.d.comb += pop.eq(remaining != 0)
+        with m.If(load):
+            m.d.sync += remaining.eq(top_k)
+        with m.Elif(pop):
+            m.d.sync += remaining.eq(remaining - 1)
+
+        # A lane's payload is the score and the expert; the merge compares keys, then experts.
+        heads = []
+        wins = [Signal(name=f"wins_{lane}") for lane in range(lanes)]
+        for lane in range(lanes):
+            candidate = self.i.lanes[lane]
+            best = m.submodules[f"lane_{lane}"] = SortedList(
+                key_bits=key_bits(score), payload_bits=payload_bits(score) + self.index_bits, size=top_k
+            )
+            index = Signal(self.index_bits, name=f"index_{lane}")
+            m.d.comb += [
+                index.eq(self.i.index + lane),
+                best.insert.eq(self.i.valid),
+                best.clear.eq(self.i.first),
+                best.valid.eq(candidate.valid),
+                best.key.eq(candidate.key),
+                best.payload.eq(Cat(candidate.payload, index)),
+            ]
+            queue = [Signal(best.entry, name=f"queue_{lane}_{n}") for n in range(top_k)]
+            with m.If(load):
+                m.d.sync += [queue[n].eq(best.entries[n]) for n in range(top_k)]
+            with m.Elif(pop & wins[lane]):
+                m.d.sync += [queue[n].eq(queue[n + 1]) for n in range(top_k - 1)]
+                m.d.sync += queue[-1].valid.eq(0)
+            heads.append(queue[0])
+
+        def order(head):
+            return Cat(~head.payload[payload_bits(score) :], head.key, head.valid)
+
+        winner = tree(
+            [(order(head), lane) for lane, head in enumerate(heads)],
+            lambda a, b: (
+                Mux(a[0] >= b[0], a[0], b[0]),
+                Mux(a[0] >= b[0], a[1], b[1]),
+            ),
+        )[1]
+        winning_lane = Signal(range(max(2, lanes)))
+        m.d.comb += winning_lane.eq(winner)
+        for lane in range(lanes):
+            m.d.comb += wins[lane].eq(winning_lane == lane)
+        chosen = Array(heads)[winning_lane]
+        out = Signal(self.o.shape())
+        m.d.sync += [
+            out.valid.eq(pop),
+            out.first.eq(remaining == top_k),
+            out.last.eq(remaining == 1),
+            out.key.eq(chosen.key),
+            out.payload.eq(chosen.payload[: payload_bits(score)]),
+            out.index.eq(chosen.payload[payload_bits(score) :]),
+        ]
+        m.d.comb += self.o.eq(out)
+        return m

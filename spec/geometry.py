@@ -1,0 +1,273 @@
+"""Sizes that follow from a model on a design: rows, beats, tiles, and the weight image in memory.
+
+Golden, RTL, packer and cycle model all take them from here, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spec.design import DesignSpec
+from spec.errors import require
+from spec.model import FfnSpec, GatingSpec, ModelSpec
+
+# Cycles from reading an fp32 accumulator to reading the sum: RAM read, 3 adder stages (rtl.arith).
+ACCUMULATE_DISTANCE = 4
+PAGE_BYTES = 4096
+BIAS_BITS = 32
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return ``ceil(a / b)`` for non-negative integers."""
+    return -(-a // b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateGeometry:
+    """How the router product lies on the gate's MACs.
+
+    ``logits_per_cycle`` rows of the router (lanes ``p``) are multiplied at once, ``cols`` inputs
+    each; a *row* is such a set of experts. Groups start on a row of their own. The product goes
+    over all rows for the first ``cols`` inputs, then for the next: consecutive additions to one
+    accumulator are ``num_rows`` cycles apart, which must be at least ``ACCUMULATE_DISTANCE``.
+
+    Attributes
+    ----------
+    gating, d_model : the model's router.
+    lanes : MACs.
+    logits_per_cycle : experts of a row, at most what the design offers (:meth:`of` lowers it).
+    stream_lanes : elements of an input beat.
+    load_elements : bf16 elements of a beat of the load stream.
+    """
+
+    gating: GatingSpec
+    d_model: int
+    lanes: int
+    logits_per_cycle: int
+    stream_lanes: int
+    load_elements: int
+
+    def __post_init__(self) -> None:
+        require(
+            self.cols % self.stream_lanes == 0,
+            f"must divide lanes / logits_per_cycle = {self.cols}, not {self.stream_lanes}",
+            key="stream_lanes",
+        )
+        require(
+            self.lanes % self.load_elements == 0,
+            f"must divide lanes = {self.lanes}, not {self.load_elements}",
+            key="load_elements",
+        )
+
+    @classmethod
+    def of(cls, model: ModelSpec, design: DesignSpec) -> GateGeometry:
+        """Return the fastest geometry within the design's lanes and logits per cycle.
+
+        Fewer logits per cycle are better where few experts would leave the accumulators no time.
+        Of equally fast ones the one with more logits per cycle is taken.
+        """
+        choices = []
+        logits_per_cycle = design.gate.logits_per_cycle
+        while logits_per_cycle >= 1:
+            choices.append(
+                cls(
+                    gating=model.gating,
+                    d_model=model.d_model,
+                    lanes=design.gate.lanes,
+                    logits_per_cycle=logits_per_cycle,
+                    stream_lanes=design.stream_lanes,
+                    load_elements=design.memory.beat_elements,
+                )
+            )
+            logits_per_cycle //= 2
+        return min(choices, key=lambda choice: choice.interval)
+
+    @property
+    def cols(self) -> int:
+        """Inputs multiplied per cycle and expert."""
+        return self.lanes // self.logits_per_cycle
+
+    @property
+    def rows_per_group(self) -> int:
+        """Rows of a group; all experts are one group where groups do not restrict the choice."""
+        return ceil_div(self.experts_per_group, self.logits_per_cycle)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups, 1 where they do not restrict the choice."""
+        return self.gating.num_groups if self.gating.grouped else 1
+
+    @property
+    def experts_per_group(self) -> int:
+        """Experts of such a group."""
+        return self.gating.num_experts // self.num_groups
+
+    @property
+    def used_rows(self) -> int:
+        """Rows that hold experts."""
+        return self.num_groups * self.rows_per_group
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the product, with idle ones where few experts would overrun the accumulators."""
+        return max(self.used_rows, ACCUMULATE_DISTANCE)
+
+    @property
+    def num_beats(self) -> int:
+        """Steps of ``cols`` inputs over a token."""
+        return ceil_div(self.d_model, self.cols)
+
+    @property
+    def product_cycles(self) -> int:
+        """Cycles of one token's product."""
+        return self.num_rows * self.num_beats
+
+    @property
+    def interval(self) -> int:
+        """Initiation interval of a token in cycles."""
+        return max(self.product_cycles, self.gating.top_k)
+
+    @property
+    def input_beats(self) -> int:
+        """Input beats of a token."""
+        return ceil_div(self.d_model, self.stream_lanes)
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias is loaded after the router."""
+        return self.gating.logit_bias or self.gating.selection_bias
+
+    @property
+    def router_load_beats(self) -> int:
+        """Beats of the load stream that carry the router."""
+        return self.product_cycles * (self.lanes // self.load_elements)
+
+    @property
+    def bias_row_beats(self) -> int:
+        """Beats of the load stream that carry the biases of one row."""
+        return ceil_div(self.logits_per_cycle * BIAS_BITS, self.load_elements * 16)
+
+    @property
+    def load_beats(self) -> int:
+        """Beats of the load stream in all."""
+        return self.router_load_beats + (self.num_rows * self.bias_row_beats if self.has_bias else 0)
+
+    def expert_at(self, row: int, lane: int) -> int | None:
+        """Return the expert that lies at a row and lane, None where none does."""
+        group, row_in_group = divmod(row, self.rows_per_group)
+        within = row_in_group * self.logits_per_cycle + lane
+        if row >= self.used_rows or within >= self.experts_per_group:
+            return None
+        return group * self.experts_per_group + within
+
+
+@dataclass(frozen=True, kw_only=True)
+class FfnGeometry:
+    """How one expert's matrices lie on the MAC array: ``rows`` outputs x ``cols`` inputs a tile.
+
+    A bias is one more input that is always 1. Tiles follow each other in memory as the array needs
+    them: for each block of ``rows`` hidden outputs its gate tiles, then its up tiles; then for each
+    block of ``rows`` outputs of the down matrix its tiles. A tile is row-major; rows and columns
+    beyond the matrix are zero.
+    """
+
+    ffn: FfnSpec
+    d_model: int
+    d_hidden: int
+    rows: int
+    cols: int
+
+    @property
+    def hidden_blocks(self) -> int:
+        """Blocks of ``rows`` hidden outputs."""
+        return ceil_div(self.d_hidden, self.rows)
+
+    @property
+    def in_tiles(self) -> int:
+        """Tiles across the inputs of a gate or up block."""
+        return ceil_div(self.d_model + self.ffn.bias, self.cols)
+
+    @property
+    def out_blocks(self) -> int:
+        """Blocks of ``rows`` outputs."""
+        return ceil_div(self.d_model, self.rows)
+
+    @property
+    def hidden_tiles(self) -> int:
+        """Tiles across the inputs of a down block."""
+        return ceil_div(self.d_hidden + self.ffn.bias, self.cols)
+
+    @property
+    def num_up_matrices(self) -> int:
+        """Matrices before the activation: 2 with a gate, else 1."""
+        return self.ffn.num_matrices - 1
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of an expert."""
+        return (
+            self.hidden_blocks * self.num_up_matrices * self.in_tiles + self.out_blocks * self.hidden_tiles
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of an expert's tiles in bf16."""
+        return self.num_tiles * self.rows * self.cols * 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageGeometry:
+    """The weight image in memory: router, routed experts, shared expert, each on whole 4 KiB pages.
+
+    An expert's tiles are padded to whole bursts; the padding is read and thrown away.
+    """
+
+    gate: GateGeometry
+    routed: FfnGeometry
+    shared: FfnGeometry | None
+    burst_bytes: int
+
+    @classmethod
+    def of(cls, model: ModelSpec, design: DesignSpec) -> ImageGeometry:
+        """Return the image of a model on a design; raises InputError where the design is too small."""
+        design.check_model(model.d_model, model.ffn.d_expert, model.d_shared, model.gating.num_experts)
+
+        def ffn(d_hidden: int) -> FfnGeometry:
+            return FfnGeometry(
+                ffn=model.ffn,
+                d_model=model.d_model,
+                d_hidden=d_hidden,
+                rows=design.array.rows,
+                cols=design.array.cols,
+            )
+
+        return cls(
+            gate=GateGeometry.of(model, design),
+            routed=ffn(model.ffn.d_expert),
+            shared=ffn(model.d_shared) if model.d_shared else None,
+            burst_bytes=design.memory.burst_bytes,
+        )
+
+    def _pages(self, num_bytes: int) -> int:
+        whole_bursts = ceil_div(num_bytes, self.burst_bytes) * self.burst_bytes
+        return ceil_div(whole_bursts, PAGE_BYTES)
+
+    @property
+    def router_pages(self) -> int:
+        """Pages of the router's image; it starts at page 0."""
+        return self._pages(self.gate.load_beats * self.gate.load_elements * 2)
+
+    @property
+    def expert_pages(self) -> int:
+        """Pages from one routed expert to the next."""
+        return self._pages(self.routed.num_bytes)
+
+    def expert_page(self, expert: int) -> int:
+        """Return the page at which an expert starts; ``num_experts`` means the shared one."""
+        return self.router_pages + expert * self.expert_pages
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the whole image."""
+        pages = self.expert_page(self.gate.gating.num_experts)
+        return (pages + (self._pages(self.shared.num_bytes) if self.shared else 0)) * PAGE_BYTES

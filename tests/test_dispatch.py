@@ -1,0 +1,602 @@
+"""The dispatcher: hardware against golden bit for bit, against its cycle model cycle for cycle."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from amaranth import ResetInserter, Signal
+
+import rtl.dispatch
+import sim.dispatch
+from golden.dispatch_streams import BF16_ONE, DispatchStreams, dispatch_streams
+from rtl.dispatch import Dispatch, DispatchConfig, LowestSet
+from sim.dispatch import DispatchCycles, ReadyPattern, dispatch_cycles
+from spec.errors import InputError
+from tests.bfm import Sink, Source, Trace, run_streams
+
+PATTERN_CYCLES = 1021
+TRAFFIC = ("none", "half", "bursts")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: configuration, tokens, traffic. ``seed`` gives weights, placement and patterns."""
+
+    config: DispatchConfig
+    ids: np.ndarray = field(repr=False)
+    batches: list[int]
+    capacity: int = 0
+    gaps: str = "none"
+    stalls: str = "none"
+    seed: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self.ids.shape[0]
+
+
+def experts_of_tokens(rng, num_tokens: int, num_experts: int, top_k: int, skew: float = 0.0) -> np.ndarray:
+    """Return (tokens, top_k) distinct experts per token; a large skew prefers low numbers."""
+    keys = rng.random((num_tokens, num_experts)) + skew * np.arange(num_experts) / num_experts
+    return np.argsort(keys, axis=1)[:, :top_k]
+
+
+def pattern_of(rng, kind: str) -> np.ndarray:
+    """Return a ready pattern: always, half of the cycles at random, or long runs."""
+    if kind == "none":
+        return np.ones(1, dtype=bool)
+    if kind == "half":
+        return rng.random(PATTERN_CYCLES) < 0.5
+    runs = rng.geometric(1 / 12, size=PATTERN_CYCLES)
+    return np.repeat(np.arange(runs.size) % 2 == 0, runs)[:PATTERN_CYCLES]
+
+
+def arrivals_of(rng, kind: str, count: int) -> np.ndarray:
+    """Return arrival cycles: all at once, with gaps, or in bursts."""
+    if kind == "none":
+        return np.zeros(count, dtype=np.int64)
+    if kind == "half":
+        return np.cumsum(rng.integers(0, 2, count) + 1) - 1
+    return np.cumsum(1 + (rng.random(count) < 0.1) * rng.integers(1, 40, count)) - 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run should give and has given."""
+
+    streams: DispatchStreams
+    model: DispatchCycles
+    expected: dict[str, list[int]]
+    traces: dict[str, Trace]
+    dropped: int
+
+
+def bits_of(layout, **fields) -> int:
+    return layout.const({name: int(value) for name, value in fields.items()}).as_value().value
+
+
+def run_case(case: Case, *, module=rtl.dispatch, reset_after: int | None = None) -> Run:
+    """Run a case in ``amaranth.sim``; ``reset_after`` cycles of other traffic and a reset come first."""
+    config = case.config
+    rng = np.random.default_rng(case.seed)
+    weights = rng.integers(0, 1 << 16, size=case.ids.shape, dtype=np.uint16)
+    placement = rng.integers(0, config.num_units, size=config.num_experts + 1)
+    streams = dispatch_streams(
+        case.ids,
+        weights,
+        num_experts=config.num_experts,
+        window_tokens=config.window_tokens,
+        batch_lengths=case.batches,
+        capacity=case.capacity,
+        shared=config.shared,
+        num_units=config.num_units,
+        placement=placement,
+    )
+    beats = [
+        bits_of(
+            config.assignment,
+            expert=case.ids[t, j],
+            weight=weights[t, j],
+            last=j == config.top_k - 1,
+            # Only the last beat's flag matters; the others carry noise.
+            last_token=streams.last_token[t] if j == config.top_k - 1 else rng.integers(2),
+        )
+        for t in range(case.num_tokens)
+        for j in range(config.top_k)
+    ]
+    arrivals = arrivals_of(rng, case.gaps, len(beats))
+    ready = {name: pattern_of(rng, case.stalls) for name in ("o_expect", *config.outputs())}
+    model = dispatch_cycles(
+        streams,
+        arrivals,
+        expect_ready=ready["o_expect"],
+        unit_ready=[ready[name] for name in config.outputs()],
+    )
+    expected = {"i": beats, "o_expect": expected_counts(config, streams)}
+    for unit, name in enumerate(config.outputs()):
+        expected[name] = expected_entries(config, streams, unit)
+
+    dut = module.Dispatch(config)
+    reset = Signal()
+    dropped = [0]
+
+    async def count_dropped(ctx):
+        async for *_, in_reset, pulse in ctx.tick().sample(reset, dut.dropped):
+            dropped[0] = 0 if in_reset else dropped[0] + int(pulse)
+
+    async def prologue(ctx):
+        if config.num_units > 1:
+            await write_placement(ctx, dut, placement)
+        if reset_after is not None:
+            await other_traffic(ctx, dut, rng, reset_after)
+            ctx.set(reset, 1)
+            await ctx.tick()
+            ctx.set(reset, 0)
+
+    traces = run_streams(
+        ResetInserter(reset)(dut),
+        {"i": Source(beats, arrivals.tolist())},
+        {
+            name: Sink(
+                len(expected[name]), lambda cycle, pattern=pattern: bool(pattern[cycle % pattern.size])
+            )
+            for name, pattern in ready.items()
+        },
+        statics={"capacity": case.capacity},
+        prologue=prologue,
+        monitors=[count_dropped],
+        max_cycles=200 + int(max([*model.i, *model.o_expect, *model.entries], default=0)),
+    )
+    return Run(streams=streams, model=model, expected=expected, traces=traces, dropped=dropped[0])
+
+
+def expected_counts(config, streams) -> list[int]:
+    return [
+        bits_of(config.expect, slot=slot, count=count)
+        for slot, count in zip(streams.expect_slot, streams.expect_count, strict=True)
+    ]
+
+
+def expected_entries(config, streams, unit) -> list[int]:
+    return [
+        bits_of(
+            config.entry,
+            expert=streams.entry_expert[n],
+            slot=streams.entry_slot[n],
+            weight=streams.entry_weight[n],
+            last=streams.entry_last[n],
+        )
+        for n in streams.of_unit(unit)
+    ]
+
+
+async def write_placement(ctx, dut, placement) -> None:
+    ctx.set(dut.place_we, 1)
+    for expert, unit in enumerate(placement.tolist()):
+        ctx.set(dut.place_addr, expert)
+        ctx.set(dut.place_unit, unit)
+        await ctx.tick()
+    ctx.set(dut.place_we, 0)
+
+
+async def other_traffic(ctx, dut, rng, cycles: int) -> None:
+    """Offer random beats and be ready at random, so that a reset finds every part at work."""
+    config = dut.config
+    outputs = ("o_expect", *config.outputs())
+    for _ in range(cycles):
+        ctx.set(dut.i.valid, 1)
+        ctx.set(
+            dut.i.payload,
+            {
+                "expert": int(rng.integers(config.num_experts)),
+                "weight": int(rng.integers(1 << 16)),
+                "last": int(rng.random() < 1 / config.top_k),
+                "last_token": int(rng.random() < 0.1),
+            },
+        )
+        for name in outputs:
+            ctx.set(getattr(dut, name).ready, int(rng.random() < 0.5))
+        await ctx.tick()
+    ctx.set(dut.i.valid, 0)
+
+
+def first_difference(got, want) -> int | None:
+    unequal = np.flatnonzero(np.asarray(got, dtype=object) != np.asarray(want, dtype=object))
+    return int(unequal[0]) if unequal.size else None
+
+
+def check(case: Case, run: Run) -> None:
+    """Compare every stream with golden and with the model; name the first divergence."""
+    cycles = {"i": run.model.i, "o_expect": run.model.o_expect}
+    cycles |= dict(zip(case.config.outputs(), run.model.units, strict=True))
+    for name, want in run.expected.items():
+        trace = run.traces[name]
+        n = first_difference(trace.payloads, want)
+        if n is not None:
+            pytest.fail(
+                f"dispatch {name}: beat {n} in cycle {trace.cycles[n]}: rtl {trace.payloads[n]:#x},"
+                f" golden {want[n]:#x}; {case}",
+                pytrace=False,
+            )
+        n = first_difference(trace.cycles, cycles[name])
+        if n is not None:
+            pytest.fail(
+                f"dispatch {name}: beat {n}: rtl in cycle {trace.cycles[n]}, model {cycles[name][n]}; {case}",
+                pytrace=False,
+            )
+    assert run.dropped == run.streams.dropped, f"{run.dropped} drops, golden: {run.streams.dropped}, {case}"
+
+
+def random_case(seed: int) -> Case:
+    """Return a random case; every parameter over its whole range."""
+    rng = np.random.default_rng(seed)
+    num_experts = int(rng.integers(1, 41)) if seed % 3 else int(rng.integers(1, 9))
+    top_k = int(rng.integers(1, min(num_experts, 8) + 1))
+    config = DispatchConfig(
+        num_experts=num_experts,
+        top_k=top_k,
+        window_tokens=1 << int(rng.integers(4)),
+        num_units=int(rng.integers(1, 4)),
+        shared=bool(rng.integers(2)),
+        capacity_bits=int(rng.integers(3, 9)),
+    )
+    batches = rng.integers(1, 3 * config.window_tokens + 2, size=int(rng.integers(1, 5))).tolist()
+    while sum(batches) * top_k > 160 and len(batches) > 1:
+        batches.pop()
+    ids = experts_of_tokens(rng, sum(batches), num_experts, top_k, skew=float(rng.choice([0, 1, 3])))
+    return Case(
+        config=config,
+        ids=ids,
+        batches=batches,
+        capacity=int(rng.choice([0, 1, 2, 5])),
+        gaps=TRAFFIC[seed % 3],
+        stalls=TRAFFIC[seed // 3 % 3],
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("seed", range(45))
+def test_random(seed):
+    case = random_case(seed)
+    check(case, run_case(case))
+
+
+def small(ids, **changes) -> Case:
+    """Return a case over these experts, in one batch, with windows of four tokens."""
+    ids = np.asarray(ids)
+    config = DispatchConfig(
+        num_experts=changes.pop("num_experts", 4),
+        top_k=ids.shape[1],
+        window_tokens=changes.pop("window_tokens", 4),
+        num_units=changes.pop("num_units", 1),
+        shared=changes.pop("shared", False),
+        capacity_bits=4,
+    )
+    return Case(config=config, ids=ids, batches=changes.pop("batches", [ids.shape[0]]), **changes)
+
+
+CORNERS = {
+    "all_tokens_to_one_expert": small([[2]] * 11),
+    "expert_with_none": small([[0, 3]] * 9),
+    "capacity_overflow": small([[1, 0], [1, 2], [1, 3]] * 5, capacity=2, batches=[4, 11]),
+    "capacity_counts_run_across_windows": small([[1]] * 12, capacity=6),
+    "capacity_resets_with_the_batch": small([[1]] * 12, capacity=2, batches=[1, 1, 3, 7]),
+    "k_1": small([[t % 4] for t in range(13)]),
+    "k_equals_num_experts": small([[3, 2, 1, 0]] * 9),
+    "one_expert": small([[0]] * 9, num_experts=1),
+    "one_expert_and_the_shared_one": small([[0]] * 9, num_experts=1, shared=True, num_units=2),
+    "window_of_one_token": small([[0, 1], [1, 2], [3, 1]] * 4, window_tokens=1),
+    "window_of_one_token_shared": small([[0, 1], [1, 2], [3, 1]] * 4, window_tokens=1, shared=True),
+    "everything_dropped_in_some_windows": small([[0, 1]] * 19, capacity=1),
+    "everything_dropped_but_shared": small([[0, 1]] * 19, capacity=1, shared=True),
+    "batches_of_one_token": small([[0, 1], [1, 2], [3, 1]] * 4, batches=[1] * 12),
+    "back_to_back_same_expert": small([[1], [1], [2], [1], [1], [1], [3], [3]] * 2),
+    "same_expert_in_k_1_windows_of_one": small([[1]] * 9, window_tokens=1, capacity=7),
+    "last_window_partial": small([[0, 1], [1, 2], [3, 1]] * 3, batches=[9]),
+    "highest_expert_only": small([[15]] * 5, num_experts=16, shared=True),
+}
+
+
+@pytest.mark.parametrize("stalls", TRAFFIC)
+@pytest.mark.parametrize("name", CORNERS)
+def test_corner(name, stalls):
+    case = replace(CORNERS[name], stalls=stalls, gaps="none" if stalls == "none" else "bursts", seed=7)
+    run = run_case(case)
+    check(case, run)
+    if name.startswith("everything_dropped"):
+        kept_in_window = np.bincount(run.streams.window, run.streams.kept.any(axis=1))
+        assert (kept_in_window == 0).any(), "the corner was not reached"
+    if "capacity" in name:
+        assert run.dropped > 0, "the corner was not reached"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_reset_in_the_middle(seed):
+    case = random_case(1000 + seed)
+    check(case, run_case(case, reset_after=5 + 17 * seed))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_latency_is_as_stated(shared):
+    assert Dispatch.LATENCY == sim.dispatch.LATENCY
+    assert Dispatch.EXPECT_LATENCY == sim.dispatch.EXPECT_LATENCY
+    case = small([[0, 1], [1, 2], [3, 1], [0, 2]], shared=shared)
+    traces = run_case(case).traces
+    assert traces["i"].cycles.tolist() == list(range(8))
+    assert (traces["o_expect"].cycles == traces["i"].cycles[1::2] + Dispatch.EXPECT_LATENCY).all()
+    first = int(traces["i"].cycles[-1]) + Dispatch.LATENCY
+    assert traces["o_0"].cycles.tolist() == list(range(first, first + 8 + 4 * shared))
+
+
+def test_no_bubbles_between_experts_and_closed_windows():
+    rng = np.random.default_rng(3)
+    case = small(experts_of_tokens(rng, 16, 8, 2), num_experts=8, window_tokens=8, shared=True)
+    cycles = run_case(case).traces["o_0"].cycles
+    assert (np.diff(cycles) == 1).all()
+
+
+def test_saturated_throughput_is_as_stated():
+    """Two windows take 2 * window_tokens * top_k + 4 cycles where filling takes as long as serving."""
+    case = small(experts_of_tokens(np.random.default_rng(3), 48, 4, 2), window_tokens=4)
+    run = run_case(case)
+    check(case, run)
+    closing = run.traces["i"].cycles[7::8]
+    assert (closing[4:] - closing[2:-2] == 2 * 8 + 4).all()
+
+
+def test_unit_that_waits_holds_up_the_others():
+    """Head-of-line blocking, as documented: one walker feeds every unit."""
+    streams = dispatch_streams(
+        [[0], [0], [0], [0], [1]], np.zeros((5, 1)), num_experts=2, window_tokens=8, num_units=2,
+        placement=[0, 1],
+    )  # fmt: skip
+    late = np.arange(200) >= 100
+    model = dispatch_cycles(streams, np.zeros(5), unit_ready=[late, None])
+    assert model.units[1][0] > 100
+
+
+# The checks themselves must fail where the hardware is wrong.
+PLANTED = {
+    "capacity off by one": ("(count < self.capacity)", "(count <= self.capacity)"),
+    "counts survive the batch": ("m.d.sync += seen.eq(0)", "m.d.sync += seen.eq(seen)"),
+    "old tail not read": ("old_tail.en.eq(self.lookup.valid)", "old_tail.en.eq(0)"),
+    "RAM not transparent": ("transparent_for=(write,)", "transparent_for=()"),
+    "highest expert first": ("Mux(low_any, low_index, (1", "Mux(~high_any, low_index, (1"),
+    "window one token short": ("tokens == config.window_tokens - 1", "tokens == config.window_tokens - 2"),
+    "queue bit not cleared": ("self.clear.valid.eq(choose & ~take_shared)", "self.clear.valid.eq(0)"),
+    "shared expert not counted": ("kept_now + int(config.shared)", "kept_now"),
+    "shared weight": ("self.o.payload.weight.eq(BF16_ONE)", "self.o.payload.weight.eq(0)"),
+    "last flag": ("self.o.payload.last.eq(at_tail)", "self.o.payload.last.eq(at_tail & job.final)"),
+    "drop pulse": ("self.dropped.eq(s1_fire & ~keep)", "self.dropped.eq(s1_fire & keep)"),
+    "one cycle late: head": (
+        "take_head.eq(head_valid & (~valid | (fire & at_tail)))",
+        "take_head.eq(head_valid & ~valid)",
+    ),
+    "one cycle late: window": (
+        "closed.bit_select(parity, 1)),",
+        "closed.bit_select(parity, 1) & ~self.o.valid),",
+    ),
+    "both windows open": ("~self.full.bit_select(parity, 1)", "~self.full.all()"),
+}
+
+
+def mutated_module(monkeypatch, old: str, new: str):
+    source = Path(rtl.dispatch.__file__).read_text(encoding="utf-8")
+    assert source.count(old) == 1, f"{old!r} must be in the source once"
+    module = types.ModuleType("mutated_dispatch")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(source.replace(old, new), "mutated_dispatch.py", "exec"), module.__dict__)
+    return module
+
+
+DIVERGED = (AssertionError, pytest.fail.Exception)
+
+
+def revealing_case() -> Case:
+    rng = np.random.default_rng(1)
+    ids = np.concatenate([experts_of_tokens(rng, 12, 4, 2), [[1, 2]] * 6, [[2, 3]] * 4])
+    return small(ids, shared=True, capacity=5, batches=[7, 15], seed=1)
+
+
+def test_unbroken_source_passes(monkeypatch):
+    module = mutated_module(
+        monkeypatch, "class Dispatch(wiring.Component):", "class Dispatch(wiring.Component):"
+    )
+    check(revealing_case(), run_case(revealing_case(), module=module))
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_planted_bug_is_found(monkeypatch, bug):
+    module = mutated_module(monkeypatch, *PLANTED[bug])
+    with pytest.raises(DIVERGED):
+        check(revealing_case(), run_case(revealing_case(), module=module))
+
+
+@pytest.mark.parametrize(
+    ("bug", "message"),
+    [
+        ("shared weight", "dispatch o_0: beat 0 in cycle 9: rtl 0x4, golden 0xfe004; Case("),
+        ("one cycle late: head", "dispatch o_0: beat 4: rtl in cycle 14, model 13; Case("),
+    ],
+)
+def test_divergence_is_named(monkeypatch, bug, message):
+    module = mutated_module(monkeypatch, *PLANTED[bug])
+    case = small([[0]] * 4, shared=True, seed=1)
+    with pytest.raises(pytest.fail.Exception, match=f"^{re.escape(message)}.*seed=1"):
+        check(case, run_case(case, module=module))
+
+
+class NaiveDispatcher:
+    """One queue per expert, one token at a time: independent of golden's sorting."""
+
+    def __init__(self, config: DispatchConfig, capacity: int) -> None:
+        self.config = config
+        self.capacity = capacity
+        self.taken: dict[int, int] = {}
+        self.queues: dict[int, list] = {}
+        self.expect: list = []
+        self.entries: list = []
+        self.waiting = 0
+
+    def token(self, number: int, experts: list[int], weights: list[int], *, ends_batch: bool) -> None:
+        slot = number % self.config.num_slots
+        count = 0
+        if self.config.shared:
+            self.queues.setdefault(-1, []).append((slot, BF16_ONE))
+            count += 1
+        for expert, weight in zip(experts, weights, strict=True):
+            if self.capacity and self.taken.get(expert, 0) == self.capacity:
+                continue
+            self.taken[expert] = self.taken.get(expert, 0) + 1
+            self.queues.setdefault(expert, []).append((slot, weight))
+            count += 1
+        self.expect.append((slot, count))
+        self.waiting += 1
+        if ends_batch or self.waiting == self.config.window_tokens:
+            self.serve()
+        if ends_batch:
+            self.taken = {}
+
+    def serve(self) -> None:
+        for expert in sorted(self.queues):
+            queue = self.queues[expert]
+            for n, (slot, weight) in enumerate(queue):
+                number = self.config.num_experts if expert < 0 else expert
+                self.entries.append((number, slot, weight, n == len(queue) - 1))
+        self.queues = {}
+        self.waiting = 0
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_golden_against_naive_queues(seed):
+    case = random_case(seed)
+    config = case.config
+    rng = np.random.default_rng(seed)
+    weights = rng.integers(0, 1 << 16, case.ids.shape, dtype=np.uint16)
+    placement = rng.integers(0, config.num_units, config.num_experts + 1)
+    streams = dispatch_streams(
+        case.ids, weights, num_experts=config.num_experts, window_tokens=config.window_tokens,
+        batch_lengths=case.batches, capacity=case.capacity, shared=config.shared,
+        num_units=config.num_units, placement=placement,
+    )  # fmt: skip
+    naive = NaiveDispatcher(config, case.capacity)
+    for t, ends in enumerate(streams.last_token.tolist()):
+        naive.token(t, case.ids[t].tolist(), weights[t].tolist(), ends_batch=ends)
+    assert naive.expect == list(
+        zip(streams.expect_slot.tolist(), streams.expect_count.tolist(), strict=True)
+    ), case
+    got = list(
+        zip(
+            streams.entry_expert.tolist(), streams.entry_slot.tolist(),
+            streams.entry_weight.tolist(), streams.entry_last.tolist(), strict=True,
+        )
+    )  # fmt: skip
+    assert got == naive.entries, case
+    assert streams.dropped == case.ids.size - sum(entry[0] < config.num_experts for entry in naive.entries)
+
+    # Nothing lost or duplicated; inside an expert nothing reordered; units keep the order.
+    routed = streams.entry_expert < config.num_experts
+    pairs = np.stack([streams.entry_token[routed], streams.entry_expert[routed]], axis=1)
+    assert np.unique(pairs, axis=0).shape == pairs.shape
+    assert len(pairs) == np.count_nonzero(streams.kept)
+    for expert in np.unique(streams.entry_expert):
+        assert (np.diff(streams.entry_token[streams.entry_expert == expert]) > 0).all()
+    assert (streams.entry_unit == placement[streams.entry_expert]).all()
+    jobs = streams.jobs()
+    assert sum(job.tokens.size for job in jobs) == streams.entry_token.size
+    assert all(job.unit == placement[job.expert] for job in jobs)
+    assert np.array_equal(np.concatenate([job.weights for job in jobs]), streams.entry_weight)
+
+
+def test_golden_without_tokens():
+    streams = dispatch_streams(
+        np.zeros((0, 2)), np.zeros((0, 2)), num_experts=4, window_tokens=4, shared=True, capacity=1
+    )
+    assert (streams.num_windows, streams.dropped, streams.jobs()) == (0, 0, [])
+    model = dispatch_cycles(streams, [])
+    assert model.i.size == model.o_expect.size == model.entries.size == 0
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 8, 13])
+def test_lowest_set(width):
+    from amaranth.sim import Simulator
+
+    dut = LowestSet(width)
+
+    async def bench(ctx):
+        for bits in (
+            range(1 << width) if width <= 8 else np.random.default_rng(0).integers(1 << width, size=300)
+        ):
+            ctx.set(dut.bits, int(bits))
+            await ctx.delay(1e-9)
+            assert ctx.get(dut.any) == (bits != 0)
+            assert ctx.get(dut.many) == (int(bits).bit_count() > 1)
+            if bits:
+                assert ctx.get(dut.index) == (int(bits) & -int(bits)).bit_length() - 1
+
+    simulator = Simulator(dut)
+    simulator.add_testbench(bench)
+    simulator.run()
+
+
+def test_ready_pattern_repeats():
+    wait = ReadyPattern.of([False, True, False, False]).wait()
+    assert wait.tolist() == [1, 0, 3, 2]
+
+
+GOOD = {"num_experts": 4, "top_k": 2, "window_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_experts": 0}, "num_experts: must be in 1..512, not 0"),
+        ({"top_k": 5}, "top_k: must be in 1..num_experts=4, not 5"),
+        ({"top_k": 0}, "top_k: must be in 1..num_experts=4, not 0"),
+        ({"window_tokens": 3}, "window_tokens: must be a power of two in 1..1024, not 3"),
+        ({"window_tokens": 0}, "window_tokens: must be a power of two in 1..1024, not 0"),
+        ({"num_units": 0}, "num_units: must be in 1..64, not 0"),
+        ({"capacity_bits": 33}, "capacity_bits: must be in 1..32, not 33"),
+    ],
+)
+def test_config_rules(change, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        DispatchConfig(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": [0, 1]}, "ids: must have shape (tokens, top_k), not (2,)"),
+        ({"ids": [[0, 4]]}, "ids: must be in 0..num_experts-1=3, not 4"),
+        ({"weights": [[0]]}, "weights: must have the shape of ids=(1, 2), not (1, 1)"),
+        ({"batch_lengths": [2]}, "batch_lengths: must be positive and sum to the 1 tokens, not [2]"),
+        ({"batch_lengths": [1, 0]}, "batch_lengths: must be positive and sum to the 1 tokens, not [1, 0]"),
+        ({"placement": [0, 0]}, "placement: must name a unit for each of 4 experts, not 2"),
+        ({"placement": [0, 0, 2, 0]}, "placement: must be in 0..num_units-1=0, not 2"),
+    ],
+)
+def test_golden_rules(change, message):
+    arguments = {"ids": [[0, 1]], "weights": [[0, 0]], "num_experts": 4, "window_tokens": 4, **change}
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        dispatch_streams(arguments.pop("ids"), arguments.pop("weights"), **arguments)
+
+
+def test_model_rules():
+    streams = dispatch_streams([[0, 1]], [[0, 0]], num_experts=4, window_tokens=4)
+    for arguments, message in (
+        ({"arrivals": [0]}, "arrivals: must have one cycle for each of 2 beats, not shape (1,)"),
+        (
+            {"arrivals": [0, 0], "unit_ready": []},
+            "unit_ready: must have a pattern for each of 1 units, not 0",
+        ),
+        ({"arrivals": [0, 0], "expect_ready": [False]}, "ready: must be ready in at least one cycle"),
+    ):
+        with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+            dispatch_cycles(streams, **arguments)
