@@ -17,8 +17,9 @@ REG_BASE, REG_START, REG_BUSY, REG_SCRAP = range(4)
 class Reader(wiring.Component):
     """Everything that the native bench can drive, in one toy.
 
-    Stream ``i`` goes through two registers to ``o``; with ``bug`` set, bit 0 of transfer 5 flips. A
-    write of n to register ``REG_START`` reads n bursts from address ``REG_BASE`` on and puts each
+    Stream ``i`` goes through two registers to ``o``. Bits of ``bug``: 0 flips the lowest bit of
+    transfer 5; 1 takes ``o.valid`` back, 2 changes ``o.payload``, both in odd cycles. A write of n to
+    register ``REG_START`` reads n bursts from address ``REG_BASE`` on and puts each
     word out at ``o_words`` with its number. ``REG_SCRAP`` has no reset.
     """
 
@@ -36,7 +37,7 @@ class Reader(wiring.Component):
                 "reg_wdata": In(32),
                 "reg_we": In(1),
                 "reg_rdata": Out(32),
-                "bug": In(1),
+                "bug": In(3),
                 "busy": Out(1),
                 "wide": In(100),
                 "wide_parity": Out(1),
@@ -49,11 +50,19 @@ class Reader(wiring.Component):
         m.submodules.stage_1 = second = StreamRegister(PACKET)
         connect_stream(m, wiring.flipped(self.i), first.i)
         connect_stream(m, first.o, second.i)
-        connect_stream(m, second.o, wiring.flipped(self.o))
+        odd = Signal()
+        m.d.sync += odd.eq(~odd)
+        shown = Signal()
+        m.d.comb += [
+            shown.eq(~(self.bug[1] & odd)),
+            self.o.valid.eq(second.o.valid & shown),
+            second.o.ready.eq(self.o.ready & shown),
+            self.o.p.last.eq(second.o.p.last ^ (self.bug[2] & odd)),
+        ]
         num_out = Signal(16)
         with m.If(self.o.valid & self.o.ready):
             m.d.sync += num_out.eq(num_out + 1)
-        m.d.comb += self.o.p.data.eq(second.o.p.data ^ (self.bug & (num_out == 5)))
+        m.d.comb += self.o.p.data.eq(second.o.p.data ^ (self.bug[0] & (num_out == 5)))
 
         base = Signal(32)
         bursts_left = Signal(16)

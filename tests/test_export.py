@@ -73,7 +73,7 @@ def test_ports_have_axi_names_and_byte_widths(reader_dir):
         **{"m_axi_arvalid": 1, "m_axi_arready": 1, "m_axi_rdata": 64, "m_axi_rresp": 2},
         **{"m_axi_rlast": 1, "m_axi_rvalid": 1, "m_axi_rready": 1},
         **{"reg_addr": 2, "reg_wdata": 32, "reg_we": 1, "reg_rdata": 32},
-        **{"bug": 1, "busy": 1, "wide": 100, "wide_parity": 1},
+        **{"bug": 3, "busy": 1, "wide": 100, "wide_parity": 1},
     }
     assert found == expected
     described = json.loads((reader_dir / "reader.ports.json").read_text())
@@ -201,6 +201,24 @@ def test_what_has_no_faithful_form_is_refused(component, message, tmp_path):
     with pytest.raises(ExportError, match=f"^{re.escape(message)}$"):
         export(component, "custom", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_of_no_bits_disappear(tmp_path):
+    class Narrow(wiring.Component):
+        i: In(stream.Signature(8))
+        o: Out(stream.Signature(8))
+
+        def elaborate(self, platform):
+            m = Module()
+            connect_stream(m, wiring.flipped(self.i), wiring.flipped(self.o))
+            nothing = Signal(range(1))
+            m.d.sync += nothing.eq(self.i.payload)
+            with m.If(nothing == 1):
+                m.d.comb += self.o.payload.eq(0)
+            return m
+
+    export(Narrow(), "narrow", tmp_path)
+    assert "[-1:0]" not in (tmp_path / "eb_narrow.v").read_text()
 
 
 def test_name_must_be_an_identifier(tmp_path):

@@ -207,6 +207,37 @@ def test_extra_beat_is_a_violation(reader):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bug", "violation"),
+    [
+        (2, "o: valid fell before the beat was taken in cycle {}"),
+        (4, "o: payload changed before the beat was taken in cycle {}"),
+    ],
+)
+def test_broken_stream_rules_are_named(reader, bug, violation):
+    spec = RunSpec(
+        sources={"i": Source(packets(1, 5))}, sinks={"o": Sink(5, [0, 0, 0, 1])}, statics={"bug": bug}
+    )
+    first = reader.run(spec).violations[0]
+    # The first beat waits from cycle 2 to 3; which of them is odd for the design is up to its reset.
+    assert first in {violation.format(cycle) for cycle in (3, 4)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("address", "violation"),
+    [(4, "o_ar: unaligned burst in cycle 0"), (4096 - 8, "o_ar: burst across 4 KiB in cycle 0")],
+)
+def test_bad_bursts_are_named(reader, address, violation):
+    spec = RunSpec(
+        sinks={"o_words": Sink(BURST_BEATS)},
+        memories={"o_ar": ReadMemory(np.zeros(8192, dtype=np.uint8))},
+        prologue=[reg_write(REG_BASE, address), reg_write(REG_START, 1)],
+    )
+    assert reader.run(spec).violations == [violation]
+
+
+@pytest.mark.slow
 def test_reset_in_mid_run(reader, image):
     payloads = packets(2, 40)
     whole = RunSpec(sources={"i": Source(payloads)}, sinks={"o": Sink(40)})
