@@ -24,6 +24,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import shutil
@@ -281,9 +282,9 @@ def build(
     """Export what ``component()`` makes as ``eb_<name>``, and return its compiled bench.
 
     With ``config`` (anything whose ``repr`` says it all), an export is reused as long as the
-    project's ``rtl``, ``golden`` and ``spec``, the file that defines ``component``, ``config`` and
-    Amaranth's version are the same: the second call does not even elaborate. Without it the export
-    is repeated, the compilation is not.
+    project's ``rtl``, ``golden`` and ``spec``, the Python files beside that of ``component`` (a class
+    or function), ``config`` and Amaranth's version are the same: the second call does not even
+    elaborate. Without it the export is repeated, the compilation is not.
 
     Raises
     ------
@@ -347,9 +348,13 @@ def _export_key(name: str, component: Callable[[], object], config: object) -> s
         for file in sorted((PROJECT / package).rglob("*")):
             if file.suffix in (".py", ".v", ".toml"):
                 parts += [str(file.relative_to(PROJECT)).encode(), file.read_bytes()]
+    # A component from elsewhere (a test, a user's file) may lean on any file beside its own.
+    own = Path(inspect.getsourcefile(component) or "").resolve()
+    for file in sorted(own.parent.glob("*.py")):
+        parts += [file.name.encode(), file.read_bytes()]
+    # Several in one file: told apart by name and, for lambdas, by line.
     code = getattr(component, "__code__", None)
-    if code is not None and Path(code.co_filename).is_file():
-        parts += [Path(code.co_filename).read_bytes(), str(code.co_firstlineno).encode()]
+    parts.append(repr((component.__qualname__, code and code.co_firstlineno)).encode())
     return _digest(*parts)
 
 

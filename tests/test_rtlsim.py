@@ -37,6 +37,7 @@ from tests.harness_designs import (
     REG_BUSY,
     REG_SCRAP,
     REG_START,
+    RamBench,
     Reader,
 )
 
@@ -438,6 +439,21 @@ def test_export_is_reused_until_a_source_or_the_config_changes(compiled, tmp_pat
     assert len(compiled) == 1  # the Verilog stayed the same
     with pytest.raises(ValueError, match=r"^config must have a repr that says all of it"):
         build("reader", component, config=object(), root=tmp_path)
+
+
+def test_export_is_repeated_when_the_components_own_file_changes(compiled, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    keys = []
+    for text in ("class Block: pass", "class Block: size = 2"):
+        (outside / "block.py").write_text(text + "\n")
+        (outside / "top.py").write_text("def component(): pass\n")
+        space = {"__name__": "outside"}
+        exec(compile("def component(): pass\n", str(outside / "top.py"), "exec"), space)
+        keys.append(rtlsim._export_key("x", space["component"], ()))
+    assert keys[0] != keys[1]
+    assert rtlsim._export_key("x", Reader, ()) == rtlsim._export_key("x", Reader, ())
+    assert rtlsim._export_key("x", Reader, ()) != rtlsim._export_key("x", RamBench, ())
 
 
 def test_two_builders_at_once_build_once(compiled, exported, tmp_path):
