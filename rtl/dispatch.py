@@ -102,7 +102,7 @@ class DispatchConfig:
     @property
     def expect(self) -> data.StructLayout:
         """Payload of ``o_expect``."""
-        return data.StructLayout({"slot": range(self.num_slots), "count": range(self.top_k + 2)})
+        return expect_layout(self.num_slots, self.top_k + 1)
 
     @property
     def entry(self) -> data.StructLayout:
@@ -129,6 +129,11 @@ class DispatchConfig:
     def outputs(self) -> list[str]:
         """Names of the output streams, one per unit."""
         return [f"o_{unit}" for unit in range(self.num_units)]
+
+
+def expect_layout(num_slots: int, max_count: int) -> data.StructLayout:
+    """Return what a token's slot waits for; ``last_token`` where the token ends its batch."""
+    return data.StructLayout({"slot": range(num_slots), "count": range(max_count + 1), "last_token": 1})
 
 
 def _lookup_port(config):
@@ -298,6 +303,7 @@ class Enqueue(wiring.Component):
             expect.i.valid.eq(s1_valid & s1.last),
             expect.i.payload.slot.eq(s1_slot),
             expect.i.payload.count.eq(kept_now + int(config.shared)),
+            expect.i.payload.last_token.eq(s1.last_token),
         ]
         with m.If(s1_fire):
             m.d.sync += kept.eq(Mux(s1.last, 0, kept_now))
@@ -705,7 +711,7 @@ class Dispatch(wiring.Component):
     i : In(stream.Signature(config.assignment)): expert, weight (bf16 bits), last (assignment of its
         token), last_token (the token ends its batch).
     o_expect : Out(stream.Signature(config.expect)): per token, in order: its slot (token number modulo
-        num_slots) and how many entries of it will be served.
+        num_slots), how many entries of it will be served, whether it ends its batch.
     o_0, o_1, ... : Out(stream.Signature(config.entry)): per unit: expert (num_experts: the shared one),
         slot, weight, last (entry of this expert in this window).
     capacity : In(capacity_bits), 0 for no limit. Constant while tokens are inside.
