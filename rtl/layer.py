@@ -19,11 +19,22 @@ from rtl.expert import ExpertConfig, ExpertEngine
 from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_layout
 from rtl.gating import Gate, token_layout
 from rtl.registers import RegisterFile
-from rtl.stream import StreamRegister, connect_stream
+from rtl.stream import connect_stream
 from spec.design import DesignSpec
 from spec.geometry import ImageGeometry, ceil_div
 from spec.model import ModelSpec
-from spec.registers import COUNTERS, STATUS_BUSY, STATUS_LOADED, STATUS_READ_ERROR, PROBE, PROBE_WAIT_TILE
+from spec.registers import (
+    COUNTERS,
+    EXPERT_BITS,
+    PROBE,
+    PROBE_BITS,
+    PROBE_EXPERT,
+    PROBE_WAIT_TILE,
+    PROBE_WEIGHT,
+    STATUS_BUSY,
+    STATUS_LOADED,
+    STATUS_READ_ERROR,
+)
 
 CAPACITY_BITS = 16
 
@@ -156,8 +167,9 @@ class FpgaLayer(wiring.Component):
     o : Out(stream.Signature({data: act_lanes x 16, last}))
     o_ar, i_r : AXI4 read master.
     reg_addr, reg_wdata, reg_we, reg_rdata : :class:`rtl.registers.RegisterFile`.
-    probe : Out(2 * len(PROBE) + 1)
-        For benches: transfers and waits of the streams between the blocks (:data:`spec.registers.PROBE`).
+    probe : Out(PROBE_BITS)
+        For benches: transfers and waits of the streams between the blocks, and the assignments that
+        pass (:data:`spec.registers.PROBE`). Leave it open in a product.
     """
 
     def __init__(self, model: ModelSpec, design: DesignSpec) -> None:
@@ -212,7 +224,7 @@ class FpgaLayer(wiring.Component):
                 "reg_wdata": In(32),
                 "reg_we": In(1),
                 "reg_rdata": Out(32),
-                "probe": Out(2 * len(PROBE) + 1),
+                "probe": Out(PROBE_BITS),
             }
         )
 
@@ -225,7 +237,6 @@ class FpgaLayer(wiring.Component):
         m.submodules.dispatch = dispatch = self.dispatch
         m.submodules.expert = expert = self.expert
         m.submodules.combine = combine = self.combine
-        m.submodules.beats = beats = StreamRegister(self.i_r.payload.shape())
 
         # Tokens and what becomes of them.
         connect_stream(m, wiring.flipped(self.i), intake.i)
@@ -245,17 +256,18 @@ class FpgaLayer(wiring.Component):
         ]
 
         # The memory belongs to the router loader while it is active, else to the experts.
-        connect_stream(m, wiring.flipped(self.i_r), beats.i)
         for port, user in ((loader, loader.active), (expert, ~loader.active)):
             m.d.comb += [
                 port.o_ar.ready.eq(self.o_ar.ready & user),
-                port.i_r.payload.eq(beats.o.payload),
-                port.i_r.valid.eq(beats.o.valid & user),
+                port.i_r.payload.eq(self.i_r.payload),
+                port.i_r.valid.eq(self.i_r.valid & user),
             ]
         m.d.comb += [
             self.o_ar.valid.eq(Mux(loader.active, loader.o_ar.valid, expert.o_ar.valid)),
-            self.o_ar.payload.eq(Mux(loader.active, loader.o_ar.payload.as_value(), expert.o_ar.payload.as_value())),
-            beats.o.ready.eq(Mux(loader.active, loader.i_r.ready, expert.i_r.ready)),
+            self.o_ar.payload.addr.eq(
+                Mux(loader.active, loader.o_ar.payload.addr, expert.o_ar.payload.addr)
+            ),
+            self.i_r.ready.eq(Mux(loader.active, loader.i_r.ready, expert.i_r.ready)),
         ]
 
         # Registers.
@@ -276,7 +288,7 @@ class FpgaLayer(wiring.Component):
         m.d.sync += inside.eq(inside + intake.first - combine.freed)
         with m.If(registers.load):
             m.d.sync += read_error.eq(0)
-        with m.Elif(beats.o.valid & beats.o.ready & beats.o.payload.resp.any()):
+        with m.Elif(self.i_r.valid & self.i_r.ready & self.i_r.payload.resp.any()):
             m.d.sync += read_error.eq(1)
         busy = Signal()
         m.d.comb += [
@@ -306,6 +318,12 @@ class FpgaLayer(wiring.Component):
             self.probe.eq(Cat(*(Cat(transfers[name], waits[name]) for name in PROBE))),
             self.probe[PROBE_WAIT_TILE].eq(self.expert.wait_tile),
         ]
+        assignment = self.gate.o.payload
+        with m.If(transfers["assignments"]):
+            m.d.comb += [
+                self.probe[PROBE_EXPERT : PROBE_EXPERT + EXPERT_BITS].eq(assignment.expert),
+                self.probe[PROBE_WEIGHT : PROBE_WEIGHT + 16].eq(assignment.weight),
+            ]
         events = {
             "cycles": busy,
             "tokens_in": self.intake.last,

@@ -91,8 +91,9 @@ class EngineShape:
 class ExpertCycles:
     """Handshake cycles and totals.
 
-    ``i`` per entry, ``ar`` per burst, ``r`` per read beat, ``o`` per output beat; ``fire_first`` and
-    ``fire_last`` per job; ``fires`` MAC slots in all; ``tile_beats`` weight beats without padding.
+    ``i`` per entry, ``ar`` per burst, ``r`` per read beat, ``o`` per output beat; ``fire_first``,
+    ``fire_last`` and ``retired`` (its bank is free afterwards) per job; ``fires`` MAC slots in all; ``tile_beats`` weight beats without padding;
+    ``wait_from``, ``wait_to`` per tile: the array waits for it in these cycles, the end excluded.
     """
 
     i: Cycles
@@ -101,8 +102,11 @@ class ExpertCycles:
     o: Cycles
     fire_first: Cycles
     fire_last: Cycles
+    retired: Cycles
     fires: int
     tile_beats: int
+    wait_from: Cycles
+    wait_to: Cycles
 
 
 def expert_cycles(
@@ -133,7 +137,7 @@ def expert_cycles(
     table = shape.table()
     extra_latency = np.zeros(1, dtype=np.int64) if extra is None else np.asarray(extra, dtype=np.int64)
     routed = shape.image.routed
-    i, ar, r, o, first, final = _run(
+    i, ar, r, o, first, final, retired, wait_from, wait_to = _run(
         table,
         kinds,
         counts,
@@ -154,7 +158,17 @@ def expert_cycles(
     )
     tiles = np.array([kind.num_tiles for kind in shape.kinds], dtype=np.int64)[kinds]
     return ExpertCycles(
-        i, ar, r, o, first, final, int((tiles * counts).sum()), int(tiles.sum()) * shape.tile_beats
+        i=i,
+        ar=ar,
+        r=r,
+        o=o,
+        fire_first=first,
+        fire_last=final,
+        retired=retired,
+        fires=int((tiles * counts).sum()),
+        tile_beats=int(tiles.sum()) * shape.tile_beats,
+        wait_from=wait_from,
+        wait_to=wait_to,
     )
 
 
@@ -177,15 +191,18 @@ def _run(
     burst_beats: int,
     outstanding: int,
     activation: int,
-) -> tuple[Cycles, Cycles, Cycles, Cycles, Cycles, Cycles]:
+) -> tuple[Cycles, Cycles, Cycles, Cycles, Cycles, Cycles, Cycles, Cycles, Cycles]:
     jobs = len(kinds)
     parts = rows // lanes
     num_bursts = np.int64(0)
     num_out = np.int64(0)
+    num_tiles = np.int64(0)
     max_hidden = np.int64(1)
     for job in range(jobs):
         num_bursts += table[kinds[job], 4]
         num_out += counts[job] * words
+        num_tiles += table[kinds[job], 0] * matrices * table[kinds[job], 1]
+        num_tiles += table[kinds[job], 2] * table[kinds[job], 3]
         max_hidden = max(max_hidden, table[kinds[job], 0])
     i = np.empty(len(arrivals), dtype=np.int64)
     ar = np.empty(num_bursts, dtype=np.int64)
@@ -195,6 +212,9 @@ def _run(
     final = np.empty(jobs, dtype=np.int64)
     retired = np.empty(jobs, dtype=np.int64)
     hidden_done = np.zeros(max_hidden, dtype=np.int64)
+    wait_from = np.empty(num_tiles, dtype=np.int64)
+    wait_to = np.empty(num_tiles, dtype=np.int64)
+    tile_count = np.int64(0)
 
     minus = np.int64(-1)
     entry = np.int64(0)
@@ -283,6 +303,9 @@ def _run(
                             last_f1 = leave
                             fire = max(last_f1 + 1, last_fire + 1, full)
                             if token == 0:
+                                wait_from[tile_count] = last_f1 + 1
+                                wait_to[tile_count] = max(full, last_f1 + 1)
+                                tile_count += 1
                                 fire = max(fire, tile_start + ACCUMULATE_DISTANCE)
                                 if tile == 0 and matrix == 0:
                                     fire = max(fire, drained_2 + 1)
@@ -337,4 +360,4 @@ def _run(
             left_register = max(last_r + 1, left_register + 1)
         # Bursts were asked for in order; the job took all of its own.
         assert burst - job_burst == bursts
-    return i, ar, r, o, first, final
+    return i, ar, r, o, first, final, retired, wait_from, wait_to

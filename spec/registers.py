@@ -59,3 +59,9 @@ PROBE = ("tokens", "assignments", "expects", "entries", "contributions", "output
 """Streams whose transfers the ``probe`` port shows: two bits each, *transfer* and *waits*."""
 PROBE_WAIT_TILE = 2 * len(PROBE)
 """Bit of the probe port: the array waits for a tile."""
+EXPERT_BITS = 9
+PROBE_EXPERT = PROBE_WAIT_TILE + 1
+"""Lowest bit of the expert of the assignment that passes, 0 if none does."""
+PROBE_WEIGHT = PROBE_EXPERT + EXPERT_BITS
+"""Lowest bit of its bf16 weight."""
+PROBE_BITS = PROBE_WEIGHT + 16

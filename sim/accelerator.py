@@ -1,0 +1,512 @@
+"""Run a workload on an accelerator: golden, cycle model, exported Verilog; compare all three."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.dispatch_streams import DispatchStreams, dispatch_streams
+from golden.formats import Bits16, bf16_decode
+from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
+from sim.divergence import Divergence, PortCheck, first_divergence, with_waveform
+from sim.layer import BLOCKS, LayerShape, LayerTimes, StreamTimes, active_cycles, block_times, layer_times
+from sim.routing import IntArray
+from sim.rtlsim import (
+    DEFAULT_ROOT,
+    Build,
+    ReadMemory,
+    RunResult,
+    RunSpec,
+    Sink,
+    Source,
+    Trace,
+    Waveform,
+    build,
+    reg_read,
+    reg_wait,
+    reg_write,
+)
+from sim.streams import Cycles
+from sim.workload import Workload
+from spec.design import DesignSpec
+from spec.geometry import ImageGeometry
+from spec.model import ModelSpec
+from spec.registers import (
+    CONTROL_CLEAR,
+    CONTROL_LOAD,
+    COUNTERS,
+    EXPERT_BITS,
+    PROBE,
+    PROBE_EXPERT,
+    PROBE_WAIT_TILE,
+    PROBE_WEIGHT,
+    REGISTERS,
+    STATUS_LOADED,
+    counter_address,
+)
+
+Progress = Callable[[str], None]
+
+BLOCK_PORTS = {
+    "tokens": ("gating", "i"),
+    "assignments": ("gating", "o"),
+    "assignments (sink)": ("dispatch", "i"),
+    "expects": ("dispatch", "o_expect"),
+    "expects (sink)": ("combine", "i_expect"),
+    "entries": ("dispatch", "o"),
+    "entries (sink)": ("expert", "i"),
+    "addresses": ("expert", "o_ar"),
+    "beats": ("expert", "i_r"),
+    "contributions": ("expert", "o"),
+    "contributions (sink)": ("combine", "i"),
+    "output": ("combine", "o"),
+}
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Result of a run; the names of the command line's JSON. What was not run is None."""
+
+    model: str
+    design: str
+    engine: str
+    tokens: int
+    d_model: int
+    d_expert: int
+    experts: int
+    top_k: int
+    cycles: dict[str, int | None]
+    blocks: dict[str, dict[str, int | None]]
+    mismatches: int | None
+    seconds: float
+    energy_j: float | None
+    utilisation: dict[str, float]
+    dropped: int
+    wall_s: float
+    routing: dict[str, Any]
+    counters: dict[str, int] | None = None
+    reference: dict[str, Any] | None = None
+    simulated_cycles_per_second: float | None = None
+    divergence: str | None = None
+    waveform: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def agreed(self) -> bool:
+        """Whether everything that was compared is equal (the layer's own cycles within 1 %)."""
+        return self.divergence is None and not self.mismatches
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as the contract's JSON object."""
+        return dataclasses.asdict(self)
+
+
+def routing_report(name: str, ids: IntArray, num_experts: int, target: IntArray | None) -> dict[str, Any]:
+    """Return the load that was asked for beside the one that came out."""
+    load = np.bincount(ids.ravel(), minlength=num_experts)
+    report: dict[str, Any] = {
+        "requested": name,
+        "experts_used": int((load > 0).sum()),
+        "max_load": int(load.max()),
+        "mean_load": float(load.mean()),
+    }
+    if target is not None:
+        wanted = np.bincount(target.ravel(), minlength=num_experts)
+        same = (np.sort(ids, axis=1) == np.sort(target, axis=1)).all(axis=1)
+        report["requested_max_load"] = int(wanted.max())
+        report["tokens_as_requested"] = float(same.mean())
+    return report
+
+
+def run_model(
+    model: ModelSpec, design: DesignSpec, ids: IntArray, routing: str, batch_lengths: list[int] | None = None
+) -> Report:
+    """Return the cycle model's answer for a routing; no weights, no Verilog."""
+    image = ImageGeometry.of(model, design)
+    streams = _streams(model, design, image, ids, batch_lengths)
+    started = time.perf_counter()
+    shape = LayerShape(image, design, streams)
+    times = layer_times(shape, _arrivals(image, len(ids)))
+    wall = time.perf_counter() - started
+    return _report(model, design, "model", shape, times, None, wall, routing_report(
+        routing, ids, model.gating.num_experts, None
+    ))
+
+
+def _streams(
+    model: ModelSpec,
+    design: DesignSpec,
+    image: ImageGeometry,
+    ids: IntArray,
+    batch_lengths: list[int] | None,
+) -> DispatchStreams:
+    return dispatch_streams(
+        ids,
+        np.zeros(ids.shape, dtype=np.uint16),
+        num_experts=model.gating.num_experts,
+        window_tokens=design.window_tokens,
+        batch_lengths=batch_lengths,
+        capacity=model.expert_capacity,
+        shared=image.shared is not None,
+    )
+
+
+def _arrivals(image: ImageGeometry, num_tokens: int) -> Cycles:
+    return np.zeros(num_tokens * image.gate.input_beats, dtype=np.int64)
+
+
+def build_layer(model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT) -> Build:
+    """Return the compiled bench of a layer's exported Verilog; builds are cached by content."""
+
+    def component() -> object:
+        from rtl.layer import FpgaLayer
+
+        return FpgaLayer(model, design)
+
+    # The hardware does not depend on the names of presets or on how many layers there are.
+    anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
+    return build("layer", component, config=(anonymous, dataclasses.replace(design, name="design")), root=root)
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """A layer's run of the Verilog: the job, what came back, and what golden and model expect."""
+
+    workload: Workload
+    design: DesignSpec
+    shape: LayerShape
+    golden: LayerBf16
+    spec: RunSpec
+    result: RunResult
+    seen: LayerTimes
+    assignments: Trace
+    counters: dict[str, int]
+
+
+def layer_job(
+    workload: Workload,
+    design: DesignSpec,
+    *,
+    arrivals: Cycles | None = None,
+    output_ready: NDArray[np.bool_] | None = None,
+    max_cycles: int | None = None,
+) -> tuple[LayerShape, LayerBf16, RunSpec]:
+    """Return shape, golden result and the native bench's job of a workload."""
+    model = workload.model
+    image = ImageGeometry.of(model, design)
+    golden = layer_bf16(
+        model,
+        image,
+        workload.weights,
+        workload.tokens,
+        window_tokens=design.window_tokens,
+        batch_lengths=workload.batch_lengths,
+    )
+    shape = LayerShape(image, design, golden.streams)
+    num_tokens = len(workload.tokens)
+    offered = _arrivals(image, num_tokens) if arrivals is None else arrivals
+    control = REGISTERS["CONTROL"]
+    spec = RunSpec(
+        sources={"i": Source(token_beats(image, design, workload.tokens, workload.batch_lengths), offered)},
+        sinks={"o": Sink(num_tokens * shape.engine.words, output_ready)},
+        memories={
+            "o_ar": ReadMemory(
+                layer_image(model, image, workload.weights),
+                latency=design.memory.latency_cycles,
+                max_outstanding=256,
+            )
+        },
+        prologue=[
+            reg_write(REGISTERS["IMAGE_PAGE"], 0),
+            reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            reg_write(control, 1 << CONTROL_LOAD),
+            reg_wait(REGISTERS["STATUS"], 1 << STATUS_LOADED, 1 << STATUS_LOADED, 1 << 30),
+            reg_write(control, 1 << CONTROL_CLEAR),
+        ],
+        epilogue=[
+            reg_read(counter_address(name) + offset) for name in COUNTERS for offset in (0, 4)
+        ],
+        probes=["probe"],
+        max_cycles=max_cycles or 1 << 40,
+    )
+    return shape, golden, spec
+
+
+def token_beats(
+    image: ImageGeometry, design: DesignSpec, tokens: Bits16, batch_lengths: list[int]
+) -> NDArray[np.uint64]:
+    """Return the input stream's payloads: ``stream_lanes`` elements, then ``last`` of the batch."""
+    lanes, beats = design.stream_lanes, image.gate.input_beats
+    elements = np.zeros((len(tokens), beats * lanes), dtype=np.uint16)
+    elements[:, : tokens.shape[1]] = tokens
+    last = np.zeros((len(tokens), beats), dtype=np.uint16)
+    last[np.cumsum(batch_lengths) - 1, -1] = 1
+    words = -(-(lanes + 1) // 4) * 4
+    payloads = np.zeros((len(tokens) * beats, words), dtype=np.uint16)
+    payloads[:, :lanes] = elements.reshape(-1, lanes)
+    payloads[:, lanes] = last.ravel()
+    return payloads.view(np.uint64)
+
+
+def output_payloads(shape: LayerShape, golden: LayerBf16, batch_lengths: list[int]) -> NDArray[np.uint64]:
+    """Return the output stream's payloads that golden expects."""
+    lanes, words = shape.design.array.act_lanes, shape.engine.words
+    num_tokens, d_model = golden.output.shape
+    elements = np.zeros((num_tokens, words * lanes), dtype=np.uint16)
+    elements[:, :d_model] = golden.output
+    last = np.zeros((num_tokens, words), dtype=np.uint16)
+    last[np.cumsum(batch_lengths) - 1, -1] = 1
+    width = -(-(lanes + 1) // 4) * 4
+    payloads = np.zeros((num_tokens * words, width), dtype=np.uint16)
+    payloads[:, :lanes] = elements.reshape(-1, lanes)
+    payloads[:, lanes] = last.ravel()
+    return payloads.view(np.uint64)
+
+
+def run_rtl(rtl: Build, workload: Workload, design: DesignSpec, *, seed: int = 1, **job: Any) -> LayerRun:
+    """Run a workload through a layer's Verilog; ``job`` goes to :func:`layer_job`."""
+    shape, golden, spec = layer_job(workload, design, **job)
+    result = rtl.run(spec, seed=seed)
+    cycles, values = result.probes["probe"]
+    return LayerRun(
+        workload=workload,
+        design=design,
+        shape=shape,
+        golden=golden,
+        spec=spec,
+        result=result,
+        seen=_seen_times(cycles, values),
+        assignments=_seen_assignments(cycles, values),
+        counters=_counters(result.reads),
+    )
+
+
+def _seen_times(cycles: Cycles, values: NDArray[np.uint64]) -> LayerTimes:
+    """Turn the probe's bits into times: a beat is offered from the first cycle of its waiting on."""
+
+    def at(bit: int) -> Cycles:
+        return cycles[(values >> np.uint64(bit)) & np.uint64(1) == 1]
+
+    streams = {}
+    for index, name in enumerate(PROBE):
+        taken, waits = at(2 * index), at(2 * index + 1)
+        before = np.searchsorted(waits, taken)
+        count = np.diff(np.concatenate([[0], before]))
+        streams[name] = StreamTimes(taken - count, taken)
+    return LayerTimes(streams, at(PROBE_WAIT_TILE), 0)
+
+
+def _seen_assignments(cycles: Cycles, values: NDArray[np.uint64]) -> Trace:
+    passed = values >> np.uint64(2 * PROBE.index("assignments")) & np.uint64(1) == 1
+    mask = np.uint64((1 << (EXPERT_BITS + 16)) - 1)
+    payloads = (values[passed] >> np.uint64(PROBE_EXPERT)) & mask
+    return Trace(cycles[passed], payloads.reshape(-1, 1))
+
+
+def _counters(reads: list[int]) -> dict[str, int]:
+    pairs = zip(reads[::2], reads[1::2], strict=True)
+    return {name: low | high << 32 for name, (low, high) in zip(COUNTERS, pairs, strict=True)}
+
+
+def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
+    """Return every comparison of a run: payloads with golden, cycles with the block models."""
+    golden = run.golden
+    ids = golden.routing.ids.ravel().astype(np.uint64)
+    weights = golden.routing.weights.ravel().astype(np.uint64)
+    expected = block_times(run.shape, run.seen) if cycles and _complete(run) else {}
+    found = [
+        PortCheck(
+            "gating",
+            "o",
+            run.assignments,
+            payloads=ids | weights << np.uint64(PROBE_WEIGHT - PROBE_EXPERT),
+        ),
+        PortCheck(
+            "combine",
+            "o",
+            run.result.streams["o"],
+            payloads=output_payloads(run.shape, golden, run.workload.batch_lengths),
+        ),
+    ]
+    for name, (block, port) in BLOCK_PORTS.items():
+        if name in expected:
+            seen = run.seen.streams[name.removesuffix(" (sink)")].taken
+            found.append(
+                PortCheck(
+                    block, port, Trace(seen, np.zeros((len(seen), 1), np.uint64)), cycles=expected[name]
+                )
+            )
+    return found
+
+
+def _complete(run: LayerRun) -> bool:
+    """Whether every beat came, so that the block models can be asked."""
+    streams, seen = run.shape.streams, run.seen.streams
+    return (
+        run.result.timeout is None
+        and len(seen["assignments"].taken) == streams.ids.size
+        and len(seen["entries"].taken) == len(streams.entry_token)
+        and len(seen["contributions"].taken) == len(run.shape.contribution_tokens)
+    )
+
+
+def mismatches(run: LayerRun) -> int:
+    """Return the differing bits over selected ids, weights and outputs; a missing beat counts whole."""
+    total = 0
+    for check in checks(run, cycles=False):
+        expected = np.asarray(check.payloads, dtype=np.uint64)
+        expected = expected.reshape(len(expected), -1)
+        seen = check.seen.payloads
+        common = min(len(expected), len(seen))
+        words = min(expected.shape[1], seen.shape[1])
+        difference = expected[:common, :words] ^ seen[:common, :words]
+        total += int(np.bitwise_count(difference).sum())
+        total += 64 * words * abs(len(expected) - len(seen))
+    return total
+
+
+def run_layer(
+    workload: Workload,
+    design: DesignSpec,
+    *,
+    engine: str,
+    routing: str,
+    seed: int = 1,
+    waves: Path | None = None,
+    root: Path = DEFAULT_ROOT,
+    progress: Progress = lambda _text: None,
+) -> Report:
+    """Run a workload with weights on the ``rtl`` engine, or on ``both``, and compare.
+
+    With ``waves`` a VCD of the whole run is left in that folder. On a difference the report's
+    ``divergence`` names the first one and a waveform around it.
+    """
+    model = workload.model
+    progress("exporting Verilog and building its simulation (cached by content)")
+    rtl = build_layer(model, design, root)
+    progress(f"running {len(workload.tokens)} tokens through the Verilog")
+    started = time.perf_counter()
+    run = run_rtl(rtl, workload, design, seed=seed)
+    times = layer_times(run.shape, _arrivals(run.shape.image, len(workload.tokens)))
+    wall = time.perf_counter() - started
+    ids = run.golden.routing.ids
+    report = _report(
+        model,
+        design,
+        engine,
+        run.shape,
+        times if engine == "both" else None,
+        run,
+        wall,
+        routing_report(routing, ids, model.gating.num_experts, workload.target_ids),
+    )
+    report.reference = compare_with_float(workload, run.golden)
+    progress("comparing")
+    report.mismatches = mismatches(run)
+    problems = [*run.result.violations, *([run.result.timeout] if run.result.timeout else [])]
+    found = first_divergence(checks(run, cycles=engine == "both"))
+    if found is not None:
+        progress("something differs; building with waveforms")
+        report.divergence = with_waveform(found, rtl, run.spec, root / "waves", seed=seed)
+    elif problems:
+        report.divergence = "; ".join(problems)
+    else:
+        report.divergence = _cycles_apart(report)
+    if waves is not None:
+        progress("running again with waveforms")
+        path = waves / f"{model.name}.vcd"
+        rtl.traced().run(run.spec, seed=seed, vcd=Waveform(path))
+        report.waveform = str(path)
+    return report
+
+
+def _cycles_apart(report: Report) -> str | None:
+    model, rtl = report.cycles["model"], report.cycles["rtl"]
+    if model is not None and rtl is not None and abs(model - rtl) > 0.01 * rtl:
+        return f"layer: cycles: model {model}, rtl {rtl}: more than 1 % apart"
+    return None
+
+
+def compare_with_float(workload: Workload, golden: LayerBf16) -> dict[str, Any]:
+    """Return how far the bf16 result is from the float reference, and whether the sets agree."""
+    ids = np.where(golden.streams.kept, golden.routing.ids, -1)
+    wanted = np.where(workload.reference_kept, workload.reference_ids, -1)
+    same = (np.sort(ids, axis=1) == np.sort(wanted, axis=1)).all(axis=1)
+    error = np.abs(bf16_decode(golden.output).astype(np.float64) - workload.reference)
+    spread = float(workload.reference.std())
+    return {
+        "name": workload.reference_name,
+        "tokens_with_same_experts": int(same.sum()),
+        "max_error_over_std": float(error[same].max() / spread) if same.any() and spread else None,
+        "mean_error_over_std": float(error[same].mean() / spread) if same.any() and spread else None,
+    }
+
+
+def _report(
+    model: ModelSpec,
+    design: DesignSpec,
+    engine: str,
+    shape: LayerShape,
+    times: LayerTimes | None,
+    run: LayerRun | None,
+    wall: float,
+    routing: dict[str, Any],
+) -> Report:
+    blocks: dict[str, dict[str, int | None]] = {name: {"model": None, "rtl": None} for name in BLOCKS}
+    cycles: dict[str, int | None] = {"model": None, "rtl": None}
+    if times is not None:
+        cycles["model"] = times.cycles
+        taken = {name: stream.taken for name, stream in times.streams.items()}
+        waits = {name: stream.waits for name, stream in times.streams.items()}
+        if run is None:
+            for name, count in active_cycles(shape, taken, waits, times.wait_tile).items():
+                blocks[name]["model"] = count
+    if run is not None and _complete(run):
+        cycles["rtl"] = run.seen.cycles
+        waits = {name: stream.waits for name, stream in run.seen.streams.items()}
+        taken = {name: stream.taken for name, stream in run.seen.streams.items()}
+        for name, count in active_cycles(shape, taken, waits, run.seen.wait_tile).items():
+            blocks[name]["rtl"] = count
+        if times is not None:
+            modelled = block_times(shape, run.seen)
+            for name, count in active_cycles(shape, modelled, waits, modelled["wait_tile"]).items():
+                blocks[name]["model"] = count
+    total = cycles["rtl"] if cycles["rtl"] is not None else cycles["model"]
+    fires = times.fires if times is not None else 0
+    beats = len(times.streams["beats"].taken) if times is not None else 0
+    if run is not None:
+        fires, beats = run.counters["mac_active"], run.counters["read_beats"]
+    return Report(
+        model=model.name,
+        design=design.name,
+        engine=engine,
+        tokens=len(shape.streams.window),
+        d_model=model.d_model,
+        d_expert=model.ffn.d_expert,
+        experts=model.gating.num_experts,
+        top_k=model.gating.top_k,
+        cycles=cycles,
+        blocks=blocks,
+        mismatches=None,
+        seconds=(total or 0) / design.clock_hz,
+        energy_j=None,
+        utilisation={
+            "mac": fires / total if total else 0.0,
+            "bandwidth": beats / total if total else 0.0,
+        },
+        dropped=shape.streams.dropped,
+        wall_s=wall,
+        routing=routing,
+        counters=run.counters if run is not None else None,
+        simulated_cycles_per_second=run.result.cycles_per_second if run is not None else None,
+    )
+
+
+__all__ = ["Divergence", "LayerRun", "Report", "build_layer", "run_layer", "run_model", "run_rtl"]

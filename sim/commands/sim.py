@@ -1,0 +1,164 @@
+"""``expertbank sim``: a layer on an accelerator, by the cycle model, the Verilog, or both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sim.commands.output import json_option, print_json, print_table
+from spec.errors import InputError
+from spec.registers import COUNTERS
+
+RTL_SCALE = 64
+
+
+@click.command("sim")
+@click.option("--model", "model_name", required=True, help="Preset, TOML, config.json or vector .npz.")
+@click.option("--design", "design_name", default="fpga", show_default=True, help="Preset or TOML.")
+@click.option("--engine", type=click.Choice(["model", "rtl", "both"]), default="both", show_default=True)
+@click.option("--tokens", type=int, help="Tokens (default: 16, or all of a vector).")
+@click.option("--scale", help="'full' or a divisor of d_model and FFN widths (default: full; rtl: 64).")
+@click.option("--experts", type=int, help="Run the first N experts alone, the gate bypassed.")
+@click.option("--format", "number_format", type=click.Choice(["bf16"]), default="bf16", show_default=True)
+@click.option("--phase", type=click.Choice(["prefill", "decode"]), help="One step over all MoE layers.")
+@click.option("--routing", default="uniform", show_default=True, help="uniform, zipf:S or a file .npz.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Weights, tokens, routing.")
+@click.option("--sim", "simulator", type=click.Choice(["verilator"]), default="verilator", show_default=True)
+@click.option("--waves", is_flag=True, help="Leave a VCD of the whole run in build/waves.")
+@json_option
+def command(
+    model_name: str,
+    design_name: str,
+    engine: str,
+    tokens: int | None,
+    scale: str | None,
+    experts: int | None,
+    number_format: str,
+    phase: str | None,
+    routing: str,
+    seed: int,
+    simulator: str,
+    waves: bool,
+    as_json: bool,
+) -> int:
+    """Run one MoE layer and print cycles, differences, utilisation and stalls.
+
+    Exit status 1 if the Verilog differs from golden in a bit, a block from its model in a cycle, or
+    the layer from its model by more than 1 %.
+    """
+    from sim import accelerator, alone, step, workload
+    from sim.routing import draw_ids, parse_routing
+    from spec.load import load_design
+
+    def progress(text: str) -> None:
+        click.echo(f"[{model_name}] {text}", err=True)
+
+    design = load_design(design_name)
+    distribution = parse_routing(routing)
+    divisor = workload.parse_scale(scale, 1 if engine == "model" else RTL_SCALE)
+    if seed < 0:
+        raise InputError(f"must be at least 0, not {seed}", key="seed")
+    if tokens is not None and not 1 <= tokens <= 1 << 20:
+        raise InputError(f"must be in 1..{1 << 20}, not {tokens}", key="tokens")
+    vector = workload.is_vector(model_name)
+    if vector and scale not in (None, "full", "1"):
+        raise InputError(f"a vector runs at its own size, not at scale {scale}", key="scale")
+    count = tokens or workload.DEFAULT_TOKENS
+
+    if experts is not None:
+        report = alone.run_experts(
+            model_name, design, experts, tokens, divisor, engine=engine, seed=seed, progress=progress
+        )
+    elif phase is not None:
+        if engine != "model" or vector:
+            raise InputError("runs with --engine model and a model of many layers only", key="phase")
+        report = step.run_step(
+            workload.scaled_model(model_name, divisor), design, count, distribution, seed
+        )
+    elif vector:
+        work = workload.vector_workload(model_name, tokens)
+        if engine == "model":
+            report = accelerator.run_model(
+                work.model, design, work.reference_ids, "vector", work.batch_lengths
+            )
+        else:
+            report = accelerator.run_layer(
+                work,
+                design,
+                engine=engine,
+                routing="vector",
+                waves=Path("build/waves") if waves else None,
+                progress=progress,
+            )
+    else:
+        model = workload.scaled_model(model_name, divisor)
+        if engine == "model":
+            ids = draw_ids(model.gating, distribution, count, seed)
+            report = accelerator.run_model(model, design, ids, routing)
+        else:
+            progress("drawing weights and tokens")
+            work = workload.random_workload(model, count, distribution, seed)
+            report = accelerator.run_layer(
+                work,
+                design,
+                engine=engine,
+                routing=routing,
+                waves=Path("build/waves") if waves else None,
+                progress=progress,
+            )
+    if as_json:
+        print_json(report.as_json())
+    else:
+        _print(report)
+    return 0 if report.agreed else 1
+
+
+def _print(report) -> None:  # type: ignore[no-untyped-def]
+    click.echo(
+        f"\n{report.model} on {report.design}: {report.tokens} tokens, d_model {report.d_model},"
+        f" d_expert {report.d_expert}, {report.experts} experts, top {report.top_k}"
+    )
+
+    def row(name: str, pair: dict[str, int | None]) -> tuple[object, ...]:
+        model, rtl = pair["model"], pair["rtl"]
+        difference = "-" if model is None or rtl is None else model - rtl
+        return (name, "-" if rtl is None else rtl, "-" if model is None else model, difference)
+
+    print_table(
+        ("cycles", "RTL", "model", "difference"),
+        [row(name, pair) for name, pair in report.blocks.items()] + [row("layer", report.cycles)],
+    )
+    lines = []
+    if report.mismatches is not None:
+        lines.append(f"mismatching bits against golden   {report.mismatches}")
+    if report.reference is not None:
+        reference = report.reference
+        lines.append(
+            f"experts as in {reference['name']}   {reference['tokens_with_same_experts']} of"
+            f" {report.tokens} tokens"
+        )
+        if reference["max_error_over_std"] is not None:
+            lines.append(
+                f"error against {reference['name']}   max {reference['max_error_over_std']:.4f},"
+                f" mean {reference['mean_error_over_std']:.4f} of the output's deviation"
+            )
+    use = report.utilisation
+    lines.append(f"MAC utilisation {use['mac']:.1%}, weight port {use['bandwidth']:.1%}")
+    if report.counters is not None:
+        stalls = [f"{name[6:]} {report.counters[name]}" for name in COUNTERS if name.startswith("stall_")]
+        lines.append("cycles stalled by: " + ", ".join(stalls))
+    routing = report.routing
+    lines.append(
+        f"routing {routing['requested']}: {routing['experts_used']} experts used,"
+        f" at most {routing['max_load']} tokens on one; {report.dropped} assignments dropped"
+    )
+    if report.simulated_cycles_per_second is not None:
+        lines.append(
+            f"simulated {report.simulated_cycles_per_second:,.0f} cycles/s; {report.wall_s:.2f} s in all"
+        )
+    lines.append(f"modelled time {report.seconds * 1e6:,.1f} us")
+    lines += [f"waveform {report.waveform}"] if report.waveform else []
+    lines += report.notes
+    lines.append(f"DIFFERS: {report.divergence}" if report.divergence else "all agree")
+    click.echo("\n".join(lines))

@@ -1,0 +1,112 @@
+"""What is run: a model, its weights and tokens, or only their routing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.formats import Bits16, bf16_decode, bf16_encode
+from golden.layer import layer
+from golden.vectors import read_vector
+from golden.weights import LayerWeights, random_weights
+from sim.routing import IntArray, Routing, draw_ids, tokens_for
+from spec.errors import InputError, require, require_range
+from spec.load import load_model
+from spec.model import ModelSpec
+
+DEFAULT_TOKENS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """A layer and the tokens that go through it.
+
+    Attributes
+    ----------
+    target_ids : (tokens, k) experts asked for, None where the tokens are given (a vector).
+    reference, reference_ids : float outputs (tokens, d_model) and selected experts to compare with.
+    reference_name : who computed them.
+    """
+
+    model: ModelSpec
+    weights: LayerWeights
+    tokens: Bits16
+    batch_lengths: list[int]
+    target_ids: IntArray | None
+    reference: NDArray[np.float64]
+    reference_ids: IntArray
+    reference_kept: NDArray[np.bool_]
+    reference_name: str
+
+
+def is_vector(name: str) -> bool:
+    """Whether a model's name is the path of a vector."""
+    return name.endswith(".npz")
+
+
+def scaled_model(name: str, scale: int) -> ModelSpec:
+    """Return a preset, TOML or config.json model, scaled."""
+    return load_model(name).scaled(scale)
+
+
+def vector_workload(path: str, num_tokens: int | None) -> Workload:
+    """Return a Hugging Face vector's own weights and tokens (the first ``num_tokens`` of them)."""
+    vector = read_vector(Path(path))
+    tokens = vector.flat_tokens
+    lengths = vector.sequence_lengths
+    if num_tokens is not None:
+        require(
+            1 <= num_tokens <= len(tokens),
+            f"must be in 1..{len(tokens)} for {path}, not {num_tokens}",
+            key="tokens",
+        )
+        ends = np.minimum(np.cumsum(lengths), num_tokens)
+        lengths = [int(n) for n in np.diff(np.concatenate([[0], ends])) if n]
+    count = len(tokens) if num_tokens is None else num_tokens
+    model = vector.model
+    # Sequences matter for the capacity alone; without one all tokens are one batch.
+    return Workload(
+        model=model,
+        weights=vector.weights,
+        tokens=bf16_encode(tokens[:count]),
+        batch_lengths=lengths if model.expert_capacity else [count],
+        target_ids=None,
+        reference=vector.output.reshape(tokens.shape)[:count].astype(np.float64),
+        reference_ids=vector.topk_indices[:count],
+        reference_kept=vector.topk_weights[:count] != 0,
+        reference_name=f"Hugging Face ({vector.family})",
+    )
+
+
+def random_workload(model: ModelSpec, num_tokens: int, routing: Routing, seed: int) -> Workload:
+    """Return random weights and tokens that lean towards the experts of ``routing``."""
+    require_range("tokens", num_tokens, 1, 1 << 20)
+    weights = random_weights(model, seed)
+    ids = draw_ids(model.gating, routing, num_tokens, seed)
+    tokens = bf16_encode(tokens_for(ids, weights.router, seed))
+    result = layer(model, weights, bf16_decode(tokens))
+    return Workload(
+        model=model,
+        weights=weights,
+        tokens=tokens,
+        batch_lengths=[num_tokens],
+        target_ids=ids,
+        reference=result.output.astype(np.float64),
+        reference_ids=result.ids,
+        reference_kept=result.kept,
+        reference_name="float golden",
+    )
+
+
+def parse_scale(text: str | None, default: int) -> int:
+    """Return the divisor that ``--scale`` names: ``full`` or a whole number from 1."""
+    if text is None:
+        return default
+    if text == "full":
+        return 1
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"must be 'full' or a whole number from 1, not {text!r}", key="scale")
+    return int(text)
