@@ -125,9 +125,7 @@ def _add(
         entered = max(arrivals[n], entered + 1, accept_before + 1, np.int64(0))
         i[n] = entered
         accept_before = accept
-        accept = max(
-            entered + REGISTER_CYCLES, accept + 1, touched[slot, word[token]] + ACCUMULATE_DISTANCE
-        )
+        accept = max(entered + REGISTER_CYCLES, accept + 1, touched[slot, word[token]] + ACCUMULATE_DISTANCE)
         touched[slot, word[token]] = accept
         word[token] += 1
         if word[token] == words:
@@ -137,9 +135,7 @@ def _add(
 
 
 @njit(cache=True)
-def _emit(
-    full: Cycles, arrivals: Cycles, num_slots: int, words: int, ready: Cycles
-) -> tuple[Cycles, Cycles]:
+def _emit(full: Cycles, arrivals: Cycles, num_slots: int, words: int, ready: Cycles) -> tuple[Cycles, Cycles]:
     """Return the cycles of ``i_expect`` and ``o``."""
     never = -(1 << 40)
     i_expect = np.empty(full.size, np.int64)
