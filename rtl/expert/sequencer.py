@@ -1,0 +1,332 @@
+"""Order of the array's work: which token meets which tile, and when it may."""
+
+from amaranth import Module, Mux, Signal, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from rtl.expert.jobs import JobPointer, job_record_layout, list_bits
+from rtl.expert.layouts import ExpertConfig, bits_for
+from rtl.ram import ReadSignature, address_width
+from spec.geometry import ACCUMULATE_DISTANCE
+
+
+def slot_layout(config: ExpertConfig):
+    """Return what the array knows of a MAC slot (one token at one tile).
+
+    ``token`` and ``parity`` name the accumulators, ``up`` the second set of a gated FFN; ``first``
+    tile starts them from zero; ``unit_done`` on the first token of a unit's last tile.
+    """
+    return data.StructLayout(
+        {
+            "token": unsigned(bits_for(config.max_tokens)),
+            "parity": unsigned(1),
+            "up": unsigned(1),
+            "first": unsigned(1),
+            "unit_done": unsigned(1),
+        }
+    )
+
+
+class Sequencer(wiring.Component):
+    """Walk over a job: hidden blocks (gate tiles, up tiles), then output blocks; per tile all tokens.
+
+    A *unit* is a block of ``rows`` outputs with all its tiles. Three stages, each of which may wait:
+
+    * f0 names the token of a slot and starts the read of the job's list;
+    * f1 starts the read of the token's inputs (``tokens`` or ``hidden``); the hidden ones wait until
+      they have been computed;
+    * f2 has the inputs and *fires* (gives the slot to the array) when the tile is there, the
+      accumulators' last sum of this token is written, and, for a unit's first slot, the unit before
+      the last has been drained.
+
+    The first slot of a job that waits in cycle c fires in c + 4 at the earliest; then one slot per cycle.
+
+    Members
+    -------
+    complete, records : In, from :class:`rtl.expert.jobs.JobLists`.
+    list : Out(ReadSignature)
+    tokens, hidden : Out(ReadSignature) of the token store and of the hidden buffer.
+    hidden_bank, hidden_units : In
+        Bank of the job that is being drained, and how many of its hidden blocks are complete.
+    tile_full : In(1), release : Out(1)
+    unit_drained : In(1)
+    fire : Out(1), slot : Out(slot_layout(config))
+    x : Out(cols * 16)
+        The inputs of the firing slot, with the constant 1 of a bias.
+    wait_tile, wait_accumulators, wait_hidden : Out(1)
+        Why nothing fires.
+    """
+
+    def __init__(self, config: ExpertConfig, *, token_depth: int, hidden_depth: int) -> None:
+        self.config = config
+        width = config.routed.cols * 16
+        self.list_depth = 2 << bits_for(config.max_tokens)
+        max_hidden = max(kind.hidden_blocks for kind in config.kinds)
+        super().__init__(
+            {
+                "complete": In(1),
+                "records": In(data.ArrayLayout(job_record_layout(config), 2)),
+                "list": Out(ReadSignature(list_bits(config), self.list_depth)),
+                "tokens": Out(ReadSignature(width, token_depth)),
+                "hidden": Out(ReadSignature(width, hidden_depth)),
+                "hidden_bank": In(1),
+                "hidden_units": In(range(max_hidden + 1)),
+                "tile_full": In(1),
+                "release": Out(1),
+                "unit_drained": In(1),
+                "fire": Out(1),
+                "slot": Out(slot_layout(config)),
+                "x": Out(width),
+                "wait_tile": Out(1),
+                "wait_accumulators": Out(1),
+                "wait_hidden": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        m.submodules.walk = walk = JobWalk(config)
+        m.d.comb += [
+            walk.complete.eq(self.complete),
+            walk.records.eq(self.records),
+        ]
+        tag = walk.tag.shape()
+        f1_valid, f2_valid = Signal(), Signal()
+        f1, f2 = Signal(tag, reset_less=True), Signal(tag, reset_less=True)
+        f1_go, f1_leave = Signal(), Signal()
+
+        # f0: the list is read while f1 is free or being left.
+        m.d.comb += [
+            f1_go.eq(~f1_valid | f1_leave),
+            walk.go.eq(f1_go),
+            self.list.addr.eq(walk.list_address),
+            self.list.en.eq(walk.valid & f1_go),
+        ]
+        with m.If(f1_go):
+            m.d.sync += [f1_valid.eq(walk.valid), f1.eq(walk.tag)]
+
+        # f1: the inputs are read while f2 is free or being left, hidden ones once they exist.
+        hidden_ready = Signal()
+        slot_index = self.list.data[16:]
+        m.d.comb += [
+            # The job before may not be drained yet; its count says nothing about this one.
+            hidden_ready.eq(
+                ~f1.out
+                | ((self.hidden_bank == f1.bank) & (self.hidden_units >= f1.hidden_needed))
+            ),
+            f1_leave.eq(f1_valid & (~f2_valid | self.fire) & hidden_ready),
+            self.wait_hidden.eq(f1_valid & ~f2_valid & ~hidden_ready),
+            self.tokens.addr.eq(slot_index * config.token_words + Mux(f1.beyond, 0, f1.tile)),
+            self.tokens.en.eq(f1_leave & ~f1.out),
+            self.hidden.addr.eq(f1.slot.token * config.hidden_words + Mux(f1.beyond, 0, f1.tile)),
+            self.hidden.en.eq(f1_leave & f1.out),
+        ]
+        with m.If(f1_leave):
+            m.d.sync += [f2_valid.eq(1), f2.eq(f1)]
+        with m.Elif(self.fire):
+            m.d.sync += f2_valid.eq(0)
+
+        # f2: fire when nothing is missing.
+        since = Signal(range(ACCUMULATE_DISTANCE + 1), init=ACCUMULATE_DISTANCE)
+        undrained = Signal(range(3))
+        start_tile = Signal()
+        start_unit = Signal()
+        accumulators_free = Signal()
+        m.d.comb += [
+            start_tile.eq(f2.slot.token == 0),
+            start_unit.eq(start_tile & f2.slot.first & ~f2.slot.up),
+            accumulators_free.eq(
+                (~start_tile | (since == ACCUMULATE_DISTANCE)) & (~start_unit | (undrained != 2))
+            ),
+            self.fire.eq(f2_valid & self.tile_full & accumulators_free),
+            self.release.eq(self.fire & f2.last_token),
+            self.slot.eq(f2.slot),
+            self.wait_tile.eq(f2_valid & ~self.tile_full),
+            self.wait_accumulators.eq(f2_valid & self.tile_full & ~accumulators_free),
+        ]
+        with m.If(self.fire & start_tile):
+            m.d.sync += since.eq(1)
+        with m.Elif(since != ACCUMULATE_DISTANCE):
+            m.d.sync += since.eq(since + 1)
+        m.d.sync += undrained.eq(undrained + (self.fire & start_unit) - self.unit_drained)
+
+        # Elements beyond the matrix are zero, and one of them is the 1 that a bias is multiplied with.
+        m.submodules.mask = mask = InputMask(config)
+        m.d.comb += [
+            mask.i.eq(Mux(f2.out, self.hidden.data, self.tokens.data)),
+            mask.tile.eq(f2.tile),
+            mask.out.eq(f2.out),
+            mask.shared.eq(f2.shared),
+            self.x.eq(mask.o),
+        ]
+        return m
+
+
+def tag_layout(config: ExpertConfig):
+    """Return what a slot carries through the sequencer's stages."""
+    max_tiles = max(max(kind.in_tiles, kind.hidden_tiles) for kind in config.kinds)
+    max_hidden = max(kind.hidden_blocks for kind in config.kinds)
+    return data.StructLayout(
+        {
+            "slot": slot_layout(config),
+            "tile": unsigned(bits_for(max_tiles)),
+            "beyond": unsigned(1),
+            "hidden_needed": unsigned(bits_for(max_hidden + 1)),
+            "out": unsigned(1),
+            "bank": unsigned(1),
+            "shared": unsigned(1),
+            "last_token": unsigned(1),
+        }
+    )
+
+
+class JobWalk(wiring.Component):
+    """Counters over a job's slots (stage f0 of :class:`Sequencer`).
+
+    Members
+    -------
+    complete, records : In
+    go : In(1)
+        The slot shown is taken.
+    valid : Out(1), tag : Out(tag_layout(config)), list_address : Out
+    """
+
+    def __init__(self, config: ExpertConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "complete": In(1),
+                "records": In(data.ArrayLayout(job_record_layout(config), 2)),
+                "go": In(1),
+                "valid": Out(1),
+                "tag": Out(tag_layout(config)),
+                "list_address": Out(address_width(2 << bits_for(config.max_tokens))),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        kinds = config.kinds
+        rows_log2 = (config.routed.rows - 1).bit_length()
+        m.submodules.jobs = jobs = JobPointer()
+        bank = Signal()
+        record = Signal(job_record_layout(config))
+        max_units = max(max(kind.hidden_blocks, kind.out_blocks) for kind in kinds)
+        unit = Signal(range(max_units))
+        parity = Signal()
+        up = Signal()
+        out = Signal()
+        tile = Signal(self.tag.tile.shape())
+        token = Signal(bits_for(config.max_tokens))
+
+        def of_kind(name: str):
+            values = [getattr(kind, name) for kind in kinds]
+            return Mux(record.shared, values[-1], values[0]) if len(kinds) == 2 else values[0]
+
+        last_token, last_tile, last_matrix = Signal(), Signal(), Signal()
+        last_unit, step = Signal(), Signal()
+        end_unit, end_job = Signal(), Signal()
+        needed = Signal(range((1 << len(tile)) * config.routed.cols + 1))
+        m.d.comb += [
+            jobs.complete.eq(self.complete),
+            jobs.next.eq(~self.valid & jobs.waiting),
+            step.eq(self.valid & self.go),
+            last_token.eq(token == record.last_token),
+            last_tile.eq(tile == Mux(out, of_kind("hidden_tiles"), of_kind("in_tiles")) - 1),
+            last_matrix.eq(out | up | (config.routed.num_up_matrices == 1)),
+            last_unit.eq(unit == Mux(out, of_kind("out_blocks"), of_kind("hidden_blocks")) - 1),
+            end_unit.eq(step & last_token & last_tile & last_matrix),
+            end_job.eq(end_unit & last_unit & out),
+            # Hidden blocks that hold the first (tile + 1) * cols hidden elements, as far as there are.
+            needed.eq((((tile + 1) * config.routed.cols) + config.routed.rows - 1) >> rows_log2),
+            self.list_address.eq(token),
+            self.list_address[-1].eq(bank),
+        ]
+        tag = self.tag
+        m.d.comb += [
+            tag.slot.token.eq(token),
+            tag.slot.parity.eq(parity),
+            tag.slot.up.eq(up),
+            tag.slot.first.eq(tile == 0),
+            tag.slot.unit_done.eq(last_tile & last_matrix & (token == 0)),
+            tag.tile.eq(tile),
+            tag.beyond.eq(tile >= Mux(out, config.hidden_words, config.token_words)),
+            tag.hidden_needed.eq(Mux(needed < of_kind("hidden_blocks"), needed, of_kind("hidden_blocks"))),
+            tag.out.eq(out),
+            tag.bank.eq(bank),
+            tag.shared.eq(record.shared),
+            tag.last_token.eq(last_token),
+        ]
+        with m.If(jobs.next):
+            m.d.sync += [
+                self.valid.eq(1),
+                bank.eq(jobs.bank),
+                record.eq(Mux(jobs.bank, self.records[1].as_value(), self.records[0].as_value())),
+                out.eq(0),
+                up.eq(0),
+                unit.eq(0),
+                tile.eq(0),
+                token.eq(0),
+            ]
+        with m.If(step):
+            m.d.sync += token.eq(Mux(last_token, 0, token + 1))
+            with m.If(last_token):
+                m.d.sync += tile.eq(Mux(last_tile, 0, tile + 1))
+                with m.If(last_tile):
+                    m.d.sync += up.eq(~last_matrix)
+        with m.If(end_unit):
+            m.d.sync += [parity.eq(~parity), unit.eq(Mux(last_unit, 0, unit + 1))]
+            with m.If(last_unit):
+                m.d.sync += out.eq(1)
+        with m.If(end_job):
+            m.d.sync += self.valid.eq(0)
+        return m
+
+
+class InputMask(wiring.Component):
+    """Zero what lies beyond the inputs and put the bias's 1 behind them. Combinational.
+
+    Members
+    -------
+    i : In(cols * 16), o : Out(cols * 16)
+    tile, out, shared : In
+    """
+
+    def __init__(self, config: ExpertConfig) -> None:
+        self.config = config
+        width = config.routed.cols * 16
+        super().__init__(
+            {
+                "i": In(width),
+                "tile": In(tag_layout(config)["tile"].shape),
+                "out": In(1),
+                "shared": In(1),
+                "o": Out(width),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        cols = config.routed.cols
+        bias = config.routed.ffn.bias
+        sizes = {"token": config.d_model, "routed": config.routed.d_hidden}
+        if config.image.shared:
+            sizes["shared"] = config.image.shared.d_hidden
+        chosen = Signal(range(3))
+        m.d.comb += chosen.eq(Mux(self.out, Mux(self.shared, 2, 1), 0))
+        m.d.comb += self.o.eq(self.i)
+        with m.Switch(chosen):
+            for number, size in enumerate(sizes.values()):
+                with m.Case(number):
+                    # Tiles before the boundary are whole; the one at it is cut, those beyond are empty.
+                    boundary, cut = divmod(size, cols)
+                    with m.If(self.tile == boundary):
+                        for lane in range(cut, cols):
+                            one = 0x3F80 if bias and lane == cut else 0
+                            m.d.comb += self.o.word_select(lane, 16).eq(one)
+                    with m.Elif(self.tile > boundary):
+                        m.d.comb += self.o.eq(0)
+        return m

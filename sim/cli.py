@@ -1,0 +1,57 @@
+"""The command line: ``expertbank``.
+
+Each command is a module of :mod:`sim.commands` with a click command named ``command``, whose
+function returns the exit status. A new one is imported and listed here. What a command needs beyond
+its own options (the hardware, compiled engines) it imports in its function, so that ``--help`` and the
+others stay fast.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from sim.commands import check, designs, models
+from spec.errors import InputError
+
+OK, DIFFERS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="expertbank")
+def expertbank() -> None:
+    """Mixture-of-Experts accelerators: what they compute, when, and the Verilog that does it.
+
+    Exit status: 0 ran and agreed, 1 ran and something disagreed, 2 bad input.
+    """
+
+
+for module in (check, models, designs):
+    expertbank.add_command(module.command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; bad input is one line on stderr and status 2."""
+    try:
+        status = expertbank.main(
+            args=None if arguments is None else list(arguments), prog_name="expertbank", standalone_mode=False
+        )
+    except InputError as error:
+        return _fail(str(error))
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except click.Abort:
+        print("expertbank: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return status if isinstance(status, int) else OK
+
+
+def _fail(message: str) -> int:
+    print("expertbank: " + " ".join(message.split()), file=sys.stderr)
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""What every command's output has in common: ``--json``, and tables for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+PIPE_COLUMNS = 200
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object to stdout and nothing else there."
+)
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Print one JSON object; a value that JSON has no word for is an error, not a NaN."""
+    click.echo(json.dumps(result, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table: the first column's text left, everything else right."""
+    table = Table(box=None, pad_edge=False)
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(str(value) for value in row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        # A pipe has no width; a table cut at 80 columns would lose numbers there.
+        console.width = PIPE_COLUMNS
+    console.print(table)

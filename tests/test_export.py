@@ -1,0 +1,255 @@
+# amaranth: UnusedElaboratable=no
+# (components that the exporter refuses are never elaborated)
+"""The Verilog: AXI ports, one module per distinct block, the same bytes, lint-clean."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from amaranth import Module, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from rtl.export import LINT_WAIVERS, ExportError, export
+from rtl.stream import StreamRegister, connect_stream
+from sim.rtlsim import verilator_command
+from tests.harness_designs import PACKET, RamBench, Reader
+
+ROOT = Path(__file__).parent.parent
+
+
+class Chain(wiring.Component):
+    """Three equal registers and one of another width, in two levels of hierarchy."""
+
+    def __init__(self) -> None:
+        super().__init__({"i": In(stream.Signature(8)), "o": Out(stream.Signature(8)), "odd": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        link = wiring.flipped(self.i)
+        for index in range(3):
+            m.submodules[f"stage_{index}"] = stage = StreamRegister(8)
+            connect_stream(m, link, stage.i)
+            link = stage.o
+        connect_stream(m, link, wiring.flipped(self.o))
+        m.submodules.narrow = narrow = StreamRegister(2)
+        m.d.comb += [
+            narrow.i.valid.eq(self.i.valid),
+            narrow.i.payload.eq(self.i.payload),
+            narrow.o.ready.eq(1),
+            self.odd.eq(narrow.o.payload[0]),
+        ]
+        return m
+
+
+def modules_of(text):
+    return re.findall(r"^module (\S+)", text, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def reader_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("reader")
+    export(Reader(), "reader", directory)
+    return directory
+
+
+def test_ports_have_axi_names_and_byte_widths(reader_dir):
+    text = (reader_dir / "eb_reader.v").read_text()
+    top = text[: text.index("endmodule")]
+    found = {
+        name: int(high or 0) + 1
+        for high, name in re.findall(r"^  (?:input|output) (?:\[(\d+):0\] )?(\w+);$", top, re.MULTILINE)
+    }
+    expected = {
+        **{"aclk": 1, "aresetn": 1},
+        **{"s_axis_tdata": 16, "s_axis_tlast": 1, "s_axis_tvalid": 1, "s_axis_tready": 1},
+        **{"m_axis_tdata": 16, "m_axis_tlast": 1, "m_axis_tvalid": 1, "m_axis_tready": 1},
+        **{"m_axis_words_tdata": 80, "m_axis_words_tvalid": 1, "m_axis_words_tready": 1},
+        **{"m_axi_araddr": 32, "m_axi_arlen": 8, "m_axi_arsize": 3, "m_axi_arburst": 2},
+        **{"m_axi_arvalid": 1, "m_axi_arready": 1, "m_axi_rdata": 64, "m_axi_rresp": 2},
+        **{"m_axi_rlast": 1, "m_axi_rvalid": 1, "m_axi_rready": 1},
+        **{"reg_addr": 2, "reg_wdata": 32, "reg_we": 1, "reg_rdata": 32},
+        **{"bug": 3, "busy": 1, "wide": 100, "wide_parity": 1},
+    }
+    assert found == expected
+    described = json.loads((reader_dir / "reader.ports.json").read_text())
+    assert {port["name"]: port["width"] for port in described["ports"]} == expected
+
+
+def test_axi_constants_state_the_burst(reader_dir):
+    text = (reader_dir / "eb_reader.v").read_text()
+    for port, value in (("arlen", "8'h03"), ("arsize", "3'h3"), ("arburst", "2'h1")):
+        assert f"assign m_axi_{port} = {value};" in text
+
+
+def test_equal_blocks_are_one_module(tmp_path):
+    export(Chain(), "chain", tmp_path)
+    text = (tmp_path / "eb_chain.v").read_text()
+    assert modules_of(text) == ["eb_chain", "eb_chain_core", "eb_chain_narrow", "eb_chain_stage"]
+    assert re.findall(r"^  eb_chain_stage (\w+) \(", text, re.MULTILINE) == ["stage_0", "stage_1", "stage_2"]
+
+
+def test_names_are_plain_and_registers_undefined(reader_dir):
+    text = (reader_dir / "eb_reader.v").read_text()
+    assert "\\" not in text
+    assert "$" not in text
+    initial = re.findall(r"^ *reg .* = .*$", text, re.MULTILINE)
+    assert {line.strip() for line in initial} == {"reg run_at_time_zero = 0;"}
+
+
+def test_file_list_names_what_is_needed(tmp_path):
+    files = export(RamBench(), "ram_bench", tmp_path)
+    assert [file.name for file in files] == [
+        "eb_ram_bench.v",
+        "eb_ram.v",
+        "ram_bench.f",
+        "ram_bench.ports.json",
+    ]
+    assert (tmp_path / "ram_bench.f").read_text() == "eb_ram_bench.v\neb_ram.v\n"
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+
+
+@pytest.mark.slow
+def test_same_bytes_in_any_process(tmp_path):
+    script = (
+        "import sys; from rtl.export import export; from tests.harness_designs import Reader;"
+        "export(Reader(), 'reader', sys.argv[1])"
+    )
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", script, str(tmp_path / seed)]
+        subprocess.run(command, env=environment, cwd=ROOT, check=True)
+    for file in sorted((tmp_path / "1").iterdir()):
+        assert file.read_bytes() == (tmp_path / "2" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("component", "name"), [(Reader, "reader"), (RamBench, "ram_bench"), (Chain, "chain")]
+)
+def test_lint_clean_but_for_the_stated_classes(component, name, tmp_path):
+    export(component(), name, tmp_path)
+    waivers = [f"-Wno-{kind}" for kind in LINT_WAIVERS]
+    command, environment = verilator_command("--lint-only", "-Wall", *waivers, "--top-module", f"eb_{name}")
+    done = subprocess.run(
+        [*command, "--default-language", "1364-2005", "-f", f"{name}.f"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+class Custom(wiring.Component):
+    """A component with the given members and, if any, submodules; nothing connected."""
+
+    def __init__(self, members, submodules=(), axi_read=None) -> None:
+        self.anonymous = submodules
+        if axi_read is not None:
+            self.axi_read = axi_read
+        super().__init__(members)
+
+    def elaborate(self, platform):
+        m = Module()
+        for name, value in self.signature.members.items():
+            if value.is_port and value.flow == Out:
+                m.d.sync += getattr(self, name).eq(1)
+        m.submodules += self.anonymous
+        return m
+
+
+AR = Out(stream.Signature(data.StructLayout({"addr": 32})))
+R = In(stream.Signature(data.StructLayout({"data": 24, "last": 1})))
+NO_LAST = In(stream.Signature(data.StructLayout({"data": 32})))
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [
+        (
+            Custom({"words": In(stream.Signature(8))}),
+            "words: a stream into a component is named i or i_*, one out of it o or o_*",
+        ),
+        (
+            Custom({"i": In(stream.Signature(8, always_valid=True))}),
+            "i: a stream that is always valid or always ready has no AXI4-Stream form",
+        ),
+        (Custom({"nothing": Out(0)}), "port nothing has no bits"),
+        (
+            Custom({"i": In(stream.Signature(0))}),
+            "i: a stream without data has no AXI4-Stream form",
+        ),
+        (Custom({"aclk": In(1)}), "two members become port aclk"),
+        (Custom({}, axi_read=("o_ar", "i_r", 4)), "axi_read names o_ar, which is no member"),
+        (
+            Custom({"o_ar": AR, "i_r": R}, axi_read=("o_ar", "i_r", 4)),
+            "i_r: AXI4 data must have a power of two of bytes, not 24 bits",
+        ),
+        (
+            Custom({"o_ar": AR, "i_r": NO_LAST}, axi_read=("o_ar", "i_r", 4)),
+            "i_r: fields must be data, last, optionally resp, not data",
+        ),
+        (Custom({"o": Out(1)}, submodules=[StreamRegister(8)]), "name the submodule: U$0"),
+    ],
+)
+def test_what_has_no_faithful_form_is_refused(component, message, tmp_path):
+    with pytest.raises(ExportError, match=f"^{re.escape(message)}$"):
+        export(component, "custom", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_of_no_bits_disappear(tmp_path):
+    class Narrow(wiring.Component):
+        i: In(stream.Signature(8))
+        o: Out(stream.Signature(8))
+
+        def elaborate(self, platform):
+            m = Module()
+            connect_stream(m, wiring.flipped(self.i), wiring.flipped(self.o))
+            nothing = Signal(range(1))
+            m.d.sync += nothing.eq(self.i.payload)
+            with m.If(nothing == 1):
+                m.d.comb += self.o.payload.eq(0)
+            return m
+
+    export(Narrow(), "narrow", tmp_path)
+    assert "[-1:0]" not in (tmp_path / "eb_narrow.v").read_text()
+
+
+def test_name_must_be_an_identifier(tmp_path):
+    with pytest.raises(ExportError, match=r"^name must be a lower-case identifier, not 'a-b'$"):
+        export(StreamRegister(PACKET), "a-b", tmp_path)
+
+
+def test_nested_members_are_flattened(tmp_path):
+    inner = wiring.Signature({"count": Out(4), "clear": In(1)})
+
+    class Nested(wiring.Component):
+        def __init__(self) -> None:
+            super().__init__({"stats": Out(inner), "taps": Out(2).array(3)})
+
+        def elaborate(self, platform):
+            m = Module()
+            total = Signal(4)
+            with m.If(self.stats.clear):
+                m.d.sync += total.eq(0)
+            with m.Else():
+                m.d.sync += total.eq(total + 1)
+            m.d.comb += self.stats.count.eq(total)
+            m.d.comb += [tap.eq(total) for tap in self.taps]
+            return m
+
+    export(Nested(), "nested", tmp_path)
+    described = json.loads((tmp_path / "nested.ports.json").read_text())
+    assert [(port["name"], port["direction"], port["bits"]) for port in described["plain"]] == [
+        ("stats_count", "out", 4),
+        ("stats_clear", "in", 1),
+        ("taps_0", "out", 2),
+        ("taps_1", "out", 2),
+        ("taps_2", "out", 2),
+    ]

@@ -1,0 +1,374 @@
+"""The float golden layer against Hugging Face's results, an independent reference, and its own rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import tracemalloc
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from golden.combine import combine, combine_matrix
+from golden.dispatch import dispatch
+from golden.expert import activate, ffn
+from golden.gating import group_mask, route, sigmoid, top_k
+from golden.layer import layer
+from golden.vectors import read_vector
+from golden.weights import PER_EXPERT, random_tokens, random_weights, weight_shapes
+from spec.families import WEIGHT_NAMES, family_names
+from spec.load import load_model, preset_names
+from spec.model import Activation, FfnSpec, GatingSpec, GroupScore, ModelSpec, Normalise, Score
+from tests.reference import reference_layer
+from tests.strategies import gatings, models
+
+DATA = Path(__file__).parent / "data"
+VECTORS = sorted(DATA.glob("*.npz"))
+FAMILIES = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe", "switch_transformers")
+
+
+def test_vectors_cover_every_family():
+    assert tuple(family_names()) == FAMILIES
+    assert {read_vector(path).family for path in VECTORS} == set(FAMILIES)
+    assert len(VECTORS) == 11
+
+
+@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
+def test_layer_agrees_with_hugging_face(path):
+    vector = read_vector(path)
+    result = layer(vector.model, vector.weights, vector.flat_tokens, vector.sequence_lengths)
+    assert np.array_equal(np.sort(result.ids), np.sort(vector.topk_indices))
+    assert np.array_equal(result.combine != 0, vector.combine != 0)
+    # float32 logits of 32 products around 1: a few units of 2**-24 each.
+    assert np.abs(result.logits - vector.router_logits).max() < 4e-6
+    assert np.abs(result.combine - vector.combine).max() < 3e-7
+    assert (
+        np.abs(result.output.reshape(vector.output.shape) - vector.output).max() < 1e-5 * vector.output.std()
+    )
+    if vector.shared_output is not None:
+        shared = result.shared_output.reshape(vector.output.shape)
+        assert np.abs(shared - vector.shared_output).max() < 1e-5 * vector.shared_output.std()
+    assert (~result.kept).sum() == vector.dropped_assignments
+
+
+def test_vectors_include_drops_and_a_router_bias():
+    assert read_vector(DATA / "switch_transformers_s0.npz").dropped_assignments == 3
+    assert read_vector(DATA / "switch_transformers_s1.npz").weights.logit_bias is not None
+
+
+def test_negative_biased_scores_need_the_infinite_mask():
+    """A mask of zero would let rejected groups win where all biased scores are negative."""
+    vector = read_vector(DATA / "deepseek_v3_negbias_s0.npz")
+    gating, weights = vector.model.gating, vector.weights
+    scores = sigmoid(vector.flat_tokens.astype(np.float64) @ weights.router.T.astype(np.float64))
+    ranking = scores + weights.selection_bias
+    assert ranking.max() < 0
+    with_zero = top_k(np.where(group_mask(gating, ranking), ranking, 0.0), gating.top_k)
+    assert not np.array_equal(np.sort(with_zero), np.sort(vector.topk_indices))
+
+
+@settings(max_examples=60)
+@given(model=models(), seed=st.integers(0, 2**32), shape=st.sampled_from(((1, 1), (2, 3), (1, 7))))
+def test_layer_agrees_with_the_reference(model, seed, shape):
+    check_against_reference(model, seed, shape)
+
+
+@pytest.mark.long
+@settings(max_examples=3000)
+@given(model=models(), seed=st.integers(0, 2**32), shape=st.tuples(st.integers(1, 3), st.integers(1, 12)))
+def test_layer_agrees_with_the_reference_in_a_wide_sweep(model, seed, shape):
+    check_against_reference(model, seed, shape)
+
+
+def check_against_reference(model: ModelSpec, seed: int, shape: tuple[int, int]) -> None:
+    weights = random_weights(model, seed)
+    tokens = random_tokens(model, shape[0] * shape[1], seed)
+    expected = reference_layer(model, weights, tokens.reshape(*shape, -1))
+    result = layer(model, weights, tokens, [shape[1]] * shape[0])
+    assert np.array_equal(result.ids, expected.topk_indices)
+    assert (~result.kept).sum() == expected.dropped_assignments
+    np.testing.assert_allclose(result.logits, expected.router_logits, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(result.combine, expected.combine, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(result.output, expected.output.reshape(len(tokens), -1), rtol=1e-9, atol=1e-11)
+
+
+# Gating.
+
+
+def softmax_gating(num_experts: int, k: int, **options) -> GatingSpec:
+    return GatingSpec(num_experts=num_experts, top_k=k, score=Score.SOFTMAX, **options)
+
+
+def test_ties_go_to_the_lowest_index():
+    logits = np.array([[1.0, 3.0, 3.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0, 0.0], [-1.0, -2.0, -1.0, -2.0, -1.0]])
+    routing = route(softmax_gating(5, 3), np.eye(5), logits)
+    assert routing.ids.tolist() == [[1, 2, 4], [0, 1, 2], [0, 2, 4]]
+    np.testing.assert_allclose(routing.weights, 1 / 3)
+
+
+def test_ties_of_groups_go_to_the_lowest_index():
+    gating = GatingSpec(num_experts=8, top_k=2, score=Score.SIGMOID, num_groups=4, topk_groups=2)
+    logits = np.array([[0.0, 1.0, 2.0, 0.0, 1.0, 0.0, 1.0, 0.0], [0.0] * 8])
+    routing = route(gating, np.eye(8), logits)
+    assert routing.ids.tolist() == [[2, 1], [0, 1]]
+
+
+def test_one_of_one():
+    routing = route(softmax_gating(1, 1), np.ones((1, 3)), np.ones((2, 3)))
+    assert routing.ids.tolist() == [[0], [0]]
+    assert routing.weights.tolist() == [[1.0], [1.0]]
+
+
+def test_all_experts_chosen():
+    logits = np.array([[0.0, 2.0, 1.0]])
+    routing = route(softmax_gating(3, 3, normalise=Normalise.NONE), np.eye(3), logits)
+    assert routing.ids.tolist() == [[1, 2, 0]]
+    assert routing.weights.sum() == pytest.approx(1.0, abs=1e-15)
+
+
+def test_top_two_sum_and_maximum_rank_groups_differently():
+    logits = np.array([[4.0, -4.0, 1.0, 1.0]])
+    options = {"num_experts": 4, "top_k": 1, "score": Score.SIGMOID, "num_groups": 2, "topk_groups": 1}
+    by_sum = route(GatingSpec(**options, group_score=GroupScore.TOP2_SUM), np.eye(4), logits)
+    by_max = route(GatingSpec(**options, group_score=GroupScore.MAX), np.eye(4), logits)
+    assert (by_sum.ids.item(), by_max.ids.item()) == (2, 0)
+
+
+def test_selection_bias_chooses_but_does_not_weigh():
+    gating = GatingSpec(
+        num_experts=2, top_k=1, score=Score.SIGMOID, selection_bias=True, normalise=Normalise.NONE, scale=2.0
+    )
+    routing = route(gating, np.eye(2), np.zeros((1, 2)), selection_bias=np.array([0.0, 1.0]))
+    assert routing.ids.item() == 1
+    assert routing.weights.item() == 1.0
+
+
+@given(gating=gatings(), seed=st.integers(0, 2**32), scale=st.sampled_from((1e-3, 1.0, 30.0, 1e4)))
+def test_routing_keeps_its_promises(gating, seed, scale):
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((5, gating.num_experts)) * scale
+    bias = rng.standard_normal(gating.num_experts) if gating.selection_bias else None
+    routing = route(gating, np.eye(gating.num_experts), logits, selection_bias=bias)
+    assert routing.ids.shape == routing.weights.shape == (5, gating.top_k)
+    assert all(len(set(row)) == gating.top_k for row in routing.ids.tolist())
+    groups = [{e // gating.group_size for e in row} for row in routing.ids.tolist()]
+    assert max(map(len, groups)) <= gating.topk_groups
+    assert (routing.weights >= 0).all()
+    if gating.score is Score.SOFTMAX and gating.normalise is Normalise.SUM:
+        sums = routing.weights.sum(axis=1) / gating.scale
+        # epsilon is at most 1e-6, and the largest softmax score at least 1 / E.
+        assert (np.abs(sums - 1) < 1e-6 * gating.num_experts + 1e-12).all()
+
+
+def test_sigmoid_neither_overflows_nor_warns():
+    assert sigmoid(np.array([-1e308, -800.0, 0.0, 800.0, 1e308])).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+# Dispatch.
+
+
+def test_capacity_drops_the_latest():
+    ids = np.array([[0, 1], [0, 2], [1, 0], [0, 1]])
+    kept = dispatch(ids, 2, [4])
+    assert kept.tolist() == [[True, True], [True, True], [True, False], [False, False]]
+
+
+def test_capacity_counts_per_sequence():
+    ids = np.zeros((4, 1), np.int64)
+    assert dispatch(ids, 1, [2, 2]).ravel().tolist() == [True, False, True, False]
+    assert dispatch(ids, 1, [1, 0, 3]).ravel().tolist() == [True, True, False, False]
+    assert dispatch(ids, 1, [4]).ravel().tolist() == [True, False, False, False]
+
+
+def test_no_capacity_limit_drops_nothing():
+    assert dispatch(np.zeros((9, 1), np.int64), 0, [9]).all()
+
+
+def test_sequence_lengths_must_add_up():
+    with pytest.raises(ValueError, match=r"\Asequence_lengths: must add up to 3 tokens, not 4\Z"):
+        dispatch(np.zeros((3, 1), np.int64), 1, [2, 2])
+
+
+@given(st.data())
+def test_dispatch_agrees_with_counting(data):
+    lengths = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=4))
+    k, num_experts, capacity = (
+        data.draw(st.integers(1, 4)),
+        data.draw(st.integers(4, 6)),
+        data.draw(st.integers(1, 4)),
+    )
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    ids = np.argsort(rng.random((sum(lengths), num_experts)), axis=1)[:, :k]
+    expected = []
+    start = 0
+    for length in lengths:
+        load = [0] * num_experts
+        for row in ids[start : start + length].tolist():
+            for expert in row:
+                expected.append(load[expert] < capacity)
+                load[expert] += 1
+        start += length
+    assert dispatch(ids, capacity, lengths).ravel().tolist() == expected
+
+
+# Experts and combine.
+
+
+def test_relu_expert_by_hand():
+    spec = FfnSpec(d_expert=2, activation=Activation.RELU, bias=True)
+    up, down = np.array([[1.0, -1.0], [2.0, 0.0]]), np.array([[1.0, 10.0], [0.0, 1.0]])
+    y = ffn(
+        spec,
+        None,
+        up,
+        down,
+        np.array([[1.0, 3.0]]),
+        up_bias=np.array([0.0, 1.0]),
+        down_bias=np.array([5.0, 0.0]),
+    )
+    assert y.tolist() == [[35.0, 3.0]]
+
+
+def test_clamps_of_swiglu():
+    spec = FfnSpec(d_expert=1, activation=Activation.CLAMPED_SWIGLU)
+    g, u = np.array([100.0, 7.0, -1e4]), np.array([100.0, -100.0, 0.0])
+    saturated = 7.0 / (1.0 + np.exp(-1.702 * 7.0))
+    np.testing.assert_allclose(activate(spec, g, u), [8 * saturated, -6 * saturated, 0.0], rtol=1e-15, atol=0)
+
+
+def test_combine_adds_in_the_stated_order():
+    """1e16 absorbs a following 1.0: each order of the three terms gives another sum."""
+    ids = np.array([[2, 0]])
+    outputs = np.array([[[-1e16], [1.0]]])
+    ones, kept = np.ones((1, 2)), np.ones((1, 2), np.bool_)
+    shared = np.array([[1e16]])
+    assert combine(ids, ones, kept, outputs, shared).item() == 0.0
+    assert combine(ids[:, ::-1], ones, kept, outputs, shared).item() == 1.0
+    assert shared.item() == 1e16
+
+
+def test_combine_ignores_dropped_assignments():
+    ids, weights = np.array([[0, 2]]), np.array([[0.25, 0.75]])
+    kept = np.array([[True, False]])
+    assert combine(ids, weights, kept, np.ones((1, 2, 1))).item() == 0.25
+    assert combine_matrix(ids, weights, kept, 3).tolist() == [[0.25, 0.0, 0.0]]
+
+
+def test_experts_without_tokens_and_all_tokens_to_one_expert():
+    model = small_model()
+    weights = random_weights(model, 3)
+    bias = np.array([0, 0, 60, 0], np.float32)
+    result = layer(
+        dataclasses.replace(model, gating=dataclasses.replace(model.gating, logit_bias=True, top_k=1)),
+        dataclasses.replace(weights, logit_bias=bias),
+        random_tokens(model, 6, 3),
+    )
+    assert set(result.ids.ravel()) == {2}
+    assert np.flatnonzero(result.combine.any(axis=0)).tolist() == [2]
+
+
+# Random weights.
+
+
+def small_model(**changes) -> ModelSpec:
+    model = ModelSpec(
+        name="small", d_model=16, gating=softmax_gating(4, 2), ffn=FfnSpec(d_expert=8), d_shared=8
+    )
+    return dataclasses.replace(model, **changes)
+
+
+def full_model() -> ModelSpec:
+    """A model with every weight but the logit bias."""
+    return small_model(
+        gating=GatingSpec(num_experts=4, top_k=2, score=Score.SIGMOID, selection_bias=True),
+        ffn=FfnSpec(d_expert=8, bias=True),
+    )
+
+
+def test_random_weights_are_deterministic_and_bf16():
+    model = full_model()
+    first, again, other = random_weights(model, 7), random_weights(model, 7), random_weights(model, 8)
+    shapes = weight_shapes(model)
+    assert set(shapes) == set(WEIGHT_NAMES) - {"logit_bias"}
+    for name, shape in shapes.items():
+        array = getattr(first, name)
+        assert array.shape == shape
+        assert np.array_equal(array, array.astype(ml_dtypes.bfloat16).astype(np.float32))
+        assert np.array_equal(array, getattr(again, name))
+        assert not np.array_equal(array, getattr(other, name))
+    tokens = random_tokens(model, 5, 7)
+    assert np.array_equal(tokens, tokens.astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert np.array_equal(tokens, random_tokens(model, 5, 7))
+
+
+def test_a_subset_of_experts_agrees_with_the_full_set():
+    model = full_model()
+    full, some = random_weights(model, 1), random_weights(model, 1, experts=[3, 1])
+    some.check(model, num_experts=2)
+    for name in weight_shapes(model):
+        expected = getattr(full, name)
+        assert np.array_equal(getattr(some, name), expected[[3, 1]] if name in PER_EXPERT else expected)
+
+
+def test_a_subset_costs_only_its_own_memory():
+    model = load_model("deepseek-v3").scaled(8)
+    tracemalloc.start()
+    random_weights(model, 0, experts=[200])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # One of 256 experts; all of them take 700 MB.
+    assert peak < 64e6
+
+
+@pytest.mark.parametrize("name", preset_names("models"))
+def test_random_layers_have_sane_scales(name):
+    model = load_model(name).scaled(32)
+    weights = random_weights(model, 0)
+    weights.check(model)
+    result = layer(model, weights, random_tokens(model, 64, 0))
+    assert 0.8 < result.logits.std() < 1.4
+    assert 0.02 < result.output.std() < 4
+    assert len(np.unique(result.ids)) > model.gating.num_experts // 3
+
+
+def test_bad_seeds_and_experts():
+    with pytest.raises(ValueError, match=r"\Aseed: must be in 0\.\.9223372036854775807, not -1\Z"):
+        random_weights(small_model(), -1)
+    with pytest.raises(ValueError, match=r"\Aexperts: must be in 0\.\.3, not 4\Z"):
+        random_weights(small_model(), 0, experts=[4])
+    with pytest.raises(ValueError, match=r"\Atokens: must be in 1\.\.16777216, not 0\Z"):
+        random_tokens(small_model(), 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"router": np.zeros((4, 16))}, r"router: must be float32, not float64"),
+        ({"router": [[0.0]]}, r"router: must be an array, not list"),
+        (
+            {"up": np.full((4, 8, 16), np.inf, np.float32)},
+            r"up: must be finite, but element \(0, 0, 0\) is inf",
+        ),
+    ],
+)
+def test_weights_refuse_what_is_not_finite_float32(changes, message):
+    with pytest.raises(ValueError, match=rf"\A{message}\Z"):
+        dataclasses.replace(random_weights(small_model(), 0), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"router": np.zeros((3, 16), np.float32)}, r"router: must have shape \(4, 16\), not \(3, 16\)"),
+        ({"gate": None}, r"gate: is missing in model small"),
+        ({"logit_bias": np.zeros(4, np.float32)}, r"logit_bias: must be absent in model small"),
+    ],
+)
+def test_layer_refuses_weights_of_another_model(changes, message):
+    model = small_model()
+    weights = dataclasses.replace(random_weights(model, 0), **changes)
+    with pytest.raises(ValueError, match=rf"\A{message}\Z"):
+        layer(model, weights, random_tokens(model, 1, 0))

@@ -1,0 +1,303 @@
+"""Specs, presets and family rows: what they hold, and the one line that each broken rule gets."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from spec.errors import InputError
+from spec.families import family_names, load_family
+from spec.files import PRESETS
+from spec.load import load_design, load_model, load_sources, preset_names
+from spec.model import FfnSpec, GatingSpec, ModelSpec
+
+MIXTRAL = (PRESETS / "models" / "mixtral-8x7b.toml").read_text()
+DEEPSEEK = (PRESETS / "models" / "deepseek-v3.toml").read_text()
+FPGA = (PRESETS / "designs" / "fpga.toml").read_text()
+MODELS = "deepseek-v3, gpt-oss-20b, mixtral-8x7b, qwen3-30b-a3b, switch-base-128"
+FAMILIES = "deepseek_v3, gpt_oss, mixtral, qwen3_moe, switch_transformers"
+
+
+def raises(message: str):
+    """Expect one InputError with exactly this message."""
+    return pytest.raises(InputError, match=rf"\A{re.escape(message)}\Z")
+
+
+def test_presets():
+    assert preset_names("models") == MODELS.split(", ")
+    assert preset_names("designs") == ["fpga"]
+    assert load_model("deepseek-v3").gating.num_groups == 8
+    assert load_design("fpga").array.rows == 16
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in ("models", "designs") for name in preset_names(kind)]
+)
+def test_every_preset_loads_and_names_its_sources(kind, name):
+    spec = load_model(name) if kind == "models" else load_design(name)
+    assert spec.name == name
+    assert load_sources(kind, name)["*"]["grade"] in "ABCD"
+
+
+def test_parameters_of_a_layer():
+    # 47 billion parameters in 32 layers, nearly all of them in experts (arXiv 2401.04088).
+    assert load_model("mixtral-8x7b").expert_params == 8 * 3 * 4096 * 14336
+    # gpt-oss: three biases per expert.
+    assert load_model("gpt-oss-20b").expert_params == 32 * (3 * 2880 * 2880 + 3 * 2880)
+    assert load_model("switch-base-128").expert_params == 128 * 2 * 768 * 3072
+
+
+def test_scaling_rounds_up_to_16():
+    model = load_model("deepseek-v3")
+    assert model.scaled(1) == model
+    small = model.scaled(64)
+    assert (small.d_model, small.ffn.d_expert, small.d_shared) == (112, 32, 32)
+    assert small.gating == model.gating
+    assert load_model("mixtral-8x7b").scaled(1000).d_model == 16
+    with raises("scale: must be 'full' or a whole number from 1, not 0"):
+        model.scaled(0)
+
+
+BAD_MODELS = {
+    "unknown key": (
+        MIXTRAL.replace("d_model", "width"),
+        (
+            "width: unknown key; known are d_model, d_shared,"
+            " expert_capacity, ffn, gating, name, num_dense_layers, num_moe_layers"
+        ),
+    ),
+    "unknown key in a table": (
+        MIXTRAL.replace("d_expert", "width"),
+        ("ffn.width: unknown key; known are activation, alpha, bias, d_expert, limit"),
+    ),
+    "missing key": (MIXTRAL.replace("d_model = 4096\n", ""), "d_model: is missing"),
+    "missing table": ("name = 'x'\nd_model = 4\n", "gating.num_experts: is missing"),
+    "wrong type": (
+        MIXTRAL.replace("d_model = 4096", "d_model = '4096'"),
+        "d_model: must be of type int, not '4096'",
+    ),
+    "true is no number": (
+        MIXTRAL.replace("top_k = 2", "top_k = true"),
+        "gating.top_k: must be of type int, not True",
+    ),
+    "not a table": (
+        MIXTRAL.split("[ffn]")[0].replace("num_moe_layers = 32", "ffn = 3"),
+        "ffn: must be a table, not 3",
+    ),
+    "unknown score": (
+        MIXTRAL.replace('"softmax"', '"hardmax"'),
+        "gating.score: must be one of softmax, sigmoid, not 'hardmax'",
+    ),
+    "zero size": (MIXTRAL.replace("d_model = 4096", "d_model = 0"), "d_model: must be in 1..65536, not 0"),
+    "k above E": (
+        MIXTRAL.replace("top_k = 2", "top_k = 9"),
+        "gating.top_k: must be in 1..min(num_experts=8, 16), not 9",
+    ),
+    "groups do not divide": (
+        DEEPSEEK.replace("num_groups = 8", "num_groups = 7"),
+        "gating.num_groups: must divide num_experts=256, not 7",
+    ),
+    "more groups kept than there are": (
+        DEEPSEEK.replace("topk_groups = 4", "topk_groups = 9"),
+        "gating.topk_groups: must be in 1..8, not 9",
+    ),
+    "infinite": (DEEPSEEK.replace("scale = 2.5", "scale = inf"), "gating.scale: must be finite, not inf"),
+    "not a number": (DEEPSEEK.replace("scale = 2.5", "scale = nan"), "gating.scale: must be finite, not nan"),
+    "huge whole number": (
+        DEEPSEEK.replace("scale = 2.5", "scale = 1" + "0" * 310),
+        f"gating.scale: must be of type float, not 1{'0' * 310}",
+    ),
+    "truncated": (
+        MIXTRAL[: MIXTRAL.index("[gating]") + 5],
+        "is not valid TOML: Expected ']' at the end of a table declaration (at end of document)",
+    ),
+    "bad source": (MIXTRAL.replace('grade = "A"', 'grade = "F"'), None),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_MODELS.values(), ids=BAD_MODELS.keys())
+def test_a_bad_model_file_is_one_line(tmp_path, text, message):
+    path = tmp_path / "m.toml"
+    path.write_text(text)
+    if message is None:
+        entry = load_sources("models", "mixtral-8x7b")["*"] | {"grade": "F"}
+        message = f"sources.*: must be {{source = '...', grade = one of A, B, C, D}}, not {entry!r}"
+    with raises(f"{path}: {message}"):
+        load_model(str(path))
+
+
+BAD_DESIGNS = {
+    "unknown key": (
+        FPGA.replace("latency_cycles", "latency"),
+        ("memory.latency: unknown key; known are burst_beats, latency_cycles, max_outstanding, width_bits"),
+    ),
+    "not a power of two": (
+        FPGA.replace("rows = 16", "rows = 12"),
+        "array.rows: must be a power of two in 1..256, not 12",
+    ),
+    "burst crosses 4 KiB": (
+        FPGA.replace("burst_beats = 16", "burst_beats = 256"),
+        (
+            "memory.burst_beats: times width_bits=256 must not cross 4 KiB, but a burst of"
+            " 256 beats has 8192 bytes"
+        ),
+    ),
+    "unknown engine": (
+        FPGA.replace('engine = "fpga"', 'engine = "gpu"'),
+        "engine: must be one of fpga, not 'gpu'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_DESIGNS.values(), ids=BAD_DESIGNS.keys())
+def test_a_bad_design_file_is_one_line(tmp_path, text, message):
+    path = tmp_path / "d.toml"
+    path.write_text(text)
+    with raises(f"{path}: {message}"):
+        load_design(str(path))
+
+
+def test_unknown_presets_and_missing_files(tmp_path):
+    with raises(f"model: is neither a preset ({MODELS}) nor a .toml file: 'gpt-5'"):
+        load_model("gpt-5")
+    with raises("design: is neither a preset (fpga) nor a .toml file: 'tpu'"):
+        load_design("tpu")
+    for suffix in ("toml", "json"):
+        path = tmp_path / f"none.{suffix}"
+        with raises(f"{path}: cannot be read: No such file or directory"):
+            load_model(str(path))
+
+
+def test_files_that_are_no_text(tmp_path):
+    path = tmp_path / "m.toml"
+    path.write_bytes(b"\xff\xfe")
+    with raises(f"{path}: is not UTF-8: invalid start byte"):
+        load_model(str(path))
+    path.write_bytes(b"#" * ((1 << 20) + 1))
+    with raises(f"{path}: must be at most 1048576 bytes, not 1048577"):
+        load_model(str(path))
+
+
+def test_a_model_must_fit_the_design():
+    design = load_design("fpga")
+    with raises("d_model: must be at most max_d_model=8192 of design fpga, not 16384"):
+        design.check_model(16384, 64, 0, 8)
+
+
+# Families.
+
+
+def test_families():
+    assert family_names() == FAMILIES.split(", ")
+    for name in family_names():
+        row = load_family(name)
+        assert row.source.startswith("transformers 5.23.0")
+        assert {"router", "up", "down"} <= set(row.weights)
+
+
+def test_a_configuration_of_hugging_face(tmp_path):
+    folder = tmp_path / "my-deepseek"
+    folder.mkdir()
+    config = {
+        "model_type": "deepseek_v3",
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "hidden_act": "silu",
+        "hidden_size": 7168,
+        "moe_intermediate_size": 2048,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "n_group": 8,
+        "topk_group": 4,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "num_hidden_layers": 61,
+        "first_k_dense_replace": 3,
+        "moe_layer_freq": 1,
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    model = load_model(str(path))
+    assert model.name == "my-deepseek"
+    assert model == type(model)(**vars(load_model("deepseek-v3")) | {"name": "my-deepseek"})
+    path.write_text(json.dumps(config | {"topk_method": "greedy"}))
+    with raises(f"{path}: config.topk_method: must be 'noaux_tc' in family deepseek_v3, not 'greedy'"):
+        load_model(str(path))
+    path.write_text(json.dumps(config | {"n_shared_experts": "one"}))
+    with raises(f"{path}: config.n_shared_experts: must be a whole number from 0, not 'one'"):
+        load_model(str(path))
+    path.write_text(json.dumps(config | {"norm_topk_prob": 1}))
+    with raises(f"{path}: config.norm_topk_prob: must be true or false, not 1"):
+        load_model(str(path))
+    path.write_text(json.dumps(config | {"model_type": "jamba"}))
+    with raises(f"{path}: model_type: must be one of {FAMILIES}, not 'jamba'"):
+        load_model(str(path))
+    path.write_text("[]")
+    with raises(f"{path}: must be a JSON object, not list"):
+        load_model(str(path))
+    path.write_text('{"model_type": ')
+    with raises(f"{path}: is not valid JSON: Expecting value: line 1 column 16 (char 15)"):
+        load_model(str(path))
+
+
+ROW = (PRESETS / "families" / "mixtral.toml").read_text()
+BAD_ROWS = {
+    "unknown table": (ROW + "[router]\n", "router: unknown key; known are model, requires, source, weights"),
+    "no source": (ROW.replace("source =", "# source ="), "source: is missing or of the wrong type"),
+    "unknown weight": (
+        ROW.replace("\ndown =", "\nsideways ="),
+        (
+            "weights.sideways: unknown weight; known are"
+            " router, logit_bias, selection_bias, gate, up, down, gate_bias, up_bias, down_bias,"
+            " shared_gate, shared_up, shared_down"
+        ),
+    ),
+    "unknown part": (
+        ROW.replace('"first_half"', '"third"'),
+        ("weights.gate.take: must be one of all, first_half, second_half, even, odd, not 'third'"),
+    ),
+    "unknown option": (
+        ROW.replace("default = 1", "fallback = 1"),
+        (
+            "model.num_moe_layers.fallback: unknown key;"
+            " known are combine, default, keys, when_false, when_true"
+        ),
+    ),
+    "no keys": (
+        ROW.replace('["hidden_size"]', "[]"),
+        "model.d_model.keys: must be a list of configuration keys, not []",
+    ),
+    "two keys and no way": (
+        ROW.replace('["hidden_size"]', '["a", "b"]'),
+        (
+            "model.d_model.combine: must be one of"
+            " sum, product where there are several keys, and absent otherwise, not None"
+        ),
+    ),
+    "half a choice": (
+        ROW.replace('["hidden_size"]', '["hidden_size"], when_true = 3'),
+        "model.d_model: needs when_true, when_false and a single key",
+    ),
+    "requires one value": (
+        ROW.replace('["silu"]', '"silu"'),
+        "requires.hidden_act: must be a list of values, not 'silu'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
+def test_a_bad_family_row_is_one_line(tmp_path, text, message):
+    path = tmp_path / "mixtral.toml"
+    path.write_text(text)
+    with raises(f"{path}: {message}"):
+        load_family("mixtral", folder=tmp_path)
+
+
+def test_specs_are_frozen():
+    spec = ModelSpec(name="x", d_model=4, gating=GatingSpec(num_experts=2, top_k=1), ffn=FfnSpec(d_expert=4))
+    with pytest.raises(AttributeError, match=r"\Acannot assign to field 'd_model'\Z"):
+        spec.d_model = 5
