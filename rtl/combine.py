@@ -80,9 +80,7 @@ class CombineConfig:
     @property
     def output(self) -> data.StructLayout:
         """Payload of ``o``."""
-        return data.StructLayout(
-            {"data": data.ArrayLayout(16, self.lanes), "token_last": 1, "last": 1}
-        )
+        return data.StructLayout({"data": data.ArrayLayout(16, self.lanes), "token_last": 1, "last": 1})
 
     @property
     def count_bits(self) -> int:
@@ -275,9 +273,7 @@ class Emitter(wiring.Component):
         room = Signal()
         m.d.comb += [
             empty.eq(token.count == 0),
-            complete.eq(
-                empty | (self.counted.bit_select(token.slot, 1) & (self.count.data == token.count))
-            ),
+            complete.eq(empty | (self.counted.bit_select(token.slot, 1) & (self.count.data == token.count))),
             read.eq(valid & complete & room),
             last_word.eq(word == config.words - 1),
             take.eq(~valid | (read & last_word)),

@@ -5,14 +5,15 @@ the output (``tests/test_combine.py``), as long as the environment keeps the blo
 
 The recurrence, max-plus over transfers::
 
-    i[n]      = max(arrival[n], i[n-1] + 1, accept[n-2] + 1)         two-beat register
-    accept[n] = max(i[n] + 1, accept[n-1] + 1, accept[same sums before] + 4)
-    full[t]   = max(accept[last beats of token t]) + 8               its sums are written
-    queue[t]  = max(i_expect[t] + 1, queue[t-1] + 1, read[last of t-2])
-    take[t]   = max(queue[t] + 1, read[last of t-1])
-    read[b]   = max(take[t] + 1, full[t], read[b-1] + 1, enter[b-1])
-    enter[b]  = max(read[b] + 1, o[b-2] + 1)                         two-beat register
-    o[b]      = next ready cycle from max(enter[b] + 1, o[b-1] + 1)
+    i[n]        = max(arrival[n], i[n-1] + 1, accept[n-2] + 1)         two-beat register
+    accept[n]   = max(i[n] + 1, accept[n-1] + 1, accept[same sums before] + 4)
+    written[t]  = max(accept[last beats of token t]) + 8
+    i_expect[t] = max(arrival[t], i_expect[t-1] + 1)
+    o[b]        = next ready cycle from max(o[b-1] + 1, written[t] + 2, i_expect[t] + 5)
+
+An output that stalls fills what lies before it (two beats of the register, one of the RAM), but
+never leaves a gap behind, so nothing of that shows at the ports; the queue of announced tokens has
+room for all that the contract allows.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def combine_cycles(
         f"must give each of {expects.size} tokens whole contributions of {words} beats",
         key="beat_tokens",
     )
-    i, full = _add(tokens, beats, expects.size, num_slots, words)
-    i_expect, o = _emit(full, expects, num_slots, words, ready)
+    i, written = _add(tokens, beats, expects.size, num_slots, words)
+    i_expect, o = _emit(written, expects, words, ready)
     return CombineCycles(i=i, i_expect=i_expect, o=o, freed=o[words - 1 :: words] + FREED_LATENCY)
 
 
@@ -112,10 +113,10 @@ def combine_cycles(
 def _add(
     tokens: Cycles, arrivals: Cycles, num_tokens: int, num_slots: int, words: int
 ) -> tuple[Cycles, Cycles]:
-    """Return the cycles of ``i``, and when each token's sums are complete (0 without contributions)."""
+    """Return the cycles of ``i``, and when each token's last sums are written (0 without any)."""
     never = -(1 << 40)
     i = np.empty(tokens.size, np.int64)
-    full = np.zeros(num_tokens, np.int64)
+    written = np.zeros(num_tokens, np.int64)
     word = np.zeros(num_tokens, np.int64)
     touched = np.full((num_slots, words), never)
     entered = accept = accept_before = np.int64(never)
@@ -125,48 +126,26 @@ def _add(
         entered = max(arrivals[n], entered + 1, accept_before + 1, np.int64(0))
         i[n] = entered
         accept_before = accept
-        accept = max(
-            entered + REGISTER_CYCLES, accept + 1, touched[slot, word[token]] + ACCUMULATE_DISTANCE
-        )
+        accept = max(entered + REGISTER_CYCLES, accept + 1, touched[slot, word[token]] + ACCUMULATE_DISTANCE)
         touched[slot, word[token]] = accept
         word[token] += 1
         if word[token] == words:
             word[token] = 0
-            full[token] = accept + ADD_CYCLES
-    return i, full
+            written[token] = accept + ADD_CYCLES
+    return i, written
 
 
 @njit(cache=True)
-def _emit(
-    full: Cycles, arrivals: Cycles, num_slots: int, words: int, ready: Cycles
-) -> tuple[Cycles, Cycles]:
+def _emit(written: Cycles, arrivals: Cycles, words: int, ready: Cycles) -> tuple[Cycles, Cycles]:
     """Return the cycles of ``i_expect`` and ``o``."""
-    never = -(1 << 40)
-    i_expect = np.empty(full.size, np.int64)
-    o = np.empty(full.size * words, np.int64)
-    queue = np.empty(full.size, np.int64)  # a token goes from the queue's RAM to its output register
-    last_in = take = read = enter = np.int64(never)
-    for token in range(full.size):
-        last_in = max(arrivals[token], last_in + 1, np.int64(0))
-        if token >= num_slots:
-            last_in = max(last_in, queue[token - num_slots] + 1)
+    i_expect = np.empty(written.size, np.int64)
+    o = np.empty(written.size * words, np.int64)
+    last_in = last_out = np.int64(-1)
+    for token in range(written.size):
+        last_in = max(arrivals[token], last_in + 1)
         i_expect[token] = last_in
-        # The output register is free when the token before goes on to the emitter.
-        queue[token] = max(last_in + 1, take)
-        if token:
-            queue[token] = max(queue[token], queue[token - 1] + 1)
-        take = max(queue[token] + QUEUE_CYCLES - 1, read)
-        read = max(take + TAKE_CYCLES, full[token])
+        shown = max(written[token] + READ_CYCLES + REGISTER_CYCLES, last_in + EXPECT_LATENCY)
         for word in range(words):
-            beat = token * words + word
-            if word:
-                read += 1
-            read = max(read, enter)
-            enter = read + READ_CYCLES
-            if beat >= REGISTER_BEATS:
-                enter = max(enter, o[beat - REGISTER_BEATS] + 1)
-            shown = enter + REGISTER_CYCLES
-            if beat:
-                shown = max(shown, o[beat - 1] + 1)
-            o[beat] = taken(shown, ready)
+            last_out = taken(max(shown, last_out + 1), ready)
+            o[token * words + word] = last_out
     return i_expect, o

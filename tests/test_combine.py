@@ -273,19 +273,19 @@ def random_case(seed: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("seed", range(36))
+@pytest.mark.parametrize("seed", range(27))
 def test_random(seed):
     case = random_case(seed)
     check(case, run_case(case))
 
 
 def small(counts, **changes) -> Case:
-    """Return a case with these counts of contributions; four slots, three words of two lanes."""
+    """Return a case with these counts of contributions; four slots, three words of one lane."""
     counts = np.array(counts)
     config = CombineConfig(
         num_slots=changes.pop("num_slots", 4),
-        d_model=changes.pop("d_model", 6),
-        lanes=changes.pop("lanes", 2),
+        d_model=changes.pop("d_model", 3),
+        lanes=changes.pop("lanes", 1),
         max_count=changes.pop("max_count", max(1, int(counts.max(initial=0)))),
     )
     return Case(config=config, counts=counts, **changes)
@@ -294,39 +294,38 @@ def small(counts, **changes) -> Case:
 CORNERS = {
     "token_with_no_contributions": small([2, 0, 0, 1, 0, 3, 0]),
     "only_tokens_with_no_contributions": small([0] * 11),
-    "one_word_hazard": small([3, 2, 4, 1, 5], d_model=2, order="tokens"),
-    "two_words_hazard": small([3, 2, 4, 1, 5], d_model=4, order="tokens"),
+    "one_word_hazard": small([3, 2, 4, 1, 5], d_model=1, order="tokens"),
+    "two_words_hazard": small([3, 2, 4, 1, 5], d_model=2, order="tokens"),
     "three_words_hazard": small([3, 2, 4, 1, 5], order="tokens"),
-    "four_words_no_hazard": small([3, 2, 4], d_model=8, order="tokens"),
-    "all_slots_in_flight": small([2] * 24, num_slots=8, d_model=2),
+    "four_words_no_hazard": small([3, 2, 4], d_model=4, order="tokens"),
+    "all_slots_in_flight": small([2] * 24, num_slots=8, d_model=1),
     "nine_contributions": small([9, 9, 8, 9]),
     "one_contribution": small([1] * 13),
-    "one_element": small([2, 1, 3], d_model=1, lanes=1),
     "last_word_partial": small([2, 1, 3], d_model=5, lanes=4),
     "fewest_slots": small([2, 0, 1, 2, 3, 1], num_slots=2, order="contributions"),
-    "extreme_values": small([4, 3, 4, 4, 2, 4, 4] * 2, values="extreme", lanes=4),
+    "extreme_values": small([1, 2, 3] * 4, d_model=6, lanes=4, values="extreme"),
     "any_values": small([4, 3, 4, 4, 2, 4, 4], values="anything"),
     "late_announcements": small([2, 1, 0, 3, 1, 2, 2, 1], expect_gaps="bursts"),
     "no_tokens": small([]),
 }
 
 
-@pytest.mark.parametrize("stalls", TRAFFIC)
+@pytest.mark.parametrize("stalls", ["none", "bursts"])
 @pytest.mark.parametrize("name", CORNERS)
 def test_corner(name, stalls):
-    case = replace(CORNERS[name], stalls=stalls, gaps="none" if stalls != "bursts" else "half", seed=7)
+    case = replace(CORNERS[name], stalls=stalls, gaps="none" if stalls == "none" else "half", seed=7)
     run = run_case(case)
     check(case, run)
     if "hazard" in name and case.gaps == "none":
         waits = bool((np.diff(run.traces["i"].cycles)[4:] > 1).any())
         assert waits == (name != "four_words_no_hazard"), "the corner was not reached"
     if name == "extreme_values":
-        results = np.array(run.traces["o"].payloads, dtype=object) & 0x7FFF
-        for corner in (0, 0x7F80, 0x7FC0):
-            assert (results == corner).any(), f"no result {corner:#x}"
+        lanes = range(case.config.lanes)
+        results = {payload >> 16 * lane & 0xFFFF for payload in run.traces["o"].payloads for lane in lanes}
+        assert {0, 0x7F80, 0xFF80, 0x7FC0} <= results, "the corner was not reached"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_reset_in_the_middle(seed):
     case = random_case(1000 + seed)
     check(case, run_case(case, reset_after=5 + 17 * seed))
@@ -337,36 +336,28 @@ def test_latency_is_as_stated():
     assert sim.combine.EXPECT_LATENCY == Combine.EXPECT_LATENCY == 5
     assert sim.combine.ADD_CYCLES == SlotAdder.WRITE_AT
     assert SlotAdder.DISTANCE == ACCUMULATE_DISTANCE
-    case = small([2], seed=1)
-    traces = run_case(case).traces
-    assert traces["i"].cycles.tolist() == list(range(6))
-    first = 5 + Combine.LATENCY
+    traces = run_case(small([1], seed=1)).traces
+    assert traces["i"].cycles.tolist() == [0, 1, 2]
+    first = 2 + Combine.LATENCY
     assert traces["o"].cycles.tolist() == [first, first + 1, first + 2]
     cycles = run_case(small([0, 0])).traces["o"].cycles
     assert cycles.tolist() == list(range(Combine.EXPECT_LATENCY, Combine.EXPECT_LATENCY + 6))
 
 
-@pytest.mark.parametrize("d_model", [2, 4, 10])
-def test_one_beat_in_and_one_out_per_cycle(d_model):
-    """One contribution a token: saturated at both ends at the same time."""
-    case = small([1] * 32, d_model=d_model, num_slots=32, order="contributions")
-    traces = run_case(case).traces
-    beats = 32 * case.config.words
-    assert traces["i"].cycles.tolist() == list(range(beats))
-    assert (np.diff(np.sort(traces["o"].cycles)) == 1).sum() > 0
-    in_order = small([1] * 32, d_model=d_model, num_slots=32, order="tokens")
-    traces = run_case(in_order).traces
-    start = case.config.words - 1 + Combine.LATENCY
-    assert traces["i"].cycles.tolist() == list(range(beats))
-    assert traces["o"].cycles.tolist() == list(range(start, start + beats))
+@pytest.mark.parametrize("words", [1, 2, 5])
+def test_one_beat_in_and_one_out_per_cycle(words):
+    """One contribution a token: saturated at both ends at the same time, no gap between tokens."""
+    traces = run_case(small([1] * 16, d_model=words, num_slots=16, order="tokens")).traces
+    start = words - 1 + Combine.LATENCY
+    assert traces["i"].cycles.tolist() == list(range(16 * words))
+    assert traces["o"].cycles.tolist() == list(range(start, start + 16 * words))
 
 
 def test_hazard_costs_what_is_stated():
-    case = small([6], d_model=2, order="tokens")
-    traces = run_case(case).traces
-    # Two beats wait in the register; from then on one beat per ACCUMULATE_DISTANCE cycles.
-    assert np.diff(traces["i"].cycles).tolist() == [1, 1, 3, 4, 4]
-    assert traces["o"].cycles.tolist() == [1 + 5 * ACCUMULATE_DISTANCE + Combine.LATENCY - 1]
+    traces = run_case(small([6], d_model=1, order="tokens")).traces
+    # The register takes two beats at once; from then on one beat per ACCUMULATE_DISTANCE cycles.
+    assert np.diff(traces["i"].cycles).tolist() == [1, 1, *[ACCUMULATE_DISTANCE] * 3]
+    assert traces["o"].cycles.tolist() == [5 * ACCUMULATE_DISTANCE + Combine.LATENCY]
 
 
 def test_announcement_fits_the_dispatcher():
@@ -380,13 +371,19 @@ PLANTED = {
     "hazard ignored": ("range(1, self.DISTANCE)", "range(1, self.DISTANCE - 1)"),
     "one cycle late: hazard": ("range(1, self.DISTANCE)", "range(1, self.DISTANCE + 1)"),
     "first is added to the RAM": ("Mux(first_now, 0, old[lane].as_value())", "old[lane].as_value()"),
-    "sums not transparent": ("config.depth, num_read_ports=2, transparent=True", "config.depth, num_read_ports=2"),
+    "sums not transparent": (
+        "config.depth, num_read_ports=2, transparent=True",
+        "config.depth, num_read_ports=2",
+    ),
     "counts not transparent": (
         "config.num_slots, num_read_ports=2, transparent=True",
         "config.num_slots, num_read_ports=2",
     ),
     "slot stays started": ("started.bit_select(self.clear.slot, 1).eq(0)", "started.eq(started)"),
-    "slot stays counted": ("self.counted.bit_select(self.clear.slot, 1).eq(0)", "self.counted.eq(self.counted)"),
+    "slot stays counted": (
+        "self.counted.bit_select(self.clear.slot, 1).eq(0)",
+        "self.counted.eq(self.counted)",
+    ),
     "counted too early": ("read_at = self.WRITE_AT - 2", "read_at = self.WRITE_AT - 3"),
     "one cycle late: counted": ("read_at = self.WRITE_AT - 2", "read_at = self.WRITE_AT - 1"),
     "empty token not zero": ("Mux(word_empty, 0, bf16_from_f32(sums[lane]))", "bf16_from_f32(sums[lane])"),
@@ -396,7 +393,7 @@ PLANTED = {
     "next count not read ahead": ("Mux(take, self.i.payload.slot, token.slot)", "token.slot"),
     "freed on every beat": ("self.o.ready & self.o.payload.token_last", "self.o.ready"),
     "one word for all": ("Cat(token.slot, word)", "Cat(token.slot, word & 1)"),
-    "weight ignored": ("data.View(BF16, self.i.payload.weight)", "data.View(BF16, Const(0x3F80, 16))"),
+    "weight ignored": ("data.View(BF16, self.i.payload.weight)", "data.View(BF16, self.i.payload.data[0])"),
     "truncated": ("bf16_from_f32(sums[lane])", "sums[lane].as_value()[16:]"),
 }  # fmt: skip
 
@@ -404,7 +401,7 @@ PLANTED = {
 def revealing_cases() -> list[Case]:
     return [
         small([3, 0, 2, 1, 1, 0, 4, 2, 1, 1, 3, 1], num_slots=2, order="tokens", seed=1),
-        small([3, 0, 1, 1, 1, 1, 4, 2, 1, 1, 3, 1], d_model=2, order="tokens", seed=1),
+        small([3, 0, 1, 1, 1, 1, 1, 4, 2, 0, 3], num_slots=2, d_model=1, order="tokens", seed=1),
     ]
 
 
@@ -428,13 +425,13 @@ def test_planted_bug_is_found(monkeypatch, bug):
 @pytest.mark.parametrize(
     ("bug", "message"),
     [
-        ("last on every token", "combine o: beat 0 in cycle 11: rtl "),
+        ("weight ignored", "combine o: beat 0 in cycle 11: rtl "),
         ("one cycle late: counted", "combine o: beat 0: rtl in cycle 12, model 11; Case("),
     ],
 )
 def test_divergence_is_named(monkeypatch, bug, message):
     module = mutated_module(monkeypatch, rtl.combine, *PLANTED[bug])
-    case = small([1], d_model=2, seed=2)
+    case = small([1], d_model=1, seed=2)
     with pytest.raises(pytest.fail.Exception, match=f"^{re.escape(message)}.*seed=2"):
         check(case, run_case(case, module=module))
 
