@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim import rtlsim
+from sim import rtlsim, toolchain
 from sim.divergence import Field, PortCheck, first_divergence, with_waveform
 from sim.rtlsim import (
     Read,
@@ -411,7 +411,7 @@ def test_changed_line_is_a_miss_and_the_same_a_hit(compiled, exported, tmp_path,
     bench.write_text(rtlsim.HARNESS.read_text() + "// another line\n")
     monkeypatch.setattr(rtlsim, "HARNESS", bench)
     assert build_exported(copy, "reader", root=tmp_path).program != changed.program
-    monkeypatch.setattr(rtlsim, "CXX_FLAGS", ("-O0",))
+    monkeypatch.setattr(toolchain, "CXX_FLAGS", ("-O0",))
     build_exported(copy, "reader", root=tmp_path)
     assert len(compiled) == 5
 
