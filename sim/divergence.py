@@ -120,7 +120,7 @@ def _divergence(check: PortCheck) -> Divergence | None:
     payloads = None
     if check.payloads is not None:
         payloads = np.asarray(check.payloads, dtype=np.uint64)
-        payloads = payloads.reshape(len(payloads), -1)
+        payloads = payloads.reshape(-1, 1) if payloads.ndim == 1 else payloads
         payloads, seen_payloads = _same_words(payloads, seen_payloads)
     lengths = {len(array) for array in (cycles, payloads) if array is not None}
     if not lengths:

@@ -365,6 +365,7 @@ def test_first_in_time_wins_over_first_listed():
     same = PortCheck("same", "o", trace([3], [1]), [1], [3])
     assert first_divergence([same, late, early]).block == "early"
     assert first_divergence([same]) is None
+    assert first_divergence([PortCheck("nothing", "o", trace([], []), [])]) is None
 
 
 # The cache; nothing is compiled here

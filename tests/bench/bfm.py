@@ -30,7 +30,9 @@ class Wires:
     """The ports of the top by name; writes only what changes, which is most of the speed."""
 
     def __init__(self, dut: Any, ports: Sequence[Mapping[str, Any]]) -> None:
-        self._handles: dict[str, ValueObjectBase] = {port["name"]: getattr(dut, port["name"]) for port in ports}
+        self._handles: dict[str, ValueObjectBase] = {
+            port["name"]: getattr(dut, port["name"]) for port in ports
+        }
         self._driven: dict[str, int] = {}
         self.inputs = [
             port["name"]
@@ -210,7 +212,13 @@ class AxiReadMemory:
     """
 
     def __init__(
-        self, name: str, wires: Wires, prefix: str, beat_bytes: int, memory: ReadMemory, violations: Violations
+        self,
+        name: str,
+        wires: Wires,
+        prefix: str,
+        beat_bytes: int,
+        memory: ReadMemory,
+        violations: Violations,
     ) -> None:
         self.name, self.wires, self.prefix, self.beat_bytes = name, wires, prefix, beat_bytes
         image = memory.image
@@ -303,9 +311,7 @@ class Phase:
             name: StreamSink(name, streams[name], sink, self.violations) for name, sink in spec.sinks.items()
         }
         self.memories = {
-            name: AxiReadMemory(
-                name, wires, masters[name]["prefix"], masters[name]["data_bits"] // 8, memory, self.violations
-            )
+            name: AxiReadMemory(name, wires, masters[name], memory, self.violations)
             for name, memory in spec.memories.items()
         }
         self.probes: dict[str, list[tuple[int, int]]] = {name: [] for name in spec.probes}

@@ -87,7 +87,7 @@ def build(
     trace: bool = False,
     root: Path = DEFAULT_ROOT,
 ) -> CocotbBuild:
-    """Export ``component()`` and return its bench; both are kept by content, as :func:`sim.rtlsim.build` does."""
+    """Export ``component()`` and return its bench; kept by content, as by :func:`sim.rtlsim.build`."""
     return build_exported(exported(name, component, config=config, root=root), name, trace=trace, root=root)
 
 
