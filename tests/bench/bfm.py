@@ -215,12 +215,12 @@ class AxiReadMemory:
         self,
         name: str,
         wires: Wires,
-        prefix: str,
-        beat_bytes: int,
+        master: Mapping[str, Any],
         memory: ReadMemory,
         violations: Violations,
     ) -> None:
-        self.name, self.wires, self.prefix, self.beat_bytes = name, wires, prefix, beat_bytes
+        self.name, self.wires, self.prefix = name, wires, master["prefix"]
+        self.beat_bytes = master["data_bits"] // 8
         image = memory.image
         # An array is copied, since bytes are what a beat is read from.
         self.image = image.tobytes() if isinstance(image, np.ndarray) else image.read_bytes()

@@ -162,11 +162,15 @@ def contributions(config: ExpertConfig, load: Load, jobs, job_weights) -> list[i
     parts = config.routed.rows // lanes
     beats = []
     for (expert, slots), weights in zip(jobs, job_weights, strict=True):
-        padded = np.zeros((len(slots), words * lanes), dtype=np.uint16)
-        expert_weights = vars(load.weights[expert])
-        padded[:, : config.d_model] = ffn_bf16(
-            config.routed.ffn, load.tokens[slots], cols=config.routed.cols, **expert_weights
-        )
+        # Lanes beyond d_model belong to rows of zeros, which make NaN of an infinity.
+        beyond = words * lanes - config.d_model
+        padded = {
+            name: np.pad(values, [(0, beyond), (0, 0)][: values.ndim])
+            for name, values in vars(load.weights[expert]).items()
+            if name.startswith("down") and values is not None
+        }
+        expert_weights = vars(load.weights[expert]) | padded
+        results = ffn_bf16(config.routed.ffn, load.tokens[slots], cols=config.routed.cols, **expert_weights)
         for block in range(config.routed.out_blocks):
             for row, slot in enumerate(slots):
                 beats += [
@@ -175,7 +179,7 @@ def contributions(config: ExpertConfig, load: Load, jobs, job_weights) -> list[i
                         slot=slot,
                         word=word,
                         weight=weights[row],
-                        data=padded[row, word * lanes : (word + 1) * lanes],
+                        data=results[row, word * lanes : (word + 1) * lanes],
                         last=word == words - 1,
                     )
                     for word in range(block * parts, min((block + 1) * parts, words))
