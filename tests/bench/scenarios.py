@@ -44,20 +44,22 @@ class Scenario:
     """One run of a block.
 
     ``ports`` are streams, addresses of memories (``o_ar``), their data (``i_r``) and probes (the cycles
-    in which they are 1), by member; ``pulses`` says in how many cycles a probe is 1. With
-    ``spec.stop_cycle`` only what comes before it counts.
+    in which they are 1), by member; ``pulses`` says in how many cycles a probe is 1, ``reads`` what
+    the ``Read`` steps show, by a name each. With ``spec.stop_cycle`` only what comes before it counts.
     """
 
     name: str
     spec: RunSpec
     ports: Mapping[str, Expected] = field(default_factory=dict)
     pulses: Mapping[str, int] = field(default_factory=dict)
+    reads: Mapping[str, int] = field(default_factory=dict)
 
-    def cut(self, rng: np.random.Generator) -> Scenario:
-        """Return the scenario with a reset while it is at work."""
-        last = max(int(np.max(port.cycles)) for port in self.ports.values() if np.size(port.cycles))
-        spec = replace(self.spec, stop_cycle=int(rng.integers(1, last + 1)))
-        return replace(self, name=f"reset in the middle of {self.name}", spec=spec, pulses={})
+    def cut(self, rng: np.random.Generator, *, last: int | None = None) -> Scenario:
+        """Return the scenario with a reset while it is at work: up to ``last``, else to its last transfer."""
+        if last is None:
+            last = max(int(np.max(port.cycles)) for port in self.ports.values() if np.size(port.cycles))
+        spec = replace(self.spec, stop_cycle=int(rng.integers(1, last + 1)), epilogue=())
+        return replace(self, name=f"reset in the middle of {self.name}", spec=spec, pulses={}, reads={})
 
     def checks(self, block: str, result: RunResult) -> list[PortCheck]:
         """Return the comparisons of a run."""
@@ -73,6 +75,11 @@ class Scenario:
                 f"{name}: {seen[name]} pulses, {wanted} expected"
                 for name, wanted in self.pulses.items()
                 if seen[name] != wanted
+            ),
+            *(
+                f"{name}: {read} read, {wanted} expected"
+                for (name, wanted), read in zip(self.reads.items(), result.reads, strict=False)
+                if read != wanted
             ),
         ]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.rtlsim import ReadMemory, Sink, Source
+from sim.rtlsim import ReadMemory, RunResult, RunSpec, Sink, Source
 from tests.bench.bfm import AxiReadMemory, StreamDriver, StreamPorts, StreamSink, Violations
+from tests.bench.scenarios import Scenario
 
 STREAM = {"prefix": "s", "data_bits": 13, "last": True}
 MASTER = {"prefix": "m_axi", "data_bits": 64}
@@ -148,6 +149,12 @@ def test_address_that_changes_is_named():
         wires.set("m_axi_araddr", address)
         model.sample(cycle)
     assert violations.texts == ["o_ar: payload changed before the beat was taken in cycle 1"]
+
+
+def test_wrong_reads_and_broken_rules_are_problems():
+    result = RunResult(9, {}, {}, {}, [7, 8], "not finished", ["o: extra beat"], 1.0, 0)
+    scenario = Scenario("x", RunSpec(), reads={"a": 7, "b": 9})
+    assert scenario.problems(result) == ["o: extra beat", "not finished", "b: 8 read, 9 expected"]
 
 
 def test_what_breaks_outside_the_run_says_so():
