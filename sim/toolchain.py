@@ -121,6 +121,7 @@ def compile_model(
     trace: bool = False,
     library: Sequence[str] = (),
     flags: Sequence[str] = (),
+    cxx_flags: Sequence[str] = (),
     headers: Mapping[str, str] | None = None,
     include: Sequence[Path] = (),
     objects: Sequence[Path] = (),
@@ -138,7 +139,7 @@ def compile_model(
     main : C++ compiled with the model; sees its headers (``<prefix>.h``) and ``headers``.
     trace : whether the model can write VCD files.
     library : parts of Verilator's runtime besides those that every model needs.
-    flags : for Verilator, besides ``VERILATOR_FLAGS``.
+    flags, cxx_flags : for Verilator and for the compiler, after ``VERILATOR_FLAGS`` and ``CXX_FLAGS``.
     headers : texts by file name.
     include : folders in which ``main`` finds other headers.
     objects, link_flags : for the linker.
@@ -153,16 +154,17 @@ def compile_model(
     call(*verilator_command(*VERILATOR_FLAGS, *options), aside)
     for name, text in (headers or {}).items():
         (aside / name).write_text(text)
-    names = ["verilated", "verilated_threads", *library, *(["verilated_vcd_c"] if trace else [])]
-    runtime = compiled_once(
-        "runtime",
-        [*CXX_FLAGS, *include_flags(verilator, trace)],
-        [verilator / "include" / f"{name}.cpp" for name in names],
-        target.parent,
-    )
+    common = [*CXX_FLAGS, *cxx_flags]
+    # Whether a model traces does not matter to the library, except that the writer of VCD is needed.
+    for_library = [*common, *include_flags(verilator, trace=True)]
+    groups = [("verilated", "verilated_threads", *library), *([("verilated_vcd_c",)] if trace else [])]
+    runtime: list[Path] = []
+    for names in groups:
+        sources = [verilator / "include" / f"{name}.cpp" for name in names]
+        runtime += compiled_once("runtime", for_library, sources, target.parent)
     places = [f"-I{place}" for place in (aside, *include)]
     bundled = bundles(aside, prefix, main)
-    compiled = compile_all(cxx, [*CXX_FLAGS, *include_flags(verilator, trace), *places], bundled, aside)
+    compiled = compile_all(cxx, [*common, *include_flags(verilator, trace=trace), *places], bundled, aside)
     everything = map(str, [*compiled, *objects, *runtime])
     call([cxx, "-o", str(aside / program), *everything, "-lpthread", *link_flags], dict(os.environ), aside)
     for file in aside.iterdir():  # keep the program alone
@@ -213,7 +215,7 @@ def compiled_once(
     return [target / f"{source.stem}.o" for source in sources]
 
 
-def include_flags(verilator: Path, trace: bool) -> list[str]:
+def include_flags(verilator: Path, *, trace: bool) -> list[str]:
     include = verilator / "include"
     off = ("COVERAGE", "SC", "TIMING", "TRACE_FST", "TRACE_SAIF")
     return [
