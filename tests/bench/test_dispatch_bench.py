@@ -136,3 +136,11 @@ def scenarios(seed: int) -> list[Scenario]:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_dispatch(seed):
     run_scenarios(bench(), "dispatch", scenarios(seed), seed=seed)
+
+
+def test_corners_are_reached():
+    runs = {run.name.partition(",")[0]: run for run in scenarios(1)}
+    for name, load in CORNERS.items():
+        dropped = runs[name].pulses["dropped"]
+        assert (dropped > 0) == (load.capacity > 0), name
+    assert "reset in the middle of random" in runs

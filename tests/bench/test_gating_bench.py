@@ -221,3 +221,18 @@ def test_gating(name, seed):
     geometry = GEOMETRIES[name]
     rtl = build(f"gating_{name}", lambda: Gate(geometry), config=geometry)
     run_scenarios(rtl, "gating", scenarios(geometry, seed), seed=seed)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_corners_are_reached(name):
+    geometry = GEOMETRIES[name]
+    layout = assignment_layout(geometry.gating.num_experts)
+    mask = (1 << layout["expert"].width) - 1
+    chosen = {
+        run.name.partition(",")[0]: [payload & mask for payload in run.ports["o"].payloads]
+        for run in scenarios(geometry, 1)
+    }
+    last, top_k = geometry.gating.num_experts - 1, geometry.gating.top_k
+    assert set(chosen["all to one"][::top_k]) == {last}
+    assert 1 not in chosen["never chosen"]
+    assert chosen["all equal"][:top_k] == list(range(top_k))

@@ -169,3 +169,10 @@ def scenarios(seed: int) -> list[Scenario]:
 def test_layer(seed):
     rtl = build("layer", lambda: FpgaLayer(MODEL, DESIGN), config=(MODEL, DESIGN))
     run_scenarios(rtl, "layer", scenarios(seed), seed=seed)
+
+
+def test_corners_are_reached():
+    runs = {run.name.partition(",")[0]: run for run in scenarios(1)}
+    assert runs["capacity overflow"].reads["dropped"] > 0
+    assert runs["all tokens to one pair of experts"].reads["dropped"] == 0
+    assert runs["one token"].reads["tokens_in"] == 1
