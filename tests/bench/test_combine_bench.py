@@ -1,0 +1,106 @@
+"""The combiner's exported Verilog under cocotb: every stream bit for bit and cycle for cycle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rtl.combine import Combine, CombineConfig
+from sim.rtlsim import RunSpec, Sink, Source
+from tests.bench.runner import build
+from tests.bench.scenarios import MOST_CYCLES, Expected, Scenario, Traffic, mixes, run_scenarios
+from tests.block_bench import bits_of
+from tests.test_combine import ORDERS, Case, golden_tokens, schedule, sequence_of, values_of
+
+# The last word is partial.
+CONFIG = CombineConfig(num_slots=4, d_model=5, lanes=2, max_count=3)
+MOST = CONFIG.max_count
+
+CORNERS = {
+    "no contributions": [0] * 9,
+    "one contribution each": [1] * 9,
+    "all contributions": [MOST] * 9,
+    "one token": [MOST],
+    "a token with none between others": [2, 0, 1, 0, 0, 3],
+}
+
+
+def scenario(name: str, counts: list[int], order: str, values: str, traffic: Traffic) -> Scenario:
+    """Return the run of tokens with so many contributions each, and what golden and model say about it."""
+    rng, words = traffic.rng, CONFIG.words
+    case = Case(CONFIG, np.array(counts), order, values)
+    tokens = sequence_of(rng, case)
+    position = np.zeros(tokens.size, dtype=np.int64)  # of each beat among its token's
+    for token in range(case.num_tokens):
+        position[tokens == token] = np.arange(case.counts[token] * words)
+    data = values_of(rng, values, (tokens.size, CONFIG.lanes))
+    weights = values_of(rng, values, (case.num_tokens, MOST))[tokens, position // words]
+    last_token = rng.random(case.num_tokens) < 0.3
+    pattern, ready = traffic.ready()
+    arrivals = traffic.arrivals(tokens.size)
+    expect_arrivals = traffic.arrivals(case.num_tokens) * int(rng.integers(1, 6))
+    arrivals, expect_arrivals, model = schedule(case, tokens, arrivals, expect_arrivals, ready)
+    results = golden_tokens(case, tokens, weights, data).reshape(-1, CONFIG.lanes)
+    beats = [
+        bits_of(
+            CONFIG.contribution,
+            slot=tokens[n] % CONFIG.num_slots,
+            word=position[n] % words,
+            weight=weights[n],
+            data=data[n],
+            last=position[n] % words == words - 1,
+        )
+        for n in range(tokens.size)
+    ]
+    expects = [
+        bits_of(CONFIG.expect, slot=token % CONFIG.num_slots, count=count, last_token=last_token[token])
+        for token, count in enumerate(counts)
+    ]
+    outputs = [
+        bits_of(
+            CONFIG.output,
+            data=results[n],
+            token_last=n % words == words - 1,
+            last=n % words == words - 1 and last_token[n // words],
+        )
+        for n in range(case.num_tokens * words)
+    ]
+    return Scenario(
+        name,
+        RunSpec(
+            sources={"i": Source(beats, arrivals), "i_expect": Source(expects, expect_arrivals)},
+            sinks={"o": Sink(len(outputs), pattern)},
+            probes=["freed"],
+            max_cycles=MOST_CYCLES,
+        ),
+        {
+            "i": Expected(beats, model.i, CONFIG.contribution),
+            "i_expect": Expected(expects, model.i_expect, CONFIG.expect),
+            "o": Expected(outputs, model.o, CONFIG.output),
+            "freed": Expected(cycles=model.freed),
+        },
+    )
+
+
+def scenarios(seed: int) -> list[Scenario]:
+    """Return random counts and every corner, in every order, under all mixes of traffic, and resets."""
+    found = []
+    for traffic in mixes(seed):
+        rng = traffic.rng
+        for order in ORDERS:
+            label = f"order {order}, gaps {traffic.gaps}, stalls {traffic.stalls}"
+            for name, counts in CORNERS.items():
+                found.append(scenario(f"{name}, {label}", counts, order, "normal", traffic))
+            for values in ("normal", "anything", "extreme"):
+                counts = rng.integers(0, MOST + 1, size=int(rng.integers(1, 13))).tolist()
+                whole = scenario(f"{values} values, {label}", counts, order, values, traffic)
+                found += [whole.cut(rng), whole]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_combine(seed):
+    run_scenarios(
+        build("combine", lambda: Combine(CONFIG), config=CONFIG), "combine", scenarios(seed), seed=seed
+    )

@@ -1,0 +1,290 @@
+"""The expert engine's exported Verilog under cocotb: every stream bit for bit and cycle for cycle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from golden.expert_bf16 import ffn_bf16
+from golden.formats import bf16_encode
+from golden.image import expert_image
+from rtl.expert import ExpertConfig, ExpertEngine
+from rtl.expert.layouts import contribution_layout, job_layout
+from rtl.gating import token_layout
+from sim.expert import EngineShape, expert_cycles
+from sim.rtlsim import ReadMemory, RunSpec, Sink, Source
+from spec.geometry import PAGE_BYTES, FfnGeometry, GateGeometry, ImageGeometry
+from spec.model import Activation, FfnSpec, GatingSpec
+from tests.bench.runner import build
+from tests.bench.scenarios import EXTREMES, MOST_CYCLES, Expected, Scenario, Traffic, mixes, run_scenarios
+from tests.block_bench import bits_of
+
+NUM_EXPERTS = 3
+IMAGE_PAGE = 2
+
+
+def config_of(
+    ffn: FfnSpec, *, d_model: int, d_shared: int, rows: int, cols: int, lanes: int, outstanding: int
+) -> ExpertConfig:
+    """Return an engine with three experts, windows of four tokens, beats of 8 bytes, bursts of 2."""
+    gating = GatingSpec(num_experts=NUM_EXPERTS, top_k=1)
+    gate = GateGeometry(
+        gating=gating, d_model=d_model, lanes=8, logits_per_cycle=1, stream_lanes=2, load_elements=4
+    )
+
+    def geometry(d_hidden: int) -> FfnGeometry:
+        return FfnGeometry(ffn=ffn, d_model=d_model, d_hidden=d_hidden, rows=rows, cols=cols)
+
+    image = ImageGeometry(
+        gate=gate,
+        routed=geometry(ffn.d_expert),
+        shared=geometry(d_shared) if d_shared else None,
+        burst_bytes=16,
+    )
+    return ExpertConfig(
+        image=image,
+        num_slots=8,
+        max_tokens=4,
+        act_lanes=lanes,
+        stream_lanes=2,
+        beat_bits=64,
+        burst_beats=2,
+        max_outstanding=outstanding,
+    )
+
+
+# No size is a multiple of the array's: the last tiles, blocks and beats are partial.
+CONFIGS = {
+    "gated": config_of(FfnSpec(d_expert=6), d_model=10, d_shared=9, rows=4, cols=4, lanes=2, outstanding=3),
+    "clamped": config_of(
+        FfnSpec(d_expert=5, activation=Activation.CLAMPED_SWIGLU, bias=True),
+        d_model=7, d_shared=0, rows=2, cols=4, lanes=2, outstanding=4,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One expert's bf16 patterns, named as the arguments of :func:`golden.expert_bf16.ffn_bf16`."""
+
+    gate: np.ndarray | None
+    up: np.ndarray
+    down: np.ndarray
+    gate_bias: np.ndarray | None
+    up_bias: np.ndarray | None
+    down_bias: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Load:
+    """Tokens, all experts' weights (the shared one last), and jobs: an expert and its tokens each."""
+
+    tokens: np.ndarray
+    weights: list[Weights]
+    jobs: list[tuple[int, list[int]]]
+
+
+def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return bf16_encode(rng.standard_normal(shape))
+
+
+def extreme(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return np.where(rng.random(shape) < 0.2, rng.choice(EXTREMES, shape), normal(rng, *shape))
+
+
+def load_of(config: ExpertConfig, rng: np.random.Generator, jobs, values=normal) -> Load:
+    """Return random tokens and weights for these jobs."""
+    ffn, d_model = config.routed.ffn, config.d_model
+    weights = []
+    for expert in range(NUM_EXPERTS + len(config.kinds) - 1):
+        width = config.kinds[expert == NUM_EXPERTS].d_hidden
+        weights.append(
+            Weights(
+                values(rng, width, d_model) if ffn.gated else None,
+                values(rng, width, d_model),
+                values(rng, d_model, width),
+                values(rng, width) if ffn.bias and ffn.gated else None,
+                values(rng, width) if ffn.bias else None,
+                values(rng, d_model) if ffn.bias else None,
+            )
+        )
+    return Load(values(rng, config.num_slots, d_model), weights, jobs)
+
+
+def random_jobs(config: ExpertConfig, rng: np.random.Generator) -> list[tuple[int, list[int]]]:
+    """Return one to six jobs of one to four tokens."""
+    num_kinds = NUM_EXPERTS + len(config.kinds) - 1
+    jobs = []
+    for _ in range(int(rng.integers(1, 7))):
+        count = int(rng.integers(1, config.max_tokens + 1))
+        slots = np.sort(rng.permutation(config.num_slots)[:count])
+        jobs.append((int(rng.integers(num_kinds)), slots.tolist()))
+    return jobs
+
+
+CORNERS = {
+    "all tokens to one expert": [(1, [0, 1, 2, 3]), (1, [4, 5, 6, 7])],
+    "an expert with none": [(0, [0, 2]), (2, [1, 2, 3])],
+    "one token per expert": [(0, [0]), (1, [1]), (2, [2])],
+    "one token": [(2, [7])],
+    "one token, then a full window": [(0, [3]), (1, [4, 5, 6, 7]), (2, [5])],
+    "highest index": [(-1, [0, 1]), (-1, [4])],  # the shared expert, if there is one
+}
+
+
+def image_of(config: ExpertConfig, load: Load, rng: np.random.Generator) -> np.ndarray:
+    """Return the memory: noise wherever no expert lies, the image from ``IMAGE_PAGE`` on."""
+    size = IMAGE_PAGE * PAGE_BYTES + config.image.num_bytes
+    memory = rng.integers(0, 1 << 16, size // 2, dtype=np.uint16)
+    for expert, weights in enumerate(load.weights):
+        tiles = expert_image(config.kinds[expert == NUM_EXPERTS], **vars(weights))
+        start = (IMAGE_PAGE + config.image.expert_page(expert)) * PAGE_BYTES // 2
+        memory[start : start + tiles.size] = tiles
+    return memory.view(np.uint8)
+
+
+def addresses(config: ExpertConfig, jobs) -> list[int]:
+    """Return the burst addresses: each job's expert from its page on, whole bursts."""
+    found = []
+    for expert, _ in jobs:
+        start = (IMAGE_PAGE + config.image.expert_page(expert)) * PAGE_BYTES
+        size = config.kinds[expert == NUM_EXPERTS].num_bytes
+        found += range(start, start + size, config.image.burst_bytes)
+    return found
+
+
+def contributions(config: ExpertConfig, load: Load, jobs, job_weights) -> list[int]:
+    """Return golden's beats of ``o``: per job and block of rows, all tokens' words."""
+    lanes, words = config.act_lanes, config.words
+    layout = contribution_layout(config.num_slots, words, lanes)
+    parts = config.routed.rows // lanes
+    beats = []
+    for (expert, slots), weights in zip(jobs, job_weights, strict=True):
+        # Lanes beyond d_model belong to rows of zeros, which make NaN of an infinity.
+        beyond = words * lanes - config.d_model
+        padded = {
+            name: np.pad(values, [(0, beyond), (0, 0)][: values.ndim])
+            for name, values in vars(load.weights[expert]).items()
+            if name.startswith("down") and values is not None
+        }
+        expert_weights = vars(load.weights[expert]) | padded
+        results = ffn_bf16(config.routed.ffn, load.tokens[slots], cols=config.routed.cols, **expert_weights)
+        for block in range(config.routed.out_blocks):
+            for row, slot in enumerate(slots):
+                beats += [
+                    bits_of(
+                        layout,
+                        slot=slot,
+                        word=word,
+                        weight=weights[row],
+                        data=results[row, word * lanes : (word + 1) * lanes],
+                        last=word == words - 1,
+                    )
+                    for word in range(block * parts, min((block + 1) * parts, words))
+                ]
+    return beats
+
+
+def token_beats(config: ExpertConfig, load: Load, rng: np.random.Generator) -> list[int]:
+    """Return the beats of ``i_token``; what lies beyond a token, and ``last``, is noise."""
+    lanes = config.stream_lanes
+    count = -(-config.d_model // lanes)
+    padded = rng.integers(0, 1 << 16, (len(load.tokens), count * lanes), dtype=np.uint16)
+    padded[:, : config.d_model] = load.tokens
+    return [
+        bits_of(token_layout(lanes), data=elements, last=rng.integers(2))
+        for elements in padded.reshape(-1, lanes)
+    ]
+
+
+def scenario(name: str, config: ExpertConfig, load: Load, traffic: Traffic) -> Scenario:
+    """Return the run of a load under this traffic, with what golden and model say about it."""
+    rng = traffic.rng
+    jobs = [(expert % len(load.weights), slots) for expert, slots in load.jobs]
+    job_weights = [rng.integers(0, 1 << 16, len(slots), dtype=np.uint16) for _, slots in jobs]
+    entries = [
+        bits_of(job_layout(config), expert=expert, slot=slot, weight=weight, last=row == len(slots) - 1)
+        for (expert, slots), weights in zip(jobs, job_weights, strict=True)
+        for row, (slot, weight) in enumerate(zip(slots, weights, strict=True))
+    ]
+    beats = token_beats(config, load, rng)
+    beat_arrivals = traffic.arrivals(len(beats))
+    beats_taken = np.maximum.accumulate(beat_arrivals - np.arange(len(beats))) + np.arange(len(beats))
+    arrivals = traffic.arrivals(len(entries), after=int(beats_taken[-1]) + 2)
+    pattern, ready = traffic.ready()
+    ar_pattern, ar_ready = traffic.ready()
+    latency = int(rng.integers(1, 30))
+    extra = None if traffic.gaps == "none" else rng.integers(0, 12, size=31) * (rng.random(31) < 0.3)
+    model = expert_cycles(
+        EngineShape.of(
+            config.image,
+            act_lanes=config.act_lanes,
+            beat_bits=config.beat_bits,
+            burst_beats=config.burst_beats,
+            max_outstanding=config.max_outstanding,
+        ),
+        np.array([expert == NUM_EXPERTS for expert, slots in jobs for _ in slots]),
+        np.array([slot == slots[-1] for _, slots in jobs for slot in slots]),
+        arrivals,
+        latency=latency,
+        extra=extra,
+        ready=ready,
+        ar_ready=ar_ready,
+    )
+    layout = contribution_layout(config.num_slots, config.words, config.act_lanes)
+    outputs = contributions(config, load, jobs, job_weights)
+    memory = ReadMemory(image_of(config, load, rng), latency, extra=extra, ready=ar_pattern)
+    return Scenario(
+        name,
+        RunSpec(
+            sources={"i_token": Source(beats, beat_arrivals), "i": Source(entries, arrivals)},
+            sinks={"o": Sink(len(outputs), pattern)},
+            memories={"o_ar": memory},
+            statics={"image_page": IMAGE_PAGE},
+            probes=["fire", "beat", "read_error"],
+            max_cycles=MOST_CYCLES,
+        ),
+        {
+            "i_token": Expected(beats, beats_taken),
+            "i": Expected(entries, model.i, job_layout(config)),
+            "o_ar": Expected(addresses(config, jobs), model.ar),
+            "i_r": Expected(cycles=model.r),
+            "o": Expected(outputs, model.o, layout),
+        },
+        {"fire": model.fires, "beat": model.tile_beats, "read_error": 0},
+    )
+
+
+def hesitant(whole: Scenario, rng: np.random.Generator) -> Scenario:
+    """Return the scenario with gaps between the memory's beats, which the cycle model does not know."""
+    memory = replace(whole.spec.memories["o_ar"], gaps=rng.integers(0, 4, size=17))
+    ports = {name: replace(port, cycles=None) for name, port in whole.ports.items() if name != "i_r"}
+    spec = replace(whole.spec, memories={"o_ar": memory})
+    return replace(whole, name=f"memory with gaps, {whole.name}", spec=spec, ports=ports)
+
+
+def scenarios(config: ExpertConfig, seed: int) -> list[Scenario]:
+    """Return random jobs, every corner and extreme values under all mixes, and resets."""
+    found = []
+    for traffic in mixes(seed):
+        label = f"gaps {traffic.gaps}, stalls {traffic.stalls}"
+        rng = traffic.rng
+        for name, jobs in CORNERS.items():
+            found.append(scenario(f"{name}, {label}", config, load_of(config, rng, jobs), traffic))
+        load = load_of(config, rng, random_jobs(config, rng), extreme)
+        found.append(scenario(f"extreme values, {label}", config, load, traffic))
+        load = load_of(config, rng, random_jobs(config, rng))
+        whole = scenario(f"random jobs, {label}", config, load, traffic)
+        found += [whole.cut(rng), whole, hesitant(whole, rng)]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_expert(name, seed):
+    config = CONFIGS[name]
+    rtl = build(f"expert_{name}", lambda: ExpertEngine(config), config=config)
+    run_scenarios(rtl, "expert", scenarios(config, seed), seed=seed)
