@@ -51,13 +51,15 @@ def fixed_from_f32(values: F32) -> I64:
     """
     nan = np.isnan(values)
     scaled = np.where(nan, -np.inf, values.astype(np.float64) * ONE)
-    return np.trunc(np.clip(scaled, -FIXED_MAX, FIXED_MAX)).astype(np.int64)
+    fixed: I64 = np.trunc(np.clip(scaled, -FIXED_MAX, FIXED_MAX)).astype(np.int64)
+    return fixed
 
 
 def _interpolate(base: I64, descent: I64, position: I64) -> I64:
     index = position >> INTERPOLATION_BITS
     fraction = position & ((1 << INTERPOLATION_BITS) - 1)
-    return base[index] - ((descent[index] * fraction) >> INTERPOLATION_BITS)
+    value: I64 = base[index] - ((descent[index] * fraction) >> INTERPOLATION_BITS)
+    return value
 
 
 def exp_negative(d: I64) -> tuple[I64, I64]:
@@ -84,7 +86,7 @@ def reciprocal(m: I64) -> I64:
 def sigmoid(z: I64) -> tuple[I64, I64]:
     """Return sigmoid(z) as ``(mantissa, shift)``: value ``mantissa * 2**-(20 + shift)``.
 
-    ``z`` is signed with 20 fraction bits. With t = exp(-\\|z\\|): 1 / (1 + t), times t for z < 0;
+    ``z`` is signed with 20 fraction bits. With t = exp(-abs(z)): 1 / (1 + t), times t for z < 0;
     so small values keep their relative precision.
     """
     t, shift = exp_negative(np.abs(z))
@@ -153,7 +155,8 @@ def scaled_product(a: Bits16, b: Bits16, mantissa: I64, shift: I64) -> Bits16:
     sign = sign_a ^ sign_b
     magnitude = significand_a * significand_b * mantissa
     finite = bf16_from_integer(
-        sign, np.where((exponent_a == 255) | (exponent_b == 255), 0, magnitude),
+        sign,
+        np.where((exponent_a == 255) | (exponent_b == 255), 0, magnitude),
         exponent_a + exponent_b - 2 * 134 - FRACTION_BITS - shift,
     )
     infinite = (exponent_a == 255) | (exponent_b == 255)

@@ -100,7 +100,10 @@ class Drain(wiring.Component):
         with m.Elif(moves):
             m.d.sync += part.eq(part + 1)
 
-        group = [self.accumulators.data.word_select(index, rows * 32) for index in range(config.routed.num_up_matrices)]
+        group = [
+            self.accumulators.data.word_select(index, rows * 32)
+            for index in range(config.routed.num_up_matrices)
+        ]
         results = [Signal(lanes * 32, name=f"results_{index}") for index in range(len(group))]
         for index, value in enumerate(group):
             m.d.comb += results[index].eq(value.word_select(part, lanes * 32))

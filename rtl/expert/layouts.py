@@ -67,9 +67,7 @@ class ExpertConfig:
     @property
     def hidden_words(self) -> int:
         """Words of ``cols`` elements of a token's hidden activations."""
-        return max(
-            ceil_div(kind.hidden_blocks * kind.rows, kind.cols) for kind in self.kinds
-        )
+        return max(ceil_div(kind.hidden_blocks * kind.rows, kind.cols) for kind in self.kinds)
 
     @property
     def words(self) -> int:
