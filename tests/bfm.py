@@ -7,8 +7,11 @@ the device does.
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,3 +145,202 @@ def random_arrivals(rng: np.random.Generator, count: int, gap: float) -> np.ndar
     gaps = rng.geometric(1 / (1 + gap), size=count) - 1
     gaps[rng.random(count) < 0.5] = 0
     return np.cumsum(gaps).astype(np.int64)
+
+
+TRAFFIC = ("none", "half", "bursts")
+PATTERN_CYCLES = 1021
+
+
+def pattern_of(rng: np.random.Generator, kind: str) -> np.ndarray:
+    """Return a ready pattern: always, half of the cycles at random, or long runs."""
+    if kind == "none":
+        return np.ones(1, dtype=bool)
+    if kind == "half":
+        return rng.random(PATTERN_CYCLES) < 0.5
+    runs = rng.geometric(1 / 12, size=PATTERN_CYCLES)
+    return np.repeat(np.arange(runs.size) % 2 == 0, runs)[:PATTERN_CYCLES]
+
+
+def long_pattern(rng: np.random.Generator, kind: str, cycles: int = 1 << 14) -> np.ndarray:
+    """Return :func:`pattern_of`, repeated over ``cycles``, that ends ready (and stays so)."""
+    return np.append(np.resize(pattern_of(rng, kind), cycles), True)
+
+
+def ready_from(pattern: np.ndarray) -> Callable[[int], bool]:
+    """Return a sink's readiness from a pattern that stays at its last value."""
+    values = pattern.tolist()
+    return lambda cycle: values[min(cycle, len(values) - 1)]
+
+
+def arrivals_of(rng: np.random.Generator, kind: str, count: int) -> np.ndarray:
+    """Return arrival cycles: all at once, with gaps, or in bursts."""
+    if kind == "none":
+        return np.zeros(count, dtype=np.int64)
+    if kind == "half":
+        return np.cumsum(rng.integers(0, 2, count) + 1) - 1
+    return np.cumsum(1 + (rng.random(count) < 0.1) * rng.integers(1, 40, count)) - 1
+
+
+def pack(elements: Sequence[int] | np.ndarray, bits: int = 16) -> int:
+    """Return elements as one unsigned integer, the first in the lowest bits."""
+    value = 0
+    for n, element in enumerate(elements):
+        value |= int(element) << (bits * n)
+    return value
+
+
+def bits_of(layout, **fields) -> int:
+    """Return a payload of the layout as an unsigned integer."""
+    return layout.const({name: int(value) for name, value in fields.items()}).as_value().value
+
+
+def first_difference(got, want) -> int | None:
+    """Return the first index at which two sequences differ, in length too, or None."""
+    for n in range(max(len(got), len(want))):
+        if n >= len(got) or n >= len(want) or got[n] != want[n]:
+            return n
+    return None
+
+
+def run_pipeline(
+    dut, inputs: Mapping[str, Sequence[int] | np.ndarray], outputs: Sequence[str], latency: int
+) -> dict[str, np.ndarray]:
+    """Feed a pipeline one set of operands per cycle; return what stands ``latency`` cycles later.
+
+    Inputs are integers (negative ones for signed members); results are int64 arrays of what the
+    members hold, structures as unsigned integers. Operands are gone after their cycle: other ones
+    stand there, so that a pipeline that needs them longer fails.
+    """
+    columns = {name: np.asarray(values).tolist() for name, values in inputs.items()}
+    count = len(next(iter(columns.values())))
+    results: dict[str, list[int]] = {name: [] for name in outputs}
+    watched = [Value.cast(getattr(dut, name)) for name in outputs]
+    driven = {name: Value.cast(getattr(dut, name)) for name in columns}
+
+    async def bench(ctx):
+        for cycle in range(count + latency):
+            for name, signal in driven.items():
+                ctx.set(signal, columns[name][cycle % count])
+            if latency == 0:
+                await ctx.delay(1e-9)
+                sampled = [ctx.get(value) for value in watched]
+            else:
+                sampled = (await ctx.tick().sample(*watched))[2:]
+            if cycle >= latency:
+                for name, value in zip(outputs, sampled, strict=True):
+                    results[name].append(int(value))
+
+    simulator = Simulator(dut)
+    if latency:
+        simulator.add_clock(1e-8)
+    simulator.add_testbench(bench)
+    simulator.run()
+    return {name: np.array(values, dtype=np.int64) for name, values in results.items()}
+
+
+@dataclass
+class ReadMemory:
+    """An AXI4 read memory, run as a monitor of :func:`run_streams`: bursts in order, no gaps inside.
+
+    A burst's first beat is offered ``latency + extra[n]`` cycles after its address was taken, or in the
+    cycle after the beat before it. Cycles count from the last reset, as those of the streams do.
+
+    Attributes
+    ----------
+    ar, r : streams of the device under test (payloads ``addr``; ``data``, ``resp``, ``last``).
+    image : what the memory holds from byte ``base`` on, as 16-bit elements; reads elsewhere fail.
+    extra : cycles added to the latency of each burst, repeated.
+    ready : readiness of the address channel, a function of the cycle.
+    reset : signal that empties the memory's queue, or None.
+    error_beat : number of the beat that answers with SLVERR, or None.
+    addresses, ar_cycles, r_cycles : what happened.
+    """
+
+    ar: Any
+    r: Any
+    image: np.ndarray
+    burst_beats: int
+    latency: int
+    base: int = 0
+    extra: Sequence[int] = (0,)
+    ready: Callable[[int], bool] = lambda _cycle: True
+    reset: Any = None
+    error_beat: int | None = None
+    addresses: list[int] = field(default_factory=list)
+    ar_cycles: list[int] = field(default_factory=list)
+    r_cycles: list[int] = field(default_factory=list)
+
+    def _beat(self, address: int) -> int:
+        elements = len(self.r.payload.data) // 16
+        start = (address - self.base) // 2
+        assert 0 <= start <= self.image.size - elements, f"read of address {address:#x} outside the image"
+        return pack(self.image[start : start + elements])
+
+    async def __call__(self, ctx) -> None:
+        """Answer reads until the simulation ends."""
+        beat_bytes = len(self.r.payload.data) // 8
+        in_reset = self.reset if self.reset is not None else self.r.ready
+        queue: list[tuple[int, int]] = []
+        cycle, place, offered, held = 0, 0, False, None
+        while True:
+            if not offered and queue and cycle >= queue[0][1]:
+                error = len(self.r_cycles) == self.error_beat
+                ctx.set(
+                    self.r.payload,
+                    {
+                        "data": self._beat(queue[0][0] + place * beat_bytes),
+                        "resp": 2 if error else 0,
+                        "last": int(place == self.burst_beats - 1),
+                    },
+                )
+                ctx.set(self.r.valid, 1)
+                offered = True
+            ready = self.ready(cycle)
+            ctx.set(self.ar.ready, ready)
+            *_, asked, address, taken, reset = await ctx.tick().sample(
+                self.ar.valid, self.ar.payload.addr, self.r.ready, in_reset
+            )
+            if self.reset is not None and reset:
+                queue, cycle, place, offered, held = [], 0, 0, False, None
+                for log in (self.addresses, self.ar_cycles, self.r_cycles):
+                    log.clear()
+                ctx.set(self.r.valid, 0)
+                continue
+            if held is not None:
+                assert asked and address == held, f"address withdrawn or changed in cycle {cycle}"
+            held = address if asked and not ready else None
+            if offered and taken:
+                self.r_cycles.append(cycle)
+                place, offered = place + 1, False
+                ctx.set(self.r.valid, 0)
+                if place == self.burst_beats:
+                    place = 0
+                    queue.pop(0)
+            if asked and ready:
+                self.addresses.append(address)
+                self.ar_cycles.append(cycle)
+                extra = self.extra[(len(self.addresses) - 1) % len(self.extra)]
+                queue.append((address, cycle + self.latency + extra))
+            cycle += 1
+
+
+OURS = ("rtl.", "sim.", "tests.", "test_")
+
+
+def plant_bug(monkeypatch, module, old: str, new: str) -> None:
+    """Run ``module``'s source with ``old`` (there once) replaced, in place of its classes everywhere.
+
+    Compiled functions of the replacement run as plain Python.
+    """
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    assert source.count(old) == 1, f"{old!r} must be in {module.__name__} once, not {source.count(old)} times"
+    changed = types.ModuleType(f"planted_{module.__name__.replace('.', '_')}")
+    monkeypatch.setitem(sys.modules, changed.__name__, changed)
+    text = source.replace(old, new).replace("@njit(cache=True)", "")
+    exec(compile(text, f"{changed.__name__}.py", "exec"), changed.__dict__)
+    for name, original in list(vars(module).items()):
+        if getattr(original, "__module__", None) != module.__name__:
+            continue
+        for user in [module for label, module in sys.modules.items() if label.startswith(OURS)]:
+            if vars(user).get(name) is original:
+                monkeypatch.setattr(user, name, getattr(changed, name))

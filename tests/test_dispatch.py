@@ -18,10 +18,17 @@ from golden.dispatch_streams import BF16_ONE, DispatchStreams, dispatch_streams
 from rtl.dispatch import Dispatch, DispatchConfig, LowestSet
 from sim.dispatch import DispatchCycles, ReadyPattern, dispatch_cycles
 from spec.errors import InputError
-from tests.bfm import Sink, Source, Trace, run_streams
-
-PATTERN_CYCLES = 1021
-TRAFFIC = ("none", "half", "bursts")
+from tests.bfm import (
+    TRAFFIC,
+    Sink,
+    Source,
+    Trace,
+    arrivals_of,
+    bits_of,
+    first_difference,
+    pattern_of,
+    run_streams,
+)
 
 
 @dataclass(frozen=True)
@@ -47,25 +54,6 @@ def experts_of_tokens(rng, num_tokens: int, num_experts: int, top_k: int, skew: 
     return np.argsort(keys, axis=1)[:, :top_k]
 
 
-def pattern_of(rng, kind: str) -> np.ndarray:
-    """Return a ready pattern: always, half of the cycles at random, or long runs."""
-    if kind == "none":
-        return np.ones(1, dtype=bool)
-    if kind == "half":
-        return rng.random(PATTERN_CYCLES) < 0.5
-    runs = rng.geometric(1 / 12, size=PATTERN_CYCLES)
-    return np.repeat(np.arange(runs.size) % 2 == 0, runs)[:PATTERN_CYCLES]
-
-
-def arrivals_of(rng, kind: str, count: int) -> np.ndarray:
-    """Return arrival cycles: all at once, with gaps, or in bursts."""
-    if kind == "none":
-        return np.zeros(count, dtype=np.int64)
-    if kind == "half":
-        return np.cumsum(rng.integers(0, 2, count) + 1) - 1
-    return np.cumsum(1 + (rng.random(count) < 0.1) * rng.integers(1, 40, count)) - 1
-
-
 @dataclass(frozen=True)
 class Run:
     """Everything that a run should give and has given."""
@@ -75,10 +63,6 @@ class Run:
     expected: dict[str, list[int]]
     traces: dict[str, Trace]
     dropped: int
-
-
-def bits_of(layout, **fields) -> int:
-    return layout.const({name: int(value) for name, value in fields.items()}).as_value().value
 
 
 def run_case(case: Case, *, module=rtl.dispatch, reset_after: int | None = None) -> Run:
@@ -204,11 +188,6 @@ async def other_traffic(ctx, dut, rng, cycles: int) -> None:
             ctx.set(getattr(dut, name).ready, int(rng.random() < 0.5))
         await ctx.tick()
     ctx.set(dut.i.valid, 0)
-
-
-def first_difference(got, want) -> int | None:
-    unequal = np.flatnonzero(np.asarray(got, dtype=object) != np.asarray(want, dtype=object))
-    return int(unequal[0]) if unequal.size else None
 
 
 def check(case: Case, run: Run) -> None:
