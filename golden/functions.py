@@ -1,8 +1,8 @@
 """Elementary functions of the hardware: fixed point and small tables, bit for bit.
 
 All arguments and results are integers in fixed point (int64 arrays). Tables have 256 entries with
-linear interpolation over 12 more bits; the largest errors against the real functions are measured
-by ``tests/test_functions.py``.
+linear interpolation over 12 more bits. The errors stated here are against the real function of the
+fixed-point argument, measured over a dense grid and asserted by ``tests/test_functions.py``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def exp_negative(d: I64) -> tuple[I64, I64]:
     """Return exp(-d) as ``(mantissa, shift)``: value ``mantissa * 2**-(20 + shift)``.
 
     ``d`` >= 0 has 20 fraction bits. The mantissa is in (0.5, 1] (20 fraction bits), or 0 where the
-    result would need a shift beyond 31.
+    result would need a shift beyond 31, from d = 22.18 on. Relative error below 8.1e-6 for d < 16 and
+    9.6e-6 below 22.18; absolute error of the zeros below 2**-32.
     """
     too_large = d >= 1 << EXP_ARG_BITS
     power = (np.where(too_large, 0, d) * LOG2E) >> FRACTION_BITS
@@ -77,7 +78,7 @@ def exp_negative(d: I64) -> tuple[I64, I64]:
 
 
 def reciprocal(m: I64) -> I64:
-    """Return 1/m for m in [1, 2], both with 20 fraction bits."""
+    """Return 1/m for m in [1, 2], both with 20 fraction bits; relative error below 5.0e-6."""
     two = m >= 2 * ONE
     result = _interpolate(RECIPROCAL_BASE, RECIPROCAL_DESCENT, np.where(two, 0, m - ONE))
     return np.where(two, ONE // 2, result)
@@ -87,7 +88,8 @@ def sigmoid(z: I64) -> tuple[I64, I64]:
     """Return sigmoid(z) as ``(mantissa, shift)``: value ``mantissa * 2**-(20 + shift)``.
 
     ``z`` is signed with 20 fraction bits. With t = exp(-abs(z)): 1 / (1 + t), times t for z < 0;
-    so small values keep their relative precision.
+    so small values keep their relative precision. Absolute error below 5.9e-6, relative error below
+    1.1e-5 down to z = -22.18; below that the result is 0, and from 22.18 on it is 1.
     """
     t, shift = exp_negative(np.abs(z))
     r = reciprocal(ONE + (t >> shift))

@@ -211,7 +211,7 @@ def run_pipeline(
     members hold, structures as unsigned integers. Operands are gone after their cycle: other ones
     stand there, so that a pipeline that needs them longer fails.
     """
-    columns = {name: np.asarray(values).tolist() for name, values in inputs.items()}
+    columns = {name: [int(value) for value in values] for name, values in inputs.items()}
     count = len(next(iter(columns.values())))
     results: dict[str, list[int]] = {name: [] for name in outputs}
     watched = [Value.cast(getattr(dut, name)) for name in outputs]
