@@ -240,7 +240,7 @@ def run_pipeline(
 
 @dataclass
 class ReadMemory:
-    """An AXI4 read memory, run as a monitor of :func:`run_streams`: bursts in order, no gaps inside.
+    """An AXI4 read memory: bursts in order, no gaps inside. :meth:`run` is a monitor of a bench.
 
     A burst's first beat is offered ``latency + extra[n]`` cycles after its address was taken, or in the
     cycle after the beat before it. Cycles count from the last reset, as those of the streams do.
@@ -276,7 +276,7 @@ class ReadMemory:
         assert 0 <= start <= self.image.size - elements, f"read of address {address:#x} outside the image"
         return pack(self.image[start : start + elements])
 
-    async def __call__(self, ctx) -> None:
+    async def run(self, ctx) -> None:
         """Answer reads until the simulation ends."""
         beat_bytes = len(self.r.payload.data) // 8
         in_reset = self.reset if self.reset is not None else self.r.ready
