@@ -34,7 +34,7 @@ from rtl.functions import ExpNegative, InterpolatedTable, Reciprocal, Sigmoid, f
 from spec.model import Activation, FfnSpec
 from tests.bfm import first_difference, pack, run_pipeline
 
-COLS = (1, 2, 3, 4, 16)
+COLS = (1, 3, 4, 16)
 
 
 class Combinational(wiring.Component):
@@ -156,7 +156,7 @@ class BurstThenAccumulate(wiring.Component):
 @pytest.mark.parametrize("cols", COLS)
 def test_accumulate(cols):
     rng = np.random.default_rng(100 + cols)
-    count = 1200
+    count = 800
     x, w = bf16_patterns(rng, (count, cols)), bf16_patterns(rng, (count, cols))
     sums = burst_sum(x, w)
     acc = f32_patterns(rng, count)

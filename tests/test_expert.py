@@ -355,6 +355,7 @@ def check(case: Case, run: Run) -> None:
             )
     assert run.events["fire"] == run.model.fires, str(case)
     assert run.events["beat"] == run.model.tile_beats, str(case)
+    assert run.events["read_error"] == 0, str(case)
 
 
 def random_case(seed: int) -> Case:
@@ -387,6 +388,9 @@ def random_case(seed: int) -> Case:
     jobs = [
         (int(rng.integers(num_experts)), int(rng.integers(1, most + 1))) for _ in range(rng.integers(1, 6))
     ]
+    # Short runs: one element a beat and one beat a burst make the longest jobs.
+    num_bursts = config.routed.num_bytes // config.image.burst_bytes
+    del jobs[1 + 100 // max(num_bursts, 1) :]
     return Case(
         config=config,
         jobs=tuple(jobs),
@@ -402,7 +406,7 @@ def random_case(seed: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("seed", range(18))
+@pytest.mark.parametrize("seed", range(12))
 def test_random(seed):
     case = random_case(seed)
     check(case, run_case(case))
@@ -443,10 +447,10 @@ CORNERS = {
     "nans_and_infinities_clamped": small(
         [(0, 4), (1, 4)], data="patterns", activation=Activation.CLAMPED_SWIGLU
     ),
-    "one_outstanding_burst": small([(0, 2), (1, 1)], max_outstanding=1, latency=30),
+    "one_outstanding_burst": small([(0, 2), (1, 1)], d_model=3, d_hidden=3, max_outstanding=1, latency=12),
     "padding_of_a_burst": small([(0, 2), (1, 1), (0, 2)], d_model=1, d_hidden=1, burst_beats=4),
     "slots_wrap_around": small([(0, 4), (1, 4)], num_tokens=13),
-    "experts_of_several_pages": small([(1, 2), (0, 1)], d_model=40, d_hidden=20, rows=4, cols=4, beat_elements=8),
+    "experts_of_several_pages": small([(1, 1)], d_model=40, d_hidden=20, rows=4, cols=4, beat_elements=8),
     "last_page": small([(0, 1)], page=(1 << 28) - 4),
 }  # fmt: skip
 
@@ -497,15 +501,12 @@ def test_hidden_blocks_of_the_job_before_are_not_counted(stalls):
 
 def test_read_error_is_raised():
     """One cycle of ``read_error`` per beat with an error response; the beat is used all the same."""
-    case = CORNERS["max_tokens"]
-    for beat in (0, 7):
-        run = run_case(case, error_beat=beat)
-        check(case, run)
-        assert run.events["read_error"] == 1
-    assert run_case(case).events["read_error"] == 0
+    run = run_case(hidden_block_race(), error_beat=4)
+    assert run.events["read_error"] == 1
+    check(hidden_block_race(), replace(run, events=run.events | {"read_error": 0}))
 
 
-@pytest.mark.parametrize("cycles", [3, 12, 25, 60, 100])
+@pytest.mark.parametrize("cycles", [12, 35, 100])
 def test_reset_in_the_middle(cycles):
     case = replace(small([(0, 3), (2, 4), (1, 1)], d_shared=5, bias=True), stalls="half", extra_latency=5)
     check(case, run_case(case, reset_after=cycles))
@@ -519,16 +520,16 @@ def test_reset_in_the_middle_wide(seed):
 
 
 def test_reasons_of_waiting():
-    """Every slot either fires or one of the three events says why not, from first to last slot."""
-    case = small([(0, 1), (1, 1)], latency=30, max_outstanding=1)
-    run = run_case(case)
-    check(case, run)
+    """Each of the three events shows where a run is made to wait for it."""
+    starved = replace(hidden_block_race(), latency=10)
+    run = run_case(starved)
+    check(starved, run)
     assert run.events["wait_tile"] > 0
-    busy = small([(0, 4)] * 2, d_model=2, d_hidden=8, beat_elements=4, burst_beats=4)
-    events = run_case(replace(busy, stalls="bursts")).events
-    assert events["wait_accumulators"] > 0
-    narrow = small([(0, 4)], d_model=2, d_hidden=2, beat_elements=4, burst_beats=4)
-    assert run_case(narrow).events["wait_hidden"] > 0
+    assert run.events["wait_hidden"] > 0
+    undrained = small([(0, 4)], d_model=2, d_hidden=6, beat_elements=4, burst_beats=4, latency=1, act_lanes=1)
+    run = run_case(undrained)
+    check(undrained, run)
+    assert run.events["wait_accumulators"] > 0
 
 
 # Utilisation. The model is exact, so what it says of 16 x 16 tiles holds for the hardware.
@@ -588,7 +589,7 @@ def test_port_utilisation_at_one_token(num_jobs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tokens", [1, 4])
+@pytest.mark.parametrize("tokens", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_utilisation_in_hardware(tokens):
     """A 4 x 4 array on 16 x 16 tiles: the hardware does what the model says, and that is enough."""
     config = sixteen_tiles(
@@ -687,7 +688,7 @@ PLANTED = {
 
 
 def revealing_cases() -> list[Case]:
-    """Return what every planted bug shows in: partial tiles, bias, padding, shared, stalls, one hidden block."""
+    """Return what every planted bug shows in: partial tiles, bias, padding, shared, stalls, a race."""
     jobs = [(0, 3), (2, 4), (1, 1), (1, 1)]
     mixed = {
         "d_model": 5,
@@ -717,7 +718,9 @@ def test_unbroken_source_passes(monkeypatch):
     check_revealing_cases()
 
 
-@pytest.mark.parametrize("bug", PLANTED)
+@pytest.mark.parametrize(
+    "bug", [pytest.param(bug, marks=[pytest.mark.long] * (n % 2)) for n, bug in enumerate(PLANTED)]
+)
 def test_planted_bug_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, *PLANTED[bug])
     with pytest.raises((AssertionError, pytest.fail.Exception)):
