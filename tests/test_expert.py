@@ -431,8 +431,18 @@ CORNERS = {
     "last_tile_partial": small([(0, 2), (1, 3)], d_model=7, d_hidden=5, rows=4, cols=4),
     "d_model_smaller_than_a_tile": small([(0, 2), (1, 1)], d_model=1, rows=4, cols=4),
     "d_hidden_1": small([(0, 2), (1, 1), (0, 1)], d_hidden=1, rows=4, cols=4),
-    "everything_1": small([(0, 1), (0, 1)], d_model=1, d_hidden=1, rows=1, cols=1, act_lanes=1, stream_lanes=1,
-                          beat_elements=1, burst_beats=1, max_outstanding=1),
+    "everything_1": small(
+        [(0, 1), (0, 1)],
+        d_model=1,
+        d_hidden=1,
+        rows=1,
+        cols=1,
+        act_lanes=1,
+        stream_lanes=1,
+        beat_elements=1,
+        burst_beats=1,
+        max_outstanding=1,
+    ),
     "more_rows_than_cols": small([(0, 3), (1, 2)], rows=4, cols=1, act_lanes=1, stream_lanes=1),
     "more_cols_than_rows": small([(0, 3), (1, 2)], rows=1, cols=4, act_lanes=1),
     "bias_opens_a_tile_of_its_own": small([(0, 3), (1, 2)], d_model=4, d_hidden=4, bias=True),
@@ -452,7 +462,7 @@ CORNERS = {
     "slots_wrap_around": small([(0, 4), (1, 4)], num_tokens=13),
     "experts_of_several_pages": small([(1, 1)], d_model=40, d_hidden=20, rows=4, cols=4, beat_elements=8),
     "last_page": small([(0, 1)], page=(1 << 28) - 4),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -576,16 +586,31 @@ def sixteen_tiles(array: int = 16, activation: Activation = Activation.SILU, **c
 def test_mac_utilisation(activation, tokens, num_jobs):
     """At least 95 % of MAC slots where an expert's tokens cover the 16 cycles of a tile's load."""
     used = mac_utilisation(steady(sixteen_tiles(activation=activation), tokens, num_jobs))
-    print(f"{activation}, {tokens} tokens, {num_jobs} jobs: {used:.4f}")
-    assert used >= 0.95
+    assert used >= 0.9998 >= 0.95, f"{used:.4f}"
 
 
 @pytest.mark.parametrize("num_jobs", [1, 2, 8])
 def test_port_utilisation_at_one_token(num_jobs):
     """At least 90 % of the weight port at one token, 100 cycles of latency, 16 bursts of 16 beats."""
     used = port_utilisation(steady(sixteen_tiles(), 1, num_jobs))
-    print(f"one token, {num_jobs} jobs: {used:.4f}")
-    assert used >= 0.90
+    assert used >= 0.991 >= 0.90, f"{used:.4f}"
+
+
+def test_documented_utilisation():
+    """The tables of docs/expert.md."""
+
+    def percent(function, tokens: int, num_jobs: int, **changes) -> str:
+        return f"{100 * function(steady(sixteen_tiles(**changes), tokens, num_jobs)):.1f}"
+
+    used = {tokens: percent(mac_utilisation, tokens, 1) for tokens in (1, 8, 15, 16, 17, 32)}
+    assert used == {1: "6.3", 8: "50.0", 15: "93.8", 16: "100.0", 17: "100.0", 32: "100.0"}
+    ports = {
+        n: (percent(port_utilisation, n, 1), percent(port_utilisation, n, 8)) for n in (1, 15, 16, 17, 32)
+    }
+    full = ("99.2", "99.9")
+    assert ports == {1: full, 15: full, 16: full, 17: ("93.4", "94.0"), 32: ("49.9", "50.0")}
+    bursts = {n: percent(port_utilisation, 1, 8, max_outstanding=n) for n in (1, 4, 7, 8)}
+    assert bursts == {1: "13.8", 4: "55.2", 7: "96.5", 8: "99.9"}
 
 
 @pytest.mark.slow
