@@ -509,6 +509,15 @@ def test_hidden_blocks_of_the_job_before_are_not_counted(stalls):
     check(case, run_case(case))
 
 
+def test_elements_beyond_d_model_are_zero_beside_infinities():
+    """Rows of zeros make NaN of infinite inputs; the last word's unused elements are zero all the same."""
+    case = small([(0, 1)], d_model=5, num_tokens=2, data="patterns", activation=Activation.RELU)
+    run = run_case(case)
+    check(case, run)
+    data = run.got["o"][-1] >> contribution_layout(8, 3, 2)["data"].offset
+    assert data & 0xFFFFFFFF == 0x7FC0, "the corner was not reached"
+
+
 def test_read_error_is_raised():
     """One cycle of ``read_error`` per beat with an error response; the beat is used all the same."""
     run = run_case(hidden_block_race(), error_beat=4)

@@ -155,6 +155,10 @@ class Drain(wiring.Component):
                 value.eq(results[0].word_select(lane, 32)),
                 beat.data[lane].eq(bf16_from_f32(value)),
             ]
+            if lane >= config.d_model - (config.words - 1) * lanes:
+                # Beyond d_model: the tiles are zero there, but zero times infinity is NaN.
+                with m.If(beat.last):
+                    m.d.comb += beat.data[lane].eq(0)
         connect_stream(m, register.o, wiring.flipped(self.o))
         return m
 

@@ -96,7 +96,7 @@ def contribution_layout(num_slots: int, words: int, lanes: int):
     """Return a beat of an expert's result for a token.
 
     ``word`` counts ``lanes`` elements; words come in ascending order per token, ``last`` is set on
-    the last of them.
+    the last of them, whose elements beyond d_model are zero.
     """
     return data.StructLayout(
         {
