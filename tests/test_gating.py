@@ -96,7 +96,7 @@ def operands_of(case: Case, rng) -> Operands:
         router[:], tokens[:] = router[:1], tokens[:1]
         bias = None if bias is None else np.full_like(bias, bias[0])
     elif case.data == "repeats":
-        router = router[rng.integers(0, 2, gating.num_experts)]
+        router = router[rng.integers(0, min(2, gating.num_experts), gating.num_experts)]
         bias = None if bias is None else np.zeros_like(bias)
     elif case.data == "negbias":
         bias = (-3 - 4 * rng.random(gating.num_experts)).astype(np.float32)
