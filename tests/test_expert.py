@@ -98,12 +98,12 @@ class Run:
 
 def config_of(
     *,
-    d_model: int = 6,
-    d_hidden: int = 6,
+    d_model: int = 4,
+    d_hidden: int = 3,
     d_shared: int = 0,
     rows: int = 2,
     cols: int = 2,
-    act_lanes: int = 2,
+    act_lanes: int = 1,
     activation: Activation = Activation.SILU,
     bias: bool = False,
     num_experts: int = 2,
@@ -182,10 +182,14 @@ def memory_of(config: ExpertConfig, experts: list[Expert], rng) -> np.ndarray:
     return memory
 
 
+def output_layout(config: ExpertConfig):
+    return contribution_layout(config.num_slots, config.words, config.act_lanes)
+
+
 def contributions(config: ExpertConfig, outputs: Bits16, slots, weights) -> list[int]:
     """Return the output beats of a job: for each block of rows all tokens in turn."""
     lanes, words = config.act_lanes, config.words
-    layout = contribution_layout(config.num_slots, words, lanes)
+    layout = output_layout(config)
     padded = np.zeros((len(outputs), words * lanes), dtype=np.uint16)
     padded[:, : config.d_model] = outputs
     data = padded.reshape(len(outputs), words, lanes)
@@ -406,7 +410,7 @@ def random_case(seed: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(10))
 def test_random(seed):
     case = random_case(seed)
     check(case, run_case(case))
@@ -448,9 +452,9 @@ CORNERS = {
     "bias_opens_a_tile_of_its_own": small([(0, 3), (1, 2)], d_model=4, d_hidden=4, bias=True),
     "bias_of_a_relu": small([(0, 3), (1, 2)], d_hidden=5, bias=True, activation=Activation.RELU),
     "clamped_with_bias": small([(0, 3), (1, 2)], bias=True, activation=Activation.CLAMPED_SWIGLU),
-    "the_same_expert_twice": small([(1, 2), (1, 3), (1, 1)]),
+    "the_same_expert_twice": small([(1, 2), (1, 3), (1, 1)], activation=Activation.RELU),
     "fewer_tokens_than_the_accumulator_needs": small([(0, 1), (1, 2), (0, 3), (1, 1)], num_tokens=3),
-    "shared_between_routed": small([(0, 2), (2, 3), (1, 1), (2, 1)], d_shared=9),
+    "shared_between_routed": small([(0, 2), (2, 3), (1, 1), (2, 1)], d_shared=5),
     "shared_smaller_than_routed": small([(2, 3), (0, 2), (2, 1)], d_shared=1),
     "nans_and_infinities": small([(0, 4), (1, 4)], data="patterns"),
     "nans_and_infinities_relu": small([(0, 4), (1, 4)], data="patterns", activation=Activation.RELU),
@@ -458,25 +462,33 @@ CORNERS = {
         [(0, 4), (1, 4)], data="patterns", activation=Activation.CLAMPED_SWIGLU
     ),
     "one_outstanding_burst": small([(0, 2), (1, 1)], d_model=3, d_hidden=3, max_outstanding=1, latency=12),
-    "padding_of_a_burst": small([(0, 2), (1, 1), (0, 2)], d_model=1, d_hidden=1, burst_beats=4),
-    "slots_wrap_around": small([(0, 4), (1, 4)], num_tokens=13),
-    "experts_of_several_pages": small([(1, 1)], d_model=40, d_hidden=20, rows=4, cols=4, beat_elements=8),
-    "last_page": small([(0, 1)], page=(1 << 28) - 4),
+    "padding_of_a_burst": small(
+        [(0, 2), (1, 1), (0, 2)], d_model=1, d_hidden=1, burst_beats=8, activation=Activation.RELU
+    ),
+    "slots_wrap_around": small([(0, 4), (1, 4)], num_tokens=13, activation=Activation.RELU),
+    "experts_of_several_pages": small(
+        [(1, 1)], d_model=36, d_hidden=32, rows=4, cols=4, beat_elements=8, activation=Activation.RELU
+    ),
+    "last_page": small([(0, 1)], page=(1 << 28) - 4, activation=Activation.RELU),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "traffic"),
     [(name, TRAFFIC[n % 3]) for n, name in enumerate(CORNERS)]
-    + [pytest.param(name, traffic, marks=pytest.mark.long) for name in CORNERS for traffic in TRAFFIC],
+    + [
+        pytest.param(name, TRAFFIC[(n + shift) % 3], marks=pytest.mark.long)
+        for n, name in enumerate(CORNERS)
+        for shift in (1, 2)
+    ],
 )
 def test_corner(name, traffic):
     case = replace(CORNERS[name], stalls=traffic, gaps=traffic)
     run = run_case(case)
     check(case, run)
     if name.startswith("nans"):
-        data = np.array(run.expected["o"], dtype=object) >> contribution_layout(8, 3, 2)["data"].offset
-        elements = np.array([[int(v) & 0xFFFF, int(v) >> 16 & 0xFFFF] for v in data])
+        offset = output_layout(case.config)["data"].offset
+        elements = np.array([beat >> offset & 0xFFFF for beat in run.expected["o"]])
         assert (elements == 0x7FC0).any() and (elements != 0x7FC0).any(), "the corner was not reached"
     if name.startswith("experts_of_several"):
         assert case.config.image.expert_pages > 1, "the corner was not reached"
@@ -490,6 +502,7 @@ def hidden_block_race() -> Case:
         [(0, 1), (1, 1), (0, 1)],
         d_model=2,
         d_hidden=1,
+        act_lanes=2,
         beat_elements=4,
         burst_beats=1,
         max_outstanding=8,
@@ -511,10 +524,10 @@ def test_hidden_blocks_of_the_job_before_are_not_counted(stalls):
 
 def test_elements_beyond_d_model_are_zero_beside_infinities():
     """Rows of zeros make NaN of infinite inputs; the last word's unused elements are zero all the same."""
-    case = small([(0, 1)], d_model=5, num_tokens=2, data="patterns", activation=Activation.RELU)
+    case = small([(0, 1)], d_model=5, act_lanes=2, num_tokens=2, data="patterns", activation=Activation.RELU)
     run = run_case(case)
     check(case, run)
-    data = run.got["o"][-1] >> contribution_layout(8, 3, 2)["data"].offset
+    data = run.got["o"][-1] >> output_layout(case.config)["data"].offset
     assert data & 0xFFFFFFFF == 0x7FC0, "the corner was not reached"
 
 
@@ -734,8 +747,8 @@ def revealing_cases() -> list[Case]:
         "burst_beats": 16,
     }
     return [
-        small(jobs, **mixed, num_tokens=11),
         hidden_block_race(),
+        small(jobs, **mixed, num_tokens=11),
         small(jobs, **mixed, num_tokens=11, stalls="bursts"),
         small([(0, 4), (1, 4)], d_model=2, d_hidden=8, beat_elements=4, burst_beats=4, stalls="bursts"),
     ]
@@ -765,6 +778,6 @@ def test_divergence_is_named(monkeypatch):
     plant_bug(monkeypatch, *PLANTED["tile one cycle late"])
     case = CORNERS["one_token"]
     run = run_case(case)
-    message = "expert ar: beat 8: rtl in cycle 23, model 22; Case(config=ExpertConfig("
+    message = "expert ar: beat 8: rtl in cycle 22, model 21; Case(config=ExpertConfig("
     with pytest.raises(pytest.fail.Exception, match=f"^{re.escape(message)}.*seed=7"):
         check(case, run)

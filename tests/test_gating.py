@@ -279,7 +279,7 @@ def check_random(seed: int) -> None:
     assert run.gate.credits == sim.gating.num_credits(case.geometry), str(case)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(10))
 def test_random(seed):
     check_random(seed)
 
@@ -352,7 +352,11 @@ CORNERS = {
 @pytest.mark.parametrize(
     ("name", "traffic"),
     [(name, TRAFFIC[n % 3]) for n, name in enumerate(CORNERS)]
-    + [pytest.param(name, traffic, marks=pytest.mark.long) for name in CORNERS for traffic in TRAFFIC],
+    + [
+        pytest.param(name, TRAFFIC[(n + shift) % 3], marks=pytest.mark.long)
+        for n, name in enumerate(CORNERS)
+        for shift in (1, 2)
+    ],
 )
 def test_corner(name, traffic):
     case = replace(CORNERS[name], stalls=traffic, gaps=traffic)
@@ -446,7 +450,7 @@ INTERVALS = {
 def test_initiation_interval(name):
     """With tokens waiting and the output taken, one token per ``interval`` cycles: the stated bound."""
     case, whole = INTERVALS[name]
-    case = replace(case, num_tokens=12)
+    case = replace(case, num_tokens=7)
     geometry = case.geometry
     run = run_case(case)
     check(case, run)
@@ -487,7 +491,7 @@ async def work_then_reset(ctx, dut: Gate, reset, cycles: int, rng) -> None:
 @pytest.mark.parametrize("kind", ["groups", pytest.param("softmax of all", marks=pytest.mark.long)])
 @pytest.mark.parametrize("moment", ["first beats", "product", "selection", "output"])
 def test_reset_in_the_middle(kind, moment):
-    case = replace(LATENCY_CASES[kind], num_tokens=5, stalls="half")
+    case = replace(LATENCY_CASES[kind], num_tokens=3, stalls="half")
     latency = sim.gating.latency(case.geometry)
     first_launch = case.geometry.input_beats
     cycles = (
@@ -683,9 +687,9 @@ def revealing_cases() -> list[Case]:
     """Return what every planted bug shows in: groups, ties, odd d_model, stalls."""
     gating = gating_of(12, 3, num_groups=3, topk_groups=2, **BIASED)
     return [
-        small(gating, num_tokens=9, data="ties"),
-        small(gating, num_tokens=9),
-        small(gating, num_tokens=12, stalls="bursts"),
+        small(gating, num_tokens=4),
+        small(gating, num_tokens=2, data="ties"),
+        small(gating, num_tokens=8, stalls="bursts"),
     ]
 
 
@@ -710,7 +714,7 @@ def test_planted_bug_is_found(monkeypatch, bug):
 
 
 def test_divergence_is_named(monkeypatch):
-    case = revealing_cases()[1]
+    case = revealing_cases()[0]
     plant_bug(monkeypatch, *PLANTED["one cycle lost between tokens"])
     run = run_case(case)
     message = "gating i: beat 9: rtl in cycle 41, model 40; Case(geometry=GateGeometry("
