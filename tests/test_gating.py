@@ -689,7 +689,7 @@ def revealing_cases() -> list[Case]:
     return [
         small(gating, num_tokens=4),
         small(gating, num_tokens=2, data="ties"),
-        small(gating, num_tokens=8, stalls="bursts"),
+        small(gating, num_tokens=12, stalls="bursts"),
     ]
 
 
