@@ -38,9 +38,9 @@ class DispatchStreams:
     top_k, window_tokens, num_units : as given.
     ids : (tokens, top_k) int64, expert of each assignment, as given.
     kept : (tokens, top_k) bool, not dropped by the capacity.
-    last_token : (tokens,) bool, the token ends its batch.
+    last_token : (tokens,) bool, the token ends its batch; also a field of ``o_expect``.
     window : (tokens,) int64, number of the token's window.
-    expect_slot, expect_count : (tokens,) int64, the beats of ``o_expect``.
+    expect_slot, expect_count : (tokens,) int64, the other fields of ``o_expect``.
     entry_window, entry_token, entry_expert, entry_slot, entry_unit : (entries,) int64, in order of
         service over all units; ``entry_expert`` is ``num_experts`` for the shared expert.
     entry_weight : (entries,) uint16, bf16 bits.

@@ -16,12 +16,12 @@ References: :func:`golden.dispatch_streams.dispatch_streams` (what), :mod:`sim.d
 
 from dataclasses import dataclass
 
-from amaranth import Module, Mux, Signal, unsigned
+from amaranth import Module, Mux, Signal
 from amaranth.lib import data, enum, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from rtl.ram import Ram
 from rtl.stream import StreamRegister, connect_stream
 from spec.errors import require, require_range
 
@@ -102,7 +102,7 @@ class DispatchConfig:
     @property
     def expect(self) -> data.StructLayout:
         """Payload of ``o_expect``."""
-        return data.StructLayout({"slot": range(self.num_slots), "count": range(self.top_k + 2)})
+        return expect_layout(self.num_slots, self.top_k + 1)
 
     @property
     def entry(self) -> data.StructLayout:
@@ -131,15 +131,9 @@ class DispatchConfig:
         return [f"o_{unit}" for unit in range(self.num_units)]
 
 
-def add_ram(m, name, *, width, depth, num_reads=1):
-    """Add a RAM with one write port and ``num_reads`` synchronous read ports; return the ports.
-
-    Reads hold their data while not enabled and see a write of the same cycle.
-    """
-    memory = Memory(shape=unsigned(width), depth=depth, init=[])
-    m.submodules[name] = memory
-    write = memory.write_port()
-    return write, [memory.read_port(transparent_for=(write,)) for _ in range(num_reads)]
+def expect_layout(num_slots: int, max_count: int) -> data.StructLayout:
+    """Return what a token's slot waits for; ``last_token`` where the token ends its batch."""
+    return data.StructLayout({"slot": range(num_slots), "count": range(max_count + 1), "last_token": 1})
 
 
 def _lookup_port(config):
@@ -276,18 +270,20 @@ class Enqueue(wiring.Component):
     def _keep(self, m, accept, s1, s1_fire):
         """Add the count of each expert's assignments in this batch; return "this one is kept"."""
         config = self.config
-        write, [read] = add_ram(m, "counts", width=config.capacity_bits, depth=1 << config.expert_bits)
+        m.submodules.counts = counts = Ram(
+            width=config.capacity_bits, depth=1 << config.expert_bits, transparent=True
+        )
         seen = Signal(config.num_experts)  # the count of this expert belongs to this batch
         count = Signal(config.capacity_bits)
         keep = Signal()
         m.d.comb += [
-            read.en.eq(accept),
-            read.addr.eq(self.i.payload.expert),
-            count.eq(Mux(seen.bit_select(s1.expert, 1), read.data, 0)),
+            counts.read_0.en.eq(accept),
+            counts.read_0.addr.eq(self.i.payload.expert),
+            count.eq(Mux(seen.bit_select(s1.expert, 1), counts.read_0.data, 0)),
             keep.eq((self.capacity == 0) | (count < self.capacity)),
-            write.en.eq(s1_fire & keep),
-            write.addr.eq(s1.expert),
-            write.data.eq(count + 1),
+            counts.write.en.eq(s1_fire & keep),
+            counts.write.addr.eq(s1.expert),
+            counts.write.data.eq(count + 1),
         ]
         with m.If(s1_fire):
             m.d.sync += seen.bit_select(s1.expert, 1).eq(1)
@@ -307,6 +303,7 @@ class Enqueue(wiring.Component):
             expect.i.valid.eq(s1_valid & s1.last),
             expect.i.payload.slot.eq(s1_slot),
             expect.i.payload.count.eq(kept_now + int(config.shared)),
+            expect.i.payload.last_token.eq(s1.last_token),
         ]
         with m.If(s1_fire):
             m.d.sync += kept.eq(Mux(s1.last, 0, kept_now))
@@ -355,8 +352,11 @@ class QueueTables(wiring.Component):
     def _queues(self, m):
         config = self.config
         depth = 2 << config.expert_bits
-        head_write, [head] = add_ram(m, "heads", width=config.id_bits, depth=depth)
-        tail_write, [tail, old_tail] = add_ram(m, "tails", width=config.id_bits, depth=depth, num_reads=2)
+        m.submodules.heads = heads = Ram(width=config.id_bits, depth=depth)
+        m.submodules.tails = tails = Ram(
+            width=config.id_bits, depth=depth, num_read_ports=2, transparent=True
+        )
+        head, tail, old_tail = heads.read_0, tails.read_0, tails.read_1
 
         was_empty = Signal()
         m.d.comb += was_empty.eq(~self._bit(self.nonempty, self.push.queue))
@@ -369,12 +369,12 @@ class QueueTables(wiring.Component):
         m.d.comb += [
             old_tail.en.eq(self.lookup.valid),
             old_tail.addr.eq(self.lookup.queue),
-            tail_write.en.eq(self.push.valid),
-            tail_write.addr.eq(self.push.queue),
-            tail_write.data.eq(self.push.entry),
-            head_write.en.eq(self.push.valid & was_empty),
-            head_write.addr.eq(self.push.queue),
-            head_write.data.eq(self.push.entry),
+            tails.write.en.eq(self.push.valid),
+            tails.write.addr.eq(self.push.queue),
+            tails.write.data.eq(self.push.entry),
+            heads.write.en.eq(self.push.valid & was_empty),
+            heads.write.addr.eq(self.push.queue),
+            heads.write.data.eq(self.push.entry),
             served.expert.eq(self.queue.job.expert),
             served.parity.eq(self.queue.job.parity),
             head.en.eq(self.queue.en),
@@ -391,40 +391,40 @@ class QueueTables(wiring.Component):
 
     def _links(self, m, link, link_from):
         config = self.config
-        write, [read] = add_ram(m, "nexts", width=config.id_bits, depth=config.entry_depth)
+        m.submodules.nexts = nexts = Ram(width=config.id_bits, depth=config.entry_depth)
         m.d.comb += [
-            write.en.eq(link),
-            write.addr.eq(link_from),
-            write.data.eq(self.push.entry),
-            read.en.eq(self.entry.en),
-            read.addr.eq(self.entry.entry),
-            self.entry.next.eq(read.data),
+            nexts.write.en.eq(link),
+            nexts.write.addr.eq(link_from),
+            nexts.write.data.eq(self.push.entry),
+            nexts.read_0.en.eq(self.entry.en),
+            nexts.read_0.addr.eq(self.entry.entry),
+            self.entry.next.eq(nexts.read_0.data),
         ]
 
     def _entries(self, m):
         config = self.config
-        write, [read] = add_ram(m, "weights", width=16, depth=config.entry_depth)
+        m.submodules.weights = weights = Ram(width=16, depth=config.entry_depth)
         m.d.comb += [
-            write.en.eq(self.push.valid),
-            write.addr.eq(self.push.entry),
-            write.data.eq(self.push.weight),
-            read.en.eq(self.entry.en),
-            read.addr.eq(self.entry.entry),
-            self.entry.weight.eq(read.data),
+            weights.write.en.eq(self.push.valid),
+            weights.write.addr.eq(self.push.entry),
+            weights.write.data.eq(self.push.weight),
+            weights.read_0.en.eq(self.entry.en),
+            weights.read_0.addr.eq(self.entry.entry),
+            self.entry.weight.eq(weights.read_0.data),
         ]
 
     def _placement(self, m):
         config = self.config
-        write, [read] = add_ram(
-            m, "placement", width=ceil_log2(config.num_units), depth=1 << ceil_log2(config.num_experts + 1)
+        m.submodules.placement = placement = Ram(
+            width=ceil_log2(config.num_units), depth=1 << ceil_log2(config.num_experts + 1)
         )
         m.d.comb += [
-            write.en.eq(self.place_we),
-            write.addr.eq(self.place_addr),
-            write.data.eq(self.place_unit),
-            read.en.eq(self.queue.en),
-            read.addr.eq(self.queue.job.expert),
-            self.queue.unit.eq(read.data),
+            placement.write.en.eq(self.place_we),
+            placement.write.addr.eq(self.place_addr),
+            placement.write.data.eq(self.place_unit),
+            placement.read_0.en.eq(self.queue.en),
+            placement.read_0.addr.eq(self.queue.job.expert),
+            self.queue.unit.eq(placement.read_0.data),
         ]
 
     def _bit(self, bitmaps, queue):
@@ -711,7 +711,7 @@ class Dispatch(wiring.Component):
     i : In(stream.Signature(config.assignment)): expert, weight (bf16 bits), last (assignment of its
         token), last_token (the token ends its batch).
     o_expect : Out(stream.Signature(config.expect)): per token, in order: its slot (token number modulo
-        num_slots) and how many entries of it will be served.
+        num_slots), how many entries of it will be served, whether it ends its batch.
     o_0, o_1, ... : Out(stream.Signature(config.entry)): per unit: expert (num_experts: the shared one),
         slot, weight, last (entry of this expert in this window).
     capacity : In(capacity_bits), 0 for no limit. Constant while tokens are inside.

@@ -27,6 +27,7 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from golden.dispatch_streams import DispatchStreams
+from sim.streams import ALWAYS, Cycles, taken
 from spec.errors import require
 
 IntArray = NDArray[np.int64]
@@ -72,34 +73,12 @@ class DispatchCycles:
     units: tuple[IntArray, ...]
 
 
-@dataclass(frozen=True)
-class ReadyPattern:
-    """When an output is ready: a boolean per cycle, repeated for ever; by default always."""
-
-    pattern: NDArray[np.bool_]
-
-    @staticmethod
-    def of(pattern: ArrayLike | None) -> ReadyPattern:
-        """Return the pattern of this array (None: always ready)."""
-        array = np.ones(1, dtype=np.bool_) if pattern is None else np.asarray(pattern, dtype=np.bool_)
-        require(bool(array.any()), "must be ready in at least one cycle", key="ready")
-        return ReadyPattern(array)
-
-    def wait(self) -> IntArray:
-        """Return the cycles from each cycle of the pattern to the next one that is ready."""
-        length = self.pattern.size
-        ready = np.flatnonzero(self.pattern)
-        ready = np.append(ready, ready[0] + length)
-        cycles = np.arange(length)
-        return np.asarray(ready[np.searchsorted(ready, cycles)] - cycles, dtype=np.int64)
-
-
 def dispatch_cycles(
     streams: DispatchStreams,
     arrivals: ArrayLike,
     *,
-    expect_ready: ArrayLike | None = None,
-    unit_ready: list[ArrayLike | None] | None = None,
+    expect_ready: Cycles = ALWAYS,
+    unit_ready: list[Cycles] | None = None,
 ) -> DispatchCycles:
     """Return the handshake cycles of every stream of the dispatcher.
 
@@ -107,8 +86,8 @@ def dispatch_cycles(
     ----------
     streams : the beats, from :func:`golden.dispatch_streams.dispatch_streams`.
     arrivals : (tokens * top_k,) cycle from which each beat of ``i`` is offered.
-    expect_ready, unit_ready : ready patterns (boolean per cycle, repeated for ever; None: always) of
-        ``o_expect`` and of each unit's output.
+    expect_ready, unit_ready : readiness of ``o_expect`` and of each unit's output, from
+        :func:`sim.streams.next_ready`.
     """
     num_tokens = streams.window.size
     num_units = streams.num_units
@@ -118,13 +97,13 @@ def dispatch_cycles(
         f"must have one cycle for each of {num_tokens * streams.top_k} beats, not shape {beats.shape}",
         key="arrivals",
     )
-    patterns = [None] * num_units if unit_ready is None else unit_ready
+    of_units = [ALWAYS] * num_units if unit_ready is None else unit_ready
     require(
-        len(patterns) == num_units,
-        f"must have a pattern for each of {num_units} units, not {len(patterns)}",
+        len(of_units) == num_units,
+        f"must have a pattern for each of {num_units} units, not {len(of_units)}",
         key="unit_ready",
     )
-    waits = [ReadyPattern.of(pattern).wait() for pattern in (expect_ready, *patterns)]
+    readies = [expect_ready, *of_units]
     windows = np.arange(streams.num_windows + 1)
     i, o_expect, entries = _transfers(
         beats,
@@ -134,18 +113,11 @@ def dispatch_cycles(
         streams.entry_unit,
         streams.entry_last,
         num_units,
-        np.concatenate(waits),
-        np.cumsum([0] + [wait.size for wait in waits]),
+        np.concatenate(readies),
+        np.cumsum([0] + [ready.size for ready in readies]),
     )
     units = tuple(entries[streams.of_unit(unit)] for unit in range(num_units))
     return DispatchCycles(i=i, o_expect=o_expect, entries=entries, units=units)
-
-
-@njit(cache=True)
-def _next_ready(cycle: int, stream: int, waits: IntArray, bounds: IntArray) -> int:
-    """Return the first cycle from ``cycle`` on in which this stream (0: o_expect, 1 + unit) is ready."""
-    start = bounds[stream]
-    return int(cycle + waits[start + cycle % (bounds[stream + 1] - start)])
 
 
 @njit(cache=True)
@@ -157,13 +129,14 @@ def _transfers(
     entry_unit: IntArray,
     entry_last: NDArray[np.bool_],
     num_units: int,
-    waits: IntArray,
+    readies: IntArray,
     bounds: IntArray,
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Run the recurrence, window by window: fill, then serve.
 
     Window ``w`` holds tokens ``window_tokens[w:w+2]`` and entries ``window_entries[w:w+2]``; filling it
-    needs only the windows before ``w - 1`` to be served.
+    needs only the windows before ``w - 1`` to be served. The readiness of stream ``n`` (0: o_expect,
+    1 + unit) is ``readies[bounds[n]:bounds[n+1]]``.
     """
     never = -(1 << 40)
     i = np.empty(arrivals.size, np.int64)
@@ -188,7 +161,7 @@ def _transfers(
             shown = write + REGISTER_CYCLES
             if token:
                 shown = max(shown, o_expect[token - 1] + 1)
-            o_expect[token] = _next_ready(shown, 0, waits, bounds)
+            o_expect[token] = taken(shown, readies[: bounds[1]])
 
         # Serve.
         picked = max(write + CLOSE_CYCLES, picked + 1)
@@ -206,7 +179,7 @@ def _transfers(
             unit = entry_unit[entry]
             leave = max(read + ENTRY_CYCLES, left[unit, 0] + 1)
             shown = max(leave + REGISTER_CYCLES, left[unit, 1] + 1)
-            entries[entry] = _next_ready(shown, 1 + unit, waits, bounds)
+            entries[entry] = taken(shown, readies[bounds[unit + 1] : bounds[unit + 2]])
             left[unit, 0] = left[unit, 1]
             left[unit, 1] = entries[entry]
             drained[window + 2] = leave

@@ -7,11 +7,8 @@ the device does.
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,59 +144,12 @@ def random_arrivals(rng: np.random.Generator, count: int, gap: float) -> np.ndar
     return np.cumsum(gaps).astype(np.int64)
 
 
-TRAFFIC = ("none", "half", "bursts")
-PATTERN_CYCLES = 1021
-
-
-def pattern_of(rng: np.random.Generator, kind: str) -> np.ndarray:
-    """Return a ready pattern: always, half of the cycles at random, or long runs."""
-    if kind == "none":
-        return np.ones(1, dtype=bool)
-    if kind == "half":
-        return rng.random(PATTERN_CYCLES) < 0.5
-    runs = rng.geometric(1 / 12, size=PATTERN_CYCLES)
-    return np.repeat(np.arange(runs.size) % 2 == 0, runs)[:PATTERN_CYCLES]
-
-
-def long_pattern(rng: np.random.Generator, kind: str, cycles: int = 1 << 14) -> np.ndarray:
-    """Return :func:`pattern_of`, repeated over ``cycles``, that ends ready (and stays so)."""
-    return np.append(np.resize(pattern_of(rng, kind), cycles), True)
-
-
-def ready_from(pattern: np.ndarray) -> Callable[[int], bool]:
-    """Return a sink's readiness from a pattern that stays at its last value."""
-    values = pattern.tolist()
-    return lambda cycle: values[min(cycle, len(values) - 1)]
-
-
-def arrivals_of(rng: np.random.Generator, kind: str, count: int) -> np.ndarray:
-    """Return arrival cycles: all at once, with gaps, or in bursts."""
-    if kind == "none":
-        return np.zeros(count, dtype=np.int64)
-    if kind == "half":
-        return np.cumsum(rng.integers(0, 2, count) + 1) - 1
-    return np.cumsum(1 + (rng.random(count) < 0.1) * rng.integers(1, 40, count)) - 1
-
-
 def pack(elements: Sequence[int] | np.ndarray, bits: int = 16) -> int:
     """Return elements as one unsigned integer, the first in the lowest bits."""
     value = 0
     for n, element in enumerate(elements):
         value |= int(element) << (bits * n)
     return value
-
-
-def bits_of(layout, **fields) -> int:
-    """Return a payload of the layout as an unsigned integer."""
-    return layout.const({name: int(value) for name, value in fields.items()}).as_value().value
-
-
-def first_difference(got, want) -> int | None:
-    """Return the first index at which two sequences differ, in length too, or None."""
-    for n in range(max(len(got), len(want))):
-        if n >= len(got) or n >= len(want) or got[n] != want[n]:
-            return n
-    return None
 
 
 def run_pipeline(
@@ -322,25 +272,3 @@ class ReadMemory:
                 extra = self.extra[(len(self.addresses) - 1) % len(self.extra)]
                 queue.append((address, cycle + self.latency + extra))
             cycle += 1
-
-
-OURS = ("rtl.", "sim.", "tests.", "test_")
-
-
-def plant_bug(monkeypatch, module, old: str, new: str) -> None:
-    """Run ``module``'s source with ``old`` (there once) replaced, in place of its classes everywhere.
-
-    Compiled functions of the replacement run as plain Python.
-    """
-    source = Path(module.__file__).read_text(encoding="utf-8")
-    assert source.count(old) == 1, f"{old!r} must be in {module.__name__} once, not {source.count(old)} times"
-    changed = types.ModuleType(f"planted_{module.__name__.replace('.', '_')}")
-    monkeypatch.setitem(sys.modules, changed.__name__, changed)
-    text = source.replace(old, new).replace("@njit(cache=True)", "")
-    exec(compile(text, f"{changed.__name__}.py", "exec"), changed.__dict__)
-    for name, original in list(vars(module).items()):
-        if getattr(original, "__module__", None) != module.__name__:
-            continue
-        for user in [module for label, module in sys.modules.items() if label.startswith(OURS)]:
-            if vars(user).get(name) is original:
-                monkeypatch.setattr(user, name, getattr(changed, name))

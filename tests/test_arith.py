@@ -32,7 +32,13 @@ from rtl.arith import (
 from rtl.expert.activation import ActivationLane
 from rtl.functions import ExpNegative, InterpolatedTable, Reciprocal, Sigmoid, fixed_from_f32
 from spec.model import Activation, FfnSpec
-from tests.bfm import first_difference, pack, run_pipeline
+from tests.bfm import (
+    pack,
+    run_pipeline,
+)
+from tests.block_bench import (
+    first_difference,
+)
 
 COLS = (1, 3, 4, 16)
 

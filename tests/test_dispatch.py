@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
-import types
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,18 +13,19 @@ import rtl.dispatch
 import sim.dispatch
 from golden.dispatch_streams import BF16_ONE, DispatchStreams, dispatch_streams
 from rtl.dispatch import Dispatch, DispatchConfig, LowestSet
-from sim.dispatch import DispatchCycles, ReadyPattern, dispatch_cycles
+from sim.dispatch import DispatchCycles, dispatch_cycles
+from sim.streams import next_ready, taken
 from spec.errors import InputError
-from tests.bfm import (
+from tests.bfm import Sink, Source, Trace, run_streams
+from tests.block_bench import (
+    DIVERGED,
     TRAFFIC,
-    Sink,
-    Source,
-    Trace,
     arrivals_of,
     bits_of,
-    first_difference,
+    check_stream,
+    mutated_module,
     pattern_of,
-    run_streams,
+    ready_in,
 )
 
 
@@ -99,8 +97,8 @@ def run_case(case: Case, *, module=rtl.dispatch, reset_after: int | None = None)
     model = dispatch_cycles(
         streams,
         arrivals,
-        expect_ready=ready["o_expect"],
-        unit_ready=[ready[name] for name in config.outputs()],
+        expect_ready=next_ready(ready["o_expect"]),
+        unit_ready=[next_ready(ready[name]) for name in config.outputs()],
     )
     expected = {"i": beats, "o_expect": expected_counts(config, streams)}
     for unit, name in enumerate(config.outputs()):
@@ -126,12 +124,7 @@ def run_case(case: Case, *, module=rtl.dispatch, reset_after: int | None = None)
     traces = run_streams(
         ResetInserter(reset)(dut),
         {"i": Source(beats, arrivals.tolist())},
-        {
-            name: Sink(
-                len(expected[name]), lambda cycle, pattern=pattern: bool(pattern[cycle % pattern.size])
-            )
-            for name, pattern in ready.items()
-        },
+        {name: Sink(len(expected[name]), ready_in(pattern)) for name, pattern in ready.items()},
         statics={"capacity": case.capacity},
         prologue=prologue,
         monitors=[count_dropped],
@@ -142,8 +135,10 @@ def run_case(case: Case, *, module=rtl.dispatch, reset_after: int | None = None)
 
 def expected_counts(config, streams) -> list[int]:
     return [
-        bits_of(config.expect, slot=slot, count=count)
-        for slot, count in zip(streams.expect_slot, streams.expect_count, strict=True)
+        bits_of(config.expect, slot=slot, count=count, last_token=last)
+        for slot, count, last in zip(
+            streams.expect_slot, streams.expect_count, streams.last_token, strict=True
+        )
     ]
 
 
@@ -195,20 +190,7 @@ def check(case: Case, run: Run) -> None:
     cycles = {"i": run.model.i, "o_expect": run.model.o_expect}
     cycles |= dict(zip(case.config.outputs(), run.model.units, strict=True))
     for name, want in run.expected.items():
-        trace = run.traces[name]
-        n = first_difference(trace.payloads, want)
-        if n is not None:
-            pytest.fail(
-                f"dispatch {name}: beat {n} in cycle {trace.cycles[n]}: rtl {trace.payloads[n]:#x},"
-                f" golden {want[n]:#x}; {case}",
-                pytrace=False,
-            )
-        n = first_difference(trace.cycles, cycles[name])
-        if n is not None:
-            pytest.fail(
-                f"dispatch {name}: beat {n}: rtl in cycle {trace.cycles[n]}, model {cycles[name][n]}; {case}",
-                pytrace=False,
-            )
+        check_stream("dispatch", name, run.traces[name], want, cycles[name], case)
     assert run.dropped == run.streams.dropped, f"{run.dropped} drops, golden: {run.streams.dropped}, {case}"
 
 
@@ -336,7 +318,7 @@ def test_unit_that_waits_holds_up_the_others():
         placement=[0, 1],
     )  # fmt: skip
     late = np.arange(200) >= 100
-    model = dispatch_cycles(streams, np.zeros(5), unit_ready=[late, None])
+    model = dispatch_cycles(streams, np.zeros(5), unit_ready=[next_ready(late), next_ready(None)])
     assert model.units[1][0] > 100
 
 
@@ -345,11 +327,16 @@ PLANTED = {
     "capacity off by one": ("(count < self.capacity)", "(count <= self.capacity)"),
     "counts survive the batch": ("m.d.sync += seen.eq(0)", "m.d.sync += seen.eq(seen)"),
     "old tail not read": ("old_tail.en.eq(self.lookup.valid)", "old_tail.en.eq(0)"),
-    "RAM not transparent": ("transparent_for=(write,)", "transparent_for=()"),
+    "counts not transparent": ("config.expert_bits, transparent=True", "config.expert_bits"),
+    "tails not transparent": ("num_read_ports=2, transparent=True", "num_read_ports=2"),
     "highest expert first": ("Mux(low_any, low_index, (1", "Mux(~high_any, low_index, (1"),
     "window one token short": ("tokens == config.window_tokens - 1", "tokens == config.window_tokens - 2"),
     "queue bit not cleared": ("self.clear.valid.eq(choose & ~take_shared)", "self.clear.valid.eq(0)"),
     "shared expert not counted": ("kept_now + int(config.shared)", "kept_now"),
+    "end of the batch": (
+        "expect.i.payload.last_token.eq(s1.last_token)",
+        "expect.i.payload.last_token.eq(0)",
+    ),
     "shared weight": ("self.o.payload.weight.eq(BF16_ONE)", "self.o.payload.weight.eq(0)"),
     "last flag": ("self.o.payload.last.eq(at_tail)", "self.o.payload.last.eq(at_tail & job.final)"),
     "drop pulse": ("self.dropped.eq(s1_fire & ~keep)", "self.dropped.eq(s1_fire & keep)"),
@@ -365,18 +352,6 @@ PLANTED = {
 }
 
 
-def mutated_module(monkeypatch, old: str, new: str):
-    source = Path(rtl.dispatch.__file__).read_text(encoding="utf-8")
-    assert source.count(old) == 1, f"{old!r} must be in the source once"
-    module = types.ModuleType("mutated_dispatch")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(source.replace(old, new), "mutated_dispatch.py", "exec"), module.__dict__)
-    return module
-
-
-DIVERGED = (AssertionError, pytest.fail.Exception)
-
-
 def revealing_case() -> Case:
     rng = np.random.default_rng(1)
     ids = np.concatenate([experts_of_tokens(rng, 12, 4, 2), [[1, 2]] * 6, [[2, 3]] * 4])
@@ -385,14 +360,14 @@ def revealing_case() -> Case:
 
 def test_unbroken_source_passes(monkeypatch):
     module = mutated_module(
-        monkeypatch, "class Dispatch(wiring.Component):", "class Dispatch(wiring.Component):"
+        monkeypatch, rtl.dispatch, "class Dispatch(wiring.Component):", "class Dispatch(wiring.Component):"
     )
     check(revealing_case(), run_case(revealing_case(), module=module))
 
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_planted_bug_is_found(monkeypatch, bug):
-    module = mutated_module(monkeypatch, *PLANTED[bug])
+    module = mutated_module(monkeypatch, rtl.dispatch, *PLANTED[bug])
     with pytest.raises(DIVERGED):
         check(revealing_case(), run_case(revealing_case(), module=module))
 
@@ -405,7 +380,7 @@ def test_planted_bug_is_found(monkeypatch, bug):
     ],
 )
 def test_divergence_is_named(monkeypatch, bug, message):
-    module = mutated_module(monkeypatch, *PLANTED[bug])
+    module = mutated_module(monkeypatch, rtl.dispatch, *PLANTED[bug])
     case = small([[0]] * 4, shared=True, seed=1)
     with pytest.raises(pytest.fail.Exception, match=f"^{re.escape(message)}.*seed=1"):
         check(case, run_case(case, module=module))
@@ -524,9 +499,9 @@ def test_lowest_set(width):
     simulator.run()
 
 
-def test_ready_pattern_repeats():
-    wait = ReadyPattern.of([False, True, False, False]).wait()
-    assert wait.tolist() == [1, 0, 3, 2]
+def test_ready_pattern_stays_ready_after_its_end():
+    ready = next_ready(np.array([False, True, False, True]))
+    assert [taken(cycle, ready) for cycle in range(6)] == [1, 1, 3, 3, 4, 5]
 
 
 GOOD = {"num_experts": 4, "top_k": 2, "window_tokens": 4}
@@ -575,7 +550,6 @@ def test_model_rules():
             {"arrivals": [0, 0], "unit_ready": []},
             "unit_ready: must have a pattern for each of 1 units, not 0",
         ),
-        ({"arrivals": [0, 0], "expect_ready": [False]}, "ready: must be ready in at least one cycle"),
     ):
         with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
             dispatch_cycles(streams, **arguments)

@@ -29,18 +29,20 @@ from sim.streams import next_ready
 from spec.geometry import PAGE_BYTES, FfnGeometry, GateGeometry, ImageGeometry, ceil_div
 from spec.model import Activation, FfnSpec, GatingSpec
 from tests.bfm import (
-    TRAFFIC,
     ReadMemory,
     Sink,
     Source,
+    pack,
+    run_streams,
+)
+from tests.block_bench import (
+    TRAFFIC,
     arrivals_of,
     bits_of,
     first_difference,
-    long_pattern,
-    pack,
+    pattern_of,
     plant_bug,
-    ready_from,
-    run_streams,
+    ready_in,
 )
 
 
@@ -254,7 +256,7 @@ def run_case(case: Case, *, reset_after: int | None = None, error_beat: int | No
         for beat in padded.reshape(-1, config.stream_lanes)
     ]
     arrivals = len(beats) + 2 + arrivals_of(rng, case.gaps, len(entries))
-    pattern, address_pattern = long_pattern(rng, case.stalls), long_pattern(rng, case.address_stalls)
+    pattern, address_pattern = pattern_of(rng, case.stalls), pattern_of(rng, case.address_stalls)
     extra = rng.integers(0, case.extra_latency + 1, 97)
     model = sim.expert.expert_cycles(
         shape_of(config),
@@ -277,7 +279,7 @@ def run_case(case: Case, *, reset_after: int | None = None, error_beat: int | No
         base=case.page * PAGE_BYTES,
         latency=case.latency,
         extra=extra.tolist(),
-        ready=ready_from(address_pattern),
+        ready=ready_in(address_pattern),
         reset=reset,
         error_beat=error_beat,
     )
@@ -298,7 +300,7 @@ def run_case(case: Case, *, reset_after: int | None = None, error_beat: int | No
     traces = run_streams(
         ResetInserter(reset)(dut),
         {"i_token": Source(beats, [0] * len(beats)), "i": Source(entries, arrivals.tolist())},
-        {"o": Sink(len(expected_o), ready_from(pattern))},
+        {"o": Sink(len(expected_o), ready_in(pattern))},
         statics={"image_page": case.page},
         prologue=prologue,
         monitors=[memory.run, count_events],

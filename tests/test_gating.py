@@ -27,18 +27,20 @@ from spec.geometry import GateGeometry, ceil_div
 from spec.load import load_design, load_model
 from spec.model import GatingSpec, GroupScore, Normalise, Score
 from tests.bfm import (
-    TRAFFIC,
     Sink,
     Source,
     Trace,
+    pack,
+    run_streams,
+)
+from tests.block_bench import (
+    TRAFFIC,
     arrivals_of,
     bits_of,
-    first_difference,
-    long_pattern,
-    pack,
+    check_stream,
+    pattern_of,
     plant_bug,
-    ready_from,
-    run_streams,
+    ready_in,
 )
 
 
@@ -176,7 +178,7 @@ def run_case(case: Case, *, before=None) -> Run:
     ends_batch = rng.random(case.num_tokens) < 0.3
     beats = input_beats(case, operands.tokens, ends_batch, rng)
     arrivals = arrivals_of(rng, case.gaps, len(beats))
-    pattern = long_pattern(rng, case.stalls)
+    pattern = pattern_of(rng, case.stalls)
     model = sim.gating.gate_cycles(geometry, arrivals, next_ready(pattern))
     dut = Gate(geometry)
     reset = Signal()
@@ -189,7 +191,7 @@ def run_case(case: Case, *, before=None) -> Run:
     traces = run_streams(
         ResetInserter(reset)(dut),
         {"i": Source(beats, arrivals.tolist())},
-        {"o": Sink(case.num_tokens * top_k, ready_from(pattern))},
+        {"o": Sink(case.num_tokens * top_k, ready_in(pattern))},
         prologue=prologue,
         max_cycles=200 + int(model.o[-1]),
     )
@@ -206,21 +208,8 @@ def run_case(case: Case, *, before=None) -> Run:
 
 def check(case: Case, run: Run) -> None:
     """Compare both streams with golden and with the model; name the first divergence."""
-    for name, want, cycles in (("i", run.beats, run.model.i), ("o", run.expected, run.model.o)):
-        trace = run.traces[name]
-        n = first_difference(trace.payloads, want)
-        if n is not None:
-            pytest.fail(
-                f"gating {name}: beat {n} in cycle {trace.cycles[n]}: rtl {trace.payloads[n]:#x},"
-                f" golden {want[n]:#x}; {case}",
-                pytrace=False,
-            )
-        n = first_difference(trace.cycles.tolist(), cycles.tolist())
-        if n is not None:
-            pytest.fail(
-                f"gating {name}: beat {n}: rtl in cycle {trace.cycles[n]}, model {cycles[n]}; {case}",
-                pytrace=False,
-            )
+    for name, payloads, cycles in (("i", run.beats, run.model.i), ("o", run.expected, run.model.o)):
+        check_stream("gating", name, run.traces[name], payloads, cycles, case)
 
 
 def random_gating(rng) -> GatingSpec:

@@ -15,15 +15,16 @@ from rtl.fifo import StreamFifo
 from rtl.gating.scores import DelayLine
 from rtl.stream import StreamRegister, connect_stream
 from tests.bfm import (
-    TRAFFIC,
     Sink,
     Source,
-    arrivals_of,
-    long_pattern,
-    pattern_of,
-    ready_from,
     run_pipeline,
     run_streams,
+)
+from tests.block_bench import (
+    TRAFFIC,
+    arrivals_of,
+    pattern_of,
+    ready_in,
 )
 
 WIDTH = 12
@@ -51,7 +52,7 @@ def test_nothing_is_lost_or_reordered(part, gaps, stalls):
     seed = 3 * TRAFFIC.index(gaps) + TRAFFIC.index(stalls)
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 1 << WIDTH, 150).tolist()
-    ready = ready_from(long_pattern(rng, stalls))
+    ready = ready_in(pattern_of(rng, stalls))
     traces = flow(PARTS[part][0](), values, arrivals_of(rng, gaps, 150).tolist(), ready)
     assert traces["o"].payloads == values, f"{part}, seed {seed}"
 
@@ -161,14 +162,3 @@ def test_delay_line(cycles):
 def test_delay_line_rule(cycles):
     with pytest.raises(ValueError, match=f"^cycles must be at least 2, not {cycles}$"):
         DelayLine(unsigned(4), cycles)
-
-
-def test_patterns_of_the_bench():
-    """What the benches above rely on: ready patterns end ready and are functions of the cycle."""
-    rng = np.random.default_rng(0)
-    for kind in TRAFFIC:
-        pattern = pattern_of(rng, kind)
-        assert pattern.any()
-        long = long_pattern(rng, kind, 100)
-        assert long.size == 101 and long[-1]
-        assert ready_from(long)(10**6)

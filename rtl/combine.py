@@ -1,0 +1,386 @@
+"""Combiner: expert results in, per token their weighted sum out, in token order, each exactly once.
+
+Contributions to different tokens come interleaved in any way. Each is added to its token's fp32
+accumulators in one RAM as it comes; when all that ``i_expect`` announced are in, the token leaves.
+Neither an output that is not ready nor a missing announcement ever holds up ``i``.
+
+::
+
+    i --> register --> adder: weight x data + accumulator --write--> RAM [word][slot]
+                         |  first beats start from +0                  |
+                         +--> received [slot] ----+                    | read
+    i_expect --> queue ---------------------------+--> emitter --------+--> register --> o, freed
+
+References: :func:`golden.combine_bf16.combine_bf16` (what), :mod:`sim.combine` (when).
+"""
+
+from dataclasses import dataclass
+
+from amaranth import Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from rtl.arith import BF16, F32, Accumulate, Burst, bf16_from_f32, delay
+from rtl.dispatch import expect_layout
+from rtl.expert.layouts import contribution_layout
+from rtl.fifo import StreamFifo
+from rtl.ram import Ram, ReadSignature
+from rtl.stream import StreamRegister, connect_stream
+from spec.errors import require, require_range
+from spec.geometry import ceil_div
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombineConfig:
+    """Size of a combiner.
+
+    Attributes
+    ----------
+    num_slots : tokens inside at a time, a power of two.
+    d_model : elements of a token.
+    lanes : elements of a beat.
+    max_count : most contributions of a token.
+    """
+
+    num_slots: int
+    d_model: int
+    lanes: int
+    max_count: int
+
+    def __post_init__(self) -> None:
+        require(
+            2 <= self.num_slots <= 4096 and self.num_slots & (self.num_slots - 1) == 0,
+            f"must be a power of two in 2..4096, not {self.num_slots}",
+            key="num_slots",
+        )
+        require_range("d_model", self.d_model, 1, 1 << 16)
+        require_range("lanes", self.lanes, 1, 1024)
+        require_range("max_count", self.max_count, 1, 1024)
+
+    @property
+    def words(self) -> int:
+        """Beats of a token."""
+        return ceil_div(self.d_model, self.lanes)
+
+    @property
+    def depth(self) -> int:
+        """Rows of the accumulator RAM."""
+        return self.num_slots * self.words
+
+    @property
+    def contribution(self) -> data.StructLayout:
+        """Payload of ``i``."""
+        return contribution_layout(self.num_slots, self.words, self.lanes)
+
+    @property
+    def expect(self) -> data.StructLayout:
+        """Payload of ``i_expect``."""
+        return expect_layout(self.num_slots, self.max_count)
+
+    @property
+    def output(self) -> data.StructLayout:
+        """Payload of ``o``."""
+        return data.StructLayout(
+            {"data": data.ArrayLayout(16, self.lanes), "token_last": 1, "last": 1}
+        )
+
+    @property
+    def count_bits(self) -> int:
+        """Bits of a count of contributions."""
+        return self.max_count.bit_length()
+
+    @property
+    def sums(self) -> data.ArrayLayout:
+        """A row of the accumulator RAM."""
+        return data.ArrayLayout(F32, self.lanes)
+
+    @property
+    def sum_read(self) -> ReadSignature:
+        """Read port of the accumulators."""
+        return ReadSignature(32 * self.lanes, self.depth)
+
+    @property
+    def count_read(self) -> ReadSignature:
+        """Read port of the counts of contributions."""
+        return ReadSignature(self.count_bits, self.num_slots)
+
+    @property
+    def clear(self) -> wiring.Signature:
+        """Forget what this slot has received."""
+        return wiring.Signature({"valid": Out(1), "slot": Out(range(self.num_slots))})
+
+
+class SlotAdder(wiring.Component):
+    """Add each beat to the accumulators of its slot and word; count contributions.
+
+    A pipeline that never stalls once a beat is in; a beat waits at the entry while one of the last
+    ``ACCUMULATE_DISTANCE - 1`` cycles took a beat for the same accumulators. One beat per cycle.
+    ``WRITE_AT`` cycles after a beat was taken its sums are written (and seen by a read in that
+    cycle); the count is seen one cycle after a read in the cycle before that.
+    After reset no slot holds anything; the RAMs are not reset.
+
+    Area: per lane one 8x8 multiplier and one fp32 adder; RAM bits ``32 * lanes * depth``, twice.
+
+    Members
+    -------
+    i : In(stream.Signature(contribution))
+    clear : In, forget a slot; its accumulators start from +0 again.
+    counted : Out(num_slots), this slot's count means something; else it has received nothing.
+    count : In(ReadSignature), contributions received per slot.
+    sums : In(ReadSignature), the accumulators; row ``Cat(slot, word)``.
+    """
+
+    READ_AT = Burst.LATENCY - Ram.LATENCY
+    WRITE_AT = Burst.LATENCY + Accumulate.LATENCY
+    DISTANCE = WRITE_AT - READ_AT
+
+    def __init__(self, config: CombineConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(config.contribution)),
+                "clear": In(config.clear),
+                "counted": Out(config.num_slots),
+                "count": In(config.count_read),
+                "sums": In(config.sum_read),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        slot = self.i.payload.slot
+        row = Cat(slot, self.i.payload.word)
+
+        # Where each beat of the pipeline is going: [n] was taken n cycles ago.
+        accept = Signal()
+        hazard = Signal()
+        valids, rows = [accept], [row]
+        for n in range(1, self.WRITE_AT + 1):
+            valids.append(delay(m, valids[-1], 1, f"valid_{n}", control=True))
+            rows.append(delay(m, rows[-1], 1, f"row_{n}"))
+        m.d.comb += [
+            hazard.eq(Cat(valids[n] & (rows[n] == row) for n in range(1, self.DISTANCE)).any()),
+            self.i.ready.eq(~hazard),
+            accept.eq(self.i.valid & self.i.ready),
+        ]
+
+        # The first contribution of a slot replaces what the RAM holds.
+        started = Signal(config.num_slots)
+        first = Signal()
+        m.d.comb += first.eq(~started.bit_select(slot, 1))
+        with m.If(self.clear.valid):
+            m.d.sync += started.bit_select(self.clear.slot, 1).eq(0)
+        with m.If(accept & self.i.payload.last):
+            m.d.sync += started.bit_select(slot, 1).eq(1)
+
+        self._add(m, first, valids, rows)
+        self._count(m, first, accept, slot)
+        return m
+
+    def _add(self, m, first, valids, rows):
+        config = self.config
+        m.submodules.sums = ram = Ram(
+            width=32 * config.lanes, depth=config.depth, num_read_ports=2, transparent=True
+        )
+        wiring.connect(m, wiring.flipped(self.sums), ram.read_1)
+        first_now = delay(m, first, Burst.LATENCY, "first")
+        old = data.View(config.sums, ram.read_0.data)
+        new = Signal(config.sums)
+        m.d.comb += [
+            ram.read_0.en.eq(valids[self.READ_AT]),
+            ram.read_0.addr.eq(rows[self.READ_AT]),
+            ram.write.en.eq(valids[self.WRITE_AT]),
+            ram.write.addr.eq(rows[self.WRITE_AT]),
+            ram.write.data.eq(new),
+        ]
+        for lane in range(config.lanes):
+            m.submodules[f"product_{lane}"] = product = Burst(1)
+            m.submodules[f"sum_{lane}"] = total = Accumulate(1)
+            m.d.comb += [
+                product.x[0].eq(data.View(BF16, self.i.payload.data[lane])),
+                product.w[0].eq(data.View(BF16, self.i.payload.weight)),
+                total.acc.eq(Mux(first_now, 0, old[lane].as_value())),
+                total.addend.eq(product.o),
+                new[lane].eq(total.o),
+            ]
+
+    def _count(self, m, first, accept, slot):
+        """Count a contribution in the cycle before its last sums are written."""
+        config = self.config
+        m.submodules.counts = ram = Ram(
+            width=config.count_bits, depth=config.num_slots, num_read_ports=2, transparent=True
+        )
+        wiring.connect(m, wiring.flipped(self.count), ram.read_1)
+        read_at = self.WRITE_AT - 2
+        reads = delay(m, accept & self.i.payload.last, read_at, "count_read", control=True)
+        read_slot = delay(m, slot, read_at, "count_read_slot")
+        writes = delay(m, reads, 1, "count_write", control=True)
+        write_slot = delay(m, read_slot, 1, "count_write_slot")
+        write_first = delay(m, first, read_at + 1, "count_first")
+        m.d.comb += [
+            ram.read_0.en.eq(reads),
+            ram.read_0.addr.eq(read_slot),
+            ram.write.en.eq(writes),
+            ram.write.addr.eq(write_slot),
+            ram.write.data.eq(Mux(write_first, 0, ram.read_0.data) + 1),
+        ]
+        with m.If(self.clear.valid):
+            m.d.sync += self.counted.bit_select(self.clear.slot, 1).eq(0)
+        with m.If(writes):
+            m.d.sync += self.counted.bit_select(write_slot, 1).eq(1)
+
+
+class Emitter(wiring.Component):
+    """Wait until a token's contributions are in; read its sums, round them to bf16, give them out.
+
+    The next token's count is read while the last word of this one is, so that complete tokens follow
+    each other without a gap. Latency 2 cycles from ``i`` to ``o``, one beat per cycle. After reset
+    nothing is held.
+
+    Members
+    -------
+    i : In(stream.Signature(expect))
+    counted, count, sums, clear : In and Out, state of :class:`SlotAdder`; a slot is cleared with the
+        read of its last word.
+    o : Out(stream.Signature(output))
+    """
+
+    def __init__(self, config: CombineConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(config.expect)),
+                "counted": In(config.num_slots),
+                "count": Out(config.count_read),
+                "sums": Out(config.sum_read),
+                "clear": Out(config.clear),
+                "o": Out(stream.Signature(config.output)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+
+        # The oldest token; the count of its slot stands at the read port, renewed every cycle.
+        valid = Signal()
+        token = Signal(config.expect)
+        word = Signal(range(config.words))
+        empty = Signal()
+        complete = Signal()
+        read = Signal()
+        last_word = Signal()
+        take = Signal()
+        room = Signal()
+        m.d.comb += [
+            empty.eq(token.count == 0),
+            complete.eq(
+                empty | (self.counted.bit_select(token.slot, 1) & (self.count.data == token.count))
+            ),
+            read.eq(valid & complete & room),
+            last_word.eq(word == config.words - 1),
+            take.eq(~valid | (read & last_word)),
+            self.i.ready.eq(take),
+            self.count.en.eq(1),
+            self.count.addr.eq(Mux(take, self.i.payload.slot, token.slot)),
+            self.clear.valid.eq(read & last_word),
+            self.clear.slot.eq(token.slot),
+        ]
+        with m.If(read):
+            m.d.sync += word.eq(Mux(last_word, 0, word + 1))
+        with m.If(take):
+            m.d.sync += [valid.eq(self.i.valid), token.eq(self.i.payload)]
+
+        # The word at the read port of the sums.
+        word_empty = Signal()
+        sums = data.View(config.sums, self.sums.data)
+        m.d.comb += [
+            room.eq(~self.o.valid | self.o.ready),
+            self.sums.en.eq(read),
+            self.sums.addr.eq(Cat(token.slot, word)),
+        ]
+        for lane in range(config.lanes):
+            m.d.comb += self.o.payload.data[lane].eq(Mux(word_empty, 0, bf16_from_f32(sums[lane])))
+        with m.If(room):
+            m.d.sync += [
+                self.o.valid.eq(read),
+                self.o.payload.token_last.eq(last_word),
+                self.o.payload.last.eq(last_word & token.last_token),
+                word_empty.eq(empty),
+            ]
+        return m
+
+
+class Combine(wiring.Component):
+    """Sum each token's weighted contributions in order of arrival; give tokens out in order.
+
+    ::
+
+        i.payload.slot        0   0   1   1   0   0      two words a token
+        i.payload.word        0   1   0   1   0   1
+        i.payload.last        0   1   0   1   0   1
+        i_expect.payload      {slot 0, count 2}, {slot 1, count 1}
+        o.payload.token_last  0   1   0   1              (slot 0, then slot 1)
+        o.payload.last        0   0   0   1              where i_expect had last_token
+
+    Arithmetic, per lane: ``acc' = RNE(acc + weight * data)`` in fp32, from +0; the result is rounded
+    to bf16. A token with count 0 leaves as zeros.
+
+    Latency: LATENCY cycles from the last beat of a token's last contribution to its first beat at
+    ``o``; EXPECT_LATENCY from its ``i_expect`` beat, where that comes late. One beat in and one out
+    per cycle, at the same time, without a gap between complete tokens. A beat waits while one for the
+    same slot and word was taken less than ``ACCUMULATE_DISTANCE`` cycles before: contributions to one
+    slot directly behind each other take that many cycles each where a token has fewer words.
+    All outputs are registers, but for ``i_expect.ready``, a comparison of counters; no ready depends
+    on another. After reset nothing is held and token 0 is expected in slot 0.
+
+    What the environment owes: slots are announced in token order; a contribution's words ascend from
+    0 and ``last`` is on the last of them; contributions to one slot do not interleave, and as many
+    come as announced; a slot is used again, in either stream, only after ``freed`` has come for it.
+
+    Members
+    -------
+    i : In(stream.Signature(config.contribution)): slot, word, weight, data, last.
+    i_expect : In(stream.Signature(config.expect)): slot, count, last_token. May come before, with or
+        after the contributions.
+    o : Out(stream.Signature(config.output)): data, token_last (last beat of a token), last (last beat
+        of the last token of a batch). Lanes beyond ``d_model`` carry the sum of what came in them.
+    freed : Out(1), one cycle after a token's last beat was taken; slots are freed in token order.
+    """
+
+    LATENCY = StreamRegister.LATENCY + SlotAdder.WRITE_AT + Ram.LATENCY + StreamRegister.LATENCY
+    EXPECT_LATENCY = StreamFifo.LATENCY + 1 + Ram.LATENCY + StreamRegister.LATENCY
+
+    def __init__(self, config: CombineConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(config.contribution)),
+                "i_expect": In(stream.Signature(config.expect)),
+                "o": Out(stream.Signature(config.output)),
+                "freed": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        m.submodules.input = entry = StreamRegister(config.contribution)
+        m.submodules.expects = expects = StreamFifo(config.expect, config.num_slots)
+        m.submodules.adder = adder = SlotAdder(config)
+        m.submodules.emitter = emitter = Emitter(config)
+        m.submodules.output = output = StreamRegister(config.output)
+
+        connect_stream(m, wiring.flipped(self.i), entry.i)
+        connect_stream(m, entry.o, adder.i)
+        connect_stream(m, wiring.flipped(self.i_expect), expects.i)
+        connect_stream(m, expects.o, emitter.i)
+        connect_stream(m, emitter.o, output.i)
+        connect_stream(m, output.o, wiring.flipped(self.o))
+        wiring.connect(m, emitter.count, adder.count)
+        wiring.connect(m, emitter.sums, adder.sums)
+        wiring.connect(m, emitter.clear, adder.clear)
+        m.d.comb += emitter.counted.eq(adder.counted)
+        m.d.sync += self.freed.eq(self.o.valid & self.o.ready & self.o.payload.token_last)
+        return m

@@ -1,0 +1,326 @@
+"""The ``fpga`` accelerator: tokens in, the MoE layer's outputs out.
+
+::
+
+    i --+--> gate --> dispatch --jobs--> expert --contributions--> combine --> o
+        |                |                ^  ^                       ^ |
+        +-- token store -----------------+  |                       | +-- freed slots
+                         +--expects---------|-----------------------+
+    o_ar, i_r <-- router loader / weights --+
+"""
+
+from amaranth import Cat, Module, Mux, Signal, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from rtl.combine import Combine, CombineConfig
+from rtl.dispatch import Dispatch, DispatchConfig, ServicePolicy
+from rtl.expert import ExpertConfig, ExpertEngine
+from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_layout
+from rtl.gating import Gate, token_layout
+from rtl.registers import RegisterFile
+from rtl.stream import StreamRegister, connect_stream
+from spec.design import DesignSpec
+from spec.geometry import ImageGeometry, ceil_div
+from spec.model import ModelSpec
+from spec.registers import COUNTERS, STATUS_BUSY, STATUS_LOADED, STATUS_READ_ERROR, PROBE, PROBE_WAIT_TILE
+
+CAPACITY_BITS = 16
+
+
+class RouterLoader(wiring.Component):
+    """Read the router's image from memory into the gate: sequential bursts, one after the other.
+
+    Members
+    -------
+    start : In(1), image_page : In(PAGE_BITS)
+    active : Out(1)
+        From the cycle after ``start`` until the last beat was taken.
+    o_ar, i_r : AXI4 read.
+    o : Out(stream.Signature(beat_bits))
+    """
+
+    def __init__(self, image: ImageGeometry, beat_bits: int, burst_beats: int) -> None:
+        self.beats = image.gate.load_beats
+        self.burst_beats = burst_beats
+        self.bursts = ceil_div(self.beats, burst_beats)
+        self.burst_bytes = image.burst_bytes
+        super().__init__(
+            {
+                "start": In(1),
+                "image_page": In(PAGE_BITS),
+                "active": Out(1),
+                "o_ar": Out(stream.Signature(address_layout())),
+                "i_r": In(stream.Signature(read_layout(beat_bits))),
+                "o": Out(stream.Signature(unsigned(beat_bits))),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        asked = Signal(range(self.bursts + 1))
+        taken = Signal(range(self.bursts * self.burst_beats + 1))
+        asking = Signal()
+        take = Signal()
+        m.d.comb += [
+            # One burst at a time: loading is not part of any run, and the gate takes every beat.
+            self.o_ar.valid.eq(asking),
+            self.o_ar.payload.addr.eq(
+                (self.image_page << (ADDRESS_BITS - PAGE_BITS)) + asked * self.burst_bytes
+            ),
+            self.o.payload.eq(self.i_r.payload.data),
+            self.o.valid.eq(self.i_r.valid & (taken < self.beats)),
+            self.i_r.ready.eq(self.o.ready | (taken >= self.beats)),
+            take.eq(self.i_r.valid & self.i_r.ready),
+        ]
+        with m.If(self.o_ar.valid & self.o_ar.ready):
+            m.d.sync += [asking.eq(0), asked.eq(asked + 1)]
+        with m.If(take & self.active):
+            m.d.sync += taken.eq(taken + 1)
+            with m.If(self.i_r.payload.last):
+                m.d.sync += asking.eq(asked != self.bursts)
+                with m.If(asked == self.bursts):
+                    m.d.sync += self.active.eq(0)
+        with m.If(self.start):
+            m.d.sync += [self.active.eq(1), asking.eq(1), asked.eq(0), taken.eq(0)]
+        return m
+
+
+class Intake(wiring.Component):
+    """Let tokens in while there are free slots in the token store; give them to gate and store.
+
+    Members
+    -------
+    i, o_gate, o_store : streams of token_layout(stream_lanes)
+    freed : In(1)
+        A token has left; its slot is free.
+    first, last : Out(1)
+        The first, last beat of a token is taken in this cycle.
+    """
+
+    def __init__(self, beats: int, stream_lanes: int, num_slots: int) -> None:
+        self.beats = beats
+        self.num_slots = num_slots
+        layout = token_layout(stream_lanes)
+        super().__init__(
+            {
+                "i": In(stream.Signature(layout)),
+                "o_gate": Out(stream.Signature(layout)),
+                "o_store": Out(stream.Signature(layout)),
+                "freed": In(1),
+                "first": Out(1),
+                "last": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        free = Signal(range(self.num_slots + 1), init=self.num_slots)
+        beat = Signal(range(self.beats))
+        admit = Signal()
+        take = Signal()
+        last = Signal()
+        m.d.comb += [
+            admit.eq((beat != 0) | (free != 0)),
+            self.o_gate.payload.eq(self.i.payload),
+            self.o_gate.valid.eq(self.i.valid & admit),
+            self.i.ready.eq(self.o_gate.ready & admit),
+            take.eq(self.i.valid & self.i.ready),
+            # The store is always ready; it takes what the gate takes.
+            self.o_store.payload.eq(self.i.payload),
+            self.o_store.valid.eq(take),
+            last.eq(beat == self.beats - 1),
+            self.first.eq(take & (beat == 0)),
+            self.last.eq(take & last),
+        ]
+        m.d.sync += free.eq(free + self.freed - self.first)
+        with m.If(take):
+            m.d.sync += beat.eq(Mux(last, 0, beat + 1))
+        return m
+
+
+class FpgaLayer(wiring.Component):
+    """One MoE layer for an FPGA: gate, dispatcher, expert engine and combiner around AXI interfaces.
+
+    Tokens come as AXI4-Stream beats of ``stream_lanes`` bf16 elements, ``input_beats`` beats each;
+    ``last`` ends a batch (a sequence, for the capacity). Outputs leave in token order, ``act_lanes``
+    elements a beat, ``last`` on the batch's last beat. Weights are read through AXI4 from the image
+    that :func:`golden.layer_bf16.layer_image` describes. Before the first token: write IMAGE_PAGE, set
+    CONTROL.load, wait for STATUS.loaded.
+    Reference: :func:`golden.layer_bf16.layer_bf16`; cycle model: :mod:`sim.layer`.
+    Reset empties everything; the router has to be loaded again.
+
+    Members
+    -------
+    i : In(stream.Signature(token_layout(stream_lanes)))
+    o : Out(stream.Signature({data: act_lanes x 16, last}))
+    o_ar, i_r : AXI4 read master.
+    reg_addr, reg_wdata, reg_we, reg_rdata : :class:`rtl.registers.RegisterFile`.
+    probe : Out(2 * len(PROBE) + 1)
+        For benches: transfers and waits of the streams between the blocks (:data:`spec.registers.PROBE`).
+    """
+
+    def __init__(self, model: ModelSpec, design: DesignSpec) -> None:
+        image = ImageGeometry.of(model, design)
+        gating = model.gating
+        num_slots = 2 * design.window_tokens
+        shared = image.shared is not None
+        beat_bits = design.memory.width_bits
+        self.axi_read = ("o_ar", "i_r", design.memory.burst_beats)
+        self.gate = Gate(image.gate)
+        self.dispatch = Dispatch(
+            DispatchConfig(
+                num_experts=gating.num_experts,
+                top_k=gating.top_k,
+                window_tokens=design.window_tokens,
+                shared=shared,
+                capacity_bits=CAPACITY_BITS,
+            )
+        )
+        self.expert = ExpertEngine(
+            ExpertConfig(
+                image=image,
+                num_slots=num_slots,
+                max_tokens=design.window_tokens,
+                act_lanes=design.array.act_lanes,
+                stream_lanes=design.stream_lanes,
+                beat_bits=beat_bits,
+                burst_beats=design.memory.burst_beats,
+                max_outstanding=design.memory.max_outstanding,
+            )
+        )
+        self.combine = Combine(
+            CombineConfig(
+                num_slots=num_slots,
+                d_model=model.d_model,
+                lanes=design.array.act_lanes,
+                max_count=gating.top_k + shared,
+            )
+        )
+        self.intake = Intake(image.gate.input_beats, design.stream_lanes, num_slots)
+        self.loader = RouterLoader(image, beat_bits, design.memory.burst_beats)
+        output = data.StructLayout(
+            {"data": data.ArrayLayout(unsigned(16), design.array.act_lanes), "last": unsigned(1)}
+        )
+        super().__init__(
+            {
+                "i": In(stream.Signature(token_layout(design.stream_lanes))),
+                "o": Out(stream.Signature(output)),
+                "o_ar": Out(stream.Signature(address_layout())),
+                "i_r": In(stream.Signature(read_layout(beat_bits))),
+                "reg_addr": In(8),
+                "reg_wdata": In(32),
+                "reg_we": In(1),
+                "reg_rdata": Out(32),
+                "probe": Out(2 * len(PROBE) + 1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.registers = registers = RegisterFile()
+        m.submodules.intake = intake = self.intake
+        m.submodules.loader = loader = self.loader
+        m.submodules.gate = gate = self.gate
+        m.submodules.dispatch = dispatch = self.dispatch
+        m.submodules.expert = expert = self.expert
+        m.submodules.combine = combine = self.combine
+        m.submodules.beats = beats = StreamRegister(self.i_r.payload.shape())
+
+        # Tokens and what becomes of them.
+        connect_stream(m, wiring.flipped(self.i), intake.i)
+        connect_stream(m, intake.o_gate, gate.i)
+        connect_stream(m, intake.o_store, expert.i_token)
+        connect_stream(m, loader.o, gate.i_load)
+        connect_stream(m, gate.o, dispatch.i)
+        connect_stream(m, dispatch.o_expect, combine.i_expect)
+        connect_stream(m, dispatch.o_0, expert.i)
+        connect_stream(m, expert.o, combine.i)
+        m.d.comb += [
+            self.o.payload.data.eq(combine.o.payload.data),
+            self.o.payload.last.eq(combine.o.payload.last),
+            self.o.valid.eq(combine.o.valid),
+            combine.o.ready.eq(self.o.ready),
+            intake.freed.eq(combine.freed),
+        ]
+
+        # The memory belongs to the router loader while it is active, else to the experts.
+        connect_stream(m, wiring.flipped(self.i_r), beats.i)
+        for port, user in ((loader, loader.active), (expert, ~loader.active)):
+            m.d.comb += [
+                port.o_ar.ready.eq(self.o_ar.ready & user),
+                port.i_r.payload.eq(beats.o.payload),
+                port.i_r.valid.eq(beats.o.valid & user),
+            ]
+        m.d.comb += [
+            self.o_ar.valid.eq(Mux(loader.active, loader.o_ar.valid, expert.o_ar.valid)),
+            self.o_ar.payload.eq(Mux(loader.active, loader.o_ar.payload.as_value(), expert.o_ar.payload.as_value())),
+            beats.o.ready.eq(Mux(loader.active, loader.i_r.ready, expert.i_r.ready)),
+        ]
+
+        # Registers.
+        m.d.comb += [
+            registers.reg_addr.eq(self.reg_addr),
+            registers.reg_wdata.eq(self.reg_wdata),
+            registers.reg_we.eq(self.reg_we),
+            self.reg_rdata.eq(registers.reg_rdata),
+            loader.start.eq(registers.load),
+            gate.load_start.eq(registers.load),
+            loader.image_page.eq(registers.image_page),
+            expert.image_page.eq(registers.image_page),
+            dispatch.capacity.eq(registers.capacity),
+            dispatch.policy.eq(ServicePolicy(registers.policy[: len(dispatch.policy.as_value())])),
+        ]
+        inside = Signal(range(self.intake.num_slots + 1))
+        read_error = Signal()
+        m.d.sync += inside.eq(inside + intake.first - combine.freed)
+        with m.If(registers.load):
+            m.d.sync += read_error.eq(0)
+        with m.Elif(beats.o.valid & beats.o.ready & beats.o.payload.resp.any()):
+            m.d.sync += read_error.eq(1)
+        busy = Signal()
+        m.d.comb += [
+            # ``freed`` comes a cycle after the last beat, which is when the token is gone.
+            busy.eq(intake.first | ((inside != 0) & ~(combine.freed & (inside == 1)))),
+            registers.status[STATUS_LOADED].eq(gate.loaded & ~loader.active),
+            registers.status[STATUS_BUSY].eq(busy),
+            registers.status[STATUS_READ_ERROR].eq(read_error),
+        ]
+        self._count(m, registers, busy)
+        return m
+
+    def _count(self, m, registers, busy):
+        streams = {
+            "tokens": self.i,
+            "assignments": self.gate.o,
+            "expects": self.dispatch.o_expect,
+            "entries": self.dispatch.o_0,
+            "contributions": self.expert.o,
+            "output": self.o,
+            "addresses": self.o_ar,
+            "beats": self.i_r,
+        }
+        transfers = {name: port.valid & port.ready for name, port in streams.items()}
+        waits = {name: port.valid & ~port.ready for name, port in streams.items()}
+        m.d.comb += [
+            self.probe.eq(Cat(*(Cat(transfers[name], waits[name]) for name in PROBE))),
+            self.probe[PROBE_WAIT_TILE].eq(self.expert.wait_tile),
+        ]
+        events = {
+            "cycles": busy,
+            "tokens_in": self.intake.last,
+            "tokens_out": self.combine.freed,
+            "assignments": transfers["assignments"],
+            "dropped": self.dispatch.dropped,
+            "mac_active": self.expert.fire,
+            "weight_beats": self.expert.beat,
+            "read_beats": transfers["beats"] & ~self.loader.active,
+            "stall_input": waits["tokens"],
+            "stall_dispatch": waits["entries"],
+            "stall_weights": self.expert.wait_tile,
+            "stall_accumulators": self.expert.wait_accumulators,
+            "stall_hidden": self.expert.wait_hidden,
+            "stall_combine": waits["contributions"],
+            "stall_output": waits["output"],
+        }
+        m.d.comb += registers.events.eq(Cat(*(events[name] for name in COUNTERS)))

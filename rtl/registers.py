@@ -1,0 +1,92 @@
+"""Register port of the accelerators: configuration, status, counters.
+
+One table of names and addresses for RTL, harness and documents. A register is written in the cycle
+in which ``reg_we`` is set, and read one cycle after its address. Counters have 64 bits: low word at
+the address given, high word behind it.
+"""
+
+from amaranth import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from spec.registers import (
+    CONTROL_CLEAR,
+    CONTROL_LOAD,
+    COUNTERS,
+    IDENTITY,
+    REGISTERS,
+    counter_address,
+)
+
+ADDRESS_BITS = 8
+
+
+class RegisterFile(wiring.Component):
+    """Registers of :mod:`spec.registers`.
+
+    Members
+    -------
+    reg_addr, reg_wdata, reg_we, reg_rdata : the port; byte addresses of 32-bit words.
+    status : In(32)
+    load, clear : Out(1)
+        Pulses in the cycle after CONTROL was written.
+    image_page, capacity, policy : Out(32)
+    events : In(len(COUNTERS))
+        One bit per counter, in the order of the table: count this cycle.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "reg_addr": In(ADDRESS_BITS),
+                "reg_wdata": In(32),
+                "reg_we": In(1),
+                "reg_rdata": Out(32),
+                "status": In(32),
+                "load": Out(1),
+                "clear": Out(1),
+                "image_page": Out(32),
+                "capacity": Out(32),
+                "policy": Out(32),
+                "events": In(len(COUNTERS)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        word = Signal(ADDRESS_BITS - 2)
+        m.d.comb += word.eq(self.reg_addr[2:])
+        m.d.sync += [self.load.eq(0), self.clear.eq(0)]
+        writable = {"IMAGE_PAGE": self.image_page, "CAPACITY": self.capacity, "POLICY": self.policy}
+        with m.If(self.reg_we):
+            with m.Switch(word):
+                with m.Case(REGISTERS["CONTROL"] >> 2):
+                    m.d.sync += [
+                        self.load.eq(self.reg_wdata[CONTROL_LOAD]),
+                        self.clear.eq(self.reg_wdata[CONTROL_CLEAR]),
+                    ]
+                for name, register in writable.items():
+                    with m.Case(REGISTERS[name] >> 2):
+                        m.d.sync += register.eq(self.reg_wdata)
+
+        counters = [Signal(64, name=f"count_{name}") for name in COUNTERS]
+        for index, counter in enumerate(counters):
+            with m.If(self.clear):
+                m.d.sync += counter.eq(0)
+            with m.Elif(self.events[index]):
+                m.d.sync += counter.eq(counter + 1)
+
+        m.d.sync += self.reg_rdata.eq(0)
+        with m.Switch(word):
+            with m.Case(REGISTERS["IDENTITY"] >> 2):
+                m.d.sync += self.reg_rdata.eq(IDENTITY)
+            with m.Case(REGISTERS["STATUS"] >> 2):
+                m.d.sync += self.reg_rdata.eq(self.status)
+            for name, register in writable.items():
+                with m.Case(REGISTERS[name] >> 2):
+                    m.d.sync += self.reg_rdata.eq(register)
+            for name, counter in zip(COUNTERS, counters, strict=True):
+                for half in range(2):
+                    with m.Case((counter_address(name) >> 2) + half):
+                        m.d.sync += self.reg_rdata.eq(counter.word_select(half, 32))
+        return m

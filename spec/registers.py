@@ -1,0 +1,61 @@
+"""Registers of the accelerators: names, addresses, meaning. One table for RTL, driver and documents."""
+
+from __future__ import annotations
+
+IDENTITY = 0x45423031
+"""Constant of the IDENTITY register: ``EB01``."""
+
+REGISTERS = {
+    "IDENTITY": 0x00,
+    "CONTROL": 0x04,
+    "STATUS": 0x08,
+    "IMAGE_PAGE": 0x0C,
+    "CAPACITY": 0x10,
+    "POLICY": 0x14,
+}
+"""Byte addresses. IMAGE_PAGE: 4 KiB page of the weight image. CAPACITY: assignments that an expert
+takes per batch, 0 = dropless. POLICY: order of service, 0 = queue order."""
+
+CONTROL_LOAD = 0
+"""Bit of CONTROL: load the router from the weight image (no token may be inside)."""
+CONTROL_CLEAR = 1
+"""Bit of CONTROL: set all counters to zero."""
+
+STATUS_LOADED = 0
+"""Bit of STATUS: the router is loaded."""
+STATUS_BUSY = 1
+"""Bit of STATUS: a token is inside."""
+STATUS_READ_ERROR = 2
+"""Bit of STATUS: the memory answered a read with an error since the last load."""
+
+COUNTERS = {
+    "cycles": "cycles with a token inside, from the first input beat to the last output beat",
+    "tokens_in": "tokens taken",
+    "tokens_out": "tokens given",
+    "assignments": "token-expert assignments routed",
+    "dropped": "assignments dropped by the capacity",
+    "mac_active": "MAC slots used: a tile and a token",
+    "weight_beats": "weight beats stored into tiles",
+    "read_beats": "beats read from memory, padding included",
+    "stall_input": "an input beat waits",
+    "stall_dispatch": "a job entry waits for the expert engine",
+    "stall_weights": "the array waits for a tile",
+    "stall_accumulators": "the array waits for its accumulators to be added or drained",
+    "stall_hidden": "the array waits for hidden activations",
+    "stall_combine": "an expert's result waits for the combiner",
+    "stall_output": "an output beat waits",
+}
+"""Performance counters, 64 bits each."""
+
+FIRST_COUNTER = 0x20
+
+
+def counter_address(name: str) -> int:
+    """Return the byte address of a counter's low word; the high word follows."""
+    return FIRST_COUNTER + 8 * list(COUNTERS).index(name)
+
+
+PROBE = ("tokens", "assignments", "expects", "entries", "contributions", "output", "addresses", "beats")
+"""Streams whose transfers the ``probe`` port shows: two bits each, *transfer* and *waits*."""
+PROBE_WAIT_TILE = 2 * len(PROBE)
+"""Bit of the probe port: the array waits for a tile."""
