@@ -7,8 +7,8 @@ import numpy as np
 from golden.formats import BF16_ONE, F32, Bits16, bf16_decode, bf16_encode, dot
 from golden.functions import (
     FRACTION_BITS,
-    ONE,
     I64,
+    ONE,
     bf16_from_integer,
     fixed_from_f32,
     scaled_product,

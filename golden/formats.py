@@ -90,7 +90,7 @@ def burst_sum(x: Bits16, w: Bits16) -> F64:
     aligned = (np.abs(product) << GUARD_BITS) >> np.maximum(shift, 0)
     total = (np.sign(product) * aligned).sum(axis=-1)
     power = largest[..., 0] - 2 * BF16_BIAS - PRODUCT_FRACTION_BITS - GUARD_BITS
-    out: F64 = np.ldexp(total.astype(np.float64), power)
+    out: F64 = np.asarray(np.ldexp(total.astype(np.float64), power))
     special = (((x & 0x7F80) == 0x7F80) | ((w & 0x7F80) == 0x7F80)).any(axis=-1)
     if special.any():
         with np.errstate(invalid="ignore"):

@@ -1,8 +1,8 @@
 """Elementary functions of the hardware: fixed point and small tables, bit for bit.
 
 All arguments and results are integers in fixed point (int64 arrays). Tables have 256 entries with
-linear interpolation over 12 more bits; the largest errors against the real functions are measured
-by ``tests/test_functions.py``.
+linear interpolation over 12 more bits. The errors stated here are against the real function of the
+fixed-point argument, measured over a dense grid and asserted by ``tests/test_functions.py``.
 """
 
 from __future__ import annotations
@@ -51,20 +51,23 @@ def fixed_from_f32(values: F32) -> I64:
     """
     nan = np.isnan(values)
     scaled = np.where(nan, -np.inf, values.astype(np.float64) * ONE)
-    return np.trunc(np.clip(scaled, -FIXED_MAX, FIXED_MAX)).astype(np.int64)
+    fixed: I64 = np.trunc(np.clip(scaled, -FIXED_MAX, FIXED_MAX)).astype(np.int64)
+    return fixed
 
 
 def _interpolate(base: I64, descent: I64, position: I64) -> I64:
     index = position >> INTERPOLATION_BITS
     fraction = position & ((1 << INTERPOLATION_BITS) - 1)
-    return base[index] - ((descent[index] * fraction) >> INTERPOLATION_BITS)
+    value: I64 = base[index] - ((descent[index] * fraction) >> INTERPOLATION_BITS)
+    return value
 
 
 def exp_negative(d: I64) -> tuple[I64, I64]:
     """Return exp(-d) as ``(mantissa, shift)``: value ``mantissa * 2**-(20 + shift)``.
 
     ``d`` >= 0 has 20 fraction bits. The mantissa is in (0.5, 1] (20 fraction bits), or 0 where the
-    result would need a shift beyond 31.
+    result would need a shift beyond 31, from d = 22.18 on. Relative error below 8.1e-6 for d < 16 and
+    9.6e-6 below 22.18; absolute error of the zeros below 2**-32.
     """
     too_large = d >= 1 << EXP_ARG_BITS
     power = (np.where(too_large, 0, d) * LOG2E) >> FRACTION_BITS
@@ -75,7 +78,7 @@ def exp_negative(d: I64) -> tuple[I64, I64]:
 
 
 def reciprocal(m: I64) -> I64:
-    """Return 1/m for m in [1, 2], both with 20 fraction bits."""
+    """Return 1/m for m in [1, 2], both with 20 fraction bits; relative error below 5.0e-6."""
     two = m >= 2 * ONE
     result = _interpolate(RECIPROCAL_BASE, RECIPROCAL_DESCENT, np.where(two, 0, m - ONE))
     return np.where(two, ONE // 2, result)
@@ -84,8 +87,9 @@ def reciprocal(m: I64) -> I64:
 def sigmoid(z: I64) -> tuple[I64, I64]:
     """Return sigmoid(z) as ``(mantissa, shift)``: value ``mantissa * 2**-(20 + shift)``.
 
-    ``z`` is signed with 20 fraction bits. With t = exp(-\\|z\\|): 1 / (1 + t), times t for z < 0;
-    so small values keep their relative precision.
+    ``z`` is signed with 20 fraction bits. With t = exp(-abs(z)): 1 / (1 + t), times t for z < 0;
+    so small values keep their relative precision. Absolute error below 5.9e-6, relative error below
+    1.1e-5 down to z = -22.18; below that the result is 0, and from 22.18 on it is 1.
     """
     t, shift = exp_negative(np.abs(z))
     r = reciprocal(ONE + (t >> shift))
@@ -153,7 +157,8 @@ def scaled_product(a: Bits16, b: Bits16, mantissa: I64, shift: I64) -> Bits16:
     sign = sign_a ^ sign_b
     magnitude = significand_a * significand_b * mantissa
     finite = bf16_from_integer(
-        sign, np.where((exponent_a == 255) | (exponent_b == 255), 0, magnitude),
+        sign,
+        np.where((exponent_a == 255) | (exponent_b == 255), 0, magnitude),
         exponent_a + exponent_b - 2 * 134 - FRACTION_BITS - shift,
     )
     infinite = (exponent_a == 255) | (exponent_b == 255)

@@ -31,11 +31,9 @@ def router_image(
         geometry.cols,
         geometry.num_beats,
     )
-    places = np.array(
-        [[geometry.expert_at(row, lane) for lane in range(lanes)] for row in range(rows)], dtype=object
-    )
-    present = np.not_equal(places, None)
-    experts = np.where(present, places, 0).astype(np.int64)
+    places = [[geometry.expert_at(row, lane) for lane in range(lanes)] for row in range(rows)]
+    present = np.array([[place is not None for place in row] for row in places])
+    experts = np.array([[place or 0 for place in row] for row in places], dtype=np.int64)
 
     padded = np.zeros((len(router), beats * cols), dtype=np.uint16)
     padded[:, : geometry.d_model] = router
@@ -48,9 +46,7 @@ def router_image(
         else:
             assert selection_bias is not None
             bias = selection_bias_fixed(selection_bias).astype(np.int32).view(np.uint32)
-        word = np.zeros((rows, geometry.bias_row_beats * geometry.load_elements // 2 or 1), dtype=np.uint32)
-        if geometry.bias_row_beats * geometry.load_elements < 2 * lanes:
-            raise AssertionError("bias row does not fit its beats")
+        word = np.zeros((rows, geometry.bias_row_beats * geometry.load_elements // 2), dtype=np.uint32)
         word[:, :lanes] = np.where(present, bias[experts], 0)
         parts.append(word.view(np.uint16).ravel())
     return np.concatenate(parts).astype(np.uint16)

@@ -139,9 +139,7 @@ class Burst(wiring.Component):
             nan = Signal(name=f"nan_{n}")
             inf = Signal(name=f"inf_{n}")
             m.d.comb += [
-                nan.eq(
-                    (x_top & (x.fraction.any() | w_zero)) | (w_top & (w.fraction.any() | x_zero))
-                ),
+                nan.eq((x_top & (x.fraction.any() | w_zero)) | (w_top & (w.fraction.any() | x_zero))),
                 inf.eq((x_top | w_top) & ~nan),
             ]
             nans.append(nan)
@@ -149,9 +147,7 @@ class Burst(wiring.Component):
             infs_n.append(inf & sign)
             zero = x_zero | w_zero
             m.d.sync += [
-                products[n].eq(
-                    Cat(x.fraction, Const(1, 1)) * Mux(w_zero, 0, Cat(w.fraction, Const(1, 1)))
-                ),
+                products[n].eq(Cat(x.fraction, Const(1, 1)) * Mux(w_zero, 0, Cat(w.fraction, Const(1, 1)))),
                 exponents[n].eq(Mux(zero, 0, x.exponent + w.exponent)),
                 signs[n].eq(sign),
             ]
@@ -244,17 +240,12 @@ class Accumulate(wiring.Component):
         acc_bigger = Signal()
         distance = Signal(signed(12))
         m.d.comb += [
-            acc_significand.eq(
-                Mux(acc_zero, 0, Cat(acc.fraction, Const(1, 1))) << (width - 24)
-            ),
+            acc_significand.eq(Mux(acc_zero, 0, Cat(acc.fraction, Const(1, 1))) << (width - 24)),
             addend_zero.eq(~addend.significand[-1]),
             distance.eq(acc.exponent - addend.exponent),
             acc_bigger.eq(
                 addend_zero
-                | (
-                    ~acc_zero
-                    & ((distance > 0) | ((distance == 0) & (acc_significand > addend.significand)))
-                )
+                | (~acc_zero & ((distance > 0) | ((distance == 0) & (acc_significand > addend.significand))))
             ),
         ]
         small = Signal(wide)

@@ -321,10 +321,10 @@ def _run(
                 parts_here = parts
                 if phase and block == blocks - 1:
                     parts_here = words - block * parts
-                for token in range(tokens):
+                for _ in range(tokens):
                     last_d0 = max(unit_ready, last_d0 + 1, d1_free)
                     if phase:
-                        for _ in range(parts_here):
+                        for _part in range(parts_here):
                             out_in = max(last_d0 + 1, out_in + 1, out_taken_2 + 1)
                             out_taken_2 = out_taken
                             out_taken = taken(max(out_in + 1, out_taken + 1), ready)

@@ -205,9 +205,7 @@ class FfnGeometry:
     @property
     def num_tiles(self) -> int:
         """Tiles of an expert."""
-        return (
-            self.hidden_blocks * self.num_up_matrices * self.in_tiles + self.out_blocks * self.hidden_tiles
-        )
+        return self.hidden_blocks * self.num_up_matrices * self.in_tiles + self.out_blocks * self.hidden_tiles
 
     @property
     def num_bytes(self) -> int:

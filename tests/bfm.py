@@ -8,7 +8,7 @@ the device does.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -142,3 +142,133 @@ def random_arrivals(rng: np.random.Generator, count: int, gap: float) -> np.ndar
     gaps = rng.geometric(1 / (1 + gap), size=count) - 1
     gaps[rng.random(count) < 0.5] = 0
     return np.cumsum(gaps).astype(np.int64)
+
+
+def pack(elements: Sequence[int] | np.ndarray, bits: int = 16) -> int:
+    """Return elements as one unsigned integer, the first in the lowest bits."""
+    value = 0
+    for n, element in enumerate(elements):
+        value |= int(element) << (bits * n)
+    return value
+
+
+def run_pipeline(
+    dut, inputs: Mapping[str, Sequence[int] | np.ndarray], outputs: Sequence[str], latency: int
+) -> dict[str, np.ndarray]:
+    """Feed a pipeline one set of operands per cycle; return what stands ``latency`` cycles later.
+
+    Inputs are integers (negative ones for signed members); results are int64 arrays of what the
+    members hold, structures as unsigned integers. Operands are gone after their cycle: other ones
+    stand there, so that a pipeline that needs them longer fails.
+    """
+    columns = {name: [int(value) for value in values] for name, values in inputs.items()}
+    count = len(next(iter(columns.values())))
+    results: dict[str, list[int]] = {name: [] for name in outputs}
+    watched = [Value.cast(getattr(dut, name)) for name in outputs]
+    driven = {name: Value.cast(getattr(dut, name)) for name in columns}
+
+    async def bench(ctx):
+        for cycle in range(count + latency):
+            for name, signal in driven.items():
+                ctx.set(signal, columns[name][cycle % count])
+            if latency == 0:
+                await ctx.delay(1e-9)
+                sampled = [ctx.get(value) for value in watched]
+            else:
+                sampled = (await ctx.tick().sample(*watched))[2:]
+            if cycle >= latency:
+                for name, value in zip(outputs, sampled, strict=True):
+                    results[name].append(int(value))
+
+    simulator = Simulator(dut)
+    if latency:
+        simulator.add_clock(1e-8)
+    simulator.add_testbench(bench)
+    simulator.run()
+    return {name: np.array(values, dtype=np.int64) for name, values in results.items()}
+
+
+@dataclass
+class ReadMemory:
+    """An AXI4 read memory: bursts in order, no gaps inside. :meth:`run` is a monitor of a bench.
+
+    A burst's first beat is offered ``latency + extra[n]`` cycles after its address was taken, or in the
+    cycle after the beat before it. Cycles count from the last reset, as those of the streams do.
+
+    Attributes
+    ----------
+    ar, r : streams of the device under test (payloads ``addr``; ``data``, ``resp``, ``last``).
+    image : what the memory holds from byte ``base`` on, as 16-bit elements; reads elsewhere fail.
+    extra : cycles added to the latency of each burst, repeated.
+    ready : readiness of the address channel, a function of the cycle.
+    reset : signal that empties the memory's queue, or None.
+    error_beat : number of the beat that answers with SLVERR, or None.
+    addresses, ar_cycles, r_cycles : what happened.
+    """
+
+    ar: Any
+    r: Any
+    image: np.ndarray
+    burst_beats: int
+    latency: int
+    base: int = 0
+    extra: Sequence[int] = (0,)
+    ready: Callable[[int], bool] = lambda _cycle: True
+    reset: Any = None
+    error_beat: int | None = None
+    addresses: list[int] = field(default_factory=list)
+    ar_cycles: list[int] = field(default_factory=list)
+    r_cycles: list[int] = field(default_factory=list)
+
+    def _beat(self, address: int) -> int:
+        elements = len(self.r.payload.data) // 16
+        start = (address - self.base) // 2
+        assert 0 <= start <= self.image.size - elements, f"read of address {address:#x} outside the image"
+        return pack(self.image[start : start + elements])
+
+    async def run(self, ctx) -> None:
+        """Answer reads until the simulation ends."""
+        beat_bytes = len(self.r.payload.data) // 8
+        in_reset = self.reset if self.reset is not None else self.r.ready
+        queue: list[tuple[int, int]] = []
+        cycle, place, offered, held = 0, 0, False, None
+        while True:
+            if not offered and queue and cycle >= queue[0][1]:
+                error = len(self.r_cycles) == self.error_beat
+                ctx.set(
+                    self.r.payload,
+                    {
+                        "data": self._beat(queue[0][0] + place * beat_bytes),
+                        "resp": 2 if error else 0,
+                        "last": int(place == self.burst_beats - 1),
+                    },
+                )
+                ctx.set(self.r.valid, 1)
+                offered = True
+            ready = self.ready(cycle)
+            ctx.set(self.ar.ready, ready)
+            *_, asked, address, taken, reset = await ctx.tick().sample(
+                self.ar.valid, self.ar.payload.addr, self.r.ready, in_reset
+            )
+            if self.reset is not None and reset:
+                queue, cycle, place, offered, held = [], 0, 0, False, None
+                for log in (self.addresses, self.ar_cycles, self.r_cycles):
+                    log.clear()
+                ctx.set(self.r.valid, 0)
+                continue
+            if held is not None:
+                assert asked and address == held, f"address withdrawn or changed in cycle {cycle}"
+            held = address if asked and not ready else None
+            if offered and taken:
+                self.r_cycles.append(cycle)
+                place, offered = place + 1, False
+                ctx.set(self.r.valid, 0)
+                if place == self.burst_beats:
+                    place = 0
+                    queue.pop(0)
+            if asked and ready:
+                self.addresses.append(address)
+                self.ar_cycles.append(cycle)
+                extra = self.extra[(len(self.addresses) - 1) % len(self.extra)]
+                queue.append((address, cycle + self.latency + extra))
+            cycle += 1

@@ -52,9 +52,11 @@ def bits_of(layout, **fields) -> int:
 
 
 def first_difference(got, want) -> int | None:
-    """Return the first position at which two sequences of one length differ."""
-    unequal = np.flatnonzero(np.asarray(got, dtype=object) != np.asarray(want, dtype=object))
-    return int(unequal[0]) if unequal.size else None
+    """Return the first position at which two sequences differ, in length too, or None."""
+    for n in range(max(len(got), len(want))):
+        if n >= len(got) or n >= len(want) or got[n] != want[n]:
+            return n
+    return None
 
 
 def check_stream(block: str, name: str, trace: Trace, payloads, cycles, context) -> None:
@@ -75,10 +77,31 @@ def check_stream(block: str, name: str, trace: Trace, payloads, cycles, context)
 
 
 def mutated_module(monkeypatch, module, old: str, new: str):
-    """Return a copy of ``module`` whose source has ``new`` instead of ``old``, which occurs once."""
+    """Return a copy of ``module`` whose source has ``new`` instead of ``old``, which occurs once.
+
+    Its compiled functions run as plain Python.
+    """
     source = Path(module.__file__).read_text(encoding="utf-8")
     assert source.count(old) == 1, f"{old!r} must be in the source once"
     copy = types.ModuleType(f"mutated_{module.__name__.replace('.', '_')}")
     monkeypatch.setitem(sys.modules, copy.__name__, copy)
-    exec(compile(source.replace(old, new), f"{copy.__name__}.py", "exec"), copy.__dict__)
+    text = source.replace(old, new).replace("@njit(cache=True)", "")
+    exec(compile(text, f"{copy.__name__}.py", "exec"), copy.__dict__)
     return copy
+
+
+OURS = ("rtl.", "sim.", "tests.", "test_")
+
+
+def plant_bug(monkeypatch, module, old: str, new: str) -> None:
+    """Put a :func:`mutated_module` in the place of the original's classes and functions everywhere.
+
+    For blocks of several modules.
+    """
+    changed = mutated_module(monkeypatch, module, old, new)
+    for name, original in list(vars(module).items()):
+        if getattr(original, "__module__", None) != module.__name__:
+            continue
+        for user in [module for label, module in sys.modules.items() if label.startswith(OURS)]:
+            if vars(user).get(name) is original:
+                monkeypatch.setattr(user, name, getattr(changed, name))

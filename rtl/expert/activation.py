@@ -106,9 +106,7 @@ class ActivationLane(wiring.Component):
             s9_power.eq(a.exponent + b.exponent - (2 * 134 + FRACTION_BITS) - sigmoid.shift),
             s9_sign.eq(a.sign ^ b.sign),
             s9_inf.eq(a_top | b_top),
-            s9_nan.eq(
-                (a_top & a.fraction.any()) | (b_top & b.fraction.any()) | ((a_top | b_top) & any_zero)
-            ),
+            s9_nan.eq((a_top & a.fraction.any()) | (b_top & b.fraction.any()) | ((a_top | b_top) & any_zero)),
         ]
         rounded = round_to_bf16(m, s9_sign, s9_product, s9_power, "out")
         out = Signal(BF16, reset_less=True)

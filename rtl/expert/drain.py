@@ -100,7 +100,10 @@ class Drain(wiring.Component):
         with m.Elif(moves):
             m.d.sync += part.eq(part + 1)
 
-        group = [self.accumulators.data.word_select(index, rows * 32) for index in range(config.routed.num_up_matrices)]
+        group = [
+            self.accumulators.data.word_select(index, rows * 32)
+            for index in range(config.routed.num_up_matrices)
+        ]
         results = [Signal(lanes * 32, name=f"results_{index}") for index in range(len(group))]
         for index, value in enumerate(group):
             m.d.comb += results[index].eq(value.word_select(part, lanes * 32))
@@ -152,6 +155,10 @@ class Drain(wiring.Component):
                 value.eq(results[0].word_select(lane, 32)),
                 beat.data[lane].eq(bf16_from_f32(value)),
             ]
+            if lane >= config.d_model - (config.words - 1) * lanes:
+                # Beyond d_model: the tiles are zero there, but zero times infinity is NaN.
+                with m.If(beat.last):
+                    m.d.comb += beat.data[lane].eq(0)
         connect_stream(m, register.o, wiring.flipped(self.o))
         return m
 

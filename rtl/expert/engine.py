@@ -135,9 +135,7 @@ class ExpertEngine(wiring.Component):
         m.submodules.sequencer = sequencer = Sequencer(
             config, token_depth=tokens.ram.depth, hidden_depth=hidden_depth
         )
-        m.submodules.drain = drain = Drain(
-            config, accumulator_depth=array.depth, hidden_depth=hidden_depth
-        )
+        m.submodules.drain = drain = Drain(config, accumulator_depth=array.depth, hidden_depth=hidden_depth)
         m.submodules.hidden = hidden = Ram(
             width=config.routed.cols * 16, depth=hidden_depth, granularity=config.act_lanes * 16
         )
@@ -184,6 +182,3 @@ class ExpertEngine(wiring.Component):
             self.wait_hidden.eq(sequencer.wait_hidden),
         ]
         return m
-
-
-

@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.expert.layouts import ExpertConfig, bits_for, job_layout
-from rtl.ram import ReadSignature, Ram
+from rtl.ram import Ram, ReadSignature
 
 
 def job_record_layout(config: ExpertConfig):

@@ -67,9 +67,7 @@ class ExpertConfig:
     @property
     def hidden_words(self) -> int:
         """Words of ``cols`` elements of a token's hidden activations."""
-        return max(
-            ceil_div(kind.hidden_blocks * kind.rows, kind.cols) for kind in self.kinds
-        )
+        return max(ceil_div(kind.hidden_blocks * kind.rows, kind.cols) for kind in self.kinds)
 
     @property
     def words(self) -> int:
@@ -98,7 +96,7 @@ def contribution_layout(num_slots: int, words: int, lanes: int):
     """Return a beat of an expert's result for a token.
 
     ``word`` counts ``lanes`` elements; words come in ascending order per token, ``last`` is set on
-    the last of them.
+    the last of them, whose elements beyond d_model are zero.
     """
     return data.StructLayout(
         {

@@ -140,9 +140,7 @@ class TileLoader(wiring.Component):
         m.d.comb += [
             jobs.complete.eq(self.complete),
             padding.eq(tiles_done == Mux(shared, tiles[-1], tiles[0])),
-            register.o.ready.eq(
-                padding | ~full.bit_select(write, 1) | (self.release & (read == write))
-            ),
+            register.o.ready.eq(padding | ~full.bit_select(write, 1) | (self.release & (read == write))),
             take.eq(register.o.valid & register.o.ready),
             store.eq(take & ~padding),
             last_of_tile.eq(store & (tile_beat == tile_beats - 1)),

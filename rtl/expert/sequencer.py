@@ -112,8 +112,7 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             # The job before may not be drained yet; its count says nothing about this one.
             hidden_ready.eq(
-                ~f1.out
-                | ((self.hidden_bank == f1.bank) & (self.hidden_units >= f1.hidden_needed))
+                ~f1.out | ((self.hidden_bank == f1.bank) & (self.hidden_units >= f1.hidden_needed))
             ),
             f1_leave.eq(f1_valid & (~f2_valid | self.fire) & hidden_ready),
             self.wait_hidden.eq(f1_valid & ~f2_valid & ~hidden_ready),

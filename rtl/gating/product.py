@@ -1,6 +1,6 @@
 """Router product: logits of a token, ``logits_per_cycle`` per cycle."""
 
-from amaranth import Mux, Module, Signal, unsigned
+from amaranth import Module, Mux, Signal, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 

@@ -230,9 +230,7 @@ class GroupMask(wiring.Component):
             walk.step.eq(self.o.valid),
         ]
         for lane in range(geometry.logits_per_cycle):
-            m.d.comb += self.o.lanes[lane].valid.eq(
-                wait.o.lanes[lane].valid & mask.bit_select(walk.group, 1)
-            )
+            m.d.comb += self.o.lanes[lane].valid.eq(wait.o.lanes[lane].valid & mask.bit_select(walk.group, 1))
         assert gating.grouped
         return m
 
@@ -311,4 +309,3 @@ class GroupRank(wiring.Component):
         with m.If(s3_last):
             m.d.sync += self.mask.eq(chosen)
         return m
-

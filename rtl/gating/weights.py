@@ -267,4 +267,3 @@ class Weights(wiring.Component):
         m.submodules.wait = wait = DelayLine(unsigned(len(value)), self.wait)
         m.d.comb += wait.i.eq(value)
         return wait.o
-

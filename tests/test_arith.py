@@ -1,0 +1,357 @@
+# amaranth: UnusedElaboratable=no
+# (some constructors raise here, and some components are asked for their latency only)
+"""Arithmetic pipelines against the golden functions, bit for bit, and their latencies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from amaranth import Module, Signal, signed
+from amaranth.hdl import Value
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden import functions
+from golden.expert_bf16 import activate
+from golden.formats import accumulate, bf16_encode, burst_sum, f32_flush
+from golden.functions import FIXED_MAX, ONE
+from rtl.arith import (
+    BF16,
+    F32,
+    Accumulate,
+    Burst,
+    bf16_from_f32,
+    burst_layout,
+    ceil_log2,
+    delay,
+    normalise,
+    round_to_bf16,
+    significand_bits,
+    tree,
+)
+from rtl.expert.activation import ActivationLane
+from rtl.functions import ExpNegative, InterpolatedTable, Reciprocal, Sigmoid, fixed_from_f32
+from spec.model import Activation, FfnSpec
+from tests.bfm import (
+    pack,
+    run_pipeline,
+)
+from tests.block_bench import (
+    first_difference,
+)
+
+COLS = (1, 3, 4, 16)
+
+
+class Combinational(wiring.Component):
+    """Named inputs, one output, a function of them between."""
+
+    def __init__(self, shapes, out_shape, function) -> None:
+        self.names = list(shapes)
+        self.function = function
+        super().__init__({**{name: In(shape) for name, shape in shapes.items()}, "out": Out(out_shape)})
+
+    def elaborate(self, platform):
+        m = Module()
+        result = self.function(m, *(getattr(self, name) for name in self.names))
+        m.d.comb += Value.cast(self.out).eq(result)
+        return m
+
+
+def agree(got, want, what: str, *operands) -> None:
+    """Fail with the first set of operands whose result differs."""
+    n = first_difference(got.tolist(), np.asarray(want).tolist())
+    if n is not None:
+        given = ", ".join(str(values[n]) for values in operands)
+        pytest.fail(f"{what}: case {n} ({given}): rtl {got[n]:#x}, golden {int(want[n]):#x}", pytrace=False)
+
+
+def bf16_patterns(rng, shape) -> np.ndarray:
+    """Return a third arbitrary patterns, a third numbers around 1, a third sparse ones."""
+    numbers = bf16_encode(rng.standard_normal(shape) * np.exp2(rng.integers(-6, 7, shape)))
+    part = shape[0] // 3
+    wild = rng.integers(0, 1 << 16, (part, *shape[1:])).astype(np.uint16)
+    numbers[:part] = np.where(rng.random(wild.shape) < 0.5, wild, numbers[:part])
+    numbers[-part:] = np.where(rng.random(wild.shape) < 0.7, 0, numbers[-part:])
+    return numbers
+
+
+def f32_patterns(rng, count: int) -> np.ndarray:
+    """Return fp32 numbers: half arbitrary patterns without subnormals, half around 1, and all corners."""
+    wild = rng.integers(0, 1 << 32, count, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    near = (rng.standard_normal(count) * np.exp2(rng.integers(-28, 14, count))).astype(np.float32)
+    corners = np.array(
+        [
+            0,
+            1,
+            -1,
+            np.inf,
+            -np.inf,
+            np.nan,
+            2.0**-126,
+            -(2.0**-126),
+            3.4028235e38,
+            -3.4028235e38,
+            2048,
+            -2048,
+        ],
+        dtype=np.float32,
+    )
+    values = np.where(np.arange(count) % 2, wild, near)
+    values[: corners.size] = corners
+    return f32_flush(values)
+
+
+def burst_value(sums: dict, n: int, cols: int) -> float:
+    """Return what a burst_layout says, as the float64 of golden."""
+    fields = burst_layout(cols).from_bits(int(sums[n]))
+    if fields["nan"]:
+        return float("nan")
+    sign = -1.0 if fields["sign"] else 1.0
+    if fields["inf"]:
+        return sign * float("inf")
+    bits = significand_bits(cols)
+    if not fields["significand"] >> (bits - 1):
+        assert fields["significand"] == 0, "not normalised"
+        return 0.0
+    return sign * float(np.ldexp(float(fields["significand"]), fields["exponent"] - 127 - (bits - 1)))
+
+
+@pytest.mark.parametrize("cols", COLS)
+def test_burst(cols):
+    rng = np.random.default_rng(cols)
+    x, w = bf16_patterns(rng, (600, cols)), bf16_patterns(rng, (600, cols))
+    # The largest sum, the smallest product, cancellation to zero.
+    x[0], w[0] = 0x7F7F, 0x7F7F
+    x[1], w[1] = 0x0080, 0x8080
+    x[2], w[2] = np.where(np.arange(cols) % 2, 0xBF80, 0x3F80), 0x7F7F
+    inputs = {"x": [pack(row) for row in x], "w": [pack(row) for row in w]}
+    want = burst_sum(x, w)
+
+    got = run_pipeline(Burst(cols), inputs, ["o"], Burst.LATENCY)["o"]
+    for n in range(len(x)):
+        value = burst_value(got, n, cols)
+        same = value == want[n] or (np.isnan(value) and np.isnan(want[n]))
+        assert same, f"{cols} cols, burst {n}: rtl {value!r}, golden {want[n]!r} of {x[n]} and {w[n]}"
+
+
+class BurstThenAccumulate(wiring.Component):
+    """A burst added to an accumulator, as the blocks connect them."""
+
+    LATENCY = Burst.LATENCY + Accumulate.LATENCY
+
+    def __init__(self, cols: int) -> None:
+        self.cols = cols
+        vector = data.ArrayLayout(BF16, cols)
+        super().__init__({"x": In(vector), "w": In(vector), "acc": In(F32), "out": Out(F32)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.burst = burst = Burst(self.cols)
+        m.submodules.accumulate = adder = Accumulate(self.cols)
+        m.d.comb += [
+            burst.x.eq(self.x),
+            burst.w.eq(self.w),
+            adder.acc.eq(delay(m, self.acc.as_value(), Burst.LATENCY, "acc")),
+            adder.addend.eq(burst.o),
+            self.out.eq(adder.o),
+        ]
+        return m
+
+
+@pytest.mark.parametrize("cols", COLS)
+def test_accumulate(cols):
+    rng = np.random.default_rng(100 + cols)
+    count = 800
+    x, w = bf16_patterns(rng, (count, cols)), bf16_patterns(rng, (count, cols))
+    sums = burst_sum(x, w)
+    acc = f32_patterns(rng, count)
+    # A third cancels, exactly or but for the last places.
+    near = np.arange(count) % 3 == 0
+    factor = 1 + np.where(rng.random(count) < 0.5, 2.0 ** -rng.integers(20, 25, count), 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        acc = f32_flush(np.where(near, (-sums * factor).astype(np.float32), acc))
+    got = run_pipeline(
+        BurstThenAccumulate(cols),
+        {"x": [pack(row) for row in x], "w": [pack(row) for row in w], "acc": acc.view(np.uint32)},
+        ["out"],
+        BurstThenAccumulate.LATENCY,
+    )["out"]
+    agree(got, accumulate(acc, sums).view(np.uint32), f"accumulate, {cols} cols", acc, sums)
+
+
+def test_accumulate_rounds_in_every_place():
+    """Bursts of one product beside an accumulator at every distance: ties, stickies, carries."""
+    rng = np.random.default_rng(7)
+    distances = np.repeat(np.arange(-40, 41), 24)
+    x = bf16_encode(rng.choice([1, -1, 1.5, 1.0078125, 1.9921875], distances.size))
+    w = bf16_encode(np.exp2(distances.astype(np.float64)))
+    significands = rng.choice([0x3F800000, 0x3F800001, 0x3FFFFFFF, 0x3F800003, 0xBFAAAAAB], distances.size)
+    acc = significands.astype(np.uint32).view(np.float32)
+    got = run_pipeline(
+        BurstThenAccumulate(1),
+        {"x": x, "w": w, "acc": acc.view(np.uint32)},
+        ["out"],
+        BurstThenAccumulate.LATENCY,
+    )["out"]
+    sums = burst_sum(x[:, None], w[:, None])
+    agree(got, accumulate(acc, sums).view(np.uint32), "accumulate", acc, sums)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 8, 24])
+def test_normalise(width):
+    rng = np.random.default_rng(width)
+    values = np.append(rng.integers(0, 1 << width, 200) >> rng.integers(0, width, 200), 0)
+    count_bits = ceil_log2(width)
+
+    def both(m, value):
+        shifted, count = normalise(m, value, "value")
+        return shifted | (count << width if count_bits else 0)
+
+    dut = Combinational({"value": width}, width + count_bits, both)
+    got = run_pipeline(dut, {"value": values}, ["out"], 0)["out"]
+    for value, result in zip(values.tolist(), got.tolist(), strict=True):
+        shifted, count = result & ((1 << width) - 1), result >> width
+        zeros = width - value.bit_length()
+        assert shifted == value << zeros & ((1 << width) - 1), f"{value:#x} of {width} bits"
+        assert count == (zeros if value else (1 << count_bits) - 1), f"{value:#x} of {width} bits"
+
+
+def test_bf16_from_f32():
+    values = f32_patterns(np.random.default_rng(1), 3000)
+    dut = Combinational({"value": F32}, 16, lambda _m, value: bf16_from_f32(value))
+    got = run_pipeline(dut, {"value": values.view(np.uint32)}, ["out"], 0)["out"]
+    agree(got, bf16_encode(values), "bf16_from_f32", values)
+
+
+def test_fixed_from_f32():
+    values = f32_patterns(np.random.default_rng(2), 3000)
+    dut = Combinational({"value": F32}, signed(32), lambda m, value: fixed_from_f32(m, value, "value"))
+    got = run_pipeline(dut, {"value": values.view(np.uint32)}, ["out"], 0)["out"]
+    agree(got, functions.fixed_from_f32(values), "fixed_from_f32", values)
+
+
+@pytest.mark.parametrize("width", [3, 10, 40])
+def test_round_to_bf16(width):
+    rng = np.random.default_rng(width)
+    count = 2000
+    magnitude = rng.integers(0, 1 << width, count) >> rng.integers(0, width, count)
+    if width > 10:
+        kept, shift = rng.integers(128, 256, 500), rng.integers(2, width - 8, 500)
+        magnitude[:500] = (kept << shift) + (1 << (shift - 1)) + rng.integers(-1, 2, 500)
+    power, sign = rng.integers(-200, 140, count), rng.integers(0, 2, count)
+    dut = Combinational(
+        {"sign": 1, "magnitude": width, "power": signed(12)},
+        16,
+        lambda m, *operands: round_to_bf16(m, *operands, "rounded"),
+    )
+    got = run_pipeline(dut, {"sign": sign, "magnitude": magnitude, "power": power}, ["out"], 0)["out"]
+    agree(got, functions.bf16_from_integer(sign, magnitude, power), "round_to_bf16", magnitude, power)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8])
+def test_tree(count):
+    assert tree(range(count), lambda a, b: a + b) == sum(range(count))
+    depths = tree([0] * count, lambda a, b: max(a, b) + 1)
+    assert depths == (count - 1).bit_length()
+
+
+class Delayed(wiring.Component):
+    """A value, ``cycles`` cycles late."""
+
+    def __init__(self, cycles: int) -> None:
+        self.cycles = cycles
+        super().__init__({"value": In(8), "out": Out(8)})
+
+    def elaborate(self, platform):
+        m = Module()
+        unused = Signal()
+        m.d.sync += unused.eq(~unused)
+        m.d.comb += self.out.eq(delay(m, self.value, self.cycles, "value"))
+        return m
+
+
+@pytest.mark.parametrize("cycles", [1, 2, 5])
+def test_delay(cycles):
+    values = list(range(40))
+    assert run_pipeline(Delayed(cycles), {"value": values}, ["out"], cycles)["out"].tolist() == values
+
+
+def test_interpolated_table():
+    rng = np.random.default_rng(3)
+    position = np.append(rng.integers(0, ONE, 2000), [0, 4095, 4096, ONE - 1])
+    for base, descent in (
+        (functions.EXP_BASE, functions.EXP_DESCENT),
+        (functions.RECIPROCAL_BASE, functions.RECIPROCAL_DESCENT),
+    ):
+        got = run_pipeline(
+            InterpolatedTable(base, descent), {"position": position}, ["o"], InterpolatedTable.LATENCY
+        )["o"]
+        want = base[position >> 12] - ((descent[position >> 12] * (position & 4095)) >> 12)
+        agree(got, want, "table", position)
+
+
+def test_reciprocal():
+    m = np.append(np.random.default_rng(4).integers(ONE, 2 * ONE, 1500), [ONE, 2 * ONE - 1, 2 * ONE])
+    got = run_pipeline(Reciprocal(), {"m": m}, ["o"], Reciprocal.LATENCY)["o"]
+    agree(got, functions.reciprocal(m), "reciprocal", m)
+
+
+def test_exp_negative():
+    rng = np.random.default_rng(5)
+    zero_from = int(32 * np.log(2) * ONE)
+    corners = [0, 1, zero_from - 40, zero_from + 40, (1 << 25) - 1, 1 << 25, FIXED_MAX, (1 << 32) - 1]
+    d = np.concatenate([corners, rng.integers(0, 23 * ONE, 1500), rng.integers(0, 1 << 32, 300)])
+    got = run_pipeline(ExpNegative(), {"d": d}, ["mantissa", "shift"], ExpNegative.LATENCY)
+    for name, want in zip(("mantissa", "shift"), functions.exp_negative(d), strict=True):
+        agree(got[name], want, f"exp {name}", d)
+
+
+def test_sigmoid():
+    rng = np.random.default_rng(6)
+    corners = [0, 1, -1, ONE, -ONE, FIXED_MAX, -FIXED_MAX, 23 * ONE, -23 * ONE]
+    z = np.concatenate([corners, rng.integers(-(1 << 25), 1 << 25, 1500)])
+    got = run_pipeline(Sigmoid(), {"z": z}, ["mantissa", "shift"], Sigmoid.LATENCY)
+    for name, want in zip(("mantissa", "shift"), functions.sigmoid(z), strict=True):
+        agree(got[name], want, f"sigmoid {name}", z)
+
+
+@pytest.mark.parametrize("limit", [7.0, 0.5])
+@pytest.mark.parametrize("activation", list(Activation))
+def test_activation_lane(activation, limit):
+    ffn = FfnSpec(d_expert=4, activation=activation, limit=limit)
+    rng = np.random.default_rng(8)
+    gate, up = f32_patterns(rng, 1500), rng.permutation(f32_patterns(rng, 1500))
+    specials = np.array([0, 1, -1, 30, -30, np.inf, -np.inf, np.nan, 3e38, -3e38, limit, -limit, -1e-6])
+    pairs = np.stack(np.meshgrid(specials, specials), axis=-1).reshape(-1, 2).astype(np.float32)
+    gate, up = np.concatenate([gate, pairs[:, 0]]), np.concatenate([up, pairs[:, 1]])
+    lane = ActivationLane(ffn)
+    got = run_pipeline(lane, {"gate": gate.view(np.uint32), "up": up.view(np.uint32)}, ["o"], lane.latency)[
+        "o"
+    ]
+    agree(got, activate(ffn, gate, up), f"{activation} with limit {limit}", gate, up)
+
+
+def test_latencies_as_stated():
+    """The figures of docs/numbers.md; each pipeline was run with its own above."""
+    assert (Burst.LATENCY, Accumulate.LATENCY) == (5, 3)
+    stages = (InterpolatedTable, Reciprocal, ExpNegative, Sigmoid)
+    assert [stage.LATENCY for stage in stages] == [2, 2, 3, 7]
+    latencies = {kind: ActivationLane(FfnSpec(d_expert=1, activation=kind)).latency for kind in Activation}
+    assert latencies == {Activation.SILU: 11, Activation.CLAMPED_SWIGLU: 11, Activation.RELU: 1}
+
+
+def test_pipeline_bench_finds_a_wrong_latency():
+    values = list(range(1, 40))
+    assert run_pipeline(Delayed(3), {"value": values}, ["out"], 2)["out"].tolist() != values
+
+
+def test_broken_pipeline_is_found(monkeypatch):
+    """A control of the comparison itself: a table whose last step is left out."""
+    m = np.arange(ONE, 2 * ONE, 4099)
+    monkeypatch.setattr("rtl.functions.RECIPROCAL_DESCENT", np.zeros(256, dtype=np.int64))
+    got = run_pipeline(Reciprocal(), {"m": m}, ["o"], Reciprocal.LATENCY)["o"]
+    with pytest.raises(
+        pytest.fail.Exception, match=r"^reciprocal: case 1 \(1052675\): rtl 0xff010, golden 0xff00e$"
+    ):
+        agree(got, functions.reciprocal(m), "reciprocal", m)

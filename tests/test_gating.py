@@ -1,0 +1,724 @@
+"""The gate: hardware against golden bit for bit, against its cycle model cycle for cycle."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from amaranth import ResetInserter, Signal
+
+import rtl.fifo
+import rtl.gating.gate
+import rtl.gating.product
+import rtl.gating.scores
+import rtl.gating.topk
+import rtl.gating.weights
+import sim.gating
+from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
+from golden.gating import route
+from golden.gating_bf16 import RoutingBf16, route_bf16
+from golden.image import router_image
+from rtl.gating import Gate, assignment_layout, token_layout
+from sim.streams import next_ready
+from spec.geometry import GateGeometry, ceil_div
+from spec.load import load_design, load_model
+from spec.model import GatingSpec, GroupScore, Normalise, Score
+from tests.bfm import (
+    Sink,
+    Source,
+    Trace,
+    pack,
+    run_streams,
+)
+from tests.block_bench import (
+    TRAFFIC,
+    arrivals_of,
+    bits_of,
+    check_stream,
+    pattern_of,
+    plant_bug,
+    ready_in,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run; ``seed`` gives router, tokens, arrivals and patterns.
+
+    ``data``: ``normal``, ``ties`` (all tokens and logits equal), ``repeats`` (few distinct router rows),
+    ``negbias`` (all selection biases far below zero), ``extreme`` (saturating logits),
+    ``patterns`` (arbitrary bf16 patterns, infinities and NaNs among them).
+    """
+
+    geometry: GateGeometry
+    num_tokens: int
+    data: str = "normal"
+    gaps: str = "none"
+    stalls: str = "none"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run should give and has given."""
+
+    routing: RoutingBf16
+    model: sim.gating.GateCycles
+    beats: list[int]
+    expected: list[int]
+    traces: dict[str, Trace]
+    bias: np.ndarray | None
+    gate: Gate
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Router, biases and tokens of a case."""
+
+    router: Bits16
+    tokens: Bits16
+    bias: np.ndarray | None
+    image: np.ndarray
+    routing: RoutingBf16
+
+
+def operands_of(case: Case, rng) -> Operands:
+    geometry = case.geometry
+    gating, d_model = geometry.gating, geometry.d_model
+    shape = (gating.num_experts, d_model)
+    router = bf16_encode(rng.standard_normal(shape))
+    tokens = bf16_encode(rng.standard_normal((case.num_tokens, d_model)) * 2)
+    bias = None
+    if geometry.has_bias:
+        bias = rng.standard_normal(gating.num_experts).astype(np.float32)
+    if case.data == "ties":
+        router[:], tokens[:] = router[:1], tokens[:1]
+        bias = None if bias is None else np.full_like(bias, bias[0])
+    elif case.data == "repeats":
+        router = router[rng.integers(0, min(2, gating.num_experts), gating.num_experts)]
+        bias = None if bias is None else np.zeros_like(bias)
+    elif case.data == "negbias":
+        bias = (-3 - 4 * rng.random(gating.num_experts)).astype(np.float32)
+    elif case.data == "extreme":
+        tokens = bf16_encode(bf16_decode(tokens) * np.exp2(rng.integers(0, 20, tokens.shape)))
+        bias = None if bias is None else bias * np.float32(1000)
+    elif case.data == "patterns":
+        tokens = rng.integers(0, 1 << 16, tokens.shape).astype(np.uint16)
+        router = np.where(rng.random(shape) < 0.1, rng.integers(0, 1 << 16, shape), router).astype(np.uint16)
+    logit_bias = bias if gating.logit_bias else None
+    selection_bias = bias if gating.selection_bias else None
+    return Operands(
+        router=router,
+        tokens=tokens,
+        bias=bias,
+        image=router_image(geometry, router, logit_bias, selection_bias).reshape(-1, geometry.load_elements),
+        routing=route_bf16(gating, router, tokens, geometry.cols, logit_bias, selection_bias),
+    )
+
+
+def input_beats(case: Case, tokens: Bits16, ends_batch: np.ndarray, rng) -> list[int]:
+    """Return the beats of the tokens; elements beyond d_model carry noise, NaNs among it."""
+    geometry = case.geometry
+    layout = token_layout(geometry.stream_lanes)
+    padded = rng.integers(0, 1 << 16, (case.num_tokens, geometry.input_beats * geometry.stream_lanes))
+    padded[rng.random(padded.shape) < 0.5] = 0x7FC0
+    padded[:, : geometry.d_model] = tokens
+    beats = []
+    for token, elements in enumerate(padded.reshape(case.num_tokens, geometry.input_beats, -1)):
+        for n, beat in enumerate(elements):
+            # Only the flag on a token's last beat matters.
+            last = ends_batch[token] if n == geometry.input_beats - 1 else rng.integers(2)
+            beats.append(bits_of(layout, last=last) | pack(beat))
+    return beats
+
+
+def expected_beats(case: Case, routing: RoutingBf16, ends_batch: np.ndarray) -> list[int]:
+    top_k = case.geometry.gating.top_k
+    layout = assignment_layout(case.geometry.gating.num_experts)
+    return [
+        bits_of(
+            layout,
+            expert=routing.ids[token, n],
+            weight=routing.weights[token, n],
+            last=n == top_k - 1,
+            last_token=ends_batch[token],
+        )
+        for token in range(case.num_tokens)
+        for n in range(top_k)
+    ]
+
+
+async def load_router(ctx, dut: Gate, image: np.ndarray, gap: int = 0) -> None:
+    """Send a router's image, ``gap`` idle cycles before each beat."""
+    assert not ctx.get(dut.loaded)
+    for beat in image:
+        for _ in range(gap):
+            await ctx.tick()
+        ctx.set(dut.i_load.payload, pack(beat))
+        ctx.set(dut.i_load.valid, 1)
+        await ctx.tick().until(dut.i_load.ready)
+        ctx.set(dut.i_load.valid, 0)
+    assert ctx.get(dut.loaded)
+    assert not ctx.get(dut.i_load.ready)
+
+
+def run_case(case: Case, *, before=None) -> Run:
+    """Run a case in ``amaranth.sim``, the router loaded first.
+
+    ``before(ctx, dut, reset)`` runs before that and leaves the block waiting for a router.
+    """
+    geometry = case.geometry
+    top_k = geometry.gating.top_k
+    rng = np.random.default_rng(case.seed)
+    operands = operands_of(case, rng)
+    assert len(operands.image) == geometry.load_beats
+    ends_batch = rng.random(case.num_tokens) < 0.3
+    beats = input_beats(case, operands.tokens, ends_batch, rng)
+    arrivals = arrivals_of(rng, case.gaps, len(beats))
+    pattern = pattern_of(rng, case.stalls)
+    model = sim.gating.gate_cycles(geometry, arrivals, next_ready(pattern))
+    dut = Gate(geometry)
+    reset = Signal()
+
+    async def prologue(ctx):
+        if before is not None:
+            await before(ctx, dut, reset)
+        await load_router(ctx, dut, operands.image, gap=case.seed % 2)
+
+    traces = run_streams(
+        ResetInserter(reset)(dut),
+        {"i": Source(beats, arrivals.tolist())},
+        {"o": Sink(case.num_tokens * top_k, ready_in(pattern))},
+        prologue=prologue,
+        max_cycles=200 + int(model.o[-1]),
+    )
+    return Run(
+        routing=operands.routing,
+        model=model,
+        beats=beats,
+        expected=expected_beats(case, operands.routing, ends_batch),
+        traces=traces,
+        bias=operands.bias,
+        gate=dut,
+    )
+
+
+def check(case: Case, run: Run) -> None:
+    """Compare both streams with golden and with the model; name the first divergence."""
+    for name, payloads, cycles in (("i", run.beats, run.model.i), ("o", run.expected, run.model.o)):
+        check_stream("gating", name, run.traces[name], payloads, cycles, case)
+
+
+def random_gating(rng) -> GatingSpec:
+    score = Score(rng.choice(list(Score)))
+    sigmoid = score is Score.SIGMOID
+    num_groups = int(rng.choice([1, 2, 3, 4])) if sigmoid else 1
+    group_size = int(rng.integers(2, 7)) if num_groups > 1 else int(rng.integers(1, 25))
+    topk_groups = int(rng.integers(1, num_groups + 1))
+    biases = ["none", "logit", "selection"] if sigmoid else ["none", "logit"]
+    bias = rng.choice(biases)
+    return GatingSpec(
+        num_experts=num_groups * group_size,
+        top_k=int(rng.integers(1, min(topk_groups * group_size, 16) + 1)),
+        score=score,
+        logit_bias=bool(bias == "logit"),
+        selection_bias=bool(bias == "selection"),
+        num_groups=num_groups,
+        topk_groups=topk_groups,
+        group_score=GroupScore(rng.choice(list(GroupScore))),
+        normalise=Normalise(rng.choice(list(Normalise))),
+        epsilon=float(rng.choice([0.0, 1e-20, 1e-6])),
+        scale=float(rng.choice([1.0, 2.5, 2.446])),
+    )
+
+
+def random_case(seed: int) -> Case:
+    """Return a random case; every parameter over its whole range."""
+    rng = np.random.default_rng(seed)
+    gating = random_gating(rng)
+    logits_per_cycle, stream_lanes = int(rng.choice([1, 2, 4])), int(rng.choice([1, 2, 4]))
+    lanes = logits_per_cycle * stream_lanes * int(rng.choice([1, 2]))
+    geometry = GateGeometry(
+        gating=gating,
+        d_model=int(rng.integers(1, 13)),
+        lanes=lanes,
+        logits_per_cycle=logits_per_cycle,
+        stream_lanes=stream_lanes,
+        load_elements=int(rng.choice([n for n in (1, 2, 4, 8) if lanes % n == 0])),
+    )
+    kinds = ["normal", "normal", "normal", "repeats", "extreme", "patterns"]
+    return Case(
+        geometry=geometry,
+        num_tokens=int(rng.integers(2, 9)),
+        data=str(rng.choice(kinds)),
+        gaps=TRAFFIC[seed % 3],
+        stalls=TRAFFIC[seed // 3 % 3],
+        seed=seed,
+    )
+
+
+def check_random(seed: int) -> None:
+    case = random_case(seed)
+    run = run_case(case)
+    check(case, run)
+    assert run.gate.latency == sim.gating.latency(case.geometry), str(case)
+    assert run.gate.credits == sim.gating.num_credits(case.geometry), str(case)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random(seed):
+    check_random(seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1000, 1300))
+def test_random_wide(seed):
+    check_random(seed)
+
+
+def gating_of(num_experts: int, top_k: int, **changes) -> GatingSpec:
+    return GatingSpec(num_experts=num_experts, top_k=top_k, **changes)
+
+
+SIGMOID = {"score": Score.SIGMOID}
+BIASED = {**SIGMOID, "selection_bias": True}
+
+
+def small(gating: GatingSpec, **changes) -> Case:
+    """Return a case over this gating: 2 logits a cycle, 2 inputs each, 5 inputs."""
+    geometry = GateGeometry(
+        gating=gating,
+        d_model=changes.pop("d_model", 5),
+        lanes=changes.pop("lanes", 4),
+        logits_per_cycle=changes.pop("logits_per_cycle", 2),
+        stream_lanes=changes.pop("stream_lanes", 2),
+        load_elements=changes.pop("load_elements", 2),
+    )
+    return Case(geometry=geometry, num_tokens=changes.pop("num_tokens", 6), seed=7, **changes)
+
+
+CORNERS = {
+    "ties_softmax": small(gating_of(9, 4), data="ties"),
+    "ties_sigmoid_biased": small(gating_of(9, 4, **BIASED), data="ties"),
+    "ties_between_groups": small(gating_of(12, 4, num_groups=4, topk_groups=2, **BIASED), data="ties"),
+    "ties_k_1": small(gating_of(7, 1), data="ties"),
+    "ties_k_equals_num_experts": small(gating_of(7, 7), data="ties"),
+    "k_1": small(gating_of(6, 1, normalise=Normalise.NONE)),
+    "k_equals_num_experts": small(gating_of(6, 6)),
+    "k_16": small(gating_of(16, 16)),
+    "k_16_of_40_sigmoid": small(gating_of(40, 16, **SIGMOID), num_tokens=4),
+    "one_expert": small(gating_of(1, 1), logits_per_cycle=1, lanes=2),
+    "one_expert_sigmoid_in_wide_rows": small(gating_of(1, 1, **SIGMOID)),
+    "one_input": small(gating_of(5, 2), d_model=1),
+    "negative_biased_scores": small(
+        gating_of(8, 3, num_groups=4, topk_groups=2, **BIASED), data="negbias", num_tokens=12
+    ),
+    "negative_biased_scores_no_groups": small(gating_of(8, 3, **BIASED), data="negbias"),
+    "group_of_exactly_k_experts": small(gating_of(12, 3, num_groups=4, topk_groups=1, **BIASED)),
+    "groups_of_one_by_maximum": small(
+        gating_of(6, 2, num_groups=6, topk_groups=2, group_score=GroupScore.MAX, **SIGMOID)
+    ),
+    "saturated_logits_softmax": small(gating_of(6, 3), data="extreme", num_tokens=10),
+    "saturated_logits_all": small(gating_of(6, 3, normalise=Normalise.NONE), data="extreme", num_tokens=10),
+    "saturated_logits_sigmoid": small(gating_of(6, 3, **SIGMOID), data="extreme", num_tokens=10),
+    "infinities_and_nans_softmax": small(gating_of(6, 3), data="patterns", num_tokens=16),
+    "infinities_and_nans_all": small(
+        gating_of(6, 3, normalise=Normalise.NONE), data="patterns", num_tokens=16
+    ),
+    "infinities_and_nans_sigmoid": small(
+        gating_of(6, 3, num_groups=3, topk_groups=2, **BIASED), data="patterns", num_tokens=16
+    ),
+    "logit_bias": small(gating_of(6, 2, logit_bias=True)),
+    "logit_bias_wider_than_a_beat": small(
+        gating_of(8, 2, logit_bias=True), logits_per_cycle=4, lanes=8, load_elements=1
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "traffic"),
+    [(name, TRAFFIC[n % 3]) for n, name in enumerate(CORNERS)]
+    + [
+        pytest.param(name, TRAFFIC[(n + shift) % 3], marks=pytest.mark.long)
+        for n, name in enumerate(CORNERS)
+        for shift in (1, 2)
+    ],
+)
+def test_corner(name, traffic):
+    case = replace(CORNERS[name], stalls=traffic, gaps=traffic)
+    run = run_case(case)
+    check(case, run)
+    gating, ids = case.geometry.gating, run.routing.ids
+    if name.startswith("ties"):
+        assert ids.tolist() == [list(range(gating.top_k))] * case.num_tokens
+    if name.startswith("ties") and gating.normalise is Normalise.SUM and gating.top_k == 4:
+        assert len(np.unique(run.routing.weights)) == 1
+    if name.startswith("negative"):
+        assert (run.bias < -1).all(), "the corner was not reached: a sigmoid is at most 1"
+    if name.startswith("saturated"):
+        assert (np.abs(run.routing.logits) == (1 << 31) - 1).any(), "the corner was not reached"
+    if name == "one_expert":
+        assert (run.routing.weights == BF16_ONE).all()
+
+
+def test_nan_is_chosen_last():
+    """A token with a NaN gives equal lowest logits: the first experts, equal weights, no NaN."""
+    case = replace(small(gating_of(6, 2)), num_tokens=2)
+    tokens = np.full((2, 5), 0x7FC0, dtype=np.uint16)
+    router = bf16_encode(np.random.default_rng(0).standard_normal((6, 5)))
+    routing = route_bf16(case.geometry.gating, router, tokens, case.geometry.cols)
+    assert routing.ids.tolist() == [[0, 1]] * 2
+    assert (bf16_decode(routing.weights) == 0.5).all()
+    # One bad row of the router is never chosen while others are left.
+    router[1, 0] = 0x7FC0
+    tokens = bf16_encode(np.random.default_rng(1).standard_normal((20, 5)))
+    assert not (route_bf16(case.geometry.gating, router, tokens, 2).ids == 1).any()
+
+
+# Latency and throughput.
+
+LATENCY_CASES = {
+    "softmax": small(gating_of(6, 3)),
+    "softmax of all": small(gating_of(6, 3, normalise=Normalise.NONE)),
+    "softmax of all, many rows": small(gating_of(40, 3, normalise=Normalise.NONE)),
+    "sigmoid": small(gating_of(6, 3, normalise=Normalise.NONE, **SIGMOID)),
+    "sigmoid normalised": small(gating_of(6, 3, **BIASED)),
+    "groups": small(gating_of(12, 3, num_groups=3, topk_groups=2, **BIASED)),
+    "selection longer than the product": small(gating_of(16, 16), d_model=2, lanes=8, logits_per_cycle=4),
+}
+
+
+@pytest.mark.parametrize("name", LATENCY_CASES)
+def test_latency_is_as_stated(name):
+    """From the launch (the cycle after the last input beat) to the first assignment; then one per cycle."""
+    case = replace(LATENCY_CASES[name], num_tokens=1)
+    run = run_case(case)
+    gate = run.gate
+    assert gate.latency == sim.gating.latency(case.geometry)
+    assert gate.credits == sim.gating.num_credits(case.geometry)
+    launch = int(run.traces["i"].cycles[-1]) + 1
+    top_k = case.geometry.gating.top_k
+    first = launch + gate.latency
+    assert run.traces["o"].cycles.tolist() == list(range(first, first + top_k)), str(case)
+
+
+def test_latency_by_parts():
+    """The table of docs/gating.md: 16 rows, 4 steps of inputs, k = 8."""
+    parts = {"product": 64 + 9, "fixed": 1, "top-k": 3, "weight": 2, "queue": 2}
+
+    def of(**changes) -> int:
+        changes = {"num_experts": 32, "top_k": 8, **changes}
+        return sim.gating.latency(small(GatingSpec(**changes), d_model=8).geometry)
+
+    common = sum(parts.values())
+    none = {"normalise": Normalise.NONE}
+    assert of(**none, **SIGMOID) == common + 8
+    assert of(**SIGMOID) == common + 8 + (8 + 5)
+    assert of(num_groups=4, topk_groups=2, **SIGMOID) == common + 8 + (15 + 4) + (8 + 5)
+    assert of() == common + 5 + (8 + 5)
+    assert of(**none) == common + 5 + (16 + 2)
+
+
+INTERVALS = {
+    "product": (small(gating_of(8, 2), d_model=8), True),
+    "groups": (small(gating_of(16, 4, num_groups=4, topk_groups=2, **BIASED), d_model=4), True),
+    "selection": (
+        small(gating_of(16, 16), d_model=2, lanes=8, logits_per_cycle=4, stream_lanes=2, load_elements=8),
+        True,
+    ),
+    "one step": (small(gating_of(32, 4), d_model=2), True),
+    "odd d_model": (small(gating_of(8, 2), d_model=7), False),
+    "idle rows": (small(gating_of(4, 1), d_model=8), False),
+}
+
+
+@pytest.mark.parametrize("name", INTERVALS)
+def test_initiation_interval(name):
+    """With tokens waiting and the output taken, one token per ``interval`` cycles: the stated bound."""
+    case, whole = INTERVALS[name]
+    case = replace(case, num_tokens=7)
+    geometry = case.geometry
+    run = run_case(case)
+    check(case, run)
+    firsts = run.traces["o"].cycles[:: geometry.gating.top_k]
+    assert (np.diff(firsts) == geometry.interval).all(), f"{case}: {np.diff(firsts)}"
+    goal = max(
+        ceil_div(geometry.gating.num_experts * geometry.d_model, geometry.lanes),
+        ceil_div(geometry.gating.num_experts, geometry.logits_per_cycle),
+        geometry.gating.top_k,
+    )
+    padded = geometry.d_model % geometry.cols or geometry.num_rows > geometry.used_rows
+    assert whole == (not padded)
+    if whole:
+        assert geometry.interval <= goal
+    else:
+        assert geometry.interval > goal
+
+
+# Reset and another router.
+
+
+async def work_then_reset(ctx, dut: Gate, reset, cycles: int, rng) -> None:
+    """Keep the gate busy with another router and other tokens, then reset it."""
+    await load_router(
+        ctx, dut, rng.integers(0, 1 << 16, (dut.geometry.load_beats, dut.geometry.load_elements))
+    )
+    for _ in range(cycles):
+        ctx.set(dut.i.valid, 1)
+        ctx.set(dut.i.payload, {"data": rng.integers(0, 1 << 16, dut.geometry.stream_lanes).tolist()})
+        ctx.set(dut.o.ready, int(rng.random() < 0.5))
+        await ctx.tick()
+    ctx.set(dut.i.valid, 0)
+    ctx.set(reset, 1)
+    await ctx.tick()
+    ctx.set(reset, 0)
+
+
+@pytest.mark.parametrize("kind", ["groups", pytest.param("softmax of all", marks=pytest.mark.long)])
+@pytest.mark.parametrize("moment", ["first beats", "product", "selection", "output"])
+def test_reset_in_the_middle(kind, moment):
+    case = replace(LATENCY_CASES[kind], num_tokens=3, stalls="half")
+    latency = sim.gating.latency(case.geometry)
+    first_launch = case.geometry.input_beats
+    cycles = (
+        first_launch
+        + {"first beats": -1, "product": 3, "selection": latency - 8, "output": latency + 2}[moment]
+    )
+    rng = np.random.default_rng(5)
+    seen = []
+
+    async def before(ctx, dut, reset):
+        await work_then_reset(ctx, dut, reset, cycles, rng)
+        seen.append(ctx.get(dut.o.valid))
+
+    check(case, run_case(case, before=before))
+    assert seen == [0]
+
+
+@pytest.mark.parametrize("cycles", [0, 3, 20])
+def test_reset_while_loading(cycles):
+    """Half a router, a reset: the next image starts from its first beat again."""
+    case = LATENCY_CASES["groups"]
+
+    async def before(ctx, dut, reset):
+        ctx.set(dut.i_load.valid, 1)
+        ctx.set(dut.i_load.payload, 0x1234)
+        for _ in range(cycles):
+            await ctx.tick()
+        ctx.set(dut.i_load.valid, 0)
+        ctx.set(reset, 1)
+        await ctx.tick()
+        ctx.set(reset, 0)
+
+    check(case, run_case(case, before=before))
+
+
+@pytest.mark.parametrize("kind", ["softmax", "groups"])
+@pytest.mark.parametrize("part", [0.4, 1.0])
+def test_another_router_by_load_start(kind, part):
+    """``load_start`` takes a new image, after a whole one or in the middle of one."""
+    case = LATENCY_CASES[kind]
+    rng = np.random.default_rng(9)
+
+    async def before(ctx, dut, _reset):
+        geometry = dut.geometry
+        image = rng.integers(0, 1 << 16, (geometry.load_beats, geometry.load_elements))
+        if part == 1.0:
+            await load_router(ctx, dut, image)
+        else:
+            ctx.set(dut.i_load.valid, 1)
+            for beat in image[: int(part * len(image))]:
+                ctx.set(dut.i_load.payload, pack(beat))
+                await ctx.tick()
+            ctx.set(dut.i_load.valid, 0)
+        ctx.set(dut.load_start, 1)
+        await ctx.tick()
+        ctx.set(dut.load_start, 0)
+
+    check(case, run_case(case, before=before))
+
+
+def test_tokens_wait_for_the_router():
+    """Tokens offered while the router is loaded are taken into the buffers and routed afterwards."""
+    case = replace(LATENCY_CASES["softmax"], num_tokens=4)
+    geometry = case.geometry
+    rng = np.random.default_rng(case.seed)
+    operands = operands_of(case, rng)
+    ends_batch = np.zeros(case.num_tokens, dtype=bool)
+    beats = input_beats(case, operands.tokens, ends_batch, rng)
+    traces = run_streams(
+        Gate(geometry),
+        {
+            "i": Source(beats, [0] * len(beats)),
+            "i_load": Source([pack(beat) for beat in operands.image], [0] * geometry.load_beats),
+        },
+        {"o": Sink(case.num_tokens * geometry.gating.top_k)},
+    )
+    assert traces["o"].payloads == expected_beats(case, operands.routing, ends_batch)
+    assert traces["i_load"].cycles.tolist() == list(range(geometry.load_beats))
+    assert (traces["i"].cycles[: 2 * geometry.input_beats] < geometry.load_beats).all()
+    assert traces["o"].cycles[0] == geometry.load_beats + sim.gating.latency(geometry)
+
+
+# Golden in the hardware's numbers against golden in float.
+
+FLOAT_WEIGHT_ERROR = 2.0**-8 + 2.0e-5
+"""bf16 rounds to 2**-8; the tables of exp or sigmoid and of the reciprocal add less than 2e-5."""
+LOGIT_ERROR = 4e-6
+"""Truncation to 20 fraction bits, guard bits and fp32 roundings, at logits of some units."""
+
+
+def distance_to_a_tie(gating: GatingSpec, keys: np.ndarray) -> np.ndarray:
+    """Return how near each token is to another choice: of experts, and of groups."""
+    near = np.full(len(keys), np.inf)
+    if gating.grouped:
+        groups = np.sort(keys.reshape(len(keys), gating.num_groups, -1), axis=-1)
+        best = np.sort(groups[..., -2:].sum(-1), axis=-1)
+        near = best[:, -gating.topk_groups] - best[:, -gating.topk_groups - 1]
+        order = np.argsort(groups[..., -2:].sum(-1), axis=-1)[:, : gating.num_groups - gating.topk_groups]
+        masked = keys.reshape(len(keys), gating.num_groups, -1).copy()
+        np.put_along_axis(masked, order[..., None], -np.inf, axis=1)
+        keys = masked.reshape(len(keys), -1)
+    ranked = np.sort(keys, axis=-1)
+    return np.minimum(near, ranked[:, -gating.top_k] - ranked[:, -gating.top_k - 1])
+
+
+@pytest.mark.parametrize(
+    "preset", ["mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "gpt-oss-20b", "switch-base-128"]
+)
+def test_against_float(preset):
+    """Choices differ only where float is within the logits' error of a tie; weights by bf16's rounding."""
+    model = load_model(preset).scaled(16)
+    gating, d_model = model.gating, model.d_model
+    rng = np.random.default_rng(0)
+    router = bf16_encode(rng.standard_normal((gating.num_experts, d_model)) / np.sqrt(d_model))
+    tokens = bf16_encode(rng.standard_normal((96, d_model)))
+    bias = (rng.standard_normal(gating.num_experts) * 0.1).astype(np.float32)
+    logit_bias = bias if gating.logit_bias else None
+    selection_bias = bias if gating.selection_bias else None
+    ours = route_bf16(gating, router, tokens, 16, logit_bias, selection_bias)
+    real = route(gating, bf16_decode(router), bf16_decode(tokens), logit_bias, selection_bias)
+    logit_error = np.abs(ours.logits / 2.0**20 - real.logits).max()
+    assert logit_error < LOGIT_ERROR, f"{preset}: {logit_error}"
+
+    same = (np.sort(ours.ids, axis=1) == np.sort(real.ids, axis=1)).all(axis=1)
+    keys = real.logits
+    if gating.score is Score.SIGMOID:
+        keys = 1 / (1 + np.exp(-real.logits)) + (0 if selection_bias is None else selection_bias)
+    near = distance_to_a_tie(gating, keys)
+    # Sigmoid scores add 5.9e-6 of the table and 2**-24; a group's score is the sum of two.
+    bound = 2 * LOGIT_ERROR if gating.score is Score.SOFTMAX else 4 * (LOGIT_ERROR + 6e-6)
+    assert same[near > bound].all(), f"{preset}: {np.flatnonzero(~same)}, {near[~same]}"
+    assert np.mean(near > bound) >= 0.98, f"{preset}: too many near ties to say anything"
+
+    # Weights by expert: two chosen logits closer than the error may stand in the other order.
+    errors = []
+    for token in np.flatnonzero(same):
+        want = dict(zip(real.ids[token].tolist(), real.weights[token].tolist(), strict=True))
+        got = zip(ours.ids[token].tolist(), bf16_decode(ours.weights[token]).tolist(), strict=True)
+        errors += [abs(weight / want[expert] - 1) for expert, weight in got]
+    print(f"{preset}: same set {same.mean():.4f}, logits {logit_error:.1e}, weights {max(errors):.5f}")
+    assert max(errors) <= FLOAT_WEIGHT_ERROR, f"{preset}: {max(errors)}"
+
+
+# The checks themselves must fail where hardware or model is wrong.
+
+PLANTED = {
+    "ties to the highest index": (rtl.gating.topk, "Cat(~head.payload", "Cat(head.payload"),
+    "list not in order of arrival": (rtl.gating.topk, "(self.key > entry.key)", "(self.key >= entry.key)"),
+    "stale candidates": (rtl.gating.topk, "kept = entry.valid & ~self.clear", "kept = entry.valid"),
+    "groups by the best only": (
+        rtl.gating.scores,
+        "ranked.key.eq(s2_best + s2_second if top2_sum else s2_best)",
+        "ranked.key.eq(s2_best)",
+    ),
+    "mask of the token before": (
+        rtl.gating.scores,
+        's3_last = delay(m, s2_last, 1, "s3_last", control=True)',
+        's3_last = delay(m, s2_last, 2, "s3_last", control=True)',
+    ),
+    "bias of the row before": (
+        rtl.gating.scores,
+        "self.latency - 2",
+        "self.latency - 1",
+    ),
+    "inputs beyond d_model": (rtl.gating.product, "Mux(partial, 0, ram", "Mux(0, 0, ram"),
+    "accumulators not cleared": (rtl.gating.product, "Mux(first_beat, initial,", "Mux(0, initial,"),
+    "buffer freed too early": (
+        rtl.gating.product,
+        "self.release.eq(busy & last_word)",
+        "self.release.eq(self.launch)",
+    ),
+    "one cycle lost between tokens": (
+        rtl.gating.product,
+        "Mux(busy, last_word & (rest == 0), resting <= 1)",
+        "Mux(busy, 0, resting <= 1)",
+    ),
+    "sum without its last score": (rtl.gating.weights, "valid & last, 1 + Inverse", "valid & last, Inverse"),
+    "inverse of the token before": (
+        rtl.gating.weights,
+        "top_k + Inverse.LATENCY + 1",
+        "top_k + Inverse.LATENCY",
+    ),
+    "end of batch": (rtl.gating.gate, "lasts.bit_select(read, 1)),", "lasts.bit_select(write, 1)),"),
+    "too few credits": (rtl.gating.gate, "self.geometry.interval) + 1", "self.geometry.interval)"),
+    "queue one cycle late": (rtl.fifo, "(~valid | self.o.ready)", "~valid"),
+    "model: latency": (sim.gating, "PRODUCT_PIPELINE = 9", "PRODUCT_PIPELINE = 8"),
+    "model: buffers": (sim.gating, "TOKEN_BUFFERS = 2", "TOKEN_BUFFERS = 3"),
+    "model: credits": (sim.gating, "if token >= num_credits:", "if token >= 100 * num_credits:"),
+}
+
+
+def revealing_cases() -> list[Case]:
+    """Return what every planted bug shows in: groups, ties, odd d_model, stalls."""
+    gating = gating_of(12, 3, num_groups=3, topk_groups=2, **BIASED)
+    return [
+        small(gating, num_tokens=4),
+        small(gating, num_tokens=2, data="ties"),
+        small(gating, num_tokens=12, stalls="bursts"),
+    ]
+
+
+def check_revealing_cases() -> None:
+    for case in revealing_cases():
+        check(case, run_case(case))
+
+
+def test_unbroken_source_passes(monkeypatch):
+    line = "class RouterProduct(wiring.Component):"
+    plant_bug(monkeypatch, rtl.gating.product, line, line)
+    check_revealing_cases()
+
+
+@pytest.mark.parametrize(
+    "bug", [pytest.param(bug, marks=[pytest.mark.long] * (n % 2)) for n, bug in enumerate(PLANTED)]
+)
+def test_planted_bug_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *PLANTED[bug])
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_revealing_cases()
+
+
+def test_divergence_is_named(monkeypatch):
+    case = revealing_cases()[0]
+    plant_bug(monkeypatch, *PLANTED["one cycle lost between tokens"])
+    run = run_case(case)
+    message = "gating i: beat 9: rtl in cycle 41, model 40; Case(geometry=GateGeometry("
+    with pytest.raises(pytest.fail.Exception, match=f"^{re.escape(message)}.*seed=7"):
+        check(case, run)
+
+
+def test_documented_figures():
+    """Figures of the table in docs/gating.md, recomputed."""
+    page = (Path(__file__).parent.parent / "docs" / "gating.md").read_text(encoding="utf-8")
+    for preset in ("mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "gpt-oss-20b", "switch-base-128"):
+        geometry = fpga_geometry(preset)
+        row = f"| `{preset}` | {geometry.interval} | {sim.gating.latency(geometry)} |"
+        assert row in page, f"docs/gating.md: no row {row}"
+
+
+def fpga_geometry(preset: str) -> GateGeometry:
+    return GateGeometry.of(load_model(preset), load_design("fpga"))
