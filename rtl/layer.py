@@ -150,6 +150,20 @@ class Intake(wiring.Component):
         return m
 
 
+def expert_config(model: ModelSpec, design: DesignSpec) -> ExpertConfig:
+    """Return the expert engine's configuration for a model on a design."""
+    return ExpertConfig(
+        image=ImageGeometry.of(model, design),
+        num_slots=2 * design.window_tokens,
+        max_tokens=design.window_tokens,
+        act_lanes=design.array.act_lanes,
+        stream_lanes=design.stream_lanes,
+        beat_bits=design.memory.width_bits,
+        burst_beats=design.memory.burst_beats,
+        max_outstanding=design.memory.max_outstanding,
+    )
+
+
 class FpgaLayer(wiring.Component):
     """One MoE layer for an FPGA: gate, dispatcher, expert engine and combiner around AXI interfaces.
 
@@ -189,18 +203,7 @@ class FpgaLayer(wiring.Component):
                 capacity_bits=CAPACITY_BITS,
             )
         )
-        self.expert = ExpertEngine(
-            ExpertConfig(
-                image=image,
-                num_slots=num_slots,
-                max_tokens=design.window_tokens,
-                act_lanes=design.array.act_lanes,
-                stream_lanes=design.stream_lanes,
-                beat_bits=beat_bits,
-                burst_beats=design.memory.burst_beats,
-                max_outstanding=design.memory.max_outstanding,
-            )
-        )
+        self.expert = ExpertEngine(expert_config(model, design))
         self.combine = Combine(
             CombineConfig(
                 num_slots=num_slots,

@@ -42,7 +42,9 @@ from sim.toolchain import (
     verilator_version,
     write_atomically,
 )
+from spec.design import DesignSpec
 from spec.errors import InputError
+from spec.model import ModelSpec
 
 PROJECT = Path(__file__).parent.parent
 HARNESS = Path(__file__).with_name("harness.cpp")
@@ -52,6 +54,21 @@ DEFAULT_ROOT = Path("build")
 
 UInt64Array = NDArray[np.uint64]
 Int64Array = NDArray[np.int64]
+
+
+def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:
+    """Write the Verilog of a layer, ``eb_<name>``, into a folder; return the files.
+
+    Raises :class:`InputError` where the folder cannot be written.
+    """
+    from rtl.export import export
+    from rtl.layer import FpgaLayer
+
+    layer = FpgaLayer(model, design)
+    try:
+        return export(layer, name, out)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", file=out, key="out") from None
 
 
 # What to run

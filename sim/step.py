@@ -1,0 +1,41 @@
+"""One step of a whole model: every MoE layer once, by the cycle model."""
+
+from __future__ import annotations
+
+from spec.errors import require_range
+from sim.accelerator import Report, run_model
+from sim.routing import Routing, draw_ids
+from spec.design import DesignSpec
+from spec.model import ModelSpec
+
+
+def run_step(model: ModelSpec, design: DesignSpec, num_tokens: int, routing: Routing, seed: int) -> Report:
+    """Return the sum over the model's MoE layers, each with a routing of its own.
+
+    The layers run one after the other on one accelerator. Dense layers and attention are not part of
+    the accelerator and not counted; the report says so.
+    """
+    require_range("tokens", num_tokens, 1, 1 << 20)
+    total: Report | None = None
+    for layer in range(model.num_moe_layers):
+        ids = draw_ids(model.gating, routing, num_tokens, seed + layer)
+        report = run_model(model, design, ids, routing.name)
+        if total is None:
+            total = report
+            continue
+        cycles, more = total.cycles["model"] or 0, report.cycles["model"] or 0
+        for name in total.utilisation:
+            busy = total.utilisation[name] * cycles + report.utilisation[name] * more
+            total.utilisation[name] = busy / (cycles + more)
+        total.cycles["model"] = cycles + more
+        for name, pair in total.blocks.items():
+            pair["model"] = (pair["model"] or 0) + (report.blocks[name]["model"] or 0)
+        total.seconds += report.seconds
+        total.wall_s += report.wall_s
+        total.dropped += report.dropped
+        # The load reported is that of the layer with the busiest expert.
+        if report.routing["max_load"] > total.routing["max_load"]:
+            total.routing = report.routing
+    assert total is not None
+    total.notes.append(f"{model.num_moe_layers} MoE layers; attention and dense layers are not counted")
+    return total
