@@ -165,9 +165,7 @@ def layer_image(
     """
     num_experts = model.gating.num_experts
     memory = np.zeros(image.num_bytes // 2, dtype=np.uint16)
-    router = router_image(
-        image.gate, bf16_encode(weights.router), weights.logit_bias, weights.selection_bias
-    )
+    router = router_image(image.gate, bf16_encode(weights.router), weights.logit_bias, weights.selection_bias)
     memory[: router.size] = router
     wanted = range(num_experts + (image.shared is not None)) if experts is None else experts
     for expert in wanted:

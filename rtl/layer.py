@@ -267,9 +267,7 @@ class FpgaLayer(wiring.Component):
             ]
         m.d.comb += [
             self.o_ar.valid.eq(Mux(loader.active, loader.o_ar.valid, expert.o_ar.valid)),
-            self.o_ar.payload.addr.eq(
-                Mux(loader.active, loader.o_ar.payload.addr, expert.o_ar.payload.addr)
-            ),
+            self.o_ar.payload.addr.eq(Mux(loader.active, loader.o_ar.payload.addr, expert.o_ar.payload.addr)),
             self.i_r.ready.eq(Mux(loader.active, loader.i_r.ready, expert.i_r.ready)),
         ]
 

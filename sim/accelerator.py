@@ -135,9 +135,16 @@ def run_model(
     shape = LayerShape(image, design, streams)
     times = layer_times(shape, _arrivals(image, len(ids)))
     wall = time.perf_counter() - started
-    return _report(model, design, "model", shape, times, None, wall, routing_report(
-        routing, ids, model.gating.num_experts, None
-    ))
+    return _report(
+        model,
+        design,
+        "model",
+        shape,
+        times,
+        None,
+        wall,
+        routing_report(routing, ids, model.gating.num_experts, None),
+    )
 
 
 def _streams(
@@ -172,7 +179,9 @@ def build_layer(model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT)
 
     # The hardware does not depend on the names of presets or on how many layers there are.
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
-    return build("layer", component, config=(anonymous, dataclasses.replace(design, name="design")), root=root)
+    return build(
+        "layer", component, config=(anonymous, dataclasses.replace(design, name="design")), root=root
+    )
 
 
 @dataclass(frozen=True)
@@ -230,9 +239,7 @@ def layer_job(
             reg_wait(REGISTERS["STATUS"], 1 << STATUS_LOADED, 1 << STATUS_LOADED, 1 << 30),
             reg_write(control, 1 << CONTROL_CLEAR),
         ],
-        epilogue=[
-            reg_read(counter_address(name) + offset) for name in COUNTERS for offset in (0, 4)
-        ],
+        epilogue=[reg_read(counter_address(name) + offset) for name in COUNTERS for offset in (0, 4)],
         probes=["probe"],
         max_cycles=max_cycles or 1 << 40,
     )
@@ -292,7 +299,8 @@ def _seen_times(cycles: Cycles, values: NDArray[np.uint64]) -> LayerTimes:
     """Turn the probe's bits into times: a beat is offered from the first cycle of its waiting on."""
 
     def at(bit: int) -> Cycles:
-        return cycles[(values >> np.uint64(bit)) & np.uint64(1) == 1]
+        found: Cycles = cycles[(values >> np.uint64(bit)) & np.uint64(1) == 1]
+        return found
 
     streams = {}
     for index, name in enumerate(PROBE):

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.expert import ffn
 from golden.expert_bf16 import ffn_bf16
 from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
 from golden.image import expert_image
 from golden.layer_bf16 import ELEMENTS_PER_PAGE, expert_bits
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_tokens, random_weights
-from golden.expert import ffn
 from sim.accelerator import Report, token_beats
 from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.expert import EngineShape, expert_cycles
@@ -77,9 +77,7 @@ def run_experts(
         weights = tokens = None
     else:
         progress("drawing weights and tokens")
-        model, weights, tokens = _load(
-            name, num_experts, num_tokens, divisor, seed, design.window_tokens
-        )
+        model, weights, tokens = _load(name, num_experts, num_tokens, divisor, seed, design.window_tokens)
         count = len(tokens)
     image = ImageGeometry.of(model, design)
     shape = EngineShape.of_design(image, design)
@@ -110,7 +108,9 @@ def run_experts(
         dropped=0,
         wall_s=wall,
         routing={"requested": "all tokens to each expert", "experts_used": num_experts, "max_load": count},
-        notes=["the gate, the dispatcher and the combiner are bypassed; cycles from first entry to last beat"],
+        notes=[
+            "the gate, the dispatcher and the combiner are bypassed; cycles from first entry to last beat"
+        ],
     )
     if engine == "model" or weights is None or tokens is None:
         return report
@@ -144,8 +144,8 @@ def run_experts(
     nameless = dataclasses.replace(design, name="design")
 
     def component() -> object:
-        from rtl.layer import expert_config
         from rtl.expert import ExpertEngine
+        from rtl.layer import expert_config
 
         return ExpertEngine(expert_config(model, design))
 

@@ -91,9 +91,12 @@ class EngineShape:
 class ExpertCycles:
     """Handshake cycles and totals.
 
-    ``i`` per entry, ``ar`` per burst, ``r`` per read beat, ``o`` per output beat; ``fire_first``,
-    ``fire_last`` and ``retired`` (its bank is free afterwards) per job; ``fires`` MAC slots in all; ``tile_beats`` weight beats without padding;
-    ``wait_from``, ``wait_to`` per tile: the array waits for it in these cycles, the end excluded.
+    Attributes
+    ----------
+    i, ar, r, o : per entry, per burst, per read beat, per output beat.
+    fire_first, fire_last, retired : per job: its first and last MAC slot; its bank is free afterwards.
+    fires, tile_beats : MAC slots in all; weight beats without padding.
+    wait_from, wait_to : per tile: the array waits for it in these cycles, the end excluded.
     """
 
     i: Cycles

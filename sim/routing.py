@@ -95,4 +95,5 @@ def tokens_for(ids: IntArray, router: NDArray[np.float32], seed: int) -> NDArray
     rows = router.astype(np.float64)
     directions = rows / np.maximum((rows**2).sum(axis=1, keepdims=True), 1e-30)
     wanted = 4.0 * directions[ids].sum(axis=1)
-    return wanted + 0.25 * rng.standard_normal(wanted.shape)
+    tokens: NDArray[np.float64] = wanted + 0.25 * rng.standard_normal(wanted.shape)
+    return tokens

@@ -66,7 +66,8 @@ def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> l
 
     layer = FpgaLayer(model, design)
     try:
-        return export(layer, name, out)
+        files: list[Path] = export(layer, name, out)
+        return files
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", file=out, key="out") from None
 

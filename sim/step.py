@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from spec.errors import require_range
 from sim.accelerator import Report, run_model
 from sim.routing import Routing, draw_ids
 from spec.design import DesignSpec
+from spec.errors import require_range
 from spec.model import ModelSpec
 
 

@@ -73,9 +73,7 @@ def command(
     elif phase is not None:
         if engine != "model" or vector:
             raise InputError("runs with --engine model and a model of many layers only", key="phase")
-        report = step.run_step(
-            workload.scaled_model(model_name, divisor), design, count, distribution, seed
-        )
+        report = step.run_step(workload.scaled_model(model_name, divisor), design, count, distribution, seed)
     elif vector:
         work = workload.vector_workload(model_name, tokens)
         if engine == "model":
