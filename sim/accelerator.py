@@ -24,11 +24,13 @@ from sim.rtlsim import (
     ReadMemory,
     RunResult,
     RunSpec,
+    Set,
     Sink,
     Source,
     Trace,
     Waveform,
     build,
+    layer_component,
     reg_read,
     reg_wait,
     reg_write,
@@ -171,16 +173,13 @@ def _arrivals(image: ImageGeometry, num_tokens: int) -> Cycles:
 
 def build_layer(model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT) -> Build:
     """Return the compiled bench of a layer's exported Verilog; builds are cached by content."""
-
-    def component() -> object:
-        from rtl.layer import FpgaLayer
-
-        return FpgaLayer(model, design)
-
     # The hardware does not depend on the names of presets or on how many layers there are.
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
     return build(
-        "layer", component, config=(anonymous, dataclasses.replace(design, name="design")), root=root
+        "layer",
+        layer_component(model, design),
+        config=(anonymous, dataclasses.replace(design, name="design")),
+        root=root,
     )
 
 
@@ -238,6 +237,8 @@ def layer_job(
             reg_write(control, 1 << CONTROL_LOAD),
             reg_wait(REGISTERS["STATUS"], 1 << STATUS_LOADED, 1 << STATUS_LOADED, 1 << 30),
             reg_write(control, 1 << CONTROL_CLEAR),
+            # The counters are cleared in the cycle after the write; no event may fall into it.
+            Set({"reg_addr": REGISTERS["STATUS"]}),
         ],
         epilogue=[reg_read(counter_address(name) + offset) for name in COUNTERS for offset in (0, 4)],
         probes=["probe"],

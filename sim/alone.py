@@ -20,7 +20,7 @@ from golden.weights import LayerWeights, random_tokens, random_weights
 from sim.accelerator import Report, token_beats
 from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.expert import EngineShape, expert_cycles
-from sim.rtlsim import DEFAULT_ROOT, ReadMemory, RunSpec, Sink, Source, Trace, build
+from sim.rtlsim import DEFAULT_ROOT, ReadMemory, RunSpec, Sink, Source, Trace, build, expert_component
 from sim.workload import is_vector, scaled_model
 from spec.design import DesignSpec
 from spec.errors import require
@@ -143,13 +143,7 @@ def run_experts(
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
     nameless = dataclasses.replace(design, name="design")
 
-    def component() -> object:
-        from rtl.expert import ExpertEngine
-        from rtl.layer import expert_config
-
-        return ExpertEngine(expert_config(model, design))
-
-    rtl = build("expert", component, config=("expert", anonymous, nameless), root=root)
+    rtl = build("expert", expert_component(model, design), config=("expert", anonymous, nameless), root=root)
     entry_payloads = _entries(image, design, num_experts, count)
     spec = RunSpec(
         sources={

@@ -56,6 +56,29 @@ UInt64Array = NDArray[np.uint64]
 Int64Array = NDArray[np.int64]
 
 
+def layer_component(model: ModelSpec, design: DesignSpec) -> Callable[[], object]:
+    """Return what makes the layer's hardware, for :func:`build`."""
+
+    def layer() -> object:
+        from rtl.layer import FpgaLayer
+
+        return FpgaLayer(model, design)
+
+    return layer
+
+
+def expert_component(model: ModelSpec, design: DesignSpec) -> Callable[[], object]:
+    """Return what makes the expert engine alone, for :func:`build`."""
+
+    def expert() -> object:
+        from rtl.expert import ExpertEngine
+        from rtl.layer import expert_config
+
+        return ExpertEngine(expert_config(model, design))
+
+    return expert
+
+
 def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:
     """Write the Verilog of a layer, ``eb_<name>``, into a folder; return the files.
 

@@ -16,7 +16,7 @@ from amaranth.lib.wiring import In, Out
 
 from rtl.export import LINT_WAIVERS, ExportError, export
 from rtl.stream import StreamRegister, connect_stream
-from sim.rtlsim import verilator_command
+from sim.toolchain import verilator_command
 from tests.harness_designs import PACKET, RamBench, Reader
 
 ROOT = Path(__file__).parent.parent
