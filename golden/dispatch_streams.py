@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from golden.formats import BF16_ONE
 from spec.errors import require
 
 IntArray = NDArray[np.int64]
-
-BF16_ONE = 0x3F80
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,10 @@ from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from golden.formats import BF16_ONE
 from rtl.ram import Ram
 from rtl.stream import StreamRegister, connect_stream
 from spec.errors import require, require_range
-
-BF16_ONE = 0x3F80
 
 
 class ServicePolicy(enum.Enum, shape=2):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from golden.dispatch_streams import DispatchStreams, dispatch_streams
 from golden.formats import Bits16, bf16_decode
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
-from sim.divergence import Divergence, PortCheck, first_divergence, with_waveform
+from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.layer import BLOCKS, LayerShape, LayerTimes, StreamTimes, active_cycles, block_times, layer_times
 from sim.routing import IntArray
 from sim.rtlsim import (
@@ -516,6 +516,3 @@ def _report(
         counters=run.counters if run is not None else None,
         simulated_cycles_per_second=run.result.cycles_per_second if run is not None else None,
     )
-
-
-__all__ = ["Divergence", "LayerRun", "Report", "build_layer", "run_layer", "run_model", "run_rtl"]

@@ -176,6 +176,17 @@ def expert_cycles(
 
 
 @njit(cache=True)
+def _ask(
+    ar: Cycles, r: Cycles, burst: int, earliest: int, outstanding: int, burst_beats: int, ar_ready: Cycles
+) -> int:
+    """Note and return when a burst's address is accepted: not before an earlier burst is all read."""
+    if burst >= outstanding:
+        earliest = max(earliest, r[(burst - outstanding + 1) * burst_beats - 1] + 1)
+    ar[burst] = taken(earliest, ar_ready)
+    return int(ar[burst])
+
+
+@njit(cache=True)
 def _run(
     table: NDArray[np.int64],
     kinds: NDArray[np.int64],
@@ -279,13 +290,10 @@ def _run(
                         # The tile's beats.
                         for _ in range(tile_beats):
                             if job_beat % burst_beats == 0:
-                                when = max(ask_from, last_ar + 1)
-                                if burst >= outstanding:
-                                    when = max(when, r[(burst - outstanding + 1) * burst_beats - 1] + 1)
-                                last_ar = taken(when, ar_ready)
-                                ar[burst] = last_ar
+                                earliest = max(ask_from, last_ar + 1)
+                                last_ar = _ask(ar, r, burst, earliest, outstanding, burst_beats, ar_ready)
+                                offered = last_ar + latency + extra[burst % len(extra)]
                                 burst += 1
-                                offered = last_ar + latency + extra[(burst - 1) % len(extra)]
                             else:
                                 offered = last_r + 1
                             last_r = max(offered, last_r + 1, left_register_2 + 1)
@@ -346,13 +354,10 @@ def _run(
         # Padding up to whole bursts is taken and thrown away.
         for _ in range(bursts * burst_beats - job_beat):
             if job_beat % burst_beats == 0:
-                when = max(ask_from, last_ar + 1)
-                if burst >= outstanding:
-                    when = max(when, r[(burst - outstanding + 1) * burst_beats - 1] + 1)
-                last_ar = taken(when, ar_ready)
-                ar[burst] = last_ar
+                earliest = max(ask_from, last_ar + 1)
+                last_ar = _ask(ar, r, burst, earliest, outstanding, burst_beats, ar_ready)
+                offered = last_ar + latency + extra[burst % len(extra)]
                 burst += 1
-                offered = last_ar + latency + extra[(burst - 1) % len(extra)]
             else:
                 offered = last_r + 1
             last_r = max(offered, last_r + 1, left_register_2 + 1)
