@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from amaranth.hdl import Fragment
 
+from rtl.layer import FpgaLayer
 from sim import accelerator
 from sim.cli import main
 from sim.layer import layer_times
 from sim.routing import Routing, draw_ids
 from sim.workload import random_workload, vector_workload
 from spec.design import ArrayDesign, DesignSpec, Engine, GateDesign, MemoryDesign
-from spec.load import load_model
+from spec.load import load_design, load_model
 from spec.model import ModelSpec
 
 DATA = Path(__file__).parent / "data"
@@ -108,3 +110,26 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "gpt-oss-20b", "switch-base-128"]
+)
+def test_every_preset_elaborates(name: str) -> None:
+    """Regression: with k = 1 the dispatcher's and the combiner's counts had different widths."""
+    Fragment.get(FpgaLayer(load_model(name).scaled(64), load_design("fpga")), None)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize("num_experts", [3, 8])
+@pytest.mark.parametrize("d_shared", [0, 5])
+def test_small_shapes_elaborate(num_experts: int, top_k: int, d_shared: int) -> None:
+    model = load_model("deepseek-v3")
+    gating = dataclasses.replace(
+        model.gating, num_experts=num_experts, top_k=top_k, num_groups=1, topk_groups=1
+    )
+    ffn = dataclasses.replace(model.ffn, d_expert=9)
+    Fragment.get(
+        FpgaLayer(dataclasses.replace(model, d_model=7, d_shared=d_shared, gating=gating, ffn=ffn), TINY),
+        None,
+    )
