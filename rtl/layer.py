@@ -156,7 +156,7 @@ def expert_config(model: ModelSpec, design: DesignSpec) -> ExpertConfig:
         image=ImageGeometry.of(model, design),
         num_slots=2 * design.window_tokens,
         max_tokens=design.window_tokens,
-        act_lanes=design.array.act_lanes,
+        act_lanes=design.tile.act_lanes,
         stream_lanes=design.stream_lanes,
         beat_bits=design.memory.width_bits,
         burst_beats=design.memory.burst_beats,
@@ -208,14 +208,14 @@ class FpgaLayer(wiring.Component):
             CombineConfig(
                 num_slots=num_slots,
                 d_model=model.d_model,
-                lanes=design.array.act_lanes,
+                lanes=design.tile.act_lanes,
                 max_count=gating.top_k + shared,
             )
         )
         self.intake = Intake(image.gate.input_beats, design.stream_lanes, num_slots)
         self.loader = RouterLoader(image, beat_bits, design.memory.burst_beats)
         output = data.StructLayout(
-            {"data": data.ArrayLayout(unsigned(16), design.array.act_lanes), "last": unsigned(1)}
+            {"data": data.ArrayLayout(unsigned(16), design.tile.act_lanes), "last": unsigned(1)}
         )
         super().__init__(
             {

@@ -265,7 +265,7 @@ def token_beats(
 
 def output_payloads(shape: LayerShape, golden: LayerBf16, batch_lengths: list[int]) -> NDArray[np.uint64]:
     """Return the output stream's payloads that golden expects."""
-    lanes, words = shape.design.array.act_lanes, shape.engine.words
+    lanes, words = shape.design.tile.act_lanes, shape.engine.words
     num_tokens, d_model = golden.output.shape
     elements = np.zeros((num_tokens, words * lanes), dtype=np.uint16)
     elements[:, :d_model] = golden.output

@@ -115,7 +115,7 @@ def run_experts(
     if engine == "model" or weights is None or tokens is None:
         return report
 
-    lanes = design.array.act_lanes
+    lanes = design.tile.act_lanes
     memory = np.zeros(image.expert_page(num_experts) * ELEMENTS_PER_PAGE, dtype=np.uint16)
     expected = np.zeros((num_experts, count, shape.words * lanes), dtype=np.uint16)
     errors = []
@@ -251,7 +251,7 @@ def _results(
 ) -> NDArray[np.uint64]:
     """Payloads of ``contribution_layout``, in order: per expert and output block all tokens."""
     num_experts, count, _ = expected.shape
-    lanes, words = design.array.act_lanes, shape.words
+    lanes, words = design.tile.act_lanes, shape.words
     parts = image.routed.rows // lanes
     order = [
         (token, word)

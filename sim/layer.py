@@ -101,7 +101,7 @@ class LayerShape:
         """Token of each contribution beat: per job and output block all tokens, ``parts`` beats each."""
         routed = self.image.routed
         words = self.engine.words
-        parts = routed.rows // self.design.array.act_lanes
+        parts = routed.rows // self.design.tile.act_lanes
         token_of_entry = self.streams.entry_token
         ends = np.flatnonzero(self.streams.entry_last) + 1
         starts = np.concatenate([[0], ends[:-1]])
