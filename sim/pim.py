@@ -255,7 +255,7 @@ def _run(
     last_i = np.int64(-1)
 
     # Walks: job, group, cycle from which it is shown (within a job) or in which the last one ended.
-    v_job, v_group, v_visit = 0, 0, np.int64(0)
+    v_job, v_group, v_visit = 0, 0, 0
     v_from, v_end, v_between = np.int64(0), np.int64(-1), True
     m_job, m_group = 0, 0
     m_from, m_end, m_between = np.int64(0), np.int64(-1), True
@@ -359,10 +359,8 @@ def _run(
             else:
                 when = max(when, word_at[min(m_tile, s.token_words - 1)] + 1)
             if m_step == 0 and m_tile == 0 and m_matrix == 0 and started >= 2:
-                if blocks_read < started - 1:
-                    when = never
-                else:
-                    when = max(when, block_read[(started - 2) % 4] + 1)
+                read = blocks_read >= started - 1
+                when = max(when, block_read[(started - 2) % 4] + 1) if read else never
             if when < never and refresh - when >= s.mac_lead:
                 mac_at = when
 
@@ -596,4 +594,4 @@ def _run(
                 if v_group * s.group_tokens >= counts[v_job]:
                     v_job, v_group = v_job + 1, 0
                     v_end, v_between = now, True
-    return i, o, retired, rows[:row_count].copy(), columns[:column_count].copy(), fires
+    return i, o, retired, rows[:row_count].copy(), columns[:column_count].copy(), int(fires)

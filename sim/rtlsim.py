@@ -141,6 +141,20 @@ class ReadMemory:
 
 
 @dataclass(frozen=True)
+class BankMemory:
+    """Weight banks behind a channel's ``<name>_en``, ``<name>_addr``, ``<name>_data`` ports.
+
+    Parameters
+    ----------
+    image : (tiles, bytes of the data port) uint8, or a file of it, which is mapped.
+    latency : cycles from a request to its data, at least 1.
+    """
+
+    image: Path | NDArray[np.uint8]
+    latency: int = 1
+
+
+@dataclass(frozen=True)
 class Set:
     """Inputs that have these values for one cycle, then what they had before."""
 
@@ -192,6 +206,7 @@ class RunSpec:
     ----------
     sources, sinks : by stream member; a stream left out stays idle or is never ready.
     memories : by address member of the AXI4 read master (``o_ar``); one left out accepts nothing.
+    banks : by the prefix of their ports (``mem``).
     statics : values of plain inputs from reset on; 0 otherwise.
     writes : ``(cycle, port, value)``: plain inputs that change in a cycle of the run, and stay.
     prologue, epilogue : register steps after reset, before cycle 0, and after the run.
@@ -206,6 +221,7 @@ class RunSpec:
     sources: Mapping[str, Source] = field(default_factory=dict)
     sinks: Mapping[str, Sink] = field(default_factory=dict)
     memories: Mapping[str, ReadMemory] = field(default_factory=dict)
+    banks: Mapping[str, BankMemory] = field(default_factory=dict)
     statics: Mapping[str, int] = field(default_factory=dict)
     writes: Sequence[tuple[int, str, int]] = ()
     prologue: Sequence[Step] = ()
@@ -259,6 +275,7 @@ class RunResult:
     Attributes
     ----------
     cycles : cycles from cycle 0 to the last wanted beat, both included.
+    since_reset : number of cycle 0, counted from the first cycle after reset.
     streams : transfers of each source and sink.
     memories : transfers of each memory, by address member.
     probes : ``(cycles, values)`` of each probe's non-zero values.
@@ -270,6 +287,7 @@ class RunResult:
     """
 
     cycles: int
+    since_reset: int
     streams: dict[str, Trace]
     memories: dict[str, MemoryTrace]
     probes: dict[str, tuple[Int64Array, UInt64Array]]
@@ -507,6 +525,8 @@ class _Job:
             self.lines.append(f"sink {name} {ports} {count} {self._ready(name, sink.ready)}")
         for name, memory in spec.memories.items():
             self._memory(name, memory)
+        for name, banks in spec.banks.items():
+            self._banks(name, banks)
         for port, value in spec.statics.items():
             self.lines.append(f"static {self._value(port, value)}")
         for cycle, port, value in sorted(spec.writes, key=lambda write: write[0]):
@@ -534,13 +554,7 @@ class _Job:
             raise ValueError(f"no AXI4 read master {name}; there are {sorted(self.axi)}")
         if memory.latency < 1 or memory.max_outstanding < 1:
             raise ValueError(f"{name}: latency and max_outstanding must be at least 1")
-        if isinstance(memory.image, Path):
-            if not memory.image.is_file():
-                raise InputError("no such memory image", file=memory.image)
-            image = self._new_file()
-            (self.place / image).symlink_to(memory.image.resolve())  # no blanks in a job, no copy
-        else:
-            image = self._array(np.ascontiguousarray(memory.image, dtype=np.uint8))
+        image = self._image(memory.image)
         lists = [
             "-" if values is None or not np.size(values) else self._array(np.asarray(values).astype("<i8"))
             for values in (memory.extra, memory.gaps)
@@ -549,6 +563,22 @@ class _Job:
         lists.append(self._ready(name, memory.ready))
         outstanding = memory.max_outstanding
         self.lines.append(f"memory {name} {prefix} {image} {memory.latency} {outstanding} {' '.join(lists)}")
+
+    def _banks(self, name: str, banks: BankMemory) -> None:
+        if f"{name}_data" not in self.plain & self.inputs:
+            raise ValueError(f"no banks {name}: there is no input {name}_data")
+        if banks.latency < 1:
+            raise ValueError(f"{name}: latency must be at least 1, not {banks.latency}")
+        self.lines.append(f"banks {name} {self._image(banks.image)} {banks.latency}")
+
+    def _image(self, image: Path | NDArray[np.uint8]) -> str:
+        if not isinstance(image, Path):
+            return self._array(np.ascontiguousarray(image, dtype=np.uint8))
+        if not image.is_file():
+            raise InputError("no such memory image", file=image)
+        name = self._new_file()
+        (self.place / name).symlink_to(image.resolve())  # no blanks in a job, no copy
+        return name
 
     def _ready(self, name: str, ready: ArrayLike | None) -> str:
         if ready is None:
@@ -635,6 +665,7 @@ class _Job:
         seconds = float(facts["seconds"][0])
         return RunResult(
             cycles=int(facts["cycles"][0]),
+            since_reset=int(facts["zero"][0]),
             streams=streams,
             memories=memories,
             probes=probes,

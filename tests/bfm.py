@@ -276,25 +276,21 @@ class ReadMemory:
 
 @dataclass
 class BankStorage:
-    """The banks behind a channel's ``mem`` port: whole tiles, ``latency`` cycles after the request.
+    """The banks behind a channel's ``mem`` ports: whole tiles, ``latency`` cycles after the request.
 
-    ``tiles``: (depth, units * lanes) uint16, in the order of the port's addresses. ``run`` is a monitor
+    ``tiles``: (depth, units * lanes) uint16, in the order of their addresses. ``run`` is a monitor
     for :func:`run_streams`.
     """
 
-    mem: Any
-    mem_data: Any
+    dut: Any
     tiles: np.ndarray
     latency: int
 
     async def run(self, ctx) -> None:
         """Answer every request; in all other cycles the data is noise."""
-        request = Value.cast(self.mem)
-        unit_bits = len(self.mem.units)
         under_way: list[int | None] = [None] * (self.latency - 1)
         noise = pack(np.full(self.tiles.shape[1], 0xA5A5))
-        async for _, _, value in ctx.tick().sample(request):
-            address = int(value) >> unit_bits if int(value) & ((1 << unit_bits) - 1) else None
-            under_way.append(address)
+        async for _, _, units, address in ctx.tick().sample(self.dut.mem_en, Value.cast(self.dut.mem_addr)):
+            under_way.append(int(address) if units else None)
             answer = under_way.pop(0)
-            ctx.set(self.mem_data, noise if answer is None else pack(self.tiles[answer]))
+            ctx.set(self.dut.mem_data, noise if answer is None else pack(self.tiles[answer]))

@@ -15,6 +15,7 @@ from golden.image import expert_image
 from rtl.expert.layouts import job_layout
 from rtl.gating.layouts import token_layout
 from rtl.pim import PimChannel, PimConfig
+from sim.dram_check import Commands, check_commands
 from sim.pim import ChannelCycles, ChannelShape
 from sim.streams import next_ready
 from spec.banks import BankGeometry
@@ -155,21 +156,20 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
 
     dut = PimChannel(config)
     reset = Signal()
-    storage = BankStorage(
-        dut.mem, dut.mem_data, tiles_of(config, experts, bases, rng), banks.pim.storage_cycles
-    )
+    storage = BankStorage(dut, tiles_of(config, experts, bases, rng), banks.pim.storage_cycles)
     since_reset = 0
-    commands: dict[str, list[tuple[int, int, int]]] = {"rows": [], "columns": []}
+    commands: dict[str, list[tuple[int, int, int, int]]] = {"rows": [], "columns": []}
 
     async def watch(ctx):
         nonlocal since_reset
         row, column = dut.o_row, dut.o_column
         async for _, _, in_reset, *seen in ctx.tick().sample(
-            reset, Value.cast(row.kind), row.side, Value.cast(column.kind), column.side
+            reset,
+            *(Value.cast(field) for bus in (row, column) for field in (bus.kind, bus.side, bus.unit)),
         ):
-            for name, kind, side in (("rows", *seen[:2]), ("columns", *seen[2:])):
+            for name, kind, side, unit in (("rows", *seen[:3]), ("columns", *seen[3:])):
                 if kind:
-                    commands[name].append((since_reset, int(kind), int(side)))
+                    commands[name].append((since_reset, int(kind), int(side), int(unit)))
             since_reset += 1
             if in_reset:
                 since_reset = 0
@@ -205,7 +205,11 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         settle=20,
         max_cycles=2000 + int(model.o[-1]),
     )
-    seen = {name: np.array(trace).reshape(-1, 3) - [spent, 0, 0] for name, trace in commands.items()}
+    seen = {name: np.array(trace).reshape(-1, 4) - [spent, 0, 0, 0] for name, trace in commands.items()}
+    violations = check_commands(
+        banks.pim, Commands(**seen), first_refresh=case.first_refresh - spent + sim.pim.ISSUE
+    )
+    assert not violations, f"{[str(violation) for violation in violations]}; {case}"
     return Run(
         expected=expected,
         got=traces["o"].payloads,
@@ -246,7 +250,7 @@ def check(case: Case, run: Run | None = None) -> Run:
     for name in ("i", "rows", "columns", "o"):
         seen, model = run.cycles[name], getattr(run.model, name)
         if name in ("rows", "columns"):
-            seen, model = seen[seen[:, 0] <= end], model[model[:, 0] <= end]
+            seen, model = seen[seen[:, 0] <= end, :3], model[model[:, 0] <= end]
         n = first_difference(seen.tolist(), model.tolist())
         if n is not None:
             pytest.fail(

@@ -41,8 +41,8 @@ class PimChannel(wiring.Component):
         Cycle of the first refresh, counted from the first cycle after reset, in which it is read.
     o_row, o_column : Out(row_layout(config)), Out(column_layout(config))
         The command buses; kind 0 is no command.
-    mem : Out(weights_layout(config))
-        What the storage has to read: with ``units`` bits set, in the cycle of the MAC command.
+    mem_en : Out(units), mem_addr : Out(weights_layout(config))
+        The units that read a burst, and which tile it belongs to, in the cycle of the MAC command.
     mem_data : In(units * cols * 16)
         The burst of each unit, ``storage_cycles`` later.
     o : Out(stream.Signature(contribution_layout(...)))
@@ -66,7 +66,8 @@ class PimChannel(wiring.Component):
                 "refresh_offset": In(REFRESH_BITS),
                 "o_row": Out(row_layout(config)),
                 "o_column": Out(column_layout(config)),
-                "mem": Out(weights_layout(config)),
+                "mem_en": Out(config.units),
+                "mem_addr": Out(weights_layout(config)),
                 "mem_data": In(config.units * cols * 16),
                 "o": Out(
                     stream.Signature(contribution_layout(config.num_slots, config.words, config.act_lanes))
@@ -157,23 +158,24 @@ class PimChannel(wiring.Component):
         """Put the commands on the buses, and the request to the storage beside the MAC."""
         config = self.config
         command = Signal(column_layout(config))
-        request = Signal(weights_layout(config))
+        units = Signal(config.units)
+        address = Signal(weights_layout(config))
         with m.If(columns.go_mac):
             m.d.comb += [
                 command.kind.eq(ColumnKind.MAC),
                 command.side.eq(macs.side),
                 command.unit.eq(macs.unit),
                 command.column.eq(macs.column),
-                request.units.eq(~0 if config.timing.mac_steps == 1 else 1 << macs.unit),
-                request.column.eq(macs.column),
-                request.side.eq(macs.side),
-                request.row.eq(rows.rows[macs.side]),
+                units.eq(~0 if config.timing.mac_steps == 1 else 1 << macs.unit),
+                address.column.eq(macs.column),
+                address.side.eq(macs.side),
+                address.row.eq(rows.rows[macs.side]),
             ]
         with m.Elif(columns.go_hidden | columns.go_input):
             m.d.comb += command.kind.eq(ColumnKind.WRITE)
         with m.Elif(columns.go_read):
             m.d.comb += command.kind.eq(ColumnKind.READ)
-        m.d.sync += [self.o_column.eq(command), self.mem.eq(request)]
+        m.d.sync += [self.o_column.eq(command), self.mem_en.eq(units), self.mem_addr.eq(address)]
         m.d.comb += self.o_row.eq(rows.o)
 
     def _load(self, m, jobs, tokens, loads, operands):

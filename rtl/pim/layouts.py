@@ -111,11 +111,10 @@ def column_layout(config: PimConfig):
 
 
 def weights_layout(config: PimConfig):
-    """Return a request to the weight storage: the units that read, the row's side, row and column."""
+    """Return a tile's address in the storage: the tile's number, as :mod:`spec.banks` counts."""
     return data.StructLayout(
         {
-            "units": unsigned(config.units),
-            # Fields of one choice have no bits here, so that the rest is the tile's number.
+            # Fields of one choice have no bits.
             "column": unsigned((config.banks.bursts_per_row - 1).bit_length()),
             "side": unsigned((config.banks.sides - 1).bit_length()),
             "row": unsigned(config.row_bits),
