@@ -174,6 +174,7 @@ def channel_cycles(
     *,
     first_refresh: int,
     ready: Cycles = ALWAYS,
+    tail: int = 0,
 ) -> ChannelCycles:
     """Return when a channel takes its entries, issues its commands and gives its results.
 
@@ -183,6 +184,7 @@ def channel_cycles(
     arrivals : (entries,) first cycle in which each entry is offered, ascending.
     first_refresh : cycle in which the first refresh falls due.
     ready : readiness of ``o`` (:func:`sim.streams.next_ready`).
+    tail : cycles after the last output for which commands are still told.
     """
     ends = np.flatnonzero(last)
     counts = np.diff(np.concatenate([[-1], ends])).astype(np.int64)
@@ -194,6 +196,7 @@ def channel_cycles(
         np.ascontiguousarray(arrivals, dtype=np.int64),
         first_refresh,
         ready,
+        tail,
     )
     return ChannelCycles(i, o, retired, rows, columns, int(fires))
 
@@ -225,6 +228,7 @@ def _run(
     arrivals: Cycles,
     first_refresh: int,
     ready: Cycles,
+    tail: int,
 ) -> tuple[Cycles, Cycles, Cycles, NDArray[np.int64], NDArray[np.int64], int]:
     jobs = len(kinds)
     num_out = np.int64(0)
@@ -313,7 +317,7 @@ def _run(
     out_count = np.int64(0)
     w_block = 0
 
-    while d_job < jobs:
+    while True:
         # Entries: one per cycle into a free bank.
         while completed < jobs and (completed < BANKS or retired[completed - BANKS] < never):
             free = retired[completed - BANKS] + 1 if completed >= BANKS else np.int64(0)
@@ -409,6 +413,8 @@ def _run(
             visit_at = max(v_from, visit_done[v_side] + 1)
 
         now = min(best_row, refresh_event, mac_at, hidden_write_at, read_at, load_at, visit_at)
+        if d_job == jobs and now + ISSUE > out_taken + tail:
+            break
         assert now < never
         if now == refresh_event:
             rows = _grown(rows, row_count + 1)

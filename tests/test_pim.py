@@ -35,6 +35,7 @@ DRAM = DramSpec(
     name="tiny", bank_groups=2, banks_per_group=2, rows=256, row_bytes=32, burst_bytes=8, clock_ps=1000,
     timing=TIMING,
 )  # fmt: skip
+SETTLE = 20
 PIM = PimDesign(dram=DRAM, channels=1, tokens_per_burst=2, act_lanes=2, storage_cycles=3)
 
 
@@ -194,6 +195,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         arrivals,
         first_refresh=case.first_refresh - spent,
         ready=next_ready(pattern),
+        tail=SETTLE,
     )
     traces = run_streams(
         ResetInserter(reset)(dut),
@@ -202,7 +204,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         statics={"refresh_offset": case.first_refresh},
         prologue=prologue,
         monitors=[storage.run, watch],
-        settle=20,
+        settle=SETTLE,
         max_cycles=2000 + int(model.o[-1]),
     )
     seen = {name: np.array(trace).reshape(-1, 4) - [spent, 0, 0, 0] for name, trace in commands.items()}
@@ -246,11 +248,11 @@ def check(case: Case, run: Run | None = None) -> Run:
             f" {run.expected[n]:#x}; {case}",
             pytrace=False,
         )
-    end = int(run.model.retired[-1])
+    end = int(run.model.o[-1]) + SETTLE
     for name in ("i", "rows", "columns", "o"):
         seen, model = run.cycles[name], getattr(run.model, name)
         if name in ("rows", "columns"):
-            seen, model = seen[seen[:, 0] <= end, :3], model[model[:, 0] <= end]
+            seen = seen[seen[:, 0] <= end, :3]
         n = first_difference(seen.tolist(), model.tolist())
         if n is not None:
             pytest.fail(

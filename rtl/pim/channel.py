@@ -62,7 +62,7 @@ class PimChannel(wiring.Component):
                 "i": In(stream.Signature(job_layout(config))),
                 "base_we": In(1),
                 "base_expert": In(bits_for(config.num_experts + 1)),
-                "base_row": In(config.base_bits),
+                "base_row": In(config.row_bits),
                 "refresh_offset": In(REFRESH_BITS),
                 "o_row": Out(row_layout(config)),
                 "o_column": Out(column_layout(config)),

@@ -332,6 +332,7 @@ class Readout(wiring.Component):
         part = Signal(range(max(2, parts)))
         tail_parts = config.words - (config.routed.out_blocks - 1) * parts
         last_part = Signal()
+        last = Signal()
         moves = Signal()
         beat = register.i.payload
         m.d.comb += [
@@ -342,7 +343,8 @@ class Readout(wiring.Component):
             beat.slot.eq(result.slot),
             beat.weight.eq(result.weight),
             beat.word.eq(result.block * parts + part),
-            beat.last.eq(result.last_block & last_part),
+            last.eq(result.last_block & last_part),
+            beat.last.eq(last),
         ]
         with m.If(moves):
             m.d.sync += part.eq(Mux(last_part, 0, part + 1))
@@ -351,7 +353,8 @@ class Readout(wiring.Component):
                 result.data.as_value().word_select(part, lanes * 16).word_select(lane, 16)
             )
             if lane >= config.d_model - (config.words - 1) * lanes:
-                # Beyond d_model: the tiles are zero there, but zero times infinity is NaN.
-                with m.If(beat.last):
+                # Beyond d_model: the tiles are zero there, but zero times infinity is NaN. (Not on
+                # beat.last: Verilator misses changes of a signal that drives other bits of itself.)
+                with m.If(last):
                     m.d.comb += beat.data[lane].eq(0)
         connect_stream(m, register.o, wiring.flipped(self.o))

@@ -102,7 +102,7 @@ class VisitWalk(wiring.Component):
                 "records": In(data.ArrayLayout(job_record_layout(config), 2)),
                 "base_we": In(1),
                 "base_expert": In(bits_for(config.num_experts + 1)),
-                "base_row": In(config.base_bits),
+                "base_row": In(config.row_bits),
                 "free": In(config.banks.sides),
                 "valid": Out(1),
                 "side": Out(config.side_bits),
@@ -115,7 +115,7 @@ class VisitWalk(wiring.Component):
         config = self.config
         sides_log2 = (config.banks.sides - 1).bit_length()
         m.submodules.walk = walk = GroupWalk(config)
-        m.submodules.bases = bases = Ram(width=config.base_bits, depth=config.num_experts + 1)
+        m.submodules.bases = bases = Ram(width=config.row_bits, depth=config.num_experts + 1)
         counts = [config.banks.visits(kind) for kind in config.kinds]
         visit = Signal(range(max(counts)))
         last_visit = Signal()

@@ -162,15 +162,11 @@ def contributions(config: ExpertConfig, load: Load, jobs, job_weights) -> list[i
     parts = config.routed.rows // lanes
     beats = []
     for (expert, slots), weights in zip(jobs, job_weights, strict=True):
-        # Lanes beyond d_model belong to rows of zeros, which make NaN of an infinity.
-        beyond = words * lanes - config.d_model
-        padded = {
-            name: np.pad(values, [(0, beyond), (0, 0)][: values.ndim])
-            for name, values in vars(load.weights[expert]).items()
-            if name.startswith("down") and values is not None
-        }
-        expert_weights = vars(load.weights[expert]) | padded
-        results = ffn_bf16(config.routed.ffn, load.tokens[slots], cols=config.routed.cols, **expert_weights)
+        results = ffn_bf16(
+            config.routed.ffn, load.tokens[slots], cols=config.routed.cols, **vars(load.weights[expert])
+        )
+        # Lanes beyond d_model are zero.
+        results = np.pad(results, [(0, 0), (0, words * lanes - config.d_model)])
         for block in range(config.routed.out_blocks):
             for row, slot in enumerate(slots):
                 beats += [
