@@ -171,7 +171,9 @@ def _arrivals(image: ImageGeometry, num_tokens: int) -> Cycles:
     return np.zeros(num_tokens * image.gate.input_beats, dtype=np.int64)
 
 
-def build_layer(model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT) -> Build:
+def build_layer(
+    model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT, *, trace: bool = False
+) -> Build:
     """Return the compiled bench of a layer's exported Verilog; builds are cached by content."""
     # The hardware does not depend on the names of presets or on how many layers there are.
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
@@ -179,6 +181,7 @@ def build_layer(model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT)
         "layer",
         layer_component(model, design),
         config=(anonymous, dataclasses.replace(design, name="design")),
+        trace=trace,
         root=root,
     )
 
@@ -278,10 +281,18 @@ def output_payloads(shape: LayerShape, golden: LayerBf16, batch_lengths: list[in
     return payloads.view(np.uint64)
 
 
-def run_rtl(rtl: Build, workload: Workload, design: DesignSpec, *, seed: int = 1, **job: Any) -> LayerRun:
+def run_rtl(
+    rtl: Build,
+    workload: Workload,
+    design: DesignSpec,
+    *,
+    seed: int = 1,
+    vcd: Waveform | None = None,
+    **job: Any,
+) -> LayerRun:
     """Run a workload through a layer's Verilog; ``job`` goes to :func:`layer_job`."""
     shape, golden, spec = layer_job(workload, design, **job)
-    result = rtl.run(spec, seed=seed)
+    result = rtl.run(spec, seed=seed, vcd=vcd)
     cycles, values = result.probes["probe"]
     return LayerRun(
         workload=workload,
@@ -347,11 +358,7 @@ def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
     for name, (block, port) in BLOCK_PORTS.items():
         if name in expected:
             seen = run.seen.streams[name.removesuffix(" (sink)")].taken
-            found.append(
-                PortCheck(
-                    block, port, Trace(seen, np.zeros((len(seen), 1), np.uint64)), cycles=expected[name]
-                )
-            )
+            found.append(PortCheck(block, port, Trace.of_cycles(seen), cycles=expected[name]))
     return found
 
 
@@ -394,15 +401,16 @@ def run_layer(
 ) -> Report:
     """Run a workload with weights on the ``rtl`` engine, or on ``both``, and compare.
 
-    With ``waves`` a VCD of the whole run is left in that folder. On a difference the report's
-    ``divergence`` names the first one and a waveform around it.
+    With ``waves`` a VCD of the run (:meth:`sim.rtlsim.Waveform.of_run`) is left in that folder. On a
+    difference the report's ``divergence`` names the first one and a waveform around it.
     """
     model = workload.model
     progress("exporting Verilog and building its simulation (cached by content)")
-    rtl = build_layer(model, design, root)
+    rtl = build_layer(model, design, root, trace=waves is not None)
     progress(f"running {len(workload.tokens)} tokens through the Verilog")
+    vcd = Waveform.of_run(waves / f"{model.name}.vcd") if waves else None
     started = time.perf_counter()
-    run = run_rtl(rtl, workload, design, seed=seed)
+    run = run_rtl(rtl, workload, design, seed=seed, vcd=vcd)
     times = layer_times(run.shape, _arrivals(run.shape.image, len(workload.tokens)))
     wall = time.perf_counter() - started
     ids = run.golden.routing.ids
@@ -428,11 +436,7 @@ def run_layer(
         report.divergence = "; ".join(problems)
     else:
         report.divergence = _cycles_apart(report)
-    if waves is not None:
-        progress("running again with waveforms")
-        path = waves / f"{model.name}.vcd"
-        rtl.traced().run(run.spec, seed=seed, vcd=Waveform(path))
-        report.waveform = str(path)
+    report.waveform = str(vcd.path) if vcd else None
     return report
 
 

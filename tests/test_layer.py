@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +14,19 @@ from sim.cli import main
 from sim.layer import layer_times
 from sim.routing import Routing, draw_ids
 from sim.workload import random_workload, vector_workload
-from spec.design import ArrayDesign, DesignSpec, Engine, GateDesign, MemoryDesign
-from spec.load import load_model
+from spec.load import load_design, load_model
 from spec.model import ModelSpec
 
 DATA = Path(__file__).parent / "data"
-TINY = DesignSpec(
-    name="tiny",
-    engine=Engine.FPGA,
-    gate=GateDesign(lanes=16, logits_per_cycle=2),
-    array=ArrayDesign(rows=4, cols=4, act_lanes=2),
-    memory=MemoryDesign(width_bits=64, latency_cycles=7, burst_beats=8, max_outstanding=4),
-    stream_lanes=4,
-    window_tokens=4,
-)
+TINY_FILE = Path(__file__).parent / "tiny.toml"
+TINY = load_design(str(TINY_FILE))
 
 
 @pytest.fixture(scope="module")
 def tiny_deepseek() -> tuple[accelerator.Build, ModelSpec]:
     model = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
-    return accelerator.build_layer(model, TINY), model
+    # One build for all: it writes waveforms where a test asks for one.
+    return accelerator.build_layer(model, TINY, trace=True), model
 
 
 def check(run: accelerator.LayerRun) -> None:
@@ -79,6 +73,30 @@ def test_a_wrong_model_is_named(
     found = accelerator.first_divergence(accelerator.checks(run))
     assert found is not None
     assert (found.block, found.port, found.transfer) == ("gating", "o", 0)
+
+
+@pytest.mark.slow
+def test_waveform_is_bounded_and_has_readable_names(
+    tiny_deepseek: tuple[accelerator.Build, ModelSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sim.rtlsim.WAVE_CYCLES", 300)
+    work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), 4)
+    report = accelerator.run_layer(work, TINY, engine="both", routing="vector", waves=tmp_path)
+    assert report.agreed
+    assert report.waveform == str(tmp_path / "deepseek_v3_s0.vcd")
+    header, _, changes = Path(report.waveform).read_text().partition("$enddefinitions $end")
+    assert "$timescale 1ns $end" in header
+    scopes = set(re.findall(r"\$scope module (\S+) \$end", header))
+    assert {"eb_layer", "gate", "dispatch", "expert", "combine", "registers"} <= scopes
+    names = re.findall(r"\$var wire +\d+ \S+ (\S+) ", header)
+    assert {"s_axis_tdata", "m_axi_araddr", "count_mac_active", "reg_rdata"} <= set(names)
+    # Plain words and rows of memories: no temporaries of the exporter, nothing escaped.
+    odd = [name for name in names if not re.fullmatch(r"[a-zA-Z]\w*(\[\d+\])?", name)]
+    assert not odd
+    times = [int(time) for time in re.findall(r"^#(\d+)$", changes, re.MULTILINE)]
+    assert report.cycles["rtl"] is not None
+    assert report.cycles["rtl"] > 300
+    assert times[-1] - times[0] == 10 * 300 - 5  # two steps a cycle
 
 
 def test_model_of_a_full_size_layer_counts_every_slot() -> None:

@@ -15,7 +15,8 @@ import pytest
 from amaranth.lib import data
 from numpy.typing import ArrayLike
 
-from sim.divergence import Bench, Field, PortCheck, first_divergence, with_waveform
+from sim.divergence import Bench, PortCheck, first_divergence, with_waveform
+from sim.payload import Field
 from sim.rtlsim import RunResult, RunSpec, Trace
 from sim.streams import ALWAYS, Cycles, next_ready
 from tests.block_bench import TRAFFIC, arrivals_of, pattern_of
@@ -163,12 +164,12 @@ def _seen(name: str, result: RunResult) -> Trace:
     if name in result.streams:
         return result.streams[name]
     if name in result.probes:
-        return Trace(result.probes[name][0], np.zeros((len(result.probes[name][0]), 1), dtype=np.uint64))
+        return Trace.of_cycles(result.probes[name][0])
     if name in result.memories:
         memory = result.memories[name]
         return Trace(memory.ar_cycles, memory.ar_addrs.reshape(-1, 1))
     (memory,) = result.memories.values()
-    return Trace(memory.r_cycles, np.zeros((len(memory.r_cycles), 1), dtype=np.uint64))
+    return Trace.of_cycles(memory.r_cycles)
 
 
 def _words(payloads: Sequence[int], words: int) -> np.ndarray:
