@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rtl.export import LINT_WAIVERS
 from sim import accelerator
 from sim.cli import main
 from sim.layer import layer_times
 from sim.routing import Routing, draw_ids
+from sim.toolchain import verilator_command
 from sim.workload import random_workload, vector_workload
 from spec.load import load_design, load_model
 from spec.model import ModelSpec
@@ -97,6 +101,28 @@ def test_waveform_is_bounded_and_has_readable_names(
     assert report.cycles["rtl"] is not None
     assert report.cycles["rtl"] > 300
     assert times[-1] - times[0] == 10 * 300 - 5  # two steps a cycle
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "switch_transformers"])
+def test_verilog_of_every_family_is_lint_clean(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, family: str
+) -> None:
+    arguments = ["verilog", "--model", str(DATA / f"{family}_s0.npz"), "--design", str(TINY_FILE)]
+    assert main([*arguments, "--out", str(tmp_path), "--json"]) == 0
+    files = [Path(file) for file in json.loads(capsys.readouterr().out)["files"]]
+    assert [file.name for file in files] == ["eb_tiny.v", "eb_ram.v", "tiny.f", "tiny.ports.json"]
+    waivers = [f"-Wno-{kind}" for kind in LINT_WAIVERS]
+    command, environment = verilator_command("--lint-only", "-Wall", *waivers, "--top-module", "eb_tiny")
+    done = subprocess.run(
+        [*command, "--default-language", "1364-2005", "-f", "tiny.f"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_model_of_a_full_size_layer_counts_every_slot() -> None:
