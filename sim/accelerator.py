@@ -301,14 +301,18 @@ def run_rtl(
         golden=golden,
         spec=spec,
         result=result,
-        seen=_seen_times(cycles, values),
+        seen=seen_times(cycles, values),
         assignments=_seen_assignments(cycles, values),
         counters=_counters(result.reads),
     )
 
 
-def _seen_times(cycles: Cycles, values: NDArray[np.uint64]) -> LayerTimes:
-    """Turn the probe's bits into times: a beat is offered from the first cycle of its waiting on."""
+def seen_times(cycles: Cycles, values: NDArray[np.uint64]) -> LayerTimes:
+    """Return the times of the streams that the layer's ``probe`` showed.
+
+    A beat is offered from the first cycle of its waiting on. Parameters as in
+    :attr:`sim.rtlsim.RunResult.probes`; addresses and beats of the prologue are not in it.
+    """
 
     def at(bit: int) -> Cycles:
         found: Cycles = cycles[(values >> np.uint64(bit)) & np.uint64(1) == 1]
@@ -340,7 +344,6 @@ def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
     golden = run.golden
     ids = golden.routing.ids.ravel().astype(np.uint64)
     weights = golden.routing.weights.ravel().astype(np.uint64)
-    expected = block_times(run.shape, run.seen) if cycles and _complete(run) else {}
     found = [
         PortCheck(
             "gating",
@@ -355,22 +358,36 @@ def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
             payloads=output_payloads(run.shape, golden, run.workload.batch_lengths),
         ),
     ]
+    return found + cycle_checks(run.shape, run.seen) if cycles else found
+
+
+def cycle_checks(shape: LayerShape, seen: LayerTimes) -> list[PortCheck]:
+    """Return the comparisons of each block with its model, given the arrivals seen at the block's ports.
+
+    None where beats are missing: a model cannot be asked about half a run.
+    """
+    if not complete(shape, seen):
+        return []
+    expected = block_times(shape, seen)
+    found = []
     for name, (block, port) in BLOCK_PORTS.items():
-        if name in expected:
-            seen = run.seen.streams[name.removesuffix(" (sink)")].taken
-            found.append(PortCheck(block, port, Trace.of_cycles(seen), cycles=expected[name]))
+        taken = seen.streams[name.removesuffix(" (sink)")].taken
+        found.append(PortCheck(block, port, Trace.of_cycles(taken), cycles=expected[name]))
     return found
 
 
-def _complete(run: LayerRun) -> bool:
-    """Whether every beat came, so that the block models can be asked."""
-    streams, seen = run.shape.streams, run.seen.streams
-    return (
-        run.result.timeout is None
-        and len(seen["assignments"].taken) == streams.ids.size
-        and len(seen["entries"].taken) == len(streams.entry_token)
-        and len(seen["contributions"].taken) == len(run.shape.contribution_tokens)
-    )
+def complete(shape: LayerShape, seen: LayerTimes) -> bool:
+    """Whether every beat of the streams came."""
+    streams, num_tokens = shape.streams, len(shape.streams.window)
+    counts = {
+        "tokens": num_tokens * shape.image.gate.input_beats,
+        "assignments": streams.ids.size,
+        "expects": num_tokens,
+        "entries": len(streams.entry_token),
+        "contributions": len(shape.contribution_tokens),
+        "output": num_tokens * shape.engine.words,
+    }
+    return all(len(seen.streams[name].taken) == count for name, count in counts.items())
 
 
 def mismatches(run: LayerRun) -> int:
@@ -481,7 +498,7 @@ def _report(
         if run is None:
             for name, count in active_cycles(shape, taken, waits, times.wait_tile).items():
                 blocks[name]["model"] = count
-    if run is not None and _complete(run):
+    if run is not None and complete(run.shape, run.seen):
         cycles["rtl"] = run.seen.cycles
         waits = {name: stream.waits for name, stream in run.seen.streams.items()}
         taken = {name: stream.taken for name, stream in run.seen.streams.items()}

@@ -133,6 +133,7 @@ class ReadMemory:
     extra : cycles added to the latency of burst ``n`` (repeated).
     gaps : cycles lost after beat ``n`` (repeated).
     ready : repeated pattern of cycles in which an address may be accepted.
+    responses : RRESP of beat ``n`` (repeated), counted from reset on: 0 OKAY, 2 SLVERR, 3 DECERR.
     """
 
     image: Path | NDArray[np.uint8]
@@ -141,6 +142,7 @@ class ReadMemory:
     extra: ArrayLike | None = None
     gaps: ArrayLike | None = None
     ready: ArrayLike | None = None
+    responses: ArrayLike | None = None
 
 
 @dataclass(frozen=True)
@@ -574,6 +576,9 @@ class _Job:
         ]
         prefix = self.axi[name]["prefix"]
         lists.append(self._ready(name, memory.ready))
+        lists.append(
+            "-" if memory.responses is None else self._array(np.asarray(memory.responses, dtype=np.uint8))
+        )
         outstanding = memory.max_outstanding
         self.lines.append(f"memory {name} {prefix} {image} {memory.latency} {outstanding} {' '.join(lists)}")
 

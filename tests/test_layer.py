@@ -16,10 +16,12 @@ from sim import accelerator
 from sim.cli import main
 from sim.layer import layer_times
 from sim.routing import Routing, draw_ids
+from sim.rtlsim import reg_read
 from sim.toolchain import verilator_command
 from sim.workload import random_workload, vector_workload
 from spec.load import load_design, load_model
 from spec.model import ModelSpec
+from spec.registers import REGISTERS, STATUS_LOADED, STATUS_READ_ERROR
 
 DATA = Path(__file__).parent / "data"
 TINY_FILE = Path(__file__).parent / "tiny.toml"
@@ -65,6 +67,23 @@ def test_random_tokens_under_stalls(tiny_deepseek: tuple[accelerator.Build, Mode
     ready = np.append(rng.random(4096) < 0.5, True)
     run = accelerator.run_rtl(rtl, work, TINY, seed=seed + 1, arrivals=arrivals, output_ready=ready)
     check(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("response", [0, 2, 3])
+def test_an_error_response_of_the_memory_is_told(
+    tiny_deepseek: tuple[accelerator.Build, ModelSpec], response: int
+) -> None:
+    rtl, _ = tiny_deepseek
+    whole = accelerator.run_rtl(rtl, vector_workload(str(DATA / "deepseek_v3_s0.npz"), 2), TINY)
+    responses = np.zeros(len(whole.result.memories["o_ar"].r_cycles), dtype=np.uint8)
+    responses[-1] = response
+    memory = dataclasses.replace(whole.spec.memories["o_ar"], responses=responses)
+    status = [reg_read(REGISTERS["STATUS"])]
+    result = rtl.run(dataclasses.replace(whole.spec, memories={"o_ar": memory}, epilogue=status))
+    result.check()
+    assert result.reads == [1 << STATUS_LOADED | bool(response) << STATUS_READ_ERROR]
+    assert result.streams["o"].integers() == whole.result.streams["o"].integers()
 
 
 @pytest.mark.slow
