@@ -161,13 +161,15 @@ def layer_image(
     """Return the weight image, ``image.num_bytes`` bytes.
 
     ``experts`` names the experts that are needed (``num_experts`` is the shared one), by default all;
-    the others' pages are zero.
+    the others' pages are zero, and the image ends behind the last one needed.
     """
     num_experts = model.gating.num_experts
-    memory = np.zeros(image.num_bytes // 2, dtype=np.uint16)
+    everyone = range(num_experts + (image.shared is not None))
+    wanted = everyone if experts is None else experts
+    end = image.expert_page(max(wanted) + 1) * PAGE_BYTES if max(wanted) < num_experts else image.num_bytes
+    memory = np.zeros(end // 2, dtype=np.uint16)
     router = router_image(image.gate, bf16_encode(weights.router), weights.logit_bias, weights.selection_bias)
     memory[: router.size] = router
-    wanted = range(num_experts + (image.shared is not None)) if experts is None else experts
     for expert in wanted:
         bits = expert_bits(weights, expert, num_experts)
         geometry = image.shared if expert == num_experts and image.shared else image.routed

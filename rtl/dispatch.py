@@ -101,7 +101,7 @@ class DispatchConfig:
     @property
     def expect(self) -> data.StructLayout:
         """Payload of ``o_expect``."""
-        return expect_layout(self.num_slots, self.top_k + int(self.shared))
+        return expect_layout(self.num_slots, self.top_k + self.shared)
 
     @property
     def entry(self) -> data.StructLayout:

@@ -171,7 +171,8 @@ class FpgaLayer(wiring.Component):
     ``last`` ends a batch (a sequence, for the capacity). Outputs leave in token order, ``act_lanes``
     elements a beat, ``last`` on the batch's last beat. Weights are read through AXI4 from the image
     that :func:`golden.layer_bf16.layer_image` describes. Before the first token: write IMAGE_PAGE, set
-    CONTROL.load, wait for STATUS.loaded.
+    CONTROL.load, wait for STATUS.loaded. What a read returns with an error response is used all the
+    same; STATUS.read_error tells of it until the next CONTROL.load.
     Reference: :func:`golden.layer_bf16.layer_bf16`; cycle model: :mod:`sim.layer`.
     Reset empties everything; the router has to be loaded again.
 
@@ -295,7 +296,8 @@ class FpgaLayer(wiring.Component):
         m.d.comb += [
             # ``freed`` comes a cycle after the last beat, which is when the token is gone.
             busy.eq(intake.first | ((inside != 0) & ~(combine.freed & (inside == 1)))),
-            registers.status[STATUS_LOADED].eq(gate.loaded & ~loader.active),
+            # From the cycle after the register was written, so that who asks next is not told of the past.
+            registers.status[STATUS_LOADED].eq(gate.loaded & ~loader.active & ~registers.load),
             registers.status[STATUS_BUSY].eq(busy),
             registers.status[STATUS_READ_ERROR].eq(read_error),
         ]

@@ -171,7 +171,9 @@ def _arrivals(image: ImageGeometry, num_tokens: int) -> Cycles:
     return np.zeros(num_tokens * image.gate.input_beats, dtype=np.int64)
 
 
-def build_layer(model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT) -> Build:
+def build_layer(
+    model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT, *, trace: bool = False
+) -> Build:
     """Return the compiled bench of a layer's exported Verilog; builds are cached by content."""
     # The hardware does not depend on the names of presets or on how many layers there are.
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
@@ -179,6 +181,7 @@ def build_layer(model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT)
         "layer",
         layer_component(model, design),
         config=(anonymous, dataclasses.replace(design, name="design")),
+        trace=trace,
         root=root,
     )
 
@@ -278,10 +281,18 @@ def output_payloads(shape: LayerShape, golden: LayerBf16, batch_lengths: list[in
     return payloads.view(np.uint64)
 
 
-def run_rtl(rtl: Build, workload: Workload, design: DesignSpec, *, seed: int = 1, **job: Any) -> LayerRun:
+def run_rtl(
+    rtl: Build,
+    workload: Workload,
+    design: DesignSpec,
+    *,
+    seed: int = 1,
+    vcd: Waveform | None = None,
+    **job: Any,
+) -> LayerRun:
     """Run a workload through a layer's Verilog; ``job`` goes to :func:`layer_job`."""
     shape, golden, spec = layer_job(workload, design, **job)
-    result = rtl.run(spec, seed=seed)
+    result = rtl.run(spec, seed=seed, vcd=vcd)
     cycles, values = result.probes["probe"]
     return LayerRun(
         workload=workload,
@@ -290,14 +301,18 @@ def run_rtl(rtl: Build, workload: Workload, design: DesignSpec, *, seed: int = 1
         golden=golden,
         spec=spec,
         result=result,
-        seen=_seen_times(cycles, values),
+        seen=seen_times(cycles, values),
         assignments=_seen_assignments(cycles, values),
         counters=_counters(result.reads),
     )
 
 
-def _seen_times(cycles: Cycles, values: NDArray[np.uint64]) -> LayerTimes:
-    """Turn the probe's bits into times: a beat is offered from the first cycle of its waiting on."""
+def seen_times(cycles: Cycles, values: NDArray[np.uint64]) -> LayerTimes:
+    """Return the times of the streams that the layer's ``probe`` showed.
+
+    A beat is offered from the first cycle of its waiting on. Parameters as in
+    :attr:`sim.rtlsim.RunResult.probes`; addresses and beats of the prologue are not in it.
+    """
 
     def at(bit: int) -> Cycles:
         found: Cycles = cycles[(values >> np.uint64(bit)) & np.uint64(1) == 1]
@@ -329,7 +344,6 @@ def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
     golden = run.golden
     ids = golden.routing.ids.ravel().astype(np.uint64)
     weights = golden.routing.weights.ravel().astype(np.uint64)
-    expected = block_times(run.shape, run.seen) if cycles and _complete(run) else {}
     found = [
         PortCheck(
             "gating",
@@ -344,26 +358,36 @@ def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
             payloads=output_payloads(run.shape, golden, run.workload.batch_lengths),
         ),
     ]
+    return found + cycle_checks(run.shape, run.seen) if cycles else found
+
+
+def cycle_checks(shape: LayerShape, seen: LayerTimes) -> list[PortCheck]:
+    """Return the comparisons of each block with its model, given the arrivals seen at the block's ports.
+
+    None where beats are missing: a model cannot be asked about half a run.
+    """
+    if not complete(shape, seen):
+        return []
+    expected = block_times(shape, seen)
+    found = []
     for name, (block, port) in BLOCK_PORTS.items():
-        if name in expected:
-            seen = run.seen.streams[name.removesuffix(" (sink)")].taken
-            found.append(
-                PortCheck(
-                    block, port, Trace(seen, np.zeros((len(seen), 1), np.uint64)), cycles=expected[name]
-                )
-            )
+        taken = seen.streams[name.removesuffix(" (sink)")].taken
+        found.append(PortCheck(block, port, Trace.of_cycles(taken), cycles=expected[name]))
     return found
 
 
-def _complete(run: LayerRun) -> bool:
-    """Whether every beat came, so that the block models can be asked."""
-    streams, seen = run.shape.streams, run.seen.streams
-    return (
-        run.result.timeout is None
-        and len(seen["assignments"].taken) == streams.ids.size
-        and len(seen["entries"].taken) == len(streams.entry_token)
-        and len(seen["contributions"].taken) == len(run.shape.contribution_tokens)
-    )
+def complete(shape: LayerShape, seen: LayerTimes) -> bool:
+    """Whether every beat of the streams came."""
+    streams, num_tokens = shape.streams, len(shape.streams.window)
+    counts = {
+        "tokens": num_tokens * shape.image.gate.input_beats,
+        "assignments": streams.ids.size,
+        "expects": num_tokens,
+        "entries": len(streams.entry_token),
+        "contributions": len(shape.contribution_tokens),
+        "output": num_tokens * shape.engine.words,
+    }
+    return all(len(seen.streams[name].taken) == count for name, count in counts.items())
 
 
 def mismatches(run: LayerRun) -> int:
@@ -394,15 +418,16 @@ def run_layer(
 ) -> Report:
     """Run a workload with weights on the ``rtl`` engine, or on ``both``, and compare.
 
-    With ``waves`` a VCD of the whole run is left in that folder. On a difference the report's
-    ``divergence`` names the first one and a waveform around it.
+    With ``waves`` a VCD of the run (:meth:`sim.rtlsim.Waveform.of_run`) is left in that folder. On a
+    difference the report's ``divergence`` names the first one and a waveform around it.
     """
     model = workload.model
     progress("exporting Verilog and building its simulation (cached by content)")
-    rtl = build_layer(model, design, root)
+    rtl = build_layer(model, design, root, trace=waves is not None)
     progress(f"running {len(workload.tokens)} tokens through the Verilog")
+    vcd = Waveform.of_run(waves / f"{model.name}.vcd") if waves else None
     started = time.perf_counter()
-    run = run_rtl(rtl, workload, design, seed=seed)
+    run = run_rtl(rtl, workload, design, seed=seed, vcd=vcd)
     times = layer_times(run.shape, _arrivals(run.shape.image, len(workload.tokens)))
     wall = time.perf_counter() - started
     ids = run.golden.routing.ids
@@ -428,11 +453,7 @@ def run_layer(
         report.divergence = "; ".join(problems)
     else:
         report.divergence = _cycles_apart(report)
-    if waves is not None:
-        progress("running again with waveforms")
-        path = waves / f"{model.name}.vcd"
-        rtl.traced().run(run.spec, seed=seed, vcd=Waveform(path))
-        report.waveform = str(path)
+    report.waveform = str(vcd.path) if vcd else None
     return report
 
 
@@ -477,7 +498,7 @@ def _report(
         if run is None:
             for name, count in active_cycles(shape, taken, waits, times.wait_tile).items():
                 blocks[name]["model"] = count
-    if run is not None and _complete(run):
+    if run is not None and complete(run.shape, run.seen):
         cycles["rtl"] = run.seen.cycles
         waits = {name: stream.waits for name, stream in run.seen.streams.items()}
         taken = {name: stream.taken for name, stream in run.seen.streams.items()}

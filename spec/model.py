@@ -34,7 +34,7 @@ class Normalise(StrEnum):
     """How the selected scores become weights.
 
     ``sum`` divides by the sum of the selected scores plus epsilon; for a softmax score this is the
-    softmax over the selected logits. ``none`` keeps the scores.
+    softmax over the selected logits. A sum of 0 gives weights of 0. ``none`` keeps the scores.
     """
 
     NONE = "none"

@@ -95,7 +95,7 @@ def reference_gate(
     factors = [scores[e] for e in chosen]
     if gating.normalise == "sum":
         total = sum(factors) + gating.epsilon
-        factors = [factor / total for factor in factors]
+        factors = [factor / total if total else 0.0 for factor in factors]
     return chosen, [factor * gating.scale for factor in factors]
 
 

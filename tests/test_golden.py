@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from golden.combine import combine, combine_matrix
 from golden.dispatch import dispatch
 from golden.expert import activate, ffn
+from golden.formats import bf16_decode
+from golden.functions import FIXED_MAX, FRACTION_BITS
 from golden.gating import group_mask, route, sigmoid, top_k
+from golden.gating_bf16 import select
 from golden.layer import layer
 from golden.vectors import read_vector
 from golden.weights import PER_EXPERT, random_tokens, random_weights, weight_shapes
@@ -161,6 +164,20 @@ def test_routing_keeps_its_promises(gating, seed, scale):
         sums = routing.weights.sum(axis=1) / gating.scale
         # epsilon is at most 1e-6, and the largest softmax score at least 1 / E.
         assert (np.abs(sums - 1) < 1e-6 * gating.num_experts + 1e-12).all()
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-20])
+def test_sigmoids_that_all_vanish_give_weights_of_zero(epsilon):
+    gating = GatingSpec(num_experts=3, top_k=2, score=Score.SIGMOID, epsilon=epsilon)
+    logits = np.array([[-1e4, -1e5, -1e4], [-1e4, 0.0, -1e4]])
+    routing = route(gating, np.eye(3), logits)
+    assert routing.ids.tolist() == [[0, 1], [1, 0]]
+    assert routing.weights[0].tolist() == [0.0, 0.0]
+    assert routing.weights[1].tolist() == pytest.approx([1.0, 0.0])
+    fixed = np.trunc(logits * (1 << FRACTION_BITS)).clip(-FIXED_MAX, FIXED_MAX).astype(np.int64)
+    in_bf16 = select(gating, fixed, None)
+    assert in_bf16.ids.tolist() == routing.ids.tolist()
+    assert bf16_decode(in_bf16.weights).tolist() == routing.weights.tolist()
 
 
 def test_sigmoid_neither_overflows_nor_warns():

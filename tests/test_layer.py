@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from amaranth.hdl import Fragment
 
-from rtl.layer import FpgaLayer
+from rtl.export import LINT_WAIVERS
 from sim import accelerator
 from sim.cli import main
 from sim.layer import layer_times
 from sim.routing import Routing, draw_ids
+from sim.rtlsim import reg_read
+from sim.toolchain import verilator_command
 from sim.workload import random_workload, vector_workload
-from spec.design import ArrayDesign, DesignSpec, Engine, GateDesign, MemoryDesign
 from spec.load import load_design, load_model
 from spec.model import ModelSpec
+from spec.registers import REGISTERS, STATUS_LOADED, STATUS_READ_ERROR
 
 DATA = Path(__file__).parent / "data"
-TINY = DesignSpec(
-    name="tiny",
-    engine=Engine.FPGA,
-    gate=GateDesign(lanes=16, logits_per_cycle=2),
-    array=ArrayDesign(rows=4, cols=4, act_lanes=2),
-    memory=MemoryDesign(width_bits=64, latency_cycles=7, burst_beats=8, max_outstanding=4),
-    stream_lanes=4,
-    window_tokens=4,
-)
+TINY_FILE = Path(__file__).parent / "tiny.toml"
+TINY = load_design(str(TINY_FILE))
 
 
 @pytest.fixture(scope="module")
 def tiny_deepseek() -> tuple[accelerator.Build, ModelSpec]:
     model = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
-    return accelerator.build_layer(model, TINY), model
+    # One build for all: it writes waveforms where a test asks for one.
+    return accelerator.build_layer(model, TINY, trace=True), model
 
 
 def check(run: accelerator.LayerRun) -> None:
@@ -72,6 +70,23 @@ def test_random_tokens_under_stalls(tiny_deepseek: tuple[accelerator.Build, Mode
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("response", [0, 2, 3])
+def test_an_error_response_of_the_memory_is_told(
+    tiny_deepseek: tuple[accelerator.Build, ModelSpec], response: int
+) -> None:
+    rtl, _ = tiny_deepseek
+    whole = accelerator.run_rtl(rtl, vector_workload(str(DATA / "deepseek_v3_s0.npz"), 2), TINY)
+    responses = np.zeros(len(whole.result.memories["o_ar"].r_cycles), dtype=np.uint8)
+    responses[-1] = response
+    memory = dataclasses.replace(whole.spec.memories["o_ar"], responses=responses)
+    status = [reg_read(REGISTERS["STATUS"])]
+    result = rtl.run(dataclasses.replace(whole.spec, memories={"o_ar": memory}, epilogue=status))
+    result.check()
+    assert result.reads == [1 << STATUS_LOADED | bool(response) << STATUS_READ_ERROR]
+    assert result.streams["o"].integers() == whole.result.streams["o"].integers()
+
+
+@pytest.mark.slow
 def test_a_wrong_model_is_named(
     tiny_deepseek: tuple[accelerator.Build, ModelSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +96,52 @@ def test_a_wrong_model_is_named(
     found = accelerator.first_divergence(accelerator.checks(run))
     assert found is not None
     assert (found.block, found.port, found.transfer) == ("gating", "o", 0)
+
+
+@pytest.mark.slow
+def test_waveform_is_bounded_and_has_readable_names(
+    tiny_deepseek: tuple[accelerator.Build, ModelSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sim.rtlsim.WAVE_CYCLES", 300)
+    work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), 4)
+    report = accelerator.run_layer(work, TINY, engine="both", routing="vector", waves=tmp_path)
+    assert report.agreed
+    assert report.waveform == str(tmp_path / "deepseek_v3_s0.vcd")
+    header, _, changes = Path(report.waveform).read_text().partition("$enddefinitions $end")
+    assert "$timescale 1ns $end" in header
+    scopes = set(re.findall(r"\$scope module (\S+) \$end", header))
+    assert {"eb_layer", "gate", "dispatch", "expert", "combine", "registers"} <= scopes
+    names = re.findall(r"\$var wire +\d+ \S+ (\S+) ", header)
+    assert {"s_axis_tdata", "m_axi_araddr", "count_mac_active", "reg_rdata"} <= set(names)
+    # Plain words and rows of memories: no temporaries of the exporter, nothing escaped.
+    odd = [name for name in names if not re.fullmatch(r"[a-zA-Z]\w*(\[\d+\])?", name)]
+    assert not odd
+    times = [int(time) for time in re.findall(r"^#(\d+)$", changes, re.MULTILINE)]
+    assert report.cycles["rtl"] is not None
+    assert report.cycles["rtl"] > 300
+    assert times[-1] - times[0] == 10 * 300 - 5  # two steps a cycle
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "switch_transformers"])
+def test_verilog_of_every_family_is_lint_clean(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, family: str
+) -> None:
+    arguments = ["verilog", "--model", str(DATA / f"{family}_s0.npz"), "--design", str(TINY_FILE)]
+    assert main([*arguments, "--out", str(tmp_path), "--json"]) == 0
+    files = [Path(file) for file in json.loads(capsys.readouterr().out)["files"]]
+    assert [file.name for file in files] == ["eb_tiny.v", "eb_ram.v", "tiny.f", "tiny.ports.json"]
+    waivers = [f"-Wno-{kind}" for kind in LINT_WAIVERS]
+    command, environment = verilator_command("--lint-only", "-Wall", *waivers, "--top-module", "eb_tiny")
+    done = subprocess.run(
+        [*command, "--default-language", "1364-2005", "-f", "tiny.f"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_model_of_a_full_size_layer_counts_every_slot() -> None:
@@ -110,26 +171,3 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    "name", ["mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "gpt-oss-20b", "switch-base-128"]
-)
-def test_every_preset_elaborates(name: str) -> None:
-    """Regression: with k = 1 the dispatcher's and the combiner's counts had different widths."""
-    Fragment.get(FpgaLayer(load_model(name).scaled(64), load_design("fpga")), None)
-
-
-@pytest.mark.parametrize("top_k", [1, 2, 3])
-@pytest.mark.parametrize("num_experts", [3, 8])
-@pytest.mark.parametrize("d_shared", [0, 5])
-def test_small_shapes_elaborate(num_experts: int, top_k: int, d_shared: int) -> None:
-    model = load_model("deepseek-v3")
-    gating = dataclasses.replace(
-        model.gating, num_experts=num_experts, top_k=top_k, num_groups=1, topk_groups=1
-    )
-    ffn = dataclasses.replace(model.ffn, d_expert=9)
-    Fragment.get(
-        FpgaLayer(dataclasses.replace(model, d_model=7, d_shared=d_shared, gating=gating, ffn=ffn), TINY),
-        None,
-    )

@@ -238,9 +238,10 @@ class AxiReadMemory:
         # An array is copied, since bytes are what a beat is read from.
         self.image = image.tobytes() if isinstance(image, np.ndarray) else image.read_bytes()
         self.latency, self.max_outstanding = memory.latency, memory.max_outstanding
-        self.extra = _delays(memory.extra)
-        self.gaps = _delays(memory.gaps)
+        self.extra = _repeated(memory.extra)
+        self.gaps = _repeated(memory.gaps)
         self.pattern = _pattern(name, memory.ready)
+        self.responses = _repeated(memory.responses)
         self.rules = StreamRules(name, violations)
         self.ar_cycles: list[int] = []
         self.ar_addrs: list[int] = []
@@ -275,6 +276,7 @@ class AxiReadMemory:
             self.rules.violations.add(self.name, "read beyond the memory image")
         self.wires.set(self._port("rdata"), int.from_bytes(beat, "little"))
         self.wires.set(self._port("rlast"), int(burst.done + 1 == burst.beats))
+        self.wires.set(self._port("rresp"), self.responses[len(self.r_cycles) % len(self.responses)])
 
     def sample(self, now: int) -> None:
         """See a beat taken and an address accepted."""
@@ -502,8 +504,8 @@ def _pattern(name: str, ready: Any) -> list[bool]:
     return pattern
 
 
-def _delays(delays: Any) -> list[int]:
-    return [0] if delays is None or not np.size(delays) else [int(value) for value in np.asarray(delays)]
+def _repeated(values: Any) -> list[int]:
+    return [0] if values is None or not np.size(values) else [int(value) for value in np.asarray(values)]
 
 
 def _trace(cycles: Sequence[int], payloads: Sequence[int], bits: int) -> Trace:
