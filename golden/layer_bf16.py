@@ -15,6 +15,7 @@ from golden.formats import Bits16, bf16_encode
 from golden.gating_bf16 import RoutingBf16, route_bf16
 from golden.image import expert_image, router_image
 from golden.weights import LayerWeights
+from spec.design import Policy
 from spec.geometry import PAGE_BYTES, ImageGeometry
 from spec.model import ModelSpec
 
@@ -90,6 +91,7 @@ def layer_bf16(
     *,
     window_tokens: int,
     batch_lengths: Sequence[int] | None = None,
+    policy: Policy = Policy.QUEUE_ORDER,
 ) -> LayerBf16:
     """Compute a layer as the accelerator does.
 
@@ -99,6 +101,7 @@ def layer_bf16(
     tokens : (tokens, d_model) bf16 patterns.
     window_tokens : tokens dispatched together, as in the design.
     batch_lengths : tokens of each sequence, default one; an expert's capacity counts per sequence.
+    policy : order of service, as in the design; a token's contributions are added in that order.
     """
     routing = route_bf16(
         model.gating,
@@ -116,7 +119,9 @@ def layer_bf16(
         window_tokens=window_tokens,
         batch_lengths=None if batch_lengths is None else np.asarray(batch_lengths),
         capacity=model.expert_capacity,
+        capacity_rule=model.capacity_rule,
         shared=image.shared is not None,
+        policy=policy,
     )
     jobs = streams.jobs()
     results = _expert_results(model, image, weights, tokens, jobs)

@@ -20,7 +20,7 @@ from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_lay
 from rtl.gating import Gate, token_layout
 from rtl.registers import RegisterFile
 from rtl.stream import connect_stream
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Policy
 from spec.geometry import ImageGeometry, ceil_div
 from spec.model import ModelSpec
 from spec.registers import (
@@ -202,6 +202,8 @@ class FpgaLayer(wiring.Component):
                 window_tokens=design.window_tokens,
                 shared=shared,
                 capacity_bits=CAPACITY_BITS,
+                capacity_rule=model.capacity_rule,
+                longest_queue=design.policy is Policy.LONGEST_QUEUE,
             )
         )
         self.expert = ExpertEngine(expert_config(model, design))

@@ -45,6 +45,7 @@ from spec.registers import (
     CONTROL_LOAD,
     COUNTERS,
     EXPERT_BITS,
+    POLICIES,
     PROBE,
     PROBE_EXPERT,
     PROBE_WAIT_TILE,
@@ -163,7 +164,9 @@ def _streams(
         window_tokens=design.window_tokens,
         batch_lengths=batch_lengths,
         capacity=model.expert_capacity,
+        capacity_rule=model.capacity_rule,
         shared=image.shared is not None,
+        policy=design.policy,
     )
 
 
@@ -219,6 +222,7 @@ def layer_job(
         workload.tokens,
         window_tokens=design.window_tokens,
         batch_lengths=workload.batch_lengths,
+        policy=design.policy,
     )
     shape = LayerShape(image, design, golden.streams)
     num_tokens = len(workload.tokens)
@@ -237,6 +241,7 @@ def layer_job(
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
             reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             reg_write(control, 1 << CONTROL_LOAD),
             reg_wait(REGISTERS["STATUS"], 1 << STATUS_LOADED, 1 << STATUS_LOADED, 1 << 30),
             reg_write(control, 1 << CONTROL_CLEAR),

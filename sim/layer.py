@@ -16,7 +16,7 @@ import numpy as np
 
 from golden.dispatch_streams import DispatchStreams
 from sim.combine import combine_cycles
-from sim.dispatch import dispatch_cycles
+from sim.dispatch import DispatchCycles, dispatch_cycles
 from sim.expert import EngineShape, ExpertCycles, expert_cycles
 from sim.gating import gate_cycles
 from sim.streams import ALWAYS, Cycles, next_ready
@@ -150,7 +150,7 @@ def layer_times(shape: LayerShape, arrivals: Cycles, output_ready: Cycles = ALWA
         admitted = arrivals.copy()
         first = reused * beats
         admitted[first] = np.maximum(admitted[first], combine.freed[reused - num_slots] + 1)
-        window_room = _window_room(shape, dispatch.i, dispatch.units[0])
+        window_room = _window_room(shape, dispatch)
         entry_room = _entry_room(shape, expert)
     else:
         raise AssertionError("the layer's times did not settle")
@@ -202,16 +202,12 @@ def _room(closed: Cycles, opened: Cycles) -> Cycles:
     return next_ready(pattern)
 
 
-def _window_room(shape: LayerShape, assignments: Cycles, entries: Cycles) -> Cycles:
-    """Readiness of the dispatcher: after window w closed, window w + 1 waits until w - 1 is served."""
+def _window_room(shape: LayerShape, dispatch: DispatchCycles) -> Cycles:
+    """Readiness of the dispatcher: from a window's last beat on it waits until the next one is opened."""
     streams = shape.streams
     windows = np.arange(streams.num_windows)
     ends = np.searchsorted(streams.window, windows, side="right") * streams.top_k - 1
-    entry_ends = np.searchsorted(streams.entry_window, windows, side="right") - 1
-    # A window without entries is served as soon as it is looked at; the model of the dispatcher knows.
-    served = np.where(entry_ends >= 0, entries[np.maximum(entry_ends, 0)] if entries.size else -1, -1)
-    closed = assignments[ends]
-    return _room(closed[1:-1] + 1, served[:-2] + 1)
+    return _room(dispatch.i[ends][:-1] + 1, dispatch.opened[1:])
 
 
 def _entry_room(shape: LayerShape, expert: ExpertCycles) -> Cycles:

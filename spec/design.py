@@ -17,9 +17,14 @@ class Engine(StrEnum):
 
 
 class Policy(StrEnum):
-    """Order in which the dispatcher serves its queues."""
+    """Order in which the dispatcher serves its queues; the shared expert's comes first in any case.
+
+    ``queue_order``: ascending expert index. ``longest_queue``: most entries in the window first, the lowest
+    index where there are as many.
+    """
 
     QUEUE_ORDER = "queue_order"
+    LONGEST_QUEUE = "longest_queue"
 
 
 def _require_power_of_two(name: str, value: int, low: int, high: int) -> None:

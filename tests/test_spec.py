@@ -68,7 +68,7 @@ BAD_MODELS = {
     "unknown key": (
         MIXTRAL.replace("d_model", "width"),
         (
-            "width: unknown key; known are d_model, d_shared,"
+            "width: unknown key; known are capacity_rule, d_model, d_shared,"
             " expert_capacity, ffn, gating, name, num_dense_layers, num_moe_layers"
         ),
     ),
@@ -93,6 +93,10 @@ BAD_MODELS = {
     "unknown score": (
         MIXTRAL.replace('"softmax"', '"hardmax"'),
         "gating.score: must be one of softmax, sigmoid, not 'hardmax'",
+    ),
+    "unknown capacity rule": (
+        MIXTRAL.replace("d_model = 4096", "d_model = 4096\ncapacity_rule = 'nllb'"),
+        "capacity_rule: must be one of switch, gshard, batch_priority, not 'nllb'",
     ),
     "zero size": (MIXTRAL.replace("d_model = 4096", "d_model = 0"), "d_model: must be in 1..65536, not 0"),
     "k above E": (

@@ -104,7 +104,7 @@ def command(
             report = accelerator.run_model(model, design, ids, routing)
         else:
             progress("drawing weights and tokens")
-            work = workload.random_workload(model, count, distribution, seed)
+            work = workload.random_workload(model, count, distribution, seed, design.window_tokens)
             report = accelerator.run_layer(
                 work,
                 design,
