@@ -290,6 +290,18 @@ def test_waiting_unit_holds_up_no_other():
     assert model.entries[waiting].min() > 1000
 
 
+def test_latency_of_a_retirement():
+    """A job that only waits for its unit comes five cycles after the unit has told."""
+    case = small([[0], [0], [1], [1]], unit_jobs=1, replicas="one", seed=4)
+    run = run_case(case)
+    check(case, run)
+    units = run.model.job_unit
+    assert units[0] == units[1], "the corner was not reached"
+    cycles = run.traces[f"o_{units[0]}"].cycles
+    done = run.retiring.finished(int(units[0]), [int(cycles[1])])[0]
+    assert cycles[2] == done + 5
+
+
 def test_replica_with_the_fewest_entries():
     """Jobs of 4, 1, 2, 1, 3 entries: to the lowest of equals, else to where less is to be done."""
     ids = [[0, 2, 4], [0, 3, 4], [0, 2, 4], [0, 1, 5]]

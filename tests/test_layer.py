@@ -19,8 +19,9 @@ from sim.routing import Routing, draw_ids
 from sim.rtlsim import reg_read
 from sim.toolchain import verilator_command
 from sim.workload import random_workload, vector_workload
+from spec.design import Policy
 from spec.load import load_design, load_model
-from spec.model import ModelSpec
+from spec.model import CapacityRule, FfnSpec, GatingSpec, ModelSpec
 from spec.registers import REGISTERS, STATUS_LOADED, STATUS_READ_ERROR
 
 DATA = Path(__file__).parent / "data"
@@ -142,6 +143,38 @@ def test_verilog_of_every_family_is_lint_clean(
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+RULES = ModelSpec(
+    name="rules",
+    d_model=12,
+    gating=GatingSpec(num_experts=6, top_k=2),
+    ffn=FfnSpec(d_expert=9),
+    expert_capacity=4,
+    capacity_rule=CapacityRule.BATCH_PRIORITY,
+)
+LONGEST = dataclasses.replace(TINY, policy=Policy.LONGEST_QUEUE)
+
+
+@pytest.fixture(scope="module")
+def tiny_rules() -> accelerator.Build:
+    return accelerator.build_layer(RULES, LONGEST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_rule_of_capacity_and_policy(tiny_rules: accelerator.Build, seed: int) -> None:
+    work = random_workload(RULES, 22, Routing("zipf", exponent=1.0), seed, LONGEST.window_tokens)
+    ready = None if seed == 0 else np.append(np.random.default_rng(seed).random(4096) < 0.5, True)
+    run = accelerator.run_rtl(tiny_rules, work, LONGEST, seed=seed + 1, output_ready=ready)
+    check(run)
+    streams = run.golden.streams
+    assert run.counters["dropped"] == streams.dropped > 0
+    in_queue_order = np.lexsort((streams.entry_expert, streams.entry_window))
+    assert (in_queue_order != np.arange(in_queue_order.size)).any(), "the policy changed nothing"
+    if ready is None:
+        arrivals = np.zeros(len(work.tokens) * run.shape.image.gate.input_beats, dtype=np.int64)
+        assert layer_times(run.shape, arrivals).cycles == run.seen.cycles
 
 
 def test_model_of_a_full_size_layer_counts_every_slot() -> None:

@@ -165,9 +165,9 @@ class Decide(wiring.Component):
 
         # The window that is decided and given on: ``turn`` counts tokens in the order of the phase.
         bank = Signal()
-        turns = Signal.like(last_token, reset_less=True)
+        turns = Signal.like(last_token)
         final = Signal(reset_less=True)
-        turn = Signal.like(last_token)
+        turn = Signal(range(config.window_tokens))
         j = Signal(range(config.top_k))
         last_j = Signal()
         last_turn = Signal()
