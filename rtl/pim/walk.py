@@ -248,7 +248,7 @@ class MacWalk(wiring.Component):
         needed = Signal(range((1 << len(tile)) * config.routed.cols + 1))
         hidden_needed = Signal(range(max(kind.hidden_blocks for kind in kinds) + 1))
         inputs_ready = Signal()
-        last_word = Signal(range(config.token_words))
+        word = Signal(range(config.token_words))
         undrained = Signal(range(3))
         hidden_count = of_kind(config, record, "hidden_blocks")
         m.d.comb += [
@@ -256,7 +256,7 @@ class MacWalk(wiring.Component):
             needed.eq(((tile + 1) * config.routed.cols + config.units - 1) >> rows_log2),
             hidden_needed.eq(Mux(needed < hidden_count, needed, hidden_count)),
             # A tile beyond the last word holds the bias alone.
-            last_word.eq(Mux(tile < config.token_words, tile, config.token_words - 1)),
+            word.eq(Mux(tile < config.token_words, tile, config.token_words - 1)),
             inputs_ready.eq(
                 Mux(
                     out,
