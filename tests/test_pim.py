@@ -419,10 +419,11 @@ def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     cases = [
         Case(config_of(pim, d_model=9, d_hidden=7), jobs, first_refresh=60),
         Case(config_of(slow_reads, d_model=8, d_hidden=4), jobs),
+        # MACs catch up with the inputs of four tokens.
+        Case(config_of(replace(pim, tokens_per_burst=4), d_model=96, d_hidden=2), ((0, 4),)),
     ]
     with pytest.raises(DIVERGED):
-        for case in cases:
-            check(case)
+        [check(case) for case in cases]
 
 
 def test_reset_in_the_middle_leaves_nothing_behind() -> None:

@@ -261,9 +261,7 @@ class MacWalk(wiring.Component):
                 Mux(
                     out,
                     self.hidden_blocks >= hidden_needed,
-                    # A tile beyond the last word holds the bias alone.
-                    self.all_loaded
-                    | (self.loaded > Mux(tile < config.token_words, tile, config.token_words - 1)),
+                    self.all_loaded | (self.loaded > word),
                 )
             ),
             self.want.eq(walk.valid & inputs_ready & ~(first_step & (tile == 0) & ~up & (undrained == 2))),
