@@ -70,11 +70,12 @@ def float_link(measurement: Measurement) -> Link:
         how=HOW_FLOAT,
         claims=[
             Claim(
-                text=f"recorded layers of {families} families that do not pass",
+                text=f"layers recorded from Hugging Face, {families} families: float golden fails",
                 measured=f"{failed} of {len(cases)}",
                 bound="0",
                 command=command,
                 ok=failed == 0,
+                headline=True,
             ),
             Claim(
                 text="largest error of a combine weight",
@@ -85,11 +86,12 @@ def float_link(measurement: Measurement) -> Link:
                 ok=failed == 0,
             ),
             Claim(
-                text="largest error of an output over std",
+                text="their outputs: largest error over std",
                 measured=_error(output),
                 bound=f"{OUTPUT_TOLERANCE:.0e}",
                 command=command,
                 ok=output <= OUTPUT_TOLERANCE,
+                headline=True,
             ),
         ],
         tables=[
@@ -188,18 +190,20 @@ def formats_link(measurement: Measurement) -> Link:
         how=HOW_FORMATS,
         claims=[
             Claim(
-                text="tokens that select other experts",
+                text="tokens that select other experts in bf16 than in float",
                 measured=f"{others} of {tokens}",
                 bound="0",
                 command=command,
                 ok=others == 0,
+                headline=True,
             ),
             Claim(
-                text="largest error of an output over its derived bound",
+                text="bf16 against float: largest error of an output over its derived bound",
                 measured=f"{over_bound:.3f}",
                 bound="1",
                 command=command,
                 ok=over_bound <= 1,
+                headline=True,
             ),
             Claim(
                 text="largest error of an output over std",
@@ -245,11 +249,12 @@ def rtl_link(measurement: Measurement) -> Link:
         how=HOW_RTL,
         claims=[
             Claim(
-                text=f"bits that differ, {len(runs)} runs",
+                text=f"Verilog against bf16 golden, {len(runs)} runs: bits that differ",
                 measured=f"{differing:,} of {bits:,}",
                 bound="0",
                 command="make claims",
                 ok=differing == 0,
+                headline=True,
             )
         ],
         tables=[
@@ -290,11 +295,12 @@ def blocks_link(measurement: Measurement) -> Link:
         how=HOW_BLOCKS,
         claims=[
             Claim(
-                text="runs with a handshake in another cycle than the model's",
+                text="runs with a handshake in another cycle than its block's model says",
                 measured=f"{len(diverged)} of {len(runs)}",
                 bound="0",
                 command="make claims",
                 ok=not diverged,
+                headline=True,
             ),
             Claim(
                 text="largest difference of a block's cycles",
@@ -330,11 +336,12 @@ def layer_link(measurement: Measurement) -> Link:
         how=HOW_LAYER,
         claims=[
             Claim(
-                text="largest difference of a layer's cycles",
+                text="largest difference of a layer's cycles, Verilog against model",
                 measured=f"{largest:.2%}",
                 bound=f"{LAYER_BOUND:.0%}",
                 command="make claims",
                 ok=largest <= LAYER_BOUND,
+                headline=True,
             )
         ],
         tables=[
@@ -380,6 +387,7 @@ def throughput_link(measurement: Measurement) -> Link:
                 bound=f"at least {MAC_BOUND:.0%}",
                 command=covering.command,
                 ok=mac >= MAC_BOUND,
+                headline=True,
             ),
             Claim(
                 text="weight port used by an expert with one token,"
@@ -388,6 +396,7 @@ def throughput_link(measurement: Measurement) -> Link:
                 bound=f"at least {PORT_BOUND:.0%}",
                 command=single.command,
                 ok=port >= PORT_BOUND,
+                headline=True,
             ),
             Claim(
                 text=f"cycles per token of the gate above need, {len(PRESETS)} presets in full size",

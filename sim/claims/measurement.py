@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sim.accelerator import Progress, Report, run_layer
 from sim.alone import run_experts
-from sim.routing import Routing
+from sim.routing import parse_routing
 from sim.workload import DEFAULT_TOKENS, Workload, random_workload, scaled_model, vector_workload
 from spec.design import DesignSpec
 from spec.errors import require
@@ -18,6 +18,12 @@ from spec.registers import EXPERT_BITS
 
 PRESETS = ("mixtral-8x7b", "deepseek-v3", "qwen3-30b-a3b", "gpt-oss-20b", "switch-base-128")
 SCALE = 64
+RANDOM = (
+    *((name, DEFAULT_TOKENS, "uniform") for name in PRESETS),
+    ("mixtral-8x7b", 256, "zipf:1"),
+    ("deepseek-v3", 80, "uniform"),
+)
+"""Presets, tokens, routing; the last ones fill several windows, so that blocks hold each other up."""
 ALONE_MODEL, ALONE_SCALE = "mixtral-8x7b", 16
 """An expert alone, with 16 x 56 tiles of 16 x 16."""
 
@@ -70,16 +76,18 @@ class Measurement:
 
     @cached_property
     def workloads(self) -> list[tuple[str, str, Workload]]:
-        """Name, command and workload: every vector, then every preset at scale 64."""
+        """Name, command and workload: every vector, then presets at scale 64."""
         paths = sorted(self.vectors.glob("*.npz"))
         require(bool(paths), "holds no .npz file", key=str(self.vectors))
         found = [
             (path.stem, f"expertbank sim --model {path}", vector_workload(str(path), None)) for path in paths
         ]
-        for name in PRESETS:
+        for model, tokens, routing in RANDOM:
+            name = f"{model} / {SCALE}, {tokens} tokens"
             self.progress(f"drawing weights and tokens of {name}")
-            work = random_workload(scaled_model(name, SCALE), DEFAULT_TOKENS, Routing("uniform"), 0)
-            found.append((f"{name} / {SCALE}", f"expertbank sim --model {name}", work))
+            work = random_workload(scaled_model(model, SCALE), tokens, parse_routing(routing), 0)
+            options = "" if routing == "uniform" else f" --routing {routing}"
+            found.append((name, f"expertbank sim --model {model} --tokens {tokens}{options}", work))
         return found
 
     @cached_property

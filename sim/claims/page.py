@@ -22,13 +22,17 @@ SUMMARY = ("link", "claim", "measured", "bound", "holds", "reproduce with")
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One statement: what, how much, within which bound, and the command that measures it again."""
+    """One statement: what, how much, within which bound, and the command that measures it again.
+
+    ``headline``: README shows it.
+    """
 
     text: str
     measured: str
     bound: str
     command: str
     ok: bool
+    headline: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,13 @@ def page(links: Sequence[Link]) -> str:
     sections = [section(link) for link in links]
     rows = [row for link in links for row in summary_rows(link)]
     return HEADER + "\n".join([*markdown_head(SUMMARY), *rows, "", *sections])
+
+
+def headlines(links: Sequence[Link]) -> list[str]:
+    """Return the table of README, in lines."""
+    claims = [claim for link in links for claim in link.claims if claim.headline]
+    rows = [(claim.text, claim.measured + ("" if claim.ok else " (**NO**)"), claim.bound) for claim in claims]
+    return ["", *markdown_head(("claim", "measured", "bound")), *map(markdown_row, rows), ""]
 
 
 def section(link: Link) -> str:
