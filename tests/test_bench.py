@@ -33,7 +33,7 @@ def tiny() -> Bench:
 @pytest.mark.slow
 def test_figures_of_a_layer(tiny: Bench) -> None:
     (native,) = bench.native_figures(tiny)
-    assert native.value > 1000
+    assert native.value > 100
     assert native.met is (native.value >= bench.NATIVE_GOAL)
     assert f"{tiny.run.seen.cycles:,} cycles with 16 MACs in the array, 16 in the gate" in native.how
     (cached,) = bench.build_figures(tiny, DEFAULT_ROOT, cold=False)
@@ -103,7 +103,7 @@ def test_page_shows_what_was_missed() -> None:
 
 def test_machine_is_named() -> None:
     where = bench.machine()
-    assert set(where) == {"processor", "system", "tools", "commit", "day"}
+    assert set(where) == {"processor", "load before", "system", "tools", "commit", "day"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", where["day"])
     assert re.fullmatch(r"unknown|[0-9a-f]{10}( and changes to it)?", where["commit"])
     assert where["tools"].startswith("Verilator ")

@@ -29,11 +29,11 @@ def command(model_name: str, tokens: int, cold_build: bool, as_json: bool) -> in
     def progress(text: str) -> None:
         click.echo(f"[bench] {text}", err=True)
 
+    where = bench.machine()
     design = load_design("fpga")
     _, figures = bench.measure(
         model_name, SCALE, tokens, design, DEFAULT_ROOT, cold=cold_build, progress=progress
     )
-    where = bench.machine()
     if as_json:
         print_json(bench.as_json(figures, where))
     else:
