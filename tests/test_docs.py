@@ -92,6 +92,7 @@ def test_registers_and_counters_of_the_layer():
             "loaded": registers.STATUS_LOADED,
             "busy": registers.STATUS_BUSY,
             "read_error": registers.STATUS_READ_ERROR,
+            "refreshing": registers.STATUS_REFRESHING,
         },
     }
     for name, expected in bits.items():
