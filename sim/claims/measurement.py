@@ -114,7 +114,7 @@ class Measurement:
     @property
     def covering_tokens(self) -> int:
         """Tokens that keep the array busy for as long as the next tile takes to come."""
-        array = self.design.array
+        array = self.design.tile
         return ceil_div(array.rows * array.cols, self.design.memory.beat_elements)
 
     def expert_alone(self, tokens: int, engine: str) -> Run:
