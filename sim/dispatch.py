@@ -27,7 +27,7 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from golden.dispatch_streams import DispatchStreams
-from sim.streams import ALWAYS, Cycles, taken
+from sim.streams import ALWAYS, NEVER, Spans, taken
 from spec.errors import require
 
 IntArray = NDArray[np.int64]
@@ -54,6 +54,10 @@ EXPECT_LATENCY = WRITE_CYCLES + REGISTER_CYCLES
 LATENCY = WRITE_CYCLES + CLOSE_CYCLES + PICK_CYCLES + HEAD_CYCLES + ENTRY_CYCLES + REGISTER_CYCLES
 """From the beat that closes a window to its first entry."""
 
+WRITE, PICKED, HEAD, FIRST, LEAVE = range(5)
+WALKER_TIMES = 5
+"""What the walker remembers: the last write; the last queue's choice and reads; the last entry read."""
+
 
 @dataclass(frozen=True)
 class DispatchCycles:
@@ -77,8 +81,8 @@ def dispatch_cycles(
     streams: DispatchStreams,
     arrivals: ArrayLike,
     *,
-    expect_ready: Cycles = ALWAYS,
-    unit_ready: list[Cycles] | None = None,
+    expect_ready: Spans = ALWAYS,
+    unit_ready: list[Spans] | None = None,
 ) -> DispatchCycles:
     """Return the handshake cycles of every stream of the dispatcher.
 
@@ -87,7 +91,7 @@ def dispatch_cycles(
     streams : the beats, from :func:`golden.dispatch_streams.dispatch_streams`.
     arrivals : (tokens * top_k,) cycle from which each beat of ``i`` is offered.
     expect_ready, unit_ready : readiness of ``o_expect`` and of each unit's output, from
-        :func:`sim.streams.next_ready`.
+        :func:`sim.streams.readiness`.
     """
     num_tokens = streams.window.size
     num_units = streams.num_units
@@ -103,84 +107,163 @@ def dispatch_cycles(
         f"must have a pattern for each of {num_units} units, not {len(of_units)}",
         key="unit_ready",
     )
-    readies = [expect_ready, *of_units]
-    windows = np.arange(streams.num_windows + 1)
-    i, o_expect, entries = _transfers(
-        beats,
-        streams.top_k,
-        np.searchsorted(streams.window, windows),
-        np.searchsorted(streams.entry_window, windows),
-        streams.entry_unit,
-        streams.entry_last,
-        num_units,
-        np.concatenate(readies),
-        np.cumsum([0] + [ready.size for ready in readies]),
-    )
-    units = tuple(entries[streams.of_unit(unit)] for unit in range(num_units))
-    return DispatchCycles(i=i, o_expect=o_expect, entries=entries, units=units)
+    model = DispatchModel(streams, expect_ready, of_units)
+    for window in range(streams.num_windows):
+        model.fill(window, beats[model.assignments_of(window)])
+        model.serve(window)
+    units = tuple(model.entries[streams.of_unit(unit)] for unit in range(num_units))
+    return DispatchCycles(i=model.i, o_expect=model.o_expect, entries=model.entries, units=units)
+
+
+class DispatchModel:
+    """The dispatcher's times, window by window: fill, then serve.
+
+    Filling a window needs only the windows before the last one to be served, so a caller may find out
+    in between when the outputs of the last one have room.
+
+    Attributes
+    ----------
+    i, o_expect, entries : cycles as in :class:`DispatchCycles`.
+    offered : (entries,) first cycle in which each entry is offered.
+    """
+
+    def __init__(
+        self,
+        streams: DispatchStreams,
+        expect_ready: Spans = ALWAYS,
+        unit_ready: list[Spans] | None = None,
+    ) -> None:
+        readies = [expect_ready, *(unit_ready or [ALWAYS] * streams.num_units)]
+        windows = np.arange(streams.num_windows + 1)
+        self.streams = streams
+        self._window_tokens = np.searchsorted(streams.window, windows)
+        self._window_entries = np.searchsorted(streams.entry_window, windows)
+        self.i = np.empty(streams.window.size * streams.top_k, np.int64)
+        self.o_expect = np.empty(streams.window.size, np.int64)
+        self.entries = np.empty(streams.entry_unit.size, np.int64)
+        self.offered = np.empty(streams.entry_unit.size, np.int64)
+        self._readies = np.concatenate(readies)
+        self._bounds = np.cumsum([0] + [len(ready) for ready in readies])
+        self._walker = np.full(WALKER_TIMES, NEVER)
+        self._left = np.full((streams.num_units, REGISTER_BEATS), NEVER)
+        self._drained = np.full(streams.num_windows + 2, NEVER)
+
+    def tokens_of(self, window: int) -> slice:
+        """Return the tokens that belong to a window."""
+        return slice(int(self._window_tokens[window]), int(self._window_tokens[window + 1]))
+
+    def assignments_of(self, window: int) -> slice:
+        """Return the beats of ``i`` that belong to a window."""
+        tokens, top_k = self.tokens_of(window), self.streams.top_k
+        return slice(tokens.start * top_k, tokens.stop * top_k)
+
+    def entries_of(self, window: int) -> slice:
+        """Return the entries that belong to a window."""
+        return slice(int(self._window_entries[window]), int(self._window_entries[window + 1]))
+
+    def room(self, window: int) -> int:
+        """Return the first cycle in which an empty window can take the beats of this one."""
+        return max(0, int(self._drained[window]) + REOPEN_CYCLES)
+
+    def fill(self, window: int, arrivals: IntArray) -> None:
+        """Take a window's beats, offered from these cycles on."""
+        _fill(
+            self.assignments_of(window).start,
+            arrivals,
+            self.room(window),
+            self.streams.top_k,
+            self._readies[: self._bounds[1]],
+            self._walker,
+            self.i,
+            self.o_expect,
+        )
+
+    def serve(self, window: int, rooms: IntArray | None = None) -> None:
+        """Give a filled window's entries, each not before its cycle in ``rooms``."""
+        entries = self.entries_of(window)
+        self._drained[window + 2] = _serve(
+            entries.start,
+            np.zeros(entries.stop - entries.start, np.int64) if rooms is None else rooms,
+            self.streams.entry_unit,
+            self.streams.entry_last,
+            self._readies,
+            self._bounds,
+            self._walker,
+            self._left,
+            self.offered,
+            self.entries,
+        )
+
+    def foresee(self, window: int) -> IntArray:
+        """Return when a filled window's entries would be given if nothing held them up; serve none."""
+        before = self._walker.copy(), self._left.copy()
+        self.serve(window)
+        self._walker, self._left = before
+        return self.entries[self.entries_of(window)].copy()
 
 
 @njit(cache=True)
-def _transfers(
+def _fill(
+    first: int,
     arrivals: IntArray,
+    room: int,
     top_k: int,
-    window_tokens: IntArray,
-    window_entries: IntArray,
-    entry_unit: IntArray,
-    entry_last: NDArray[np.bool_],
-    num_units: int,
-    readies: IntArray,
-    bounds: IntArray,
-) -> tuple[IntArray, IntArray, IntArray]:
-    """Run the recurrence, window by window: fill, then serve.
-
-    Window ``w`` holds tokens ``window_tokens[w:w+2]`` and entries ``window_entries[w:w+2]``; filling it
-    needs only the windows before ``w - 1`` to be served. The readiness of stream ``n`` (0: o_expect,
-    1 + unit) is ``readies[bounds[n]:bounds[n+1]]``.
-    """
-    never = -(1 << 40)
-    i = np.empty(arrivals.size, np.int64)
-    o_expect = np.empty(window_tokens[-1], np.int64)
-    entries = np.empty(entry_unit.size, np.int64)
-    left = np.full((num_units, REGISTER_BEATS), never)  # last beats out of each unit's register
-    drained = np.full(window_tokens.size + 1, never)  # of window w at w + 2
-    write = never
-    head = never
-    first = never
-    leave = never
-    picked = never
-    for window in range(window_tokens.size - 1):
-        # Fill.
-        for token in range(window_tokens[window], window_tokens[window + 1]):
-            for n in range(token * top_k, (token + 1) * top_k):
-                cycle = max(arrivals[n], write, drained[window] + REOPEN_CYCLES, 0)
-                i[n] = max(cycle, i[n - 1] + 1) if n else cycle
-                write = i[n] + WRITE_CYCLES
+    expect_ready: Spans,
+    walker: IntArray,
+    i: IntArray,
+    o_expect: IntArray,
+) -> None:
+    """Fill ``i`` from beat ``first`` on, a token's first one, and ``o_expect``."""
+    write = walker[WRITE]
+    for n in range(first, first + arrivals.size):
+        cycle = max(arrivals[n - first], write, room)
+        i[n] = max(cycle, i[n - 1] + 1) if n else cycle
+        write = i[n] + WRITE_CYCLES
+        if (n + 1) % top_k == 0:
+            token = n // top_k
             if token >= REGISTER_BEATS:
                 write = max(write, o_expect[token - REGISTER_BEATS] + 1)
             shown = write + REGISTER_CYCLES
             if token:
                 shown = max(shown, o_expect[token - 1] + 1)
-            o_expect[token] = taken(shown, readies[: bounds[1]])
+            o_expect[token] = taken(shown, expect_ready)
+    walker[WRITE] = write
 
-        # Serve.
-        picked = max(write + CLOSE_CYCLES, picked + 1)
-        if window_entries[window] == window_entries[window + 1]:
-            drained[window + 2] = picked
-        for entry in range(window_entries[window], window_entries[window + 1]):
-            begins = entry == window_entries[window] or entry_last[entry - 1]
-            if begins:
-                picked = max(picked, head)
-                head = max(picked + PICK_CYCLES, first)
-                first = max(head + HEAD_CYCLES, leave)
-                read = first
-            else:
-                read = leave
-            unit = entry_unit[entry]
-            leave = max(read + ENTRY_CYCLES, left[unit, 0] + 1)
-            shown = max(leave + REGISTER_CYCLES, left[unit, 1] + 1)
-            entries[entry] = taken(shown, readies[bounds[unit + 1] : bounds[unit + 2]])
-            left[unit, 0] = left[unit, 1]
-            left[unit, 1] = entries[entry]
-            drained[window + 2] = leave
-    return i, o_expect, entries
+
+@njit(cache=True)
+def _serve(
+    first: int,
+    rooms: IntArray,
+    entry_unit: IntArray,
+    entry_last: NDArray[np.bool_],
+    readies: Spans,
+    bounds: IntArray,
+    walker: IntArray,
+    left: IntArray,
+    offered: IntArray,
+    entries: IntArray,
+) -> int:
+    """Fill ``offered`` and ``entries`` of a window; return when it is drained.
+
+    The readiness of unit ``n`` is ``readies[bounds[n + 1] : bounds[n + 2]]``; ``left`` holds the cycles
+    of the last beats out of each unit's register.
+    """
+    picked = drained = max(walker[WRITE] + CLOSE_CYCLES, walker[PICKED] + 1)
+    head, begins, leave = walker[HEAD], walker[FIRST], walker[LEAVE]
+    for entry in range(first, first + rooms.size):
+        if entry == first or entry_last[entry - 1]:
+            picked = max(picked, head)
+            head = max(picked + PICK_CYCLES, begins)
+            begins = max(head + HEAD_CYCLES, leave)
+            read = begins
+        else:
+            read = leave
+        unit = entry_unit[entry]
+        leave = drained = max(read + ENTRY_CYCLES, left[unit, 0] + 1)
+        offered[entry] = max(leave + REGISTER_CYCLES, left[unit, 1] + 1)
+        cycle = max(offered[entry], rooms[entry - first])
+        entries[entry] = taken(cycle, readies[bounds[unit + 1] : bounds[unit + 2]])
+        left[unit, 0] = left[unit, 1]
+        left[unit, 1] = entries[entry]
+    walker[PICKED], walker[HEAD], walker[FIRST], walker[LEAVE] = picked, head, begins, leave
+    return int(drained)

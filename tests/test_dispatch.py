@@ -14,7 +14,7 @@ import sim.dispatch
 from golden.dispatch_streams import BF16_ONE, DispatchStreams, dispatch_streams
 from rtl.dispatch import Dispatch, DispatchConfig, LowestSet
 from sim.dispatch import DispatchCycles, dispatch_cycles
-from sim.streams import next_ready, taken
+from sim.streams import readiness, taken
 from spec.errors import InputError
 from tests.bfm import Sink, Source, Trace, run_streams
 from tests.block_bench import (
@@ -97,8 +97,8 @@ def run_case(case: Case, *, module=rtl.dispatch, reset_after: int | None = None)
     model = dispatch_cycles(
         streams,
         arrivals,
-        expect_ready=next_ready(ready["o_expect"]),
-        unit_ready=[next_ready(ready[name]) for name in config.outputs()],
+        expect_ready=readiness(ready["o_expect"]),
+        unit_ready=[readiness(ready[name]) for name in config.outputs()],
     )
     expected = {"i": beats, "o_expect": expected_counts(config, streams)}
     for unit, name in enumerate(config.outputs()):
@@ -318,7 +318,7 @@ def test_unit_that_waits_holds_up_the_others():
         placement=[0, 1],
     )  # fmt: skip
     late = np.arange(200) >= 100
-    model = dispatch_cycles(streams, np.zeros(5), unit_ready=[next_ready(late), next_ready(None)])
+    model = dispatch_cycles(streams, np.zeros(5), unit_ready=[readiness(late), readiness(None)])
     assert model.units[1][0] > 100
 
 
@@ -500,7 +500,7 @@ def test_lowest_set(width):
 
 
 def test_ready_pattern_stays_ready_after_its_end():
-    ready = next_ready(np.array([False, True, False, True]))
+    ready = readiness(np.array([False, True, False, True]))
     assert [taken(cycle, ready) for cycle in range(6)] == [1, 1, 3, 3, 4, 5]
 
 

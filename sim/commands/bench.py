@@ -20,7 +20,7 @@ REPEATS = 5
 def command(model_name: str, tokens: int, as_json: bool) -> int:
     """Measure simulation speed and build time of the layer, the model's own time, utilisation."""
     from sim import accelerator, workload
-    from sim.layer import LayerShape, layer_times
+    from sim.layer import LayerShape, layer_cycles
     from sim.routing import Routing
     from sim.rtlsim import DEFAULT_ROOT
     from spec.load import load_design
@@ -34,12 +34,12 @@ def command(model_name: str, tokens: int, as_json: bool) -> int:
     speeds = [run.result.cycles_per_second]
     speeds += [rtl.run(run.spec).cycles_per_second for _ in range(REPEATS - 1)]
     shape: LayerShape = run.shape
-    arrivals = np.zeros(tokens * shape.image.gate.input_beats, dtype=np.int64)
-    layer_times(shape, arrivals)
+    arrivals = np.zeros(tokens, dtype=np.int64)
+    layer_cycles(shape, arrivals)
     times = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        layer_times(shape, arrivals)
+        layer_cycles(shape, arrivals)
         times.append(time.perf_counter() - started)
     cycles = run.seen.cycles
     figures = {

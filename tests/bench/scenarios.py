@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from sim.divergence import Bench, Field, PortCheck, first_divergence, with_waveform
 from sim.rtlsim import RunResult, RunSpec, Trace
-from sim.streams import ALWAYS, Cycles, next_ready
+from sim.streams import ALWAYS, Cycles, readiness
 from tests.block_bench import TRAFFIC, arrivals_of, pattern_of
 
 WAVES = Path("build/waves")
@@ -150,7 +150,7 @@ class Traffic:
             return None, ALWAYS
         # A model is ready after its pattern's end; a sink repeats it.
         longer = np.concatenate([pattern, np.ones(PATTERN_CYCLES - pattern.size, dtype=bool)])
-        return longer, next_ready(pattern)
+        return longer, readiness(pattern)
 
 
 def mixes(seed: int) -> list[Traffic]:
