@@ -289,6 +289,7 @@ class ExpertModel:
             latency=latency,
         )
         self._bench = bench
+        self._hidden_done = np.empty(int(self._table[:, HIDDEN_BLOCKS].max()), dtype=np.int64)
         # After reset.
         self._states = np.zeros((3, RING + shape.max_outstanding), dtype=np.int64)
         self._states[NOW, :OUT_TIMES] = -1
@@ -319,6 +320,7 @@ class ExpertModel:
             self._states,
             self._sizes,
             self._bench,
+            self._hidden_done,
             i,
             results,
             first,
@@ -353,6 +355,7 @@ def _run(
     states: NDArray[np.int64],
     sizes: Sizes,
     bench: Bench | None,
+    hidden_done: Cycles,
     i: Cycles,
     results: Cycles,
     first: Cycles,
@@ -360,9 +363,11 @@ def _run(
     retired: Cycles,
     trains: Trains,
 ) -> int:
-    """Fill everything from ``i`` on, and return its last one; ``kinds`` holds each job's row of the table."""
+    """Fill everything from ``i`` on, and return its last one.
+
+    ``kinds`` holds each job's row of the table, ``hidden_done`` is for any job's hidden blocks.
+    """
     now = states[NOW]
-    hidden_done = np.empty(kinds[:, HIDDEN_BLOCKS].max() if len(kinds) else 0, dtype=np.int64)
     entry = 0
     for job in range(len(kinds)):
         # Entries: one per cycle into a free bank.
@@ -439,7 +444,7 @@ def _hidden_phase(
             block += repeats * period
             search = False
         elif block - since == within:
-            before[:] = now
+            _keep(now, before)
             since = block
             within *= 2
     return first
@@ -487,7 +492,7 @@ def _out_phase(
             _repeat(now, before, OUT_TIMES, repeats)
             search = False
         elif block - since == within:
-            before[:] = now
+            _keep(now, before)
             since = block
             within *= 2
 
@@ -523,7 +528,8 @@ def _give(tokens: int, parts: int, now: NDArray[np.int64], results: Cycles, trai
     now[D1_FREE] = now[OUT_IN]
     for token in range(tokens):
         results[token] = first + (token + 1) * parts - 1
-    trains[now[ROWS]] = first, beats, beats, 1
+    row = now[ROWS]
+    trains[row, 0], trains[row, 1], trains[row, 2], trains[row, 3] = first, beats, beats, 1
     now[ROWS] += 1
 
 
@@ -592,7 +598,7 @@ def _tiles(
             search = False
         elif tile - since >= within and (num_hidden == 0 or now[F1] >= hidden_done[-1]):
             # From here on no hidden block is waited for.
-            before[:] = now
+            _keep(now, before)
             since = tile
             within *= 2
     return first
@@ -654,6 +660,12 @@ def _count_beats(count: int, now: NDArray[np.int64], sizes: Sizes) -> None:
 @njit(cache=True)
 def _next(column: int, now: NDArray[np.int64]) -> int:
     return column + 1 if column + 1 < len(now) else RING
+
+
+@njit(cache=True)
+def _keep(now: NDArray[np.int64], before: NDArray[np.int64]) -> None:
+    for n in range(len(now)):
+        before[n] = now[n]
 
 
 @njit(cache=True)

@@ -124,9 +124,9 @@ def layer_cycles(shape: LayerShape, arrivals: Cycles) -> LayerCycles:
         admitted[reused - tokens.start] = np.maximum(admitted[reused - tokens.start], freed + 1)
         gate.run(admitted, room=dispatch.room(window))
 
-        assignments = dispatch.assignments_of(window)
-        dispatch.fill(window, gate.o[assignments])
-        assert np.array_equal(gate.o[assignments], dispatch.i[assignments])
+        beats = dispatch.assignments_of(window)
+        dispatch.fill(window, gate.o[beats])
+        assert np.array_equal(gate.o[beats], dispatch.i[beats])
 
         done = expert.run(shared[entries], streams.entry_last[entries], dispatch.foresee(window))
         dispatch.serve(window, done.room)

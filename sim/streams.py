@@ -69,17 +69,23 @@ def _before(spans: Spans, cycles: Cycles) -> Cycles:
 @njit(cache=True)
 def taken(cycle: int, ready: Spans) -> int:
     """Return the cycle in which a beat that is valid from ``cycle`` on is taken."""
-    low, high = 0, len(ready)
-    if high == 0 or cycle >= ready[high - 1, 1]:
+    if len(ready) == 0 or cycle >= ready[-1, 1]:
         return cycle
-    # The first span that ends after the cycle.
+    span = _ending_after(cycle, ready)
+    return int(ready[span, 1]) if ready[span, 0] <= cycle else cycle
+
+
+@njit(cache=True)
+def _ending_after(cycle: int, spans: Spans) -> int:
+    """Return the first span that ends after a cycle."""
+    low, high = 0, len(spans)
     while low < high:
         middle = (low + high) // 2
-        if ready[middle, 1] <= cycle:
+        if spans[middle, 1] <= cycle:
             low = middle + 1
         else:
             high = middle
-    return int(ready[low, 1]) if ready[low, 0] <= cycle else cycle
+    return low
 
 
 Trains = NDArray[np.int64]
@@ -106,9 +112,9 @@ def common_with_trains(trains: Trains, spans: Spans) -> int:
     """Return how many cycles of the trains are in a set."""
     total = 0
     for row in range(len(trains)):
-        start, length, period, count = trains[row]
+        start, length, period, count = trains[row, 0], trains[row, 1], trains[row, 2], trains[row, 3]
         end = start + (count - 1) * period + length
-        span = np.searchsorted(spans[:, 1], start, side="right")
+        span = _ending_after(start, spans)
         while span < len(spans) and spans[span, 0] < end:
             for edge, sign in ((min(spans[span, 1], end), 1), (max(spans[span, 0], start), -1)):
                 whole = (edge - start) // period

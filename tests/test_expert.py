@@ -27,6 +27,7 @@ from rtl.gating.layouts import token_layout
 from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel
 from sim.streams import expanded, readiness
 from spec.geometry import PAGE_BYTES, FfnGeometry, GateGeometry, ImageGeometry, ceil_div
+from spec.load import load_design, load_model
 from spec.model import Activation, FfnSpec, GatingSpec
 from tests.bfm import (
     ReadMemory,
@@ -712,12 +713,12 @@ def random_load(seed: int) -> Load:
     return Load(config, counts, shared, arrivals, one_of(0, 1, 5, 20, 100, 300))
 
 
-def check_repetitions(load: Load, cut: int = 0) -> ExpertJobs:
+def check_repetitions(load: Load, cut: int = 0, shape: EngineShape | None = None) -> ExpertJobs:
     """Compare a model that does not walk repetitions with one that follows every beat.
 
-    The jobs from ``cut`` on are given to it on their own.
+    The jobs from ``cut`` on are given to it on their own. ``shape`` is that of another engine.
     """
-    shape = shape_of(load.config)
+    shape = shape or shape_of(load.config)
     shared, last = load.entry_shared, load.entry_last
     want = sim.expert.expert_cycles(shape, shared, last, load.arrivals, latency=load.latency)
     model = ExpertModel(shape, load.latency)
@@ -775,6 +776,17 @@ def test_steady_jobs_are_not_walked(name):
     jobs = check_repetitions(load)
     assert jobs.walked_tiles <= 150 * load.counts.size, (jobs.walked_tiles, jobs.tiles)
     assert jobs.walked_tiles * 4 < jobs.tiles, (jobs.walked_tiles, jobs.tiles)
+
+
+@pytest.mark.parametrize("tokens", [1, 32])
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "deepseek-v3", "gpt-oss-20b", "switch-base-128"])
+def test_full_size_experts_equal_walking(name, tokens):
+    design = load_design("fpga")
+    shape = EngineShape.of_design(ImageGeometry.of(load_model(name), design), design)
+    load = load_of(sixteen_tiles(), [tokens, 3], latency=design.memory.latency_cycles)
+    jobs = check_repetitions(load, shape=shape)
+    assert jobs.walked_tiles <= 100 * load.counts.size
+    assert jobs.tiles == 2 * shape.image.routed.num_tiles >= 36864
 
 
 WRONG_REPETITIONS = {
