@@ -15,6 +15,7 @@ from golden.formats import Bits16, bf16_encode
 from golden.gating_bf16 import RoutingBf16, route_bf16
 from golden.image import expert_image, router_image
 from golden.weights import LayerWeights
+from spec.design import Policy
 from spec.geometry import PAGE_BYTES, ImageGeometry
 from spec.model import ModelSpec
 
@@ -90,6 +91,7 @@ def layer_bf16(
     *,
     window_tokens: int,
     batch_lengths: Sequence[int] | None = None,
+    policy: Policy = Policy.QUEUE_ORDER,
 ) -> LayerBf16:
     """Compute a layer as the accelerator does.
 
@@ -99,6 +101,7 @@ def layer_bf16(
     tokens : (tokens, d_model) bf16 patterns.
     window_tokens : tokens dispatched together, as in the design.
     batch_lengths : tokens of each sequence, default one; an expert's capacity counts per sequence.
+    policy : order of service, as in the design; a token's contributions are added in that order.
     """
     routing = route_bf16(
         model.gating,
@@ -116,7 +119,9 @@ def layer_bf16(
         window_tokens=window_tokens,
         batch_lengths=None if batch_lengths is None else np.asarray(batch_lengths),
         capacity=model.expert_capacity,
+        capacity_rule=model.capacity_rule,
         shared=image.shared is not None,
+        policy=policy,
     )
     jobs = streams.jobs()
     results = _expert_results(model, image, weights, tokens, jobs)
@@ -161,13 +166,15 @@ def layer_image(
     """Return the weight image, ``image.num_bytes`` bytes.
 
     ``experts`` names the experts that are needed (``num_experts`` is the shared one), by default all;
-    the others' pages are zero.
+    the others' pages are zero, and the image ends behind the last one needed.
     """
     num_experts = model.gating.num_experts
-    memory = np.zeros(image.num_bytes // 2, dtype=np.uint16)
+    everyone = range(num_experts + (image.shared is not None))
+    wanted = everyone if experts is None else experts
+    end = image.expert_page(max(wanted) + 1) * PAGE_BYTES if max(wanted) < num_experts else image.num_bytes
+    memory = np.zeros(end // 2, dtype=np.uint16)
     router = router_image(image.gate, bf16_encode(weights.router), weights.logit_bias, weights.selection_bias)
     memory[: router.size] = router
-    wanted = range(num_experts + (image.shared is not None)) if experts is None else experts
     for expert in wanted:
         bits = expert_bits(weights, expert, num_experts)
         geometry = image.shared if expert == num_experts and image.shared else image.routed

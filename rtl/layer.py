@@ -20,7 +20,7 @@ from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_lay
 from rtl.gating import Gate, token_layout
 from rtl.registers import RegisterFile
 from rtl.stream import connect_stream
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Policy
 from spec.geometry import ImageGeometry, ceil_div
 from spec.model import ModelSpec
 from spec.registers import (
@@ -156,7 +156,7 @@ def expert_config(model: ModelSpec, design: DesignSpec) -> ExpertConfig:
         image=ImageGeometry.of(model, design),
         num_slots=2 * design.window_tokens,
         max_tokens=design.window_tokens,
-        act_lanes=design.array.act_lanes,
+        act_lanes=design.tile.act_lanes,
         stream_lanes=design.stream_lanes,
         beat_bits=design.memory.width_bits,
         burst_beats=design.memory.burst_beats,
@@ -171,7 +171,8 @@ class FpgaLayer(wiring.Component):
     ``last`` ends a batch (a sequence, for the capacity). Outputs leave in token order, ``act_lanes``
     elements a beat, ``last`` on the batch's last beat. Weights are read through AXI4 from the image
     that :func:`golden.layer_bf16.layer_image` describes. Before the first token: write IMAGE_PAGE, set
-    CONTROL.load, wait for STATUS.loaded.
+    CONTROL.load, wait for STATUS.loaded. What a read returns with an error response is used all the
+    same; STATUS.read_error tells of it until the next CONTROL.load.
     Reference: :func:`golden.layer_bf16.layer_bf16`; cycle model: :mod:`sim.layer`.
     Reset empties everything; the router has to be loaded again.
 
@@ -201,6 +202,8 @@ class FpgaLayer(wiring.Component):
                 window_tokens=design.window_tokens,
                 shared=shared,
                 capacity_bits=CAPACITY_BITS,
+                capacity_rule=model.capacity_rule,
+                longest_queue=design.policy is Policy.LONGEST_QUEUE,
             )
         )
         self.expert = ExpertEngine(expert_config(model, design))
@@ -208,14 +211,14 @@ class FpgaLayer(wiring.Component):
             CombineConfig(
                 num_slots=num_slots,
                 d_model=model.d_model,
-                lanes=design.array.act_lanes,
+                lanes=design.tile.act_lanes,
                 max_count=gating.top_k + shared,
             )
         )
         self.intake = Intake(image.gate.input_beats, design.stream_lanes, num_slots)
         self.loader = RouterLoader(image, beat_bits, design.memory.burst_beats)
         output = data.StructLayout(
-            {"data": data.ArrayLayout(unsigned(16), design.array.act_lanes), "last": unsigned(1)}
+            {"data": data.ArrayLayout(unsigned(16), design.tile.act_lanes), "last": unsigned(1)}
         )
         super().__init__(
             {
@@ -295,7 +298,8 @@ class FpgaLayer(wiring.Component):
         m.d.comb += [
             # ``freed`` comes a cycle after the last beat, which is when the token is gone.
             busy.eq(intake.first | ((inside != 0) & ~(combine.freed & (inside == 1)))),
-            registers.status[STATUS_LOADED].eq(gate.loaded & ~loader.active),
+            # From the cycle after the register was written, so that who asks next is not told of the past.
+            registers.status[STATUS_LOADED].eq(gate.loaded & ~loader.active & ~registers.load),
             registers.status[STATUS_BUSY].eq(busy),
             registers.status[STATUS_READ_ERROR].eq(read_error),
         ]

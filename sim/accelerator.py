@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from sim.rtlsim import (
     reg_wait,
     reg_write,
 )
-from sim.streams import Cycles, Spans, spans_of
+from sim.streams import Cycles, spans_of
 from sim.workload import Workload
 from spec.design import DesignSpec
 from spec.geometry import ImageGeometry
@@ -56,6 +56,7 @@ from spec.registers import (
     CONTROL_LOAD,
     COUNTERS,
     EXPERT_BITS,
+    POLICIES,
     PROBE,
     PROBE_EXPERT,
     PROBE_WAIT_TILE,
@@ -178,12 +179,16 @@ def layer_shape(
         window_tokens=design.window_tokens,
         batch_lengths=batch_lengths,
         capacity=model.expert_capacity,
+        capacity_rule=model.capacity_rule,
         shared=image.shared is not None,
+        policy=design.policy,
     )
     return LayerShape(image, design, streams)
 
 
-def build_layer(model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT) -> Build:
+def build_layer(
+    model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT, *, trace: bool = False
+) -> Build:
     """Return the compiled bench of a layer's exported Verilog; builds are cached by content."""
     # The hardware does not depend on the names of presets or on how many layers there are.
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
@@ -191,6 +196,7 @@ def build_layer(model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT)
         "layer",
         layer_component(model, design),
         config=(anonymous, dataclasses.replace(design, name="design")),
+        trace=trace,
         root=root,
     )
 
@@ -208,22 +214,6 @@ class LayerRun:
     seen: LayerTimes
     assignments: Trace
     counters: dict[str, int]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every beat came, so that the block models can be asked."""
-        streams, seen = self.shape.streams, self.seen.streams
-        return (
-            self.result.timeout is None
-            and len(seen["assignments"].taken) == streams.ids.size
-            and len(seen["entries"].taken) == len(streams.entry_token)
-            and len(seen["contributions"].taken) == len(streams.entry_token) * self.shape.engine.words
-        )
-
-    @cached_property
-    def expected(self) -> tuple[dict[str, Cycles], Spans]:
-        """What the block models say of the streams at their ports (:func:`sim.layer.block_times`)."""
-        return block_times(self.shape, self.seen)
 
 
 def layer_job(
@@ -244,6 +234,7 @@ def layer_job(
         workload.tokens,
         window_tokens=design.window_tokens,
         batch_lengths=workload.batch_lengths,
+        policy=design.policy,
     )
     shape = LayerShape(image, design, golden.streams)
     num_tokens = len(workload.tokens)
@@ -263,6 +254,7 @@ def layer_job(
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
             reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             reg_write(control, 1 << CONTROL_LOAD),
             reg_wait(REGISTERS["STATUS"], 1 << STATUS_LOADED, 1 << STATUS_LOADED, 1 << 30),
             reg_write(control, 1 << CONTROL_CLEAR),
@@ -294,7 +286,7 @@ def token_beats(
 
 def output_payloads(shape: LayerShape, golden: LayerBf16, batch_lengths: list[int]) -> NDArray[np.uint64]:
     """Return the output stream's payloads that golden expects."""
-    lanes, words = shape.design.array.act_lanes, shape.engine.words
+    lanes, words = shape.design.tile.act_lanes, shape.engine.words
     num_tokens, d_model = golden.output.shape
     elements = np.zeros((num_tokens, words * lanes), dtype=np.uint16)
     elements[:, :d_model] = golden.output
@@ -307,10 +299,18 @@ def output_payloads(shape: LayerShape, golden: LayerBf16, batch_lengths: list[in
     return payloads.view(np.uint64)
 
 
-def run_rtl(rtl: Build, workload: Workload, design: DesignSpec, *, seed: int = 1, **job: Any) -> LayerRun:
+def run_rtl(
+    rtl: Build,
+    workload: Workload,
+    design: DesignSpec,
+    *,
+    seed: int = 1,
+    vcd: Waveform | None = None,
+    **job: Any,
+) -> LayerRun:
     """Run a workload through a layer's Verilog; ``job`` goes to :func:`layer_job`."""
     shape, golden, spec = layer_job(workload, design, **job)
-    result = rtl.run(spec, seed=seed)
+    result = rtl.run(spec, seed=seed, vcd=vcd)
     cycles, values = result.probes["probe"]
     return LayerRun(
         workload=workload,
@@ -319,14 +319,18 @@ def run_rtl(rtl: Build, workload: Workload, design: DesignSpec, *, seed: int = 1
         golden=golden,
         spec=spec,
         result=result,
-        seen=_seen_times(cycles, values),
+        seen=seen_times(cycles, values),
         assignments=_seen_assignments(cycles, values),
         counters=_counters(result.reads),
     )
 
 
-def _seen_times(cycles: Cycles, values: NDArray[np.uint64]) -> LayerTimes:
-    """Turn the probe's bits into times: a beat is offered from the first cycle of its waiting on."""
+def seen_times(cycles: Cycles, values: NDArray[np.uint64]) -> LayerTimes:
+    """Return the times of the streams that the layer's ``probe`` showed.
+
+    A beat is offered from the first cycle of its waiting on. Parameters as in
+    :attr:`sim.rtlsim.RunResult.probes`; addresses and beats of the prologue are not in it.
+    """
 
     def at(bit: int) -> Cycles:
         found: Cycles = cycles[(values >> np.uint64(bit)) & np.uint64(1) == 1]
@@ -358,7 +362,6 @@ def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
     golden = run.golden
     ids = golden.routing.ids.ravel().astype(np.uint64)
     weights = golden.routing.weights.ravel().astype(np.uint64)
-    expected = run.expected[0] if cycles and run.complete else {}
     found = [
         PortCheck(
             "gating",
@@ -373,15 +376,36 @@ def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
             payloads=output_payloads(run.shape, golden, run.workload.batch_lengths),
         ),
     ]
+    return found + cycle_checks(run.shape, run.seen) if cycles else found
+
+
+def cycle_checks(shape: LayerShape, seen: LayerTimes) -> list[PortCheck]:
+    """Return the comparisons of each block with its model, given the arrivals seen at the block's ports.
+
+    None where beats are missing: a model cannot be asked about half a run.
+    """
+    if not complete(shape, seen):
+        return []
+    expected, _ = block_times(shape, seen)
+    found = []
     for name, (block, port) in BLOCK_PORTS.items():
-        if name in expected:
-            seen = run.seen.streams[name.removesuffix(" (sink)")].taken
-            found.append(
-                PortCheck(
-                    block, port, Trace(seen, np.zeros((len(seen), 1), np.uint64)), cycles=expected[name]
-                )
-            )
+        taken = seen.streams[name.removesuffix(" (sink)")].taken
+        found.append(PortCheck(block, port, Trace.of_cycles(taken), cycles=expected[name]))
     return found
+
+
+def complete(shape: LayerShape, seen: LayerTimes) -> bool:
+    """Whether every beat of the streams came."""
+    streams, num_tokens = shape.streams, len(shape.streams.window)
+    counts = {
+        "tokens": num_tokens * shape.image.gate.input_beats,
+        "assignments": streams.ids.size,
+        "expects": num_tokens,
+        "entries": len(streams.entry_token),
+        "contributions": len(streams.entry_token) * shape.engine.words,
+        "output": num_tokens * shape.engine.words,
+    }
+    return all(len(seen.streams[name].taken) == count for name, count in counts.items())
 
 
 def mismatches(run: LayerRun) -> int:
@@ -412,16 +436,17 @@ def run_layer(
 ) -> Report:
     """Run a workload with weights on the ``rtl`` engine, or on ``both``, and compare.
 
-    With ``waves`` a VCD of the whole run is left in that folder. On a difference the report's
-    ``divergence`` names the first one and a waveform around it.
+    With ``waves`` a VCD of the run (:meth:`sim.rtlsim.Waveform.of_run`) is left in that folder. On a
+    difference the report's ``divergence`` names the first one and a waveform around it.
     """
     model = workload.model
     progress("exporting Verilog and building its simulation (cached by content)")
-    rtl = build_layer(model, design, root)
+    rtl = build_layer(model, design, root, trace=waves is not None)
     load_compiled()
     progress(f"running {len(workload.tokens)} tokens through the Verilog")
+    vcd = Waveform.of_run(waves / f"{model.name}.vcd") if waves else None
     started = time.perf_counter()
-    run = run_rtl(rtl, workload, design, seed=seed)
+    run = run_rtl(rtl, workload, design, seed=seed, vcd=vcd)
     modelled = layer_cycles(run.shape, np.zeros(len(workload.tokens), dtype=np.int64))
     wall = time.perf_counter() - started
     ids = run.golden.routing.ids
@@ -447,11 +472,7 @@ def run_layer(
         report.divergence = "; ".join(problems)
     else:
         report.divergence = _cycles_apart(report)
-    if waves is not None:
-        progress("running again with waveforms")
-        path = waves / f"{model.name}.vcd"
-        rtl.traced().run(run.spec, seed=seed, vcd=Waveform(path))
-        report.waveform = str(path)
+    report.waveform = str(vcd.path) if vcd else None
     return report
 
 
@@ -497,7 +518,7 @@ def _report(
             blocks[name]["model"] = count
     if run is not None:
         fires, beats = run.counters["mac_active"], run.counters["read_beats"]
-        if run.complete:
+        if complete(run.shape, run.seen):
             cycles["rtl"] = run.seen.cycles
             waits = {name: stream.waits for name, stream in run.seen.streams.items()}
             taken = {name: stream.taken for name, stream in run.seen.streams.items()}
@@ -505,7 +526,7 @@ def _report(
                 blocks[name]["rtl"] = count
             if modelled is not None:
                 # A block's model is compared at the arrivals that the block saw.
-                expected, wait_tile = run.expected
+                expected, wait_tile = block_times(shape, run.seen)
                 for name, count in active_cycles(shape, expected, waits, wait_tile).items():
                     blocks[name]["model"] = count
     total = cycles["rtl"] if cycles["rtl"] is not None else cycles["model"]

@@ -24,7 +24,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike
 
-from sim.streams import ALWAYS, NEVER, Cycles, Spans, taken
+from sim.streams import ALWAYS, NEVER, Cycles, Spans, later, taken
 from spec.errors import require
 from spec.geometry import ACCUMULATE_DISTANCE
 
@@ -109,26 +109,48 @@ def combine_cycles(
     return CombineCycles(i=i, i_expect=i_expect, o=o, freed=o[words - 1 :: words] + FREED_LATENCY)
 
 
-def first_outputs(
-    last_beats: Cycles, expect_arrivals: Cycles, words: int, *, after: int = -1, expect_after: int = -1
-) -> tuple[Cycles, Cycles]:
-    """Return the cycles of ``i_expect`` and of each token's first beat at ``o``, its others behind it.
+def token_outputs(
+    last_beats: Cycles,
+    expect_arrivals: Cycles,
+    words: int,
+    *,
+    ready: Spans = ALWAYS,
+    after: int = -1,
+    expect_after: int = -1,
+) -> tuple[Cycles, Cycles, Cycles]:
+    """Return the cycles of ``i_expect`` and of each token's first and last beats at ``o``.
 
-    For an output that is always ready, and where beats of the same sums are at least
+    The other beats take every ready cycle between these two. For beats of the same sums that are at least
     ``ACCUMULATE_DISTANCE`` apart, so that each beat is accepted the cycle after it came.
 
     Parameters
     ----------
     last_beats : (tokens,) cycle of the last beat of each token's last contribution.
     expect_arrivals : (tokens,) cycle from which each token's announcement is offered.
+    ready : readiness of ``o``.
     after, expect_after : cycles of the beats at ``o`` and ``i_expect`` before these tokens'.
     """
     number = np.arange(len(last_beats))
     i_expect = number + np.maximum.accumulate(np.maximum(expect_arrivals - number, expect_after + 1))
     written = last_beats + REGISTER_CYCLES + ADD_CYCLES
     shown = np.maximum(written + READ_CYCLES + REGISTER_CYCLES, i_expect + EXPECT_LATENCY)
+    if len(ready):
+        return i_expect, *_emit_stalled(shown, words, ready, after)
     step = number * words
-    return i_expect, step + np.maximum.accumulate(np.maximum(shown - step, after + 1))
+    first = step + np.maximum.accumulate(np.maximum(shown - step, after + 1))
+    return i_expect, first, first + words - 1
+
+
+@njit(cache=True)
+def _emit_stalled(shown: Cycles, words: int, ready: Spans, after: int) -> tuple[Cycles, Cycles]:
+    """Return the cycles of each token's first and last beats, its first one shown from a cycle on."""
+    first, last = np.empty_like(shown), np.empty_like(shown)
+    before = after
+    for token in range(shown.size):
+        first[token] = taken(max(shown[token], before + 1), ready)
+        before = later(first[token], words - 1, ready)
+        last[token] = before
+    return first, last
 
 
 @njit(cache=True)

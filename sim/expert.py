@@ -60,7 +60,7 @@ class EngineShape:
         """Return the shape of a design's engine."""
         return cls.of(
             image,
-            act_lanes=design.array.act_lanes,
+            act_lanes=design.tile.act_lanes,
             beat_bits=design.memory.width_bits,
             burst_beats=design.memory.burst_beats,
             max_outstanding=design.memory.max_outstanding,

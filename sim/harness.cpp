@@ -1,4 +1,4 @@
-// Native bench around one Verilated top: streams, an AXI4 read memory, registers, probes, a waveform.
+// Native bench around one Verilated top: streams, memories (AXI4, DRAM banks), registers, probes, a waveform.
 //
 // sim/rtlsim.py writes a job (job.txt, arrays as little-endian files beside it), runs this program in
 // that directory and reads what it leaves (out.txt and arrays). Nothing in the loop allocates (vectors
@@ -107,6 +107,7 @@ struct Memory {
     size_t max_outstanding = 1;
     std::vector<int64_t> extra, gaps;
     std::vector<uint8_t> pattern;  // of arready, from cycle 0 on
+    std::vector<uint8_t> responses;
     std::vector<Burst> ring;
     size_t head = 0, outstanding = 0, bursts = 0, beats = 0;
     int64_t free_at = 0;
@@ -114,6 +115,18 @@ struct Memory {
     Rule rule;
     std::vector<int64_t> ar_cycles, r_cycles;
     std::vector<uint64_t> ar_addrs;
+};
+
+// Banks of weights: what is asked for in cycle c stands at the data port in cycle c + latency, and in
+// that cycle alone; otherwise the port shows a pattern that no weight is likely to have.
+struct Banks {
+    std::string name;
+    Port en, addr, data;
+    const uint8_t* image = nullptr;
+    uint64_t image_bytes = 0;
+    size_t latency = 1;
+    std::vector<int64_t> pending;  // per cycle modulo its size: the address asked for, or -1
+    bool idle = false;
 };
 
 struct Set {
@@ -146,6 +159,7 @@ struct Phase {
     std::vector<Source> sources;
     std::vector<Sink> sinks;
     std::vector<Memory> memories;
+    std::vector<Banks> banks;
     std::vector<Set> statics;
     std::vector<Write> writes;
     std::vector<Step> prologue, epilogue;
@@ -193,6 +207,8 @@ class Parser {
                 phase.sinks.push_back(std::move(s));
             } else if (word == "memory") {
                 phase.memories.push_back(memory());
+            } else if (word == "banks") {
+                phase.banks.push_back(banks());
             } else if (word == "static") {
                 phase.statics.push_back(set());
             } else if (word == "write") {
@@ -253,6 +269,28 @@ class Parser {
         for (size_t i = 0; i < count; ++i) s.sets.push_back(set());
         return s;
     }
+    static const uint8_t* map(const std::string& image, uint64_t& bytes) {
+        const int file = open(image.c_str(), O_RDONLY);
+        struct stat status {};
+        if (file < 0 || fstat(file, &status) != 0) die("cannot read " + image);
+        bytes = static_cast<uint64_t>(status.st_size);
+        void* mapped = nullptr;
+        if (bytes > 0) {
+            mapped = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file, 0);
+            if (mapped == MAP_FAILED) die("cannot map " + image);
+        }
+        close(file);
+        return static_cast<const uint8_t*>(mapped);
+    }
+    Banks banks() {
+        Banks b;
+        in_ >> b.name;
+        b.en = find(b.name + "_en"), b.addr = find(b.name + "_addr"), b.data = find(b.name + "_data");
+        b.image = map(text(), b.image_bytes);
+        in_ >> b.latency;
+        b.pending.assign(b.latency + 1, -1);
+        return b;
+    }
     Memory memory() {
         Memory m;
         in_ >> m.name;
@@ -261,20 +299,10 @@ class Parser {
         m.arvalid = find(prefix + "arvalid"), m.arready = find(prefix + "arready");
         m.rdata = find(prefix + "rdata"), m.rresp = find(prefix + "rresp"), m.rlast = find(prefix + "rlast");
         m.rvalid = find(prefix + "rvalid"), m.rready = find(prefix + "rready");
-        const std::string image = text();
-        const int file = open(image.c_str(), O_RDONLY);
-        struct stat status {};
-        if (file < 0 || fstat(file, &status) != 0) die("cannot read " + image);
-        m.image_bytes = static_cast<uint64_t>(status.st_size);
-        if (m.image_bytes > 0) {
-            void* mapped = mmap(nullptr, m.image_bytes, PROT_READ, MAP_SHARED, file, 0);
-            if (mapped == MAP_FAILED) die("cannot map " + image);
-            m.image = static_cast<const uint8_t*>(mapped);
-        }
-        close(file);
+        m.image = map(text(), m.image_bytes);
         in_ >> m.latency >> m.max_outstanding;
         m.extra = load<int64_t>(text()), m.gaps = load<int64_t>(text());
-        m.pattern = load<uint8_t>(text());
+        m.pattern = load<uint8_t>(text()), m.responses = load<uint8_t>(text());
         m.ring.resize(m.max_outstanding);
         m.rule = {nullptr, m.arvalid, m.araddr, m.arlen, Bytes(m.araddr.bytes), 0, false};
         m.ar_cycles.reserve(1 << 16), m.ar_addrs.reserve(1 << 16), m.r_cycles.reserve(1 << 20);
@@ -389,6 +417,7 @@ class Bench {
             }
         }
         for (auto& m : phase_->memories) drive(m);
+        for (auto& b : phase_->banks) drive(b);
         settle_low();
     }
 
@@ -414,6 +443,7 @@ class Bench {
                 violation(s.name.c_str(), "extra beat");
         }
         for (auto& m : phase_->memories) sample(m);
+        for (auto& b : phase_->banks) sample(b);
         if (running_) {
             for (auto& p : phase_->probes) {
                 const uint64_t value = value_of(p.port);
@@ -458,6 +488,7 @@ class Bench {
             violation(m.name.c_str(), "read beyond the memory image");
         }
         put_bit(m.rlast, burst.done + 1 == burst.beats);
+        *m.rresp.data = m.responses.empty() ? 0 : m.responses[m.beats % m.responses.size()];
     }
 
     void sample(Memory& m) {
@@ -487,6 +518,31 @@ class Bench {
             m.ar_cycles.push_back(now_);
             m.ar_addrs.push_back(addr);
         }
+    }
+
+    void drive(Banks& b) {
+        int64_t& due = b.pending[static_cast<size_t>(now_) % b.pending.size()];
+        if (due >= 0) {
+            const uint64_t start = static_cast<uint64_t>(due) * b.data.bytes;
+            if (start + b.data.bytes <= b.image_bytes) {
+                put(b.data, b.image + start);
+            } else {
+                std::memset(b.data.data, 0, b.data.bytes);
+                violation(b.name.c_str(), "read beyond the banks' image");
+            }
+            b.idle = false;
+        } else if (!b.idle) {
+            std::memset(b.data.data, 0xA5, b.data.bytes);
+            b.idle = true;
+        }
+        due = -1;
+    }
+
+    void sample(Banks& b) {
+        bool asked = false;
+        for (size_t i = 0; i < b.en.bytes; ++i) asked |= b.en.data[i] != 0;
+        if (!asked) return;
+        b.pending[(static_cast<size_t>(now_) + b.latency) % b.pending.size()] = static_cast<int64_t>(value_of(b.addr));
     }
 
     // Return the index of the step that timed out, or -1.
@@ -578,6 +634,8 @@ class Bench {
             save(prefix + m.name + ".r_cycles", m.r_cycles);
             if (m.image) munmap(const_cast<uint8_t*>(m.image), m.image_bytes);
         }
+        for (auto& b : phase_->banks)
+            if (b.image) munmap(const_cast<uint8_t*>(b.image), b.image_bytes);
         for (auto& p : phase_->probes) {
             save(prefix + p.name + ".probe_cycles", p.cycles);
             save(prefix + p.name + ".probe_values", p.values);

@@ -3,9 +3,9 @@
 One block's times are the next one's arrivals, and what a block holds says when there is room before
 it. Room comes from earlier tokens only, so each window of tokens goes through the blocks once: the gate
 waits for the slots of the tokens two windows ago, the dispatcher until the window before the last is
-served, a job until the one before the last is done with. Jobs of one window wait for each other in this
-way; so the window's entries are computed twice, first as the dispatcher alone would give them, then
-with the room that the engine turned out to have.
+served (or the last one decided), a job until the one before the last is done with. Jobs of one window
+wait for each other in this way; so the window's entries are computed twice, first as the dispatcher alone
+would give them, then with the room that the engine turned out to have.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.dispatch_streams import DispatchStreams
-from sim.combine import FREED_LATENCY, combine_cycles, first_outputs
+from sim.combine import FREED_LATENCY, combine_cycles, token_outputs
 from sim.dispatch import DispatchModel, dispatch_cycles
 from sim.expert import EngineShape, ExpertModel, expert_cycles
 from sim.gating import GateModel, gate_cycles
-from sim.streams import NEVER, Cycles, Spans, common, common_with_trains, size, union
+from sim.streams import ALWAYS, NEVER, Cycles, Spans, common, common_with_trains, size, union, without
 from spec.design import DesignSpec
 from spec.geometry import ImageGeometry
 
@@ -83,7 +83,8 @@ class LayerCycles:
     active : for each block, as in :func:`active_cycles`.
     assignments, expects, entries : the streams between gate, dispatcher, engine and combiner.
     results : per entry, cycle of its last contribution beat.
-    outputs : per token, cycle of its first output beat; the others are right behind it.
+    outputs : per token, cycle of its first output beat.
+    sent : the cycles of all output beats.
     fires, read_beats : MAC slots used; weight beats read.
     tiles, walked_tiles : weight tiles in all, and those that the model went through one by one.
     """
@@ -95,34 +96,36 @@ class LayerCycles:
     entries: StreamTimes
     results: Cycles
     outputs: Cycles
+    sent: Spans
     fires: int
     read_beats: int
     tiles: int
     walked_tiles: int
 
 
-def layer_cycles(shape: LayerShape, arrivals: Cycles) -> LayerCycles:
-    """Return the times of a layer whose output is always ready, from the block models alone.
+def layer_cycles(shape: LayerShape, arrivals: Cycles, output_ready: Spans = ALWAYS) -> LayerCycles:
+    """Return the times of a layer, from the block models alone.
 
     Parameters
     ----------
     arrivals : (tokens,) cycle from which each token's beats are offered, one per cycle; for beats with
         gaps between them see :meth:`sim.gating.GateModel.run`.
+    output_ready : readiness of the output, from :func:`sim.streams.readiness`.
     """
     streams, words = shape.streams, shape.engine.words
     gate = GateModel(shape.image.gate, len(arrivals))
     dispatch = DispatchModel(streams)
     expert = ExpertModel(shape.engine, shape.design.memory.latency_cycles)
     shared = shape.entry_shared
-    outputs, expects = (np.empty(len(arrivals), dtype=np.int64) for _ in range(2))
+    outputs, last_outputs, expects = (np.empty(len(arrivals), dtype=np.int64) for _ in range(3))
     jobs = []
     for window in range(streams.num_windows):
         tokens, entries = dispatch.tokens_of(window), dispatch.entries_of(window)
         admitted = arrivals[tokens].astype(np.int64)
         reused = np.arange(max(tokens.start, shape.num_slots), tokens.stop)
-        freed = outputs[reused - shape.num_slots] + words - 1 + FREED_LATENCY
+        freed = last_outputs[reused - shape.num_slots] + FREED_LATENCY
         admitted[reused - tokens.start] = np.maximum(admitted[reused - tokens.start], freed + 1)
-        gate.run(admitted, room=dispatch.room(window))
+        gate.run(admitted, room=dispatch.opened(window))
 
         beats = dispatch.assignments_of(window)
         dispatch.fill(window, gate.o[beats])
@@ -135,11 +138,12 @@ def layer_cycles(shape: LayerShape, arrivals: Cycles) -> LayerCycles:
 
         last_beats = np.full(tokens.stop - tokens.start, NEVER)
         np.maximum.at(last_beats, streams.entry_token[entries] - tokens.start, done.results)
-        expects[tokens], outputs[tokens] = first_outputs(
+        expects[tokens], outputs[tokens], last_outputs[tokens] = token_outputs(
             last_beats,
             dispatch.o_expect[tokens],
             words,
-            after=int(outputs[tokens.start - 1]) + words - 1 if tokens.start else -1,
+            ready=output_ready,
+            after=int(last_outputs[tokens.start - 1]) if tokens.start else -1,
             expect_after=int(expects[tokens.start - 1]) if tokens.start else -1,
         )
     results = np.concatenate([done.results for done in jobs])
@@ -147,9 +151,10 @@ def layer_cycles(shape: LayerShape, arrivals: Cycles) -> LayerCycles:
     given = StreamTimes(dispatch.offered, dispatch.entries)
     inside = _inside(shape, gate.last_in, gate.o, dispatch.entries, results[streams.entry_last])
     num_beats = (len(results) + len(outputs)) * words
-    sent = union(outputs, outputs + words)
+    # A token's beats are right behind each other, but for the output's stalls.
+    sent = without(union(outputs, last_outputs + 1), output_ready)
     return LayerCycles(
-        cycles=int(outputs[-1]) + words - max(0, int(arrivals[0])),
+        cycles=int(last_outputs[-1]) + 1 - max(0, int(arrivals[0])),
         active={
             "gating": _outside(inside["gating"], assignments.waits),
             "dispatch": _outside(inside["dispatch"], given.waits),
@@ -162,6 +167,7 @@ def layer_cycles(shape: LayerShape, arrivals: Cycles) -> LayerCycles:
         entries=given,
         results=results,
         outputs=outputs,
+        sent=sent,
         fires=sum(done.fires for done in jobs),
         read_beats=sum(done.read_beats for done in jobs),
         tiles=sum(done.tiles for done in jobs),

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sim import toolchain
+from sim.payload import Field, fields_of, pack
 from sim.toolchain import (
     built_once,
     compile_model,
@@ -51,6 +52,8 @@ HARNESS = Path(__file__).with_name("harness.cpp")
 HARNESS_HEADER = Path(__file__).with_name("harness.h")
 HARNESS_TOP = Path(__file__).with_name("harness_top.cpp")
 DEFAULT_ROOT = Path("build")
+WAVE_CYCLES = 10_000
+"""Cycles of a run's waveform (:meth:`Waveform.of_run`); a busy cycle of ``fpga`` takes about 25 kB."""
 
 UInt64Array = NDArray[np.uint64]
 Int64Array = NDArray[np.int64]
@@ -130,6 +133,7 @@ class ReadMemory:
     extra : cycles added to the latency of burst ``n`` (repeated).
     gaps : cycles lost after beat ``n`` (repeated).
     ready : repeated pattern of cycles in which an address may be accepted.
+    responses : RRESP of beat ``n`` (repeated), counted from reset on: 0 OKAY, 2 SLVERR, 3 DECERR.
     """
 
     image: Path | NDArray[np.uint8]
@@ -138,6 +142,21 @@ class ReadMemory:
     extra: ArrayLike | None = None
     gaps: ArrayLike | None = None
     ready: ArrayLike | None = None
+    responses: ArrayLike | None = None
+
+
+@dataclass(frozen=True)
+class BankMemory:
+    """Weight banks behind a channel's ``<name>_en``, ``<name>_addr``, ``<name>_data`` ports.
+
+    Parameters
+    ----------
+    image : (tiles, bytes of the data port) uint8, or a file of it, which is mapped.
+    latency : cycles from a request to its data, at least 1.
+    """
+
+    image: Path | NDArray[np.uint8]
+    latency: int = 1
 
 
 @dataclass(frozen=True)
@@ -192,6 +211,7 @@ class RunSpec:
     ----------
     sources, sinks : by stream member; a stream left out stays idle or is never ready.
     memories : by address member of the AXI4 read master (``o_ar``); one left out accepts nothing.
+    banks : by the prefix of their ports (``mem``).
     statics : values of plain inputs from reset on; 0 otherwise.
     writes : ``(cycle, port, value)``: plain inputs that change in a cycle of the run, and stay.
     prologue, epilogue : register steps after reset, before cycle 0, and after the run.
@@ -206,6 +226,7 @@ class RunSpec:
     sources: Mapping[str, Source] = field(default_factory=dict)
     sinks: Mapping[str, Sink] = field(default_factory=dict)
     memories: Mapping[str, ReadMemory] = field(default_factory=dict)
+    banks: Mapping[str, BankMemory] = field(default_factory=dict)
     statics: Mapping[str, int] = field(default_factory=dict)
     writes: Sequence[tuple[int, str, int]] = ()
     prologue: Sequence[Step] = ()
@@ -227,6 +248,11 @@ class Waveform:
     last: int = 1 << 62
     phase: int = 0
 
+    @classmethod
+    def of_run(cls, path: Path) -> Waveform:
+        """Return the waveform of a run's first ``WAVE_CYCLES`` cycles, without the loading before it."""
+        return cls(path, 0, WAVE_CYCLES - 1)
+
 
 # What came back
 
@@ -237,6 +263,11 @@ class Trace:
 
     cycles: Int64Array
     payloads: UInt64Array
+
+    @classmethod
+    def of_cycles(cls, cycles: Int64Array) -> Trace:
+        """Return transfers of which only the cycles are known."""
+        return cls(cycles, np.zeros((len(cycles), 1), dtype=np.uint64))
 
     def integers(self) -> list[int]:
         """Return each payload as one Python integer."""
@@ -259,6 +290,7 @@ class RunResult:
     Attributes
     ----------
     cycles : cycles from cycle 0 to the last wanted beat, both included.
+    since_reset : number of cycle 0, counted from the first cycle after reset.
     streams : transfers of each source and sink.
     memories : transfers of each memory, by address member.
     probes : ``(cycles, values)`` of each probe's non-zero values.
@@ -270,6 +302,7 @@ class RunResult:
     """
 
     cycles: int
+    since_reset: int
     streams: dict[str, Trace]
     memories: dict[str, MemoryTrace]
     probes: dict[str, tuple[Int64Array, UInt64Array]]
@@ -408,6 +441,12 @@ def ports_of(directory: Path, name: str) -> dict[str, Any]:
     return description
 
 
+def stream_fields(directory: Path, name: str, stream: str) -> dict[str, Field]:
+    """Return the fields of a stream's payload, as the export describes them."""
+    (entry,) = [entry for entry in ports_of(directory, name)["streams"] if entry["name"] == stream]
+    return fields_of(entry["fields"])
+
+
 def _ports_header(description: dict[str, list[dict[str, object]]]) -> str:
     """Return the C++ header that lists the ports of the top."""
     kinds = {"input": "IN", "output": "OUT"}
@@ -445,6 +484,14 @@ class Build:
     def traced(self) -> Build:
         """Return the same bench with waveforms, a separate (slower) program."""
         return self if self.trace else build_exported(self.directory, self.name, trace=True, root=self.root)
+
+    def fields(self, stream: str) -> dict[str, Field]:
+        """Return the fields of a stream's payload; none if it is a plain number."""
+        return stream_fields(self.directory, self.name, stream)
+
+    def pack(self, stream: str, **columns: ArrayLike) -> UInt64Array:
+        """Return payloads of a stream from a column of values per field; see :func:`sim.payload.pack`."""
+        return pack(self.fields(stream), columns)
 
     def run(self, spec: RunSpec, *, seed: int = 1, vcd: Waveform | None = None) -> RunResult:
         """Run once from power-up; ``seed`` decides what the undefined registers hold."""
@@ -507,6 +554,8 @@ class _Job:
             self.lines.append(f"sink {name} {ports} {count} {self._ready(name, sink.ready)}")
         for name, memory in spec.memories.items():
             self._memory(name, memory)
+        for name, banks in spec.banks.items():
+            self._banks(name, banks)
         for port, value in spec.statics.items():
             self.lines.append(f"static {self._value(port, value)}")
         for cycle, port, value in sorted(spec.writes, key=lambda write: write[0]):
@@ -534,21 +583,34 @@ class _Job:
             raise ValueError(f"no AXI4 read master {name}; there are {sorted(self.axi)}")
         if memory.latency < 1 or memory.max_outstanding < 1:
             raise ValueError(f"{name}: latency and max_outstanding must be at least 1")
-        if isinstance(memory.image, Path):
-            if not memory.image.is_file():
-                raise InputError("no such memory image", file=memory.image)
-            image = self._new_file()
-            (self.place / image).symlink_to(memory.image.resolve())  # no blanks in a job, no copy
-        else:
-            image = self._array(np.ascontiguousarray(memory.image, dtype=np.uint8))
+        image = self._image(memory.image)
         lists = [
             "-" if values is None or not np.size(values) else self._array(np.asarray(values).astype("<i8"))
             for values in (memory.extra, memory.gaps)
         ]
         prefix = self.axi[name]["prefix"]
         lists.append(self._ready(name, memory.ready))
+        lists.append(
+            "-" if memory.responses is None else self._array(np.asarray(memory.responses, dtype=np.uint8))
+        )
         outstanding = memory.max_outstanding
         self.lines.append(f"memory {name} {prefix} {image} {memory.latency} {outstanding} {' '.join(lists)}")
+
+    def _banks(self, name: str, banks: BankMemory) -> None:
+        if f"{name}_data" not in self.plain & self.inputs:
+            raise ValueError(f"no banks {name}: there is no input {name}_data")
+        if banks.latency < 1:
+            raise ValueError(f"{name}: latency must be at least 1, not {banks.latency}")
+        self.lines.append(f"banks {name} {self._image(banks.image)} {banks.latency}")
+
+    def _image(self, image: Path | NDArray[np.uint8]) -> str:
+        if not isinstance(image, Path):
+            return self._array(np.ascontiguousarray(image, dtype=np.uint8))
+        if not image.is_file():
+            raise InputError("no such memory image", file=image)
+        name = self._new_file()
+        (self.place / name).symlink_to(image.resolve())  # no blanks in a job, no copy
+        return name
 
     def _ready(self, name: str, ready: ArrayLike | None) -> str:
         if ready is None:
@@ -635,6 +697,7 @@ class _Job:
         seconds = float(facts["seconds"][0])
         return RunResult(
             cycles=int(facts["cycles"][0]),
+            since_reset=int(facts["zero"][0]),
             streams=streams,
             memories=memories,
             probes=probes,

@@ -57,6 +57,19 @@ def common(a: Spans, b: Spans) -> int:
     return int((_before(b, a[:, 1]) - _before(b, a[:, 0])).sum())
 
 
+def without(a: Spans, b: Spans) -> Spans:
+    """Return the cycles of a set that are not in another one."""
+    if not len(a) or not len(b):
+        return a
+    # What is between two spans of a, before and after them, or in b, leaves these.
+    beyond = np.concatenate([a, b])
+    lowest, highest = beyond[:, 0].min() - 1, beyond[:, 1].max() + 1
+    outside = union(
+        np.concatenate([[lowest], a[:, 1], b[:, 0]]), np.concatenate([a[:, 0], [highest], b[:, 1]])
+    )
+    return np.stack([outside[:-1, 1], outside[1:, 0]], axis=1)
+
+
 def _before(spans: Spans, cycles: Cycles) -> Cycles:
     """Return for each cycle how many cycles of a set are before it."""
     begun = np.searchsorted(spans[:, 0], cycles)
@@ -73,6 +86,17 @@ def taken(cycle: int, ready: Spans) -> int:
         return cycle
     span = _ending_after(cycle, ready)
     return int(ready[span, 1]) if ready[span, 0] <= cycle else cycle
+
+
+@njit(cache=True)
+def later(cycle: int, beats: int, ready: Spans) -> int:
+    """Return the cycle of the beat that is ``beats`` after one taken in ``cycle``; none waits to be valid."""
+    end = cycle + beats
+    span = _ending_after(cycle, ready)
+    while span < len(ready) and ready[span, 0] <= end:
+        end += ready[span, 1] - ready[span, 0]
+        span += 1
+    return end
 
 
 @njit(cache=True)

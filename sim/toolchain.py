@@ -33,6 +33,8 @@ VERILATOR_FLAGS = (
     "--x-assign",
     "unique",
     "--no-timing",
+    "--timescale",  # times of a VCD file are ns
+    "1ns/1ns",
     "--output-split",
     "20000",
     "--default-language",

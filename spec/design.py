@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from spec.dram import DramSpec
 from spec.errors import InputError, require, require_range
 
 
@@ -12,12 +13,18 @@ class Engine(StrEnum):
     """Which engine computes the experts."""
 
     FPGA = "fpga"
+    PIM = "pim"
 
 
 class Policy(StrEnum):
-    """Order in which the dispatcher serves its queues."""
+    """Order in which the dispatcher serves its queues; the shared expert's comes first in any case.
+
+    ``queue_order``: ascending expert index. ``longest_queue``: most entries in the window first, the lowest
+    index where there are as many.
+    """
 
     QUEUE_ORDER = "queue_order"
+    LONGEST_QUEUE = "longest_queue"
 
 
 def _require_power_of_two(name: str, value: int, low: int, high: int) -> None:
@@ -108,12 +115,94 @@ class MemoryDesign:
         return self.burst_beats * self.beat_bytes
 
 
+class BankMode(StrEnum):
+    """Whether a row or column command goes to all banks of a channel at once, or to one at a time."""
+
+    ALL_BANK = "all_bank"
+    SINGLE_BANK = "single_bank"
+
+
+class RegisterPath(StrEnum):
+    """How inputs reach the banks' registers and results leave them.
+
+    ``SHARED``: as bursts on the data bus, like any write or read, with its turnarounds.
+    ``OWN``: on wires of their own; they take a slot of the command bus and nothing else.
+    """
+
+    SHARED = "shared"
+    OWN = "own"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PimDesign:
+    """Near-memory engine: channels of DRAM banks with MAC lanes beside them.
+
+    A *unit* is what ``banks_per_unit`` banks share: lanes as wide as a burst, accumulators for
+    ``tokens_per_burst`` tokens. While one of its banks computes, the next one may open its row.
+
+    Attributes
+    ----------
+    dram : DRAM of a channel; a preset's name in TOML.
+    channels : channels that compute at the same time.
+    banks_per_unit : 1 for lanes at each bank, 2 for a pair of banks, and so on.
+    bank_mode : all banks in step, or one command each.
+    tokens_per_burst : tokens that share a weight burst.
+    mac_cycles : cycles from one token's MAC to the next one's on the same burst.
+    register_path : how inputs and results travel.
+    act_lanes : results handled per cycle by the channel's activation.
+    storage_cycles : cycles from a MAC command to its weights at the lanes.
+    refresh : whether the banks are refreshed.
+    """
+
+    dram: DramSpec
+    channels: int = 2
+    banks_per_unit: int = 1
+    bank_mode: BankMode = BankMode.ALL_BANK
+    tokens_per_burst: int = 4
+    mac_cycles: int = 1
+    register_path: RegisterPath = RegisterPath.OWN
+    act_lanes: int = 4
+    storage_cycles: int = 16
+    refresh: bool = True
+
+    def __post_init__(self) -> None:
+        require_range("channels", self.channels, 1, 64)
+        _require_power_of_two("banks_per_unit", self.banks_per_unit, 1, 4)
+        _require_power_of_two("tokens_per_burst", self.tokens_per_burst, 1, 64)
+        require_range("mac_cycles", self.mac_cycles, 1, 16)
+        require_range("storage_cycles", self.storage_cycles, 1, 256)
+        require(
+            self.units >= 1 and self.units <= self.lanes,
+            f"leaves {self.units} units in {self.dram.num_banks} banks; there must be 1..{self.lanes}"
+            " (the elements of a burst)",
+            key="banks_per_unit",
+        )
+        _require_power_of_two("act_lanes", self.act_lanes, 1, 256)
+        require(
+            self.act_lanes <= self.units,
+            f"must be at most the {self.units} units, not {self.act_lanes}",
+            key="act_lanes",
+        )
+
+    @property
+    def units(self) -> int:
+        """Units of a channel: outputs that are computed at the same time."""
+        return self.dram.num_banks // self.banks_per_unit
+
+    @property
+    def lanes(self) -> int:
+        """MAC lanes of a unit: elements of a burst."""
+        return self.dram.burst_bytes // 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class DesignSpec:
     """An accelerator.
 
     Attributes
     ----------
+    engine : what computes the experts; ``array`` describes an ``fpga`` engine, ``pim`` a ``pim`` engine.
+    memory : memory behind the AXI4 read master: an ``fpga``'s weights, the router of both.
     stream_lanes : bf16 elements per beat of the token input stream.
     window_tokens : tokens that are dispatched together: an expert's weights are fetched once for all
         of a window's tokens. The token store holds two windows.
@@ -124,9 +213,10 @@ class DesignSpec:
 
     name: str
     engine: Engine
-    gate: GateDesign
-    array: ArrayDesign
-    memory: MemoryDesign
+    gate: GateDesign = field(default_factory=GateDesign)
+    array: ArrayDesign | None = None
+    pim: PimDesign | None = None
+    memory: MemoryDesign = field(default_factory=MemoryDesign)
     stream_lanes: int = 16
     window_tokens: int = 32
     policy: Policy = Policy.QUEUE_ORDER
@@ -142,8 +232,15 @@ class DesignSpec:
         require_range("max_d_expert", self.max_d_expert, 1, 1 << 18)
         require_range("max_experts", self.max_experts, 1, 512)
         require(self.clock_hz > 0, f"must be positive, not {self.clock_hz}", key="clock_hz")
+        for engine, table in ((Engine.FPGA, self.array), (Engine.PIM, self.pim)):
+            name = "array" if engine is Engine.FPGA else "pim"
+            require(
+                (table is not None) == (self.engine is engine),
+                f"must be given for engine {engine}, and only there; the engine is {self.engine}",
+                key=name,
+            )
         for name, width in (
-            ("array.cols", self.array.cols),
+            ("array.cols" if self.array else "pim.dram.burst_bytes / 2", self.tile.cols),
             ("gate.lanes / gate.logits_per_cycle", self.gate.lanes // self.gate.logits_per_cycle),
         ):
             require(
@@ -151,9 +248,9 @@ class DesignSpec:
                 f"must divide {name}={width}, not {self.stream_lanes}",
                 key="stream_lanes",
             )
-        tile = self.array.rows * self.array.cols
+        tile = self.tile.rows * self.tile.cols
         require(
-            tile % self.memory.beat_elements == 0,
+            self.pim is not None or tile % self.memory.beat_elements == 0,
             f"must divide a tile of rows x cols = {tile} bf16 weights,"
             f" not {self.memory.beat_elements} elements ({self.memory.width_bits} bits)",
             key="memory.width_bits",
@@ -165,6 +262,14 @@ class DesignSpec:
             f" not {self.memory.beat_elements} elements ({self.memory.width_bits} bits)",
             key="memory.width_bits",
         )
+
+    @property
+    def tile(self) -> ArrayDesign:
+        """Shape of a tile: outputs computed together, inputs of a burst, results handled per cycle."""
+        if self.array is not None:
+            return self.array
+        assert self.pim is not None
+        return ArrayDesign(rows=self.pim.units, cols=self.pim.lanes, act_lanes=self.pim.act_lanes)
 
     def check_model(self, d_model: int, d_expert: int, d_shared: int, num_experts: int) -> None:
         """Raise :class:`InputError` unless a model of these sizes fits the design's limits."""

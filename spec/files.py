@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+import types
 import typing
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,7 @@ from spec.errors import InputError
 
 PRESETS = Path(__file__).parent
 MAX_TEXT_BYTES = 1 << 20
+GRADES = ("A", "B", "C", "D")
 
 
 def build_spec(cls: type[Any], table: dict[str, Any], *, prefix: str = "") -> Any:
@@ -31,7 +33,7 @@ def build_spec(cls: type[Any], table: dict[str, Any], *, prefix: str = "") -> An
     for name, field in fields.items():
         if name in kwargs:
             continue
-        if dataclasses.is_dataclass(hints[name]):
+        if field.default is dataclasses.MISSING and dataclasses.is_dataclass(hints[name]):
             kwargs[name] = build_spec(typing.cast("type[Any]", hints[name]), {}, prefix=f"{prefix}{name}.")
         elif field.default is dataclasses.MISSING:
             raise InputError("is missing", key=prefix + name)
@@ -42,7 +44,13 @@ def build_spec(cls: type[Any], table: dict[str, Any], *, prefix: str = "") -> An
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        # An optional table; a TOML file cannot say None.
+        [hint] = [choice for choice in hint.__args__ if choice is not types.NoneType]
     if dataclasses.is_dataclass(hint):
+        folder = getattr(hint, "PRESET_FOLDER", None)
+        if folder is not None and isinstance(value, str):
+            return load_preset(typing.cast("type[Any]", hint), folder, value, key)
         if not isinstance(value, dict):
             raise InputError(f"must be a table, not {value!r}", key=key)
         return build_spec(typing.cast("type[Any]", hint), value, prefix=f"{key}.")
@@ -58,6 +66,49 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if hint is float and not abs(value) < float("inf"):
         raise InputError(f"must be finite, not {value}", key=key)
     return value
+
+
+def preset_names(folder: str) -> list[str]:
+    """Return the names of the presets in a folder: ``models``, ``designs``, ``dram``."""
+    return sorted(path.stem for path in (PRESETS / folder).glob("*.toml"))
+
+
+def preset_path(folder: str, name: str, key: str) -> Path:
+    """Return the file of a preset's name, or of a name that ends in ``.toml``."""
+    if name.endswith(".toml"):
+        return Path(name)
+    names = preset_names(folder)
+    if name not in names:
+        raise InputError(f"is neither a preset ({', '.join(names)}) nor a .toml file: {name!r}", key=key)
+    return PRESETS / folder / f"{name}.toml"
+
+
+def load_preset(cls: type[Any], folder: str, name: str, key: str) -> Any:
+    """Build a spec from a preset or a TOML file; :class:`InputError` on bad input.
+
+    A ``[sources]`` table gives each number (by its dotted name, ``*`` for all others) a source and an
+    evidence grade.
+    """
+    path = preset_path(folder, name, key)
+    table = read_toml(path)
+    sources = table.pop("sources", {})
+    try:
+        spec = build_spec(cls, table)
+        _check_sources(sources)
+    except InputError as error:
+        raise error.at(file=path) from None
+    return spec
+
+
+def _check_sources(sources: Any) -> None:
+    if not isinstance(sources, dict):
+        raise InputError(f"must be a table, not {sources!r}", key="sources")
+    for key, entry in sources.items():
+        if not isinstance(entry, dict) or set(entry) != {"source", "grade"} or entry["grade"] not in GRADES:
+            raise InputError(
+                f"must be {{source = '...', grade = one of {', '.join(GRADES)}}}, not {entry!r}",
+                key=f"sources.{key}",
+            )
 
 
 def read_toml(path: Path) -> dict[str, Any]:

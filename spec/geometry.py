@@ -235,8 +235,8 @@ class ImageGeometry:
                 ffn=model.ffn,
                 d_model=model.d_model,
                 d_hidden=d_hidden,
-                rows=design.array.rows,
-                cols=design.array.cols,
+                rows=design.tile.rows,
+                cols=design.tile.cols,
             )
 
         return cls(

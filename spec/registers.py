@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from spec.design import Policy
+
 IDENTITY = 0x45423031
 """Constant of the IDENTITY register: ``EB01``."""
 
@@ -14,7 +16,10 @@ REGISTERS = {
     "POLICY": 0x14,
 }
 """Byte addresses. IMAGE_PAGE: 4 KiB page of the weight image. CAPACITY: assignments that an expert
-takes per batch, 0 = dropless. POLICY: order of service, 0 = queue order."""
+takes per batch, 0 = dropless. POLICY: order of service, see :data:`POLICIES`."""
+
+POLICIES = (Policy.QUEUE_ORDER, Policy.LONGEST_QUEUE)
+"""Values of POLICY, from 0. Hardware without the longest queue's logic serves in queue order."""
 
 CONTROL_LOAD = 0
 """Bit of CONTROL: load the router from the weight image (no token may be inside)."""

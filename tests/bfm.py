@@ -46,6 +46,7 @@ def run_streams(
     sinks: Mapping[str, Sink],
     *,
     statics: Mapping[str, int] | None = None,
+    inputs: Mapping[str, Callable[[int, Mapping[str, Sequence[tuple[int, int]]]], int]] | None = None,
     prologue: Callable[[Any], Awaitable[None]] | None = None,
     monitors: Sequence[Callable[[Any], Awaitable[None]]] = (),
     settle: int = 16,
@@ -57,6 +58,8 @@ def run_streams(
     Checks the stream rules on every output (valid and payload stay until accepted), that no sink
     gets more than its count, and that everything was delivered. Returns a trace per stream.
     ``prologue`` runs before cycle 0 and leaves every input stream idle; ``monitors`` run all along.
+    ``inputs`` says for each cycle what plain inputs are: functions of the cycle and of the transfers
+    (cycle, payload) of each stream in the cycles before.
     """
     traces: dict[str, Trace] = {}
 
@@ -84,6 +87,8 @@ def run_streams(
                 if offer != offered[name]:
                     ctx.set(ports[name].valid, offer)
                     offered[name] = offer
+            for name, value in (inputs or {}).items():
+                ctx.set(getattr(dut, name), value(cycle, got))
             readies = {}
             for name in out_names:
                 readies[name] = sinks[name].ready(cycle)
@@ -272,3 +277,25 @@ class ReadMemory:
                 extra = self.extra[(len(self.addresses) - 1) % len(self.extra)]
                 queue.append((address, cycle + self.latency + extra))
             cycle += 1
+
+
+@dataclass
+class BankStorage:
+    """The banks behind a channel's ``mem`` ports: whole tiles, ``latency`` cycles after the request.
+
+    ``tiles``: (depth, units * lanes) uint16, in the order of their addresses. ``run`` is a monitor
+    for :func:`run_streams`.
+    """
+
+    dut: Any
+    tiles: np.ndarray
+    latency: int
+
+    async def run(self, ctx) -> None:
+        """Answer every request; in all other cycles the data is noise."""
+        under_way: list[int | None] = [None] * (self.latency - 1)
+        noise = pack(np.full(self.tiles.shape[1], 0xA5A5))
+        async for _, _, units, address in ctx.tick().sample(self.dut.mem_en, Value.cast(self.dut.mem_addr)):
+            under_way.append(int(address) if units else None)
+            answer = under_way.pop(0)
+            ctx.set(self.dut.mem_data, noise if answer is None else pack(self.tiles[answer]))

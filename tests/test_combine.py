@@ -360,9 +360,11 @@ def test_hazard_costs_what_is_stated():
     assert traces["o"].cycles.tolist() == [5 * ACCUMULATE_DISTANCE + Combine.LATENCY]
 
 
-def test_announcement_fits_the_dispatcher():
-    dispatch = DispatchConfig(num_experts=16, top_k=4, window_tokens=4, shared=True)
-    config = CombineConfig(num_slots=dispatch.num_slots, d_model=8, lanes=2, max_count=dispatch.top_k + 1)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("top_k", range(1, 17))
+def test_announcement_fits_the_dispatcher(top_k, shared):
+    dispatch = DispatchConfig(num_experts=16, top_k=top_k, window_tokens=4, shared=shared)
+    config = CombineConfig(num_slots=dispatch.num_slots, d_model=8, lanes=2, max_count=top_k + shared)
     assert config.expect == dispatch.expect
 
 

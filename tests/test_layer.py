@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
+import subprocess
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rtl.export import LINT_WAIVERS
 from sim import accelerator
 from sim.cli import main
-from sim.expert import expert_cycles
-from sim.gating import gate_cycles
-from sim.layer import (
-    LayerCycles,
-    LayerShape,
-    LayerTimes,
-    StreamTimes,
-    active_cycles,
-    block_times,
-    layer_cycles,
-)
+from sim.layer import LayerCycles, LayerShape, active_cycles, block_times, layer_cycles
 from sim.routing import Routing, draw_ids
-from sim.streams import union
+from sim.rtlsim import reg_read
+from sim.streams import readiness, spans_of
+from sim.toolchain import verilator_command
 from sim.workload import random_workload, vector_workload
-from spec.design import ArrayDesign, DesignSpec, Engine, GateDesign, MemoryDesign
+from spec.design import ArrayDesign, DesignSpec, Engine, GateDesign, MemoryDesign, Policy
 from spec.load import load_design, load_model, preset_names
-from spec.model import Activation, FfnSpec, GatingSpec, ModelSpec
+from spec.model import Activation, CapacityRule, FfnSpec, GatingSpec, ModelSpec
+from spec.registers import REGISTERS, STATUS_LOADED, STATUS_READ_ERROR
+from tests.layer_beats import beat_by_beat, late
 
 DATA = Path(__file__).parent / "data"
-TINY = DesignSpec(
-    name="tiny",
-    engine=Engine.FPGA,
-    gate=GateDesign(lanes=16, logits_per_cycle=2),
-    array=ArrayDesign(rows=4, cols=4, act_lanes=2),
-    memory=MemoryDesign(width_bits=64, latency_cycles=7, burst_beats=8, max_outstanding=4),
-    stream_lanes=4,
-    window_tokens=4,
-)
+TINY_FILE = Path(__file__).parent / "tiny.toml"
+TINY = load_design(str(TINY_FILE))
 
 
 @pytest.fixture(scope="module")
 def tiny_deepseek() -> tuple[accelerator.Build, ModelSpec]:
     model = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
-    return accelerator.build_layer(model, TINY), model
+    # One build for all: it writes waveforms where a test asks for one.
+    return accelerator.build_layer(model, TINY, trace=True), model
 
 
 def check(run: accelerator.LayerRun) -> None:
@@ -59,8 +52,9 @@ def check_layer(run: accelerator.LayerRun, modelled: LayerCycles) -> None:
         seen, model = run.seen.streams[name], getattr(modelled, name)
         np.testing.assert_array_equal(model.taken, seen.taken, name)
         np.testing.assert_array_equal(model.offered, seen.offered, name)
-    words = run.shape.engine.words
-    np.testing.assert_array_equal(modelled.outputs, run.seen.streams["output"].taken[::words])
+    words, output = run.shape.engine.words, run.seen.streams["output"].taken
+    np.testing.assert_array_equal(modelled.outputs, output[::words])
+    np.testing.assert_array_equal(modelled.sent, spans_of(output))
     assert modelled.fires == run.counters["mac_active"]
     assert modelled.read_beats == run.counters["read_beats"]
 
@@ -77,6 +71,11 @@ def test_vector_runs_bit_and_cycle_equal(tiny_deepseek: tuple[accelerator.Build,
     assert run.counters["tokens_out"] == len(work.tokens)
 
 
+def stalls(rng: np.random.Generator) -> np.ndarray:
+    """Return a ready pattern of the output: half of the cycles."""
+    return np.append(rng.random(4096) < 0.5, True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_random_tokens_under_stalls(tiny_deepseek: tuple[accelerator.Build, ModelSpec], seed: int) -> None:
@@ -86,9 +85,12 @@ def test_random_tokens_under_stalls(tiny_deepseek: tuple[accelerator.Build, Mode
     work = random_workload(model, tokens, Routing("zipf", exponent=float(rng.integers(0, 3))), seed)
     beats = -(-model.d_model // TINY.stream_lanes)
     arrivals = np.cumsum(rng.integers(0, 6, tokens * beats))
-    ready = np.append(rng.random(4096) < 0.5, True)
+    ready = stalls(rng)
     run = accelerator.run_rtl(rtl, work, TINY, seed=seed + 1, arrivals=arrivals, output_ready=ready)
     check(run)
+    modelled = layer_cycles(run.shape, late(run.shape, arrivals), readiness(ready))
+    check_layer(run, modelled)
+    assert modelled.cycles == run.seen.cycles
 
 
 @pytest.mark.slow
@@ -108,12 +110,11 @@ def test_layer_model_equals_hardware(tiny_deepseek: tuple[accelerator.Build, Mod
     arrivals = np.cumsum(gaps)
     run = accelerator.run_rtl(rtl, work, TINY, arrivals=arrivals)
     check(run)
-    late = (arrivals.reshape(tokens, beats) - np.arange(beats)).max(axis=1)
-    check_layer(run, layer_cycles(run.shape, late))
+    check_layer(run, layer_cycles(run.shape, late(run.shape, arrivals)))
 
 
-def random_shape(seed: int) -> tuple[LayerShape, np.ndarray]:
-    """Return a small random layer, its routing, and when its tokens arrive."""
+def random_shape(seed: int) -> tuple[LayerShape, np.ndarray, np.ndarray | None]:
+    """Return a small random layer, its routing, when its tokens arrive, and when its output is ready."""
     rng = np.random.default_rng(seed)
     num_experts = int(rng.integers(1, 9))
     top_k = int(rng.integers(1, min(num_experts, 4) + 1))
@@ -125,6 +126,7 @@ def random_shape(seed: int) -> tuple[LayerShape, np.ndarray]:
         ffn=FfnSpec(d_expert=int(rng.integers(1, 40)), activation=rng.choice(list(Activation))),
         d_shared=int(rng.integers(1, 40)) if seed % 2 else 0,
         expert_capacity=int(rng.integers(0, 4)) if seed % 3 == 0 else 0,
+        capacity_rule=list(CapacityRule)[seed // 3 % len(CapacityRule)],
     )
     design = DesignSpec(
         name="random",
@@ -139,42 +141,20 @@ def random_shape(seed: int) -> tuple[LayerShape, np.ndarray]:
         ),
         stream_lanes=2,
         window_tokens=int(rng.choice([1, 2, 8])),
+        policy=list(Policy)[seed // 2 % len(Policy)],
     )
     batches = rng.integers(1, 9, int(rng.integers(1, 7))).tolist()
     num_tokens = sum(batches)
     ids = rng.permuted(np.tile(np.arange(num_experts), (num_tokens, 1)), axis=1)[:, :top_k]
     arrivals = np.cumsum(rng.integers(0, int(rng.choice([1, 20, 400])), num_tokens))
-    return accelerator.layer_shape(model, design, ids, batches), arrivals
+    shape = accelerator.layer_shape(model, design, ids, batches)
+    return shape, arrivals, stalls(rng) if seed % 5 == 0 else None
 
 
-def beat_by_beat(shape: LayerShape, modelled: LayerCycles, arrivals: np.ndarray) -> LayerTimes:
-    """Return all streams of a layer as if observed: the model's, and its blocks' beats between them."""
-    beats, words = shape.image.gate.input_beats, shape.engine.words
-    offered = (arrivals[:, None] + np.arange(beats)).ravel()
-    reused = np.arange(shape.num_slots, len(arrivals))
-    first = offered[reused * beats]
-    admitted = offered.copy()
-    admitted[reused * beats] = np.maximum(first, modelled.outputs[reused - shape.num_slots] + words + 1)
-    tokens = gate_cycles(shape.image.gate, admitted, modelled.assignments.waits).i
-    expert = expert_cycles(
-        shape.engine,
-        shape.entry_shared,
-        shape.streams.entry_last,
-        modelled.entries.offered,
-        latency=shape.design.memory.latency_cycles,
-    )
-    output = (modelled.outputs[:, None] + np.arange(words)).ravel()
-    streams = {
-        "tokens": StreamTimes(offered, tokens),
-        "assignments": modelled.assignments,
-        "expects": modelled.expects,
-        "entries": modelled.entries,
-        "contributions": StreamTimes(expert.o, expert.o),
-        "output": StreamTimes(output, output),
-        "addresses": StreamTimes(expert.ar, expert.ar),
-        "beats": StreamTimes(expert.r, expert.r),
-    }
-    return LayerTimes(streams, union(expert.wait_from, expert.wait_to))
+def beats_from(shape: LayerShape, arrivals: np.ndarray) -> np.ndarray:
+    """Return when each beat is offered if each token's are, from a cycle on, one per cycle."""
+    beats: np.ndarray = (arrivals[:, None] + np.arange(shape.image.gate.input_beats)).ravel()
+    return beats
 
 
 @pytest.mark.parametrize(
@@ -182,9 +162,9 @@ def beat_by_beat(shape: LayerShape, modelled: LayerCycles, arrivals: np.ndarray)
 )
 def test_layer_model_agrees_with_its_blocks(seed: int) -> None:
     """Each block's own model, given what the layer's model offers it, does what the layer's model says."""
-    shape, arrivals = random_shape(seed)
-    modelled = layer_cycles(shape, arrivals)
-    seen = beat_by_beat(shape, modelled, arrivals)
+    shape, arrivals, ready = random_shape(seed)
+    modelled = layer_cycles(shape, arrivals, readiness(ready))
+    seen = beat_by_beat(shape, modelled, beats_from(shape, arrivals), readiness(ready))
     expected, wait_tile = block_times(shape, seen)
     for name, cycles in expected.items():
         taken = seen.streams[name.removesuffix(" (sink)")].taken
@@ -198,20 +178,22 @@ def test_layer_model_agrees_with_its_blocks(seed: int) -> None:
 
 
 def test_random_layers_reach_every_kind_of_waiting() -> None:
-    """For slots, a window, a bank; and assignments dropped, a window without entries, repeated tiles."""
+    """For slots, a window, a bank, the output; assignments dropped, empty windows, repeated tiles."""
     reached = set()
     for seed in range(60):
-        shape, arrivals = random_shape(seed)
-        modelled = layer_cycles(shape, arrivals)
-        tokens = beat_by_beat(shape, modelled, arrivals).streams["tokens"]
+        shape, arrivals, ready = random_shape(seed)
+        modelled = layer_cycles(shape, arrivals, readiness(ready))
+        seen = beat_by_beat(shape, modelled, beats_from(shape, arrivals), readiness(ready))
+        tokens = seen.streams["tokens"]
         reached |= {"slots"} if len(arrivals) > shape.num_slots and len(tokens.waits) else set()
         reached |= {"window"} if len(modelled.assignments.waits) else set()
+        reached |= {"output"} if len(seen.streams["output"].waits) else set()
         reached |= {"bank"} if len(modelled.entries.waits) else set()
         reached |= {"dropped"} if shape.streams.dropped else set()
         windows = len(np.unique(shape.streams.entry_window))
         reached |= {"empty"} if windows < shape.streams.num_windows else set()
         reached |= {"repeated"} if modelled.walked_tiles < modelled.tiles else set()
-    assert reached == {"slots", "window", "bank", "dropped", "empty", "repeated"}
+    assert reached == {"slots", "window", "bank", "output", "dropped", "empty", "repeated"}
 
 
 @pytest.mark.parametrize("name", preset_names("models"))
@@ -232,6 +214,23 @@ def test_full_size_layer_is_light(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("response", [0, 2, 3])
+def test_an_error_response_of_the_memory_is_told(
+    tiny_deepseek: tuple[accelerator.Build, ModelSpec], response: int
+) -> None:
+    rtl, _ = tiny_deepseek
+    whole = accelerator.run_rtl(rtl, vector_workload(str(DATA / "deepseek_v3_s0.npz"), 2), TINY)
+    responses = np.zeros(len(whole.result.memories["o_ar"].r_cycles), dtype=np.uint8)
+    responses[-1] = response
+    memory = dataclasses.replace(whole.spec.memories["o_ar"], responses=responses)
+    status = [reg_read(REGISTERS["STATUS"])]
+    result = rtl.run(dataclasses.replace(whole.spec, memories={"o_ar": memory}, epilogue=status))
+    result.check()
+    assert result.reads == [1 << STATUS_LOADED | bool(response) << STATUS_READ_ERROR]
+    assert result.streams["o"].integers() == whole.result.streams["o"].integers()
+
+
+@pytest.mark.slow
 def test_a_wrong_model_is_named(
     tiny_deepseek: tuple[accelerator.Build, ModelSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +240,84 @@ def test_a_wrong_model_is_named(
     found = accelerator.first_divergence(accelerator.checks(run))
     assert found is not None
     assert (found.block, found.port, found.transfer) == ("gating", "o", 0)
+
+
+@pytest.mark.slow
+def test_waveform_is_bounded_and_has_readable_names(
+    tiny_deepseek: tuple[accelerator.Build, ModelSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sim.rtlsim.WAVE_CYCLES", 300)
+    work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), 4)
+    report = accelerator.run_layer(work, TINY, engine="both", routing="vector", waves=tmp_path)
+    assert report.agreed
+    assert report.waveform == str(tmp_path / "deepseek_v3_s0.vcd")
+    header, _, changes = Path(report.waveform).read_text().partition("$enddefinitions $end")
+    assert "$timescale 1ns $end" in header
+    scopes = set(re.findall(r"\$scope module (\S+) \$end", header))
+    assert {"eb_layer", "gate", "dispatch", "expert", "combine", "registers"} <= scopes
+    names = re.findall(r"\$var wire +\d+ \S+ (\S+) ", header)
+    assert {"s_axis_tdata", "m_axi_araddr", "count_mac_active", "reg_rdata"} <= set(names)
+    # Plain words and rows of memories: no temporaries of the exporter, nothing escaped.
+    odd = [name for name in names if not re.fullmatch(r"[a-zA-Z]\w*(\[\d+\])?", name)]
+    assert not odd
+    times = [int(time) for time in re.findall(r"^#(\d+)$", changes, re.MULTILINE)]
+    assert report.cycles["rtl"] is not None
+    assert report.cycles["rtl"] > 300
+    assert times[-1] - times[0] == 10 * 300 - 5  # two steps a cycle
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "switch_transformers"])
+def test_verilog_of_every_family_is_lint_clean(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, family: str
+) -> None:
+    arguments = ["verilog", "--model", str(DATA / f"{family}_s0.npz"), "--design", str(TINY_FILE)]
+    assert main([*arguments, "--out", str(tmp_path), "--json"]) == 0
+    files = [Path(file) for file in json.loads(capsys.readouterr().out)["files"]]
+    assert [file.name for file in files] == ["eb_tiny.v", "eb_ram.v", "tiny.f", "tiny.ports.json"]
+    waivers = [f"-Wno-{kind}" for kind in LINT_WAIVERS]
+    command, environment = verilator_command("--lint-only", "-Wall", *waivers, "--top-module", "eb_tiny")
+    done = subprocess.run(
+        [*command, "--default-language", "1364-2005", "-f", "tiny.f"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+RULES = ModelSpec(
+    name="rules",
+    d_model=12,
+    gating=GatingSpec(num_experts=6, top_k=2),
+    ffn=FfnSpec(d_expert=9),
+    expert_capacity=4,
+    capacity_rule=CapacityRule.BATCH_PRIORITY,
+)
+LONGEST = dataclasses.replace(TINY, policy=Policy.LONGEST_QUEUE)
+
+
+@pytest.fixture(scope="module")
+def tiny_rules() -> accelerator.Build:
+    return accelerator.build_layer(RULES, LONGEST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_rule_of_capacity_and_policy(tiny_rules: accelerator.Build, seed: int) -> None:
+    work = random_workload(RULES, 22, Routing("zipf", exponent=1.0), seed, LONGEST.window_tokens)
+    ready = None if seed == 0 else stalls(np.random.default_rng(seed))
+    run = accelerator.run_rtl(tiny_rules, work, LONGEST, seed=seed + 1, output_ready=ready)
+    check(run)
+    streams = run.golden.streams
+    assert run.counters["dropped"] == streams.dropped > 0
+    in_queue_order = np.lexsort((streams.entry_expert, streams.entry_window))
+    assert (in_queue_order != np.arange(in_queue_order.size)).any(), "the policy changed nothing"
+    modelled = layer_cycles(run.shape, np.zeros(len(work.tokens), dtype=np.int64), readiness(ready))
+    check_layer(run, modelled)
+    assert modelled.cycles == run.seen.cycles
 
 
 def test_report_of_a_full_size_layer() -> None:

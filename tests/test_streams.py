@@ -11,11 +11,13 @@ from sim.streams import (
     common,
     common_with_trains,
     expanded,
+    later,
     readiness,
     size,
     spans_of,
     taken,
     union,
+    without,
 )
 
 
@@ -42,6 +44,7 @@ def test_spans_are_sets_of_cycles(seed):
     assert cycles_in(a) == sorted(want)
     assert size(a) == len(want)
     assert common(a, b) == len(want & other)
+    assert cycles_in(without(a, b)) == sorted(want - other)
     np.testing.assert_array_equal(spans_of(np.array(sorted(want), dtype=np.int64)), a)
 
 
@@ -51,8 +54,9 @@ def test_readiness_is_the_pattern(seed):
     pattern = np.append(rng.random(int(rng.integers(0, 60))) < rng.random(), True)
     ready = readiness(pattern)
     for cycle in range(pattern.size + 3):
-        later = np.flatnonzero(pattern[cycle:])
-        assert taken(cycle, ready) == (cycle + later[0] if later.size else cycle)
+        open_from = [*(cycle + np.flatnonzero(pattern[cycle:])), *range(max(cycle, pattern.size), 99)]
+        assert taken(cycle, ready) == open_from[0]
+        assert [later(open_from[0], beats, ready) for beats in range(9)] == open_from[:9]
 
 
 def test_nothing_waits_for_a_sink_that_is_always_ready():

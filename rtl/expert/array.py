@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.arith import Accumulate, Burst, delay
-from rtl.expert.layouts import ExpertConfig, bits_for
+from rtl.expert.layouts import EngineConfig, bits_for
 from rtl.expert.sequencer import slot_layout
 from rtl.ram import Ram, ReadSignature
 from spec.geometry import ACCUMULATE_DISTANCE
@@ -29,7 +29,7 @@ class MacArray(wiring.Component):
 
     LATENCY = Burst.LATENCY + Accumulate.LATENCY
 
-    def __init__(self, config: ExpertConfig) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.sets = config.routed.num_up_matrices
         self.depth = 2 << bits_for(config.max_tokens)

@@ -9,6 +9,7 @@ from rtl.expert.drain import Drain
 from rtl.expert.jobs import JobLists
 from rtl.expert.layouts import (
     PAGE_BITS,
+    EngineConfig,
     ExpertConfig,
     address_layout,
     contribution_layout,
@@ -34,7 +35,7 @@ class TokenStore(wiring.Component):
         Address = slot * token_words + word.
     """
 
-    def __init__(self, config: ExpertConfig) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.ram = Ram(
             width=config.routed.cols * 16,

@@ -4,11 +4,11 @@ from amaranth import Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from rtl.expert.layouts import ExpertConfig, bits_for, job_layout
+from rtl.expert.layouts import EngineConfig, bits_for, job_layout
 from rtl.ram import Ram, ReadSignature
 
 
-def job_record_layout(config: ExpertConfig):
+def job_record_layout(config: EngineConfig):
     """Return what the rest of the engine knows of a job: expert, whether it is shared, last token."""
     return data.StructLayout(
         {
@@ -19,7 +19,7 @@ def job_record_layout(config: ExpertConfig):
     )
 
 
-def list_bits(config: ExpertConfig) -> int:
+def list_bits(config: EngineConfig) -> int:
     """Bits of a list entry: slot and weight."""
     return bits_for(config.num_slots) + 16
 
@@ -42,7 +42,7 @@ class JobLists(wiring.Component):
         Two read ports of the lists: address = bank and token.
     """
 
-    def __init__(self, config: ExpertConfig) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.depth = 2 << bits_for(config.max_tokens)
         read = ReadSignature(list_bits(config), self.depth)

@@ -17,17 +17,16 @@ def bits_for(count: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertConfig:
-    """The expert engine for a model on a design.
+class EngineConfig:
+    """What an engine that computes experts has to know of the model on the design.
 
     Attributes
     ----------
-    image : weight image, with the geometry of routed and shared experts.
+    image : geometry of routed and shared experts.
     num_slots : tokens of the token store.
     max_tokens : most tokens of a job.
     act_lanes : results drained from the accumulators per cycle.
     stream_lanes : elements of a token beat.
-    beat_bits, burst_beats, max_outstanding : the AXI4 read master.
     """
 
     image: ImageGeometry
@@ -35,9 +34,6 @@ class ExpertConfig:
     max_tokens: int
     act_lanes: int
     stream_lanes: int
-    beat_bits: int
-    burst_beats: int
-    max_outstanding: int
 
     @property
     def routed(self) -> FfnGeometry:
@@ -74,13 +70,22 @@ class ExpertConfig:
         """Words of ``act_lanes`` elements of a token's result."""
         return ceil_div(self.d_model, self.act_lanes)
 
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig(EngineConfig):
+    """The expert engine: ``beat_bits``, ``burst_beats``, ``max_outstanding`` of its AXI4 read master."""
+
+    beat_bits: int
+    burst_beats: int
+    max_outstanding: int
+
     @property
     def tile_beats(self) -> int:
         """Memory beats of a tile."""
         return self.routed.rows * self.routed.cols * 16 // self.beat_bits
 
 
-def job_layout(config: ExpertConfig):
+def job_layout(config: EngineConfig):
     """Return an entry of a job: a token for an expert; ``last`` ends the job (the expert's tokens)."""
     return data.StructLayout(
         {

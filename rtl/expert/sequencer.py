@@ -5,12 +5,12 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.expert.jobs import JobPointer, job_record_layout, list_bits
-from rtl.expert.layouts import ExpertConfig, bits_for
+from rtl.expert.layouts import EngineConfig, ExpertConfig, bits_for
 from rtl.ram import ReadSignature, address_width
 from spec.geometry import ACCUMULATE_DISTANCE
 
 
-def slot_layout(config: ExpertConfig):
+def slot_layout(config: EngineConfig):
     """Return what the array knows of a MAC slot (one token at one tile).
 
     ``token`` and ``parity`` name the accumulators, ``up`` the second set of a gated FFN; ``first``
@@ -162,7 +162,7 @@ class Sequencer(wiring.Component):
         return m
 
 
-def tag_layout(config: ExpertConfig):
+def tag_layout(config: EngineConfig):
     """Return what a slot carries through the sequencer's stages."""
     max_tiles = max(max(kind.in_tiles, kind.hidden_tiles) for kind in config.kinds)
     max_hidden = max(kind.hidden_blocks for kind in config.kinds)
@@ -293,7 +293,7 @@ class InputMask(wiring.Component):
     tile, out, shared : In
     """
 
-    def __init__(self, config: ExpertConfig) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         self.config = config
         width = config.routed.cols * 16
         super().__init__(
@@ -326,6 +326,8 @@ class InputMask(wiring.Component):
                         for lane in range(cut, cols):
                             one = 0x3F80 if bias and lane == cut else 0
                             m.d.comb += self.o.word_select(lane, 16).eq(one)
-                    with m.Elif(self.tile > boundary):
-                        m.d.comb += self.o.eq(0)
+                    # Written out only where the tile's number reaches that far.
+                    if boundary < (1 << len(self.tile)) - 1:
+                        with m.Elif(self.tile > boundary):
+                            m.d.comb += self.o.eq(0)
         return m

@@ -24,7 +24,7 @@ def command(as_json: bool) -> int:
                 name,
                 design.engine,
                 design.gate.lanes,
-                f"{design.array.rows} x {design.array.cols}",
+                f"{design.tile.rows} x {design.tile.cols}",
                 design.memory.width_bits,
                 design.memory.latency_cycles,
                 f"{design.clock_hz / 1e6:g}",

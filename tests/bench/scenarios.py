@@ -163,7 +163,8 @@ def _seen(name: str, result: RunResult) -> Trace:
     if name in result.streams:
         return result.streams[name]
     if name in result.probes:
-        return Trace(result.probes[name][0], np.zeros((len(result.probes[name][0]), 1), dtype=np.uint64))
+        cycles, values = result.probes[name]
+        return Trace(cycles, values.reshape(-1, 1))
     if name in result.memories:
         memory = result.memories[name]
         return Trace(memory.ar_cycles, memory.ar_addrs.reshape(-1, 1))

@@ -1,0 +1,196 @@
+"""A channel of the near-memory engine: jobs in, DRAM commands out, weighted contributions out."""
+
+from amaranth import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from rtl.arith import delay
+from rtl.expert.array import MacArray
+from rtl.expert.engine import TokenStore
+from rtl.expert.jobs import JobLists
+from rtl.expert.layouts import bits_for, contribution_layout, job_layout
+from rtl.gating.layouts import token_layout
+from rtl.pim.columns import ColumnEngine
+from rtl.pim.layouts import ColumnKind, PimConfig, column_layout, row_layout, weights_layout
+from rtl.pim.operands import Operands
+from rtl.pim.readout import Readout
+from rtl.pim.rows import REFRESH_BITS, RowEngine
+from rtl.pim.walk import InputWalk, MacWalk, VisitWalk
+from rtl.stream import connect_stream
+
+
+class PimChannel(wiring.Component):
+    """Compute experts in the DRAM banks where their weights lie.
+
+    A job is an expert and its tokens of a window, computed in groups of ``group_tokens``; a group's
+    tokens share every weight burst. Per MAC command each unit multiplies its burst with the group's
+    inputs of that tile; a block's results are read back over the bus, activated, and written to the
+    registers as inputs of the down matrix. Commands keep the DRAM's timing; a cycle is one tCK.
+    Cycle model: :mod:`sim.pim`; layout of the weights: :mod:`spec.banks`; reference:
+    :func:`golden.expert_bf16.ffn_bf16`. Reset empties the block; the table of first rows stays.
+
+    Members
+    -------
+    i_token : In(stream.Signature(token_layout(stream_lanes)))
+        Tokens in slot order (slot = token number modulo num_slots). Always ready.
+    i : In(stream.Signature(job_layout(config)))
+        A token must be in the store before its first entry is sent.
+    base_we, base_expert, base_row : In
+        Write port of the table of the experts' first rows; not while jobs run.
+    refresh_offset : In(REFRESH_BITS)
+        Cycle of the first refresh, counted from the first cycle after reset, in which it is read.
+    o_row, o_column : Out(row_layout(config)), Out(column_layout(config))
+        The command buses; kind 0 is no command.
+    mem_en : Out(units), mem_addr : Out(weights_layout(config))
+        The units that read a burst, and which tile it belongs to, in the cycle of the MAC command.
+    mem_data : In(units * cols * 16)
+        The burst of each unit, ``storage_cycles`` later.
+    o : Out(stream.Signature(contribution_layout(...)))
+        For each block of outputs all tokens of the group in turn.
+    retired : Out(1)
+        A job is done with; its place is free from the next cycle on.
+    fire : Out(1)
+        A token's inputs meet a tile.
+    """
+
+    def __init__(self, config: PimConfig) -> None:
+        self.config = config
+        cols = config.routed.cols
+        super().__init__(
+            {
+                "i_token": In(stream.Signature(token_layout(config.stream_lanes))),
+                "i": In(stream.Signature(job_layout(config))),
+                "base_we": In(1),
+                "base_expert": In(bits_for(config.num_experts + 1)),
+                "base_row": In(config.row_bits),
+                "refresh_offset": In(REFRESH_BITS),
+                "o_row": Out(row_layout(config)),
+                "o_column": Out(column_layout(config)),
+                "mem_en": Out(config.units),
+                "mem_addr": Out(weights_layout(config)),
+                "mem_data": In(config.units * cols * 16),
+                "o": Out(
+                    stream.Signature(contribution_layout(config.num_slots, config.words, config.act_lanes))
+                ),
+                "retired": Out(1),
+                "fire": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        m.submodules.tokens = tokens = TokenStore(config)
+        m.submodules.jobs = jobs = JobLists(config)
+        m.submodules.visits = visits = VisitWalk(config)
+        m.submodules.macs = macs = MacWalk(config)
+        m.submodules.loads = loads = InputWalk(config)
+        m.submodules.rows = rows = RowEngine(config)
+        m.submodules.columns = columns = ColumnEngine(config)
+        m.submodules.operands = operands = Operands(config)
+        m.submodules.array = array = MacArray(config.group)
+        m.submodules.readout = readout = Readout(
+            config, accumulator_depth=array.depth, hidden_depth=operands.hidden_depth
+        )
+        connect_stream(m, wiring.flipped(self.i_token), tokens.i)
+        connect_stream(m, wiring.flipped(self.i), jobs.i)
+        connect_stream(m, readout.o, wiring.flipped(self.o))
+        wiring.connect(m, readout.list, jobs.read_drain)
+        wiring.connect(m, readout.accumulators, array.drain)
+        wiring.connect(m, readout.hidden, operands.hidden)
+        for user in (visits, macs, loads, readout):
+            m.d.comb += [user.complete.eq(jobs.complete), user.records.eq(jobs.records)]
+
+        # Rows: named by the visits, used by the MACs.
+        m.d.comb += [
+            visits.base_we.eq(self.base_we),
+            visits.base_expert.eq(self.base_expert),
+            visits.base_row.eq(self.base_row),
+            visits.free.eq(rows.free),
+            rows.refresh_offset.eq(self.refresh_offset),
+            rows.assign.eq(visits.valid),
+            rows.assign_side.eq(visits.side),
+            rows.assign_row.eq(visits.row),
+            rows.mac.eq(columns.go_mac),
+            rows.mac_side.eq(macs.side),
+            rows.visit_done.eq(macs.visit_done),
+        ]
+
+        # Columns.
+        m.d.comb += [
+            columns.want_mac.eq(macs.want & rows.ready.bit_select(macs.side, 1) & rows.mac_allowed),
+            columns.want_hidden.eq(readout.want_hidden & rows.columns_allowed),
+            columns.want_read.eq(readout.want_read & rows.columns_allowed),
+            columns.want_input.eq(loads.want & rows.columns_allowed),
+            columns.mac_last.eq(macs.tile_done),
+            columns.mac_last_token.eq(macs.tag.last_token),
+            macs.go.eq(columns.go_mac),
+            macs.loaded.eq(loads.loaded),
+            macs.all_loaded.eq(loads.all_loaded),
+            macs.hidden_blocks.eq(readout.hidden_blocks),
+            macs.block_read.eq(readout.block_read),
+            loads.go.eq(columns.go_input),
+            loads.used.eq(macs.inputs_done),
+            loads.freed.eq(operands.inputs_freed),
+            readout.go_hidden.eq(columns.go_hidden),
+            readout.go_read.eq(columns.go_read),
+            readout.block_ready.eq(array.unit_ready),
+            jobs.retire.eq(readout.retire),
+            self.retired.eq(readout.retire),
+        ]
+        self._command(m, rows, columns, macs)
+        self._load(m, jobs, tokens, loads, operands)
+        m.d.comb += [
+            operands.mac.eq(columns.go_mac),
+            operands.unit.eq(macs.unit),
+            operands.tile_done.eq(macs.tile_done),
+            operands.tag.eq(macs.tag),
+            operands.weights.eq(self.mem_data),
+            array.fire.eq(operands.fire),
+            array.slot.eq(operands.slot),
+            array.x.eq(operands.x),
+            array.tile.eq(operands.tile),
+            self.fire.eq(operands.fire),
+        ]
+        return m
+
+    def _command(self, m, rows, columns, macs):
+        """Put the commands on the buses, and the request to the storage beside the MAC."""
+        config = self.config
+        command = Signal(column_layout(config))
+        units = Signal(config.units)
+        address = Signal(weights_layout(config))
+        with m.If(columns.go_mac):
+            m.d.comb += [
+                command.kind.eq(ColumnKind.MAC),
+                command.side.eq(macs.side),
+                command.unit.eq(macs.unit),
+                command.column.eq(macs.column),
+                units.eq(~0 if config.timing.mac_steps == 1 else 1 << macs.unit),
+                address.column.eq(macs.column),
+                address.side.eq(macs.side),
+                address.row.eq(rows.rows[macs.side]),
+            ]
+        with m.Elif(columns.go_hidden | columns.go_input):
+            m.d.comb += command.kind.eq(ColumnKind.WRITE)
+        with m.Elif(columns.go_read):
+            m.d.comb += command.kind.eq(ColumnKind.READ)
+        m.d.sync += [self.o_column.eq(command), self.mem_en.eq(units), self.mem_addr.eq(address)]
+        m.d.comb += self.o_row.eq(rows.o)
+
+    def _load(self, m, jobs, tokens, loads, operands):
+        """Fetch what an input write carries: the token's slot, then its word, then into the registers."""
+        config = self.config
+        slot = jobs.read_mac.data[16:]
+        word = delay(m, loads.word, 1, "load_word")
+        address = Signal(range(operands.input_depth + 1))
+        m.d.comb += [
+            jobs.read_mac.addr.eq(loads.list_address),
+            jobs.read_mac.en.eq(loads.go),
+            tokens.read.addr.eq(slot * config.token_words + word),
+            tokens.read.en.eq(delay(m, loads.go, 1, "load_reads", control=True)),
+            address.eq(loads.token * config.token_words + loads.word),
+            operands.inputs.addr.eq(delay(m, address, 2, "load_address")),
+            operands.inputs.data.eq(tokens.read.data),
+            operands.inputs.en.eq(delay(m, loads.go, 2, "load_writes", control=True)),
+        ]

@@ -1,0 +1,360 @@
+"""Results out of the units: hidden ones through the activation and back, outputs to the combiner."""
+
+from amaranth import Cat, Const, Module, Mux, Signal, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from rtl.arith import BF16, F32, bf16_from_f32, delay
+from rtl.expert.activation import ActivationLane
+from rtl.expert.jobs import job_record_layout, list_bits
+from rtl.expert.layouts import bits_for, contribution_layout
+from rtl.fifo import StreamFifo
+from rtl.pim.layouts import PimConfig
+from rtl.pim.walk import GroupWalk, of_kind
+from rtl.ram import ReadSignature, WriteSignature, address_width
+from rtl.stream import StreamRegister, connect_stream
+
+
+def result_layout(config: PimConfig):
+    """Return one token's results of all units: outputs, or hidden activations (``out`` is 0)."""
+    blocks = max(max(kind.hidden_blocks, kind.out_blocks) for kind in config.kinds)
+    return data.StructLayout(
+        {
+            "data": data.ArrayLayout(unsigned(16), config.units),
+            "token": unsigned(bits_for(config.group_tokens)),
+            "block": unsigned(bits_for(blocks)),
+            "last_token": unsigned(1),
+            "last_block": unsigned(1),
+            "slot": unsigned(bits_for(config.num_slots)),
+            "weight": unsigned(16),
+        }
+    )
+
+
+class ReadWalk(wiring.Component):
+    """Order of the register reads: block by block, in each token by token, gate before up.
+
+    Members
+    -------
+    complete, records : In, from :class:`rtl.expert.jobs.JobLists`.
+    block_ready : In(1)
+        A block's last sums are written.
+    go : In(1)
+    valid : Out(1), out : Out(1), up : Out(1)
+        There is something to read: an output or a hidden result; the second of its two matrices.
+    parity, token, block, last_token, last_block : Out
+    list_address : Out
+    final : Out(1)
+        With ``go``: the result is complete with this read.
+    block_read : Out(1), retire : Out(1)
+        With ``go``: the block's last read, the job's.
+    group_read : Out(1)
+    """
+
+    def __init__(self, config: PimConfig) -> None:
+        self.config = config
+        result = result_layout(config)
+        super().__init__(
+            {
+                "complete": In(1),
+                "records": In(data.ArrayLayout(job_record_layout(config), 2)),
+                "block_ready": In(1),
+                "go": In(1),
+                "valid": Out(1),
+                "out": Out(1),
+                "up": Out(1),
+                "parity": Out(1),
+                "token": Out(result["token"].shape),
+                "block": Out(result["block"].shape),
+                "last_token": Out(1),
+                "last_block": Out(1),
+                "list_address": Out(address_width(2 << bits_for(config.max_tokens))),
+                "final": Out(1),
+                "block_read": Out(1),
+                "group_read": Out(1),
+                "retire": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        m.submodules.walk = walk = GroupWalk(config)
+        ready_blocks = Signal(range(3))
+        record = walk.record
+        m.d.comb += [
+            walk.complete.eq(self.complete),
+            walk.records.eq(self.records),
+            walk.done.eq(self.group_read),
+            self.valid.eq(walk.valid & (ready_blocks != 0)),
+            self.last_token.eq(self.token == walk.group.last_token),
+            self.last_block.eq(
+                self.block
+                == Mux(
+                    self.out, of_kind(config, record, "out_blocks"), of_kind(config, record, "hidden_blocks")
+                )
+                - 1
+            ),
+            self.final.eq(self.out | self.up | (config.routed.num_up_matrices == 1)),
+            self.block_read.eq(self.go & self.final & self.last_token),
+            self.group_read.eq(self.block_read & self.last_block & self.out),
+            self.retire.eq(self.group_read & walk.group.last),
+            self.list_address.eq(walk.group.number * config.group_tokens + self.token),
+            self.list_address[-1].eq(walk.bank),
+        ]
+        m.d.sync += ready_blocks.eq(ready_blocks + self.block_ready - self.block_read)
+        with m.If(self.go):
+            m.d.sync += self.up.eq(~self.final)
+            with m.If(self.final):
+                m.d.sync += self.token.eq(Mux(self.last_token, 0, self.token + 1))
+        with m.If(self.block_read):
+            m.d.sync += [
+                self.parity.eq(~self.parity),
+                self.block.eq(Mux(self.last_block, 0, self.block + 1)),
+            ]
+            with m.If(self.last_block):
+                m.d.sync += self.out.eq(~self.out)
+        return m
+
+
+class Readout(wiring.Component):
+    """Read results out of the accumulators, activate the hidden ones, hand the outputs on.
+
+    A register read decided in cycle c shows its bf16 results in c + 2. Hidden results are activated
+    ``act_lanes`` per cycle and wait for a register write; outputs leave as ``act_lanes`` elements per
+    beat. Reads are held back unless there is room for what they bring: ``DEPTH`` results each.
+
+    Members
+    -------
+    complete, records, block_ready : In, as in :class:`ReadWalk`.
+    list : Out(ReadSignature), accumulators : Out(ReadSignature)
+    want_read : Out(1), go_read : In(1)
+    want_hidden : Out(1), go_hidden : In(1)
+    hidden : Out(WriteSignature)
+        Hidden registers; written one cycle after ``go_hidden``.
+    hidden_blocks : Out
+        Blocks of the group that are written.
+    block_read : Out(1), retire : Out(1)
+    o : Out(stream.Signature(contribution_layout(...)))
+    """
+
+    DEPTH = 4
+    READ_LATENCY = 2
+
+    def __init__(self, config: PimConfig, *, accumulator_depth: int, hidden_depth: int) -> None:
+        self.config = config
+        routed = config.routed
+        self.lanes = [ActivationLane(routed.ffn) for _ in range(config.act_lanes)]
+        width = config.units * 32 * routed.num_up_matrices
+        blocks = max(kind.hidden_blocks for kind in config.kinds)
+        super().__init__(
+            {
+                "complete": In(1),
+                "records": In(data.ArrayLayout(job_record_layout(config), 2)),
+                "block_ready": In(1),
+                "list": Out(ReadSignature(list_bits(config), 2 << bits_for(config.max_tokens))),
+                "accumulators": Out(ReadSignature(width, accumulator_depth)),
+                "want_read": Out(1),
+                "go_read": In(1),
+                "want_hidden": Out(1),
+                "go_hidden": In(1),
+                "hidden": Out(WriteSignature(routed.cols * 16, hidden_depth, config.act_lanes * 16)),
+                "hidden_blocks": Out(range(blocks + 1)),
+                "block_read": Out(1),
+                "retire": Out(1),
+                "o": Out(
+                    stream.Signature(contribution_layout(config.num_slots, config.words, config.act_lanes))
+                ),
+            }
+        )
+
+    @property
+    def activation_latency(self) -> int:
+        """Cycles from a result to its activation."""
+        return self.lanes[0].latency
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        m.submodules.walk = walk = ReadWalk(config)
+        m.submodules.hidden_queue = hidden_queue = StreamFifo(result_layout(config), self.DEPTH)
+        m.submodules.output_queue = output_queue = StreamFifo(result_layout(config), self.DEPTH)
+        hidden_room = self._credits(m, "hidden_room", walk.go & walk.final & ~walk.out, self.go_hidden)
+        output_room = self._credits(
+            m, "output_room", walk.go & walk.out, output_queue.o.valid & output_queue.o.ready
+        )
+        m.d.comb += [
+            walk.complete.eq(self.complete),
+            walk.records.eq(self.records),
+            walk.block_ready.eq(self.block_ready),
+            walk.go.eq(self.go_read),
+            self.want_read.eq(walk.valid & Mux(walk.out, output_room, ~walk.final | hidden_room)),
+            self.block_read.eq(walk.block_read),
+            self.retire.eq(walk.retire),
+            self.list.addr.eq(walk.list_address),
+            self.list.en.eq(self.go_read),
+            self.accumulators.addr.eq(walk.token),
+            self.accumulators.addr[-1].eq(walk.parity),
+            self.accumulators.en.eq(self.go_read),
+        ]
+        result, valid, final, out = self._read(m, walk)
+        self._activate(m, result, valid & final & ~out, hidden_queue)
+        m.d.comb += [output_queue.i.valid.eq(valid & out), output_queue.i.payload.eq(result)]
+        self._write_hidden(m, walk, hidden_queue)
+        self._emit(m, output_queue)
+        return m
+
+    def _credits(self, m, name, spent, returned):
+        """Count the free places of a queue, from the read that will fill one to its emptying."""
+        left = Signal(range(self.DEPTH + 1), init=self.DEPTH, name=name)
+        m.d.sync += left.eq(left - spent + returned)
+        return left != 0
+
+    def _read(self, m, walk):
+        """Round what was read to bf16, as it travels from the units: one register."""
+        config = self.config
+        layout = result_layout(config)
+        result = Signal(layout, reset_less=True)
+        read = Signal(layout, reset_less=True)  # where the read now at the ports comes from
+        up = Signal(reset_less=True)
+        with m.If(self.go_read):
+            m.d.sync += [
+                up.eq(walk.up),
+                read.token.eq(walk.token),
+                read.block.eq(walk.block),
+                read.last_token.eq(walk.last_token),
+                read.last_block.eq(walk.last_block),
+            ]
+        arrived = delay(m, self.go_read, 1, "arrived", control=True)
+        gate_width = config.units * 32
+        sums = self.accumulators.data
+        if config.routed.num_up_matrices == 2:
+            sums = Mux(up, sums[gate_width:], sums[:gate_width])
+        with m.If(arrived):
+            m.d.sync += [
+                result.eq(read),
+                result.slot.eq(self.list.data[16:]),
+                result.weight.eq(self.list.data[:16]),
+            ]
+            for unit in range(config.units):
+                value = Signal(F32, name=f"sum_{unit}")
+                m.d.comb += value.eq(sums.word_select(unit, 32))
+                m.d.sync += result.data[unit].eq(bf16_from_f32(value))
+        valid = delay(m, self.go_read, self.READ_LATENCY, "read_valid", control=True)
+        final = delay(m, walk.final, self.READ_LATENCY, "read_final")
+        out = delay(m, walk.out, self.READ_LATENCY, "read_out")
+        return result, valid, final, out
+
+    def _activate(self, m, result, starts, queue):
+        """Activate a token's hidden results, ``act_lanes`` per cycle; queue them when complete."""
+        config = self.config
+        lanes, parts = config.act_lanes, config.parts
+        gate = Signal(result.data.shape(), reset_less=True)
+        with m.If(~starts):
+            # What comes before the second matrix' result is the gate's.
+            m.d.sync += gate.eq(result.data)
+        gated = config.routed.num_up_matrices == 2
+        part = Signal(range(max(2, parts)))
+        active = Signal()
+        moves, last_part = Signal(), Signal()
+        place = Signal.like(part)
+        m.d.comb += [
+            moves.eq(starts | active),
+            place.eq(Mux(starts, 0, part)),
+            last_part.eq(place == parts - 1),
+        ]
+        with m.If(moves):
+            m.d.sync += [active.eq(~last_part), part.eq(place + 1)]
+        held = Signal(result.data.shape(), reset_less=True)
+        with m.If(starts):
+            m.d.sync += held.eq(gate)
+        gates = Mux(starts, gate.as_value(), held.as_value()) if gated else result.data.as_value()
+        outputs = []
+        for number, lane in enumerate(self.lanes):
+            m.submodules[f"lane_{number}"] = lane
+            chosen = Signal(BF16, name=f"gate_{number}")
+            m.d.comb += [
+                chosen.eq(gates.word_select(place, lanes * 16).word_select(number, 16)),
+                lane.gate.eq(Cat(Const(0, 16), chosen.as_value())),
+            ]
+            if gated:
+                up = Signal(BF16, name=f"up_{number}")
+                m.d.comb += [
+                    up.eq(result.data.as_value().word_select(place, lanes * 16).word_select(number, 16)),
+                    lane.up.eq(Cat(Const(0, 16), up.as_value())),
+                ]
+            outputs.append(lane.o.as_value())
+
+        # The parts are put together again behind the lanes.
+        wait = self.activation_latency
+        arrives = delay(m, moves, wait, "arrives", control=True)
+        complete = delay(m, moves & last_part, wait, "complete", control=True)
+        tag = delay(m, result.as_value()[config.units * 16 :], wait, "tag")
+        gathered = Signal(config.units * 16, reset_less=True)
+        together = Signal(config.units * 16)
+        m.d.comb += together.eq(Cat(gathered[lanes * 16 :], *outputs))
+        with m.If(arrives):
+            m.d.sync += gathered.eq(together)
+        m.d.comb += [
+            queue.i.valid.eq(complete),
+            queue.i.payload.eq(Cat(together, tag)),
+        ]
+
+    def _write_hidden(self, m, walk, queue):
+        """Write activated results into the registers when the column bus has a slot for it."""
+        config = self.config
+        result = queue.o.payload
+        copies = config.routed.cols // config.units
+        write = self.hidden
+        block = Signal.like(result.block, reset_less=True)
+        token = Signal.like(result.token, reset_less=True)
+        values = Signal(config.units * 16, reset_less=True)
+        m.d.comb += [self.want_hidden.eq(queue.o.valid), queue.o.ready.eq(self.go_hidden)]
+        m.d.sync += [block.eq(result.block), token.eq(result.token), values.eq(result.data.as_value())]
+        writes = delay(m, self.go_hidden, 1, "writes", control=True)
+        copies_log2 = (copies - 1).bit_length()
+        m.d.comb += [
+            write.addr.eq(token * config.hidden_words + (block >> copies_log2)),
+            write.data.eq(values.replicate(copies)),
+            write.en.eq(writes.replicate(config.parts) << ((block & (copies - 1)) * config.parts)),
+        ]
+        with m.If(walk.group_read):
+            m.d.sync += self.hidden_blocks.eq(0)
+        with m.Elif(self.go_hidden & result.last_token):
+            m.d.sync += self.hidden_blocks.eq(self.hidden_blocks + 1)
+
+    def _emit(self, m, queue):
+        """Hand outputs on, ``act_lanes`` elements per beat."""
+        config = self.config
+        lanes, parts = config.act_lanes, config.parts
+        m.submodules.output = register = StreamRegister(self.o.payload.shape())
+        result = queue.o.payload
+        part = Signal(range(max(2, parts)))
+        tail_parts = config.words - (config.routed.out_blocks - 1) * parts
+        last_part = Signal()
+        last = Signal()
+        moves = Signal()
+        beat = register.i.payload
+        m.d.comb += [
+            last_part.eq(part == Mux(result.last_block, tail_parts - 1, parts - 1)),
+            register.i.valid.eq(queue.o.valid),
+            moves.eq(register.i.valid & register.i.ready),
+            queue.o.ready.eq(moves & last_part),
+            beat.slot.eq(result.slot),
+            beat.weight.eq(result.weight),
+            beat.word.eq(result.block * parts + part),
+            last.eq(result.last_block & last_part),
+            beat.last.eq(last),
+        ]
+        with m.If(moves):
+            m.d.sync += part.eq(Mux(last_part, 0, part + 1))
+        for lane in range(lanes):
+            m.d.comb += beat.data[lane].eq(
+                result.data.as_value().word_select(part, lanes * 16).word_select(lane, 16)
+            )
+            if lane >= config.d_model - (config.words - 1) * lanes:
+                # Beyond d_model: the tiles are zero there, but zero times infinity is NaN. (Not on
+                # beat.last: Verilator misses changes of a signal that drives other bits of itself.)
+                with m.If(last):
+                    m.d.comb += beat.data[lane].eq(0)
+        connect_stream(m, register.o, wiring.flipped(self.o))

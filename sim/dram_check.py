@@ -1,0 +1,223 @@
+"""Check a channel's command trace against its DRAM, rule by rule; knows nothing of how it was made.
+
+Every rule is stated on the commands as they stand on the buses: "at least n cycles from each A to the
+next B of the same bank". Nothing is shared with the command engine or its model but the standard's data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spec.banks import COLUMN_KIND_BITS, ROW_KIND_BITS, BankGeometry
+from spec.design import BankMode, PimDesign, RegisterPath
+
+Ints = NDArray[np.int64]
+ACT, PRE, PRE_ALL, REF = 1, 2, 3, 4
+MAC, WRITE, READ = 1, 2, 3
+FAR = 1 << 60
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Commands of one run, each array ordered by cycle.
+
+    Attributes
+    ----------
+    rows, columns : (n, 4) int64: cycle, kind (:class:`sim.pim.Row`, :class:`sim.pim.Column`), side, unit.
+    """
+
+    rows: Ints
+    columns: Ints
+
+    def of(self, kind: int, *, column: bool = False) -> Ints:
+        """Return the commands of one kind: (n, 3) cycle, side, unit."""
+        commands = self.columns if column else self.rows
+        chosen: Ints = commands[commands[:, 1] == kind][:, [0, 2, 3]]
+        return chosen
+
+
+def commands_seen(
+    banks: BankGeometry,
+    rows: tuple[Ints, NDArray[np.uint64]],
+    columns: tuple[Ints, NDArray[np.uint64]],
+) -> Commands:
+    """Return the commands of a run from what its buses showed: cycles and values of each."""
+    bits = banks.field_bits
+
+    def decode(seen: tuple[Ints, NDArray[np.uint64]], kind_bits: int) -> Ints:
+        cycles, values = seen
+        fields = [cycles]
+        start = 0
+        for width in (kind_bits, bits["side"], bits["unit"]):
+            fields.append(((values >> np.uint64(start)) & np.uint64((1 << width) - 1)).astype(np.int64))
+            start += width
+        return np.stack(fields, axis=1)
+
+    return Commands(decode(rows, ROW_KIND_BITS), decode(columns, COLUMN_KIND_BITS))
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A broken rule: its name, the cycle of the command that breaks it, the distance it had and needs."""
+
+    rule: str
+    cycle: int
+    distance: int
+    least: int
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.distance} cycles before cycle {self.cycle}, at least {self.least}"
+
+
+def check_commands(
+    pim: PimDesign, commands: Commands, *, first_refresh: int | None = None
+) -> list[Violation]:
+    """Return the violations of a trace, at most one per rule and bank.
+
+    Parameters
+    ----------
+    first_refresh : cycle on the bus in which the first refresh is due; by default that of the first REF.
+    """
+    timing, dram = pim.dram.timing, pim.dram
+    single = pim.bank_mode is BankMode.SINGLE_BANK
+    acts_single = single or not dram.all_bank_exempt
+    act, pre = commands.of(ACT), commands.of(PRE)
+    mac = commands.of(MAC, column=True)
+    pre_all, ref = commands.of(PRE_ALL)[:, 0], commands.of(REF)[:, 0]
+    found: list[Violation] = []
+
+    def rule(name: str, first: Ints, then: Ints, least: int) -> None:
+        broken = _too_near(first, then, least)
+        if broken is not None:
+            found.append(Violation(name, *broken, least))
+
+    def each(name: str, cycles: Ints, least: int) -> None:
+        near = np.flatnonzero(np.diff(cycles) < least)
+        if near.size:
+            found.append(Violation(name, int(cycles[near[0] + 1]), int(np.diff(cycles)[near[0]]), least))
+
+    for name, bus in (("row bus", commands.rows), ("column bus", commands.columns)):
+        each(f"one command per cycle on the {name}", bus[:, 0], 1)
+
+    # Rules of one bank. Where all units' banks are opened together one of them stands for all.
+    for side in range(pim.banks_per_unit):
+        for unit in range(pim.units if acts_single or single else 1):
+            opened = _of_bank(act, side, unit if acts_single else None)
+            closed = np.sort(np.concatenate([_of_bank(pre, side, unit if single else None), pre_all]))
+            used = _of_bank(mac, side, unit if single else None)
+            where = f"bank {unit} of side {side}"
+            rule(f"tRCD, {where}", opened, used, timing.rcd_rd)
+            rule(f"tRAS, {where}", opened, closed, timing.ras)
+            each(f"tRC, {where}", opened, timing.rc)
+            rule(f"tRP, {where}", closed, opened, timing.rp)
+            rule(f"tRTP, {where}", used, closed, timing.rtp)
+            found += _states(opened, closed, used, ref, where)
+
+    # Rules between banks.
+    group = _bank_group(pim, act)
+    if acts_single:
+        each("tRRD_S", act[:, 0], timing.rrd_s)
+        for number in range(dram.bank_groups):
+            here = act[group == number][:, 0]
+            each(f"tRRD_L, bank group {number}", here, timing.rrd_l)
+        if len(act) > 4:
+            window = act[4:, 0] - act[:-4, 0]
+            if window.min() < timing.faw:
+                worst = int(window.argmin())
+                found.append(Violation("tFAW", int(act[worst + 4, 0]), int(window[worst]), timing.faw))
+    group = _bank_group(pim, mac)
+    if single:
+        each("tCCD_S", mac[:, 0], timing.ccd_s)
+        for number in range(dram.bank_groups):
+            here = mac[group == number][:, 0]
+            each(f"tCCD_L, bank group {number}", here, timing.ccd_l)
+    else:
+        each("tCCD_L", mac[:, 0], timing.ccd_l)
+    if pim.register_path is RegisterPath.SHARED:
+        # Register accesses are bursts on the data bus, from or to all bank groups.
+        write, read = (commands.of(kind, column=True)[:, 0] for kind in (WRITE, READ))
+        to_read = timing.cwl + timing.burst + timing.wtr_l
+        to_write = max(timing.cl + timing.burst + timing.rtw_gap - timing.cwl, timing.ccd_l)
+        reads = np.sort(np.concatenate([mac[:, 0], read]))
+        each("tCCD_L, register writes", write, timing.ccd_l)
+        each("tCCD_L, register reads", read, timing.ccd_l)
+        rule("tCCD_L, MAC to register read", mac[:, 0], read, timing.ccd_l)
+        rule("tCCD_L, register read to MAC", read, mac[:, 0], timing.ccd_l)
+        rule("tWTR_L", write, reads, to_read)
+        rule("read to write", reads, write, to_write)
+
+    # Refresh.
+    if pim.refresh:
+        everything = np.sort(np.concatenate([commands.rows[:, 0], commands.columns[:, 0]]))
+        later = everything[~np.isin(everything, ref)]
+        rule("tRFC", ref, later, timing.rfc)
+        rule("tRP before REF", np.sort(np.concatenate([pre[:, 0], pre_all])), ref, timing.rp)
+        due = np.arange(len(ref)) * timing.refi + (
+            first_refresh if first_refresh is not None else int(ref[0]) if len(ref) else 0
+        )
+        late = np.flatnonzero(ref > due)
+        if late.size:
+            number = int(late[0])
+            found.append(Violation("refresh in time", int(ref[number]), int(ref[number] - due[number]), 0))
+        end = int(everything[-1]) if everything.size else 0
+        missing = (
+            due[-1] if len(ref) else (first_refresh if first_refresh is not None else FAR) - timing.refi
+        ) + timing.refi
+        if missing < end:
+            found.append(Violation("refresh in time", end, end - int(missing), 0))
+    return found
+
+
+def _of_bank(commands: Ints, side: int, unit: int | None) -> Ints:
+    mine = commands[:, 1] == side
+    if unit is not None:
+        mine &= commands[:, 2] == unit
+    cycles: Ints = commands[mine][:, 0]
+    return cycles
+
+
+def _bank_group(pim: PimDesign, commands: Ints) -> Ints:
+    """Return each command's bank group: neighbouring units lie in different groups."""
+    group: Ints = (commands[:, 1] * pim.units + commands[:, 2]) % pim.dram.bank_groups
+    return group
+
+
+def _too_near(first: Ints, then: Ints, least: int) -> tuple[int, int] | None:
+    """Return (cycle, distance) of the first ``then`` less than ``least`` cycles after a ``first``."""
+    if not first.size or not then.size:
+        return None
+    before = np.searchsorted(first, then, side="right")
+    known = before > 0
+    distance = np.where(known, then - first[np.maximum(before, 1) - 1], FAR)
+    broken = np.flatnonzero(distance < least)
+    return (int(then[broken[0]]), int(distance[broken[0]])) if broken.size else None
+
+
+def _states(opened: Ints, closed: Ints, used: Ints, ref: Ints, where: str) -> list[Violation]:
+    """Return uses of a closed bank, ACTs of an open one, refreshes of an open one."""
+
+    def is_open(cycles: Ints) -> NDArray[np.bool_]:
+        last_open = np.searchsorted(opened, cycles)
+        last_close = np.searchsorted(closed, cycles)
+        when_opened = np.where(last_open > 0, opened[np.maximum(last_open, 1) - 1], -1) if opened.size else -1
+        when_closed = (
+            np.where(last_close > 0, closed[np.maximum(last_close, 1) - 1], -1) if closed.size else -1
+        )
+        state: NDArray[np.bool_] = np.asarray(
+            np.broadcast_to(np.greater(when_opened, when_closed), cycles.shape)
+        )
+        return state
+
+    found = []
+    for name, cycles, wanted in (
+        ("MAC in an open row", used, True),
+        ("ACT of a closed bank", opened, False),
+        ("REF of closed banks", ref, False),
+    ):
+        wrong = np.flatnonzero(is_open(cycles) != wanted)
+        if wrong.size:
+            found.append(Violation(f"{name}, {where}", int(cycles[wrong[0]]), 0, 0))
+    return found

@@ -1,0 +1,213 @@
+"""How weights lie in DRAM banks, and the distances between commands that follow from a DRAM's timing.
+
+An expert's tiles (:class:`spec.geometry.FfnGeometry`, ``rows`` = units, ``cols`` = elements of a burst)
+are stored one behind the other: tile ``t`` of an expert is one burst in each unit, row ``u`` of the
+tile in unit ``u``. ``bursts_per_row`` tiles make a *visit* (one row of one bank per unit); visit ``v``
+lies in bank ``v % sides`` of each unit, in row ``v // sides``. Experts start on whole rows of all sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spec.design import BankMode, DesignSpec, PimDesign, RegisterPath
+from spec.errors import InputError
+from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, ceil_div
+from spec.model import ModelSpec
+
+ROW_KIND_BITS = 3
+COLUMN_KIND_BITS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandTiming:
+    """Cycles between the commands of a channel; a cycle is one tCK.
+
+    A series is what opens or closes the banks of one side: one command, or one per unit, ``act_gap`` or
+    one cycle apart. Times of a series count from its last command, ``rc`` from its first.
+
+    Attributes
+    ----------
+    mac_steps : MAC commands of a tile: 1, or one per unit.
+    mac_gap : from one such step to the next.
+    act_steps, act_gap, pre_steps : series of ACT and PRE.
+    rcd, rp, ras, rc, rtp : as in :class:`spec.dram.DramTiming`.
+    rfc, refi : 0 for ``refi`` means no refresh.
+    mac_to_write, ... : from one column command to another: MAC, register write, register read.
+    """
+
+    mac_steps: int
+    mac_gap: int
+    act_steps: int
+    act_gap: int
+    pre_steps: int
+    rcd: int
+    rp: int
+    ras: int
+    rc: int
+    rtp: int
+    rfc: int
+    refi: int
+    mac_to_write: int
+    mac_to_read: int
+    write_to_mac: int
+    write_to_write: int
+    write_to_read: int
+    read_to_mac: int
+    read_to_write: int
+    read_to_read: int
+
+    @classmethod
+    def of(cls, pim: PimDesign) -> CommandTiming:
+        """Return the distances of a design."""
+        timing, groups, units = pim.dram.timing, pim.dram.bank_groups, pim.units
+        single = pim.bank_mode is BankMode.SINGLE_BANK
+        open_singly = single or not pim.dram.all_bank_exempt
+        # Neighbours in a series lie in different bank groups, a group comes again after `spread` commands.
+        spread = min(groups, units)
+
+        def spaced(short: int, long: int) -> int:
+            return long if spread == 1 else max(short, ceil_div(long, spread))
+
+        own = pim.register_path is RegisterPath.OWN
+        parts = units // pim.act_lanes
+        return cls(
+            mac_steps=units if single else 1,
+            mac_gap=spaced(timing.ccd_s, timing.ccd_l) if single else timing.ccd_l,
+            act_steps=units if open_singly else 1,
+            act_gap=max(spaced(timing.rrd_s, timing.rrd_l), ceil_div(timing.faw, 4)) if open_singly else 1,
+            pre_steps=units if single else 1,
+            rcd=timing.rcd_rd,
+            rp=timing.rp,
+            ras=timing.ras,
+            rc=timing.rc,
+            rtp=timing.rtp,
+            rfc=timing.rfc,
+            refi=timing.refi if pim.refresh else 0,
+            mac_to_write=1 if own else timing.read_to_write,
+            mac_to_read=1 if own else timing.ccd_l,
+            write_to_mac=1 if own else timing.write_to_read,
+            write_to_write=1 if own else timing.ccd_l,
+            write_to_read=1 if own else timing.write_to_read,
+            read_to_mac=1 if own else timing.ccd_l,
+            read_to_write=1 if own else timing.read_to_write,
+            read_to_read=max(parts, 1 if own else timing.ccd_l),
+        )
+
+    @property
+    def mac_lead(self) -> int:
+        """Cycles from a MAC to a refresh, at least: its bank has to be closed and precharged by then."""
+        return self.rtp + self.rp
+
+    @property
+    def act_lead(self) -> int:
+        """Cycles from the first ACT of a series to a refresh, at least."""
+        return (self.act_steps - 1) * self.act_gap + self.ras + self.rp
+
+    @property
+    def pre_lead(self) -> int:
+        """Cycles from the first PRE of a series to a refresh; with fewer the precharge of all does it."""
+        return self.pre_steps + self.rp
+
+    def tile_gap(self, busy_cycles: int) -> int:
+        """Return the cycles from a tile's last MAC command to the next tile's first.
+
+        ``busy_cycles``: how long the lanes need for all tokens that share the burst.
+        """
+        return max(self.mac_gap, busy_cycles, ACCUMULATE_DISTANCE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankGeometry:
+    """Sizes of a channel's weight storage for a model on a design."""
+
+    image: ImageGeometry
+    pim: PimDesign
+
+    @classmethod
+    def of(cls, model: ModelSpec, design: DesignSpec) -> BankGeometry:
+        """Return the geometry of a model on a ``pim`` design; InputError where it does not fit."""
+        assert design.pim is not None
+        geometry = cls(image=ImageGeometry.of(model, design), pim=design.pim)
+        geometry.check_fit(geometry.round_robin())
+        return geometry
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts; the shared one has this number as its index."""
+        return self.image.gate.gating.num_experts
+
+    @property
+    def sides(self) -> int:
+        """Banks of a unit, which take turns."""
+        return self.pim.banks_per_unit
+
+    @property
+    def bursts_per_row(self) -> int:
+        """Tiles of a visit."""
+        return self.pim.dram.bursts_per_row
+
+    @property
+    def max_visits(self) -> int:
+        """Visits that the banks hold."""
+        return self.pim.dram.rows * self.sides
+
+    @property
+    def depth(self) -> int:
+        """Tiles that a channel holds: words of the storage port, ``units`` bursts each."""
+        return self.max_visits * self.bursts_per_row
+
+    @property
+    def field_bits(self) -> dict[str, int]:
+        """Bits of a command's fields on the buses, at least one each: side, unit, row, column."""
+        counts = {
+            "side": self.sides,
+            "unit": self.pim.units,
+            "row": self.pim.dram.rows,
+            "column": self.bursts_per_row,
+        }
+        return {name: max(1, (count - 1).bit_length()) for name, count in counts.items()}
+
+    def kind(self, expert: int) -> FfnGeometry:
+        """Return the shape of an expert; ``num_experts`` means the shared one."""
+        return self.image.shared if self.image.shared and expert == self.num_experts else self.image.routed
+
+    def visits(self, kind: FfnGeometry) -> int:
+        """Return the visits of an expert of this shape, without those that only pad it to all sides."""
+        return ceil_div(kind.num_tiles, self.bursts_per_row)
+
+    def reserved(self, kind: FfnGeometry) -> int:
+        """Return the visits from an expert of this shape to the next: whole rows of all sides."""
+        return ceil_div(self.visits(kind), self.sides) * self.sides
+
+    def round_robin(self, replicas: int = 1) -> list[list[int]]:
+        """Return the channels of each expert: expert e in channels e, e + 1, ... modulo their number.
+
+        The shared expert, which serves every token, is in all channels.
+        """
+        channels = self.pim.channels
+        placed = [
+            sorted({(expert + n) % channels for n in range(replicas)}) for expert in range(self.num_experts)
+        ]
+        return placed + ([list(range(channels))] if self.image.shared else [])
+
+    def bases(self, placement: list[list[int]]) -> list[dict[int, int]]:
+        """Return for each channel the first visit of each expert it holds: in order of their numbers."""
+        out: list[dict[int, int]] = [{} for _ in range(self.pim.channels)]
+        used = [0] * self.pim.channels
+        for expert, channels in enumerate(placement):
+            for channel in channels:
+                out[channel][expert] = used[channel]
+                used[channel] += self.reserved(self.kind(expert))
+        return out
+
+    def check_fit(self, placement: list[list[int]]) -> None:
+        """Raise :class:`InputError` unless every channel holds the experts placed on it."""
+        for channel, bases in enumerate(self.bases(placement)):
+            visits = sum(self.reserved(self.kind(expert)) for expert in bases)
+            if visits > self.max_visits:
+                raise InputError(
+                    f"has {self.pim.dram.rows} rows per bank, but the {len(bases)} experts of channel"
+                    f" {channel} need {visits // self.sides}",
+                    key="pim.dram",
+                )

@@ -1,0 +1,84 @@
+"""The checker of command traces: silent on the model's, and it finds every planted violation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sim.dram_check import ACT, MAC, PRE, PRE_ALL, READ, REF, WRITE, Commands, check_commands
+from spec.design import BankMode, PimDesign, RegisterPath
+from tests.test_pim import DRAM, PIM
+
+ALL = PIM
+SINGLE = replace(PIM, bank_mode=BankMode.SINGLE_BANK)
+SHARED = replace(PIM, register_path=RegisterPath.SHARED)
+T = DRAM.timing
+
+
+def trace(rows, columns=()) -> Commands:
+    return Commands(
+        np.array(rows, dtype=np.int64).reshape(-1, 4), np.array(columns, dtype=np.int64).reshape(-1, 4)
+    )
+
+
+def rules(pim: PimDesign, rows, columns=(), **options) -> set[str]:
+    found = check_commands(pim, trace(rows, columns), **options)
+    return {violation.rule.split(",")[0] for violation in found}
+
+
+def row(cycle, kind, side=0, unit=0):
+    return (cycle, kind, side, unit)
+
+
+PLANTED = {
+    "tRCD": (ALL, [row(0, ACT)], [row(T.rcd_rd - 1, MAC)]),
+    "tRAS": (ALL, [row(0, ACT), row(T.ras - 1, PRE)], []),
+    "tRC": (ALL, [row(0, ACT), row(T.ras, PRE), row(T.rc - 1, ACT)], []),
+    "tRP": (ALL, [row(0, ACT), row(20, PRE), row(20 + T.rp - 1, ACT)], []),
+    "tRTP": (ALL, [row(0, ACT), row(20 + T.rtp - 1, PRE)], [row(20, MAC)]),
+    "tRRD_S": (SINGLE, [row(0, ACT), row(T.rrd_s - 1, ACT, 0, 1)], []),
+    "tRRD_L": (SINGLE, [row(0, ACT), row(T.rrd_l - 1, ACT, 0, 2)], []),
+    "tFAW": (
+        replace(SINGLE, dram=replace(DRAM, banks_per_group=4, burst_bytes=16)),
+        [row(n * T.rrd_s + (n == 4), ACT, 0, n) for n in range(5)],
+        [],
+    ),
+    "tCCD_S": (SINGLE, [row(0, ACT), row(2, ACT, 0, 1)], [row(20, MAC), row(20 + T.ccd_s - 1, MAC, 0, 1)]),
+    "tCCD_L": (ALL, [row(0, ACT)], [row(20, MAC), row(20 + T.ccd_l - 1, MAC)]),
+    "tWTR_L": (SHARED, [], [row(0, WRITE), row(T.cwl + T.burst + T.wtr_l - 1, READ)]),
+    "read to write": (SHARED, [], [row(0, READ), row(T.cl + T.burst + T.rtw_gap - T.cwl - 1, WRITE)]),
+    "tRFC": (ALL, [row(0, REF), row(T.rfc - 1, ACT)], []),
+    "tRP before REF": (ALL, [row(0, ACT), row(20, PRE_ALL), row(20 + T.rp - 1, REF)], []),
+    "refresh in time": (ALL, [row(0, REF), row(T.refi + 1, REF)], []),
+    "MAC in an open row": (ALL, [row(0, ACT), row(20, PRE)], [row(30, MAC)]),
+    "ACT of a closed bank": (ALL, [row(0, ACT), row(30, ACT)], []),
+    "REF of closed banks": (ALL, [row(0, ACT), row(30, REF)], []),
+    "one command per cycle on the row bus": (ALL, [row(0, ACT), row(0, ACT, 1)], []),
+    "one command per cycle on the column bus": (ALL, [], [row(0, WRITE), row(0, READ)]),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_violation_is_found(name: str) -> None:
+    pim, rows, columns = PLANTED[name]
+    assert name in rules(pim, rows, columns)
+
+
+@pytest.mark.parametrize("name", sorted(set(PLANTED) & {"tRCD", "tRP", "tRTP", "tRRD_S", "tCCD_S", "tCCD_L"}))
+def test_the_least_distance_is_legal(name: str) -> None:
+    """One cycle more, and the rule holds: the checker is not stricter than the standard."""
+    pim, rows, columns = PLANTED[name]
+    later = [*columns[:-1], (columns[-1][0] + 1, *columns[-1][1:])] if len(columns) else []
+    if name in ("tRCD", "tCCD_S", "tCCD_L"):
+        assert name not in rules(pim, rows, later)
+    else:
+        last = rows[-1]
+        assert name not in rules(pim, [*rows[:-1], (last[0] + 1, *last[1:])], columns)
+
+
+def test_a_missing_refresh_is_found() -> None:
+    assert "refresh in time" in rules(ALL, [row(0, REF), row(3 * T.refi, ACT)])
+    assert "refresh in time" in rules(ALL, [row(50, ACT)], first_refresh=10)
+    assert not rules(ALL, [row(50, ACT)], first_refresh=60)

@@ -1,0 +1,348 @@
+"""A near-memory channel: hardware against golden bit for bit, against its model command by command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from amaranth import ResetInserter, Signal
+from amaranth.hdl import Value
+
+import sim.pim
+from golden.expert_bf16 import ffn_bf16
+from golden.image import expert_image
+from rtl.expert.layouts import job_layout
+from rtl.gating.layouts import token_layout
+from rtl.pim import PimChannel, PimConfig
+from sim.dram_check import Commands, check_commands
+from sim.pim import ChannelCycles, ChannelShape
+from sim.streams import readiness
+from spec.banks import BankGeometry
+from spec.design import BankMode, PimDesign, RegisterPath
+from spec.dram import DramSpec, DramTiming
+from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, ceil_div
+from spec.model import Activation, FfnSpec, GatingSpec
+from tests.bfm import BankStorage, Sink, Source, pack, run_streams
+from tests.block_bench import TRAFFIC, arrivals_of, bits_of, first_difference, pattern_of, ready_in
+from tests.test_expert import contributions, random_expert, random_patterns
+
+TIMING = DramTiming(
+    burst=1, cl=4, cwl=2, rcd_rd=5, rcd_wr=4, rp=5, ras=9, rc=14, rtp=2, wr=4, ccd_s=2, ccd_l=4,
+    wtr_s=2, wtr_l=3, rtw_gap=1, rrd_s=2, rrd_l=3, faw=10, rfc=20, refi=150,
+)  # fmt: skip
+DRAM = DramSpec(
+    name="tiny", bank_groups=2, banks_per_group=2, rows=256, row_bytes=32, burst_bytes=8, clock_ps=1000,
+    timing=TIMING,
+)  # fmt: skip
+SETTLE = 20
+PIM = PimDesign(dram=DRAM, channels=1, tokens_per_burst=2, act_lanes=2, storage_cycles=3)
+
+
+def config_of(
+    pim: PimDesign = PIM,
+    *,
+    d_model: int = 8,
+    d_hidden: int = 6,
+    d_shared: int = 0,
+    activation: Activation = Activation.SILU,
+    bias: bool = False,
+    num_experts: int = 2,
+    max_tokens: int = 4,
+    stream_lanes: int = 2,
+) -> PimConfig:
+    spec = FfnSpec(d_expert=d_hidden, activation=activation, bias=bias)
+
+    def geometry(size: int) -> FfnGeometry:
+        return FfnGeometry(ffn=spec, d_model=d_model, d_hidden=size, rows=pim.units, cols=pim.lanes)
+
+    gate = GateGeometry(
+        gating=GatingSpec(num_experts=num_experts, top_k=1),
+        d_model=d_model,
+        lanes=stream_lanes,
+        logits_per_cycle=1,
+        stream_lanes=stream_lanes,
+        load_elements=stream_lanes,
+    )
+    image = ImageGeometry(
+        gate=gate,
+        routed=geometry(d_hidden),
+        shared=geometry(d_shared) if d_shared else None,
+        burst_bytes=64,
+    )
+    return PimConfig(
+        image=image,
+        num_slots=2 * max_tokens,
+        max_tokens=max_tokens,
+        act_lanes=pim.act_lanes,
+        stream_lanes=stream_lanes,
+        banks=BankGeometry(image=image, pim=pim),
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: channel, jobs as (expert, number of tokens), first refresh, traffic, seed."""
+
+    config: PimConfig
+    jobs: tuple[tuple[int, int], ...]
+    num_tokens: int = 6
+    first_refresh: int = 100
+    gaps: str = "none"
+    stalls: str = "none"
+    data: str = "normal"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run should give and has given."""
+
+    expected: list[int]
+    got: list[int]
+    model: ChannelCycles
+    cycles: dict[str, np.ndarray]
+
+
+def tiles_of(config: PimConfig, experts, bases: dict[int, int], rng) -> np.ndarray:
+    """Return the banks' contents; what belongs to no expert is noise."""
+    banks = config.banks
+    used = max(base + banks.reserved(banks.kind(number)) for number, base in bases.items())
+    tiles = rng.integers(0, 1 << 16, (used * banks.bursts_per_row, config.units * config.routed.cols))
+    for number, expert in enumerate(experts):
+        image = expert_image(banks.kind(number), *expert.matrices, *expert.biases)
+        start = bases[number] * banks.bursts_per_row
+        tiles[start : start + banks.kind(number).num_tiles] = image.reshape(-1, tiles.shape[1])
+    return tiles
+
+
+def run_case(case: Case, *, reset_after: int | None = None) -> Run:
+    config = case.config
+    rng = np.random.default_rng(case.seed)
+    banks = config.banks
+    count = config.num_experts + (config.image.shared is not None)
+    experts = [random_expert(rng, banks.kind(number), case.data) for number in range(count)]
+    tokens = random_patterns(rng, (case.num_tokens, config.d_model), case.data)
+    [bases] = banks.bases([[0]] * count)
+    kept = np.arange(max(0, case.num_tokens - config.num_slots), case.num_tokens)
+    entry_layout = job_layout(config)
+    entries, entry_shared, entry_last, expected = [], [], [], []
+    for expert, size in case.jobs:
+        chosen = np.sort(rng.permutation(kept)[:size])
+        slots, weights = chosen % config.num_slots, rng.integers(0, 1 << 16, size)
+        entries += [
+            bits_of(entry_layout, expert=expert, slot=slots[n], weight=weights[n], last=n == size - 1)
+            for n in range(size)
+        ]
+        entry_shared += [expert == config.num_experts] * size
+        entry_last += [False] * (size - 1) + [True]
+        weight = experts[expert]
+        outputs = ffn_bf16(
+            config.routed.ffn, tokens[chosen], *weight.matrices, config.routed.cols, *weight.biases
+        )
+        for start in range(0, size, config.group_tokens):
+            group = slice(start, start + config.group_tokens)
+            expected += contributions(config, outputs[group], slots[group], weights[group])
+
+    token_beats = ceil_div(config.d_model, config.stream_lanes)
+    padded = rng.integers(0, 1 << 16, (case.num_tokens, token_beats * config.stream_lanes))
+    padded[:, : config.d_model] = tokens
+    beat_layout = token_layout(config.stream_lanes)
+    beats = [
+        bits_of(beat_layout, last=rng.integers(2)) | pack(beat)
+        for beat in padded.reshape(-1, config.stream_lanes)
+    ]
+    arrivals = len(beats) + 2 + arrivals_of(rng, case.gaps, len(entries))
+    pattern = pattern_of(rng, case.stalls)
+
+    dut = PimChannel(config)
+    reset = Signal()
+    storage = BankStorage(dut, tiles_of(config, experts, bases, rng), banks.pim.storage_cycles)
+    since_reset = 0
+    commands: dict[str, list[tuple[int, int, int, int]]] = {"rows": [], "columns": []}
+
+    async def watch(ctx):
+        nonlocal since_reset
+        row, column = dut.o_row, dut.o_column
+        async for _, _, in_reset, *seen in ctx.tick().sample(
+            reset,
+            *(Value.cast(field) for bus in (row, column) for field in (bus.kind, bus.side, bus.unit)),
+        ):
+            for name, kind, side, unit in (("rows", *seen[:3]), ("columns", *seen[3:])):
+                if kind:
+                    commands[name].append((since_reset, int(kind), int(side), int(unit)))
+            since_reset += 1
+            if in_reset:
+                since_reset = 0
+                for trace in commands.values():
+                    trace.clear()
+
+    async def prologue(ctx):
+        for number, base in bases.items():
+            ctx.set(dut.base_expert, number)
+            ctx.set(dut.base_row, base // banks.sides)
+            ctx.set(dut.base_we, 1)
+            await ctx.tick()
+        ctx.set(dut.base_we, 0)
+        if reset_after is not None:
+            await work_then_reset(ctx, dut, reset, beats, entries, reset_after)
+
+    spent = 0 if reset_after is not None else len(bases)
+    model = sim.pim.channel_cycles(
+        ChannelShape(banks=banks),
+        np.array(entry_shared),
+        np.array(entry_last),
+        arrivals,
+        first_refresh=case.first_refresh - spent,
+        ready=readiness(pattern),
+        tail=SETTLE,
+    )
+    traces = run_streams(
+        ResetInserter(reset)(dut),
+        {"i_token": Source(beats, [0] * len(beats)), "i": Source(entries, arrivals.tolist())},
+        {"o": Sink(len(expected), ready_in(pattern))},
+        statics={"refresh_offset": case.first_refresh},
+        prologue=prologue,
+        monitors=[storage.run, watch],
+        settle=SETTLE,
+        max_cycles=2000 + int(model.o[-1]),
+    )
+    seen = {name: np.array(trace).reshape(-1, 4) - [spent, 0, 0, 0] for name, trace in commands.items()}
+    violations = check_commands(
+        banks.pim, Commands(**seen), first_refresh=case.first_refresh - spent + sim.pim.ISSUE
+    )
+    assert not violations, f"{[str(violation) for violation in violations]}; {case}"
+    return Run(
+        expected=expected,
+        got=traces["o"].payloads,
+        model=model,
+        cycles={"i": traces["i"].cycles, "o": traces["o"].cycles, **seen},
+    )
+
+
+async def work_then_reset(ctx, dut, reset, beats, entries, cycles) -> None:
+    """Start the same jobs, reset in the middle."""
+    for beat in beats:
+        ctx.set(Value.cast(dut.i_token.payload), beat)
+        ctx.set(dut.i_token.valid, 1)
+        await ctx.tick()
+    ctx.set(dut.i_token.valid, 0)
+    for entry in entries[: dut.config.max_tokens]:
+        ctx.set(Value.cast(dut.i.payload), entry)
+        ctx.set(dut.i.valid, 1)
+        await ctx.tick()
+    ctx.set(dut.i.valid, 0)
+    for _ in range(cycles):
+        await ctx.tick()
+    ctx.set(reset, 1)
+    await ctx.tick()
+    ctx.set(reset, 0)
+
+
+def check(case: Case, run: Run | None = None) -> Run:
+    run = run or run_case(case)
+    n = first_difference(run.got, run.expected)
+    if n is not None:
+        pytest.fail(
+            f"pim o: beat {n} in cycle {run.cycles['o'][n]}: rtl {run.got[n]:#x}, golden"
+            f" {run.expected[n]:#x}; {case}",
+            pytrace=False,
+        )
+    end = int(run.model.o[-1]) + SETTLE
+    for name in ("i", "rows", "columns", "o"):
+        seen, model = run.cycles[name], getattr(run.model, name)
+        if name in ("rows", "columns"):
+            seen = seen[seen[:, 0] <= end, :3]
+        n = first_difference(seen.tolist(), model.tolist())
+        if n is not None:
+            pytest.fail(
+                f"pim {name}: {n}: rtl {seen[n] if n < len(seen) else None},"
+                f" model {model[n] if n < len(model) else None}; {case}",
+                pytrace=False,
+            )
+    return run
+
+
+def test_one_token() -> None:
+    check(Case(config_of(), ((0, 1),), num_tokens=1))
+
+
+def random_case(seed: int) -> Case:
+    """Return a random channel with random timings, jobs and traffic."""
+    rng = np.random.default_rng(seed)
+
+    def one_of(*choices):
+        return choices[rng.integers(len(choices))]
+
+    groups = one_of(1, 2, 4)
+    rp, rcd, rtp = (int(n) for n in rng.integers(1, 8, 3))
+    ras = rcd + rtp + int(rng.integers(0, 6))
+    ccd_s = int(rng.integers(1, 4))
+    rfc = rp + int(rng.integers(0, 30))
+    timing = replace(
+        TIMING,
+        rcd_rd=rcd, rp=rp, rtp=rtp, ras=ras, rc=ras + rp + int(rng.integers(0, 4)),
+        ccd_s=ccd_s, ccd_l=ccd_s + int(rng.integers(0, 4)), rrd_s=1, rrd_l=int(rng.integers(1, 5)),
+        faw=int(rng.integers(1, 12)), cl=int(rng.integers(1, 8)), rfc=rfc,
+        refi=rp + rfc + ras + rp + int(rng.integers(60, 300)),
+    )  # fmt: skip
+    dram = replace(
+        DRAM,
+        bank_groups=groups,
+        banks_per_group=8 // groups,
+        row_bytes=one_of(8, 16, 64),
+        timing=timing,
+        all_bank_exempt=bool(rng.integers(4)),
+    )
+    per_unit = one_of(2, 4)
+    units = 8 // per_unit
+    pim = PimDesign(
+        dram=dram,
+        channels=1,
+        banks_per_unit=per_unit,
+        bank_mode=one_of(*BankMode),
+        tokens_per_burst=one_of(1, 2, 4),
+        mac_cycles=one_of(1, 1, 2, 5),
+        register_path=one_of(*RegisterPath),
+        act_lanes=one_of(*(n for n in (1, 2, 4) if n <= units)),
+        storage_cycles=one_of(1, 2, 5, 17),
+        refresh=bool(rng.integers(5)),
+    )
+    max_tokens = one_of(2, 4, 8)
+    config = config_of(
+        pim,
+        d_model=int(rng.integers(1, 20)),
+        d_hidden=int(rng.integers(1, 20)),
+        d_shared=one_of(0, int(rng.integers(1, 20))),
+        activation=one_of(*Activation),
+        bias=bool(rng.integers(2)),
+        max_tokens=max_tokens,
+        stream_lanes=one_of(1, 2, 4),
+    )
+    experts = config.num_experts + (config.image.shared is not None)
+    num_tokens = int(rng.integers(1, 2 * max_tokens + 3))
+    most = min(num_tokens, config.num_slots, max_tokens)
+    jobs = tuple(
+        (int(rng.integers(experts)), int(rng.integers(1, most + 1))) for _ in range(rng.integers(1, 6))
+    )
+    return Case(
+        config,
+        jobs,
+        num_tokens=num_tokens,
+        first_refresh=int(rng.integers(timing.refi)),
+        gaps=one_of(*TRAFFIC),
+        stalls=one_of(*TRAFFIC),
+        data=one_of("normal", "normal", "patterns"),
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_channels(seed: int) -> None:
+    check(random_case(seed))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(12, 200))
+def test_more_random_channels(seed: int) -> None:
+    check(random_case(seed))
