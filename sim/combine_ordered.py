@@ -59,7 +59,7 @@ def ordered_cycles(
     beat_last : (beats,) bool, the beat is the last one of its contribution.
     arrivals, expect_arrivals : (beats,), (tokens,) cycle from which each beat is offered.
     words : as in the combiner's configuration.
-    ready : readiness of ``o``, from :func:`sim.streams.next_ready`.
+    ready : readiness of ``o``, from :func:`sim.streams.readiness`.
 
     Raises
     ------

@@ -19,8 +19,9 @@ from rtl.export import describe_ports
 from rtl.gating import Gate
 from rtl.layer import FpgaLayer, expert_config
 from rtl.registers import RegisterFile
+from sim.expert import expert_cycles
 from sim.gating import latency
-from sim.layer import LayerShape, layer_times
+from sim.layer import LayerShape, layer_cycles
 from spec import registers
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.load import load_design, load_model
@@ -135,8 +136,28 @@ def layer_of(name: str, num_tokens: int) -> tuple[LayerShape, dict[str, np.ndarr
         shared=image.shared is not None,
     )
     shape = LayerShape(image, DESIGN, streams)
-    times = layer_times(shape, np.zeros(num_tokens * image.gate.input_beats, dtype=np.int64))
-    return shape, {key: times.streams[key].taken for key in times.streams}
+    times = layer_cycles(shape, np.zeros(num_tokens, dtype=np.int64))
+    expert = expert_cycles(
+        shape.engine,
+        shape.entry_shared,
+        streams.entry_last,
+        times.entries.taken,
+        latency=DESIGN.memory.latency_cycles,
+    )
+    # The gate gives a token's first assignment so many cycles after it took the last beat.
+    first_assignments = times.assignments.offered[:: model.gating.top_k]
+    last_beats = first_assignments - (1 + latency(image.gate))
+    beats = last_beats[:, None] + np.arange(1 - image.gate.input_beats, 1)
+    outputs = times.outputs[:, None] + np.arange(shape.engine.words)
+    return shape, {
+        "tokens": beats.ravel(),
+        "assignments": times.assignments.taken,
+        "entries": times.entries.taken,
+        "addresses": expert.ar,
+        "beats": expert.r,
+        "contributions": expert.o,
+        "output": outputs.ravel(),
+    }
 
 
 def admission_after_output(name: str) -> int:
