@@ -171,7 +171,8 @@ def layer_image(
     num_experts = model.gating.num_experts
     everyone = range(num_experts + (image.shared is not None))
     wanted = everyone if experts is None else experts
-    end = image.expert_page(max(wanted) + 1) * PAGE_BYTES if max(wanted) < num_experts else image.num_bytes
+    last = max(wanted, default=-1)
+    end = image.expert_page(last + 1) * PAGE_BYTES if last < num_experts else image.num_bytes
     memory = np.zeros(end // 2, dtype=np.uint16)
     router = router_image(image.gate, bf16_encode(weights.router), weights.logit_bias, weights.selection_bias)
     memory[: router.size] = router

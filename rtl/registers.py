@@ -5,8 +5,8 @@ in which ``reg_we`` is set, and read one cycle after its address. Counters have 
 the address given, high word behind it.
 """
 
-from amaranth import Module, Signal
-from amaranth.lib import wiring
+from amaranth import Cat, Module, Signal
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from spec.registers import (
@@ -31,11 +31,14 @@ class RegisterFile(wiring.Component):
     load, clear : Out(1)
         Pulses in the cycle after CONTROL was written.
     image_page, capacity, policy : Out(32)
-    events : In(len(COUNTERS))
-        One bit per counter, in the order of the table: count this cycle.
+    events : In(ArrayLayout(range(most + 1), len(COUNTERS)))
+        How many of each counter's events fall into this cycle, in the order of the table.
+    place_expert, place_channel, place_value : Out, place_row, place_channels : Out(1)
+        An entry of the placement tables is written in this cycle: an expert's first row in a channel,
+        its set of channels.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 1) -> None:
         super().__init__(
             {
                 "reg_addr": In(ADDRESS_BITS),
@@ -48,7 +51,12 @@ class RegisterFile(wiring.Component):
                 "image_page": Out(32),
                 "capacity": Out(32),
                 "policy": Out(32),
-                "events": In(len(COUNTERS)),
+                "events": In(data.ArrayLayout(range(most + 1), len(COUNTERS))),
+                "place_expert": Out(16),
+                "place_channel": Out(8),
+                "place_value": Out(32),
+                "place_row": Out(1),
+                "place_channels": Out(1),
             }
         )
 
@@ -56,7 +64,7 @@ class RegisterFile(wiring.Component):
         m = Module()
         word = Signal(ADDRESS_BITS - 2)
         m.d.comb += word.eq(self.reg_addr[2:])
-        m.d.sync += [self.load.eq(0), self.clear.eq(0)]
+        m.d.sync += [self.load.eq(0), self.clear.eq(0), self.place_row.eq(0), self.place_channels.eq(0)]
         writable = {"IMAGE_PAGE": self.image_page, "CAPACITY": self.capacity, "POLICY": self.policy}
         with m.If(self.reg_we):
             with m.Switch(word):
@@ -68,13 +76,19 @@ class RegisterFile(wiring.Component):
                 for name, register in writable.items():
                     with m.Case(REGISTERS[name] >> 2):
                         m.d.sync += register.eq(self.reg_wdata)
+                with m.Case(REGISTERS["PLACE_EXPERT"] >> 2):
+                    m.d.sync += Cat(self.place_expert, self.place_channel).eq(self.reg_wdata)
+                with m.Case(REGISTERS["PLACE_ROW"] >> 2):
+                    m.d.sync += [self.place_row.eq(1), self.place_value.eq(self.reg_wdata)]
+                with m.Case(REGISTERS["PLACE_CHANNELS"] >> 2):
+                    m.d.sync += [self.place_channels.eq(1), self.place_value.eq(self.reg_wdata)]
 
         counters = [Signal(64, name=f"count_{name}") for name in COUNTERS]
         for index, counter in enumerate(counters):
             with m.If(self.clear):
                 m.d.sync += counter.eq(0)
-            with m.Elif(self.events[index]):
-                m.d.sync += counter.eq(counter + 1)
+            with m.Else():
+                m.d.sync += counter.eq(counter + self.events[index])
 
         m.d.sync += self.reg_rdata.eq(0)
         with m.Switch(word):

@@ -160,6 +160,29 @@ class ChannelCycles:
     columns: NDArray[np.int64]
     fires: int
 
+    def mac_slots(self, timing: CommandTiming) -> dict[str, int]:
+        """Return where the cycles from the first MAC command to the last one's end went.
+
+        ``mac``: the least time from a MAC command to the next; the rest of each gap by what happened in
+        it: ``refresh``, ``row`` (closing and opening), or ``other`` (inputs, results, lanes that are busy).
+        """
+        macs = self.columns[self.columns[:, 1] == Column.MAC][:, 0]
+        lost = np.diff(macs) - timing.mac_gap
+
+        def within(cycles: Cycles) -> NDArray[np.bool_]:
+            """Whether a gap holds one of these cycles."""
+            inside: NDArray[np.bool_] = np.diff(np.searchsorted(cycles, macs)) > 0
+            return inside
+
+        refreshed = within(self.rows[self.rows[:, 1] == Row.REF][:, 0])
+        opened = within(self.rows[self.rows[:, 1] == Row.ACT][:, 0]) & ~refreshed
+        return {
+            "mac": len(macs) * timing.mac_gap,
+            "refresh": int(lost[refreshed].sum()),
+            "row": int(lost[opened].sum()),
+            "other": int(lost[~refreshed & ~opened].sum()),
+        }
+
     def count(self, kind: Row | Column) -> int:
         """Return how often a command was issued."""
         commands = self.rows if isinstance(kind, Row) else self.columns

@@ -117,6 +117,12 @@ class CommandTiming:
         return max(self.mac_gap, busy_cycles, ACCUMULATE_DISTANCE)
 
 
+def refresh_offset(banks: BankGeometry, channel: int) -> int:
+    """Return the cycle after reset in which a channel's first refresh falls due: they take turns."""
+    refi, channels = CommandTiming.of(banks.pim).refi, banks.pim.channels
+    return refi * (channel + 1) // channels
+
+
 @dataclass(frozen=True, kw_only=True)
 class BankGeometry:
     """Sizes of a channel's weight storage for a model on a design."""

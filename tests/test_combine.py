@@ -389,7 +389,7 @@ PLANTED = {
     "counted too early": ("read_at = self.WRITE_AT - 2", "read_at = self.WRITE_AT - 3"),
     "one cycle late: counted": ("read_at = self.WRITE_AT - 2", "read_at = self.WRITE_AT - 1"),
     "empty token not zero": ("Mux(word_empty, 0, bf16_from_f32(sums[lane]))", "bf16_from_f32(sums[lane])"),
-    "empty token waits": ("empty | (self.counted", "(self.counted"),
+    "empty token waits": ("self.empty | received", "received"),
     "last on every token": ("last_word & token.last_token", "last_word"),
     "one cycle late: output": ("room.eq(~self.o.valid | self.o.ready)", "room.eq(~self.o.valid)"),
     "next count not read ahead": ("Mux(take, self.i.payload.slot, token.slot)", "token.slot"),

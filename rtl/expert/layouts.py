@@ -97,15 +97,18 @@ def job_layout(config: EngineConfig):
     )
 
 
-def contribution_layout(num_slots: int, words: int, lanes: int):
+def contribution_layout(num_slots: int, words: int, lanes: int, ranks: int = 0):
     """Return a beat of an expert's result for a token.
 
     ``word`` counts ``lanes`` elements; words come in ascending order per token, ``last`` is set on
-    the last of them, whose elements beyond d_model are zero.
+    the last of them, whose elements beyond d_model are zero. With ``ranks`` (how many there are) the
+    beat names the expert's place among those that serve the token.
     """
+    rank = {"rank": range(ranks)} if ranks else {}
     return data.StructLayout(
         {
             "slot": unsigned(bits_for(num_slots)),
+            **rank,
             "word": unsigned(bits_for(words)),
             "weight": unsigned(16),
             "data": data.ArrayLayout(unsigned(16), lanes),

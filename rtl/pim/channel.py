@@ -51,6 +51,8 @@ class PimChannel(wiring.Component):
         A job is done with; its place is free from the next cycle on.
     fire : Out(1)
         A token's inputs meet a tile.
+    refreshing : Out(1)
+        From the decision to refresh until commands may follow.
     """
 
     def __init__(self, config: PimConfig) -> None:
@@ -74,6 +76,7 @@ class PimChannel(wiring.Component):
                 ),
                 "retired": Out(1),
                 "fire": Out(1),
+                "refreshing": Out(1),
             }
         )
 
@@ -137,6 +140,7 @@ class PimChannel(wiring.Component):
             readout.block_ready.eq(array.unit_ready),
             jobs.retire.eq(readout.retire),
             self.retired.eq(readout.retire),
+            self.refreshing.eq(~rows.columns_allowed),
         ]
         self._command(m, rows, columns, macs)
         self._load(m, jobs, tokens, loads, operands)

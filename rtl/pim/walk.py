@@ -248,7 +248,7 @@ class MacWalk(wiring.Component):
         needed = Signal(range((1 << len(tile)) * config.routed.cols + 1))
         hidden_needed = Signal(range(max(kind.hidden_blocks for kind in kinds) + 1))
         inputs_ready = Signal()
-        last_word = Signal(range(config.token_words))
+        word = Signal(range(config.token_words))
         undrained = Signal(range(3))
         hidden_count = of_kind(config, record, "hidden_blocks")
         m.d.comb += [
@@ -256,14 +256,12 @@ class MacWalk(wiring.Component):
             needed.eq(((tile + 1) * config.routed.cols + config.units - 1) >> rows_log2),
             hidden_needed.eq(Mux(needed < hidden_count, needed, hidden_count)),
             # A tile beyond the last word holds the bias alone.
-            last_word.eq(Mux(tile < config.token_words, tile, config.token_words - 1)),
+            word.eq(Mux(tile < config.token_words, tile, config.token_words - 1)),
             inputs_ready.eq(
                 Mux(
                     out,
                     self.hidden_blocks >= hidden_needed,
-                    # A tile beyond the last word holds the bias alone.
-                    self.all_loaded
-                    | (self.loaded > Mux(tile < config.token_words, tile, config.token_words - 1)),
+                    self.all_loaded | (self.loaded > word),
                 )
             ),
             self.want.eq(walk.valid & inputs_ready & ~(first_step & (tile == 0) & ~up & (undrained == 2))),
