@@ -72,8 +72,8 @@ def test_vector_runs_bit_and_cycle_equal(tiny_deepseek: tuple[accelerator.Build,
 
 
 def stalls(rng: np.random.Generator) -> np.ndarray:
-    """Return a ready pattern of the output: half of the cycles."""
-    return np.append(rng.random(4096) < 0.5, True)
+    """Return a ready pattern of the output, half of the cycles, longer than any run here."""
+    return np.append(rng.random(1 << 16) < 0.5, True)
 
 
 @pytest.mark.slow
