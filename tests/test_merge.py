@@ -115,12 +115,20 @@ PLANTED = {
 }
 
 
+def run_revealing_cases() -> None:
+    run_case([9, 8, 7, 6], "half", "half", 1)
+    run_case([9, 8], "half", "none", 0)
+
+
+def test_unbroken_source_passes():
+    run_revealing_cases()
+
+
 @pytest.mark.parametrize("bug", PLANTED)
 def test_planted_bug_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, rtl.merge, *PLANTED[bug])
     with pytest.raises(DIVERGED):
-        run_case([9, 8, 7, 6], "half", "half", 1)
-        run_case([9, 8], "half", "none", 0)
+        run_revealing_cases()
 
 
 @pytest.mark.parametrize("num_inputs", [0, 65])
