@@ -101,7 +101,7 @@ def native_figures(bench: Bench) -> list[Figure]:
     cycles = bench.run.seen.cycles
     seconds = min(child_seconds(partial(bench.rtl.run, bench.run.spec)) for _ in range(REPEATS))
     speed = cycles / seconds
-    array = bench.design.array
+    array = bench.design.tile
     return [
         Figure(
             group="simulation",
@@ -184,7 +184,7 @@ def utilisation_figures(bench: Bench) -> list[Figure]:
         )
         for what, counter in (("MAC slots", "mac_active"), ("weight port", "read_beats"))
     ]
-    array, memory = bench.design.array, bench.design.memory
+    array, memory = bench.design.tile, bench.design.memory
     covering = array.rows * array.cols // memory.beat_elements
     alone = (
         ("mac", "MAC slots", covering, MAC_GOAL, f"{covering} tokens cover a tile's load"),
