@@ -146,7 +146,7 @@ def format_errors(work: Workload, design: DesignSpec) -> FormatErrors:
     """Compute a layer in float and in the hardware's formats."""
     image = ImageGeometry.of(work.model, design)
     values = bf16_decode(work.tokens)
-    real = layer(work.model, work.weights, values, work.batch_lengths)
+    real = layer(work.model, work.weights, values, work.batch_lengths, design.window_tokens)
     ours = layer_bf16(
         work.model,
         image,

@@ -85,7 +85,9 @@ class Measurement:
         for model, tokens, routing in RANDOM:
             name = f"{model} / {SCALE}, {tokens} tokens"
             self.progress(f"drawing weights and tokens of {name}")
-            work = random_workload(scaled_model(model, SCALE), tokens, parse_routing(routing), 0)
+            work = random_workload(
+                scaled_model(model, SCALE), tokens, parse_routing(routing), 0, self.design.window_tokens
+            )
             options = "" if routing == "uniform" else f" --routing {routing}"
             found.append((name, f"expertbank sim --model {model} --tokens {tokens}{options}", work))
         return found
