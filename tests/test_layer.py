@@ -88,9 +88,7 @@ def test_random_tokens_under_stalls(tiny_deepseek: tuple[accelerator.Build, Mode
     ready = stalls(rng)
     run = accelerator.run_rtl(rtl, work, TINY, seed=seed + 1, arrivals=arrivals, output_ready=ready)
     check(run)
-    modelled = layer_cycles(run.shape, late(run.shape, arrivals), readiness(ready))
-    check_layer(run, modelled)
-    assert modelled.cycles == run.seen.cycles
+    check_layer(run, layer_cycles(run.shape, late(run.shape, arrivals), readiness(ready)))
 
 
 @pytest.mark.slow
