@@ -92,6 +92,11 @@ def export(component: wiring.Component, name: str, out_dir: Path | str) -> list[
     return _write_all(Path(out_dir), files)
 
 
+def describe_ports(component: wiring.Component, top: str) -> dict:
+    """Return what ``<name>.ports.json`` says of ``component`` as ``top``; nothing is elaborated."""
+    return _Wrapper(component).describe(top)
+
+
 def _write_all(out_dir, files):
     """Write ``files`` aside, then move each into ``out_dir``."""
     out_dir.mkdir(parents=True, exist_ok=True)

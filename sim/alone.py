@@ -17,9 +17,9 @@ from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
 from golden.layer_bf16 import expert_bits, layer_image
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_tokens, random_weights
-from sim.accelerator import Report, token_beats
+from sim.accelerator import Report, load_compiled, token_beats
 from sim.divergence import PortCheck, first_divergence, with_waveform
-from sim.expert import EngineShape, ExpertCycles, expert_cycles
+from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel, expert_cycles
 from sim.rtlsim import (
     DEFAULT_ROOT,
     Build,
@@ -93,11 +93,21 @@ class Plan:
         loaded = self.num_tokens * self.image.gate.input_beats + 2
         return np.full(len(self.experts), loaded, dtype=np.int64)
 
-    def times(self) -> ExpertCycles:
+    @property
+    def shared(self) -> NDArray[np.bool_]:
+        """Whether a job entry's expert is the shared one: never."""
+        return np.zeros(len(self.experts), dtype=np.bool_)
+
+    def jobs(self) -> ExpertJobs:
         """Return the cycle model's answer."""
+        model = ExpertModel(self.shape, self.design.memory.latency_cycles)
+        return model.run(self.shared, self.last, self.arrivals)
+
+    def times(self) -> ExpertCycles:
+        """Return the cycle model's answer, beat by beat."""
         return expert_cycles(
             self.shape,
-            np.zeros(len(self.experts), dtype=bool),
+            self.shared,
             self.last,
             self.arrivals,
             latency=self.design.memory.latency_cycles,
@@ -150,9 +160,10 @@ def run_experts(
     else:
         default = 1
     plan = Plan(model, design, num_experts, default if num_tokens is None else num_tokens)
+    load_compiled()
     started = time.perf_counter()
-    times = plan.times()
-    report = _report(plan, engine, times, time.perf_counter() - started)
+    jobs = plan.jobs()
+    report = _report(plan, engine, jobs, time.perf_counter() - started)
     if engine == "model":
         return report
 
@@ -174,7 +185,7 @@ def run_experts(
     report.wall_s += time.perf_counter() - started
     _add_run(report, plan, result)
     report.reference = _compare_with_float(plan, operands)
-    checks = _checks(plan, rtl, operands, result, times if engine == "both" else None)
+    checks = _checks(plan, rtl, operands, result, plan.times() if engine == "both" else None)
     report.mismatches = _differing_bits(checks[0])
     found = first_divergence(checks)
     problems = [*result.violations, *([result.timeout] if result.timeout else [])]
@@ -233,9 +244,7 @@ def _expected(plan: Plan, rtl: Build, results: Bits16) -> NDArray[np.uint64]:
     elements = np.zeros((*results.shape[:2], words * lanes), dtype=np.uint16)
     elements[..., : results.shape[2]] = results
     beats = elements.reshape(plan.num_experts, plan.num_tokens, words, lanes)
-    token, word = (axis.ravel() for axis in np.indices((plan.num_tokens, words)))
-    order = np.lexsort((word, token, word // (plan.image.routed.rows // lanes)))
-    token, word = token[order], word[order]
+    token, word = plan.shape.output_order(np.array([plan.num_tokens]))
     return rtl.pack(
         "o",
         slot=np.tile(token, plan.num_experts),
@@ -270,9 +279,9 @@ def _differing_bits(check: PortCheck) -> int:
     return differing + 64 * int(expected.shape[1]) * abs(len(expected) - len(seen))
 
 
-def _report(plan: Plan, engine: str, times: ExpertCycles, wall_s: float) -> Report:
+def _report(plan: Plan, engine: str, jobs: ExpertJobs, wall_s: float) -> Report:
     """Return the report of the cycle model's run; without its cycles for engine ``rtl``."""
-    cycles = int(times.o[-1] - times.i[0]) + 1
+    cycles = int(jobs.results[-1] - jobs.i[0]) + 1
     modelled = None if engine == "rtl" else cycles
     model = plan.model
     return Report(
@@ -289,7 +298,7 @@ def _report(plan: Plan, engine: str, times: ExpertCycles, wall_s: float) -> Repo
         mismatches=None,
         seconds=cycles / plan.design.clock_hz,
         energy_j=None,
-        utilisation={"mac": times.fires / cycles, "bandwidth": len(times.r) / cycles},
+        utilisation={"mac": jobs.fires / cycles, "bandwidth": jobs.read_beats / cycles},
         dropped=0,
         wall_s=wall_s,
         routing={

@@ -23,7 +23,7 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from sim.combine import FREED_LATENCY, CombineCycles
-from sim.streams import ALWAYS, Cycles, taken
+from sim.streams import ALWAYS, Cycles, Spans, taken
 from spec.errors import require
 from spec.geometry import ACCUMULATE_DISTANCE
 
@@ -49,7 +49,7 @@ def ordered_cycles(
     expect_arrivals: ArrayLike,
     *,
     words: int,
-    ready: Cycles = ALWAYS,
+    ready: Spans = ALWAYS,
 ) -> CombineCycles:
     """Return the handshake cycles of every stream of the combiner.
 
@@ -59,7 +59,7 @@ def ordered_cycles(
     beat_last : (beats,) bool, the beat is the last one of its contribution.
     arrivals, expect_arrivals : (beats,), (tokens,) cycle from which each beat is offered.
     words : as in the combiner's configuration.
-    ready : readiness of ``o``, from :func:`sim.streams.next_ready`.
+    ready : readiness of ``o``, from :func:`sim.streams.readiness`.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def _one_per_cycle(arrivals: Cycles) -> Cycles:
 
 
 @njit(cache=True)
-def _read(begins: Cycles, counts: NDArray[np.int64], words: int, ready: Cycles) -> Cycles:
+def _read(begins: Cycles, counts: NDArray[np.int64], words: int, ready: Spans) -> Cycles:
     """Return the cycles of ``o``; ``begins``: first cycle in which each token's words may be read."""
     o = np.empty(counts.size * words, np.int64)
     free = np.int64(0)

@@ -42,7 +42,7 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from golden.dispatch_streams import DispatchStreams
-from sim.streams import ALWAYS, Cycles, taken
+from sim.streams import ALWAYS, NEVER, Cycles, Spans, taken
 from spec.errors import require, require_range
 from spec.model import CapacityRule
 
@@ -131,8 +131,8 @@ def dispatch_cycles(
     streams: DispatchStreams,
     arrivals: ArrayLike,
     *,
-    expect_ready: Cycles = ALWAYS,
-    unit_ready: Sequence[Cycles] | None = None,
+    expect_ready: Spans = ALWAYS,
+    unit_ready: Sequence[Spans] | None = None,
     units: Units | None = None,
     retired: Sequence[ArrayLike] | Service = (),
 ) -> DispatchCycles:
@@ -143,7 +143,7 @@ def dispatch_cycles(
     streams : the beats, from :func:`golden.dispatch_streams.dispatch_streams`.
     arrivals : (tokens * top_k,) cycle from which each beat of ``i`` is offered.
     expect_ready, unit_ready : readiness of ``o_expect`` and of each unit's output, from
-        :func:`sim.streams.next_ready`.
+        :func:`sim.streams.readiness`.
     units : several units; None: one.
     retired : with several units, for each the ascending cycles of its pulses ``retired``, or a model that
         is asked job by job, in order of service.
@@ -154,39 +154,124 @@ def dispatch_cycles(
         hold although jobs wait.
     """
     num_tokens = streams.window.size
-    num_units = 1 if units is None else units.num_units
     beats = np.asarray(arrivals, dtype=np.int64)
     require(
         beats.shape == (num_tokens * streams.top_k,),
         f"must have one cycle for each of {num_tokens * streams.top_k} beats, not shape {beats.shape}",
         key="arrivals",
     )
-    of_units = [ALWAYS] * num_units if unit_ready is None else unit_ready
-    require(
-        len(of_units) == num_units,
-        f"must have a pattern for each of {num_units} units, not {len(of_units)}",
-        key="unit_ready",
-    )
-    plan = _plan(streams, beats, [expect_ready, *of_units], units)
-    state = _start(plan, () if callable(retired) else retired)
-    while True:
-        job = _serve(plan, state, callable(retired))
-        if job < 0 or not callable(retired):
-            break
-        _ask(plan, state, job, retired)
-    require(job != _STUCK, "must let every unit give back what it holds while jobs wait", key="retired")
-    picked = state.job_order
-    return DispatchCycles(
-        i=state.i,
-        o_expect=state.o_expect,
-        entries=state.entries,
-        job_order=picked,
-        job_unit=state.job_unit,
-        unit_entries=tuple(
-            _entries_of(picked[state.job_unit[picked] == unit], plan.job_bounds) for unit in range(num_units)
-        ),
-        opened=state.opened,
-    )
+    model = DispatchModel(streams, expect_ready, unit_ready, units, retired)
+    model.offer(streams.num_windows, beats)
+    model.run()
+    return model.cycles()
+
+
+class DispatchModel:
+    """The dispatcher's times; :func:`dispatch_cycles` for windows whose arrivals become known one by one.
+
+    With one unit a window goes through by :meth:`fill`, :meth:`foresee` and :meth:`serve`: filling it
+    needs only the windows before the last one to be served, so a caller may find out in between when the
+    output of the last one has room. Parameters as in :func:`dispatch_cycles`.
+
+    Attributes
+    ----------
+    i, o_expect, entries : cycles as in :class:`DispatchCycles`.
+    offered : (entries,) first cycle in which each entry is offered.
+    """
+
+    def __init__(
+        self,
+        streams: DispatchStreams,
+        expect_ready: Spans = ALWAYS,
+        unit_ready: Sequence[Spans] | None = None,
+        units: Units | None = None,
+        retired: Sequence[ArrayLike] | Service = (),
+    ) -> None:
+        num_units = 1 if units is None else units.num_units
+        of_units = [ALWAYS] * num_units if unit_ready is None else unit_ready
+        require(
+            len(of_units) == num_units,
+            f"must have a pattern for each of {num_units} units, not {len(of_units)}",
+            key="unit_ready",
+        )
+        self._plan = _plan(streams, [expect_ready, *of_units], units)
+        self._state = _start(self._plan, () if callable(retired) else retired)
+        self._service = retired if callable(retired) else None
+        self.i, self.o_expect = self._state.i, self._state.o_expect
+        self.entries, self.offered = self._state.entries, self._state.offered
+
+    def tokens_of(self, window: int) -> slice:
+        """Return the tokens that belong to a window."""
+        return slice(int(self._plan.windows[window]), int(self._plan.windows[window + 1]))
+
+    def assignments_of(self, window: int) -> slice:
+        """Return the beats of ``i`` that belong to a window."""
+        tokens, top_k = self.tokens_of(window), self._plan.top_k
+        return slice(tokens.start * top_k, tokens.stop * top_k)
+
+    def entries_of(self, window: int) -> slice:
+        """Return the entries that belong to a window."""
+        first, end = self._plan.job_bounds[self._plan.window_jobs[window : window + 2]].tolist()
+        return slice(first, end)
+
+    def opened(self, window: int) -> int:
+        """Return the first cycle in which a beat of the window, the next one to be filled, may be taken."""
+        return int(self._state.opened[window])
+
+    def offer(self, end: int, arrivals: IntArray) -> None:
+        """Tell when the next windows' beats of ``i`` are offered, up to window ``end - 1``."""
+        offered = self._state.now[_OFFERED]
+        first = self._plan.windows[offered] * self._plan.top_k
+        self._state.arrivals[first : first + arrivals.size] = arrivals
+        self._state.now[_OFFERED] = end
+
+    def fill(self, window: int, arrivals: IntArray) -> None:
+        """Take the next window's beats, offered from these cycles on."""
+        self.offer(window + 1, arrivals)
+        _fill(self._plan, self._state)
+
+    def serve(self, window: int, rooms: IntArray | None = None) -> None:
+        """Give a filled window's entries, each not before its cycle in ``rooms``."""
+        if rooms is not None:
+            self._state.rooms[self.entries_of(window)] = rooms
+        self.run()
+
+    def foresee(self, window: int) -> IntArray:
+        """Return when a filled window's entries would be given if nothing held them up; serve none."""
+        state, jobs = self._state, slice(*self._plan.window_jobs[window : window + 2].tolist())
+        now, left = state.now.copy(), state.left.copy()
+        self.run()
+        state.now[:], state.left[:] = now, left
+        state.served[jobs] = False
+        state.jobs_left[window] = jobs.stop - jobs.start
+        state.room[window + 2] = NEVER
+        return self.entries[self.entries_of(window)].copy()
+
+    def run(self) -> None:
+        """Serve all windows whose beats are offered."""
+        while True:
+            job = _serve(self._plan, self._state, self._service is not None)
+            if job < 0 or self._service is None:
+                break
+            _ask(self._plan, self._state, job, self._service)
+        require(job != _STUCK, "must let every unit give back what it holds while jobs wait", key="retired")
+
+    def cycles(self) -> DispatchCycles:
+        """Return the cycles, once all windows are served."""
+        plan, state = self._plan, self._state
+        picked = state.job_order
+        return DispatchCycles(
+            i=state.i,
+            o_expect=state.o_expect,
+            entries=state.entries,
+            job_order=picked,
+            job_unit=state.job_unit,
+            unit_entries=tuple(
+                _entries_of(picked[state.job_unit[picked] == unit], plan.job_bounds)
+                for unit in range(plan.num_units)
+            ),
+            opened=state.opened[: plan.windows.size - 1],
+        )
 
 
 class _Plan(NamedTuple):
@@ -197,33 +282,35 @@ class _Plan(NamedTuple):
     ``readies[ready_bounds[n]:ready_bounds[n+1]]``.
     """
 
-    arrivals: IntArray
     top_k: int
     decided: bool
     windows: IntArray
     window_jobs: IntArray
     job_bounds: IntArray
     job_units: NDArray[np.uint64]
-    readies: IntArray
+    readies: Spans
     ready_bounds: IntArray
     num_units: int
     unit_jobs: int
 
 
 class _State(NamedTuple):
-    """What has happened up to now; ``now`` holds the scalars below."""
+    """What has happened up to now, and what is known of it beforehand; ``now`` holds the scalars below."""
 
     now: IntArray
+    arrivals: IntArray  # per beat of `i`, of the windows offered
+    rooms: IntArray  # per entry, first cycle in which it may be taken
     i: IntArray
     o_expect: IntArray
     entries: IntArray
+    offered: IntArray
     job_order: IntArray
     job_unit: IntArray
     served: BoolArray
     jobs_left: IntArray  # per window
-    opened: IntArray  # per window, first cycle in which `i` takes it
+    room: IntArray  # per window, first cycle in which there are queues for it, or NEVER
+    opened: IntArray  # per window, first cycle in which `i` takes it: `room`, if nothing is decided
     closed: IntArray  # per window, first cycle in which its queues may be chosen
-    drained: IntArray  # of window w at w + 2
     left: IntArray  # (num_units, REGISTER_BEATS) last beats out of each unit's register
     unit_jobs: IntArray  # jobs that each unit holds
     unit_entries: IntArray
@@ -234,19 +321,16 @@ class _State(NamedTuple):
 
 
 # Scalars of the state: counts, then cycles.
-_FILLED, _OLDEST, _PICKS, _PICKED, _HEAD, _FIRST, _LEAVE, _WRITE, _TAKEN, _STARTED, _SCALARS = range(11)
-_NEVER = -(1 << 40)
+_OFFERED, _FILLED, _OLDEST, _PICKS = range(4)
+_PICKED, _HEAD, _FIRST, _LEAVE, _WRITE, _TAKEN, _STARTED, _SCALARS = range(4, 12)
 _DONE, _STUCK = -1, -2
 
 
-def _plan(
-    streams: DispatchStreams, arrivals: IntArray, readies: Sequence[Cycles], units: Units | None
-) -> _Plan:
+def _plan(streams: DispatchStreams, readies: Sequence[Spans], units: Units | None) -> _Plan:
     windows = np.arange(streams.num_windows + 1)
     job_bounds = streams.job_bounds
     experts = streams.entry_expert[job_bounds[:-1]]
     return _Plan(
-        arrivals=arrivals,
         top_k=streams.top_k,
         decided=streams.capacity_rule is not CapacityRule.SWITCH,
         windows=np.searchsorted(streams.window, windows),
@@ -254,7 +338,7 @@ def _plan(
         job_bounds=job_bounds,
         job_units=np.ones(experts.size, dtype=np.uint64) if units is None else _placed(experts, units),
         readies=np.concatenate(readies),
-        ready_bounds=np.cumsum([0] + [ready.size for ready in readies]),
+        ready_bounds=np.cumsum([0] + [len(ready) for ready in readies]),
         num_units=1 if units is None else units.num_units,
         unit_jobs=0 if units is None else units.jobs,
     )
@@ -296,21 +380,27 @@ def _start(plan: _Plan, retired: Sequence[ArrayLike]) -> _State:
     table = np.zeros((num_units, max([num_jobs, *(cycles.size for cycles in pulses)])), np.int64)
     for row, cycles in zip(table, pulses, strict=False):
         row[: cycles.size] = cycles
-    now = np.full(_SCALARS, _NEVER)
-    now[[_FILLED, _OLDEST, _PICKS]] = 0
+    now = np.full(_SCALARS, NEVER)
+    now[[_OFFERED, _FILLED, _OLDEST, _PICKS]] = 0
+    num_assignments, num_entries = plan.windows[-1] * plan.top_k, plan.job_bounds[-1]
+    room = np.full(num_windows + 2, NEVER)
+    room[:2] = 0
     return _State(
         now=now,
-        i=np.empty(plan.arrivals.size, np.int64),
+        arrivals=np.empty(num_assignments, np.int64),
+        rooms=np.zeros(num_entries, np.int64),
+        i=np.empty(num_assignments, np.int64),
         o_expect=np.empty(plan.windows[-1], np.int64),
-        entries=np.empty(plan.job_bounds[-1], np.int64),
+        entries=np.empty(num_entries, np.int64),
+        offered=np.empty(num_entries, np.int64),
         job_order=np.empty(num_jobs, np.int64),
         job_unit=np.zeros(num_jobs, np.int64),
         served=np.zeros(num_jobs, np.bool_),
         jobs_left=np.diff(plan.window_jobs),
-        opened=np.zeros(num_windows, np.int64),
-        closed=np.full(num_windows, _NEVER),
-        drained=np.full(num_windows + 2, _NEVER),
-        left=np.full((num_units, REGISTER_BEATS), _NEVER),
+        room=room,
+        opened=np.zeros(num_windows + 1, np.int64) if plan.decided else room,
+        closed=np.full(num_windows, NEVER),
+        left=np.full((num_units, REGISTER_BEATS), NEVER),
         unit_jobs=np.zeros(num_units, np.int64),
         unit_entries=np.zeros(num_units, np.int64),
         unit_lengths=np.zeros((num_units, max(1, plan.unit_jobs)), np.int64),
@@ -346,26 +436,29 @@ def _entries_of(jobs: IntArray, bounds: IntArray) -> IntArray:
 
 @njit(cache=True)
 def _serve(plan: _Plan, state: _State, one_job: bool) -> int:
-    """Serve jobs, filling windows as room comes; return the job if only one is wanted, or _DONE, _STUCK."""
+    """Serve jobs of the windows offered, filling them as room comes.
+
+    Return the job if only one is wanted, or _DONE, _STUCK.
+    """
     # Looking an array up in a tuple costs as much as a step of the recurrence: once is enough.
-    now, drained, closed, served, left = state.now, state.drained, state.closed, state.served, state.left
-    jobs_left, entries, job_order, job_unit = state.jobs_left, state.entries, state.job_order, state.job_unit
+    now, room, closed, served, left = state.now, state.room, state.closed, state.served, state.left
+    jobs_left, rooms, offered, entries = state.jobs_left, state.rooms, state.offered, state.entries
+    job_order, job_unit = state.job_order, state.job_unit
     unit_jobs, unit_entries, unit_lengths = state.unit_jobs, state.unit_entries, state.unit_lengths
     pulses, num_pulses, seen_pulses = state.pulses, state.num_pulses, state.seen_pulses
     window_jobs, job_bounds, job_units = plan.window_jobs, plan.job_bounds, plan.job_units
     readies, ready_bounds, most_jobs = plan.readies, plan.ready_bounds, plan.unit_jobs
-    num_windows = plan.windows.size - 1
     forever = np.int64(1) << 60
-    while now[_OLDEST] < num_windows:
-        while now[_FILLED] < num_windows and (now[_FILLED] < 2 or drained[now[_FILLED]] != _NEVER):
+    while now[_OLDEST] < now[_OFFERED]:
+        while now[_FILLED] < now[_OFFERED] and room[now[_FILLED]] != NEVER:
             _fill(plan, state)
         oldest = now[_OLDEST]
-        if drained[oldest + 2] != _NEVER:
+        if room[oldest + 2] != NEVER:
             now[_OLDEST] += 1
             continue
         cycle = max(closed[oldest], now[_PICKED] + 1)
         if jobs_left[oldest] == 0:
-            drained[oldest + 2] = cycle
+            room[oldest + 2] = cycle + REOPEN_CYCLES
             now[_PICKED] = cycle
             continue
 
@@ -412,13 +505,14 @@ def _serve(plan: _Plan, state: _State, one_job: bool) -> int:
         ready = readies[ready_bounds[unit + 1] : ready_bounds[unit + 2]]
         for entry in range(job_bounds[job], job_bounds[job + 1]):
             read = max(read + ENTRY_CYCLES, left[unit, 0] + 1)
-            entries[entry] = taken(max(read + REGISTER_CYCLES, left[unit, 1] + 1), ready)
+            offered[entry] = max(read + REGISTER_CYCLES, left[unit, 1] + 1)
+            entries[entry] = taken(max(offered[entry], rooms[entry]), ready)
             left[unit, 0] = left[unit, 1]
             left[unit, 1] = entries[entry]
         now[_LEAVE] = read
         jobs_left[window] -= 1
         if jobs_left[window] == 0:
-            drained[window + 2] = read
+            room[window + 2] = read + REOPEN_CYCLES
         if one_job:
             return int(job)
     return _DONE
@@ -428,25 +522,25 @@ def _serve(plan: _Plan, state: _State, one_job: bool) -> int:
 def _fill(plan: _Plan, state: _State) -> None:
     """Take the next window's assignments."""
     now, top_k, decided = state.now, plan.top_k, plan.decided
-    arrivals, i, o_expect = plan.arrivals, state.i, state.o_expect
+    arrivals, i, o_expect = state.arrivals, state.i, state.o_expect
     ready = plan.readies[: plan.ready_bounds[1]]
     window = now[_FILLED]
     first, end = plan.windows[window], plan.windows[window + 1]
-    room = max(state.drained[window] + REOPEN_CYCLES, 0)
-    offered = np.int64(_NEVER)
-    state.opened[window] = max(now[_STARTED] + 1, 0) if decided else room
+    room = state.room[window]
+    given = np.int64(NEVER)
     if decided:
-        entered = i[first * top_k - 1] if first else np.int64(_NEVER)
+        entered = i[first * top_k - 1] if first else np.int64(NEVER)
         for n in range(first * top_k, end * top_k):
             entered = max(arrivals[n], entered + 1, state.opened[window])
             i[n] = entered
         now[_STARTED] = max(entered, now[_TAKEN]) + START_CYCLES
-        offered = now[_STARTED] + DECIDE_CYCLES + (end - first) * top_k
+        state.opened[window + 1] = now[_STARTED] + 1
+        given = now[_STARTED] + DECIDE_CYCLES + (end - first) * top_k
     write = now[_WRITE]
     enters = now[_TAKEN]
     for token in range(first, end):
         for n in range(token * top_k, (token + 1) * top_k):
-            enters = max(offered if decided else arrivals[n], write, room, enters + 1)
+            enters = max(given if decided else arrivals[n], write, room, enters + 1)
             if not decided:
                 i[n] = enters
             write = enters + WRITE_CYCLES

@@ -53,7 +53,7 @@ def merge_cycles(arrivals: Sequence[ArrayLike], *, ready: Cycles = ALWAYS) -> Me
     Parameters
     ----------
     arrivals : per input, the cycle from which each beat is offered.
-    ready : readiness of ``o``, from :func:`sim.streams.next_ready`.
+    ready : readiness of ``o``, from :func:`sim.streams.readiness`.
     """
     per_input = [np.asarray(cycles, dtype=np.int64) for cycles in arrivals]
     bounds = np.cumsum([0] + [cycles.size for cycles in per_input])

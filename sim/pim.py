@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sim.expert import ACTIVATION, ARRAY_LATENCY
-from sim.streams import ALWAYS, Cycles, taken
+from sim.streams import ALWAYS, Cycles, Spans, taken
 from spec.banks import BankGeometry, CommandTiming
 from spec.geometry import ceil_div
 
@@ -196,7 +196,7 @@ def channel_cycles(
     arrivals: Cycles,
     *,
     first_refresh: int,
-    ready: Cycles = ALWAYS,
+    ready: Spans = ALWAYS,
     tail: int = 0,
 ) -> ChannelCycles:
     """Return when a channel takes its entries, issues its commands and gives its results.
@@ -206,7 +206,7 @@ def channel_cycles(
     shared, last : (entries,) whether the entry's expert is the shared one; whether it ends its job.
     arrivals : (entries,) first cycle in which each entry is offered, ascending.
     first_refresh : cycle in which the first refresh falls due.
-    ready : readiness of ``o`` (:func:`sim.streams.next_ready`).
+    ready : readiness of ``o`` (:func:`sim.streams.readiness`).
     tail : cycles after the last output for which commands are still told.
     """
     ends = np.flatnonzero(last)
@@ -250,7 +250,7 @@ def _run(
     counts: NDArray[np.int64],
     arrivals: Cycles,
     first_refresh: int,
-    ready: Cycles,
+    ready: Spans,
     tail: int,
 ) -> tuple[Cycles, Cycles, Cycles, NDArray[np.int64], NDArray[np.int64], int]:
     jobs = len(kinds)

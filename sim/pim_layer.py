@@ -462,7 +462,7 @@ def bits_at(cycles: Cycles, values: NDArray[np.uint64], bit: int) -> Cycles:
 
 
 def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> list[PortCheck]:
-    """Return the comparison of every block with its own model, at the arrivals and waits recorded at its ports."""
+    """Compare every block with its own model, at the arrivals and waits recorded at its ports."""
     streams, num_slots, words = shape.streams, shape.num_slots, shape.words
     beats = shape.banks.image.gate.input_beats
     refreshes = [first - ISSUE for first in _first_refreshes_seen(run)]

@@ -417,9 +417,10 @@ def _export_key(name: str, component: Callable[[], object], config: object) -> s
         for file in sorted((PROJECT / package).rglob("*")):
             if file.suffix in (".py", ".v", ".toml"):
                 parts += [str(file.relative_to(PROJECT)).encode(), file.read_bytes()]
-    # A component from elsewhere (a test, a user's file) may lean on any file beside its own.
+    # A component from elsewhere (a test, a user's file) may lean on any file beside its own; those of this
+    # file lean on the packages above alone.
     own = Path(inspect.getsourcefile(component) or "").resolve()
-    for file in sorted(own.parent.glob("*.py")):
+    for file in [own] if own == Path(__file__).resolve() else sorted(own.parent.glob("*.py")):
         parts += [file.name.encode(), file.read_bytes()]
     # Several in one file: told apart by name and, for lambdas, by line.
     code = getattr(component, "__code__", None)

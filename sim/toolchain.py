@@ -56,8 +56,10 @@ def digest(*parts: bytes) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
+    """Write a file, readable by all, that appears complete or not at all."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix="tmp-", delete=False) as aside:
         aside.write(text)
+    Path(aside.name).chmod(0o644)  # temporary files are the owner's alone
     Path(aside.name).replace(path)
 
 

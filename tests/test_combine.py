@@ -16,7 +16,7 @@ from golden.formats import bf16_decode, bf16_encode
 from rtl.combine import Combine, CombineConfig, SlotAdder
 from rtl.dispatch import DispatchConfig
 from sim.combine import CombineCycles, combine_cycles
-from sim.streams import next_ready
+from sim.streams import readiness
 from spec.errors import InputError
 from spec.geometry import ACCUMULATE_DISTANCE
 from tests.bfm import Sink, Source, Trace, run_streams
@@ -155,7 +155,7 @@ def run_case(case: Case, *, module=rtl.combine, reset_after: int | None = None) 
         tokens,
         arrivals_of(rng, case.gaps, tokens.size),
         arrivals_of(rng, case.expect_gaps, case.num_tokens) * (1 if case.expect_gaps == "none" else 5),
-        next_ready(pattern),
+        readiness(pattern),
     )
     results = golden_tokens(case, tokens, weights, data).reshape(-1, config.lanes)
     expected = {

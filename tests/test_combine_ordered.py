@@ -17,7 +17,7 @@ from rtl.combine_ordered import OrderedCombine, OrderedConfig
 from rtl.dispatch import DispatchConfig
 from sim.combine import CombineCycles
 from sim.combine_ordered import ordered_cycles
-from sim.streams import next_ready
+from sim.streams import readiness
 from spec.errors import InputError
 from spec.geometry import ACCUMULATE_DISTANCE
 from tests.bfm import Sink, Source, Trace, run_streams
@@ -194,7 +194,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         case,
         arrivals_of(rng, case.gaps, beats.token.size),
         expect_arrivals * (1 if case.expect_gaps == "none" else 5),
-        next_ready(pattern),
+        readiness(pattern),
         beats,
     )
     dut = OrderedCombine(case.config)
@@ -351,7 +351,7 @@ def test_result_does_not_depend_on_the_order_of_arrival():
     for order in ORDERS:
         case = replace(small(counts, d_model=6, num_slots=8), order=order, values="cancelling")
         values = np.random.default_rng(1)
-        job = prepare(values, case, np.zeros(180), np.zeros(6), next_ready(None), beats_of(rng, case))
+        job = prepare(values, case, np.zeros(180), np.zeros(6), readiness(None), beats_of(rng, case))
         traces = run_streams(
             OrderedCombine(case.config),
             {

@@ -21,7 +21,7 @@ from golden.dispatch_streams import BF16_ONE, DispatchStreams, dispatch_streams
 from rtl.dispatch import Dispatch, DispatchConfig
 from rtl.dispatch.first import FirstOf
 from sim.dispatch import DispatchCycles, Units, dispatch_cycles
-from sim.streams import next_ready, taken
+from sim.streams import readiness, taken
 from spec.design import Policy
 from spec.errors import InputError
 from spec.registers import POLICIES
@@ -174,8 +174,8 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
     model = dispatch_cycles(
         streams,
         arrivals,
-        expect_ready=next_ready(ready["o_expect"]),
-        unit_ready=[next_ready(ready[name]) for name in config.outputs()],
+        expect_ready=readiness(ready["o_expect"]),
+        unit_ready=[readiness(ready[name]) for name in config.outputs()],
         units=Units(config.num_units, placement, config.unit_jobs) if several else None,
         retired=retiring.model() if several else (),
     )
@@ -601,7 +601,7 @@ def test_lowest_set(width):
 
 
 def test_ready_pattern_stays_ready_after_its_end():
-    ready = next_ready(np.array([False, True, False, True]))
+    ready = readiness(np.array([False, True, False, True]))
     assert [taken(cycle, ready) for cycle in range(6)] == [1, 1, 3, 3, 4, 5]
 
 

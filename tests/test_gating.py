@@ -22,7 +22,7 @@ from golden.gating import route
 from golden.gating_bf16 import RoutingBf16, route_bf16
 from golden.image import router_image
 from rtl.gating import Gate, assignment_layout, token_layout
-from sim.streams import next_ready
+from sim.streams import readiness
 from spec.geometry import GateGeometry, ceil_div
 from spec.load import load_design, load_model
 from spec.model import GatingSpec, GroupScore, Normalise, Score
@@ -186,7 +186,7 @@ def run_case(case: Case, *, before=None) -> Run:
     beats = input_beats(case, operands.tokens, ends_batch, rng)
     arrivals = arrivals_of(rng, case.gaps, len(beats))
     pattern = pattern_of(rng, case.stalls)
-    model = sim.gating.gate_cycles(geometry, arrivals, next_ready(pattern))
+    model = sim.gating.gate_cycles(geometry, arrivals, readiness(pattern))
     dut = Gate(geometry)
     reset = Signal()
 

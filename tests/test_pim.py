@@ -21,7 +21,7 @@ from rtl.gating.layouts import token_layout
 from rtl.pim import PimChannel, PimConfig
 from sim.dram_check import Commands, check_commands
 from sim.pim import ChannelCycles, ChannelShape
-from sim.streams import next_ready
+from sim.streams import readiness
 from spec.banks import BankGeometry, CommandTiming
 from spec.design import BankMode, PimDesign, RegisterPath
 from spec.dram import DramSpec, DramTiming
@@ -208,7 +208,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         np.array(entry_last),
         arrivals,
         first_refresh=case.first_refresh - spent,
-        ready=next_ready(pattern),
+        ready=readiness(pattern),
         tail=SETTLE,
     )
     traces = run_streams(

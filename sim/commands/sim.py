@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from sim.commands.output import json_option, print_json, print_table
 from spec.errors import InputError
 from spec.registers import COUNTERS
+
+if TYPE_CHECKING:
+    # At run time it is imported in the command, which --help and the others do not wait for.
+    from sim.accelerator import Report
 
 RTL_SCALE = 64
 
@@ -120,7 +126,7 @@ def command(
     return 0 if report.agreed else 1
 
 
-def _print(report) -> None:  # type: ignore[no-untyped-def]
+def _print(report: Report) -> None:
     click.echo(
         f"\n{report.model} on {report.design}: {report.tokens} tokens, d_model {report.d_model},"
         f" d_expert {report.d_expert}, {report.experts} experts, top {report.top_k}"
@@ -168,5 +174,8 @@ def _print(report) -> None:  # type: ignore[no-untyped-def]
     lines.append(f"modelled time {report.seconds * 1e6:,.1f} us")
     lines += [f"waveform {report.waveform}"] if report.waveform else []
     lines += report.notes
-    lines.append(f"DIFFERS: {report.divergence}" if report.divergence else "all agree")
+    if report.divergence:
+        lines.append(f"DIFFERS: {report.divergence}")
+    elif report.mismatches is not None:
+        lines.append("all agree" if report.agreed else "DIFFERS")
     click.echo("\n".join(lines))

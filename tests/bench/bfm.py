@@ -129,7 +129,7 @@ class StreamDriver:
 
     def __init__(self, ports: StreamPorts, source: Source) -> None:
         self.ports = ports
-        self.payloads = [int(value) for value in source.payloads]
+        self.payloads = _integers(source.payloads)
         arrivals = np.zeros(len(self.payloads)) if source.arrivals is None else np.asarray(source.arrivals)
         self.arrivals = [int(value) for value in arrivals]
         self.cycles: list[int] = []
@@ -506,6 +506,14 @@ def _pattern(name: str, ready: Any) -> list[bool]:
 
 def _repeated(values: Any) -> list[int]:
     return [0] if values is None or not np.size(values) else [int(value) for value in np.asarray(values)]
+
+
+def _integers(payloads: Any) -> list[int]:
+    """Return payloads, integers or rows of words, lowest first, as integers."""
+    if isinstance(payloads, np.ndarray) and payloads.ndim == 2:
+        rows = np.ascontiguousarray(payloads, dtype="<u8")
+        return [int.from_bytes(row.tobytes(), "little") for row in rows]
+    return [int(value) for value in payloads]
 
 
 def _trace(cycles: Sequence[int], payloads: Sequence[int], bits: int) -> Trace:

@@ -15,7 +15,7 @@ from rtl.gating import token_layout
 from rtl.layer import FpgaLayer
 from sim.accelerator import cycle_checks, seen_times
 from sim.divergence import PortCheck
-from sim.layer import LayerShape, layer_times
+from sim.layer import LayerShape, layer_cycles
 from sim.rtlsim import ReadMemory, RunResult, RunSpec, Sink, Source, reg_read, reg_wait, reg_write
 from spec.design import ArrayDesign, DesignSpec, Engine, GateDesign, MemoryDesign
 from spec.geometry import ImageGeometry, ceil_div
@@ -32,6 +32,7 @@ from spec.registers import (
 from tests.bench.runner import build
 from tests.bench.scenarios import EXTREMES, MOST_CYCLES, Expected, Scenario, Traffic, mixes, run_scenarios
 from tests.block_bench import bits_of
+from tests.layer_beats import beat_by_beat, late
 
 # DeepSeek-V3 in small: groups, selection bias, scale, shared expert. No size divides the array's.
 MODEL = ModelSpec(
@@ -105,7 +106,8 @@ def scenario(
     pattern, ready = traffic.ready()
     arrivals = traffic.arrivals(len(beats))
     shape = LayerShape(IMAGE, DESIGN, golden.streams)
-    times = layer_times(shape, arrivals, ready).streams
+    modelled = layer_cycles(shape, late(shape, arrivals), ready)
+    times = beat_by_beat(shape, modelled, arrivals, ready).streams
     memory = ReadMemory(
         np.concatenate([np.zeros(IMAGE_PAGE * 4096, np.uint8), layer_image(MODEL, IMAGE, weights)]),
         DESIGN.memory.latency_cycles,
