@@ -297,7 +297,7 @@ def pim_cycles(
     arrivals : (tokens * input_beats,) first cycle in which each input beat is offered.
     refreshes : for each channel the cycle of its first refresh (:func:`first_refreshes`).
     """
-    streams, num_slots, words = shape.streams, shape.num_slots, shape.words
+    streams, num_slots = shape.streams, shape.num_slots
     beats = shape.banks.image.gate.input_beats
     num_tokens = len(arrivals) // beats
     first_beats = np.arange(num_slots, num_tokens) * beats
@@ -320,7 +320,7 @@ def pim_cycles(
             for entries, refresh, ready in zip(dispatch.unit_entries, refreshes, held, strict=True)
         ]
         merged, inputs, combine = _combined(
-            shape, dispatch.unit_entries, [channel.o for channel in channels], dispatch.o_expect
+            shape, dispatch.unit_entries, [channel.offered for channel in channels], dispatch.o_expect
         )
         current = [gate.o, dispatch.i, dispatch.entries, merged, combine.o]
         current += [channel.o for channel in channels]
@@ -336,7 +336,7 @@ def pim_cycles(
             # After job j is complete, job j + 1 waits until j - 1 is done with.
             complete = channels[0].i[streams.entry_last]
             job_room = union(complete[1:-1] + 1, channels[0].retired[:-2] + 1)
-        held = [union(channel.o, taken) for channel, taken in zip(channels, inputs, strict=True)]
+        held = [union(channel.offered, taken) for channel, taken in zip(channels, inputs, strict=True)]
     else:
         raise AssertionError("the layer's times did not settle")
     free = gate_cycles(shape.banks.image.gate, admitted)
@@ -349,7 +349,7 @@ def pim_cycles(
             for entries, channel in zip(dispatch.unit_entries, channels, strict=True)
         ],
         contributions=[
-            offered_before(channel.o, taken) for channel, taken in zip(channels, inputs, strict=True)
+            StreamTimes(channel.offered, taken) for channel, taken in zip(channels, inputs, strict=True)
         ],
         merged=offered_before(merged, merged),
         output=offered_before(combine.o, combine.o),
@@ -370,7 +370,7 @@ class _Service:
         self.arrivals: list[list[Cycles]] = [[] for _ in refreshes]
 
     def __call__(self, unit: int, job: int, cycles: Cycles) -> int:
-        """Return the cycle in which a unit tells that a job is done, whose entries it took in these cycles."""
+        """Return the cycle in which a unit is done with a job whose entries it took in these cycles."""
         self.entries[unit].append(np.arange(self.bounds[job], self.bounds[job + 1]))
         self.arrivals[unit].append(np.array(cycles))
         channel = self.shape.channel(
