@@ -38,7 +38,7 @@ from sim.rtlsim import (
     reg_wait,
     reg_write,
 )
-from sim.streams import ALWAYS, NEVER, Cycles, Spans, union
+from sim.streams import ALWAYS, NEVER, Cycles, Spans, size, union, without
 from sim.workload import Workload
 from spec.banks import BankGeometry, CommandTiming, refresh_offset
 from spec.design import DesignSpec
@@ -461,8 +461,11 @@ def bits_at(cycles: Cycles, values: NDArray[np.uint64], bit: int) -> Cycles:
     return found
 
 
-def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> list[PortCheck]:
-    """Compare every block with its own model, at the arrivals and waits recorded at its ports."""
+def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[PortCheck], PimTimes | None]:
+    """Compare every block with its own model, at the arrivals and waits recorded at its ports.
+
+    Returns the comparisons, and the times that the models give; None where beats are missing.
+    """
     streams, num_slots, words = shape.streams, shape.num_slots, shape.words
     beats = shape.banks.image.gate.input_beats
     refreshes = [first - ISSUE for first in _first_refreshes_seen(run)]
@@ -485,11 +488,15 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> list[PortCheck
         _cycles("dispatch", "i", seen.assignments.taken, dispatch.i),
         _cycles("dispatch", "o_expect", seen.expects.taken, dispatch.o_expect),
     ]
+    channels: list[ChannelCycles] = []
     for n, entries in enumerate(dispatch.unit_entries):
         found.append(_cycles("dispatch", f"o_{n}", seen.entries[n].taken, dispatch.entries[entries]))
         if len(seen.entries[n].taken) != len(entries):
-            return found
+            return found, None
+        if len(seen.contributions[n].taken) != len(entries) * words:
+            return found, None
         channel = shape.channel(entries, seen.entries[n].offered, refreshes[n], seen.contributions[n].waits)
+        channels.append(channel)
         commands = run.commands[n]
         found += [
             _cycles("pim", f"i of channel {n}", seen.entries[n].taken, channel.i),
@@ -512,7 +519,60 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> list[PortCheck
         _cycles("combine", "i_expect", seen.expects.taken, combine.i_expect),
         _cycles("combine", "o", seen.output.taken, combine.o),
     ]
-    return found
+    return found, PimTimes(
+        tokens=StreamTimes(seen.tokens.offered, gate.i),
+        assignments=StreamTimes(seen.assignments.offered, gate.o),
+        expects=StreamTimes(seen.expects.offered, dispatch.o_expect),
+        entries=[
+            StreamTimes(stream.offered, dispatch.entries[entries])
+            for stream, entries in zip(seen.entries, dispatch.unit_entries, strict=True)
+        ],
+        contributions=[
+            StreamTimes(stream.offered, channel.o)
+            for stream, channel in zip(seen.contributions, channels, strict=True)
+        ],
+        merged=StreamTimes(seen.merged.offered, merged),
+        output=StreamTimes(seen.output.offered, combine.o),
+        retired=[channel.retired for channel in channels],
+        unit_entries=list(dispatch.unit_entries),
+    )
+
+
+def active_cycles(shape: PimShape, times: PimTimes, unit_entries: Sequence[Cycles]) -> dict[str, int]:
+    """Return for each block the cycles in which it holds work and is neither starved nor blocked.
+
+    * gating: a whole token is inside, and no assignment waits to be taken;
+    * dispatch: a closed window is not yet served, and no entry waits to be taken;
+    * pim: a channel holds a whole job, and none of its results waits to be taken;
+    * combine: a beat goes in or out.
+    """
+    streams, words, beats = shape.streams, shape.words, shape.banks.image.gate.input_beats
+    top_k = streams.top_k
+    taken = np.empty(len(streams.entry_token), dtype=np.int64)
+    for entries, stream in zip(unit_entries, times.entries, strict=True):
+        taken[entries] = stream.taken
+    windows = np.arange(streams.num_windows)
+    closed = times.assignments.taken[np.searchsorted(streams.window, windows, side="right") * top_k - 1]
+    served = np.full(streams.num_windows, NEVER)
+    np.maximum.at(served, streams.entry_window, taken)
+    gating = union(
+        times.tokens.taken[beats - 1 :: beats] + 1, times.assignments.taken[top_k - 1 :: top_k] + 1
+    )
+    dispatch = union(closed + 1, served + 1)
+    working = []
+    for entries, given, results in zip(unit_entries, times.entries, times.contributions, strict=True):
+        ends = np.flatnonzero(streams.entry_last[entries])
+        inside = union(given.taken[ends] + 1, results.taken[(ends + 1) * words - 1] + 1)
+        working.append(without(inside, results.waits))
+    pim = np.concatenate(working)
+    beats_of_combine = np.concatenate([times.merged.taken, times.output.taken])
+    waiting = np.concatenate([stream.waits for stream in times.entries])
+    return {
+        "gating": size(without(gating, times.assignments.waits)),
+        "dispatch": size(without(dispatch, union(waiting[:, 0], waiting[:, 1]))),
+        "pim": size(union(pim[:, 0], pim[:, 1])),
+        "combine": size(union(beats_of_combine, beats_of_combine + 1)),
+    }
 
 
 def _first_refreshes_seen(run: PimRun) -> list[int]:
