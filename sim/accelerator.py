@@ -320,8 +320,8 @@ def run_rtl(
         spec=spec,
         result=result,
         seen=seen_times(cycles, values),
-        assignments=_seen_assignments(cycles, values),
-        counters=_counters(result.reads),
+        assignments=seen_assignments(cycles, values),
+        counters=counters_of(result.reads),
     )
 
 
@@ -345,14 +345,16 @@ def seen_times(cycles: Cycles, values: NDArray[np.uint64]) -> LayerTimes:
     return LayerTimes(streams, spans_of(at(PROBE_WAIT_TILE)))
 
 
-def _seen_assignments(cycles: Cycles, values: NDArray[np.uint64]) -> Trace:
+def seen_assignments(cycles: Cycles, values: NDArray[np.uint64]) -> Trace:
+    """Return the assignments that passed the probe: their cycles, experts and weights."""
     passed = values >> np.uint64(2 * PROBE.index("assignments")) & np.uint64(1) == 1
     mask = np.uint64((1 << (EXPERT_BITS + 16)) - 1)
     payloads = (values[passed] >> np.uint64(PROBE_EXPERT)) & mask
     return Trace(cycles[passed], payloads.reshape(-1, 1))
 
 
-def _counters(reads: list[int]) -> dict[str, int]:
+def counters_of(reads: list[int]) -> dict[str, int]:
+    """Return the counters by name from the words that were read."""
     pairs = zip(reads[::2], reads[1::2], strict=True)
     return {name: low | high << 32 for name, (low, high) in zip(COUNTERS, pairs, strict=True)}
 
@@ -471,12 +473,13 @@ def run_layer(
     elif problems:
         report.divergence = "; ".join(problems)
     else:
-        report.divergence = _cycles_apart(report)
+        report.divergence = cycles_apart(report)
     report.waveform = str(vcd.path) if vcd else None
     return report
 
 
-def _cycles_apart(report: Report) -> str | None:
+def cycles_apart(report: Report) -> str | None:
+    """Return a sentence if the layer's model and Verilog are more than 1 % apart."""
     model, rtl = report.cycles["model"], report.cycles["rtl"]
     if model is not None and rtl is not None and abs(model - rtl) > 0.01 * rtl:
         return f"layer: cycles: model {model}, rtl {rtl}: more than 1 % apart"

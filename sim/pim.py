@@ -148,6 +148,7 @@ class ChannelCycles:
     Attributes
     ----------
     i, o : (entries,), (output beats,) cycles of the transfers.
+    offered : (output beats,) first cycle in which each beat is offered.
     retired : (jobs,) cycle in which each job is done with.
     rows, columns : (commands, 3) cycle on the bus, kind, side.
     fires : tokens that met a tile.
@@ -155,6 +156,7 @@ class ChannelCycles:
 
     i: Cycles
     o: Cycles
+    offered: Cycles
     retired: Cycles
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
@@ -211,7 +213,7 @@ def channel_cycles(
     """
     ends = np.flatnonzero(last)
     counts = np.diff(np.concatenate([[-1], ends])).astype(np.int64)
-    i, o, retired, rows, columns, fires = _run(
+    i, o, offered, retired, rows, columns, fires = _run(
         shape._numbers(),
         shape._table(),
         shared[ends].astype(np.int64),
@@ -221,7 +223,7 @@ def channel_cycles(
         ready,
         tail,
     )
-    return ChannelCycles(i, o, retired, rows, columns, int(fires))
+    return ChannelCycles(i, o, offered, retired, rows, columns, int(fires))
 
 
 @njit(cache=True)
@@ -252,7 +254,7 @@ def _run(
     first_refresh: int,
     ready: Spans,
     tail: int,
-) -> tuple[Cycles, Cycles, Cycles, NDArray[np.int64], NDArray[np.int64], int]:
+) -> tuple[Cycles, Cycles, Cycles, Cycles, NDArray[np.int64], NDArray[np.int64], int]:
     jobs = len(kinds)
     num_out = np.int64(0)
     num_columns = np.int64(0)
@@ -267,6 +269,7 @@ def _run(
         max_hidden = max(max_hidden, hidden_blocks)
     i = np.empty(len(arrivals), dtype=np.int64)
     o = np.empty(num_out, dtype=np.int64)
+    offered = np.empty(num_out, dtype=np.int64)
     retired = np.full(jobs, NEVER, dtype=np.int64)
     rows = np.empty((1024, 3), dtype=np.int64)
     columns = np.empty((num_columns, 3), dtype=np.int64)
@@ -563,7 +566,8 @@ def _run(
                     for _ in range(parts):
                         out_in = max(out_in + 1, out_taken_2 + 1)
                         out_taken_2 = out_taken
-                        out_taken = taken(max(out_in + 1, out_taken + 1), ready)
+                        offered[out_count] = max(out_in + 1, out_taken + 1)
+                        out_taken = taken(offered[out_count], ready)
                         o[out_count] = out_taken
                         out_count += 1
                     last_pop = out_in
@@ -623,4 +627,4 @@ def _run(
                 if v_group * s.group_tokens >= counts[v_job]:
                     v_job, v_group = v_job + 1, 0
                     v_end, v_between = now, True
-    return i, o, retired, rows[:row_count].copy(), columns[:column_count].copy(), int(fires)
+    return i, o, offered, retired, rows[:row_count].copy(), columns[:column_count].copy(), int(fires)

@@ -43,7 +43,7 @@ from sim.toolchain import (
     verilator_version,
     write_atomically,
 )
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Engine
 from spec.errors import InputError
 from spec.model import ModelSpec
 
@@ -63,11 +63,15 @@ def layer_component(model: ModelSpec, design: DesignSpec) -> Callable[[], object
     """Return what makes the layer's hardware, for :func:`build`."""
 
     def layer() -> object:
-        from rtl.layer import FpgaLayer
-
-        return FpgaLayer(model, design)
+        return _layer(model, design)
 
     return layer
+
+
+def _layer(model: ModelSpec, design: DesignSpec) -> object:
+    from rtl.layer import FpgaLayer, PimLayer
+
+    return PimLayer(model, design) if design.engine is Engine.PIM else FpgaLayer(model, design)
 
 
 def expert_component(model: ModelSpec, design: DesignSpec) -> Callable[[], object]:
@@ -88,9 +92,8 @@ def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> l
     Raises :class:`InputError` where the folder cannot be written.
     """
     from rtl.export import export
-    from rtl.layer import FpgaLayer
 
-    layer = FpgaLayer(model, design)
+    layer = _layer(model, design)
     try:
         files: list[Path] = export(layer, name, out)
         return files

@@ -14,6 +14,7 @@ from amaranth.lib.wiring import In, Out, flipped
 
 from rtl.arith import tree
 from rtl.layer.shell import LayerShell
+from rtl.merge import ContributionMerge
 from rtl.pim import PimChannel, PimConfig
 from rtl.pim.layouts import ColumnKind, RowKind, column_layout, row_layout, weights_layout
 from rtl.stream import connect_stream
@@ -41,6 +42,7 @@ def pim_config(model: ModelSpec, design: DesignSpec) -> PimConfig:
         max_tokens=design.window_tokens,
         act_lanes=design.tile.act_lanes,
         stream_lanes=design.stream_lanes,
+        ranks=model.gating.top_k + (model.d_shared > 0) if banks.pim.channels > 1 else 0,
         banks=banks,
     )
 
@@ -114,10 +116,20 @@ class PimLayer(LayerShell):
             self.probe_channels.eq(Cat(*probes)),
             registers.status[STATUS_REFRESHING].eq(self.channels[0].refreshing),
         ]
-        streams = {}
         if count == 1:
             connect_stream(m, self.channels[0].o, self.combine.i)
-            streams = {"entries": dispatch.o_0, "contributions": self.channels[0].o}
+        else:
+            m.submodules.merge = merge = ContributionMerge(config.contribution, count)
+            for n, channel in enumerate(self.channels):
+                connect_stream(m, channel.o, getattr(merge, f"i_{n}"))
+                m.d.comb += getattr(dispatch, f"retired_{n}").eq(channel.retired)
+            connect_stream(m, merge.o, self.combine.i)
+            m.d.comb += [
+                dispatch.place_addr.eq(registers.place_expert),
+                dispatch.place_units.eq(registers.place_value),
+                dispatch.place_we.eq(registers.place_channels),
+            ]
+        streams = {"contributions": self.combine.i}
         waits = [getattr(dispatch, f"o_{n}") for n in range(count)]
         events = {
             "mac_active": popcount(channel.fire for channel in self.channels),

@@ -5,6 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.combine import Combine, CombineConfig
+from rtl.combine_ordered import OrderedCombine, OrderedConfig
 from rtl.dispatch import Dispatch, DispatchConfig, ServicePolicy
 from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_layout
 from rtl.gating import Gate, token_layout
@@ -179,15 +180,18 @@ class LayerShell(wiring.Component):
                 capacity_bits=CAPACITY_BITS,
                 capacity_rule=model.capacity_rule,
                 longest_queue=design.policy is Policy.LONGEST_QUEUE,
+                ranks=num_units > 1,
             )
         )
-        self.combine = Combine(
-            CombineConfig(
-                num_slots=num_slots,
-                d_model=model.d_model,
-                lanes=design.tile.act_lanes,
-                max_count=gating.top_k + shared,
-            )
+        size = {
+            "num_slots": num_slots,
+            "d_model": model.d_model,
+            "lanes": design.tile.act_lanes,
+            "max_count": gating.top_k + shared,
+        }
+        # Several units give a token's contributions in any order.
+        self.combine = (
+            Combine(CombineConfig(**size)) if num_units == 1 else OrderedCombine(OrderedConfig(**size))
         )
         self.intake = Intake(image.gate.input_beats, design.stream_lanes, num_slots)
         self.loader = RouterLoader(image, beat_bits, design.memory.burst_beats)

@@ -7,8 +7,8 @@ from amaranth.lib.wiring import In, Out
 from rtl.arith import delay
 from rtl.expert.array import MacArray
 from rtl.expert.engine import TokenStore
-from rtl.expert.jobs import JobLists
-from rtl.expert.layouts import bits_for, contribution_layout, job_layout
+from rtl.expert.jobs import JobLists, list_layout
+from rtl.expert.layouts import bits_for, job_layout
 from rtl.gating.layouts import token_layout
 from rtl.pim.columns import ColumnEngine
 from rtl.pim.layouts import ColumnKind, PimConfig, column_layout, row_layout, weights_layout
@@ -45,7 +45,7 @@ class PimChannel(wiring.Component):
         The units that read a burst, and which tile it belongs to, in the cycle of the MAC command.
     mem_data : In(units * cols * 16)
         The burst of each unit, ``storage_cycles`` later.
-    o : Out(stream.Signature(contribution_layout(...)))
+    o : Out(stream.Signature(config.contribution))
         For each block of outputs all tokens of the group in turn.
     retired : Out(1)
         A job is done with; its place is free from the next cycle on.
@@ -71,9 +71,7 @@ class PimChannel(wiring.Component):
                 "mem_en": Out(config.units),
                 "mem_addr": Out(weights_layout(config)),
                 "mem_data": In(config.units * cols * 16),
-                "o": Out(
-                    stream.Signature(contribution_layout(config.num_slots, config.words, config.act_lanes))
-                ),
+                "o": Out(stream.Signature(config.contribution)),
                 "retired": Out(1),
                 "fire": Out(1),
                 "refreshing": Out(1),
@@ -185,7 +183,7 @@ class PimChannel(wiring.Component):
     def _load(self, m, jobs, tokens, loads, operands):
         """Fetch what an input write carries: the token's slot, then its word, then into the registers."""
         config = self.config
-        slot = jobs.read_mac.data[16:]
+        slot = list_layout(config)(jobs.read_mac.data).slot
         word = delay(m, loads.word, 1, "load_word")
         address = Signal(range(operands.input_depth + 1))
         m.d.comb += [

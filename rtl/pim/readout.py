@@ -6,8 +6,8 @@ from amaranth.lib.wiring import In, Out
 
 from rtl.arith import BF16, F32, bf16_from_f32, delay
 from rtl.expert.activation import ActivationLane
-from rtl.expert.jobs import job_record_layout, list_bits
-from rtl.expert.layouts import bits_for, contribution_layout
+from rtl.expert.jobs import job_record_layout, list_bits, list_layout
+from rtl.expert.layouts import bits_for
 from rtl.fifo import StreamFifo
 from rtl.pim.layouts import PimConfig
 from rtl.pim.walk import GroupWalk, of_kind
@@ -25,8 +25,7 @@ def result_layout(config: PimConfig):
             "block": unsigned(bits_for(blocks)),
             "last_token": unsigned(1),
             "last_block": unsigned(1),
-            "slot": unsigned(bits_for(config.num_slots)),
-            "weight": unsigned(16),
+            "entry": list_layout(config),
         }
     )
 
@@ -135,7 +134,7 @@ class Readout(wiring.Component):
     hidden_blocks : Out
         Blocks of the group that are written.
     block_read : Out(1), retire : Out(1)
-    o : Out(stream.Signature(contribution_layout(...)))
+    o : Out(stream.Signature(config.contribution))
     """
 
     DEPTH = 4
@@ -162,9 +161,7 @@ class Readout(wiring.Component):
                 "hidden_blocks": Out(range(blocks + 1)),
                 "block_read": Out(1),
                 "retire": Out(1),
-                "o": Out(
-                    stream.Signature(contribution_layout(config.num_slots, config.words, config.act_lanes))
-                ),
+                "o": Out(stream.Signature(config.contribution)),
             }
         )
 
@@ -233,8 +230,7 @@ class Readout(wiring.Component):
         with m.If(arrived):
             m.d.sync += [
                 result.eq(read),
-                result.slot.eq(self.list.data[16:]),
-                result.weight.eq(self.list.data[:16]),
+                result.entry.eq(self.list.data),
             ]
             for unit in range(config.units):
                 value = Signal(F32, name=f"sum_{unit}")
@@ -340,12 +336,14 @@ class Readout(wiring.Component):
             register.i.valid.eq(queue.o.valid),
             moves.eq(register.i.valid & register.i.ready),
             queue.o.ready.eq(moves & last_part),
-            beat.slot.eq(result.slot),
-            beat.weight.eq(result.weight),
+            beat.slot.eq(result.entry.slot),
+            beat.weight.eq(result.entry.weight),
             beat.word.eq(result.block * parts + part),
             last.eq(result.last_block & last_part),
             beat.last.eq(last),
         ]
+        if config.ranks:
+            m.d.comb += beat.rank.eq(result.entry.rank)
         with m.If(moves):
             m.d.sync += part.eq(Mux(last_part, 0, part + 1))
         for lane in range(lanes):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sim.commands.output import json_option, print_json, print_table
+from spec.design import Engine
 from spec.errors import InputError
 from spec.registers import COUNTERS
 
@@ -51,7 +52,7 @@ def command(
     Exit status 1 if the Verilog differs from golden in a bit, a block from its model in a cycle, or
     the layer from its model by more than 1 %.
     """
-    from sim import accelerator, alone, step, workload
+    from sim import accelerator, alone, pim_report, step, workload
     from sim.routing import draw_ids, parse_routing
     from sim.rtlsim import DEFAULT_ROOT
     from spec.load import load_design
@@ -72,7 +73,12 @@ def command(
     count = tokens or workload.DEFAULT_TOKENS
     waves_dir = DEFAULT_ROOT / "waves" if waves else None
 
+    pim = design.engine is Engine.PIM
+    run_model = pim_report.run_pim_model if pim else accelerator.run_model
+    run_layer = pim_report.run_pim_layer if pim else accelerator.run_layer
     if experts is not None:
+        if pim:
+            raise InputError(f"runs on engine fpga only, not on design {design.name}", key="experts")
         report = alone.run_experts(
             model_name,
             design,
@@ -91,11 +97,9 @@ def command(
     elif vector:
         work = workload.vector_workload(model_name, tokens)
         if engine == "model":
-            report = accelerator.run_model(
-                work.model, design, work.reference_ids, "vector", work.batch_lengths
-            )
+            report = run_model(work.model, design, work.reference_ids, "vector", work.batch_lengths)
         else:
-            report = accelerator.run_layer(
+            report = run_layer(
                 work,
                 design,
                 engine=engine,
@@ -107,11 +111,11 @@ def command(
         model = workload.scaled_model(model_name, divisor)
         if engine == "model":
             ids = draw_ids(model.gating, distribution, count, seed)
-            report = accelerator.run_model(model, design, ids, routing)
+            report = run_model(model, design, ids, routing)
         else:
             progress("drawing weights and tokens")
             work = workload.random_workload(model, count, distribution, seed, design.window_tokens)
-            report = accelerator.run_layer(
+            report = run_layer(
                 work,
                 design,
                 engine=engine,
@@ -158,7 +162,8 @@ def _print(report: Report) -> None:
                 f" mean {reference['mean_error_over_std']:.4f} of the output's deviation"
             )
     use = report.utilisation
-    lines.append(f"MAC utilisation {use['mac']:.1%}, weight port {use['bandwidth']:.1%}")
+    port = "column slots for MACs" if "pim" in report.blocks else "weight port"
+    lines.append(f"MAC utilisation {use['mac']:.1%}, {port} {use['bandwidth']:.1%}")
     if report.counters is not None:
         stalls = [f"{name[6:]} {report.counters[name]}" for name in COUNTERS if name.startswith("stall_")]
         lines.append("cycles stalled by: " + ", ".join(stalls))
