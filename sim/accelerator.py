@@ -492,12 +492,19 @@ def compare_with_float(workload: Workload, golden: LayerBf16) -> dict[str, Any]:
     wanted = np.where(workload.reference_kept, workload.reference_ids, -1)
     same = (np.sort(ids, axis=1) == np.sort(wanted, axis=1)).all(axis=1)
     error = np.abs(bf16_decode(golden.output).astype(np.float64) - workload.reference)
-    spread = float(workload.reference.std())
     return {
         "name": workload.reference_name,
         "tokens_with_same_experts": int(same.sum()),
-        "max_error_over_std": float(error[same].max() / spread) if same.any() and spread else None,
-        "mean_error_over_std": float(error[same].mean() / spread) if same.any() and spread else None,
+        **relative_errors(error[same], float(workload.reference.std())),
+    }
+
+
+def relative_errors(error: NDArray[np.float64], deviation: float) -> dict[str, float | None]:
+    """Return the largest and the mean error in deviations; None where that is no finite number."""
+    ok = error.size > 0 and deviation > 0 and bool(np.isfinite(error).all())
+    return {
+        "max_error_over_std": float(error.max() / deviation) if ok else None,
+        "mean_error_over_std": float(error.mean() / deviation) if ok else None,
     }
 
 

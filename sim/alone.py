@@ -17,7 +17,7 @@ from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
 from golden.layer_bf16 import expert_bits, layer_image
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_tokens, random_weights
-from sim.accelerator import Report, load_compiled, token_beats
+from sim.accelerator import Report, load_compiled, relative_errors, token_beats
 from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel, expert_cycles
 from sim.rtlsim import (
@@ -34,10 +34,10 @@ from sim.rtlsim import (
     expert_component,
 )
 from sim.streams import Cycles
-from sim.workload import is_vector, scaled_model
+from sim.workload import check_image, is_vector, scaled_model
 from spec.design import DesignSpec
 from spec.errors import require
-from spec.geometry import ImageGeometry
+from spec.geometry import PAGE_BYTES, ImageGeometry
 from spec.model import ModelSpec
 
 
@@ -160,6 +160,8 @@ def run_experts(
     else:
         default = 1
     plan = Plan(model, design, num_experts, default if num_tokens is None else num_tokens)
+    if engine != "model":
+        check_image(plan.image.expert_page(num_experts) * PAGE_BYTES)
     load_compiled()
     started = time.perf_counter()
     jobs = plan.jobs()
@@ -327,29 +329,30 @@ def _add_run(report: Report, plan: Plan, result: RunResult) -> None:
 
 
 def _compare_with_float(plan: Plan, operands: Operands) -> dict[str, object]:
-    """Return how far the bf16 results are from those in float, in deviations of each expert's output."""
-    weights, errors = operands.weights, []
-    for expert, result in enumerate(operands.results):
-
-        def row(values: NDArray[np.float32] | None, expert: int = expert) -> NDArray[np.float32] | None:
-            return None if values is None else values[expert]
-
-        reference = ffn(
-            plan.model.ffn,
-            row(weights.gate),
-            weights.up[expert],
-            weights.down[expert],
-            bf16_decode(operands.tokens),
-            gate_bias=row(weights.gate_bias),
-            up_bias=row(weights.up_bias),
-            down_bias=row(weights.down_bias),
+    """Return how far the bf16 results are from those in float, in deviations of these."""
+    weights, tokens = operands.weights, bf16_decode(operands.tokens)
+    references = []
+    for expert in range(plan.num_experts):
+        gate, gate_bias, up_bias, down_bias = (
+            None if values is None else values[expert]
+            for values in (weights.gate, weights.gate_bias, weights.up_bias, weights.down_bias)
         )
-        error = np.abs(bf16_decode(result) - reference)
-        spread = float(reference.std())
-        errors.append(error / spread if spread else error)
+        references.append(
+            ffn(
+                plan.model.ffn,
+                gate,
+                weights.up[expert],
+                weights.down[expert],
+                tokens,
+                gate_bias=gate_bias,
+                up_bias=up_bias,
+                down_bias=down_bias,
+            )
+        )
+    reference = np.stack(references)
+    error = np.abs(bf16_decode(operands.results).astype(np.float64) - reference)
     return {
         "name": "float golden",
         "tokens_with_same_experts": None,
-        "max_error_over_std": float(np.max(errors)),
-        "mean_error_over_std": float(np.mean(errors)),
+        **relative_errors(error, float(reference.std())),
     }
