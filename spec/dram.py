@@ -88,11 +88,6 @@ class DramTiming:
         """Write command to read command of the same bank group."""
         return self.cwl + self.burst + self.wtr_l
 
-    @property
-    def write_to_precharge(self) -> int:
-        """Write command to PRE of the same bank."""
-        return self.cwl + self.burst + self.wr
-
 
 @dataclass(frozen=True, kw_only=True)
 class DramSpec:

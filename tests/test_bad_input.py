@@ -69,7 +69,11 @@ def objects(path: Path) -> None:
 
 # name -> (file, what is in it, the line after the file's name)
 BAD_MODELS = {
-    "unknown key": ("m.toml", text("colour = 1\n" + MIXTRAL), r"colour: unknown key; known are capacity_rule, d_model, .*"),
+    "unknown key": (
+        "m.toml",
+        text("colour = 1\n" + MIXTRAL),
+        r"colour: unknown key; known are capacity_rule, d_model, .*",
+    ),
     "unknown key in a table": (
         "m.toml",
         edited(MIXTRAL, "top_k = 2", "top_k = 2\ncolour = 1"),

@@ -17,7 +17,6 @@ from rtl.stream import connect_stream
 from spec.design import DesignSpec
 from spec.geometry import ImageGeometry
 from spec.model import ModelSpec
-from spec.registers import PROBE_WAIT_TILE
 
 
 def expert_config(model: ModelSpec, design: DesignSpec) -> ExpertConfig:
@@ -69,7 +68,6 @@ class FpgaLayer(LayerShell):
             self.o_ar.payload.addr.eq(Mux(loader.active, loader.o_ar.payload.addr, expert.o_ar.payload.addr)),
             self.i_r.ready.eq(Mux(loader.active, loader.i_r.ready, expert.i_r.ready)),
             expert.image_page.eq(registers.image_page),
-            self.probe[PROBE_WAIT_TILE].eq(expert.wait_tile),
         ]
         streams = {"entries": self.dispatch.o_0, "contributions": expert.o}
         events = {

@@ -20,6 +20,7 @@ from spec.registers import (
     PROBE,
     PROBE_BITS,
     PROBE_EXPERT,
+    PROBE_WAIT_TILE,
     PROBE_WEIGHT,
     STATUS_BUSY,
     STATUS_LOADED,
@@ -290,13 +291,15 @@ class LayerShell(wiring.Component):
         waits = {name: port.valid & ~port.ready for name, port in streams.items()}
         # Two bits for every stream, also for those that this accelerator has not.
         pairs = [Cat(transfers[name], waits[name]) if name in streams else Const(0, 2) for name in PROBE]
-        m.d.comb += self.probe[: 2 * len(PROBE)].eq(Cat(*pairs))
         assignment = self.gate.o.payload
+        passes = Signal(EXPERT_BITS + 16)
         with m.If(transfers["assignments"]):
             m.d.comb += [
-                self.probe[PROBE_EXPERT : PROBE_EXPERT + EXPERT_BITS].eq(assignment.expert),
-                self.probe[PROBE_WEIGHT : PROBE_WEIGHT + 16].eq(assignment.weight),
+                passes[:EXPERT_BITS].eq(assignment.expert),
+                passes[EXPERT_BITS:].eq(assignment.weight),
             ]
+        assert PROBE_WEIGHT == PROBE_EXPERT + EXPERT_BITS == PROBE_WAIT_TILE + 1 + EXPERT_BITS
+        m.d.comb += self.probe.eq(Cat(*pairs, events.get("stall_weights", Const(0, 1)), passes))
         events = {
             "cycles": busy,
             "tokens_in": self.intake.last,

@@ -27,8 +27,8 @@ RTL_SCALE = 64
 @click.option("--experts", type=int, help="Run the first N experts alone, the gate bypassed.")
 @click.option("--format", "number_format", type=click.Choice(["bf16"]), default="bf16", show_default=True)
 @click.option("--phase", type=click.Choice(["prefill", "decode"]), help="One step over all MoE layers.")
-@click.option("--routing", default="uniform", show_default=True, help="uniform, zipf:S or a file .npz.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Weights, tokens, routing.")
+@click.option("--routing", "routing_name", help="uniform (default), zipf:S or a file .npz.")
+@click.option("--seed", "given_seed", type=int, help="Weights, tokens, routing (default: 0).")
 @click.option("--sim", "simulator", type=click.Choice(["verilator"]), default="verilator", show_default=True)
 @click.option("--waves", is_flag=True, help="Leave a VCD of the first 10,000 cycles in build/waves.")
 @json_option
@@ -41,8 +41,8 @@ def command(
     experts: int | None,
     number_format: str,
     phase: str | None,
-    routing: str,
-    seed: int,
+    routing_name: str | None,
+    given_seed: int | None,
     simulator: str,
     waves: bool,
     as_json: bool,
@@ -62,6 +62,7 @@ def command(
         click.echo(f"[{model_name}] {text}", err=True)
 
     design = load_design(design_name)
+    routing, seed = routing_name or "uniform", given_seed or 0
     distribution = parse_routing(routing)
     vector = workload.is_vector(model_name)
     divisor = workload.parse_scale(scale, 1 if engine == "model" else RTL_SCALE, vector=vector)
@@ -127,6 +128,8 @@ def command(
                 waves=waves_dir,
                 progress=progress,
             )
+    if vector and (routing_name is not None or given_seed is not None):
+        report.notes.append("--routing and --seed change nothing: a vector has its own")
     if as_json:
         print_json(report.as_json())
     else:
