@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.expert import ffn
-from golden.expert_bf16 import ffn_bf16
+from golden.expert_int8 import ActivationScales, hidden_peak, scale_for
 from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
-from golden.image import expert_image
-from golden.layer_bf16 import ELEMENTS_PER_PAGE, expert_bits
+from golden.layer_bf16 import pack_expert
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_tokens, random_weights
 from sim.accelerator import Report, token_beats
@@ -22,9 +21,9 @@ from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.expert import EngineShape, expert_cycles
 from sim.rtlsim import DEFAULT_ROOT, ReadMemory, RunSpec, Sink, Source, Trace, build, expert_component
 from sim.workload import is_vector, scaled_model
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Format
 from spec.errors import require
-from spec.geometry import ImageGeometry
+from spec.geometry import PAGE_BYTES, ImageGeometry
 from spec.model import ModelSpec
 
 
@@ -116,28 +115,17 @@ def run_experts(
         return report
 
     lanes = design.tile.act_lanes
-    memory = np.zeros(image.expert_page(num_experts) * ELEMENTS_PER_PAGE, dtype=np.uint16)
+    memory = np.zeros(image.expert_page(num_experts) * PAGE_BYTES, dtype=np.uint8)
     expected = np.zeros((num_experts, count, shape.words * lanes), dtype=np.uint16)
     errors = []
     progress("computing golden results")
+    scales = _calibrate(model, weights, tokens, num_experts) if design.format is Format.INT8 else None
     for expert in range(num_experts):
-        bits = expert_bits(weights, expert, -1)
-        tiles = expert_image(
-            image.routed, bits.gate, bits.up, bits.down, bits.gate_bias, bits.up_bias, bits.down_bias
-        )
-        start = image.expert_page(expert) * ELEMENTS_PER_PAGE
+        packed = pack_expert(image, weights, expert, scales)
+        tiles = packed.image()
+        start = image.expert_page(expert) * PAGE_BYTES
         memory[start : start + tiles.size] = tiles
-        expected[expert, :, : model.d_model] = ffn_bf16(
-            model.ffn,
-            tokens,
-            bits.gate,
-            bits.up,
-            bits.down,
-            image.routed.cols,
-            bits.gate_bias,
-            bits.up_bias,
-            bits.down_bias,
-        )
+        expected[expert, :, : model.d_model] = packed.outputs(tokens)
         errors.append(_float_error(model, weights, expert, tokens, expected[expert, :, : model.d_model]))
     progress("exporting Verilog and building its simulation (cached by content)")
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
@@ -151,11 +139,8 @@ def run_experts(
             "i": Source(entry_payloads, arrivals),
         },
         sinks={"o": Sink(num_experts * count * shape.words)},
-        memories={
-            "o_ar": ReadMemory(
-                memory.view(np.uint8), latency=design.memory.latency_cycles, max_outstanding=256
-            )
-        },
+        memories={"o_ar": ReadMemory(memory, latency=design.memory.latency_cycles, max_outstanding=256)},
+        statics={} if scales is None else {"scale_x": scales.x.word, "scale_h": scales.hidden.word},
         max_cycles=1 << 40,
     )
     progress(f"running {count} tokens through {num_experts} experts in Verilog")
@@ -190,6 +175,13 @@ def run_experts(
     elif problems:
         report.divergence = "; ".join(problems)
     return report
+
+
+def _calibrate(model: ModelSpec, weights: LayerWeights, tokens: Bits16, num_experts: int) -> ActivationScales:
+    """Return the scales of the first experts, each of which meets all tokens."""
+    x = bf16_decode(tokens)
+    peak = max(hidden_peak(model.ffn, weights.expert(expert), x) for expert in range(num_experts))
+    return ActivationScales(scale_for(float(np.abs(x).max())), scale_for(peak))
 
 
 def _as_trace(cycles: NDArray[np.int64]) -> Trace:
