@@ -10,8 +10,6 @@ from amaranth import ResetInserter, Signal
 from amaranth.hdl import Value
 
 import sim.pim
-from golden.expert_bf16 import ffn_bf16
-from golden.image import expert_image
 from rtl.expert.layouts import job_layout
 from rtl.gating.layouts import token_layout
 from rtl.pim import PimChannel, PimConfig
@@ -19,13 +17,13 @@ from sim.dram_check import Commands, check_commands
 from sim.pim import ChannelCycles, ChannelShape
 from sim.streams import next_ready
 from spec.banks import BankGeometry
-from spec.design import BankMode, PimDesign, RegisterPath
+from spec.design import BankMode, Format, PimDesign, RegisterPath
 from spec.dram import DramSpec, DramTiming
 from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, ceil_div
 from spec.model import Activation, FfnSpec, GatingSpec
 from tests.bfm import BankStorage, Sink, Source, pack, run_streams
 from tests.block_bench import TRAFFIC, arrivals_of, bits_of, first_difference, pattern_of, ready_in
-from tests.test_expert import contributions, random_expert, random_patterns
+from tests.test_expert import contributions, random_expert, random_patterns, random_scales, scale_words
 
 TIMING = DramTiming(
     burst=1, cl=4, cwl=2, rcd_rd=5, rcd_wr=4, rp=5, ras=9, rc=14, rtp=2, wr=4, ccd_s=2, ccd_l=4,
@@ -46,6 +44,7 @@ def config_of(
     d_shared: int = 0,
     activation: Activation = Activation.SILU,
     bias: bool = False,
+    number_format: Format = Format.BF16,
     num_experts: int = 2,
     max_tokens: int = 4,
     stream_lanes: int = 2,
@@ -53,7 +52,10 @@ def config_of(
     spec = FfnSpec(d_expert=d_hidden, activation=activation, bias=bias)
 
     def geometry(size: int) -> FfnGeometry:
-        return FfnGeometry(ffn=spec, d_model=d_model, d_hidden=size, rows=pim.units, cols=pim.lanes)
+        cols = pim.lanes(number_format)
+        return FfnGeometry(
+            ffn=spec, d_model=d_model, d_hidden=size, rows=pim.units, cols=cols, format=number_format
+        )
 
     gate = GateGeometry(
         gating=GatingSpec(num_experts=num_experts, top_k=1),
@@ -107,11 +109,10 @@ def tiles_of(config: PimConfig, experts, bases: dict[int, int], rng) -> np.ndarr
     """Return the banks' contents; what belongs to no expert is noise."""
     banks = config.banks
     used = max(base + banks.reserved(banks.kind(number)) for number, base in bases.items())
-    tiles = rng.integers(0, 1 << 16, (used * banks.bursts_per_row, config.units * config.routed.cols))
+    tiles = rng.integers(0, 256, (used * banks.bursts_per_row, config.routed.tile_bytes), dtype=np.uint8)
     for number, expert in enumerate(experts):
-        image = expert_image(banks.kind(number), *expert.matrices, *expert.biases)
         start = bases[number] * banks.bursts_per_row
-        tiles[start : start + banks.kind(number).num_tiles] = image.reshape(-1, tiles.shape[1])
+        tiles[start : start + banks.kind(number).num_tiles] = expert.image().reshape(-1, tiles.shape[1])
     return tiles
 
 
@@ -120,7 +121,8 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
     rng = np.random.default_rng(case.seed)
     banks = config.banks
     count = config.num_experts + (config.image.shared is not None)
-    experts = [random_expert(rng, banks.kind(number), case.data) for number in range(count)]
+    scales = random_scales(rng) if config.int8 else None
+    experts = [random_expert(rng, banks.kind(number), case.data, scales) for number in range(count)]
     tokens = random_patterns(rng, (case.num_tokens, config.d_model), case.data)
     [bases] = banks.bases([[0]] * count)
     kept = np.arange(max(0, case.num_tokens - config.num_slots), case.num_tokens)
@@ -135,10 +137,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         ]
         entry_shared += [expert == config.num_experts] * size
         entry_last += [False] * (size - 1) + [True]
-        weight = experts[expert]
-        outputs = ffn_bf16(
-            config.routed.ffn, tokens[chosen], *weight.matrices, config.routed.cols, *weight.biases
-        )
+        outputs = experts[expert].outputs(tokens[chosen])
         for start in range(0, size, config.group_tokens):
             group = slice(start, start + config.group_tokens)
             expected += contributions(config, outputs[group], slots[group], weights[group])
@@ -199,7 +198,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         ResetInserter(reset)(dut),
         {"i_token": Source(beats, [0] * len(beats)), "i": Source(entries, arrivals.tolist())},
         {"o": Sink(len(expected), ready_in(pattern))},
-        statics={"refresh_offset": case.first_refresh},
+        statics={"refresh_offset": case.first_refresh, **scale_words(scales)},
         prologue=prologue,
         monitors=[storage.run, watch],
         settle=20,
@@ -262,7 +261,8 @@ def check(case: Case, run: Run | None = None) -> Run:
 
 
 def test_one_token() -> None:
-    check(Case(config_of(), ((0, 1),), num_tokens=1))
+    for number_format in Format:
+        check(Case(config_of(number_format=number_format), ((0, 1),), num_tokens=1))
 
 
 def random_case(seed: int) -> Case:
@@ -314,6 +314,7 @@ def random_case(seed: int) -> Case:
         d_shared=one_of(0, int(rng.integers(1, 20))),
         activation=one_of(*Activation),
         bias=bool(rng.integers(2)),
+        number_format=one_of(*Format),
         max_tokens=max_tokens,
         stream_lanes=one_of(1, 2, 4),
     )
@@ -335,12 +336,12 @@ def random_case(seed: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(16))
 def test_random_channels(seed: int) -> None:
     check(random_case(seed))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(12, 200))
+@pytest.mark.parametrize("seed", range(16, 200))
 def test_more_random_channels(seed: int) -> None:
     check(random_case(seed))
