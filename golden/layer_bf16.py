@@ -33,12 +33,14 @@ class LayerBf16:
     streams : the dispatcher's streams.
     contributions : the experts' results, in order of service.
     output : (tokens, d_model) bf16 patterns.
+    scales : scales of the experts' inputs and hidden activations, None in bf16.
     """
 
     routing: RoutingBf16
     streams: DispatchStreams
     contributions: list[Contribution]
     output: Bits16
+    scales: ActivationScales | None
 
 
 def layer_bf16(
@@ -85,7 +87,7 @@ def layer_bf16(
         Contribution(job.tokens, job.weights, result) for job, result in zip(jobs, results, strict=True)
     ]
     output = combine_bf16(contributions, len(tokens), model.d_model)
-    return LayerBf16(routing, streams, contributions, output)
+    return LayerBf16(routing, streams, contributions, output, scales)
 
 
 def _expert_results(

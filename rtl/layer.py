@@ -170,8 +170,8 @@ class FpgaLayer(wiring.Component):
     Tokens come as AXI4-Stream beats of ``stream_lanes`` bf16 elements, ``input_beats`` beats each;
     ``last`` ends a batch (a sequence, for the capacity). Outputs leave in token order, ``act_lanes``
     elements a beat, ``last`` on the batch's last beat. Weights are read through AXI4 from the image
-    that :func:`golden.layer_bf16.layer_image` describes. Before the first token: write IMAGE_PAGE, set
-    CONTROL.load, wait for STATUS.loaded.
+    that :func:`golden.layer_bf16.layer_image` describes. Before the first token: write IMAGE_PAGE (and in
+    int8 SCALE_X, SCALE_H), set CONTROL.load, wait for STATUS.loaded.
     Reference: :func:`golden.layer_bf16.layer_bf16`; cycle model: :mod:`sim.layer`.
     Reset empties everything; the router has to be loaded again.
 
@@ -233,7 +233,7 @@ class FpgaLayer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.registers = registers = RegisterFile()
+        m.submodules.registers = registers = RegisterFile(scales=self.expert.config.int8)
         m.submodules.intake = intake = self.intake
         m.submodules.loader = loader = self.loader
         m.submodules.gate = gate = self.gate
@@ -281,6 +281,7 @@ class FpgaLayer(wiring.Component):
             gate.load_start.eq(registers.load),
             loader.image_page.eq(registers.image_page),
             expert.image_page.eq(registers.image_page),
+            *(getattr(expert, name).eq(getattr(registers, name)) for name in registers.scales),
             dispatch.capacity.eq(registers.capacity),
             dispatch.policy.eq(ServicePolicy(registers.policy[: len(dispatch.policy.as_value())])),
         ]

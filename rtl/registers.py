@@ -22,7 +22,7 @@ ADDRESS_BITS = 8
 
 
 class RegisterFile(wiring.Component):
-    """Registers of :mod:`spec.registers`.
+    """Registers of :mod:`spec.registers`; SCALE_X and SCALE_H with ``scales`` only.
 
     Members
     -------
@@ -31,11 +31,13 @@ class RegisterFile(wiring.Component):
     load, clear : Out(1)
         Pulses in the cycle after CONTROL was written.
     image_page, capacity, policy : Out(32)
+    scale_x, scale_h : Out(32), with ``scales``
     events : In(len(COUNTERS))
         One bit per counter, in the order of the table: count this cycle.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, scales: bool) -> None:
+        self.scales = ("scale_x", "scale_h") if scales else ()
         super().__init__(
             {
                 "reg_addr": In(ADDRESS_BITS),
@@ -48,6 +50,7 @@ class RegisterFile(wiring.Component):
                 "image_page": Out(32),
                 "capacity": Out(32),
                 "policy": Out(32),
+                **dict.fromkeys(self.scales, Out(32)),
                 "events": In(len(COUNTERS)),
             }
         )
@@ -58,6 +61,7 @@ class RegisterFile(wiring.Component):
         m.d.comb += word.eq(self.reg_addr[2:])
         m.d.sync += [self.load.eq(0), self.clear.eq(0)]
         writable = {"IMAGE_PAGE": self.image_page, "CAPACITY": self.capacity, "POLICY": self.policy}
+        writable |= {name.upper(): getattr(self, name) for name in self.scales}
         with m.If(self.reg_we):
             with m.Switch(word):
                 with m.Case(REGISTERS["CONTROL"] >> 2):

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.dispatch_streams import DispatchStreams, dispatch_streams
+from golden.expert_int8 import ActivationScales
+from golden.experts import calibrate
 from golden.formats import Bits16, bf16_decode
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
 from sim.divergence import PortCheck, first_divergence, with_waveform
@@ -37,7 +39,7 @@ from sim.rtlsim import (
 )
 from sim.streams import Cycles
 from sim.workload import Workload
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Format
 from spec.geometry import ImageGeometry
 from spec.model import ModelSpec
 from spec.registers import (
@@ -78,6 +80,7 @@ class Report:
 
     model: str
     design: str
+    format: str
     engine: str
     tokens: int
     d_model: int
@@ -209,6 +212,9 @@ def layer_job(
     """Return shape, golden result and the native bench's job of a workload."""
     model = workload.model
     image = ImageGeometry.of(model, design)
+    scales = None
+    if design.format is Format.INT8:
+        scales = calibrate(model, workload.weights, bf16_decode(workload.tokens))
     golden = layer_bf16(
         model,
         image,
@@ -216,6 +222,7 @@ def layer_job(
         workload.tokens,
         window_tokens=design.window_tokens,
         batch_lengths=workload.batch_lengths,
+        scales=scales,
     )
     shape = LayerShape(image, design, golden.streams)
     num_tokens = len(workload.tokens)
@@ -226,7 +233,7 @@ def layer_job(
         sinks={"o": Sink(num_tokens * shape.engine.words, output_ready)},
         memories={
             "o_ar": ReadMemory(
-                layer_image(model, image, workload.weights),
+                layer_image(model, image, workload.weights, scales=scales),
                 latency=design.memory.latency_cycles,
                 max_outstanding=256,
             )
@@ -234,6 +241,14 @@ def layer_job(
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
             reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            *(
+                (
+                    reg_write(REGISTERS["SCALE_X"], scales.x.word),
+                    reg_write(REGISTERS["SCALE_H"], scales.hidden.word),
+                )
+                if scales
+                else ()
+            ),
             reg_write(control, 1 << CONTROL_LOAD),
             reg_wait(REGISTERS["STATUS"], 1 << STATUS_LOADED, 1 << STATUS_LOADED, 1 << 30),
             reg_write(control, 1 << CONTROL_CLEAR),
@@ -444,17 +459,35 @@ def _cycles_apart(report: Report) -> str | None:
 
 
 def compare_with_float(workload: Workload, golden: LayerBf16) -> dict[str, Any]:
-    """Return how far the bf16 result is from the float reference, and whether the sets agree."""
+    """Return how far the result is from the float reference, and whether the sets agree.
+
+    Errors are those of the tokens with the same experts.
+    """
     ids = np.where(golden.streams.kept, golden.routing.ids, -1)
     wanted = np.where(workload.reference_kept, workload.reference_ids, -1)
     same = (np.sort(ids, axis=1) == np.sort(wanted, axis=1)).all(axis=1)
-    error = np.abs(bf16_decode(golden.output).astype(np.float64) - workload.reference)
-    spread = float(workload.reference.std())
     return {
         "name": workload.reference_name,
         "tokens_with_same_experts": int(same.sum()),
-        "max_error_over_std": float(error[same].max() / spread) if same.any() and spread else None,
-        "mean_error_over_std": float(error[same].mean() / spread) if same.any() and spread else None,
+        **float_error(golden.output[same], workload.reference[same], golden.scales),
+    }
+
+
+def float_error(
+    result: Bits16, reference: NDArray[np.float64], scales: ActivationScales | None
+) -> dict[str, Any]:
+    """Return the error of bf16 patterns against a float reference of the same shape.
+
+    The largest and the mean one over the reference's standard deviation, and the root of the sum of
+    squares over that of the reference; None where there is nothing to compare. For int8 also the scales.
+    """
+    error = np.abs(bf16_decode(result).astype(np.float64) - reference)
+    spread = float(reference.std()) if reference.size else 0.0
+    return {
+        "max_error_over_std": float(error.max() / spread) if spread else None,
+        "mean_error_over_std": float(error.mean() / spread) if spread else None,
+        "relative_error": float(np.linalg.norm(error) / np.linalg.norm(reference)) if spread else None,
+        "scales": None if scales is None else {"x": scales.x.value, "hidden": scales.hidden.value},
     }
 
 
@@ -495,6 +528,7 @@ def _report(
     return Report(
         model=model.name,
         design=design.name,
+        format=design.format,
         engine=engine,
         tokens=len(shape.streams.window),
         d_model=model.d_model,

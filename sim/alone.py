@@ -16,7 +16,7 @@ from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
 from golden.layer_bf16 import pack_expert
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_tokens, random_weights
-from sim.accelerator import Report, token_beats
+from sim.accelerator import Report, float_error, token_beats
 from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.expert import EngineShape, expert_cycles
 from sim.rtlsim import DEFAULT_ROOT, ReadMemory, RunSpec, Sink, Source, Trace, build, expert_component
@@ -92,6 +92,7 @@ def run_experts(
     report = Report(
         model=model.name,
         design=design.name,
+        format=design.format,
         engine=engine,
         tokens=count,
         d_model=model.d_model,
@@ -117,7 +118,7 @@ def run_experts(
     lanes = design.tile.act_lanes
     memory = np.zeros(image.expert_page(num_experts) * PAGE_BYTES, dtype=np.uint8)
     expected = np.zeros((num_experts, count, shape.words * lanes), dtype=np.uint16)
-    errors = []
+    reference = np.zeros((num_experts, count, model.d_model))
     progress("computing golden results")
     scales = _calibrate(model, weights, tokens, num_experts) if design.format is Format.INT8 else None
     for expert in range(num_experts):
@@ -126,7 +127,7 @@ def run_experts(
         start = image.expert_page(expert) * PAGE_BYTES
         memory[start : start + tiles.size] = tiles
         expected[expert, :, : model.d_model] = packed.outputs(tokens)
-        errors.append(_float_error(model, weights, expert, tokens, expected[expert, :, : model.d_model]))
+        reference[expert] = ffn(model.ffn, x=bf16_decode(tokens), **vars(weights.expert(expert)))
     progress("exporting Verilog and building its simulation (cached by content)")
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
     nameless = dataclasses.replace(design, name="design")
@@ -165,8 +166,7 @@ def run_experts(
     report.reference = {
         "name": "float golden",
         "tokens_with_same_experts": count,
-        "max_error_over_std": max(error[0] for error in errors),
-        "mean_error_over_std": float(np.mean([error[1] for error in errors])),
+        **float_error(expected[..., : model.d_model], reference, scales),
     }
     found = first_divergence(checks if engine == "both" else checks[:1])
     problems = [*result.violations, *([result.timeout] if result.timeout else [])]
@@ -186,23 +186,6 @@ def _calibrate(model: ModelSpec, weights: LayerWeights, tokens: Bits16, num_expe
 
 def _as_trace(cycles: NDArray[np.int64]) -> Trace:
     return Trace(cycles, np.zeros((len(cycles), 1), dtype=np.uint64))
-
-
-def _float_error(
-    model: ModelSpec, weights: LayerWeights, expert: int, tokens: Bits16, result: Bits16
-) -> tuple[float, float]:
-    reference = ffn(
-        model.ffn,
-        None if weights.gate is None else weights.gate[expert],
-        weights.up[expert],
-        weights.down[expert],
-        bf16_decode(tokens),
-        gate_bias=None if weights.gate_bias is None else weights.gate_bias[expert],
-        up_bias=None if weights.up_bias is None else weights.up_bias[expert],
-        down_bias=None if weights.down_bias is None else weights.down_bias[expert],
-    )
-    error = np.abs(bf16_decode(result) - reference) / reference.std()
-    return float(error.max()), float(error.mean())
 
 
 def _fields(columns: list[tuple[NDArray[np.int64], int]], words: int) -> NDArray[np.uint64]:

@@ -12,9 +12,13 @@ REGISTERS = {
     "IMAGE_PAGE": 0x0C,
     "CAPACITY": 0x10,
     "POLICY": 0x14,
+    "SCALE_X": 0x18,
+    "SCALE_H": 0x1C,
 }
 """Byte addresses. IMAGE_PAGE: 4 KiB page of the weight image. CAPACITY: assignments that an expert
-takes per batch, 0 = dropless. POLICY: order of service, 0 = queue order."""
+takes per batch, 0 = dropless. POLICY: order of service, 0 = queue order. SCALE_X, SCALE_H: what turns
+tokens and hidden activations into int8 (:attr:`golden.int8.FixedScale.word`); in int8 designs only, to be
+written before the first token."""
 
 CONTROL_LOAD = 0
 """Bit of CONTROL: load the router from the weight image (no token may be inside)."""

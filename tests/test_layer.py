@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from amaranth.hdl import Fragment
 
+from golden.formats import bf16_decode
 from rtl.layer import FpgaLayer
-from sim import accelerator
+from sim import accelerator, alone
 from sim.cli import main
 from sim.layer import layer_times
 from sim.routing import Routing, draw_ids
 from sim.workload import random_workload, vector_workload
-from spec.design import ArrayDesign, DesignSpec, Engine, GateDesign, MemoryDesign
+from spec.design import ArrayDesign, DesignSpec, Engine, Format, GateDesign, MemoryDesign
 from spec.load import load_design, load_model
 from spec.model import ModelSpec
 
@@ -35,6 +36,16 @@ TINY = DesignSpec(
 def tiny_deepseek() -> tuple[accelerator.Build, ModelSpec]:
     model = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
     return accelerator.build_layer(model, TINY), model
+
+
+INT8 = dataclasses.replace(TINY, array=ArrayDesign(rows=4, cols=8, act_lanes=2), format=Format.INT8)
+
+
+@pytest.fixture(scope="module")
+def int8_gpt_oss() -> tuple[accelerator.Build, ModelSpec]:
+    """Return a layer in int8 with biases and the clamped activation."""
+    model = vector_workload(str(DATA / "gpt_oss_s0.npz"), None).model
+    return accelerator.build_layer(model, INT8), model
 
 
 def check(run: accelerator.LayerRun) -> None:
@@ -57,18 +68,59 @@ def test_vector_runs_bit_and_cycle_equal(tiny_deepseek: tuple[accelerator.Build,
     assert run.counters["tokens_out"] == len(work.tokens)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_random_tokens_under_stalls(tiny_deepseek: tuple[accelerator.Build, ModelSpec], seed: int) -> None:
-    rtl, model = tiny_deepseek
+def check_under_stalls(rtl: accelerator.Build, model: ModelSpec, design: DesignSpec, seed: int) -> None:
+    """Run random tokens with gaps between the input beats and a halting output."""
     rng = np.random.default_rng(seed)
     tokens = int(rng.integers(1, 30))
     work = random_workload(model, tokens, Routing("zipf", exponent=float(rng.integers(0, 3))), seed)
-    beats = -(-model.d_model // TINY.stream_lanes)
+    beats = -(-model.d_model // design.stream_lanes)
     arrivals = np.cumsum(rng.integers(0, 6, tokens * beats))
     ready = np.append(rng.random(4096) < 0.5, True)
-    run = accelerator.run_rtl(rtl, work, TINY, seed=seed + 1, arrivals=arrivals, output_ready=ready)
+    check(accelerator.run_rtl(rtl, work, design, seed=seed + 1, arrivals=arrivals, output_ready=ready))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_random_tokens_under_stalls(tiny_deepseek: tuple[accelerator.Build, ModelSpec], seed: int) -> None:
+    check_under_stalls(*tiny_deepseek, TINY, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_random_tokens_in_int8(int8_gpt_oss: tuple[accelerator.Build, ModelSpec], seed: int) -> None:
+    check_under_stalls(*int8_gpt_oss, INT8, seed)
+
+
+@pytest.mark.slow
+def test_int8_against_hugging_face(int8_gpt_oss: tuple[accelerator.Build, ModelSpec]) -> None:
+    """Bits and cycles equal; the error is that of golden, whose bounds tests/test_int8.py states."""
+    rtl, _ = int8_gpt_oss
+    work = vector_workload(str(DATA / "gpt_oss_s0.npz"), None)
+    run = accelerator.run_rtl(rtl, work, INT8)
     check(run)
+    arrivals = np.zeros(len(work.tokens) * run.shape.image.gate.input_beats, dtype=np.int64)
+    modelled = layer_times(run.shape, arrivals).cycles
+    assert abs(modelled - run.seen.cycles) <= 0.01 * run.seen.cycles, (modelled, run.seen.cycles)
+    error = accelerator.compare_with_float(work, run.golden)
+    print(f"gpt_oss_s0 in int8: {error}")
+    assert 0.005 < error["relative_error"] < 0.046
+    assert error["scales"]["x"] * float(np.abs(bf16_decode(work.tokens)).max()) == pytest.approx(
+        127, rel=1e-4
+    )
+
+
+def test_experts_alone_in_int8() -> None:
+    """Weight beats halve, the scale tiles aside."""
+    cycles = {}
+    for number_format in ("bf16", "int8"):
+        report = alone.run_experts(
+            "mixtral-8x7b", load_design("fpga", number_format), 2, 1, 8, engine="model", seed=0
+        )
+        cycles[number_format] = report.cycles["model"]
+        assert report.format == number_format
+    assert cycles["bf16"] is not None
+    assert cycles["int8"] is not None
+    assert 0.5 < cycles["int8"] / cycles["bf16"] < 0.53
 
 
 @pytest.mark.slow
@@ -101,6 +153,7 @@ def test_model_of_a_full_size_layer_counts_every_slot() -> None:
         (["--model", "mixtral-8x7b", "--tokens", "0"], "expertbank: tokens: must be in 1.."),
         (["--model", "mixtral-8x7b", "--routing", "odd"], "expertbank: routing: must be uniform"),
         (["--model", "mixtral-8x7b", "--experts", "9"], "expertbank: experts: must be in 1..8"),
+        (["--model", "mixtral-8x7b", "--format", "int4"], "expertbank: --format: 'int4' is not one of"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -115,9 +168,10 @@ def test_bad_input_is_one_line(
 @pytest.mark.parametrize(
     "name", ["mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "gpt-oss-20b", "switch-base-128"]
 )
-def test_every_preset_elaborates(name: str) -> None:
+@pytest.mark.parametrize("number_format", list(Format))
+def test_every_preset_elaborates(name: str, number_format: str) -> None:
     """Regression: with k = 1 the dispatcher's and the combiner's counts had different widths."""
-    Fragment.get(FpgaLayer(load_model(name).scaled(64), load_design("fpga")), None)
+    Fragment.get(FpgaLayer(load_model(name).scaled(64), load_design("fpga", number_format)), None)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])

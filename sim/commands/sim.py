@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sim.commands.output import json_option, print_json, print_table
+from spec.design import Format
 from spec.errors import InputError
 from spec.registers import COUNTERS
 
@@ -20,7 +21,12 @@ RTL_SCALE = 64
 @click.option("--tokens", type=int, help="Tokens (default: 16, or all of a vector).")
 @click.option("--scale", help="'full' or a divisor of d_model and FFN widths (default: full; rtl: 64).")
 @click.option("--experts", type=int, help="Run the first N experts alone, the gate bypassed.")
-@click.option("--format", "number_format", type=click.Choice(["bf16"]), default="bf16", show_default=True)
+@click.option(
+    "--format",
+    "number_format",
+    type=click.Choice([kind.value for kind in Format]),
+    help="Of the experts (default: design's).",
+)
 @click.option("--phase", type=click.Choice(["prefill", "decode"]), help="One step over all MoE layers.")
 @click.option("--routing", default="uniform", show_default=True, help="uniform, zipf:S or a file .npz.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Weights, tokens, routing.")
@@ -34,7 +40,7 @@ def command(
     tokens: int | None,
     scale: str | None,
     experts: int | None,
-    number_format: str,
+    number_format: str | None,
     phase: str | None,
     routing: str,
     seed: int,
@@ -54,7 +60,7 @@ def command(
     def progress(text: str) -> None:
         click.echo(f"[{model_name}] {text}", err=True)
 
-    design = load_design(design_name)
+    design = load_design(design_name, number_format)
     distribution = parse_routing(routing)
     divisor = workload.parse_scale(scale, 1 if engine == "model" else RTL_SCALE)
     if seed < 0:
@@ -114,7 +120,8 @@ def command(
 
 def _print(report) -> None:  # type: ignore[no-untyped-def]
     click.echo(
-        f"\n{report.model} on {report.design}: {report.tokens} tokens, d_model {report.d_model},"
+        f"\n{report.model} on {report.design} in {report.format}: {report.tokens} tokens,"
+        f" d_model {report.d_model},"
         f" d_expert {report.d_expert}, {report.experts} experts, top {report.top_k}"
     )
 
@@ -139,7 +146,14 @@ def _print(report) -> None:  # type: ignore[no-untyped-def]
         if reference["max_error_over_std"] is not None:
             lines.append(
                 f"error against {reference['name']}   max {reference['max_error_over_std']:.4f},"
-                f" mean {reference['mean_error_over_std']:.4f} of the output's deviation"
+                f" mean {reference['mean_error_over_std']:.4f} of the output's deviation;"
+                f" relative {reference['relative_error']:.4f}"
+            )
+        if reference["scales"] is not None:
+            lines.append(
+                "int8: 127 stands for "
+                + ", ".join(f"{name} = {127 / value:.4g}" for name, value in reference["scales"].items())
+                + ", the largest magnitudes of these tokens in float"
             )
     use = report.utilisation
     lines.append(f"MAC utilisation {use['mac']:.1%}, weight port {use['bandwidth']:.1%}")
