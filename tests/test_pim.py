@@ -9,6 +9,11 @@ import pytest
 from amaranth import ResetInserter, Signal
 from amaranth.hdl import Value
 
+import rtl.pim.channel
+import rtl.pim.operands
+import rtl.pim.readout
+import rtl.pim.walk
+import sim.expert
 import sim.pim
 from rtl.expert.layouts import job_layout
 from rtl.gating.layouts import token_layout
@@ -22,7 +27,16 @@ from spec.dram import DramSpec, DramTiming
 from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, ceil_div
 from spec.model import Activation, FfnSpec, GatingSpec
 from tests.bfm import BankStorage, Sink, Source, pack, run_streams
-from tests.block_bench import TRAFFIC, arrivals_of, bits_of, first_difference, pattern_of, ready_in
+from tests.block_bench import (
+    DIVERGED,
+    TRAFFIC,
+    arrivals_of,
+    bits_of,
+    first_difference,
+    pattern_of,
+    plant_bug,
+    ready_in,
+)
 from tests.test_expert import contributions, random_expert, random_patterns, random_scales, scale_words
 
 TIMING = DramTiming(
@@ -345,3 +359,39 @@ def test_random_channels(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(16, 200))
 def test_more_random_channels(seed: int) -> None:
     check(random_case(seed))
+
+
+INT8_PLANTED = {
+    "no tile of scales": (rtl.pim.walk, "tag.scale.eq(last_tile)", "tag.scale.eq(0)"),
+    "every tile of scales": (rtl.pim.walk, "tag.scale.eq(last_tile)", "tag.scale.eq(1)"),
+    "slot not marked": (rtl.pim.operands, "self.slot.scale.eq(fired.scale)", "self.slot.scale.eq(0)"),
+    "hidden scaled as tokens": (
+        rtl.pim.channel,
+        "readout.scale_h.eq(self.scale_h)",
+        "readout.scale_h.eq(self.scale_x)",
+    ),
+    "hidden values in the wrong half": (
+        rtl.pim.readout,
+        "copies_log2 = (copies - 1)",
+        "copies_log2 = (copies)",
+    ),
+    "model: quantiser": (sim.expert, "QUANTISER = 2", "QUANTISER = 3"),
+}
+
+
+def int8_case() -> Case:
+    """Return jobs of several groups with biases; two blocks of hidden values share a register word."""
+    config = config_of(d_model=9, d_hidden=11, d_shared=3, bias=True, number_format=Format.INT8)
+    assert config.routed.cols == 2 * config.units
+    return Case(config, ((0, 3), (2, 2), (1, 1)), stalls="half", seed=3)
+
+
+def test_unbroken_int8_passes() -> None:
+    check(int8_case())
+
+
+@pytest.mark.parametrize("bug", INT8_PLANTED)
+def test_planted_int8_bug_is_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    plant_bug(monkeypatch, *INT8_PLANTED[bug])
+    with pytest.raises(DIVERGED):
+        check(int8_case())
