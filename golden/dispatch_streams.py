@@ -1,17 +1,22 @@
-"""What the dispatcher emits: which assignments are kept, and the exact beats of every output stream.
+"""What the dispatcher emits: which assignments are kept, and the jobs: each expert's entries of a window.
 
-Pure NumPy, no loop over tokens or experts; the hardware is :mod:`rtl.dispatch`.
+Which unit serves a job, and when, is a matter of time: :mod:`sim.dispatch` says so. What a job consists
+of is not. Pure NumPy, no loop over tokens or experts; the hardware is :mod:`rtl.dispatch`.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from golden.dispatch import dispatch
 from golden.formats import BF16_ONE
+from spec.design import Policy
 from spec.errors import require
+from spec.model import CapacityRule
 
 IntArray = NDArray[np.int64]
 
@@ -22,9 +27,9 @@ class Job:
 
     window: int
     expert: int
-    unit: int
     tokens: IntArray
     slots: IntArray
+    ranks: IntArray
     weights: NDArray[np.uint16]
 
 
@@ -34,21 +39,23 @@ class DispatchStreams:
 
     Attributes
     ----------
-    top_k, window_tokens, num_units : as given.
+    top_k, window_tokens, capacity_rule : as given.
     ids : (tokens, top_k) int64, expert of each assignment, as given.
     kept : (tokens, top_k) bool, not dropped by the capacity.
     last_token : (tokens,) bool, the token ends its batch; also a field of ``o_expect``.
     window : (tokens,) int64, number of the token's window.
     expect_slot, expect_count : (tokens,) int64, the other fields of ``o_expect``.
-    entry_window, entry_token, entry_expert, entry_slot, entry_unit : (entries,) int64, in order of
-        service over all units; ``entry_expert`` is ``num_experts`` for the shared expert.
+    entry_window, entry_token, entry_expert, entry_slot : (entries,) int64, job after job, in the order
+        in which one unit serves them; ``entry_expert`` is ``num_experts`` for the shared expert.
+    entry_rank : (entries,) int64, place of the expert among those that serve the token: the shared one,
+        then ascending index.
     entry_weight : (entries,) uint16, bf16 bits.
-    entry_last : (entries,) bool, last entry of its expert in its window.
+    entry_last : (entries,) bool, last entry of its job.
     """
 
     top_k: int
     window_tokens: int
-    num_units: int
+    capacity_rule: CapacityRule
     ids: IntArray
     kept: NDArray[np.bool_]
     last_token: NDArray[np.bool_]
@@ -59,7 +66,7 @@ class DispatchStreams:
     entry_token: IntArray
     entry_expert: IntArray
     entry_slot: IntArray
-    entry_unit: IntArray
+    entry_rank: IntArray
     entry_weight: NDArray[np.uint16]
     entry_last: NDArray[np.bool_]
 
@@ -73,24 +80,24 @@ class DispatchStreams:
         """Number of windows."""
         return int(self.window[-1]) + 1 if self.window.size else 0
 
-    def of_unit(self, unit: int) -> IntArray:
-        """Return the indices of a unit's entries, in order: the beats of ``o_<unit>``."""
-        return np.flatnonzero(self.entry_unit == unit)
+    @property
+    def job_bounds(self) -> IntArray:
+        """(jobs + 1,) first entry of each job, and the number of entries."""
+        return np.concatenate([[0], np.flatnonzero(self.entry_last) + 1]).astype(np.int64)
 
     def jobs(self) -> list[Job]:
-        """Return the jobs in order of service."""
-        ends = np.flatnonzero(self.entry_last) + 1
-        starts = np.concatenate([[0], ends[:-1]]) if ends.size else ends
+        """Return the jobs, in the order in which one unit serves them."""
+        bounds = self.job_bounds.tolist()
         return [
             Job(
                 window=int(self.entry_window[start]),
                 expert=int(self.entry_expert[start]),
-                unit=int(self.entry_unit[start]),
                 tokens=self.entry_token[start:end],
                 slots=self.entry_slot[start:end],
+                ranks=self.entry_rank[start:end],
                 weights=self.entry_weight[start:end],
             )
-            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            for start, end in itertools.pairwise(bounds)
         ]
 
 
@@ -102,21 +109,20 @@ def dispatch_streams(
     window_tokens: int,
     batch_lengths: ArrayLike | None = None,
     capacity: int = 0,
+    capacity_rule: CapacityRule = CapacityRule.SWITCH,
     shared: bool = False,
-    num_units: int = 1,
-    placement: ArrayLike | None = None,
+    policy: Policy = Policy.QUEUE_ORDER,
 ) -> DispatchStreams:
     """Return what the dispatcher emits for a run of tokens.
 
     Parameters
     ----------
     ids, weights : (tokens, top_k) expert of each assignment and its bf16 bits, in order of arrival.
-    num_experts, window_tokens, shared, num_units : as in the dispatcher's configuration.
+    num_experts, window_tokens, shared : as in the dispatcher's configuration.
     batch_lengths : (batches,) tokens of each batch, summing to the tokens; default one batch.
-    capacity : most assignments that an expert takes of a batch in order of arrival, later ones are
-        dropped (Switch Transformer, arXiv 2101.03961, section 2.2); 0: no limit.
-    placement : (num_experts,) or, with a shared expert, (num_experts + 1,) unit of each expert;
-        default all on unit 0.
+    capacity : most assignments that an expert takes of a batch; 0: no limit.
+    capacity_rule : in which order they claim its places, window by window.
+    policy : order of the jobs of a window; the shared expert's is the first in any case.
 
     Raises
     ------
@@ -133,11 +139,16 @@ def dispatch_streams(
     num_tokens, top_k = experts.shape
     lengths = np.asarray([num_tokens] if batch_lengths is None else batch_lengths, dtype=np.int64)
     lengths = lengths[lengths > 0] if batch_lengths is None else lengths
-    units = np.asarray(np.zeros(num_experts + 1) if placement is None else placement, dtype=np.int64)
-    _check(experts, lengths, units, num_experts, shared, num_units)
+    _check(experts, lengths, num_experts)
 
-    batch = np.repeat(np.arange(lengths.size), lengths)
-    kept = _keep(experts, batch, num_experts, capacity)
+    kept = dispatch(
+        experts,
+        capacity,
+        lengths.tolist(),
+        rule=capacity_rule,
+        weights=weight_bits,
+        window_tokens=window_tokens,
+    )
     window, last_token = _windows(lengths, window_tokens)
     slot = np.arange(num_tokens, dtype=np.int64) % (2 * window_tokens)
 
@@ -145,20 +156,24 @@ def dispatch_streams(
     token = np.repeat(np.arange(num_tokens, dtype=np.int64), top_k)[kept.ravel()]
     expert = experts[kept]
     weight = weight_bits[kept]
-    rank = expert
+    index = expert  # The shared expert comes before all others.
     if shared:
         everyone = np.arange(num_tokens, dtype=np.int64)
         token = np.concatenate([everyone, token])
         expert = np.concatenate([np.full(num_tokens, num_experts), expert])
         weight = np.concatenate([np.full(num_tokens, BF16_ONE, dtype=np.uint16), weight])
-        rank = np.concatenate([np.full(num_tokens, -1), rank])
-    order = np.lexsort((rank, window[token]))
-    token, expert, weight = token[order], expert[order], weight[order]
+        index = np.concatenate([np.full(num_tokens, -1), index])
+    rank = _ranks(token, index)
+    preference = np.zeros_like(token)
+    if policy is Policy.LONGEST_QUEUE:
+        preference = np.where(index < 0, -experts.size - 1, -_queue_lengths(window[token], index))
+    order = np.lexsort((index, preference, window[token]))
+    token, expert, weight, rank = token[order], expert[order], weight[order], rank[order]
     queue = window[token] * (num_experts + 1) + expert
     return DispatchStreams(
         top_k=top_k,
         window_tokens=window_tokens,
-        num_units=num_units,
+        capacity_rule=capacity_rule,
         ids=experts,
         kept=kept,
         last_token=last_token,
@@ -169,15 +184,30 @@ def dispatch_streams(
         entry_token=token,
         entry_expert=expert,
         entry_slot=slot[token],
-        entry_unit=units[expert],
+        entry_rank=rank,
         entry_weight=weight,
         entry_last=np.append(queue[1:] != queue[:-1], np.ones(min(1, queue.size), dtype=np.bool_)),
     )
 
 
-def _check(
-    experts: IntArray, lengths: IntArray, units: IntArray, num_experts: int, shared: bool, num_units: int
-) -> None:
+def _ranks(token: IntArray, index: IntArray) -> IntArray:
+    """Return how many entries of the same token have a lower index, or the same and come before."""
+    order = np.lexsort((index, token))
+    ordered = token[order]
+    ranks = np.empty_like(token)
+    ranks[order] = np.arange(token.size) - np.searchsorted(ordered, ordered)
+    return ranks
+
+
+def _queue_lengths(window: IntArray, index: IntArray) -> IntArray:
+    """Return for each entry how many have its window and its index."""
+    pairs = np.stack([window, index], axis=1)
+    _, inverse, counts = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+    lengths: IntArray = counts.astype(np.int64)[inverse.ravel()]
+    return lengths
+
+
+def _check(experts: IntArray, lengths: IntArray, num_experts: int) -> None:
     num_tokens = experts.shape[0]
     require(
         bool(np.all((experts >= 0) & (experts < num_experts))),
@@ -189,35 +219,11 @@ def _check(
         f"must be positive and sum to the {num_tokens} tokens, not {lengths.tolist()}",
         key="batch_lengths",
     )
-    require(
-        units.shape[0] >= num_experts + int(shared),
-        f"must name a unit for each of {num_experts + int(shared)} experts, not {units.shape[0]}",
-        key="placement",
-    )
-    require(
-        bool(np.all((units >= 0) & (units < num_units))),
-        f"must be in 0..num_units-1={num_units - 1}, not {_outside(units, num_units)}",
-        key="placement",
-    )
 
 
 def _outside(values: IntArray, limit: int) -> int | None:
     bad = values[(values < 0) | (values >= limit)]
     return int(bad[0]) if bad.size else None
-
-
-def _keep(experts: IntArray, batch: IntArray, num_experts: int, capacity: int) -> NDArray[np.bool_]:
-    """Return which assignments are among the first ``capacity`` of their expert in their batch."""
-    if capacity == 0 or experts.size == 0:
-        return np.ones(experts.shape, dtype=np.bool_)
-    group = (batch[:, None] * num_experts + experts).ravel()
-    order = np.argsort(group, kind="stable")
-    ordered = group[order]
-    position = np.arange(ordered.size)
-    start = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    rank = np.empty(ordered.size, dtype=np.int64)
-    rank[order] = position - np.repeat(start, np.diff(np.append(start, ordered.size)))
-    return (rank < capacity).reshape(experts.shape)
 
 
 def _windows(lengths: IntArray, window_tokens: int) -> tuple[IntArray, NDArray[np.bool_]]:

@@ -56,7 +56,9 @@ def route(
     ids = top_k(ranking, gating.top_k)
     weights = np.take_along_axis(scores, ids, axis=1)
     if gating.normalise is Normalise.SUM:
-        weights = weights / (weights.sum(axis=1, keepdims=True) + gating.epsilon)
+        total = weights.sum(axis=1, keepdims=True) + gating.epsilon
+        # Sigmoids that all vanish have no shares, whether epsilon says so or not.
+        weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
     return Routing(logits, ids, weights * gating.scale)
 
 

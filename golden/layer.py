@@ -45,6 +45,7 @@ def layer(
     weights: LayerWeights,
     tokens: NDArray[np.floating],
     sequence_lengths: Sequence[int] | None = None,
+    window_tokens: int | None = None,
 ) -> LayerResult:
     """Compute an MoE layer in float64.
 
@@ -54,11 +55,19 @@ def layer(
     weights : its weights, with all experts; :class:`spec.errors.InputError` if they do not fit.
     tokens : (T, H).
     sequence_lengths : tokens in each sequence, for capacity; default one sequence.
+    window_tokens : tokens whose places are given out together, as in :func:`golden.dispatch.dispatch`.
     """
     weights.check(model)
     routing = route(model.gating, weights.router, tokens, weights.logit_bias, weights.selection_bias)
     lengths = [len(tokens)] if sequence_lengths is None else sequence_lengths
-    kept = dispatch(routing.ids, model.expert_capacity, lengths)
+    kept = dispatch(
+        routing.ids,
+        model.expert_capacity,
+        lengths,
+        rule=model.capacity_rule,
+        weights=routing.weights,
+        window_tokens=window_tokens,
+    )
     expert_outputs = np.zeros((*routing.ids.shape, model.d_model))
     for expert in np.unique(routing.ids[kept]):
         rows, slots = np.nonzero(kept & (routing.ids == expert))

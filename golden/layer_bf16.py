@@ -19,6 +19,7 @@ from golden.formats import Bits16, bf16_encode
 from golden.gating_bf16 import RoutingBf16, route_bf16
 from golden.image import router_image
 from golden.weights import LayerWeights
+from spec.design import Policy
 from spec.geometry import PAGE_BYTES, ImageGeometry
 from spec.model import ModelSpec
 
@@ -51,6 +52,7 @@ def layer_bf16(
     *,
     window_tokens: int,
     batch_lengths: Sequence[int] | None = None,
+    policy: Policy = Policy.QUEUE_ORDER,
     scales: ActivationScales | None = None,
 ) -> LayerBf16:
     """Compute a layer as the accelerator does.
@@ -62,6 +64,7 @@ def layer_bf16(
     window_tokens : tokens dispatched together, as in the design.
     batch_lengths : tokens of each sequence, default one; an expert's capacity counts per sequence.
     scales : scales of the experts' inputs and hidden activations, for int8.
+    policy : order of service, as in the design; a token's contributions are added in that order.
     """
     routing = route_bf16(
         model.gating,
@@ -79,7 +82,9 @@ def layer_bf16(
         window_tokens=window_tokens,
         batch_lengths=None if batch_lengths is None else np.asarray(batch_lengths),
         capacity=model.expert_capacity,
+        capacity_rule=model.capacity_rule,
         shared=image.shared is not None,
+        policy=policy,
     )
     jobs = streams.jobs()
     results = _expert_results(image, weights, tokens, jobs, scales)
@@ -133,13 +138,17 @@ def layer_image(
     """Return the weight image, ``image.num_bytes`` bytes.
 
     ``experts`` names the experts that are needed (``num_experts`` is the shared one), by default all;
-    the others' pages are zero. ``scales`` are those of :func:`layer_bf16`.
+    the others' pages are zero, and the image ends behind the last one needed. ``scales`` are those of
+    :func:`layer_bf16`.
     """
-    memory = np.zeros(image.num_bytes, dtype=np.uint8)
+    num_experts = model.gating.num_experts
+    everyone = range(num_experts + (image.shared is not None))
+    wanted = everyone if experts is None else experts
+    last = max(wanted, default=-1)
+    end = image.expert_page(last + 1) * PAGE_BYTES if last < num_experts else image.num_bytes
+    memory = np.zeros(end, dtype=np.uint8)
     router = router_image(image.gate, bf16_encode(weights.router), weights.logit_bias, weights.selection_bias)
     memory[: 2 * router.size] = router.view(np.uint8)
-    num_experts = model.gating.num_experts
-    wanted = range(num_experts + (image.shared is not None)) if experts is None else experts
     for expert in wanted:
         tiles = pack_expert(image, weights, expert, scales).image()
         start = image.expert_page(expert) * PAGE_BYTES

@@ -108,6 +108,68 @@ class CombineConfig:
         return wiring.Signature({"valid": Out(1), "slot": Out(range(self.num_slots))})
 
 
+class ContributionCounts(wiring.Component):
+    """Count the whole contributions of each slot.
+
+    A contribution is counted ``delay`` + 2 cycles after its last beat: then a read of the cycle before
+    shows it. After reset no slot has any; the RAM is not reset.
+
+    Members
+    -------
+    slot : In, last : In(1), the slot of a beat, taken in this cycle and the last of its contribution.
+    first : Out(1), no contribution to ``slot`` has come to its last beat yet.
+    clear : In, forget a slot.
+    counted : Out(num_slots), this slot's count means something; else it has received nothing.
+    count : In(ReadSignature), contributions received per slot.
+    """
+
+    def __init__(self, config: CombineConfig, delay: int = 0) -> None:
+        self.config = config
+        self.delay = delay
+        super().__init__(
+            {
+                "slot": In(range(config.num_slots)),
+                "last": In(1),
+                "first": Out(1),
+                "clear": In(config.clear),
+                "counted": Out(config.num_slots),
+                "count": In(config.count_read),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        started = Signal(config.num_slots)
+        m.d.comb += self.first.eq(~started.bit_select(self.slot, 1))
+        with m.If(self.clear.valid):
+            m.d.sync += started.bit_select(self.clear.slot, 1).eq(0)
+        with m.If(self.last):
+            m.d.sync += started.bit_select(self.slot, 1).eq(1)
+
+        m.submodules.counts = ram = Ram(
+            width=config.count_bits, depth=config.num_slots, num_read_ports=2, transparent=True
+        )
+        wiring.connect(m, wiring.flipped(self.count), ram.read_1)
+        reads = delay(m, self.last, self.delay, "count_read", control=True)
+        read_slot = delay(m, self.slot, self.delay, "count_read_slot")
+        writes = delay(m, reads, 1, "count_write", control=True)
+        write_slot = delay(m, read_slot, 1, "count_write_slot")
+        write_first = delay(m, self.first, self.delay + 1, "count_first")
+        m.d.comb += [
+            ram.read_0.en.eq(reads),
+            ram.read_0.addr.eq(read_slot),
+            ram.write.en.eq(writes),
+            ram.write.addr.eq(write_slot),
+            ram.write.data.eq(Mux(write_first, 0, ram.read_0.data) + 1),
+        ]
+        with m.If(self.clear.valid):
+            m.d.sync += self.counted.bit_select(self.clear.slot, 1).eq(0)
+        with m.If(writes):
+            m.d.sync += self.counted.bit_select(write_slot, 1).eq(1)
+        return m
+
+
 class SlotAdder(wiring.Component):
     """Add each beat to the accumulators of its slot and word; count contributions.
 
@@ -123,8 +185,7 @@ class SlotAdder(wiring.Component):
     -------
     i : In(stream.Signature(contribution))
     clear : In, forget a slot; its accumulators start from +0 again.
-    counted : Out(num_slots), this slot's count means something; else it has received nothing.
-    count : In(ReadSignature), contributions received per slot.
+    counted, count : Out and In, as in :class:`ContributionCounts`.
     sums : In(ReadSignature), the accumulators; row ``Cat(slot, word)``.
     """
 
@@ -163,17 +224,17 @@ class SlotAdder(wiring.Component):
             accept.eq(self.i.valid & self.i.ready),
         ]
 
-        # The first contribution of a slot replaces what the RAM holds.
-        started = Signal(config.num_slots)
-        first = Signal()
-        m.d.comb += first.eq(~started.bit_select(slot, 1))
-        with m.If(self.clear.valid):
-            m.d.sync += started.bit_select(self.clear.slot, 1).eq(0)
-        with m.If(accept & self.i.payload.last):
-            m.d.sync += started.bit_select(slot, 1).eq(1)
-
-        self._add(m, first, valids, rows)
-        self._count(m, first, accept, slot)
+        # Counted in the cycle before its last sums are written. The first one replaces what the RAM holds.
+        read_at = self.WRITE_AT - 2
+        m.submodules.counts = counts = ContributionCounts(config, read_at)
+        wiring.connect(m, wiring.flipped(self.clear), counts.clear)
+        wiring.connect(m, wiring.flipped(self.count), counts.count)
+        m.d.comb += [
+            counts.slot.eq(slot),
+            counts.last.eq(accept & self.i.payload.last),
+            self.counted.eq(counts.counted),
+        ]
+        self._add(m, counts.first, valids, rows)
         return m
 
     def _add(self, m, first, valids, rows):
@@ -203,37 +264,61 @@ class SlotAdder(wiring.Component):
                 new[lane].eq(total.o),
             ]
 
-    def _count(self, m, first, accept, slot):
-        """Count a contribution in the cycle before its last sums are written."""
-        config = self.config
-        m.submodules.counts = ram = Ram(
-            width=config.count_bits, depth=config.num_slots, num_read_ports=2, transparent=True
+
+class OldestToken(wiring.Component):
+    """Hold the oldest announced token; say when all its contributions are in.
+
+    The next token's count is read while this one leaves, so that complete tokens follow each other
+    without a gap. After reset nothing is held.
+
+    Members
+    -------
+    i : In(stream.Signature(expect))
+    counted, count : In and Out, state of :class:`ContributionCounts`.
+    valid : Out(1), token : Out(expect), empty : Out(1): the token, and that it waits for nothing.
+    complete : Out(1), with ``valid``: all that it waits for is there.
+    leave : In(1), the token goes, in the next cycle the next one is there.
+    """
+
+    def __init__(self, config: CombineConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(config.expect)),
+                "counted": In(config.num_slots),
+                "count": Out(config.count_read),
+                "valid": Out(1),
+                "token": Out(config.expect),
+                "empty": Out(1),
+                "complete": Out(1),
+                "leave": In(1),
+            }
         )
-        wiring.connect(m, wiring.flipped(self.count), ram.read_1)
-        read_at = self.WRITE_AT - 2
-        reads = delay(m, accept & self.i.payload.last, read_at, "count_read", control=True)
-        read_slot = delay(m, slot, read_at, "count_read_slot")
-        writes = delay(m, reads, 1, "count_write", control=True)
-        write_slot = delay(m, read_slot, 1, "count_write_slot")
-        write_first = delay(m, first, read_at + 1, "count_first")
+
+    def elaborate(self, platform):
+        m = Module()
+        # The count of the token's slot stands at the read port, renewed every cycle.
+        token = self.token
+        received = Signal()
+        take = Signal()
         m.d.comb += [
-            ram.read_0.en.eq(reads),
-            ram.read_0.addr.eq(read_slot),
-            ram.write.en.eq(writes),
-            ram.write.addr.eq(write_slot),
-            ram.write.data.eq(Mux(write_first, 0, ram.read_0.data) + 1),
+            self.empty.eq(token.count == 0),
+            received.eq(self.counted.bit_select(token.slot, 1) & (self.count.data == token.count)),
+            self.complete.eq(self.empty | received),
+            take.eq(~self.valid | self.leave),
+            self.i.ready.eq(take),
+            self.count.en.eq(1),
+            self.count.addr.eq(Mux(take, self.i.payload.slot, token.slot)),
         ]
-        with m.If(self.clear.valid):
-            m.d.sync += self.counted.bit_select(self.clear.slot, 1).eq(0)
-        with m.If(writes):
-            m.d.sync += self.counted.bit_select(write_slot, 1).eq(1)
+        with m.If(take):
+            m.d.sync += [self.valid.eq(self.i.valid), token.eq(self.i.payload)]
+        return m
 
 
 class Emitter(wiring.Component):
     """Wait until a token's contributions are in; read its sums, round them to bf16, give them out.
 
-    The next token's count is read while the last word of this one is, so that complete tokens follow
-    each other without a gap. Latency 2 cycles from ``i`` to ``o``, one beat per cycle. After reset
+    Latency 2 cycles from ``i`` to ``o``, one beat per cycle, complete tokens without a gap. After reset
     nothing is held.
 
     Members
@@ -261,32 +346,24 @@ class Emitter(wiring.Component):
         m = Module()
         config = self.config
 
-        # The oldest token; the count of its slot stands at the read port, renewed every cycle.
-        valid = Signal()
-        token = Signal(config.expect)
+        m.submodules.oldest = oldest = OldestToken(config)
+        connect_stream(m, wiring.flipped(self.i), oldest.i)
+        wiring.connect(m, oldest.count, wiring.flipped(self.count))
+        token = oldest.token
         word = Signal(range(config.words))
-        empty = Signal()
-        complete = Signal()
         read = Signal()
         last_word = Signal()
-        take = Signal()
         room = Signal()
         m.d.comb += [
-            empty.eq(token.count == 0),
-            complete.eq(empty | (self.counted.bit_select(token.slot, 1) & (self.count.data == token.count))),
-            read.eq(valid & complete & room),
+            oldest.counted.eq(self.counted),
+            read.eq(oldest.valid & oldest.complete & room),
             last_word.eq(word == config.words - 1),
-            take.eq(~valid | (read & last_word)),
-            self.i.ready.eq(take),
-            self.count.en.eq(1),
-            self.count.addr.eq(Mux(take, self.i.payload.slot, token.slot)),
+            oldest.leave.eq(read & last_word),
             self.clear.valid.eq(read & last_word),
             self.clear.slot.eq(token.slot),
         ]
         with m.If(read):
             m.d.sync += word.eq(Mux(last_word, 0, word + 1))
-        with m.If(take):
-            m.d.sync += [valid.eq(self.i.valid), token.eq(self.i.payload)]
 
         # The word at the read port of the sums.
         word_empty = Signal()
@@ -303,7 +380,7 @@ class Emitter(wiring.Component):
                 self.o.valid.eq(read),
                 self.o.payload.token_last.eq(last_word),
                 self.o.payload.last.eq(last_word & token.last_token),
-                word_empty.eq(empty),
+                word_empty.eq(oldest.empty),
             ]
         return m
 

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from amaranth import Cat, ClockDomain, ClockSignal, Module, ResetSignal, Signal
 from amaranth.back import verilog
-from amaranth.hdl import Value, ValueCastable
+from amaranth.hdl import Shape, Value, ValueCastable
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In
 
@@ -90,6 +90,11 @@ def export(component: wiring.Component, name: str, out_dir: Path | str) -> list[
     files[f"{name}.f"] = "".join(f"{file}\n" for file in files)
     files[f"{name}.ports.json"] = json.dumps(wrapper.describe(f"eb_{name}"), indent=1) + "\n"
     return _write_all(Path(out_dir), files)
+
+
+def describe_ports(component: wiring.Component, top: str) -> dict:
+    """Return what ``<name>.ports.json`` says of ``component`` as ``top``; nothing is elaborated."""
+    return _Wrapper(component).describe(top)
 
 
 def _write_all(out_dir, files):
@@ -207,6 +212,7 @@ class _Wrapper:
                 "prefix": prefix,
                 "data_bits": len(body),
                 "last": has_last,
+                "fields": _layout(value.payload),
             }
         )
 
@@ -323,6 +329,26 @@ def _topmost_is_last(payload):
     return last.width == 1 and last.offset == layout.size - 1
 
 
+def _layout(payload):
+    """Return where a payload's fields lie; an array has ``count`` elements of ``width`` bits."""
+    layout = payload.shape() if isinstance(payload, data.View) else None
+    fields = []
+    for name, member in layout if isinstance(layout, data.StructLayout) else ():
+        is_array = isinstance(member.shape, data.ArrayLayout)
+        element = Shape.cast(member.shape.elem_shape if is_array else member.shape)
+        count = {"count": member.shape.length} if is_array else {}
+        fields.append(
+            {
+                "name": name,
+                "offset": member.offset,
+                "width": element.width,
+                "signed": element.signed,
+                **count,
+            }
+        )
+    return fields
+
+
 def _fields(name, payload):
     layout = payload.shape() if isinstance(payload, data.View) else None
     if not isinstance(layout, data.StructLayout):
@@ -351,7 +377,7 @@ def _tidy(text, top):
     # Signals of no bits, which nothing reads; the text would give them two.
     text = re.sub(r"^ *wire \[-1:0\] (\\\S+|\w+) ?;\n", "", text, flags=re.MULTILINE)
     # The register that makes "always @*" run once at time 0; numbered through the file by Yosys.
-    text = re.sub(r"\\\$auto\$verilog_backend\S* ( |(?=\)))", r"run_at_time_zero\1", text)
+    text = re.sub(r"\\\$auto\$verilog_backend\S* ( |(?=\)))", r"_run_at_time_zero\1", text)
     modules = {}
     for name, ports, body in _MODULE.findall(text):
         modules[_plain(name)] = (sorted(_split_ports(ports)), body)
@@ -433,8 +459,9 @@ def _plain_identifiers(modules):
     plain = {}
     for identifier in sorted(escaped):
         base = re.sub(r"\W", "_", identifier).strip("_") or "net"
-        # "$5" is a value without a name; a keyword ("reg") stays readable with a trailing underscore.
-        base = f"net_{base}" if base[0].isdigit() else base
+        # "$5" is a value without a name: Verilator leaves what begins with "_" out of waveforms.
+        base = f"_net_{base}" if base[0].isdigit() else base
+        # A keyword ("reg") stays readable with a trailing underscore.
         base = f"{base}_" if base == identifier else base
         final, number = base, 1
         while final in taken:

@@ -5,8 +5,8 @@ in which ``reg_we`` is set, and read one cycle after its address. Counters have 
 the address given, high word behind it.
 """
 
-from amaranth import Module, Signal
-from amaranth.lib import wiring
+from amaranth import Cat, Module, Signal
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from spec.registers import (
@@ -32,11 +32,14 @@ class RegisterFile(wiring.Component):
         Pulses in the cycle after CONTROL was written.
     image_page, capacity, policy : Out(32)
     scale_x, scale_h : Out(32), with ``scales``
-    events : In(len(COUNTERS))
-        One bit per counter, in the order of the table: count this cycle.
+    events : In(ArrayLayout(range(most + 1), len(COUNTERS)))
+        How many of each counter's events fall into this cycle, in the order of the table.
+    place_expert, place_channel, place_value : Out, place_row, place_channels : Out(1)
+        An entry of the placement tables is written in this cycle: an expert's first row in a channel,
+        its set of channels.
     """
 
-    def __init__(self, *, scales: bool) -> None:
+    def __init__(self, most: int = 1, *, scales: bool = False) -> None:
         self.scales = ("scale_x", "scale_h") if scales else ()
         super().__init__(
             {
@@ -51,7 +54,12 @@ class RegisterFile(wiring.Component):
                 "capacity": Out(32),
                 "policy": Out(32),
                 **dict.fromkeys(self.scales, Out(32)),
-                "events": In(len(COUNTERS)),
+                "events": In(data.ArrayLayout(range(most + 1), len(COUNTERS))),
+                "place_expert": Out(16),
+                "place_channel": Out(8),
+                "place_value": Out(32),
+                "place_row": Out(1),
+                "place_channels": Out(1),
             }
         )
 
@@ -59,7 +67,7 @@ class RegisterFile(wiring.Component):
         m = Module()
         word = Signal(ADDRESS_BITS - 2)
         m.d.comb += word.eq(self.reg_addr[2:])
-        m.d.sync += [self.load.eq(0), self.clear.eq(0)]
+        m.d.sync += [self.load.eq(0), self.clear.eq(0), self.place_row.eq(0), self.place_channels.eq(0)]
         writable = {"IMAGE_PAGE": self.image_page, "CAPACITY": self.capacity, "POLICY": self.policy}
         writable |= {name.upper(): getattr(self, name) for name in self.scales}
         with m.If(self.reg_we):
@@ -72,13 +80,19 @@ class RegisterFile(wiring.Component):
                 for name, register in writable.items():
                     with m.Case(REGISTERS[name] >> 2):
                         m.d.sync += register.eq(self.reg_wdata)
+                with m.Case(REGISTERS["PLACE_EXPERT"] >> 2):
+                    m.d.sync += Cat(self.place_expert, self.place_channel).eq(self.reg_wdata)
+                with m.Case(REGISTERS["PLACE_ROW"] >> 2):
+                    m.d.sync += [self.place_row.eq(1), self.place_value.eq(self.reg_wdata)]
+                with m.Case(REGISTERS["PLACE_CHANNELS"] >> 2):
+                    m.d.sync += [self.place_channels.eq(1), self.place_value.eq(self.reg_wdata)]
 
         counters = [Signal(64, name=f"count_{name}") for name in COUNTERS]
         for index, counter in enumerate(counters):
             with m.If(self.clear):
                 m.d.sync += counter.eq(0)
-            with m.Elif(self.events[index]):
-                m.d.sync += counter.eq(counter + 1)
+            with m.Else():
+                m.d.sync += counter.eq(counter + self.events[index])
 
         m.d.sync += self.reg_rdata.eq(0)
         with m.Switch(word):

@@ -6,19 +6,29 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.dispatch_streams import DispatchStreams, dispatch_streams
+from golden.dispatch_streams import dispatch_streams
 from golden.expert_int8 import ActivationScales
 from golden.experts import calibrate
 from golden.formats import Bits16, bf16_decode
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
 from sim.divergence import PortCheck, first_divergence, with_waveform
-from sim.layer import BLOCKS, LayerShape, LayerTimes, StreamTimes, active_cycles, block_times, layer_times
+from sim.layer import (
+    BLOCKS,
+    LayerCycles,
+    LayerShape,
+    LayerTimes,
+    StreamTimes,
+    active_cycles,
+    block_times,
+    layer_cycles,
+)
 from sim.routing import IntArray
 from sim.rtlsim import (
     DEFAULT_ROOT,
@@ -29,6 +39,7 @@ from sim.rtlsim import (
     Set,
     Sink,
     Source,
+    Step,
     Trace,
     Waveform,
     build,
@@ -37,16 +48,18 @@ from sim.rtlsim import (
     reg_wait,
     reg_write,
 )
-from sim.streams import Cycles
+from sim.streams import Cycles, spans_of
 from sim.workload import Workload
 from spec.design import DesignSpec, Format
 from spec.geometry import ImageGeometry
+from spec.load import load_design, load_model
 from spec.model import ModelSpec
 from spec.registers import (
     CONTROL_CLEAR,
     CONTROL_LOAD,
     COUNTERS,
     EXPERT_BITS,
+    POLICIES,
     PROBE,
     PROBE_EXPERT,
     PROBE_WAIT_TILE,
@@ -130,51 +143,56 @@ def routing_report(name: str, ids: IntArray, num_experts: int, target: IntArray 
     return report
 
 
+@cache
+def load_compiled() -> None:
+    """Load the models' compiled code: set-up, not part of the time of the run that comes first."""
+    model, design = load_model("mixtral-8x7b").scaled(64), load_design("fpga")
+    layer_cycles(layer_shape(model, design, np.arange(model.gating.top_k)[None]), np.zeros(1, np.int64))
+
+
 def run_model(
     model: ModelSpec, design: DesignSpec, ids: IntArray, routing: str, batch_lengths: list[int] | None = None
 ) -> Report:
     """Return the cycle model's answer for a routing; no weights, no Verilog."""
-    image = ImageGeometry.of(model, design)
-    streams = _streams(model, design, image, ids, batch_lengths)
+    shape = layer_shape(model, design, ids, batch_lengths)
+    load_compiled()
     started = time.perf_counter()
-    shape = LayerShape(image, design, streams)
-    times = layer_times(shape, _arrivals(image, len(ids)))
+    modelled = layer_cycles(shape, np.zeros(len(ids), dtype=np.int64))
     wall = time.perf_counter() - started
     return _report(
         model,
         design,
         "model",
         shape,
-        times,
+        modelled,
         None,
         wall,
         routing_report(routing, ids, model.gating.num_experts, None),
     )
 
 
-def _streams(
-    model: ModelSpec,
-    design: DesignSpec,
-    image: ImageGeometry,
-    ids: IntArray,
-    batch_lengths: list[int] | None,
-) -> DispatchStreams:
-    return dispatch_streams(
+def layer_shape(
+    model: ModelSpec, design: DesignSpec, ids: IntArray, batch_lengths: list[int] | None = None
+) -> LayerShape:
+    """Return a model's layer on a design, for tokens that go to the experts ``ids`` (tokens, k)."""
+    image = ImageGeometry.of(model, design)
+    streams = dispatch_streams(
         ids,
         np.zeros(ids.shape, dtype=np.uint16),
         num_experts=model.gating.num_experts,
         window_tokens=design.window_tokens,
         batch_lengths=batch_lengths,
         capacity=model.expert_capacity,
+        capacity_rule=model.capacity_rule,
         shared=image.shared is not None,
+        policy=design.policy,
     )
+    return LayerShape(image, design, streams)
 
 
-def _arrivals(image: ImageGeometry, num_tokens: int) -> Cycles:
-    return np.zeros(num_tokens * image.gate.input_beats, dtype=np.int64)
-
-
-def build_layer(model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT) -> Build:
+def build_layer(
+    model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT, *, trace: bool = False
+) -> Build:
     """Return the compiled bench of a layer's exported Verilog; builds are cached by content."""
     # The hardware does not depend on the names of presets or on how many layers there are.
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
@@ -182,6 +200,7 @@ def build_layer(model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT)
         "layer",
         layer_component(model, design),
         config=(anonymous, dataclasses.replace(design, name="design")),
+        trace=trace,
         root=root,
     )
 
@@ -201,6 +220,23 @@ class LayerRun:
     counters: dict[str, int]
 
 
+def scales_of(workload: Workload, design: DesignSpec) -> ActivationScales | None:
+    """Return the scales that int8 experts get for a workload's tokens, None in bf16."""
+    if design.format is Format.BF16:
+        return None
+    return calibrate(workload.model, workload.weights, bf16_decode(workload.tokens))
+
+
+def scale_steps(scales: ActivationScales | None) -> list[Step]:
+    """Return the register writes of the scales, none in bf16."""
+    if scales is None:
+        return []
+    return [
+        reg_write(REGISTERS["SCALE_X"], scales.x.word),
+        reg_write(REGISTERS["SCALE_H"], scales.hidden.word),
+    ]
+
+
 def layer_job(
     workload: Workload,
     design: DesignSpec,
@@ -212,9 +248,7 @@ def layer_job(
     """Return shape, golden result and the native bench's job of a workload."""
     model = workload.model
     image = ImageGeometry.of(model, design)
-    scales = None
-    if design.format is Format.INT8:
-        scales = calibrate(model, workload.weights, bf16_decode(workload.tokens))
+    scales = scales_of(workload, design)
     golden = layer_bf16(
         model,
         image,
@@ -222,14 +256,16 @@ def layer_job(
         workload.tokens,
         window_tokens=design.window_tokens,
         batch_lengths=workload.batch_lengths,
+        policy=design.policy,
         scales=scales,
     )
     shape = LayerShape(image, design, golden.streams)
     num_tokens = len(workload.tokens)
-    offered = _arrivals(image, num_tokens) if arrivals is None else arrivals
+    beats = token_beats(image, design, workload.tokens, workload.batch_lengths)
+    offered = np.zeros(len(beats), dtype=np.int64) if arrivals is None else arrivals
     control = REGISTERS["CONTROL"]
     spec = RunSpec(
-        sources={"i": Source(token_beats(image, design, workload.tokens, workload.batch_lengths), offered)},
+        sources={"i": Source(beats, offered)},
         sinks={"o": Sink(num_tokens * shape.engine.words, output_ready)},
         memories={
             "o_ar": ReadMemory(
@@ -241,14 +277,8 @@ def layer_job(
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
             reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
-            *(
-                (
-                    reg_write(REGISTERS["SCALE_X"], scales.x.word),
-                    reg_write(REGISTERS["SCALE_H"], scales.hidden.word),
-                )
-                if scales
-                else ()
-            ),
+            *scale_steps(scales),
+            reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             reg_write(control, 1 << CONTROL_LOAD),
             reg_wait(REGISTERS["STATUS"], 1 << STATUS_LOADED, 1 << STATUS_LOADED, 1 << 30),
             reg_write(control, 1 << CONTROL_CLEAR),
@@ -293,10 +323,18 @@ def output_payloads(shape: LayerShape, golden: LayerBf16, batch_lengths: list[in
     return payloads.view(np.uint64)
 
 
-def run_rtl(rtl: Build, workload: Workload, design: DesignSpec, *, seed: int = 1, **job: Any) -> LayerRun:
+def run_rtl(
+    rtl: Build,
+    workload: Workload,
+    design: DesignSpec,
+    *,
+    seed: int = 1,
+    vcd: Waveform | None = None,
+    **job: Any,
+) -> LayerRun:
     """Run a workload through a layer's Verilog; ``job`` goes to :func:`layer_job`."""
     shape, golden, spec = layer_job(workload, design, **job)
-    result = rtl.run(spec, seed=seed)
+    result = rtl.run(spec, seed=seed, vcd=vcd)
     cycles, values = result.probes["probe"]
     return LayerRun(
         workload=workload,
@@ -305,14 +343,18 @@ def run_rtl(rtl: Build, workload: Workload, design: DesignSpec, *, seed: int = 1
         golden=golden,
         spec=spec,
         result=result,
-        seen=_seen_times(cycles, values),
-        assignments=_seen_assignments(cycles, values),
-        counters=_counters(result.reads),
+        seen=seen_times(cycles, values),
+        assignments=seen_assignments(cycles, values),
+        counters=counters_of(result.reads),
     )
 
 
-def _seen_times(cycles: Cycles, values: NDArray[np.uint64]) -> LayerTimes:
-    """Turn the probe's bits into times: a beat is offered from the first cycle of its waiting on."""
+def seen_times(cycles: Cycles, values: NDArray[np.uint64]) -> LayerTimes:
+    """Return the times of the streams that the layer's ``probe`` showed.
+
+    A beat is offered from the first cycle of its waiting on. Parameters as in
+    :attr:`sim.rtlsim.RunResult.probes`; addresses and beats of the prologue are not in it.
+    """
 
     def at(bit: int) -> Cycles:
         found: Cycles = cycles[(values >> np.uint64(bit)) & np.uint64(1) == 1]
@@ -324,17 +366,19 @@ def _seen_times(cycles: Cycles, values: NDArray[np.uint64]) -> LayerTimes:
         before = np.searchsorted(waits, taken)
         count = np.diff(np.concatenate([[0], before]))
         streams[name] = StreamTimes(taken - count, taken)
-    return LayerTimes(streams, at(PROBE_WAIT_TILE), 0)
+    return LayerTimes(streams, spans_of(at(PROBE_WAIT_TILE)))
 
 
-def _seen_assignments(cycles: Cycles, values: NDArray[np.uint64]) -> Trace:
+def seen_assignments(cycles: Cycles, values: NDArray[np.uint64]) -> Trace:
+    """Return the assignments that passed the probe: their cycles, experts and weights."""
     passed = values >> np.uint64(2 * PROBE.index("assignments")) & np.uint64(1) == 1
     mask = np.uint64((1 << (EXPERT_BITS + 16)) - 1)
     payloads = (values[passed] >> np.uint64(PROBE_EXPERT)) & mask
     return Trace(cycles[passed], payloads.reshape(-1, 1))
 
 
-def _counters(reads: list[int]) -> dict[str, int]:
+def counters_of(reads: list[int]) -> dict[str, int]:
+    """Return the counters by name from the words that were read."""
     pairs = zip(reads[::2], reads[1::2], strict=True)
     return {name: low | high << 32 for name, (low, high) in zip(COUNTERS, pairs, strict=True)}
 
@@ -344,7 +388,6 @@ def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
     golden = run.golden
     ids = golden.routing.ids.ravel().astype(np.uint64)
     weights = golden.routing.weights.ravel().astype(np.uint64)
-    expected = block_times(run.shape, run.seen) if cycles and _complete(run) else {}
     found = [
         PortCheck(
             "gating",
@@ -359,26 +402,36 @@ def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
             payloads=output_payloads(run.shape, golden, run.workload.batch_lengths),
         ),
     ]
+    return found + cycle_checks(run.shape, run.seen) if cycles else found
+
+
+def cycle_checks(shape: LayerShape, seen: LayerTimes) -> list[PortCheck]:
+    """Return the comparisons of each block with its model, given the arrivals seen at the block's ports.
+
+    None where beats are missing: a model cannot be asked about half a run.
+    """
+    if not complete(shape, seen):
+        return []
+    expected, _ = block_times(shape, seen)
+    found = []
     for name, (block, port) in BLOCK_PORTS.items():
-        if name in expected:
-            seen = run.seen.streams[name.removesuffix(" (sink)")].taken
-            found.append(
-                PortCheck(
-                    block, port, Trace(seen, np.zeros((len(seen), 1), np.uint64)), cycles=expected[name]
-                )
-            )
+        taken = seen.streams[name.removesuffix(" (sink)")].taken
+        found.append(PortCheck(block, port, Trace.of_cycles(taken), cycles=expected[name]))
     return found
 
 
-def _complete(run: LayerRun) -> bool:
-    """Whether every beat came, so that the block models can be asked."""
-    streams, seen = run.shape.streams, run.seen.streams
-    return (
-        run.result.timeout is None
-        and len(seen["assignments"].taken) == streams.ids.size
-        and len(seen["entries"].taken) == len(streams.entry_token)
-        and len(seen["contributions"].taken) == len(run.shape.contribution_tokens)
-    )
+def complete(shape: LayerShape, seen: LayerTimes) -> bool:
+    """Whether every beat of the streams came."""
+    streams, num_tokens = shape.streams, len(shape.streams.window)
+    counts = {
+        "tokens": num_tokens * shape.image.gate.input_beats,
+        "assignments": streams.ids.size,
+        "expects": num_tokens,
+        "entries": len(streams.entry_token),
+        "contributions": len(streams.entry_token) * shape.engine.words,
+        "output": num_tokens * shape.engine.words,
+    }
+    return all(len(seen.streams[name].taken) == count for name, count in counts.items())
 
 
 def mismatches(run: LayerRun) -> int:
@@ -409,16 +462,18 @@ def run_layer(
 ) -> Report:
     """Run a workload with weights on the ``rtl`` engine, or on ``both``, and compare.
 
-    With ``waves`` a VCD of the whole run is left in that folder. On a difference the report's
-    ``divergence`` names the first one and a waveform around it.
+    With ``waves`` a VCD of the run (:meth:`sim.rtlsim.Waveform.of_run`) is left in that folder. On a
+    difference the report's ``divergence`` names the first one and a waveform around it.
     """
     model = workload.model
     progress("exporting Verilog and building its simulation (cached by content)")
-    rtl = build_layer(model, design, root)
+    rtl = build_layer(model, design, root, trace=waves is not None)
+    load_compiled()
     progress(f"running {len(workload.tokens)} tokens through the Verilog")
+    vcd = Waveform.of_run(waves / f"{model.name}.vcd") if waves else None
     started = time.perf_counter()
-    run = run_rtl(rtl, workload, design, seed=seed)
-    times = layer_times(run.shape, _arrivals(run.shape.image, len(workload.tokens)))
+    run = run_rtl(rtl, workload, design, seed=seed, vcd=vcd)
+    modelled = layer_cycles(run.shape, np.zeros(len(workload.tokens), dtype=np.int64))
     wall = time.perf_counter() - started
     ids = run.golden.routing.ids
     report = _report(
@@ -426,7 +481,7 @@ def run_layer(
         design,
         engine,
         run.shape,
-        times if engine == "both" else None,
+        modelled if engine == "both" else None,
         run,
         wall,
         routing_report(routing, ids, model.gating.num_experts, workload.target_ids),
@@ -442,16 +497,13 @@ def run_layer(
     elif problems:
         report.divergence = "; ".join(problems)
     else:
-        report.divergence = _cycles_apart(report)
-    if waves is not None:
-        progress("running again with waveforms")
-        path = waves / f"{model.name}.vcd"
-        rtl.traced().run(run.spec, seed=seed, vcd=Waveform(path))
-        report.waveform = str(path)
+        report.divergence = cycles_apart(report)
+    report.waveform = str(vcd.path) if vcd else None
     return report
 
 
-def _cycles_apart(report: Report) -> str | None:
+def cycles_apart(report: Report) -> str | None:
+    """Return a sentence if the layer's model and Verilog are more than 1 % apart."""
     model, rtl = report.cycles["model"], report.cycles["rtl"]
     if model is not None and rtl is not None and abs(model - rtl) > 0.01 * rtl:
         return f"layer: cycles: model {model}, rtl {rtl}: more than 1 % apart"
@@ -487,8 +539,13 @@ def float_error(
         "max_error_over_std": float(error.max() / spread) if spread else None,
         "mean_error_over_std": float(error.mean() / spread) if spread else None,
         "relative_error": float(np.linalg.norm(error) / np.linalg.norm(reference)) if spread else None,
-        "scales": None if scales is None else {"x": scales.x.value, "hidden": scales.hidden.value},
+        "scales": scales_report(scales),
     }
+
+
+def scales_report(scales: ActivationScales | None) -> dict[str, float] | None:
+    """Return int8's scales for a report."""
+    return None if scales is None else {"x": scales.x.value, "hidden": scales.hidden.value}
 
 
 def _report(
@@ -496,35 +553,33 @@ def _report(
     design: DesignSpec,
     engine: str,
     shape: LayerShape,
-    times: LayerTimes | None,
+    modelled: LayerCycles | None,
     run: LayerRun | None,
     wall: float,
     routing: dict[str, Any],
 ) -> Report:
     blocks: dict[str, dict[str, int | None]] = {name: {"model": None, "rtl": None} for name in BLOCKS}
     cycles: dict[str, int | None] = {"model": None, "rtl": None}
-    if times is not None:
-        cycles["model"] = times.cycles
-        taken = {name: stream.taken for name, stream in times.streams.items()}
-        waits = {name: stream.waits for name, stream in times.streams.items()}
-        if run is None:
-            for name, count in active_cycles(shape, taken, waits, times.wait_tile).items():
-                blocks[name]["model"] = count
-    if run is not None and _complete(run):
-        cycles["rtl"] = run.seen.cycles
-        waits = {name: stream.waits for name, stream in run.seen.streams.items()}
-        taken = {name: stream.taken for name, stream in run.seen.streams.items()}
-        for name, count in active_cycles(shape, taken, waits, run.seen.wait_tile).items():
-            blocks[name]["rtl"] = count
-        if times is not None:
-            modelled = block_times(shape, run.seen)
-            for name, count in active_cycles(shape, modelled, waits, modelled["wait_tile"]).items():
-                blocks[name]["model"] = count
-    total = cycles["rtl"] if cycles["rtl"] is not None else cycles["model"]
-    fires = times.fires if times is not None else 0
-    beats = len(times.streams["beats"].taken) if times is not None else 0
+    fires = beats = 0
+    if modelled is not None:
+        cycles["model"] = modelled.cycles
+        fires, beats = modelled.fires, modelled.read_beats
+        for name, count in modelled.active.items():
+            blocks[name]["model"] = count
     if run is not None:
         fires, beats = run.counters["mac_active"], run.counters["read_beats"]
+        if complete(run.shape, run.seen):
+            cycles["rtl"] = run.seen.cycles
+            waits = {name: stream.waits for name, stream in run.seen.streams.items()}
+            taken = {name: stream.taken for name, stream in run.seen.streams.items()}
+            for name, count in active_cycles(shape, taken, waits, run.seen.wait_tile).items():
+                blocks[name]["rtl"] = count
+            if modelled is not None:
+                # A block's model is compared at the arrivals that the block saw.
+                expected, wait_tile = block_times(shape, run.seen)
+                for name, count in active_cycles(shape, expected, waits, wait_tile).items():
+                    blocks[name]["model"] = count
+    total = cycles["rtl"] if cycles["rtl"] is not None else cycles["model"]
     return Report(
         model=model.name,
         design=design.name,

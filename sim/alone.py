@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,41 +14,122 @@ from numpy.typing import NDArray
 from golden.expert import ffn
 from golden.expert_int8 import ActivationScales, hidden_peak, scale_for
 from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
-from golden.layer_bf16 import pack_expert
+from golden.layer_bf16 import layer_image, pack_expert
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_tokens, random_weights
-from sim.accelerator import Report, float_error, token_beats
+from sim.accelerator import Report, load_compiled, scales_report, token_beats
 from sim.divergence import PortCheck, first_divergence, with_waveform
-from sim.expert import EngineShape, expert_cycles
-from sim.rtlsim import DEFAULT_ROOT, ReadMemory, RunSpec, Sink, Source, Trace, build, expert_component
+from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel, expert_cycles
+from sim.rtlsim import (
+    DEFAULT_ROOT,
+    Build,
+    ReadMemory,
+    RunResult,
+    RunSpec,
+    Sink,
+    Source,
+    Trace,
+    Waveform,
+    build,
+    expert_component,
+)
+from sim.streams import Cycles
 from sim.workload import is_vector, scaled_model
 from spec.design import DesignSpec, Format
 from spec.errors import require
-from spec.geometry import PAGE_BYTES, ImageGeometry
+from spec.geometry import ImageGeometry
 from spec.model import ModelSpec
 
 
-def _load(
-    name: str, num_experts: int, num_tokens: int | None, divisor: int, seed: int, window: int
-) -> tuple[ModelSpec, LayerWeights, Bits16]:
-    if is_vector(name):
-        vector = read_vector(Path(name))
-        model, weights, tokens = vector.model, vector.weights, bf16_encode(vector.flat_tokens)
-        default = min(window, len(tokens))
-    else:
-        model, default = scaled_model(name, divisor), 1
-        tokens = np.zeros((window, 0), np.uint16)
-    limit = model.gating.num_experts
-    require(1 <= num_experts <= limit, f"must be in 1..{limit}, not {num_experts}", key="experts")
-    count = default if num_tokens is None else num_tokens
-    most = min(window, len(tokens))
-    require(
-        1 <= count <= most, f"must be in 1..{most} (one window) with --experts, not {count}", key="tokens"
-    )
-    if is_vector(name):
-        return model, weights, tokens[:count]
-    weights = random_weights(model, seed, experts=range(num_experts))
-    return model, weights, bf16_encode(random_tokens(model, count, seed))
+@dataclass(frozen=True)
+class Plan:
+    """Every one of ``num_tokens`` tokens goes to each of the first ``num_experts`` experts, a job each."""
+
+    model: ModelSpec
+    design: DesignSpec
+    num_experts: int
+    num_tokens: int
+
+    def __post_init__(self) -> None:
+        limit, window = self.model.gating.num_experts, self.design.window_tokens
+        require(
+            1 <= self.num_experts <= limit, f"must be in 1..{limit}, not {self.num_experts}", key="experts"
+        )
+        require(
+            1 <= self.num_tokens <= window,
+            f"must be in 1..{window} (one window) with --experts, not {self.num_tokens}",
+            key="tokens",
+        )
+
+    @property
+    def image(self) -> ImageGeometry:
+        """The weight image's geometry."""
+        return ImageGeometry.of(self.model, self.design)
+
+    @property
+    def shape(self) -> EngineShape:
+        """The engine's geometry."""
+        return EngineShape.of_design(self.image, self.design)
+
+    @property
+    def experts(self) -> NDArray[np.int64]:
+        """Expert of each job entry."""
+        return np.repeat(np.arange(self.num_experts), self.num_tokens)
+
+    @property
+    def slots(self) -> NDArray[np.int64]:
+        """Token of each job entry, which is also its slot in the token store."""
+        return np.tile(np.arange(self.num_tokens), self.num_experts)
+
+    @property
+    def last(self) -> NDArray[np.bool_]:
+        """Whether a job entry is the last of its job."""
+        ends: NDArray[np.bool_] = self.slots == self.num_tokens - 1
+        return ends
+
+    @property
+    def arrivals(self) -> Cycles:
+        """Cycle in which each job entry is offered: when all tokens are in the store."""
+        loaded = self.num_tokens * self.image.gate.input_beats + 2
+        return np.full(len(self.experts), loaded, dtype=np.int64)
+
+    @property
+    def shared(self) -> NDArray[np.bool_]:
+        """Whether a job entry's expert is the shared one: never."""
+        return np.zeros(len(self.experts), dtype=np.bool_)
+
+    def jobs(self) -> ExpertJobs:
+        """Return the cycle model's answer."""
+        model = ExpertModel(self.shape, self.design.memory.latency_cycles)
+        return model.run(self.shared, self.last, self.arrivals)
+
+    def times(self) -> ExpertCycles:
+        """Return the cycle model's answer, beat by beat."""
+        return expert_cycles(
+            self.shape,
+            self.shared,
+            self.last,
+            self.arrivals,
+            latency=self.design.memory.latency_cycles,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """What the engine computes with, and what comes out.
+
+    Attributes
+    ----------
+    weights : the layer's, with the plan's experts at least.
+    tokens : (tokens, d_model) bf16 patterns.
+    results : (experts, tokens, d_model) bf16 patterns, golden.
+    scales : of the tokens and of the experts' hidden activations, None in bf16.
+    """
+
+    weights: LayerWeights
+    tokens: Bits16
+    results: Bits16
+    scales: ActivationScales | None
 
 
 def run_experts(
@@ -59,190 +141,219 @@ def run_experts(
     *,
     engine: str,
     seed: int,
+    waves: Path | None = None,
     root: Path = DEFAULT_ROOT,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Report:
-    """Run every token through each of the first ``num_experts`` experts, one job per expert."""
-    if engine == "model" and not is_vector(name):
-        model = scaled_model(name, divisor)
-        limit = model.gating.num_experts
-        require(1 <= num_experts <= limit, f"must be in 1..{limit}, not {num_experts}", key="experts")
-        count = 1 if num_tokens is None else num_tokens
+    """Run every token through each of the first ``num_experts`` experts, one job per expert.
+
+    ``name`` is a vector (its own weights and first tokens; all that fit a window by default) or a
+    model, divided by ``divisor``, with seeded weights and tokens (one by default). ``waves`` and
+    differences as in :func:`sim.accelerator.run_layer`.
+    """
+    vector = read_vector(Path(name)) if is_vector(name) else None
+    model = scaled_model(name, divisor) if vector is None else vector.model
+    if vector is not None:
+        given = len(vector.flat_tokens)
+        default = min(design.window_tokens, given)
         require(
-            1 <= count <= design.window_tokens,
-            f"must be in 1..{design.window_tokens} (one window) with --experts, not {count}",
-            key="tokens",
+            (num_tokens or 0) <= given, f"must be in 1..{given} for {name}, not {num_tokens}", key="tokens"
         )
-        weights = tokens = None
     else:
-        progress("drawing weights and tokens")
-        model, weights, tokens = _load(name, num_experts, num_tokens, divisor, seed, design.window_tokens)
-        count = len(tokens)
-    image = ImageGeometry.of(model, design)
-    shape = EngineShape.of_design(image, design)
-    entries = num_experts * count
-    arrivals = np.full(entries, count * image.gate.input_beats + 2, dtype=np.int64)
-    last = np.arange(entries) % count == count - 1
+        default = 1
+    plan = Plan(model, design, num_experts, default if num_tokens is None else num_tokens)
+    load_compiled()
     started = time.perf_counter()
-    times = expert_cycles(
-        shape, np.zeros(entries, dtype=bool), last, arrivals, latency=design.memory.latency_cycles
+    jobs = plan.jobs()
+    report = _report(plan, engine, jobs, time.perf_counter() - started)
+    if engine == "model":
+        return report
+
+    progress("drawing weights and tokens, computing golden results")
+    started = time.perf_counter()
+    if vector is not None:
+        operands = _operands(plan, vector.weights, bf16_encode(vector.flat_tokens[: plan.num_tokens]))
+    else:
+        weights = random_weights(model, seed, experts=range(num_experts))
+        operands = _operands(plan, weights, bf16_encode(random_tokens(model, plan.num_tokens, seed)))
+    report.wall_s += time.perf_counter() - started
+    progress("exporting Verilog and building its simulation (cached by content)")
+    rtl = build_expert(model, design, root, trace=waves is not None)
+    spec = _job(plan, rtl, operands)
+    progress(f"running {plan.num_tokens} tokens through {num_experts} experts in Verilog")
+    vcd = Waveform.of_run(waves / f"{model.name}_experts.vcd") if waves else None
+    started = time.perf_counter()
+    result = rtl.run(spec, vcd=vcd)
+    report.wall_s += time.perf_counter() - started
+    _add_run(report, plan, result)
+    report.reference = _compare_with_float(plan, operands)
+    checks = _checks(plan, rtl, operands, result, plan.times() if engine == "both" else None)
+    report.mismatches = _differing_bits(checks[0])
+    found = first_divergence(checks)
+    problems = [*result.violations, *([result.timeout] if result.timeout else [])]
+    if found is not None:
+        progress("something differs; building with waveforms")
+        report.divergence = with_waveform(found, rtl, spec, root / "waves")
+    elif problems:
+        report.divergence = "; ".join(problems)
+    report.waveform = str(vcd.path) if vcd else None
+    return report
+
+
+def build_expert(
+    model: ModelSpec, design: DesignSpec, root: Path = DEFAULT_ROOT, *, trace: bool = False
+) -> Build:
+    """Return the compiled bench of an expert engine's exported Verilog; builds are cached by content."""
+    # The hardware does not depend on the names of presets or on how many layers there are.
+    anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
+    config = (anonymous, dataclasses.replace(design, name="design"))
+    return build("expert", expert_component(model, design), config=config, trace=trace, root=root)
+
+
+def _operands(plan: Plan, weights: LayerWeights, tokens: Bits16) -> Operands:
+    scales = _calibrate(plan, weights, tokens) if plan.design.format is Format.INT8 else None
+    results = [
+        pack_expert(plan.image, weights, expert, scales).outputs(tokens) for expert in range(plan.num_experts)
+    ]
+    return Operands(weights, tokens, np.stack(results), scales)
+
+
+def _calibrate(plan: Plan, weights: LayerWeights, tokens: Bits16) -> ActivationScales:
+    """Return the scales of the plan's experts, each of which meets all tokens."""
+    x = bf16_decode(tokens)
+    peak = max(hidden_peak(plan.model.ffn, weights.expert(expert), x) for expert in range(plan.num_experts))
+    return ActivationScales(scale_for(float(np.abs(x).max())), scale_for(peak))
+
+
+def _job(plan: Plan, rtl: Build, operands: Operands) -> RunSpec:
+    """Return the native bench's job: tokens into the store, then every expert's entries."""
+    image, memory, scales = plan.image, plan.design.memory, operands.scales
+    entries = rtl.pack("i", expert=plan.experts, slot=plan.slots, weight=BF16_ONE, last=plan.last)
+    return RunSpec(
+        sources={
+            "i_token": Source(token_beats(image, plan.design, operands.tokens, [plan.num_tokens])),
+            "i": Source(entries, plan.arrivals),
+        },
+        sinks={"o": Sink(len(entries) * plan.shape.words)},
+        memories={
+            "o_ar": ReadMemory(
+                layer_image(plan.model, image, operands.weights, range(plan.num_experts), scales=scales),
+                latency=memory.latency_cycles,
+                max_outstanding=256,
+            )
+        },
+        statics={} if scales is None else {"scale_x": scales.x.word, "scale_h": scales.hidden.word},
+        probes=["fire"],
+        max_cycles=1 << 40,
     )
-    cycles = int(times.o[-1] - times.i[0]) + 1
-    wall = time.perf_counter() - started
-    report = Report(
+
+
+def _expected(plan: Plan, rtl: Build, results: Bits16) -> NDArray[np.uint64]:
+    """Return the beats that golden expects: per expert and block of array rows, every token's words."""
+    lanes, words = plan.design.tile.act_lanes, plan.shape.words
+    elements = np.zeros((*results.shape[:2], words * lanes), dtype=np.uint16)
+    elements[..., : results.shape[2]] = results
+    beats = elements.reshape(plan.num_experts, plan.num_tokens, words, lanes)
+    token, word = plan.shape.output_order(np.array([plan.num_tokens]))
+    return rtl.pack(
+        "o",
+        slot=np.tile(token, plan.num_experts),
+        word=np.tile(word, plan.num_experts),
+        weight=BF16_ONE,
+        data=beats[:, token, word].reshape(-1, lanes),
+        last=np.tile(word == words - 1, plan.num_experts),
+    )
+
+
+def _checks(
+    plan: Plan, rtl: Build, operands: Operands, result: RunResult, times: ExpertCycles | None
+) -> list[PortCheck]:
+    """Return the comparisons: the results with golden, and all ports with the model if there are times."""
+    seen, memory = result.streams["o"], result.memories["o_ar"]
+    payloads = _expected(plan, rtl, operands.results)
+    if times is None:
+        return [PortCheck("expert", "o", seen, payloads=payloads, fields=rtl.fields("o"))]
+    return [
+        PortCheck("expert", "o", seen, payloads=payloads, cycles=times.o, fields=rtl.fields("o")),
+        PortCheck("expert", "i", result.streams["i"], cycles=times.i),
+        PortCheck("expert", "o_ar", Trace.of_cycles(memory.ar_cycles), cycles=times.ar),
+        PortCheck("expert", "i_r", Trace.of_cycles(memory.r_cycles), cycles=times.r),
+    ]
+
+
+def _differing_bits(check: PortCheck) -> int:
+    """Return the bits in which the payloads differ; a missing or extra beat counts whole."""
+    expected, seen = np.asarray(check.payloads, dtype=np.uint64), check.seen.payloads
+    common = min(len(expected), len(seen))
+    differing = int(np.bitwise_count(expected[:common] ^ seen[:common]).sum())
+    return differing + 64 * int(expected.shape[1]) * abs(len(expected) - len(seen))
+
+
+def _report(plan: Plan, engine: str, jobs: ExpertJobs, wall_s: float) -> Report:
+    """Return the report of the cycle model's run; without its cycles for engine ``rtl``."""
+    cycles = int(jobs.results[-1] - jobs.i[0]) + 1
+    modelled = None if engine == "rtl" else cycles
+    model = plan.model
+    return Report(
         model=model.name,
-        design=design.name,
-        format=design.format,
+        design=plan.design.name,
+        format=plan.design.format,
         engine=engine,
-        tokens=count,
+        tokens=plan.num_tokens,
         d_model=model.d_model,
         d_expert=model.ffn.d_expert,
         experts=model.gating.num_experts,
         top_k=model.gating.top_k,
-        cycles={"model": None if engine == "rtl" else cycles, "rtl": None},
-        blocks={"expert": {"model": None if engine == "rtl" else cycles, "rtl": None}},
+        cycles={"model": modelled, "rtl": None},
+        blocks={"expert": {"model": modelled, "rtl": None}},
         mismatches=None,
-        seconds=cycles / design.clock_hz,
+        seconds=cycles / plan.design.clock_hz,
         energy_j=None,
-        utilisation={"mac": times.fires / cycles, "bandwidth": len(times.r) / cycles},
+        utilisation={"mac": jobs.fires / cycles, "bandwidth": jobs.read_beats / cycles},
         dropped=0,
-        wall_s=wall,
-        routing={"requested": "all tokens to each expert", "experts_used": num_experts, "max_load": count},
+        wall_s=wall_s,
+        routing={
+            "requested": "all tokens to each expert",
+            "experts_used": plan.num_experts,
+            "max_load": plan.num_tokens,
+        },
         notes=[
             "the gate, the dispatcher and the combiner are bypassed; cycles from first entry to last beat"
         ],
     )
-    if engine == "model" or weights is None or tokens is None:
-        return report
 
-    lanes = design.tile.act_lanes
-    memory = np.zeros(image.expert_page(num_experts) * PAGE_BYTES, dtype=np.uint8)
-    expected = np.zeros((num_experts, count, shape.words * lanes), dtype=np.uint16)
-    reference = np.zeros((num_experts, count, model.d_model))
-    progress("computing golden results")
-    scales = _calibrate(model, weights, tokens, num_experts) if design.format is Format.INT8 else None
-    for expert in range(num_experts):
-        packed = pack_expert(image, weights, expert, scales)
-        tiles = packed.image()
-        start = image.expert_page(expert) * PAGE_BYTES
-        memory[start : start + tiles.size] = tiles
-        expected[expert, :, : model.d_model] = packed.outputs(tokens)
-        reference[expert] = ffn(model.ffn, x=bf16_decode(tokens), **vars(weights.expert(expert)))
-    progress("exporting Verilog and building its simulation (cached by content)")
-    anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
-    nameless = dataclasses.replace(design, name="design")
 
-    rtl = build("expert", expert_component(model, design), config=("expert", anonymous, nameless), root=root)
-    entry_payloads = _entries(image, design, num_experts, count)
-    spec = RunSpec(
-        sources={
-            "i_token": Source(token_beats(image, design, tokens, [count])),
-            "i": Source(entry_payloads, arrivals),
-        },
-        sinks={"o": Sink(num_experts * count * shape.words)},
-        memories={"o_ar": ReadMemory(memory, latency=design.memory.latency_cycles, max_outstanding=256)},
-        statics={} if scales is None else {"scale_x": scales.x.word, "scale_h": scales.hidden.word},
-        max_cycles=1 << 40,
-    )
-    progress(f"running {count} tokens through {num_experts} experts in Verilog")
-    started = time.perf_counter()
-    result = rtl.run(spec)
-    report.wall_s = time.perf_counter() - started
+def _add_run(report: Report, plan: Plan, result: RunResult) -> None:
+    """Put what the Verilog showed in the place of what the model says."""
     report.simulated_cycles_per_second = result.cycles_per_second
-    seen = result.streams["o"]
-    payloads = _results(image, design, shape, expected)
-    checks = [
-        PortCheck("expert", "o", seen, payloads=payloads),
-        PortCheck("expert", "o_ar", _as_trace(result.memories["o_ar"].ar_cycles), cycles=times.ar),
-        PortCheck("expert", "i_r", _as_trace(result.memories["o_ar"].r_cycles), cycles=times.r),
-        PortCheck("expert", "o", _as_trace(seen.cycles), cycles=times.o),
-    ]
-    common = min(len(payloads), len(seen.payloads))
-    report.mismatches = int(np.bitwise_count(payloads[:common] ^ seen.payloads[:common]).sum())
-    report.mismatches += 64 * abs(len(payloads) - len(seen.payloads))
-    if result.timeout is None and len(seen.cycles):
-        rtl_cycles = int(seen.cycles[-1] - result.streams["i"].cycles[0]) + 1
-        report.cycles["rtl"] = report.blocks["expert"]["rtl"] = rtl_cycles
-    report.reference = {
-        "name": "float golden",
-        "tokens_with_same_experts": count,
-        **float_error(expected[..., : model.d_model], reference, scales),
+    if result.timeout is not None:
+        return
+    cycles = int(result.streams["o"].cycles[-1] - result.streams["i"].cycles[0]) + 1
+    report.cycles["rtl"] = report.blocks["expert"]["rtl"] = cycles
+    report.seconds = cycles / plan.design.clock_hz
+    report.utilisation = {
+        "mac": len(result.probes["fire"][0]) / cycles,
+        "bandwidth": len(result.memories["o_ar"].r_cycles) / cycles,
     }
-    found = first_divergence(checks if engine == "both" else checks[:1])
-    problems = [*result.violations, *([result.timeout] if result.timeout else [])]
-    if found is not None:
-        report.divergence = with_waveform(found, rtl, spec, root / "waves")
-    elif problems:
-        report.divergence = "; ".join(problems)
-    return report
 
 
-def _calibrate(model: ModelSpec, weights: LayerWeights, tokens: Bits16, num_experts: int) -> ActivationScales:
-    """Return the scales of the first experts, each of which meets all tokens."""
-    x = bf16_decode(tokens)
-    peak = max(hidden_peak(model.ffn, weights.expert(expert), x) for expert in range(num_experts))
-    return ActivationScales(scale_for(float(np.abs(x).max())), scale_for(peak))
+def _compare_with_float(plan: Plan, operands: Operands) -> dict[str, object]:
+    """Return how far the results are from those in float, in deviations of each expert's output.
 
-
-def _as_trace(cycles: NDArray[np.int64]) -> Trace:
-    return Trace(cycles, np.zeros((len(cycles), 1), dtype=np.uint64))
-
-
-def _fields(columns: list[tuple[NDArray[np.int64], int]], words: int) -> NDArray[np.uint64]:
-    """Return payloads of the (values, width) columns, lowest bits first; no column spans two words."""
-    out = np.zeros((len(columns[0][0]), words), dtype=np.uint64)
-    position = 0
-    for values, width in columns:
-        word, bit = divmod(position, 64)
-        out[:, word] |= values.astype(np.uint64) << np.uint64(bit)
-        if bit + width > 64:
-            out[:, word + 1] |= values.astype(np.uint64) >> np.uint64(64 - bit)
-        position += width
-    return out
-
-
-def _slot_bits(design: DesignSpec) -> int:
-    return max(1, (2 * design.window_tokens - 1).bit_length())
-
-
-def _entries(image: ImageGeometry, design: DesignSpec, num_experts: int, count: int) -> NDArray[np.uint64]:
-    """Payloads of ``rtl.expert.layouts.job_layout``: expert, slot, weight 1.0, last."""
-    expert = np.repeat(np.arange(num_experts), count)
-    token = np.tile(np.arange(count), num_experts)
-    expert_bits_ = max(1, image.gate.gating.num_experts.bit_length())
-    return _fields(
-        [
-            (expert, expert_bits_),
-            (token, _slot_bits(design)),
-            (np.full(len(expert), BF16_ONE), 16),
-            ((token == count - 1).astype(np.int64), 1),
-        ],
-        1,
+    Beside those the root of all errors' squares over that of all results in float, and int8's scales.
+    """
+    x, scales = bf16_decode(operands.tokens), operands.scales
+    reference = np.stack(
+        [ffn(plan.model.ffn, x=x, **vars(operands.weights.expert(n))) for n in range(plan.num_experts)]
     )
-
-
-def _results(
-    image: ImageGeometry, design: DesignSpec, shape: EngineShape, expected: NDArray[np.uint16]
-) -> NDArray[np.uint64]:
-    """Payloads of ``contribution_layout``, in order: per expert and output block all tokens."""
-    num_experts, count, _ = expected.shape
-    lanes, words = design.tile.act_lanes, shape.words
-    parts = image.routed.rows // lanes
-    order = [
-        (token, word)
-        for block in range(image.routed.out_blocks)
-        for token in range(count)
-        for word in range(block * parts, min((block + 1) * parts, words))
-    ]
-    token = np.array([pair[0] for pair in order])
-    word = np.array([pair[1] for pair in order])
-    word_bits = max(1, (words - 1).bit_length())
-    bits = _slot_bits(design) + word_bits + 16 + 16 * lanes + 1
-    data = expected.reshape(num_experts, count, words, lanes)
-    payloads = []
-    for expert in range(num_experts):
-        columns = [(token, _slot_bits(design)), (word, word_bits), (np.full(len(word), BF16_ONE), 16)]
-        columns += [(data[expert, token, word, lane].astype(np.int64), 16) for lane in range(lanes)]
-        columns.append(((word == words - 1).astype(np.int64), 1))
-        payloads.append(_fields(columns, -(-bits // 64)))
-    return np.concatenate(payloads)
+    error = np.abs(bf16_decode(operands.results) - reference)
+    spread = reference.std(axis=(1, 2), keepdims=True)
+    in_deviations = error / np.where(spread, spread, 1.0)
+    return {
+        "name": "float golden",
+        "tokens_with_same_experts": None,
+        "max_error_over_std": float(in_deviations.max()),
+        "mean_error_over_std": float(in_deviations.mean()),
+        "relative_error": float(np.linalg.norm(error) / (np.linalg.norm(reference) or 1.0)),
+        "scales": scales_report(scales),
+    }

@@ -24,7 +24,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike
 
-from sim.streams import ALWAYS, Cycles, taken
+from sim.streams import ALWAYS, NEVER, Cycles, Spans, later, taken
 from spec.errors import require
 from spec.geometry import ACCUMULATE_DISTANCE
 
@@ -74,7 +74,7 @@ def combine_cycles(
     *,
     num_slots: int,
     words: int,
-    ready: Cycles = ALWAYS,
+    ready: Spans = ALWAYS,
 ) -> CombineCycles:
     """Return the handshake cycles of every stream of the combiner.
 
@@ -84,7 +84,7 @@ def combine_cycles(
         its words again and again.
     arrivals, expect_arrivals : (beats,), (tokens,) cycle from which each beat is offered.
     num_slots, words : as in the combiner's configuration.
-    ready : readiness of ``o``, from :func:`sim.streams.next_ready`.
+    ready : readiness of ``o``, from :func:`sim.streams.readiness`.
 
     Raises
     ------
@@ -109,17 +109,60 @@ def combine_cycles(
     return CombineCycles(i=i, i_expect=i_expect, o=o, freed=o[words - 1 :: words] + FREED_LATENCY)
 
 
+def token_outputs(
+    last_beats: Cycles,
+    expect_arrivals: Cycles,
+    words: int,
+    *,
+    ready: Spans = ALWAYS,
+    after: int = -1,
+    expect_after: int = -1,
+) -> tuple[Cycles, Cycles, Cycles]:
+    """Return the cycles of ``i_expect`` and of each token's first and last beats at ``o``.
+
+    The other beats take every ready cycle between these two. For beats of the same sums that are at least
+    ``ACCUMULATE_DISTANCE`` apart, so that each beat is accepted the cycle after it came.
+
+    Parameters
+    ----------
+    last_beats : (tokens,) cycle of the last beat of each token's last contribution.
+    expect_arrivals : (tokens,) cycle from which each token's announcement is offered.
+    ready : readiness of ``o``.
+    after, expect_after : cycles of the beats at ``o`` and ``i_expect`` before these tokens'.
+    """
+    number = np.arange(len(last_beats))
+    i_expect = number + np.maximum.accumulate(np.maximum(expect_arrivals - number, expect_after + 1))
+    written = last_beats + REGISTER_CYCLES + ADD_CYCLES
+    shown = np.maximum(written + READ_CYCLES + REGISTER_CYCLES, i_expect + EXPECT_LATENCY)
+    if len(ready):
+        return i_expect, *_emit_stalled(shown, words, ready, after)
+    step = number * words
+    first = step + np.maximum.accumulate(np.maximum(shown - step, after + 1))
+    return i_expect, first, first + words - 1
+
+
+@njit(cache=True)
+def _emit_stalled(shown: Cycles, words: int, ready: Spans, after: int) -> tuple[Cycles, Cycles]:
+    """Return the cycles of each token's first and last beats, its first one shown from a cycle on."""
+    first, last = np.empty_like(shown), np.empty_like(shown)
+    before = after
+    for token in range(shown.size):
+        first[token] = taken(max(shown[token], before + 1), ready)
+        before = later(first[token], words - 1, ready)
+        last[token] = before
+    return first, last
+
+
 @njit(cache=True)
 def _add(
     tokens: Cycles, arrivals: Cycles, num_tokens: int, num_slots: int, words: int
 ) -> tuple[Cycles, Cycles]:
     """Return the cycles of ``i``, and when each token's last sums are written (0 without any)."""
-    never = -(1 << 40)
     i = np.empty(tokens.size, np.int64)
     written = np.zeros(num_tokens, np.int64)
     word = np.zeros(num_tokens, np.int64)
-    touched = np.full((num_slots, words), never)
-    entered = accept = accept_before = np.int64(never)
+    touched = np.full((num_slots, words), NEVER)
+    entered = accept = accept_before = np.int64(NEVER)
     for n in range(tokens.size):
         token = tokens[n]
         slot = token % num_slots
@@ -136,7 +179,7 @@ def _add(
 
 
 @njit(cache=True)
-def _emit(written: Cycles, arrivals: Cycles, words: int, ready: Cycles) -> tuple[Cycles, Cycles]:
+def _emit(written: Cycles, arrivals: Cycles, words: int, ready: Spans) -> tuple[Cycles, Cycles]:
     """Return the cycles of ``i_expect`` and ``o``."""
     i_expect = np.empty(written.size, np.int64)
     o = np.empty(written.size * words, np.int64)

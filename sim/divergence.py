@@ -19,18 +19,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sim.payload import Field
 from sim.rtlsim import RunResult, RunSpec, Trace, Waveform
 
 WINDOW_CYCLES = 50
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field of a payload: its lowest bit, its width, and whether it is two's complement."""
-
-    offset: int
-    width: int
-    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,14 +168,9 @@ def _decoded(fields: Mapping[str, Field], value: int, values: Sequence[int]) -> 
     """Return the fields in which ``values`` differ, as ``value`` has them."""
     parts = []
     for name, where in fields.items():
-        if len({_extract(where, one) for one in values}) > 1:
-            parts.append(f"{name}={_extract(where, value)}")
+        if len({where.of(one) for one in values}) > 1:
+            parts.append(f"{name}={where.of(value)}")
     return f" ({', '.join(parts)})" if parts else ""
-
-
-def _extract(where: Field, value: int) -> int:
-    bits = value >> where.offset & (1 << where.width) - 1
-    return bits - (1 << where.width) if where.signed and bits >> (where.width - 1) else bits
 
 
 def _same_words(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spec.banks import COLUMN_KIND_BITS, ROW_KIND_BITS, BankGeometry
 from spec.design import BankMode, PimDesign, RegisterPath
 
 Ints = NDArray[np.int64]
@@ -36,6 +37,26 @@ class Commands:
         commands = self.columns if column else self.rows
         chosen: Ints = commands[commands[:, 1] == kind][:, [0, 2, 3]]
         return chosen
+
+
+def commands_seen(
+    banks: BankGeometry,
+    rows: tuple[Ints, NDArray[np.uint64]],
+    columns: tuple[Ints, NDArray[np.uint64]],
+) -> Commands:
+    """Return the commands of a run from what its buses showed: cycles and values of each."""
+    bits = banks.field_bits
+
+    def decode(seen: tuple[Ints, NDArray[np.uint64]], kind_bits: int) -> Ints:
+        cycles, values = seen
+        fields = [cycles]
+        start = 0
+        for width in (kind_bits, bits["side"], bits["unit"]):
+            fields.append(((values >> np.uint64(start)) & np.uint64((1 << width) - 1)).astype(np.int64))
+            start += width
+        return np.stack(fields, axis=1)
+
+    return Commands(decode(rows, ROW_KIND_BITS), decode(columns, COLUMN_KIND_BITS))
 
 
 @dataclass(frozen=True)

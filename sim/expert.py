@@ -1,20 +1,26 @@
 """Cycle model of the expert engine, derived from ``rtl/expert``.
 
-One pass over jobs, tiles, beats and slots in the order in which the hardware handles them; every
-time is the largest of the times of what it waits for. Exact under any arrivals, memory latencies
-and output stalls. Names follow the RTL: *f1*, *fire* are stages of the sequencer, *d0*, *d1* of the
-drain, a *unit* is a block of ``rows`` outputs.
+One pass over jobs, units and tiles in the order in which the hardware handles them; every time is the
+largest of the times of what it waits for. Exact under any arrivals, memory latencies and output
+stalls. Names follow the RTL: *f0*, *f1*, *fire* are stages of the sequencer, *d0*, *d1* of the drain, a
+*unit* is a block of ``rows`` outputs.
+
+What follows from a tile or a unit is a function of the engine's times before it, and of nothing else
+that still changes: if all times are later by the same number of cycles, so is all that follows. Where
+they are those of some tiles (or units) ago, only later, the rest of the unit (or phase) is therefore a
+repetition, and its length is found without walking it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from sim.streams import ALWAYS, Cycles, taken
+from sim.streams import ALWAYS, NEVER, Cycles, Spans, Trains, taken
 from spec.design import DesignSpec, Format
 from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, ceil_div
 
@@ -77,8 +83,13 @@ class EngineShape:
         """Output beats per token and job."""
         return ceil_div(self.image.routed.d_model, self.act_lanes)
 
+    @property
+    def parts(self) -> int:
+        """Output beats per token and unit, but for the last unit."""
+        return self.image.routed.rows // self.act_lanes
+
     def table(self) -> NDArray[np.int64]:
-        """Return per kind: hidden blocks, in tiles, out blocks, hidden tiles, bursts."""
+        """Return per kind: hidden blocks, in tiles, out blocks, hidden tiles, bursts, tiles."""
         return np.array(
             [
                 [
@@ -87,11 +98,25 @@ class EngineShape:
                     kind.out_blocks,
                     kind.hidden_tiles,
                     ceil_div(kind.num_bytes, self.image.burst_bytes),
+                    kind.num_tiles,
                 ]
                 for kind in self.kinds
             ],
             dtype=np.int64,
         )
+
+    def output_order(self, counts: Cycles) -> tuple[Cycles, Cycles]:
+        """Return the entry and the word of each output beat: per job and unit all tokens in turn.
+
+        ``counts`` is the (jobs,) number of entries of each job.
+        """
+        beats = counts * self.words
+        job = np.repeat(np.arange(len(counts)), beats)
+        place = np.arange(len(job)) - (np.cumsum(beats) - beats)[job]
+        unit = np.minimum(place // (counts[job] * self.parts), self.image.routed.out_blocks - 1)
+        parts = np.minimum(self.parts, self.words - unit * self.parts)
+        token, part = np.divmod(place - unit * counts[job] * self.parts, parts)
+        return (np.cumsum(counts) - counts)[job] + token, unit * self.parts + part
 
 
 @dataclass(frozen=True)
@@ -119,6 +144,34 @@ class ExpertCycles:
     wait_to: Cycles
 
 
+@dataclass(frozen=True)
+class ExpertJobs:
+    """What jobs took, repetitions not walked.
+
+    Attributes
+    ----------
+    i, room, results : per entry: its handshake; from when on there was a bank for it; its last output beat.
+    fire_first, fire_last, retired : per job, as in :class:`ExpertCycles`.
+    o : the cycles of the output beats.
+    fires, read_beats : MAC slots; beats read, padding included.
+    tiles, walked_tiles : tiles in all, and those gone through one by one.
+    wait_tile : cycles in which the array waits for a tile.
+    """
+
+    i: Cycles
+    room: Cycles
+    results: Cycles
+    fire_first: Cycles
+    fire_last: Cycles
+    retired: Cycles
+    o: Trains
+    fires: int
+    read_beats: int
+    tiles: int
+    walked_tiles: int
+    wait_tile: int
+
+
 def expert_cycles(
     shape: EngineShape,
     shared: NDArray[np.bool_],
@@ -127,10 +180,10 @@ def expert_cycles(
     *,
     latency: int,
     extra: Cycles | None = None,
-    ready: Cycles = ALWAYS,
-    ar_ready: Cycles = ALWAYS,
+    ready: Spans = ALWAYS,
+    ar_ready: Spans = ALWAYS,
 ) -> ExpertCycles:
-    """Return when the engine takes its entries and weights and gives its results.
+    """Return when the engine takes its entries and weights and gives its results, beat by beat.
 
     Parameters
     ----------
@@ -138,241 +191,514 @@ def expert_cycles(
     arrivals : (entries,) first cycle in which each entry is offered, ascending.
     latency : cycles from an accepted address to the first beat of its burst.
     extra : cycles added to the latency of each burst, repeated.
-    ready, ar_ready : readiness of ``o`` and of the address channel (:func:`sim.streams.next_ready`).
+    ready, ar_ready : readiness of ``o`` and of the address channel (:func:`sim.streams.readiness`).
     """
-    ends = np.flatnonzero(last)
-    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
-    counts = (ends - starts + 1).astype(np.int64)
-    kinds = shared[ends].astype(np.int64)
-    table = shape.table()
-    extra_latency = np.zeros(1, dtype=np.int64) if extra is None else np.asarray(extra, dtype=np.int64)
-    routed = shape.image.routed
-    i, ar, r, o, first, final, retired, wait_from, wait_to = _run(
-        table,
-        kinds,
-        counts,
-        np.ascontiguousarray(arrivals, dtype=np.int64),
-        latency,
-        extra_latency,
+    kinds = shape.table()[shared[last].astype(np.int64)]
+    bursts, tiles = int(kinds[:, BURSTS].sum()), int(kinds[:, TILES].sum())
+    bench = Bench(
+        np.zeros(1, np.int64) if extra is None else np.asarray(extra, dtype=np.int64),
         ready,
         ar_ready,
-        routed.num_up_matrices,
-        routed.rows,
-        routed.cols,
-        shape.act_lanes,
-        shape.words,
-        shape.tile_beats,
-        shape.burst_beats,
-        shape.max_outstanding,
-        activation_latency(routed),
+        *(
+            np.empty(count, dtype=np.int64)
+            for count in (bursts, bursts * shape.burst_beats, len(last) * shape.words, tiles, tiles)
+        ),
     )
-    tiles = np.array([kind.num_tiles for kind in shape.kinds], dtype=np.int64)[kinds]
+    jobs = ExpertModel(shape, latency, bench).run(shared, last, arrivals)
     return ExpertCycles(
-        i=i,
-        ar=ar,
-        r=r,
-        o=o,
-        fire_first=first,
-        fire_last=final,
-        retired=retired,
-        fires=int((tiles * counts).sum()),
-        tile_beats=int(tiles.sum()) * shape.tile_beats,
-        wait_from=wait_from,
-        wait_to=wait_to,
+        i=jobs.i,
+        ar=bench.ar,
+        r=bench.r,
+        o=bench.o,
+        fire_first=jobs.fire_first,
+        fire_last=jobs.fire_last,
+        retired=jobs.retired,
+        fires=jobs.fires,
+        tile_beats=tiles * shape.tile_beats,
+        wait_from=bench.wait_from,
+        wait_to=bench.wait_to,
     )
 
 
-@njit(cache=True)
-def _ask(
-    ar: Cycles, r: Cycles, burst: int, earliest: int, outstanding: int, burst_beats: int, ar_ready: Cycles
-) -> int:
-    """Note and return when a burst's address is accepted: not before an earlier burst is all read."""
-    if burst >= outstanding:
-        earliest = max(earliest, r[(burst - outstanding + 1) * burst_beats - 1] + 1)
-    ar[burst] = taken(earliest, ar_ready)
-    return int(ar[burst])
+HIDDEN_BLOCKS, IN_TILES, OUT_BLOCKS, HIDDEN_TILES, BURSTS, TILES = range(6)
+"""Columns of the table of kinds."""
+
+AR, R, LEFT, LEFT_2, RELEASED, RELEASED_2, F0, F1, FIRE, START = range(10)
+D0, D1_FREE, DRAINED, DRAINED_2, OUT_IN, OUT, OUT_2 = range(10, 17)
+"""Times that the next tile or unit depends on, the first columns of the states.
+
+Weight side: last address and beat taken, the last two beats out of the input register, the last two
+tiles released. Array side: last slot's leaving of f0, f1 and f2 (it fires), start of the last tile.
+Drain side: last read, when d1 is next free, last reads of the last two units; last beat into the output
+register, last two out of it."""
+TILE_TIMES, HIDDEN_TIMES, OUT_TIMES = 10, 14, 17
+"""How many of them a tile, a hidden unit and an output unit touch."""
+BEATS, WAITED, PASSED, WALKED, OUTPUTS, ROWS = range(17, 23)
+"""Counts, further columns: beats read, cycles waited for tiles, tiles; tiles walked, output beats
+recorded, rows of trains. The first three go on in a repetition."""
+PLACE, OLDEST, RING = range(23, 26)
+"""Beats of the last burst so far; from ``RING`` on the last beats of the last ``max_outstanding`` bursts,
+the oldest one in the column that ``OLDEST`` names."""
+NOW, BEFORE_TILES, BEFORE_UNITS = range(3)
+"""Rows of the states: now, some tiles ago, some units ago."""
+
+
+class Sizes(NamedTuple):
+    """The engine's constants."""
+
+    matrices: int
+    rows: int
+    cols: int
+    parts: int
+    words: int
+    tile_beats: int
+    burst_beats: int
+    activation: int
+    latency: int
+
+
+class Bench(NamedTuple):
+    """What is around an engine whose every beat is followed.
+
+    How its ports behave, as in :func:`expert_cycles`; and, to be filled, the cycles of each burst's
+    address, of each read beat, of each output beat, and those of waiting for each tile.
+    """
+
+    extra: Cycles
+    ready: Spans
+    ar_ready: Spans
+    ar: Cycles
+    r: Cycles
+    o: Cycles
+    wait_from: Cycles
+    wait_to: Cycles
+
+
+class ExpertModel:
+    """The engine's times, job after job; between two calls of :meth:`run` it keeps its state.
+
+    With a ``bench`` every beat is followed. Without one the ports are always ready, all latencies equal,
+    and repetitions are not walked.
+    """
+
+    def __init__(self, shape: EngineShape, latency: int, bench: Bench | None = None) -> None:
+        routed = shape.image.routed
+        self._table = shape.table()
+        self._sizes = Sizes(
+            matrices=routed.num_up_matrices,
+            rows=routed.rows,
+            cols=routed.cols,
+            parts=shape.parts,
+            words=shape.words,
+            tile_beats=shape.tile_beats,
+            burst_beats=shape.burst_beats,
+            activation=activation_latency(routed),
+            latency=latency,
+        )
+        self._bench = bench
+        self._hidden_done = np.empty(int(self._table[:, HIDDEN_BLOCKS].max()), dtype=np.int64)
+        # After reset.
+        self._states = np.zeros((3, RING + shape.max_outstanding), dtype=np.int64)
+        self._states[NOW, :OUT_TIMES] = -1
+        self._states[NOW, START] = -ACCUMULATE_DISTANCE
+        self._states[NOW, D1_FREE] = 0
+        self._states[NOW, OLDEST] = RING
+        self._states[NOW, RING:] = NEVER
+        self._last_i = -1
+        self._retired = np.full(BANKS, -1)
+
+    def run(self, shared: NDArray[np.bool_], last: NDArray[np.bool_], arrivals: Cycles) -> ExpertJobs:
+        """Give the next whole jobs their times; parameters as in :func:`expert_cycles`."""
+        ends = np.flatnonzero(last)
+        counts = np.diff(ends, prepend=-1)
+        kinds = self._table[shared[ends].astype(np.int64)]
+        now = self._states[NOW]
+        before = now.copy()
+        now[ROWS] = 0
+        i, results = (np.empty(len(last), dtype=np.int64) for _ in range(2))
+        first, final = (np.empty(len(ends), dtype=np.int64) for _ in range(2))
+        retired = np.concatenate([self._retired, np.empty(len(ends), dtype=np.int64)])
+        trains = np.empty((0 if self._bench else int(kinds[:, OUT_BLOCKS].sum()), 4), dtype=np.int64)
+        self._last_i = _run(
+            kinds,
+            counts,
+            np.ascontiguousarray(arrivals, dtype=np.int64),
+            self._last_i,
+            self._states,
+            self._sizes,
+            self._bench,
+            self._hidden_done,
+            i,
+            results,
+            first,
+            final,
+            retired,
+            trains,
+        )
+        self._retired = retired[-BANKS:]
+        passed = now - before
+        return ExpertJobs(
+            i=i,
+            room=np.repeat(retired[:-BANKS] + 1, counts),
+            results=results,
+            fire_first=first,
+            fire_last=final,
+            retired=retired[BANKS:],
+            o=trains[: now[ROWS]].copy(),
+            fires=int((kinds[:, TILES] * counts).sum()),
+            read_beats=int(passed[BEATS]),
+            tiles=int(passed[PASSED]),
+            walked_tiles=int(passed[WALKED]),
+            wait_tile=int(passed[WAITED]),
+        )
 
 
 @njit(cache=True)
 def _run(
-    table: NDArray[np.int64],
     kinds: NDArray[np.int64],
     counts: NDArray[np.int64],
     arrivals: Cycles,
-    latency: int,
-    extra: Cycles,
-    ready: Cycles,
-    ar_ready: Cycles,
-    matrices: int,
-    rows: int,
-    cols: int,
-    lanes: int,
-    words: int,
-    tile_beats: int,
-    burst_beats: int,
-    outstanding: int,
-    activation: int,
-) -> tuple[Cycles, Cycles, Cycles, Cycles, Cycles, Cycles, Cycles, Cycles, Cycles]:
-    jobs = len(kinds)
-    parts = rows // lanes
-    num_bursts = np.int64(0)
-    num_out = np.int64(0)
-    num_tiles = np.int64(0)
-    max_hidden = np.int64(1)
-    for job in range(jobs):
-        num_bursts += table[kinds[job], 4]
-        num_out += counts[job] * words
-        num_tiles += table[kinds[job], 0] * matrices * table[kinds[job], 1]
-        num_tiles += table[kinds[job], 2] * table[kinds[job], 3]
-        max_hidden = max(max_hidden, table[kinds[job], 0])
-    i = np.empty(len(arrivals), dtype=np.int64)
-    ar = np.empty(num_bursts, dtype=np.int64)
-    r = np.empty(num_bursts * burst_beats, dtype=np.int64)
-    o = np.empty(num_out, dtype=np.int64)
-    first = np.empty(jobs, dtype=np.int64)
-    final = np.empty(jobs, dtype=np.int64)
-    retired = np.empty(jobs, dtype=np.int64)
-    hidden_done = np.zeros(max_hidden, dtype=np.int64)
-    wait_from = np.empty(num_tiles, dtype=np.int64)
-    wait_to = np.empty(num_tiles, dtype=np.int64)
-    tile_count = np.int64(0)
+    last_i: int,
+    states: NDArray[np.int64],
+    sizes: Sizes,
+    bench: Bench | None,
+    hidden_done: Cycles,
+    i: Cycles,
+    results: Cycles,
+    first: Cycles,
+    final: Cycles,
+    retired: Cycles,
+    trains: Trains,
+) -> int:
+    """Fill everything from ``i`` on, and return its last one.
 
-    minus = np.int64(-1)
-    entry = np.int64(0)
-    last_i = minus
-    # Weight side: bursts, beats; when the last two beats left the input register, when the last two
-    # tiles were released.
-    burst = np.int64(0)
-    beat = np.int64(0)
-    last_ar = minus
-    last_r = minus
-    left_register = minus
-    left_register_2 = minus
-    released = minus
-    released_2 = minus
-    # Array side: leaving times of the last slot from f0, f1, f2 (fire); start of the last tile.
-    last_f0 = minus
-    last_f1 = minus
-    last_fire = minus
-    tile_start = np.int64(-ACCUMULATE_DISTANCE)
-    # Drain side: when d1 is next free, last two units' last reads, output register.
-    d1_free = np.int64(0)
-    last_d0 = minus
-    drained = minus
-    drained_2 = minus
-    out_in = minus
-    out_taken = minus
-    out_taken_2 = minus
-    out_count = np.int64(0)
-
-    for job in range(jobs):
-        kind = kinds[job]
-        tokens = counts[job]
-        hidden_blocks, in_tiles = table[kind, 0], table[kind, 1]
-        out_blocks, hidden_tiles, bursts = table[kind, 2], table[kind, 3], table[kind, 4]
-
+    ``kinds`` holds each job's row of the table, ``hidden_done`` is for any job's hidden blocks.
+    """
+    now = states[NOW]
+    entry = 0
+    for job in range(len(kinds)):
         # Entries: one per cycle into a free bank.
-        free = retired[job - BANKS] + 1 if job >= BANKS else np.int64(0)
-        for _ in range(tokens):
-            last_i = max(arrivals[entry], last_i + 1, free)
-            i[entry] = last_i
-            entry += 1
-        complete = last_i
+        tokens = counts[job]
+        for n in range(entry, entry + tokens):
+            last_i = max(arrivals[n], last_i + 1, retired[job] + 1)
+            i[n] = last_i
 
-        # The reader goes on to this job when it has asked for the last burst of the one before.
-        ask_from = max(complete + 1, last_ar + 1) + 1
-        # The sequencer likewise, when its last slot has left f0.
-        walk_from = max(complete + 1, last_f0 + 1) + 1
-        job_burst = burst
-        job_beat = np.int64(0)
-
-        for phase in range(2):
-            blocks = out_blocks if phase else hidden_blocks
-            sets = 1 if phase else matrices
-            tiles = hidden_tiles if phase else in_tiles
-            for block in range(blocks):
-                unit_ready = np.int64(0)
-                for matrix in range(sets):
-                    for tile in range(tiles):
-                        # The tile's beats.
-                        for _ in range(tile_beats):
-                            if job_beat % burst_beats == 0:
-                                earliest = max(ask_from, last_ar + 1)
-                                last_ar = _ask(ar, r, burst, earliest, outstanding, burst_beats, ar_ready)
-                                offered = last_ar + latency + extra[burst % len(extra)]
-                                burst += 1
-                            else:
-                                offered = last_r + 1
-                            last_r = max(offered, last_r + 1, left_register_2 + 1)
-                            r[beat] = last_r
-                            beat += 1
-                            job_beat += 1
-                            left_register_2 = left_register
-                            left_register = max(last_r + 1, left_register + 1, released_2)
-                        full = left_register + 1
-
-                        # Its slots.
-                        for token in range(tokens):
-                            last_f0 = max(walk_from, last_f0 + 1, last_f1)
-                            leave = max(last_f0 + 1, last_fire)
-                            if phase and token == 0:
-                                needed = ((tile + 1) * cols + rows - 1) // rows
-                                leave = max(leave, hidden_done[min(needed, hidden_blocks) - 1])
-                            last_f1 = leave
-                            fire = max(last_f1 + 1, last_fire + 1, full)
-                            if token == 0:
-                                wait_from[tile_count] = last_f1 + 1
-                                wait_to[tile_count] = max(full, last_f1 + 1)
-                                tile_count += 1
-                                fire = max(fire, tile_start + ACCUMULATE_DISTANCE)
-                                if tile == 0 and matrix == 0:
-                                    fire = max(fire, drained_2 + 1)
-                                tile_start = fire
-                                if phase == 0 and block == 0 and matrix == 0 and tile == 0:
-                                    first[job] = fire
-                                unit_ready = fire + UNIT_VISIBLE
-                            last_fire = fire
-                        released_2 = released
-                        released = last_fire
-
-                # The unit's drain.
-                parts_here = parts
-                if phase and block == blocks - 1:
-                    parts_here = words - block * parts
-                for _ in range(tokens):
-                    last_d0 = max(unit_ready, last_d0 + 1, d1_free)
-                    if phase:
-                        for _part in range(parts_here):
-                            out_in = max(last_d0 + 1, out_in + 1, out_taken_2 + 1)
-                            out_taken_2 = out_taken
-                            out_taken = taken(max(out_in + 1, out_taken + 1), ready)
-                            o[out_count] = out_taken
-                            out_count += 1
-                        d1_free = out_in
-                    else:
-                        d1_free = last_d0 + parts_here
-                drained_2 = drained
-                drained = last_d0
-                if phase == 0:
-                    hidden_done[block] = d1_free + activation + 1
-        final[job] = last_fire
-        retired[job] = last_d0
-
+        # The reader goes on to this job when it has asked for the last burst of the one before; the
+        # sequencer likewise, when its last slot has left f0.
+        ask_from = max(last_i + 1, now[AR] + 1) + 1
+        walk_from = max(last_i + 1, now[F0] + 1) + 1
+        beats = now[BEATS]
+        hidden = hidden_done[: kinds[job, HIDDEN_BLOCKS]]
+        blocks, tiles = kinds[job, OUT_BLOCKS], kinds[job, HIDDEN_TILES]
+        first[job] = _hidden_phase(
+            kinds[job, IN_TILES], tokens, ask_from, walk_from, hidden, states, sizes, bench
+        )
+        _out_phase(
+            blocks, tiles, tokens, ask_from, walk_from, hidden, states, sizes, bench,
+            results[entry : entry + tokens], trains,
+        )  # fmt: skip
+        entry += tokens
+        final[job] = now[FIRE]
+        retired[job + BANKS] = now[D0]
         # Padding up to whole bursts is taken and thrown away.
-        for _ in range(bursts * burst_beats - job_beat):
-            if job_beat % burst_beats == 0:
-                earliest = max(ask_from, last_ar + 1)
-                last_ar = _ask(ar, r, burst, earliest, outstanding, burst_beats, ar_ready)
-                offered = last_ar + latency + extra[burst % len(extra)]
-                burst += 1
-            else:
-                offered = last_r + 1
-            last_r = max(offered, last_r + 1, left_register_2 + 1)
-            r[beat] = last_r
-            beat += 1
-            job_beat += 1
-            left_register_2 = left_register
-            left_register = max(last_r + 1, left_register + 1)
-        # Bursts were asked for in order; the job took all of its own.
-        assert burst - job_burst == bursts
-    return i, ar, r, o, first, final, retired, wait_from, wait_to
+        padding = kinds[job, BURSTS] * sizes.burst_beats - (now[BEATS] - beats)
+        if bench is not None:
+            _load_each(padding, NEVER, ask_from, now, sizes, bench)
+        else:
+            _load(padding, NEVER, ask_from, now, sizes)
+    return last_i
+
+
+@njit(cache=True)
+def _hidden_phase(
+    in_tiles: int,
+    tokens: int,
+    ask_from: int,
+    walk_from: int,
+    hidden_done: Cycles,
+    states: NDArray[np.int64],
+    sizes: Sizes,
+    bench: Bench | None,
+) -> int:
+    """Go through the hidden units, fill ``hidden_done``; return the job's first slot."""
+    now, before = states[NOW], states[BEFORE_UNITS]
+    nothing = hidden_done[:0]
+    blocks, tiles = len(hidden_done), sizes.matrices * in_tiles
+    first = block = since = 0
+    within = 1
+    search = bench is None
+    while block < blocks:
+        start = _tiles(tiles, tokens, ask_from, walk_from, nothing, states, sizes, bench)
+        if block == 0:
+            first = start
+        # The unit's drain; a hidden value is written after the activation.
+        read = max(now[START] + UNIT_VISIBLE, now[D0] + 1, now[D1_FREE])
+        now[D0] = read + (tokens - 1) * sizes.parts
+        now[D1_FREE] = now[D0] + sizes.parts
+        now[DRAINED_2] = now[DRAINED]
+        now[DRAINED] = now[D0]
+        hidden_done[block] = now[D1_FREE] + sizes.activation + 1
+        block += 1
+
+        if not search or block == blocks:
+            continue
+        if since and _is_later(now, before, HIDDEN_TIMES):
+            period, later = block - since, now[FIRE] - before[FIRE]
+            repeats = (blocks - block) // period
+            _repeat(now, before, HIDDEN_TIMES, repeats)
+            for skipped in range(block, block + repeats * period):
+                hidden_done[skipped] = hidden_done[skipped - period] + later
+            block += repeats * period
+            search = False
+        elif block - since == within:
+            _keep(now, before)
+            since = block
+            within *= 2
+    return first
+
+
+@njit(cache=True)
+def _out_phase(
+    blocks: int,
+    tiles: int,
+    tokens: int,
+    ask_from: int,
+    walk_from: int,
+    hidden_done: Cycles,
+    states: NDArray[np.int64],
+    sizes: Sizes,
+    bench: Bench | None,
+    results: Cycles,
+    trains: Trains,
+) -> None:
+    """Go through the output units, fill ``results`` and ``trains``."""
+    now, before = states[NOW], states[BEFORE_UNITS]
+    block = since = 0
+    within = 1
+    search = bench is None
+    while block < blocks:
+        _tiles(tiles, tokens, ask_from, walk_from, hidden_done, states, sizes, bench)
+        # The last unit may have fewer parts than the others.
+        parts = min(sizes.parts, sizes.words - block * sizes.parts)
+        if bench is not None:
+            _give_each(tokens, parts, now, bench, results)
+        else:
+            _give(tokens, parts, now, results, trains)
+        now[DRAINED_2] = now[DRAINED]
+        now[DRAINED] = now[D0]
+        block += 1
+
+        if not search or block >= blocks - 1:
+            continue
+        if since and _is_later(now, before, OUT_TIMES):
+            repeats = (blocks - 1 - block) // (block - since)
+            for row in range(before[ROWS], now[ROWS]):
+                trains[row, 2] = now[FIRE] - before[FIRE]
+                trains[row, 3] += repeats
+            block += repeats * (block - since)
+            _repeat(now, before, OUT_TIMES, repeats)
+            search = False
+        elif block - since == within:
+            _keep(now, before)
+            since = block
+            within *= 2
+
+
+@njit(cache=True)
+def _give_each(tokens: int, parts: int, now: NDArray[np.int64], bench: Bench, results: Cycles) -> None:
+    """Drain an output unit beat by beat."""
+    visible = now[START] + UNIT_VISIBLE
+    for token in range(tokens):
+        now[D0] = max(visible, now[D0] + 1, now[D1_FREE])
+        for _ in range(parts):
+            now[OUT_IN] = max(now[D0] + 1, now[OUT_IN] + 1, now[OUT_2] + 1)
+            now[OUT_2] = now[OUT]
+            now[OUT] = taken(max(now[OUT_IN] + 1, now[OUT] + 1), bench.ready)
+            bench.o[now[OUTPUTS]] = now[OUT]
+            now[OUTPUTS] += 1
+        now[D1_FREE] = now[OUT_IN]
+        results[token] = now[OUT]
+
+
+@njit(cache=True)
+def _give(tokens: int, parts: int, now: NDArray[np.int64], results: Cycles, trains: Trains) -> None:
+    """Drain an output unit whose beats are taken at once: they follow each other without gaps."""
+    beats = tokens * parts
+    read = max(now[START] + UNIT_VISIBLE, now[D0] + 1, now[D1_FREE])
+    entered = max(read + 1, now[OUT_IN] + 1, now[OUT_2] + 1)
+    first = max(entered, now[OUT]) + 1
+    # Each later beat enters as the one before it leaves; a token is read as the one before it is in.
+    now[OUT_2] = first + beats - 2 if beats > 1 else now[OUT]
+    now[OUT] = first + beats - 1
+    now[OUT_IN] = _entered(beats - 1, entered, first)
+    now[D0] = _entered((tokens - 1) * parts - 1, entered, first) if tokens > 1 else read
+    now[D1_FREE] = now[OUT_IN]
+    for token in range(tokens):
+        results[token] = first + (token + 1) * parts - 1
+    row = now[ROWS]
+    trains[row, 0], trains[row, 1], trains[row, 2], trains[row, 3] = first, beats, beats, 1
+    now[ROWS] += 1
+
+
+@njit(cache=True)
+def _entered(beat: int, entered: int, first: int) -> int:
+    return first + beat - 1 if beat else entered
+
+
+@njit(cache=True)
+def _tiles(
+    num_tiles: int,
+    tokens: int,
+    ask_from: int,
+    walk_from: int,
+    hidden_done: Cycles,
+    states: NDArray[np.int64],
+    sizes: Sizes,
+    bench: Bench | None,
+) -> int:
+    """Go through the tiles of a unit; return its first slot.
+
+    ``hidden_done`` holds when each hidden block is written, ascending, for a unit that needs them.
+    """
+    now, before = states[NOW], states[BEFORE_TILES]
+    num_hidden = len(hidden_done)
+    first = tile = since = 0
+    within = 1
+    search = bench is None
+    while tile < num_tiles:
+        if bench is not None:
+            _load_each(sizes.tile_beats, now[RELEASED_2], ask_from, now, sizes, bench)
+        else:
+            _load(sizes.tile_beats, now[RELEASED_2], ask_from, now, sizes)
+
+        # Its slots. The first one waits for the tile, and for what it needs; the others follow.
+        full = now[LEFT] + 1
+        f0 = max(walk_from, now[F0] + 1, now[F1])
+        f1 = max(f0 + 1, now[FIRE])
+        if num_hidden:
+            needed = ((tile + 1) * sizes.cols + sizes.rows - 1) // sizes.rows
+            f1 = max(f1, hidden_done[min(needed, num_hidden) - 1])
+        fire = max(f1 + 1, full, now[START] + ACCUMULATE_DISTANCE)
+        if tile == 0:
+            fire = max(fire, now[DRAINED_2] + 1)
+            first = fire
+        if bench is not None:
+            bench.wait_from[now[PASSED]] = f1 + 1
+            bench.wait_to[now[PASSED]] = max(full, f1 + 1)
+        now[WAITED] += max(0, full - f1 - 1)
+        now[START] = fire
+        now[FIRE] = fire + tokens - 1
+        now[F1] = now[FIRE] - 1 if tokens > 1 else f1
+        now[F0] = now[FIRE] - 2 if tokens > 2 else f1 if tokens > 1 else f0
+        now[RELEASED_2] = now[RELEASED]
+        now[RELEASED] = now[FIRE]
+        now[PASSED] += 1
+        now[WALKED] += 1
+        tile += 1
+
+        if not search or tile == num_tiles:
+            continue
+        if since and _is_later(now, before, TILE_TIMES):
+            repeats = (num_tiles - tile) // (tile - since)
+            tile += repeats * (tile - since)
+            _repeat(now, before, TILE_TIMES, repeats)
+            search = False
+        elif tile - since >= within and (num_hidden == 0 or now[F1] >= hidden_done[-1]):
+            # From here on no hidden block is waited for.
+            _keep(now, before)
+            since = tile
+            within *= 2
+    return first
+
+
+@njit(cache=True)
+def _load_each(
+    count: int,
+    release: int,
+    ask_from: int,
+    now: NDArray[np.int64],
+    sizes: Sizes,
+    bench: Bench,
+) -> None:
+    """Take beats one by one; the tile buffer has room for them from ``release`` on."""
+    for _ in range(count):
+        beat, took = now[BEATS], max(now[R], now[LEFT_2]) + 1
+        if now[PLACE] == 0:
+            burst = beat // sizes.burst_beats
+            now[AR] = taken(max(ask_from, now[AR] + 1, now[now[OLDEST]] + 1), bench.ar_ready)
+            took = max(took, now[AR] + sizes.latency + bench.extra[burst % len(bench.extra)])
+            bench.ar[burst] = now[AR]
+        bench.r[beat] = now[R] = took
+        now[LEFT], now[LEFT_2] = max(took + 1, now[LEFT] + 1, release), now[LEFT]
+        _count_beats(1, now, sizes)
+
+
+@njit(cache=True)
+def _load(count: int, release: int, ask_from: int, now: NDArray[np.int64], sizes: Sizes) -> None:
+    """Take beats whose addresses are taken at once and whose latencies are equal."""
+    while count > 0:
+        # Beats up to the end of a burst, or of the tile.
+        some = min(count, sizes.burst_beats - now[PLACE])
+        first = max(now[R], now[LEFT_2]) + 1
+        if now[PLACE] == 0:
+            now[AR] = max(ask_from, now[AR] + 1, now[now[OLDEST]] + 1)
+            first = max(first, now[AR] + sizes.latency)
+        # Two beats fit before the tile buffer: the third one is taken when the first has left.
+        second = max(first, now[LEFT]) + 1
+        left = max(second, release)
+        now[R] = first if some == 1 else second if some == 2 else left + some - 2
+        now[LEFT_2] = now[LEFT] if some == 1 else left + some - 2
+        now[LEFT] = left + some - 1
+        _count_beats(some, now, sizes)
+        count -= some
+
+
+@njit(cache=True)
+def _count_beats(count: int, now: NDArray[np.int64], sizes: Sizes) -> None:
+    """Note beats of one burst."""
+    now[BEATS] += count
+    now[PLACE] += count
+    if now[PLACE] == sizes.burst_beats:
+        now[PLACE] = 0
+        now[now[OLDEST]] = now[R]
+        now[OLDEST] = _next(now[OLDEST], now)
+
+
+@njit(cache=True)
+def _next(column: int, now: NDArray[np.int64]) -> int:
+    return column + 1 if column + 1 < len(now) else RING
+
+
+@njit(cache=True)
+def _keep(now: NDArray[np.int64], before: NDArray[np.int64]) -> None:
+    for n in range(len(now)):
+        before[n] = now[n]
+
+
+@njit(cache=True)
+def _is_later(now: NDArray[np.int64], before: NDArray[np.int64], num_times: int) -> bool:
+    """Whether the engine is where it was, only later: in its times, its last bursts, and within a burst."""
+    if now[PLACE] != before[PLACE]:
+        return False
+    later = now[FIRE] - before[FIRE]
+    for n in range(num_times):
+        if now[n] - before[n] != later:
+            return False
+    column, its = now[OLDEST], before[OLDEST]
+    for _ in range(len(now) - RING):
+        if now[column] - before[its] != later:
+            return False
+        column, its = _next(column, now), _next(its, before)
+    return True
+
+
+@njit(cache=True)
+def _repeat(now: NDArray[np.int64], before: NDArray[np.int64], num_times: int, repeats: int) -> None:
+    """Do again, so many times, what was done since the state before."""
+    later = repeats * (now[FIRE] - before[FIRE])
+    for n in (BEATS, WAITED, PASSED):
+        now[n] += repeats * (now[n] - before[n])
+    for n in range(num_times):
+        now[n] += later
+    for n in range(RING, len(now)):
+        now[n] += later

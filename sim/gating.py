@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from sim.streams import ALWAYS, Cycles, taken
+from sim.streams import ALWAYS, Cycles, Spans, taken
 from spec.geometry import GateGeometry, ceil_div
 from spec.model import Normalise, Score
 
@@ -64,17 +64,58 @@ class GateCycles:
     o: Cycles
 
 
-def gate_cycles(geometry: GateGeometry, arrivals: Cycles, ready: Cycles = ALWAYS) -> GateCycles:
+def gate_cycles(geometry: GateGeometry, arrivals: Cycles, ready: Spans = ALWAYS) -> GateCycles:
     """Return when the gate takes its beats and gives its assignments.
 
     Parameters
     ----------
     arrivals : (tokens * input_beats,) first cycle in which each beat is offered, ascending.
-    ready : readiness of the output, from :func:`sim.streams.next_ready`.
+    ready : readiness of the output, from :func:`sim.streams.readiness`.
     """
-    return GateCycles(
-        *_walk(
-            np.ascontiguousarray(arrivals, dtype=np.int64),
+    steps = np.arange(geometry.input_beats)
+    offered = np.asarray(arrivals, dtype=np.int64).reshape(-1, len(steps)) - steps
+    model = GateModel(geometry, len(offered))
+    model.run(offered.max(axis=1), ready=ready)
+    first = np.concatenate([[0], model.last_in + 1])[: len(offered)]
+    first[TOKEN_BUFFERS:] = np.maximum(
+        first[TOKEN_BUFFERS:], model.launch[:-TOKEN_BUFFERS] + geometry.product_cycles + 1
+    )
+    i = np.maximum.accumulate(np.maximum(offered, first[:, None]), axis=1) + steps
+    return GateCycles(i.ravel(), model.launch, model.o)
+
+
+class GateModel:
+    """The gate's times, a run of tokens after the other: each token's follow from those before it.
+
+    Attributes
+    ----------
+    last_in : (tokens,) cycle in which each token's last beat is taken.
+    launch : (tokens,) first cycle of its product.
+    o : (tokens * k,) cycles of its assignments.
+    """
+
+    def __init__(self, geometry: GateGeometry, num_tokens: int) -> None:
+        self.geometry = geometry
+        self.last_in = np.empty(num_tokens, dtype=np.int64)
+        self.launch = np.empty(num_tokens, dtype=np.int64)
+        self.o = np.empty(num_tokens * geometry.gating.top_k, dtype=np.int64)
+        self.num_done = 0
+
+    def run(self, arrivals: Cycles, *, room: int = 0, ready: Spans = ALWAYS) -> None:
+        """Give the next tokens their times.
+
+        Parameters
+        ----------
+        arrivals : (n,) cycle from which each token's beats are offered, one per cycle. Where beats come
+            later than that, the largest of each beat's cycle minus its number says the same.
+        room : first cycle in which the output may take an assignment of these tokens.
+        ready : readiness of the output.
+        """
+        geometry = self.geometry
+        _walk(
+            self.num_done,
+            arrivals,
+            room,
             ready,
             geometry.input_beats,
             geometry.gating.top_k,
@@ -82,39 +123,52 @@ def gate_cycles(geometry: GateGeometry, arrivals: Cycles, ready: Cycles = ALWAYS
             geometry.interval,
             latency(geometry),
             num_credits(geometry),
+            self.last_in,
+            self.launch,
+            self.o,
         )
-    )
+        self.num_done += len(arrivals)
+
+    @property
+    def o_offered(self) -> Cycles:
+        """First cycle in which each assignment is offered."""
+        top_k = self.geometry.gating.top_k
+        computed = (self.launch[:, None] + latency(self.geometry) + np.arange(top_k)).ravel()
+        offered: Cycles = np.maximum(computed, np.concatenate([[0], self.o + 1])[: len(computed)])
+        return offered
 
 
 @njit(cache=True)
 def _walk(
+    first: int,
     arrivals: Cycles,
-    ready: Cycles,
+    room: int,
+    ready: Spans,
     beats: int,
     top_k: int,
     product: int,
     interval: int,
     latency: int,
     num_credits: int,
-) -> tuple[Cycles, Cycles, Cycles]:
-    tokens = len(arrivals) // beats
-    i = np.empty(tokens * beats, dtype=np.int64)
-    launch = np.empty(tokens, dtype=np.int64)
-    o = np.empty(tokens * top_k, dtype=np.int64)
-    last_in = last_out = np.int64(-1)
-    for token in range(tokens):
+    last_in: Cycles,
+    launch: Cycles,
+    o: Cycles,
+) -> None:
+    """Fill ``last_in``, ``launch`` and ``o`` of the tokens from ``first`` on."""
+    for token in range(first, first + len(arrivals)):
+        begin = max(arrivals[token - first], last_in[token - 1] + 1 if token else 0)
         # A buffer is free the cycle after the last address of the token that it held.
-        free = launch[token - TOKEN_BUFFERS] + product + 1 if token >= TOKEN_BUFFERS else np.int64(0)
-        for beat in range(beats):
-            last_in = max(arrivals[token * beats + beat], last_in + 1, free)
-            i[token * beats + beat] = last_in
-        start = last_in + 1
-        if token > 0:
+        if token >= TOKEN_BUFFERS:
+            begin = max(begin, launch[token - TOKEN_BUFFERS] + product + 1)
+        last_in[token] = begin + beats - 1
+        start = last_in[token] + 1
+        if token:
             start = max(start, launch[token - 1] + interval)
         if token >= num_credits:
             start = max(start, o[(token - num_credits) * top_k + top_k - 1] + 1)
         launch[token] = start
-        for slot in range(top_k):
-            last_out = taken(max(start + latency + slot, last_out + 1), ready)
-            o[token * top_k + slot] = last_out
-    return i, launch, o
+        for slot in range(token * top_k, (token + 1) * top_k):
+            offered = start + latency + slot - token * top_k
+            if slot:
+                offered = max(offered, o[slot - 1] + 1)
+            o[slot] = taken(max(offered, room), ready)

@@ -107,6 +107,7 @@ struct Memory {
     size_t max_outstanding = 1;
     std::vector<int64_t> extra, gaps;
     std::vector<uint8_t> pattern;  // of arready, from cycle 0 on
+    std::vector<uint8_t> responses;
     std::vector<Burst> ring;
     size_t head = 0, outstanding = 0, bursts = 0, beats = 0;
     int64_t free_at = 0;
@@ -301,7 +302,7 @@ class Parser {
         m.image = map(text(), m.image_bytes);
         in_ >> m.latency >> m.max_outstanding;
         m.extra = load<int64_t>(text()), m.gaps = load<int64_t>(text());
-        m.pattern = load<uint8_t>(text());
+        m.pattern = load<uint8_t>(text()), m.responses = load<uint8_t>(text());
         m.ring.resize(m.max_outstanding);
         m.rule = {nullptr, m.arvalid, m.araddr, m.arlen, Bytes(m.araddr.bytes), 0, false};
         m.ar_cycles.reserve(1 << 16), m.ar_addrs.reserve(1 << 16), m.r_cycles.reserve(1 << 20);
@@ -487,6 +488,7 @@ class Bench {
             violation(m.name.c_str(), "read beyond the memory image");
         }
         put_bit(m.rlast, burst.done + 1 == burst.beats);
+        *m.rresp.data = m.responses.empty() ? 0 : m.responses[m.beats % m.responses.size()];
     }
 
     void sample(Memory& m) {

@@ -1,10 +1,11 @@
 """Cycle model of the ``fpga`` layer: the block models, joined where the blocks are.
 
-Each block's model takes the cycles in which its inputs are offered and in which its outputs are
-taken. Joined, one block's times are the next one's arrivals, and what a block holds up is a ready
-pattern for the one before it. That is a system of equations in which every time depends on earlier
-ones only; it is solved by repetition until nothing changes. Without back-pressure between blocks
-one repetition is enough; each window of tokens that has to wait for room takes one more.
+One block's times are the next one's arrivals, and what a block holds says when there is room before
+it. Room comes from earlier tokens only, so each window of tokens goes through the blocks once: the gate
+waits for the slots of the tokens two windows ago, the dispatcher until the window before the last is
+served (or the last one decided), a job until the one before the last is done with. Jobs of one window
+wait for each other in this way; so the window's entries are computed twice, first as the dispatcher alone
+would give them, then with the room that the engine turned out to have.
 """
 
 from __future__ import annotations
@@ -13,69 +14,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from golden.dispatch_streams import DispatchStreams
-from sim.combine import combine_cycles
-from sim.dispatch import dispatch_cycles
-from sim.expert import EngineShape, ExpertCycles, expert_cycles
-from sim.gating import gate_cycles
-from sim.streams import ALWAYS, Cycles, next_ready
+from sim.combine import FREED_LATENCY, combine_cycles, token_outputs
+from sim.dispatch import DispatchModel, dispatch_cycles
+from sim.expert import EngineShape, ExpertModel, expert_cycles
+from sim.gating import GateModel, gate_cycles
+from sim.streams import ALWAYS, NEVER, Cycles, Spans, common, common_with_trains, size, union, without
 from spec.design import DesignSpec
 from spec.geometry import ImageGeometry
 
 BLOCKS = ("gating", "dispatch", "expert", "combine")
-
-
-@dataclass(frozen=True)
-class StreamTimes:
-    """When each beat of a stream is offered and when it is taken."""
-
-    offered: Cycles
-    taken: Cycles
-
-    @property
-    def ready(self) -> Cycles:
-        """Readiness of the sink, as far as this stream saw it: not in the cycles in which beats wait."""
-        waiting = self.taken > self.offered
-        if not waiting.any():
-            return ALWAYS
-        pattern = np.ones(int(self.taken.max()) + 1, dtype=bool)
-        pattern[self.waits] = False
-        return next_ready(pattern)
-
-    @property
-    def waits(self) -> Cycles:
-        """The cycles in which a beat is offered and not taken."""
-        return cycles_between(self.offered, self.taken)
-
-
-def cycles_between(starts: Cycles, ends: Cycles) -> Cycles:
-    """Return all cycles of the half-open intervals, sorted, each once."""
-    if not len(starts):
-        return ALWAYS
-    size = int(max(ends.max(), starts.max())) + 2
-    change = np.zeros(size, dtype=np.int64)
-    some = ends > starts
-    np.add.at(change, starts[some], 1)
-    np.add.at(change, ends[some], -1)
-    return np.flatnonzero(np.cumsum(change)).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class LayerTimes:
-    """All streams of a layer in one run, by the names of :data:`spec.registers.PROBE`.
-
-    ``wait_tile`` holds the cycles in which the array waits for a tile.
-    """
-
-    streams: Mapping[str, StreamTimes]
-    wait_tile: Cycles
-    fires: int
-
-    @property
-    def cycles(self) -> int:
-        """Cycles from the first input beat to the last output beat, both included."""
-        return int(self.streams["output"].taken[-1] - self.streams["tokens"].taken[0]) + 1
 
 
 @dataclass(frozen=True)
@@ -97,161 +47,217 @@ class LayerShape:
         return 2 * self.design.window_tokens
 
     @property
+    def entry_shared(self) -> NDArray[np.bool_]:
+        """Whether each entry's expert is the shared one."""
+        shared: NDArray[np.bool_] = self.streams.entry_expert == self.image.gate.gating.num_experts
+        return shared
+
+    @property
     def contribution_tokens(self) -> Cycles:
-        """Token of each contribution beat: per job and output block all tokens, ``parts`` beats each."""
-        routed = self.image.routed
-        words = self.engine.words
-        parts = routed.rows // self.design.tile.act_lanes
-        token_of_entry = self.streams.entry_token
-        ends = np.flatnonzero(self.streams.entry_last) + 1
-        starts = np.concatenate([[0], ends[:-1]])
-        per_block = [min(parts, words - block * parts) for block in range(routed.out_blocks)]
-        pieces = [
-            np.repeat(token_of_entry[start:end], count)
-            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-            for count in per_block
-        ]
-        return np.concatenate(pieces) if pieces else ALWAYS
+        """Token of each contribution beat."""
+        counts = np.diff(np.flatnonzero(self.streams.entry_last), prepend=-1)
+        entry, _ = self.engine.output_order(counts)
+        return self.streams.entry_token[entry]
 
 
-def layer_times(shape: LayerShape, arrivals: Cycles, output_ready: Cycles = ALWAYS) -> LayerTimes:
-    """Return the times of every stream of the layer, from the block models alone.
+@dataclass(frozen=True)
+class StreamTimes:
+    """When each beat of a stream is offered and when it is taken."""
+
+    offered: Cycles
+    taken: Cycles
+
+    @property
+    def waits(self) -> Spans:
+        """The cycles in which a beat is offered and not taken: all that is known of the sink's readiness."""
+        return union(self.offered, self.taken)
+
+
+@dataclass(frozen=True)
+class LayerCycles:
+    """What the model says of a layer.
+
+    Attributes
+    ----------
+    cycles : from the first input beat to the last output beat, both included.
+    active : for each block, as in :func:`active_cycles`.
+    assignments, expects, entries : the streams between gate, dispatcher, engine and combiner.
+    results : per entry, cycle of its last contribution beat.
+    outputs : per token, cycle of its first output beat.
+    sent : the cycles of all output beats.
+    fires, read_beats : MAC slots used; weight beats read.
+    tiles, walked_tiles : weight tiles in all, and those that the model went through one by one.
+    """
+
+    cycles: int
+    active: dict[str, int]
+    assignments: StreamTimes
+    expects: StreamTimes
+    entries: StreamTimes
+    results: Cycles
+    outputs: Cycles
+    sent: Spans
+    fires: int
+    read_beats: int
+    tiles: int
+    walked_tiles: int
+
+
+def layer_cycles(shape: LayerShape, arrivals: Cycles, output_ready: Spans = ALWAYS) -> LayerCycles:
+    """Return the times of a layer, from the block models alone.
 
     Parameters
     ----------
-    arrivals : (tokens * input_beats,) first cycle in which each input beat is offered.
-    output_ready : readiness of the output (:func:`sim.streams.next_ready`).
+    arrivals : (tokens,) cycle from which each token's beats are offered, one per cycle; for beats with
+        gaps between them see :meth:`sim.gating.GateModel.run`.
+    output_ready : readiness of the output, from :func:`sim.streams.readiness`.
     """
-    image, streams = shape.image, shape.streams
-    beats, words, num_slots = image.gate.input_beats, shape.engine.words, shape.num_slots
-    num_tokens = len(arrivals) // beats
-    arrivals = arrivals.astype(np.int64)
-    reused = np.arange(num_slots, num_tokens)
-    admitted = arrivals
-    window_room = entry_room = ALWAYS
-    previous: tuple[Cycles, ...] = ()
-    for _ in range(4 * streams.num_windows + 16):
-        gate = gate_cycles(image.gate, admitted, window_room)
-        dispatch = dispatch_cycles(streams, gate.o, unit_ready=[entry_room])
-        expert = _expert(shape, dispatch.units[0])
-        combine = combine_cycles(
-            shape.contribution_tokens,
-            expert.o,
-            dispatch.o_expect,
-            num_slots=num_slots,
-            words=words,
+    streams, words = shape.streams, shape.engine.words
+    gate = GateModel(shape.image.gate, len(arrivals))
+    dispatch = DispatchModel(streams)
+    expert = ExpertModel(shape.engine, shape.design.memory.latency_cycles)
+    shared = shape.entry_shared
+    outputs, last_outputs, expects = (np.empty(len(arrivals), dtype=np.int64) for _ in range(3))
+    jobs = []
+    for window in range(streams.num_windows):
+        tokens, entries = dispatch.tokens_of(window), dispatch.entries_of(window)
+        admitted = arrivals[tokens].astype(np.int64)
+        reused = np.arange(max(tokens.start, shape.num_slots), tokens.stop)
+        freed = last_outputs[reused - shape.num_slots] + FREED_LATENCY
+        admitted[reused - tokens.start] = np.maximum(admitted[reused - tokens.start], freed + 1)
+        gate.run(admitted, room=dispatch.opened(window))
+
+        beats = dispatch.assignments_of(window)
+        dispatch.fill(window, gate.o[beats])
+        assert np.array_equal(gate.o[beats], dispatch.i[beats])
+
+        done = expert.run(shared[entries], streams.entry_last[entries], dispatch.foresee(window))
+        dispatch.serve(window, done.room)
+        assert np.array_equal(dispatch.entries[entries], done.i)
+        jobs.append(done)
+
+        last_beats = np.full(tokens.stop - tokens.start, NEVER)
+        np.maximum.at(last_beats, streams.entry_token[entries] - tokens.start, done.results)
+        expects[tokens], outputs[tokens], last_outputs[tokens] = token_outputs(
+            last_beats,
+            dispatch.o_expect[tokens],
+            words,
             ready=output_ready,
+            after=int(last_outputs[tokens.start - 1]) if tokens.start else -1,
+            expect_after=int(expects[tokens.start - 1]) if tokens.start else -1,
         )
-        current = (gate.o, dispatch.i, dispatch.units[0], expert.i, expert.o, combine.i, combine.o)
-        if previous and all(map(np.array_equal, previous, current)):
-            break
-        previous = current
-        # What the next repetition knows: when a slot, a window, a job bank has room.
-        admitted = arrivals.copy()
-        first = reused * beats
-        admitted[first] = np.maximum(admitted[first], combine.freed[reused - num_slots] + 1)
-        window_room = _window_room(shape, dispatch.i, dispatch.units[0])
-        entry_room = _entry_room(shape, expert)
-    else:
-        raise AssertionError("the layer's times did not settle")
-    assert np.array_equal(gate.o, dispatch.i)
-    assert np.array_equal(dispatch.units[0], expert.i)
-    assert np.array_equal(expert.o, combine.i)
-    gate_free = gate_cycles(image.gate, admitted)
-    dispatch_free = dispatch_cycles(streams, gate.o)
-    return LayerTimes(
-        {
-            "tokens": _offered(arrivals, gate.i),
-            "assignments": _offered(gate_free.o, gate.o),
-            "expects": _offered(dispatch.o_expect, combine.i_expect),
-            "entries": _offered(dispatch_free.units[0], dispatch.units[0]),
-            "contributions": _offered(expert.o, combine.i),
-            "output": _offered(combine.o, combine.o),
-            "addresses": _offered(expert.ar, expert.ar),
-            "beats": _offered(expert.r, expert.r),
+    results = np.concatenate([done.results for done in jobs])
+    assignments = StreamTimes(gate.o_offered, gate.o)
+    given = StreamTimes(dispatch.offered, dispatch.entries)
+    inside = _inside(shape, gate.last_in, gate.o, dispatch.entries, results[streams.entry_last])
+    num_beats = (len(results) + len(outputs)) * words
+    # A token's beats are right behind each other, but for the output's stalls.
+    sent = without(union(outputs, last_outputs + 1), output_ready)
+    return LayerCycles(
+        cycles=int(last_outputs[-1]) + 1 - max(0, int(arrivals[0])),
+        active={
+            "gating": _outside(inside["gating"], assignments.waits),
+            "dispatch": _outside(inside["dispatch"], given.waits),
+            # The array waits for tiles only while their job is inside; no result waits.
+            "expert": size(inside["expert"]) - sum(done.wait_tile for done in jobs),
+            "combine": num_beats - sum(common_with_trains(done.o, sent) for done in jobs),
         },
-        cycles_between(expert.wait_from, expert.wait_to),
-        expert.fires,
+        assignments=assignments,
+        expects=StreamTimes(dispatch.o_expect, expects),
+        entries=given,
+        results=results,
+        outputs=outputs,
+        sent=sent,
+        fires=sum(done.fires for done in jobs),
+        read_beats=sum(done.read_beats for done in jobs),
+        tiles=sum(done.tiles for done in jobs),
+        walked_tiles=sum(done.walked_tiles for done in jobs),
     )
 
 
-def _expert(shape: LayerShape, offered: Cycles, ready: Cycles = ALWAYS) -> ExpertCycles:
-    return expert_cycles(
-        shape.engine,
-        shape.streams.entry_expert == shape.image.gate.gating.num_experts,
-        shape.streams.entry_last,
-        offered,
-        latency=shape.design.memory.latency_cycles,
-        ready=ready,
-    )
+def _inside(
+    shape: LayerShape, tokens: Cycles, assignments: Cycles, entries: Cycles, results: Cycles
+) -> dict[str, Spans]:
+    """Return when gate, dispatcher and engine hold work.
 
-
-def _offered(unblocked: Cycles, taken: Cycles) -> StreamTimes:
-    """A beat is offered when its producer has it, but not before the one ahead of it is gone."""
-    behind = np.concatenate([[-1], taken[:-1]]) + 1 if len(taken) else taken
-    return StreamTimes(np.minimum(np.maximum(unblocked, behind), taken), taken)
-
-
-def _room(closed: Cycles, opened: Cycles) -> Cycles:
-    """Readiness of a sink that takes nothing in the cycles closed..opened - 1 of each pair."""
-    cycles = cycles_between(closed, opened)
-    if not len(cycles):
-        return ALWAYS
-    pattern = np.ones(int(cycles[-1]) + 2, dtype=bool)
-    pattern[cycles] = False
-    return next_ready(pattern)
-
-
-def _window_room(shape: LayerShape, assignments: Cycles, entries: Cycles) -> Cycles:
-    """Readiness of the dispatcher: after window w closed, window w + 1 waits until w - 1 is served."""
+    Parameters
+    ----------
+    tokens, results : cycles of each token's last input beat, of each job's last contribution beat.
+    assignments, entries : cycles of all of them.
+    """
     streams = shape.streams
+    top_k = streams.top_k
     windows = np.arange(streams.num_windows)
-    ends = np.searchsorted(streams.window, windows, side="right") * streams.top_k - 1
-    entry_ends = np.searchsorted(streams.entry_window, windows, side="right") - 1
-    # A window without entries is served as soon as it is looked at; the model of the dispatcher knows.
-    served = np.where(entry_ends >= 0, entries[np.maximum(entry_ends, 0)] if entries.size else -1, -1)
-    closed = assignments[ends]
-    return _room(closed[1:-1] + 1, served[:-2] + 1)
+    window_ends = np.searchsorted(streams.window, windows, side="right") * top_k - 1
+    entry_starts = np.searchsorted(streams.entry_window, windows)
+    entry_ends = np.searchsorted(streams.entry_window, windows, side="right")
+    served = entry_ends > entry_starts
+    return {
+        "gating": union(tokens + 1, assignments[top_k - 1 :: top_k] + 1),
+        "dispatch": union(assignments[window_ends[served]] + 1, entries[entry_ends[served] - 1] + 1),
+        "expert": union(entries[streams.entry_last] + 1, results + 1),
+    }
 
 
-def _entry_room(shape: LayerShape, expert: ExpertCycles) -> Cycles:
-    """Readiness of the expert engine: after job j is complete, job j + 1 waits until j - 1 is done with."""
-    complete = expert.i[np.flatnonzero(shape.streams.entry_last)]
-    return _room(complete[1:-1] + 1, expert.retired[:-2] + 1)
+def _outside(inside: Spans, held_up: Spans) -> int:
+    return size(inside) - common(inside, held_up)
 
 
-def block_times(shape: LayerShape, seen: LayerTimes) -> dict[str, Cycles]:
+@dataclass(frozen=True)
+class LayerTimes:
+    """All streams of a layer in a run, by the names of :data:`spec.registers.PROBE`.
+
+    ``wait_tile`` are the cycles in which the array waits for a tile.
+    """
+
+    streams: Mapping[str, StreamTimes]
+    wait_tile: Spans
+
+    @property
+    def cycles(self) -> int:
+        """Cycles from the first input beat to the last output beat, both included."""
+        return int(self.streams["output"].taken[-1] - self.streams["tokens"].taken[0]) + 1
+
+
+def block_times(shape: LayerShape, seen: LayerTimes) -> tuple[dict[str, Cycles], Spans]:
     """Return when each block, on its own, would have transferred what it was seen to be offered.
 
-    Every block's model is given the arrivals and the ready patterns recorded at its ports. The
-    result is equal to what was seen (``seen.streams[name].taken``) if all models are exact; its keys are
-    those of ``seen.streams``, and for streams between two blocks also ``name + ' (sink)'``.
+    Every block's model is given the arrivals and the readiness recorded at its ports. The times are
+    those seen (``seen.streams[name].taken``) if all models are exact; their keys are those of
+    ``seen.streams``, and for streams between two blocks also ``name + ' (sink)'``. Second come the
+    cycles in which the array would have waited for a tile.
     """
     streams = seen.streams
-    beats, words, num_slots = shape.image.gate.input_beats, shape.engine.words, shape.num_slots
+    words, num_slots = shape.engine.words, shape.num_slots
     # The gate is offered a token's first beat when there is a slot for it.
     admitted = streams["tokens"].offered.copy()
-    reused = np.arange(num_slots, len(admitted) // beats)
-    freed = streams["output"].taken[words - 1 :: words] + 1
-    first = reused * beats
-    admitted[first] = np.maximum(admitted[first], freed[reused - num_slots] + 1)
-    gate = gate_cycles(shape.image.gate, admitted, streams["assignments"].ready)
+    first_beats = admitted[:: shape.image.gate.input_beats][num_slots:]
+    freed = streams["output"].taken[words - 1 :: words] + FREED_LATENCY
+    np.maximum(first_beats, freed[: len(first_beats)] + 1, out=first_beats)
+    gate = gate_cycles(shape.image.gate, admitted, streams["assignments"].waits)
     dispatch = dispatch_cycles(
         shape.streams,
         streams["assignments"].offered,
-        expect_ready=streams["expects"].ready,
-        unit_ready=[streams["entries"].ready],
+        expect_ready=streams["expects"].waits,
+        unit_ready=[streams["entries"].waits],
     )
-    expert = _expert(shape, streams["entries"].offered, streams["contributions"].ready)
+    expert = expert_cycles(
+        shape.engine,
+        shape.entry_shared,
+        shape.streams.entry_last,
+        streams["entries"].offered,
+        latency=shape.design.memory.latency_cycles,
+        ready=streams["contributions"].waits,
+    )
     combine = combine_cycles(
         shape.contribution_tokens,
         streams["contributions"].offered,
         streams["expects"].offered,
         num_slots=num_slots,
         words=words,
-        ready=streams["output"].ready,
+        ready=streams["output"].waits,
     )
-    return {
+    times = {
         "tokens": gate.i,
         "assignments": gate.o,
         "assignments (sink)": dispatch.i,
@@ -264,12 +270,12 @@ def block_times(shape: LayerShape, seen: LayerTimes) -> dict[str, Cycles]:
         "contributions": expert.o,
         "contributions (sink)": combine.i,
         "output": combine.o,
-        "wait_tile": cycles_between(expert.wait_from, expert.wait_to),
     }
+    return times, union(expert.wait_from, expert.wait_to)
 
 
 def active_cycles(
-    shape: LayerShape, taken: Mapping[str, Cycles], waits: Mapping[str, Cycles], wait_tile: Cycles
+    shape: LayerShape, taken: Mapping[str, Cycles], waits: Mapping[str, Spans], wait_tile: Spans
 ) -> dict[str, int]:
     """Return for each block the cycles in which it holds work and is neither starved nor blocked.
 
@@ -280,34 +286,20 @@ def active_cycles(
 
     Parameters
     ----------
-    taken, waits : per stream, cycles of the transfers, cycles in which a beat waits.
+    taken, waits : for each stream, cycles of the transfers, cycles in which a beat waits.
     wait_tile : cycles in which the array waits for a tile.
     """
-    streams = shape.streams
-    top_k = streams.top_k
-    windows = np.arange(streams.num_windows)
-    window_ends = np.searchsorted(streams.window, windows, side="right") * top_k - 1
-    entry_starts = np.searchsorted(streams.entry_window, windows)
-    entry_ends = np.searchsorted(streams.entry_window, windows, side="right")
-    served = entry_ends > entry_starts
-    job_ends = np.flatnonzero(streams.entry_last)
-    entries_of_job = np.diff(np.concatenate([[-1], job_ends]))
-    results = np.cumsum(entries_of_job) * shape.engine.words - 1
-    inside = {
-        "gating": cycles_between(
-            taken["tokens"][shape.image.gate.input_beats - 1 :: shape.image.gate.input_beats] + 1,
-            taken["assignments"][top_k - 1 :: top_k] + 1,
-        ),
-        "dispatch": cycles_between(
-            taken["assignments"][window_ends[served]] + 1, taken["entries"][entry_ends[served] - 1] + 1
-        ),
-        "expert": cycles_between(taken["entries"][job_ends] + 1, taken["contributions"][results] + 1),
+    beats, words = shape.image.gate.input_beats, shape.engine.words
+    job_ends = np.flatnonzero(shape.streams.entry_last)
+    results = taken["contributions"][(job_ends + 1) * words - 1]
+    inside = _inside(
+        shape, taken["tokens"][beats - 1 :: beats], taken["assignments"], taken["entries"], results
+    )
+    waiting = np.concatenate([waits["contributions"], wait_tile])
+    busy = np.concatenate([taken["contributions"], taken["output"]])
+    return {
+        "gating": _outside(inside["gating"], waits["assignments"]),
+        "dispatch": _outside(inside["dispatch"], waits["entries"]),
+        "expert": _outside(inside["expert"], union(waiting[:, 0], waiting[:, 1])),
+        "combine": size(union(busy, busy + 1)),
     }
-    held_up = {
-        "gating": waits["assignments"],
-        "dispatch": waits["entries"],
-        "expert": np.concatenate([waits["contributions"], wait_tile]),
-    }
-    active = {name: int(np.setdiff1d(cycles, held_up[name]).size) for name, cycles in inside.items()}
-    active["combine"] = int(np.union1d(taken["contributions"], taken["output"]).size)
-    return active

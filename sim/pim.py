@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sim.expert import ARRAY_LATENCY, activation_latency
-from sim.streams import ALWAYS, Cycles, taken
+from sim.streams import ALWAYS, Cycles, Spans, taken
 from spec.banks import BankGeometry, CommandTiming
 from spec.geometry import ceil_div
 
@@ -148,6 +148,7 @@ class ChannelCycles:
     Attributes
     ----------
     i, o : (entries,), (output beats,) cycles of the transfers.
+    offered : (output beats,) first cycle in which each beat is offered.
     retired : (jobs,) cycle in which each job is done with.
     rows, columns : (commands, 3) cycle on the bus, kind, side.
     fires : tokens that met a tile.
@@ -155,10 +156,34 @@ class ChannelCycles:
 
     i: Cycles
     o: Cycles
+    offered: Cycles
     retired: Cycles
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
     fires: int
+
+    def mac_slots(self, timing: CommandTiming) -> dict[str, int]:
+        """Return where the cycles from the first MAC command to the last one's end went.
+
+        ``mac``: the least time from a MAC command to the next; the rest of each gap by what happened in
+        it: ``refresh``, ``row`` (closing and opening), or ``other`` (inputs, results, lanes that are busy).
+        """
+        macs = self.columns[self.columns[:, 1] == Column.MAC][:, 0]
+        lost = np.diff(macs) - timing.mac_gap
+
+        def within(cycles: Cycles) -> NDArray[np.bool_]:
+            """Whether a gap holds one of these cycles."""
+            inside: NDArray[np.bool_] = np.diff(np.searchsorted(cycles, macs)) > 0
+            return inside
+
+        refreshed = within(self.rows[self.rows[:, 1] == Row.REF][:, 0])
+        opened = within(self.rows[self.rows[:, 1] == Row.ACT][:, 0]) & ~refreshed
+        return {
+            "mac": len(macs) * timing.mac_gap,
+            "refresh": int(lost[refreshed].sum()),
+            "row": int(lost[opened].sum()),
+            "other": int(lost[~refreshed & ~opened].sum()),
+        }
 
     def count(self, kind: Row | Column) -> int:
         """Return how often a command was issued."""
@@ -173,7 +198,8 @@ def channel_cycles(
     arrivals: Cycles,
     *,
     first_refresh: int,
-    ready: Cycles = ALWAYS,
+    ready: Spans = ALWAYS,
+    tail: int = 0,
 ) -> ChannelCycles:
     """Return when a channel takes its entries, issues its commands and gives its results.
 
@@ -182,11 +208,12 @@ def channel_cycles(
     shared, last : (entries,) whether the entry's expert is the shared one; whether it ends its job.
     arrivals : (entries,) first cycle in which each entry is offered, ascending.
     first_refresh : cycle in which the first refresh falls due.
-    ready : readiness of ``o`` (:func:`sim.streams.next_ready`).
+    ready : readiness of ``o`` (:func:`sim.streams.readiness`).
+    tail : cycles after the last output for which commands are still told.
     """
     ends = np.flatnonzero(last)
     counts = np.diff(np.concatenate([[-1], ends])).astype(np.int64)
-    i, o, retired, rows, columns, fires = _run(
+    i, o, offered, retired, rows, columns, fires = _run(
         shape._numbers(),
         shape._table(),
         shared[ends].astype(np.int64),
@@ -194,8 +221,9 @@ def channel_cycles(
         np.ascontiguousarray(arrivals, dtype=np.int64),
         first_refresh,
         ready,
+        tail,
     )
-    return ChannelCycles(i, o, retired, rows, columns, int(fires))
+    return ChannelCycles(i, o, offered, retired, rows, columns, int(fires))
 
 
 @njit(cache=True)
@@ -224,8 +252,9 @@ def _run(
     counts: NDArray[np.int64],
     arrivals: Cycles,
     first_refresh: int,
-    ready: Cycles,
-) -> tuple[Cycles, Cycles, Cycles, NDArray[np.int64], NDArray[np.int64], int]:
+    ready: Spans,
+    tail: int,
+) -> tuple[Cycles, Cycles, Cycles, Cycles, NDArray[np.int64], NDArray[np.int64], int]:
     jobs = len(kinds)
     num_out = np.int64(0)
     num_columns = np.int64(0)
@@ -240,6 +269,7 @@ def _run(
         max_hidden = max(max_hidden, hidden_blocks)
     i = np.empty(len(arrivals), dtype=np.int64)
     o = np.empty(num_out, dtype=np.int64)
+    offered = np.empty(num_out, dtype=np.int64)
     retired = np.full(jobs, NEVER, dtype=np.int64)
     rows = np.empty((1024, 3), dtype=np.int64)
     columns = np.empty((num_columns, 3), dtype=np.int64)
@@ -313,7 +343,7 @@ def _run(
     out_count = np.int64(0)
     w_block = 0
 
-    while d_job < jobs:
+    while True:
         # Entries: one per cycle into a free bank.
         while completed < jobs and (completed < BANKS or retired[completed - BANKS] < never):
             free = retired[completed - BANKS] + 1 if completed >= BANKS else np.int64(0)
@@ -409,6 +439,8 @@ def _run(
             visit_at = max(v_from, visit_done[v_side] + 1)
 
         now = min(best_row, refresh_event, mac_at, hidden_write_at, read_at, load_at, visit_at)
+        if d_job == jobs and now + ISSUE > out_taken + tail:
+            break
         assert now < never
         if now == refresh_event:
             rows = _grown(rows, row_count + 1)
@@ -534,7 +566,8 @@ def _run(
                     for _ in range(parts):
                         out_in = max(out_in + 1, out_taken_2 + 1)
                         out_taken_2 = out_taken
-                        out_taken = taken(max(out_in + 1, out_taken + 1), ready)
+                        offered[out_count] = max(out_in + 1, out_taken + 1)
+                        out_taken = taken(offered[out_count], ready)
                         o[out_count] = out_taken
                         out_count += 1
                     last_pop = out_in
@@ -594,4 +627,4 @@ def _run(
                 if v_group * s.group_tokens >= counts[v_job]:
                     v_job, v_group = v_job + 1, 0
                     v_end, v_between = now, True
-    return i, o, retired, rows[:row_count].copy(), columns[:column_count].copy(), int(fires)
+    return i, o, offered, retired, rows[:row_count].copy(), columns[:column_count].copy(), int(fires)

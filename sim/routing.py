@@ -17,6 +17,7 @@ IntArray = NDArray[np.int64]
 
 _STREAM = 7
 """Keeps routing apart from weights and tokens of the same seed."""
+_TOKENS_AT_A_TIME = 4096
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,15 @@ def draw_ids(gating: GatingSpec, routing: Routing, num_tokens: int, seed: int) -
         return _from_file(gating, routing.name, routing.ids, num_tokens)
     rng = np.random.default_rng([seed, _STREAM])
     popularity = -routing.exponent * np.log(1 + rng.permutation(gating.num_experts))
-    keys = popularity + rng.gumbel(size=(num_tokens, gating.num_experts))
-    if gating.grouped:
-        keys = np.where(group_mask(gating, keys), keys, -np.inf)
-    return np.argsort(-keys, axis=1, kind="stable")[:, : gating.top_k].astype(np.int64)
+    ids = np.empty((num_tokens, gating.top_k), dtype=np.int64)
+    # Some tokens at a time: keys for all of a long prompt's tokens and experts would fill the memory.
+    for start in range(0, num_tokens, _TOKENS_AT_A_TIME):
+        some = ids[start : start + _TOKENS_AT_A_TIME]
+        keys = popularity + rng.gumbel(size=(len(some), gating.num_experts))
+        if gating.grouped:
+            keys = np.where(group_mask(gating, keys), keys, -np.inf)
+        some[:] = np.argsort(-keys, axis=1, kind="stable")[:, : gating.top_k]
+    return ids
 
 
 def _from_file(gating: GatingSpec, name: str, ids: IntArray, num_tokens: int) -> IntArray:

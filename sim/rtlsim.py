@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sim import toolchain
+from sim.payload import Field, fields_of, pack
 from sim.toolchain import (
     built_once,
     compile_model,
@@ -42,7 +43,7 @@ from sim.toolchain import (
     verilator_version,
     write_atomically,
 )
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Engine
 from spec.errors import InputError
 from spec.model import ModelSpec
 
@@ -51,6 +52,8 @@ HARNESS = Path(__file__).with_name("harness.cpp")
 HARNESS_HEADER = Path(__file__).with_name("harness.h")
 HARNESS_TOP = Path(__file__).with_name("harness_top.cpp")
 DEFAULT_ROOT = Path("build")
+WAVE_CYCLES = 10_000
+"""Cycles of a run's waveform (:meth:`Waveform.of_run`); a busy cycle of ``fpga`` takes about 25 kB."""
 
 UInt64Array = NDArray[np.uint64]
 Int64Array = NDArray[np.int64]
@@ -60,11 +63,15 @@ def layer_component(model: ModelSpec, design: DesignSpec) -> Callable[[], object
     """Return what makes the layer's hardware, for :func:`build`."""
 
     def layer() -> object:
-        from rtl.layer import FpgaLayer
-
-        return FpgaLayer(model, design)
+        return _layer(model, design)
 
     return layer
+
+
+def _layer(model: ModelSpec, design: DesignSpec) -> object:
+    from rtl.layer import FpgaLayer, PimLayer
+
+    return PimLayer(model, design) if design.engine is Engine.PIM else FpgaLayer(model, design)
 
 
 def expert_component(model: ModelSpec, design: DesignSpec) -> Callable[[], object]:
@@ -85,9 +92,8 @@ def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> l
     Raises :class:`InputError` where the folder cannot be written.
     """
     from rtl.export import export
-    from rtl.layer import FpgaLayer
 
-    layer = FpgaLayer(model, design)
+    layer = _layer(model, design)
     try:
         files: list[Path] = export(layer, name, out)
         return files
@@ -130,6 +136,7 @@ class ReadMemory:
     extra : cycles added to the latency of burst ``n`` (repeated).
     gaps : cycles lost after beat ``n`` (repeated).
     ready : repeated pattern of cycles in which an address may be accepted.
+    responses : RRESP of beat ``n`` (repeated), counted from reset on: 0 OKAY, 2 SLVERR, 3 DECERR.
     """
 
     image: Path | NDArray[np.uint8]
@@ -138,6 +145,7 @@ class ReadMemory:
     extra: ArrayLike | None = None
     gaps: ArrayLike | None = None
     ready: ArrayLike | None = None
+    responses: ArrayLike | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +251,11 @@ class Waveform:
     last: int = 1 << 62
     phase: int = 0
 
+    @classmethod
+    def of_run(cls, path: Path) -> Waveform:
+        """Return the waveform of a run's first ``WAVE_CYCLES`` cycles, without the loading before it."""
+        return cls(path, 0, WAVE_CYCLES - 1)
+
 
 # What came back
 
@@ -253,6 +266,11 @@ class Trace:
 
     cycles: Int64Array
     payloads: UInt64Array
+
+    @classmethod
+    def of_cycles(cls, cycles: Int64Array) -> Trace:
+        """Return transfers of which only the cycles are known."""
+        return cls(cycles, np.zeros((len(cycles), 1), dtype=np.uint64))
 
     def integers(self) -> list[int]:
         """Return each payload as one Python integer."""
@@ -402,9 +420,10 @@ def _export_key(name: str, component: Callable[[], object], config: object) -> s
         for file in sorted((PROJECT / package).rglob("*")):
             if file.suffix in (".py", ".v", ".toml"):
                 parts += [str(file.relative_to(PROJECT)).encode(), file.read_bytes()]
-    # A component from elsewhere (a test, a user's file) may lean on any file beside its own.
+    # A component from elsewhere (a test, a user's file) may lean on any file beside its own; those of this
+    # file lean on the packages above alone.
     own = Path(inspect.getsourcefile(component) or "").resolve()
-    for file in sorted(own.parent.glob("*.py")):
+    for file in [own] if own == Path(__file__).resolve() else sorted(own.parent.glob("*.py")):
         parts += [file.name.encode(), file.read_bytes()]
     # Several in one file: told apart by name and, for lambdas, by line.
     code = getattr(component, "__code__", None)
@@ -424,6 +443,12 @@ def ports_of(directory: Path, name: str) -> dict[str, Any]:
     """Return the description of an export's ports."""
     description: dict[str, Any] = json.loads((directory / f"{name}.ports.json").read_text())
     return description
+
+
+def stream_fields(directory: Path, name: str, stream: str) -> dict[str, Field]:
+    """Return the fields of a stream's payload, as the export describes them."""
+    (entry,) = [entry for entry in ports_of(directory, name)["streams"] if entry["name"] == stream]
+    return fields_of(entry["fields"])
 
 
 def _ports_header(description: dict[str, list[dict[str, object]]]) -> str:
@@ -463,6 +488,14 @@ class Build:
     def traced(self) -> Build:
         """Return the same bench with waveforms, a separate (slower) program."""
         return self if self.trace else build_exported(self.directory, self.name, trace=True, root=self.root)
+
+    def fields(self, stream: str) -> dict[str, Field]:
+        """Return the fields of a stream's payload; none if it is a plain number."""
+        return stream_fields(self.directory, self.name, stream)
+
+    def pack(self, stream: str, **columns: ArrayLike) -> UInt64Array:
+        """Return payloads of a stream from a column of values per field; see :func:`sim.payload.pack`."""
+        return pack(self.fields(stream), columns)
 
     def run(self, spec: RunSpec, *, seed: int = 1, vcd: Waveform | None = None) -> RunResult:
         """Run once from power-up; ``seed`` decides what the undefined registers hold."""
@@ -561,6 +594,9 @@ class _Job:
         ]
         prefix = self.axi[name]["prefix"]
         lists.append(self._ready(name, memory.ready))
+        lists.append(
+            "-" if memory.responses is None else self._array(np.asarray(memory.responses, dtype=np.uint8))
+        )
         outstanding = memory.max_outstanding
         self.lines.append(f"memory {name} {prefix} {image} {memory.latency} {outstanding} {' '.join(lists)}")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from sim.accelerator import Report, run_model
+from sim.pim_report import run_pim_model
 from sim.routing import Routing, draw_ids
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Engine
 from spec.errors import require_range
 from spec.model import ModelSpec
 
@@ -16,10 +17,11 @@ def run_step(model: ModelSpec, design: DesignSpec, num_tokens: int, routing: Rou
     the accelerator and not counted; the report says so.
     """
     require_range("tokens", num_tokens, 1, 1 << 20)
+    run = run_pim_model if design.engine is Engine.PIM else run_model
     total: Report | None = None
     for layer in range(model.num_moe_layers):
         ids = draw_ids(model.gating, routing, num_tokens, seed + layer)
-        report = run_model(model, design, ids, routing.name)
+        report = run(model, design, ids, routing.name)
         if total is None:
             total = report
             continue

@@ -1,7 +1,9 @@
-"""Recurrences over the transfers of a stream, shared by the block models.
+"""Cycles of a stream's transfers, sets of cycles, readiness: shared by the block models.
 
-A cycle is an int64; arrays of handshake cycles are what models return. A sink's readiness is a
-function of the cycle alone, given as the array of :func:`next_ready`.
+A cycle is an int64; arrays of handshake cycles are what models return. A set of cycles is *spans*:
+an ``(n, 2)`` array of half-open intervals, sorted, neither overlapping nor touching; its cost is that
+of events, not of cycles. A sink's readiness is a function of the cycle alone, given as the spans in
+which it is *not* ready (:func:`readiness`).
 """
 
 from __future__ import annotations
@@ -11,23 +13,136 @@ from numba import njit
 from numpy.typing import NDArray
 
 Cycles = NDArray[np.int64]
-ALWAYS = np.zeros(0, dtype=np.int64)
+Spans = NDArray[np.int64]
+NONE: Spans = np.zeros((0, 2), dtype=np.int64)
+"""No cycle."""
+ALWAYS: Spans = NONE
+"""Readiness of a sink that is always ready."""
+NEVER = -(1 << 40)
+"""A cycle before all others: when something happened that did not."""
 
 
-def next_ready(pattern: NDArray[np.bool_] | None) -> Cycles:
-    """Return for each cycle the first cycle at or after it in which the sink is ready.
+def readiness(pattern: NDArray[np.bool_] | None) -> Spans:
+    """Return the readiness of a sink that is ready in the cycles in which ``pattern`` is true.
 
-    ``None`` (always ready) gives an empty array. The pattern must end ready; beyond its end the
-    sink stays ready.
+    ``None`` means always. The pattern must end ready; beyond its end the sink stays ready.
     """
-    if pattern is None:
-        return ALWAYS
-    cycles = np.arange(len(pattern), dtype=np.int64)
-    candidates = np.where(pattern, cycles, len(pattern))
-    return np.minimum.accumulate(candidates[::-1])[::-1].copy()
+    return NONE if pattern is None else spans_of(np.flatnonzero(~pattern))
+
+
+def spans_of(cycles: Cycles) -> Spans:
+    """Return ascending cycles as spans."""
+    return union(cycles, cycles + 1)
+
+
+def union(starts: Cycles, ends: Cycles) -> Spans:
+    """Return the union of the half-open intervals ``starts..ends - 1``, in any order; some may be empty."""
+    some = ends > starts
+    starts, ends = starts[some], ends[some]
+    if not len(starts):
+        return NONE
+    order = np.argsort(starts, kind="stable")
+    starts, reach = starts[order], np.maximum.accumulate(ends[order])
+    first = np.flatnonzero(np.append(True, starts[1:] > reach[:-1]))
+    return np.stack([starts[first], reach[np.append(first[1:], len(reach)) - 1]], axis=1)
+
+
+def size(spans: Spans) -> int:
+    """Return the number of cycles of a set."""
+    return int((spans[:, 1] - spans[:, 0]).sum())
+
+
+def common(a: Spans, b: Spans) -> int:
+    """Return the number of cycles that two sets have in common."""
+    return int((_before(b, a[:, 1]) - _before(b, a[:, 0])).sum())
+
+
+def without(a: Spans, b: Spans) -> Spans:
+    """Return the cycles of a set that are not in another one."""
+    if not len(a) or not len(b):
+        return a
+    # What is between two spans of a, before and after them, or in b, leaves these.
+    beyond = np.concatenate([a, b])
+    lowest, highest = beyond[:, 0].min() - 1, beyond[:, 1].max() + 1
+    outside = union(
+        np.concatenate([[lowest], a[:, 1], b[:, 0]]), np.concatenate([a[:, 0], [highest], b[:, 1]])
+    )
+    return np.stack([outside[:-1, 1], outside[1:, 0]], axis=1)
+
+
+def _before(spans: Spans, cycles: Cycles) -> Cycles:
+    """Return for each cycle how many cycles of a set are before it."""
+    begun = np.searchsorted(spans[:, 0], cycles)
+    total = np.concatenate([[0], np.cumsum(spans[:, 1] - spans[:, 0])])
+    ends = np.concatenate([[0], spans[:, 1]])
+    count: Cycles = total[begun] - np.where(begun > 0, np.maximum(ends[begun] - cycles, 0), 0)
+    return count
 
 
 @njit(cache=True)
-def taken(cycle: int, ready: Cycles) -> int:
+def taken(cycle: int, ready: Spans) -> int:
     """Return the cycle in which a beat that is valid from ``cycle`` on is taken."""
-    return int(ready[cycle]) if cycle < len(ready) else cycle
+    if len(ready) == 0 or cycle >= ready[-1, 1]:
+        return cycle
+    span = _ending_after(cycle, ready)
+    return int(ready[span, 1]) if ready[span, 0] <= cycle else cycle
+
+
+@njit(cache=True)
+def later(cycle: int, beats: int, ready: Spans) -> int:
+    """Return the cycle of the beat that is ``beats`` after one taken in ``cycle``; none waits to be valid."""
+    end = cycle + beats
+    span = _ending_after(cycle, ready)
+    while span < len(ready) and ready[span, 0] <= end:
+        end += ready[span, 1] - ready[span, 0]
+        span += 1
+    return end
+
+
+@njit(cache=True)
+def _ending_after(cycle: int, spans: Spans) -> int:
+    """Return the first span that ends after a cycle."""
+    low, high = 0, len(spans)
+    while low < high:
+        middle = (low + high) // 2
+        if spans[middle, 1] <= cycle:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+Trains = NDArray[np.int64]
+"""Rows (start, length, period, count): ``count`` times ``length`` cycles, ``period`` apart."""
+
+
+def expanded(trains: Trains) -> Cycles:
+    """Return the cycles of all trains, ascending."""
+    start, length, period, count = trains.T
+    spans = start.repeat(count) + period.repeat(count) * _counters(count)
+    lengths = length.repeat(count)
+    cycles: Cycles = np.sort(spans.repeat(lengths) + _counters(lengths))
+    return cycles
+
+
+def _counters(counts: Cycles) -> Cycles:
+    """Return 0..count - 1 for each count, one after the other."""
+    counter: Cycles = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return counter
+
+
+@njit(cache=True)
+def common_with_trains(trains: Trains, spans: Spans) -> int:
+    """Return how many cycles of the trains are in a set."""
+    total = 0
+    for row in range(len(trains)):
+        start, length, period, count = trains[row, 0], trains[row, 1], trains[row, 2], trains[row, 3]
+        end = start + (count - 1) * period + length
+        span = _ending_after(start, spans)
+        while span < len(spans) and spans[span, 0] < end:
+            for edge, sign in ((min(spans[span, 1], end), 1), (max(spans[span, 0], start), -1)):
+                whole = (edge - start) // period
+                rest = edge - start - whole * period
+                total += sign * (whole * length + min(rest, length))
+            span += 1
+    return total

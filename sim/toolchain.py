@@ -33,6 +33,8 @@ VERILATOR_FLAGS = (
     "--x-assign",
     "unique",
     "--no-timing",
+    "--timescale",  # times of a VCD file are ns
+    "1ns/1ns",
     "--output-split",
     "20000",
     "--default-language",
@@ -54,8 +56,10 @@ def digest(*parts: bytes) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
+    """Write a file, readable by all, that appears complete or not at all."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix="tmp-", delete=False) as aside:
         aside.write(text)
+    Path(aside.name).chmod(0o644)  # temporary files are the owner's alone
     Path(aside.name).replace(path)
 
 

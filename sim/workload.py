@@ -81,13 +81,18 @@ def vector_workload(path: str, num_tokens: int | None) -> Workload:
     )
 
 
-def random_workload(model: ModelSpec, num_tokens: int, routing: Routing, seed: int) -> Workload:
-    """Return random weights and tokens that lean towards the experts of ``routing``."""
+def random_workload(
+    model: ModelSpec, num_tokens: int, routing: Routing, seed: int, window_tokens: int | None = None
+) -> Workload:
+    """Return random weights and tokens that lean towards the experts of ``routing``.
+
+    The reference gives out an expert's places as a design with windows of ``window_tokens`` does.
+    """
     require_range("tokens", num_tokens, 1, 1 << 20)
     weights = random_weights(model, seed)
     ids = draw_ids(model.gating, routing, num_tokens, seed)
     tokens = bf16_encode(tokens_for(ids, weights.router, seed))
-    result = layer(model, weights, bf16_decode(tokens))
+    result = layer(model, weights, bf16_decode(tokens), window_tokens=window_tokens)
     return Workload(
         model=model,
         weights=weights,

@@ -15,6 +15,9 @@ from spec.errors import InputError
 from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, ceil_div
 from spec.model import ModelSpec
 
+ROW_KIND_BITS = 3
+COLUMN_KIND_BITS = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class CommandTiming:
@@ -114,6 +117,12 @@ class CommandTiming:
         return max(self.mac_gap, busy_cycles, ACCUMULATE_DISTANCE)
 
 
+def refresh_offset(banks: BankGeometry, channel: int) -> int:
+    """Return the cycle after reset in which a channel's first refresh falls due: they take turns."""
+    refi, channels = CommandTiming.of(banks.pim).refi, banks.pim.channels
+    return refi * (channel + 1) // channels
+
+
 @dataclass(frozen=True, kw_only=True)
 class BankGeometry:
     """Sizes of a channel's weight storage for a model on a design."""
@@ -153,6 +162,17 @@ class BankGeometry:
     def depth(self) -> int:
         """Tiles that a channel holds: words of the storage port, ``units`` bursts each."""
         return self.max_visits * self.bursts_per_row
+
+    @property
+    def field_bits(self) -> dict[str, int]:
+        """Bits of a command's fields on the buses, at least one each: side, unit, row, column."""
+        counts = {
+            "side": self.sides,
+            "unit": self.pim.units,
+            "row": self.pim.dram.rows,
+            "column": self.bursts_per_row,
+        }
+        return {name: max(1, (count - 1).bit_length()) for name, count in counts.items()}
 
     def kind(self, expert: int) -> FfnGeometry:
         """Return the shape of an expert; ``num_experts`` means the shared one."""

@@ -41,9 +41,14 @@ MAX_INT8_INPUTS = ((1 << 31) - 1) // (127 * 127)
 
 
 class Policy(StrEnum):
-    """Order in which the dispatcher serves its queues."""
+    """Order in which the dispatcher serves its queues; the shared expert's comes first in any case.
+
+    ``queue_order``: ascending expert index. ``longest_queue``: most entries in the window first, the lowest
+    index where there are as many.
+    """
 
     QUEUE_ORDER = "queue_order"
+    LONGEST_QUEUE = "longest_queue"
 
 
 def _require_power_of_two(name: str, value: int, low: int, high: int) -> None:

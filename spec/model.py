@@ -34,7 +34,7 @@ class Normalise(StrEnum):
     """How the selected scores become weights.
 
     ``sum`` divides by the sum of the selected scores plus epsilon; for a softmax score this is the
-    softmax over the selected logits. ``none`` keeps the scores.
+    softmax over the selected logits. A sum of 0 gives weights of 0. ``none`` keeps the scores.
     """
 
     NONE = "none"
@@ -47,6 +47,20 @@ class Activation(StrEnum):
     SILU = "silu"
     CLAMPED_SWIGLU = "clamped_swiglu"
     RELU = "relu"
+
+
+class CapacityRule(StrEnum):
+    """In which order the assignments of a batch claim the places that an expert has.
+
+    ``switch``: token by token, a token's choices in turn (arXiv 2101.03961, section 2.2). ``gshard``: all
+    first choices before all second ones, and so on, each in token order (arXiv 2006.16668, algorithm
+    1; NLLB-MoE as released). ``batch_priority``: as ``gshard``, but tokens in descending order of their
+    largest weight (V-MoE, arXiv 2106.05974, section 4; NLLB-MoE with ``batch_prioritized_routing``).
+    """
+
+    SWITCH = "switch"
+    GSHARD = "gshard"
+    BATCH_PRIORITY = "batch_priority"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +186,7 @@ class ModelSpec:
     gating, ffn : router and routed experts.
     d_shared : width of the shared expert's FFN, 0 if there is none. It has the routed experts' activation.
     expert_capacity : assignments an expert takes per sequence, later ones are dropped; 0 = dropless.
+    capacity_rule : which ones are the later ones.
     """
 
     name: str
@@ -180,6 +195,7 @@ class ModelSpec:
     ffn: FfnSpec
     d_shared: int = 0
     expert_capacity: int = 0
+    capacity_rule: CapacityRule = CapacityRule.SWITCH
     num_moe_layers: int = 1
     num_dense_layers: int = 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from spec.design import Policy
+
 IDENTITY = 0x45423031
 """Constant of the IDENTITY register: ``EB01``."""
 
@@ -12,13 +14,22 @@ REGISTERS = {
     "IMAGE_PAGE": 0x0C,
     "CAPACITY": 0x10,
     "POLICY": 0x14,
-    "SCALE_X": 0x18,
-    "SCALE_H": 0x1C,
+    "PLACE_EXPERT": 0x18,
+    "PLACE_ROW": 0x1C,
+    "PLACE_CHANNELS": 0x20,
+    "SCALE_X": 0x24,
+    "SCALE_H": 0x28,
 }
 """Byte addresses. IMAGE_PAGE: 4 KiB page of the weight image. CAPACITY: assignments that an expert
-takes per batch, 0 = dropless. POLICY: order of service, 0 = queue order. SCALE_X, SCALE_H: what turns
-tokens and hidden activations into int8 (:attr:`golden.int8.FixedScale.word`); in int8 designs only, to be
-written before the first token."""
+takes per batch, 0 = dropless. POLICY: order of service, see :data:`POLICIES`. Only for ``pim``, write
+only: PLACE_EXPERT: an expert (bits 0..15; the number of routed experts means the shared one) and a
+channel (bits 16..23); PLACE_ROW: first row of that expert in that channel; PLACE_CHANNELS: set of
+channels that hold that expert, one bit each. SCALE_X, SCALE_H: what turns tokens and hidden activations
+into int8 (:attr:`golden.int8.FixedScale.word`); in int8 designs only, to be written before the first
+token."""
+
+POLICIES = (Policy.QUEUE_ORDER, Policy.LONGEST_QUEUE)
+"""Values of POLICY, from 0. Hardware without the longest queue's logic serves in queue order."""
 
 CONTROL_LOAD = 0
 """Bit of CONTROL: load the router from the weight image (no token may be inside)."""
@@ -31,6 +42,9 @@ STATUS_BUSY = 1
 """Bit of STATUS: a token is inside."""
 STATUS_READ_ERROR = 2
 """Bit of STATUS: the memory answered a read with an error since the last load."""
+
+STATUS_REFRESHING = 3
+"""Bit of STATUS: a refresh of channel 0 is under way (``pim``)."""
 
 COUNTERS = {
     "cycles": "cycles with a token inside, from the first input beat to the last output beat",
@@ -48,10 +62,15 @@ COUNTERS = {
     "stall_hidden": "the array waits for hidden activations",
     "stall_combine": "an expert's result waits for the combiner",
     "stall_output": "an output beat waits",
+    "activates": "ACT commands, all channels",
+    "refreshes": "REF commands",
+    "mac_commands": "MAC commands",
+    "register_writes": "register writes: inputs and hidden activations",
+    "register_reads": "register reads: results",
 }
-"""Performance counters, 64 bits each."""
+"""Performance counters, 64 bits each; those of another engine stay 0."""
 
-FIRST_COUNTER = 0x20
+FIRST_COUNTER = 0x40
 
 
 def counter_address(name: str) -> int:
@@ -69,3 +88,12 @@ PROBE_EXPERT = PROBE_WAIT_TILE + 1
 PROBE_WEIGHT = PROBE_EXPERT + EXPERT_BITS
 """Lowest bit of its bf16 weight."""
 PROBE_BITS = PROBE_WEIGHT + 16
+
+CHANNEL_PROBE = (
+    "entries transferred",
+    "entries wait",
+    "contributions transferred",
+    "contributions wait",
+    "job retired",
+)
+"""Bits of ``probe_channels``, for each channel in turn."""

@@ -46,6 +46,7 @@ def run_streams(
     sinks: Mapping[str, Sink],
     *,
     statics: Mapping[str, int] | None = None,
+    inputs: Mapping[str, Callable[[int, Mapping[str, Sequence[tuple[int, int]]]], int]] | None = None,
     prologue: Callable[[Any], Awaitable[None]] | None = None,
     monitors: Sequence[Callable[[Any], Awaitable[None]]] = (),
     settle: int = 16,
@@ -57,6 +58,8 @@ def run_streams(
     Checks the stream rules on every output (valid and payload stay until accepted), that no sink
     gets more than its count, and that everything was delivered. Returns a trace per stream.
     ``prologue`` runs before cycle 0 and leaves every input stream idle; ``monitors`` run all along.
+    ``inputs`` says for each cycle what plain inputs are: functions of the cycle and of the transfers
+    (cycle, payload) of each stream in the cycles before.
     """
     traces: dict[str, Trace] = {}
 
@@ -84,6 +87,8 @@ def run_streams(
                 if offer != offered[name]:
                     ctx.set(ports[name].valid, offer)
                     offered[name] = offer
+            for name, value in (inputs or {}).items():
+                ctx.set(getattr(dut, name), value(cycle, got))
             readies = {}
             for name in out_names:
                 readies[name] = sinks[name].ready(cycle)

@@ -18,7 +18,7 @@ DIVERGED = (AssertionError, pytest.fail.Exception)
 
 
 def pattern_of(rng: np.random.Generator, kind: str) -> np.ndarray | None:
-    """Return a ready pattern for :func:`sim.streams.next_ready`: always, half at random, or long runs."""
+    """Return a ready pattern for :func:`sim.streams.readiness`: always, half at random, or long runs."""
     if kind == "none":
         return None
     if kind == "half":

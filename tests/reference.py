@@ -33,20 +33,22 @@ def reference_layer(model: ModelSpec, weights: LayerWeights, tokens: np.ndarray)
     logits, indices, kept_weights, combine, outputs = [], [], [], [], []
     dropped = 0
     for sequence in tokens:
-        load = [0] * num_experts
+        gates = []
         for token in sequence.tolist():
             z = [dot(row, token) for row in weights.router.tolist()]
             if weights.logit_bias is not None:
                 z = [a + b for a, b in zip(z, weights.logit_bias.tolist(), strict=True)]
-            chosen, factors = reference_gate(model, z, weights.selection_bias)
+            gates.append((z, *reference_gate(model, z, weights.selection_bias)))
+        places = reference_places(model, [(chosen, factors) for _, chosen, factors in gates])
+        for number, (z, chosen, factors) in enumerate(gates):
+            token = sequence[number].tolist()
             row = [0.0] * num_experts
             for slot, expert in enumerate(chosen):
-                if model.expert_capacity and load[expert] >= model.expert_capacity:
+                if (number, slot) in places:
+                    row[expert] = factors[slot]
+                else:
                     factors[slot] = 0.0
                     dropped += 1
-                else:
-                    load[expert] += 1
-                    row[expert] = factors[slot]
             y = [0.0] * model.d_model
             if weights.shared_up is not None:
                 y = reference_ffn(model, weights, None, token)
@@ -67,6 +69,23 @@ def reference_layer(model: ModelSpec, weights: LayerWeights, tokens: np.ndarray)
         output=np.array(outputs).reshape(tokens.shape),
         dropped_assignments=dropped,
     )
+
+
+def reference_places(model: ModelSpec, gates: list[tuple[list[int], list[float]]]) -> set[tuple[int, int]]:
+    """Return the (token, choice) pairs of a sequence that find a place at their expert."""
+    pairs = [(token, choice) for token in range(len(gates)) for choice in range(model.gating.top_k)]
+    if model.capacity_rule != "switch":
+        pairs.sort(key=lambda pair: pair[1])
+    if model.capacity_rule == "batch_priority":
+        pairs.sort(key=lambda pair: (pair[1], -max(gates[pair[0]][1])))
+    load = [0] * model.gating.num_experts
+    places = set()
+    for token, choice in pairs:
+        expert = gates[token][0][choice]
+        if load[expert] < model.expert_capacity or not model.expert_capacity:
+            load[expert] += 1
+            places.add((token, choice))
+    return places
 
 
 def reference_gate(
@@ -95,7 +114,7 @@ def reference_gate(
     factors = [scores[e] for e in chosen]
     if gating.normalise == "sum":
         total = sum(factors) + gating.epsilon
-        factors = [factor / total for factor in factors]
+        factors = [factor / total if total else 0.0 for factor in factors]
     return chosen, [factor * gating.scale for factor in factors]
 
 

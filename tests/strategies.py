@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from spec.model import Activation, FfnSpec, GatingSpec, GroupScore, ModelSpec, Normalise, Score
+from spec.model import Activation, CapacityRule, FfnSpec, GatingSpec, GroupScore, ModelSpec, Normalise, Score
 
 
 @st.composite
@@ -46,4 +46,5 @@ def models(draw: st.DrawFn) -> ModelSpec:
         ),
         d_shared=draw(st.sampled_from((0, 0, 1, 7))),
         expert_capacity=draw(st.sampled_from((0, 0, 1, 2))),
+        capacity_rule=draw(st.sampled_from(CapacityRule)),
     )

@@ -16,7 +16,7 @@ from golden.formats import bf16_decode, bf16_encode
 from rtl.combine import Combine, CombineConfig, SlotAdder
 from rtl.dispatch import DispatchConfig
 from sim.combine import CombineCycles, combine_cycles
-from sim.streams import next_ready
+from sim.streams import readiness
 from spec.errors import InputError
 from spec.geometry import ACCUMULATE_DISTANCE
 from tests.bfm import Sink, Source, Trace, run_streams
@@ -155,7 +155,7 @@ def run_case(case: Case, *, module=rtl.combine, reset_after: int | None = None) 
         tokens,
         arrivals_of(rng, case.gaps, tokens.size),
         arrivals_of(rng, case.expect_gaps, case.num_tokens) * (1 if case.expect_gaps == "none" else 5),
-        next_ready(pattern),
+        readiness(pattern),
     )
     results = golden_tokens(case, tokens, weights, data).reshape(-1, config.lanes)
     expected = {
@@ -360,9 +360,11 @@ def test_hazard_costs_what_is_stated():
     assert traces["o"].cycles.tolist() == [5 * ACCUMULATE_DISTANCE + Combine.LATENCY]
 
 
-def test_announcement_fits_the_dispatcher():
-    dispatch = DispatchConfig(num_experts=16, top_k=4, window_tokens=4, shared=True)
-    config = CombineConfig(num_slots=dispatch.num_slots, d_model=8, lanes=2, max_count=dispatch.top_k + 1)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("top_k", range(1, 17))
+def test_announcement_fits_the_dispatcher(top_k, shared):
+    dispatch = DispatchConfig(num_experts=16, top_k=top_k, window_tokens=4, shared=shared)
+    config = CombineConfig(num_slots=dispatch.num_slots, d_model=8, lanes=2, max_count=top_k + shared)
     assert config.expect == dispatch.expect
 
 
@@ -387,7 +389,7 @@ PLANTED = {
     "counted too early": ("read_at = self.WRITE_AT - 2", "read_at = self.WRITE_AT - 3"),
     "one cycle late: counted": ("read_at = self.WRITE_AT - 2", "read_at = self.WRITE_AT - 1"),
     "empty token not zero": ("Mux(word_empty, 0, bf16_from_f32(sums[lane]))", "bf16_from_f32(sums[lane])"),
-    "empty token waits": ("empty | (self.counted", "(self.counted"),
+    "empty token waits": ("self.empty | received", "received"),
     "last on every token": ("last_word & token.last_token", "last_word"),
     "one cycle late: output": ("room.eq(~self.o.valid | self.o.ready)", "room.eq(~self.o.valid)"),
     "next count not read ahead": ("Mux(take, self.i.payload.slot, token.slot)", "token.slot"),

@@ -22,7 +22,7 @@ from golden.gating import route
 from golden.gating_bf16 import RoutingBf16, route_bf16
 from golden.image import router_image
 from rtl.gating import Gate, assignment_layout, token_layout
-from sim.streams import next_ready
+from sim.streams import readiness
 from spec.geometry import GateGeometry, ceil_div
 from spec.load import load_design, load_model
 from spec.model import GatingSpec, GroupScore, Normalise, Score
@@ -49,7 +49,8 @@ class Case:
     """One run; ``seed`` gives router, tokens, arrivals and patterns.
 
     ``data``: ``normal``, ``ties`` (all tokens and logits equal), ``repeats`` (few distinct router rows),
-    ``negbias`` (all selection biases far below zero), ``extreme`` (saturating logits),
+    ``negbias`` (all selection biases far below zero), ``low`` (every other token's sigmoids are all zero),
+    ``extreme`` (saturating logits),
     ``patterns`` (arbitrary bf16 patterns, infinities and NaNs among them).
     """
 
@@ -102,6 +103,12 @@ def operands_of(case: Case, rng) -> Operands:
         bias = None if bias is None else np.zeros_like(bias)
     elif case.data == "negbias":
         bias = (-3 - 4 * rng.random(gating.num_experts)).astype(np.float32)
+    elif case.data == "low":
+        router = bf16_encode(-64 - np.abs(rng.standard_normal(shape)))
+        values = bf16_decode(tokens)
+        values[::2] = 1 + np.abs(values[::2])
+        values[1::2] /= 64
+        tokens = bf16_encode(values)
     elif case.data == "extreme":
         tokens = bf16_encode(bf16_decode(tokens) * np.exp2(rng.integers(0, 20, tokens.shape)))
         bias = None if bias is None else bias * np.float32(1000)
@@ -179,7 +186,7 @@ def run_case(case: Case, *, before=None) -> Run:
     beats = input_beats(case, operands.tokens, ends_batch, rng)
     arrivals = arrivals_of(rng, case.gaps, len(beats))
     pattern = pattern_of(rng, case.stalls)
-    model = sim.gating.gate_cycles(geometry, arrivals, next_ready(pattern))
+    model = sim.gating.gate_cycles(geometry, arrivals, readiness(pattern))
     dut = Gate(geometry)
     reset = Signal()
 
@@ -323,6 +330,7 @@ CORNERS = {
     ),
     "saturated_logits_softmax": small(gating_of(6, 3), data="extreme", num_tokens=10),
     "saturated_logits_all": small(gating_of(6, 3, normalise=Normalise.NONE), data="extreme", num_tokens=10),
+    "vanishing_sigmoids": small(gating_of(6, 3, **SIGMOID), data="low", num_tokens=10),
     "saturated_logits_sigmoid": small(gating_of(6, 3, **SIGMOID), data="extreme", num_tokens=10),
     "infinities_and_nans_softmax": small(gating_of(6, 3), data="patterns", num_tokens=16),
     "infinities_and_nans_all": small(
@@ -360,6 +368,9 @@ def test_corner(name, traffic):
         assert (run.bias < -1).all(), "the corner was not reached: a sigmoid is at most 1"
     if name.startswith("saturated"):
         assert (np.abs(run.routing.logits) == (1 << 31) - 1).any(), "the corner was not reached"
+    if name == "vanishing_sigmoids":
+        assert not run.routing.weights[::2].any()
+        assert run.routing.weights[1::2].any(axis=1).all()
     if name == "one_expert":
         assert (run.routing.weights == BF16_ONE).all()
 

@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 from golden.combine import combine, combine_matrix
 from golden.dispatch import dispatch
 from golden.expert import activate, ffn
+from golden.formats import bf16_decode
+from golden.functions import FIXED_MAX, FRACTION_BITS
 from golden.gating import group_mask, route, sigmoid, top_k
+from golden.gating_bf16 import select
 from golden.layer import layer
 from golden.vectors import read_vector
 from golden.weights import PER_EXPERT, random_tokens, random_weights, weight_shapes
 from spec.families import WEIGHT_NAMES, family_names
 from spec.load import load_model, preset_names
-from spec.model import Activation, FfnSpec, GatingSpec, GroupScore, ModelSpec, Normalise, Score
+from spec.model import Activation, CapacityRule, FfnSpec, GatingSpec, GroupScore, ModelSpec, Normalise, Score
 from tests.reference import reference_layer
 from tests.strategies import gatings, models
 
@@ -163,6 +166,20 @@ def test_routing_keeps_its_promises(gating, seed, scale):
         assert (np.abs(sums - 1) < 1e-6 * gating.num_experts + 1e-12).all()
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 1e-20])
+def test_sigmoids_that_all_vanish_give_weights_of_zero(epsilon):
+    gating = GatingSpec(num_experts=3, top_k=2, score=Score.SIGMOID, epsilon=epsilon)
+    logits = np.array([[-1e4, -1e5, -1e4], [-1e4, 0.0, -1e4]])
+    routing = route(gating, np.eye(3), logits)
+    assert routing.ids.tolist() == [[0, 1], [1, 0]]
+    assert routing.weights[0].tolist() == [0.0, 0.0]
+    assert routing.weights[1].tolist() == pytest.approx([1.0, 0.0])
+    fixed = np.trunc(logits * (1 << FRACTION_BITS)).clip(-FIXED_MAX, FIXED_MAX).astype(np.int64)
+    in_bf16 = select(gating, fixed, None)
+    assert in_bf16.ids.tolist() == routing.ids.tolist()
+    assert bf16_decode(in_bf16.weights).tolist() == routing.weights.tolist()
+
+
 def test_sigmoid_neither_overflows_nor_warns():
     assert sigmoid(np.array([-1e308, -800.0, 0.0, 800.0, 1e308])).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
 
@@ -192,6 +209,45 @@ def test_sequence_lengths_must_add_up():
         dispatch(np.zeros((3, 1), np.int64), 1, [2, 2])
 
 
+def test_capacity_rules_by_hand():
+    """Expert 0 has one place, by turns: the first token, the first first choice, the largest weight."""
+    ids = np.array([[1, 0], [0, 2], [0, 3]])
+    weights = np.array([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2]])
+
+    def first(rule: CapacityRule) -> int:
+        kept = dispatch(ids, 1, [3], rule=rule, weights=weights)
+        assert kept[ids != 0].all()
+        return int(np.flatnonzero((kept & (ids == 0)).any(axis=1))[0])
+
+    assert [first(rule) for rule in CapacityRule] == [0, 1, 2]
+    # Of equal priorities the earlier token; without a limit nothing is dropped.
+    same = np.full((3, 2), 0.5)
+    kept = dispatch(ids, 1, [3], rule=CapacityRule.BATCH_PRIORITY, weights=same)
+    assert kept.tolist() == [[True, False], [True, True], [False, True]]
+    for rule in CapacityRule:
+        assert dispatch(ids, 0, [3], rule=rule, weights=weights).all()
+
+
+def test_windows_claim_places_one_after_the_other():
+    ids = np.array([[1, 0], [2, 0], [0, 1], [0, 2]])
+    whole = dispatch(ids, 2, [4], rule=CapacityRule.GSHARD)
+    assert (whole & (ids == 0)).any(axis=1).tolist() == [False, False, True, True]
+    in_windows = dispatch(ids, 2, [4], rule=CapacityRule.GSHARD, window_tokens=2)
+    assert (in_windows & (ids == 0)).any(axis=1).tolist() == [True, True, False, False]
+    # Windows start anew with each sequence.
+    anew = dispatch(ids, 2, [1, 3], rule=CapacityRule.GSHARD, window_tokens=2)
+    assert (anew & (ids == 0)).any(axis=1).tolist() == [True, True, True, False]
+
+
+def test_priority_needs_weights():
+    ids = np.zeros((2, 1), np.int64)
+    for weights in (None, np.zeros((2, 2))):
+        with pytest.raises(
+            ValueError, match=r"\Aweights: must have the shape of ids=\(2, 1\) for the rule batch_priority\Z"
+        ):
+            dispatch(ids, 1, [2], rule=CapacityRule.BATCH_PRIORITY, weights=weights)
+
+
 @given(st.data())
 def test_dispatch_agrees_with_counting(data):
     lengths = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=4))
@@ -200,18 +256,28 @@ def test_dispatch_agrees_with_counting(data):
         data.draw(st.integers(4, 6)),
         data.draw(st.integers(1, 4)),
     )
+    rule = data.draw(st.sampled_from(CapacityRule))
+    window = data.draw(st.sampled_from((None, 1, 2, 4, 16)))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     ids = np.argsort(rng.random((sum(lengths), num_experts)), axis=1)[:, :k]
-    expected = []
+    weights = rng.integers(0, 3, ids.shape)  # many are equal
+    expected = np.zeros(ids.shape, np.bool_)
     start = 0
     for length in lengths:
         load = [0] * num_experts
-        for row in ids[start : start + length].tolist():
-            for expert in row:
-                expected.append(load[expert] < capacity)
-                load[expert] += 1
+        claims = []
+        for t in range(length):
+            for j in range(k):
+                choice = 0 if rule is CapacityRule.SWITCH else j
+                priority = max(weights[start + t]) if rule is CapacityRule.BATCH_PRIORITY else 0
+                claims.append((t // (window or 100), choice, -priority, t, j))
+        for *_, t, j in sorted(claims):
+            expert = ids[start + t, j]
+            expected[start + t, j] = load[expert] < capacity
+            load[expert] += 1
         start += length
-    assert dispatch(ids, capacity, lengths).ravel().tolist() == expected
+    kept = dispatch(ids, capacity, lengths, rule=rule, weights=weights, window_tokens=window)
+    assert kept.tolist() == expected.tolist()
 
 
 # Experts and combine.

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from sim import rtlsim, toolchain
-from sim.divergence import Field, PortCheck, first_divergence, with_waveform
+from sim.divergence import PortCheck, first_divergence, with_waveform
+from sim.payload import Field
 from sim.rtlsim import (
     Read,
     ReadMemory,

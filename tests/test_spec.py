@@ -8,16 +8,18 @@ import re
 
 import pytest
 
+from spec.banks import BankGeometry
 from spec.design import Format
 from spec.errors import InputError
 from spec.families import family_names, load_family
 from spec.files import PRESETS
 from spec.geometry import ImageGeometry
-from spec.load import load_design, load_model, load_sources, preset_names
+from spec.load import load_design, load_dram, load_model, load_sources, preset_names
 from spec.model import FfnSpec, GatingSpec, ModelSpec
 
 MIXTRAL = (PRESETS / "models" / "mixtral-8x7b.toml").read_text()
 DEEPSEEK = (PRESETS / "models" / "deepseek-v3.toml").read_text()
+PIM = (PRESETS / "designs" / "pim.toml").read_text()
 FPGA = (PRESETS / "designs" / "fpga.toml").read_text()
 FPGA_INT8 = FPGA.replace('engine = "fpga"', 'engine = "fpga"\nformat = "int8"')
 MODELS = "deepseek-v3, gpt-oss-20b, mixtral-8x7b, qwen3-30b-a3b, switch-base-128"
@@ -31,9 +33,11 @@ def raises(message: str):
 
 def test_presets():
     assert preset_names("models") == MODELS.split(", ")
-    assert preset_names("designs") == ["fpga"]
+    assert preset_names("designs") == ["fpga", "pim"]
+    assert preset_names("dram") == ["hbm2-2000"]
     assert load_model("deepseek-v3").gating.num_groups == 8
-    assert load_design("fpga").array.rows == 16
+    assert load_design("fpga").tile.rows == 16
+    assert load_design("pim").tile.cols == 16
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,7 @@ BAD_MODELS = {
     "unknown key": (
         MIXTRAL.replace("d_model", "width"),
         (
-            "width: unknown key; known are d_model, d_shared,"
+            "width: unknown key; known are capacity_rule, d_model, d_shared,"
             " expert_capacity, ffn, gating, name, num_dense_layers, num_moe_layers"
         ),
     ),
@@ -93,6 +97,10 @@ BAD_MODELS = {
     "unknown score": (
         MIXTRAL.replace('"softmax"', '"hardmax"'),
         "gating.score: must be one of softmax, sigmoid, not 'hardmax'",
+    ),
+    "unknown capacity rule": (
+        MIXTRAL.replace("d_model = 4096", "d_model = 4096\ncapacity_rule = 'nllb'"),
+        "capacity_rule: must be one of switch, gshard, batch_priority, not 'nllb'",
     ),
     "zero size": (MIXTRAL.replace("d_model = 4096", "d_model = 0"), "d_model: must be in 1..65536, not 0"),
     "k above E": (
@@ -133,6 +141,18 @@ def test_a_bad_model_file_is_one_line(tmp_path, text, message):
 
 
 BAD_DESIGNS = {
+    "array of a pim": (
+        FPGA.replace('engine = "fpga"', 'engine = "pim"'),
+        "array: must be given for engine fpga, and only there; the engine is pim",
+    ),
+    "unknown DRAM": (
+        PIM.replace("hbm2-2000", "hbm9"),
+        "pim.dram: is neither a preset (hbm2-2000) nor a .toml file: 'hbm9'",
+    ),
+    "more units than lanes": (
+        PIM.replace("banks_per_unit = 1", "banks_per_unit = 3"),
+        "pim.banks_per_unit: must be a power of two in 1..4, not 3",
+    ),
     "unknown key": (
         FPGA.replace("latency_cycles", "latency"),
         ("memory.latency: unknown key; known are burst_beats, latency_cycles, max_outstanding, width_bits"),
@@ -167,7 +187,7 @@ BAD_DESIGNS = {
     ),
     "unknown engine": (
         FPGA.replace('engine = "fpga"', 'engine = "gpu"'),
-        "engine: must be one of fpga, not 'gpu'",
+        "engine: must be one of fpga, pim, not 'gpu'",
     ),
 }
 
@@ -180,10 +200,37 @@ def test_a_bad_design_file_is_one_line(tmp_path, text, message):
         load_design(str(path))
 
 
+BAD_TIMINGS = {
+    "rc": (("rc = 48", "rc = 47"), "timing.rc: must be at least ras + rp = 34 + 14, not 47"),
+    "rfc": (
+        ("rfc = 350", "rfc = 4000"),
+        "timing.refi: must be above rp + rfc + ras + rp = 4062, or nothing runs between refreshes, not 3900",
+    ),
+    "ccd": (("ccd_l = 4", "ccd_l = 1"), "timing.ccd_l: must be at least ccd_s=2, not 1"),
+    "zero": (("rp = 14", "rp = 0"), "timing.rp: must be in 1..1048576, not 0"),
+    "ras": (("ras = 34", "ras = 18"), "timing.ras: must be at least rcd_rd + rtp = 14 + 5, not 18"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_TIMINGS.values(), ids=BAD_TIMINGS.keys())
+def test_contradicting_timings_are_one_line(tmp_path, change, message):
+    path = tmp_path / "d.toml"
+    text = (PRESETS / "dram" / "hbm2-2000.toml").read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+    with raises(f"{path}: {message}"):
+        load_dram(str(path))
+
+
+def test_experts_that_do_not_fit_the_banks_are_refused():
+    with raises("pim.dram: has 65536 rows per bank, but the 129 experts of channel 0 need 693504"):
+        BankGeometry.of(load_model("deepseek-v3"), load_design("pim"))
+
+
 def test_unknown_presets_and_missing_files(tmp_path):
     with raises(f"model: is neither a preset ({MODELS}) nor a .toml file: 'gpt-5'"):
         load_model("gpt-5")
-    with raises("design: is neither a preset (fpga) nor a .toml file: 'tpu'"):
+    with raises("design: is neither a preset (fpga, pim) nor a .toml file: 'tpu'"):
         load_design("tpu")
     for suffix in ("toml", "json"):
         path = tmp_path / f"none.{suffix}"

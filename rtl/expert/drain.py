@@ -156,12 +156,14 @@ class Drain(wiring.Component):
 
         # Outputs: rounded to bf16, one beat per group of lanes.
         beat = register.i.payload
+        last = Signal()
         m.d.comb += [
             register.i.valid.eq(d1_valid & d1.out),
             beat.slot.eq(self.list.data[16:]),
             beat.weight.eq(self.list.data[:16]),
             beat.word.eq(d1.unit * (rows // lanes) + part),
-            beat.last.eq(d1.last_unit & last_part),
+            last.eq(d1.last_unit & last_part),
+            beat.last.eq(last),
         ]
         for lane in range(lanes):
             value = Signal(F32, name=f"output_{lane}")
@@ -170,8 +172,9 @@ class Drain(wiring.Component):
                 beat.data[lane].eq(bf16_from_f32(value)),
             ]
             if lane >= config.d_model - (config.words - 1) * lanes:
-                # Beyond d_model: the tiles are zero there, but zero times infinity is NaN.
-                with m.If(beat.last):
+                # Beyond d_model: the tiles are zero there, but zero times infinity is NaN. (Not on
+                # beat.last: Verilator misses changes of a signal that drives other bits of itself.)
+                with m.If(last):
                     m.d.comb += beat.data[lane].eq(0)
         connect_stream(m, register.o, wiring.flipped(self.o))
         return m

@@ -4,7 +4,7 @@ from amaranth import Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from rtl.expert.layouts import EngineConfig, bits_for, job_layout
+from rtl.expert.layouts import EngineConfig, bits_for, job_layout, rank_member
 from rtl.ram import Ram, ReadSignature
 
 
@@ -19,9 +19,20 @@ def job_record_layout(config: EngineConfig):
     )
 
 
-def list_bits(config: EngineConfig) -> int:
-    """Bits of a list entry: slot and weight."""
-    return bits_for(config.num_slots) + 16
+def list_layout(config: EngineConfig):
+    """Return a list entry: what of a job's entry is kept for each token."""
+    return data.StructLayout(
+        {
+            "weight": unsigned(16),
+            "slot": unsigned(bits_for(config.num_slots)),
+            **rank_member(config.ranks),
+        }
+    )
+
+
+def list_bits(config: EngineConfig):
+    """Bits of a list entry."""
+    return list_layout(config).size
 
 
 class JobLists(wiring.Component):
@@ -69,14 +80,18 @@ class JobLists(wiring.Component):
         token = Signal(bits_for(config.max_tokens))
         take = Signal()
         entry = self.i.payload
+        kept = Signal(list_layout(config))
+        if config.ranks:
+            m.d.comb += kept.rank.eq(entry.rank)
         m.d.comb += [
             self.i.ready.eq(~busy.bit_select(write_bank, 1)),
             take.eq(self.i.valid & self.i.ready),
             self.complete.eq(take & entry.last),
             lists.write.addr[:-1].eq(token),
             lists.write.addr[-1].eq(write_bank),
-            lists.write.data[:16].eq(entry.weight),
-            lists.write.data[16:].eq(entry.slot),
+            kept.weight.eq(entry.weight),
+            kept.slot.eq(entry.slot),
+            lists.write.data.eq(kept),
             lists.write.en.eq(take),
         ]
         with m.If(self.retire):

@@ -28,6 +28,7 @@ class EngineConfig:
     max_tokens : most tokens of a job.
     act_lanes : results drained from the accumulators per cycle.
     stream_lanes : elements of a token beat.
+    ranks : contributions of a token, if each carries its place among them; else 0.
     """
 
     image: ImageGeometry
@@ -35,6 +36,7 @@ class EngineConfig:
     max_tokens: int
     act_lanes: int
     stream_lanes: int
+    ranks: int = 0
 
     @property
     def routed(self) -> FfnGeometry:
@@ -77,6 +79,11 @@ class EngineConfig:
         return max(ceil_div(kind.hidden_blocks * kind.rows, kind.cols) for kind in self.kinds)
 
     @property
+    def contribution(self) -> data.StructLayout:
+        """Payload of ``o``."""
+        return contribution_layout(self.num_slots, self.words, self.act_lanes, self.ranks)
+
+    @property
     def words(self) -> int:
         """Words of ``act_lanes`` elements of a token's result."""
         return ceil_div(self.d_model, self.act_lanes)
@@ -102,21 +109,29 @@ def job_layout(config: EngineConfig):
         {
             "expert": unsigned(bits_for(config.num_experts + 1)),
             "slot": unsigned(bits_for(config.num_slots)),
+            **rank_member(config.ranks),
             "weight": unsigned(16),
             "last": unsigned(1),
         }
     )
 
 
-def contribution_layout(num_slots: int, words: int, lanes: int):
+def rank_member(ranks: int):
+    """Return the field that tells a contribution's place among those of its token, if there is one."""
+    return {"rank": range(ranks)} if ranks else {}
+
+
+def contribution_layout(num_slots: int, words: int, lanes: int, ranks: int = 0):
     """Return a beat of an expert's result for a token.
 
     ``word`` counts ``lanes`` elements; words come in ascending order per token, ``last`` is set on
-    the last of them, whose elements beyond d_model are zero.
+    the last of them, whose elements beyond d_model are zero. With ``ranks`` (how many there are) the
+    beat names the expert's place among those that serve the token.
     """
     return data.StructLayout(
         {
             "slot": unsigned(bits_for(num_slots)),
+            **rank_member(ranks),
             "word": unsigned(bits_for(words)),
             "weight": unsigned(16),
             "data": data.ArrayLayout(unsigned(16), lanes),

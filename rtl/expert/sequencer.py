@@ -335,6 +335,8 @@ class InputMask(wiring.Component):
                         for lane in range(cut, cols):
                             one = 0x3F80 if bias and lane == cut else 0
                             m.d.comb += self.o.word_select(lane, 16).eq(one)
-                    with m.Elif(self.tile > boundary):
-                        m.d.comb += self.o.eq(0)
+                    # Written out only where the tile's number reaches that far.
+                    if boundary < (1 << len(self.tile)) - 1:
+                        with m.Elif(self.tile > boundary):
+                            m.d.comb += self.o.eq(0)
         return m

@@ -7,8 +7,8 @@ from amaranth.lib.wiring import In, Out
 from rtl.arith import delay
 from rtl.expert.array import MacArray
 from rtl.expert.engine import TokenStore
-from rtl.expert.jobs import JobLists
-from rtl.expert.layouts import bits_for, contribution_layout, job_layout
+from rtl.expert.jobs import JobLists, list_layout
+from rtl.expert.layouts import bits_for, job_layout
 from rtl.gating.layouts import token_layout
 from rtl.int8 import SCALE_WORD_BITS
 from rtl.pim.columns import ColumnEngine
@@ -49,12 +49,14 @@ class PimChannel(wiring.Component):
         The burst of each unit, ``storage_cycles`` later.
     scale_x, scale_h : In(SCALE_WORD_BITS), in int8
         Scales of tokens and of hidden activations; constant from the first token on.
-    o : Out(stream.Signature(contribution_layout(...)))
+    o : Out(stream.Signature(config.contribution))
         For each block of outputs all tokens of the group in turn.
     retired : Out(1)
         A job is done with; its place is free from the next cycle on.
     fire : Out(1)
         A token's inputs meet a tile.
+    refreshing : Out(1)
+        From the decision to refresh until commands may follow.
     """
 
     def __init__(self, config: PimConfig) -> None:
@@ -65,7 +67,7 @@ class PimChannel(wiring.Component):
                 "i": In(stream.Signature(job_layout(config))),
                 "base_we": In(1),
                 "base_expert": In(bits_for(config.num_experts + 1)),
-                "base_row": In(config.base_bits),
+                "base_row": In(config.row_bits),
                 "refresh_offset": In(REFRESH_BITS),
                 "o_row": Out(row_layout(config)),
                 "o_column": Out(column_layout(config)),
@@ -73,11 +75,10 @@ class PimChannel(wiring.Component):
                 "mem_addr": Out(weights_layout(config)),
                 "mem_data": In(config.routed.tile_bytes * 8),
                 **(dict.fromkeys(("scale_x", "scale_h"), In(SCALE_WORD_BITS)) if config.int8 else {}),
-                "o": Out(
-                    stream.Signature(contribution_layout(config.num_slots, config.words, config.act_lanes))
-                ),
+                "o": Out(stream.Signature(config.contribution)),
                 "retired": Out(1),
                 "fire": Out(1),
+                "refreshing": Out(1),
             }
         )
 
@@ -143,6 +144,7 @@ class PimChannel(wiring.Component):
             readout.block_ready.eq(array.unit_ready),
             jobs.retire.eq(readout.retire),
             self.retired.eq(readout.retire),
+            self.refreshing.eq(~rows.columns_allowed),
         ]
         self._command(m, rows, columns, macs)
         self._load(m, jobs, tokens, loads, operands)
@@ -187,7 +189,7 @@ class PimChannel(wiring.Component):
     def _load(self, m, jobs, tokens, loads, operands):
         """Fetch what an input write carries: the token's slot, then its word, then into the registers."""
         config = self.config
-        slot = jobs.read_mac.data[16:]
+        slot = list_layout(config)(jobs.read_mac.data).slot
         word = delay(m, loads.word, 1, "load_word")
         address = Signal(range(operands.input_depth + 1))
         m.d.comb += [

@@ -7,10 +7,10 @@ from amaranth import unsigned
 from amaranth.lib import data, enum
 
 from rtl.expert.layouts import EngineConfig, bits_for
-from spec.banks import BankGeometry, CommandTiming
+from spec.banks import COLUMN_KIND_BITS, ROW_KIND_BITS, BankGeometry, CommandTiming
 
 
-class RowKind(enum.Enum, shape=3):
+class RowKind(enum.Enum, shape=ROW_KIND_BITS):
     """Commands on the row bus."""
 
     NOP = 0
@@ -20,7 +20,7 @@ class RowKind(enum.Enum, shape=3):
     REF = 4
 
 
-class ColumnKind(enum.Enum, shape=2):
+class ColumnKind(enum.Enum, shape=COLUMN_KIND_BITS):
     """Commands on the column bus: MAC of a burst, register write (inputs), register read (results)."""
 
     NOP = 0
@@ -58,7 +58,7 @@ class PimConfig(EngineConfig):
     @property
     def unit_bits(self) -> int:
         """Bits that number a unit."""
-        return bits_for(self.units)
+        return self.banks.field_bits["unit"]
 
     @property
     def parts(self) -> int:
@@ -68,22 +68,17 @@ class PimConfig(EngineConfig):
     @property
     def side_bits(self) -> int:
         """Bits that number a bank of a unit."""
-        return bits_for(self.banks.sides)
+        return self.banks.field_bits["side"]
 
     @property
     def row_bits(self) -> int:
         """Bits of a row."""
-        return bits_for(self.banks.pim.dram.rows)
+        return self.banks.field_bits["row"]
 
     @property
     def column_bits(self) -> int:
         """Bits of a burst's place in its row."""
-        return bits_for(self.banks.bursts_per_row)
-
-    @property
-    def base_bits(self) -> int:
-        """Bits of an expert's first row."""
-        return self.row_bits
+        return self.banks.field_bits["column"]
 
 
 def row_layout(config: PimConfig):

@@ -7,8 +7,8 @@ from amaranth.lib.wiring import In, Out
 
 from rtl.arith import BF16, F32, bf16_from_f32, delay
 from rtl.expert.activation import ActivationLane
-from rtl.expert.jobs import job_record_layout, list_bits
-from rtl.expert.layouts import bits_for, contribution_layout
+from rtl.expert.jobs import job_record_layout, list_bits, list_layout
+from rtl.expert.layouts import bits_for
 from rtl.fifo import StreamFifo
 from rtl.int8 import SCALE_WORD_BITS, Quantise, scale_of
 from rtl.pim.layouts import PimConfig
@@ -27,8 +27,7 @@ def result_layout(config: PimConfig, bits: int = 16):
             "block": unsigned(bits_for(blocks)),
             "last_token": unsigned(1),
             "last_block": unsigned(1),
-            "slot": unsigned(bits_for(config.num_slots)),
-            "weight": unsigned(16),
+            "entry": list_layout(config),
         }
     )
 
@@ -139,7 +138,7 @@ class Readout(wiring.Component):
     hidden_blocks : Out
         Blocks of the group that are written.
     block_read : Out(1), retire : Out(1)
-    o : Out(stream.Signature(contribution_layout(...)))
+    o : Out(stream.Signature(config.contribution))
     """
 
     DEPTH = 4
@@ -173,9 +172,7 @@ class Readout(wiring.Component):
                 "hidden_blocks": Out(range(blocks + 1)),
                 "block_read": Out(1),
                 "retire": Out(1),
-                "o": Out(
-                    stream.Signature(contribution_layout(config.num_slots, config.words, config.act_lanes))
-                ),
+                "o": Out(stream.Signature(config.contribution)),
             }
         )
 
@@ -246,8 +243,7 @@ class Readout(wiring.Component):
         with m.If(arrived):
             m.d.sync += [
                 result.eq(read),
-                result.slot.eq(self.list.data[16:]),
-                result.weight.eq(self.list.data[:16]),
+                result.entry.eq(self.list.data),
             ]
             for unit in range(config.units):
                 value = Signal(F32, name=f"sum_{unit}")
@@ -350,6 +346,7 @@ class Readout(wiring.Component):
         part = Signal(range(max(2, parts)))
         tail_parts = config.words - (config.routed.out_blocks - 1) * parts
         last_part = Signal()
+        last = Signal()
         moves = Signal()
         beat = register.i.payload
         m.d.comb += [
@@ -357,11 +354,14 @@ class Readout(wiring.Component):
             register.i.valid.eq(queue.o.valid),
             moves.eq(register.i.valid & register.i.ready),
             queue.o.ready.eq(moves & last_part),
-            beat.slot.eq(result.slot),
-            beat.weight.eq(result.weight),
+            beat.slot.eq(result.entry.slot),
+            beat.weight.eq(result.entry.weight),
             beat.word.eq(result.block * parts + part),
-            beat.last.eq(result.last_block & last_part),
+            last.eq(result.last_block & last_part),
+            beat.last.eq(last),
         ]
+        if config.ranks:
+            m.d.comb += beat.rank.eq(result.entry.rank)
         with m.If(moves):
             m.d.sync += part.eq(Mux(last_part, 0, part + 1))
         for lane in range(lanes):
@@ -369,7 +369,8 @@ class Readout(wiring.Component):
                 result.data.as_value().word_select(part, lanes * 16).word_select(lane, 16)
             )
             if lane >= config.d_model - (config.words - 1) * lanes:
-                # Beyond d_model: the tiles are zero there, but zero times infinity is NaN.
-                with m.If(beat.last):
+                # Beyond d_model: the tiles are zero there, but zero times infinity is NaN. (Not on
+                # beat.last: Verilator misses changes of a signal that drives other bits of itself.)
+                with m.If(last):
                     m.d.comb += beat.data[lane].eq(0)
         connect_stream(m, register.o, wiring.flipped(self.o))

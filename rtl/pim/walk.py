@@ -102,7 +102,7 @@ class VisitWalk(wiring.Component):
                 "records": In(data.ArrayLayout(job_record_layout(config), 2)),
                 "base_we": In(1),
                 "base_expert": In(bits_for(config.num_experts + 1)),
-                "base_row": In(config.base_bits),
+                "base_row": In(config.row_bits),
                 "free": In(config.banks.sides),
                 "valid": Out(1),
                 "side": Out(config.side_bits),
@@ -115,7 +115,7 @@ class VisitWalk(wiring.Component):
         config = self.config
         sides_log2 = (config.banks.sides - 1).bit_length()
         m.submodules.walk = walk = GroupWalk(config)
-        m.submodules.bases = bases = Ram(width=config.base_bits, depth=config.num_experts + 1)
+        m.submodules.bases = bases = Ram(width=config.row_bits, depth=config.num_experts + 1)
         counts = [config.banks.visits(kind) for kind in config.kinds]
         visit = Signal(range(max(counts)))
         last_visit = Signal()
@@ -250,7 +250,7 @@ class MacWalk(wiring.Component):
         needed = Signal(range((1 << len(tile)) * config.routed.cols + 1))
         hidden_needed = Signal(range(max(kind.hidden_blocks for kind in kinds) + 1))
         inputs_ready = Signal()
-        last_word = Signal(range(config.token_words))
+        word = Signal(range(config.token_words))
         undrained = Signal(range(3))
         hidden_count = of_kind(config, record, "hidden_blocks")
         m.d.comb += [
@@ -258,14 +258,12 @@ class MacWalk(wiring.Component):
             needed.eq(((tile + 1) * config.routed.cols + config.units - 1) >> rows_log2),
             hidden_needed.eq(Mux(needed < hidden_count, needed, hidden_count)),
             # A tile beyond the last word holds the bias alone.
-            last_word.eq(Mux(tile < config.token_words, tile, config.token_words - 1)),
+            word.eq(Mux(tile < config.token_words, tile, config.token_words - 1)),
             inputs_ready.eq(
                 Mux(
                     out,
                     self.hidden_blocks >= hidden_needed,
-                    # A tile beyond the last word holds the bias alone.
-                    self.all_loaded
-                    | (self.loaded > Mux(tile < config.token_words, tile, config.token_words - 1)),
+                    self.all_loaded | (self.loaded > word),
                 )
             ),
             self.want.eq(walk.valid & inputs_ready & ~(first_step & (tile == 0) & ~up & (undrained == 2))),

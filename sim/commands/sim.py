@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sim.commands.output import json_option, print_json, print_table
-from spec.design import Format
+from spec.design import Engine, Format
 from spec.errors import InputError
 from spec.registers import COUNTERS
+
+if TYPE_CHECKING:
+    # At run time it is imported in the command, which --help and the others do not wait for.
+    from sim.accelerator import Report
 
 RTL_SCALE = 64
 
@@ -31,7 +35,7 @@ RTL_SCALE = 64
 @click.option("--routing", default="uniform", show_default=True, help="uniform, zipf:S or a file .npz.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Weights, tokens, routing.")
 @click.option("--sim", "simulator", type=click.Choice(["verilator"]), default="verilator", show_default=True)
-@click.option("--waves", is_flag=True, help="Leave a VCD of the whole run in build/waves.")
+@click.option("--waves", is_flag=True, help="Leave a VCD of the first 10,000 cycles in build/waves.")
 @json_option
 def command(
     model_name: str,
@@ -53,8 +57,9 @@ def command(
     Exit status 1 if the Verilog differs from golden in a bit, a block from its model in a cycle, or
     the layer from its model by more than 1 %.
     """
-    from sim import accelerator, alone, step, workload
+    from sim import accelerator, alone, pim_report, step, workload
     from sim.routing import draw_ids, parse_routing
+    from sim.rtlsim import DEFAULT_ROOT
     from spec.load import load_design
 
     def progress(text: str) -> None:
@@ -71,10 +76,24 @@ def command(
     if vector and scale not in (None, "full", "1"):
         raise InputError(f"a vector runs at its own size, not at scale {scale}", key="scale")
     count = tokens or workload.DEFAULT_TOKENS
+    waves_dir = DEFAULT_ROOT / "waves" if waves else None
 
+    pim = design.engine is Engine.PIM
+    run_model = pim_report.run_pim_model if pim else accelerator.run_model
+    run_layer = pim_report.run_pim_layer if pim else accelerator.run_layer
     if experts is not None:
+        if pim:
+            raise InputError(f"runs on engine fpga only, not on design {design.name}", key="experts")
         report = alone.run_experts(
-            model_name, design, experts, tokens, divisor, engine=engine, seed=seed, progress=progress
+            model_name,
+            design,
+            experts,
+            tokens,
+            divisor,
+            engine=engine,
+            seed=seed,
+            waves=waves_dir,
+            progress=progress,
         )
     elif phase is not None:
         if engine != "model" or vector:
@@ -83,32 +102,30 @@ def command(
     elif vector:
         work = workload.vector_workload(model_name, tokens)
         if engine == "model":
-            report = accelerator.run_model(
-                work.model, design, work.reference_ids, "vector", work.batch_lengths
-            )
+            report = run_model(work.model, design, work.reference_ids, "vector", work.batch_lengths)
         else:
-            report = accelerator.run_layer(
+            report = run_layer(
                 work,
                 design,
                 engine=engine,
                 routing="vector",
-                waves=Path("build/waves") if waves else None,
+                waves=waves_dir,
                 progress=progress,
             )
     else:
         model = workload.scaled_model(model_name, divisor)
         if engine == "model":
             ids = draw_ids(model.gating, distribution, count, seed)
-            report = accelerator.run_model(model, design, ids, routing)
+            report = run_model(model, design, ids, routing)
         else:
             progress("drawing weights and tokens")
-            work = workload.random_workload(model, count, distribution, seed)
-            report = accelerator.run_layer(
+            work = workload.random_workload(model, count, distribution, seed, design.window_tokens)
+            report = run_layer(
                 work,
                 design,
                 engine=engine,
                 routing=routing,
-                waves=Path("build/waves") if waves else None,
+                waves=waves_dir,
                 progress=progress,
             )
     if as_json:
@@ -118,7 +135,7 @@ def command(
     return 0 if report.agreed else 1
 
 
-def _print(report) -> None:  # type: ignore[no-untyped-def]
+def _print(report: Report) -> None:
     click.echo(
         f"\n{report.model} on {report.design} in {report.format}: {report.tokens} tokens,"
         f" d_model {report.d_model},"
@@ -132,17 +149,19 @@ def _print(report) -> None:  # type: ignore[no-untyped-def]
 
     print_table(
         ("cycles", "RTL", "model", "difference"),
-        [row(name, pair) for name, pair in report.blocks.items()] + [row("layer", report.cycles)],
+        [row(name, pair) for name, pair in report.blocks.items()]
+        + ([row("layer", report.cycles)] if len(report.blocks) > 1 else []),
     )
     lines = []
     if report.mismatches is not None:
         lines.append(f"mismatching bits against golden   {report.mismatches}")
     if report.reference is not None:
         reference = report.reference
-        lines.append(
-            f"experts as in {reference['name']}   {reference['tokens_with_same_experts']} of"
-            f" {report.tokens} tokens"
-        )
+        if reference["tokens_with_same_experts"] is not None:
+            lines.append(
+                f"experts as in {reference['name']}   {reference['tokens_with_same_experts']} of"
+                f" {report.tokens} tokens"
+            )
         if reference["max_error_over_std"] is not None:
             lines.append(
                 f"error against {reference['name']}   max {reference['max_error_over_std']:.4f},"
@@ -156,7 +175,8 @@ def _print(report) -> None:  # type: ignore[no-untyped-def]
                 + ", the largest magnitudes of these tokens in float"
             )
     use = report.utilisation
-    lines.append(f"MAC utilisation {use['mac']:.1%}, weight port {use['bandwidth']:.1%}")
+    port = "column slots for MACs" if "pim" in report.blocks else "weight port"
+    lines.append(f"MAC utilisation {use['mac']:.1%}, {port} {use['bandwidth']:.1%}")
     if report.counters is not None:
         stalls = [f"{name[6:]} {report.counters[name]}" for name in COUNTERS if name.startswith("stall_")]
         lines.append("cycles stalled by: " + ", ".join(stalls))
@@ -172,5 +192,8 @@ def _print(report) -> None:  # type: ignore[no-untyped-def]
     lines.append(f"modelled time {report.seconds * 1e6:,.1f} us")
     lines += [f"waveform {report.waveform}"] if report.waveform else []
     lines += report.notes
-    lines.append(f"DIFFERS: {report.divergence}" if report.divergence else "all agree")
+    if report.divergence:
+        lines.append(f"DIFFERS: {report.divergence}")
+    elif report.mismatches is not None:
+        lines.append("all agree" if report.agreed else "DIFFERS")
     click.echo("\n".join(lines))

@@ -20,7 +20,19 @@ from cocotb.handle import ValueObjectBase
 from cocotb.triggers import RisingEdge
 from cocotb.utils import get_sim_time
 
-from sim.rtlsim import MemoryTrace, Read, ReadMemory, RunResult, RunSpec, Sink, Source, Step, Trace, Wait
+from sim.rtlsim import (
+    BankMemory,
+    MemoryTrace,
+    Read,
+    ReadMemory,
+    RunResult,
+    RunSpec,
+    Sink,
+    Source,
+    Step,
+    Trace,
+    Wait,
+)
 
 CLOCK_NS = 10
 MAX_VIOLATIONS = 20
@@ -34,6 +46,7 @@ class Wires:
             port["name"]: getattr(dut, port["name"]) for port in ports
         }
         self._driven: dict[str, int] = {}
+        self.widths = {port["name"]: int(port["width"]) for port in ports}
         self.inputs = [
             port["name"]
             for port in ports
@@ -116,7 +129,7 @@ class StreamDriver:
 
     def __init__(self, ports: StreamPorts, source: Source) -> None:
         self.ports = ports
-        self.payloads = [int(value) for value in source.payloads]
+        self.payloads = _integers(source.payloads)
         arrivals = np.zeros(len(self.payloads)) if source.arrivals is None else np.asarray(source.arrivals)
         self.arrivals = [int(value) for value in arrivals]
         self.cycles: list[int] = []
@@ -225,9 +238,10 @@ class AxiReadMemory:
         # An array is copied, since bytes are what a beat is read from.
         self.image = image.tobytes() if isinstance(image, np.ndarray) else image.read_bytes()
         self.latency, self.max_outstanding = memory.latency, memory.max_outstanding
-        self.extra = _delays(memory.extra)
-        self.gaps = _delays(memory.gaps)
+        self.extra = _repeated(memory.extra)
+        self.gaps = _repeated(memory.gaps)
         self.pattern = _pattern(name, memory.ready)
+        self.responses = _repeated(memory.responses)
         self.rules = StreamRules(name, violations)
         self.ar_cycles: list[int] = []
         self.ar_addrs: list[int] = []
@@ -262,6 +276,7 @@ class AxiReadMemory:
             self.rules.violations.add(self.name, "read beyond the memory image")
         self.wires.set(self._port("rdata"), int.from_bytes(beat, "little"))
         self.wires.set(self._port("rlast"), int(burst.done + 1 == burst.beats))
+        self.wires.set(self._port("rresp"), self.responses[len(self.r_cycles) % len(self.responses)])
 
     def sample(self, now: int) -> None:
         """See a beat taken and an address accepted."""
@@ -298,6 +313,32 @@ class AxiReadMemory:
         )
 
 
+class Banks:
+    """Weight banks: what is asked for in a cycle stands at the data port ``latency`` cycles later, only."""
+
+    def __init__(self, name: str, wires: Wires, banks: BankMemory, violations: Violations) -> None:
+        self.name, self.wires, self.violations, self.latency = name, wires, violations, banks.latency
+        image = banks.image
+        self.image = image.tobytes() if isinstance(image, np.ndarray) else image.read_bytes()
+        self.tile_bytes = wires.widths[f"{name}_data"] // 8
+        self._due: dict[int, int] = {}
+
+    def drive(self, now: int) -> None:
+        """Drive the data of this cycle."""
+        address = self._due.pop(now, None)
+        data = b"\xa5" * self.tile_bytes
+        if address is not None:
+            data = self.image[address * self.tile_bytes :][: self.tile_bytes]
+            if len(data) < self.tile_bytes:
+                self.violations.add(self.name, "read beyond the banks' image")
+        self.wires.set(f"{self.name}_data", int.from_bytes(data, "little"))
+
+    def sample(self, now: int) -> None:
+        """Take a request."""
+        if self.wires.get(f"{self.name}_en"):
+            self._due[now + self.latency] = self.wires.get(f"{self.name}_addr")
+
+
 class Phase:
     """One run from reset to the last beat."""
 
@@ -314,6 +355,7 @@ class Phase:
             name: AxiReadMemory(name, wires, masters[name], memory, self.violations)
             for name, memory in spec.memories.items()
         }
+        self.banks = [Banks(name, wires, banks, self.violations) for name, banks in spec.banks.items()]
         self.probes: dict[str, list[tuple[int, int]]] = {name: [] for name in spec.probes}
         self.reads: list[int] = []
         self.now = 0  # cycles since reset
@@ -341,6 +383,7 @@ class Phase:
         seconds = perf_counter() - started
         return RunResult(
             cycles=cycles,
+            since_reset=self.zero,
             streams={name: stream.trace() for name, stream in {**self.drivers, **self.sinks}.items()},
             memories={name: memory.trace(self.zero) for name, memory in self.memories.items()},
             probes={name: _probe(seen) for name, seen in self.probes.items()},
@@ -370,6 +413,8 @@ class Phase:
                 stream.drive(self.cycle)
         for memory in self.memories.values():
             memory.drive(self.now, self.cycle if self._running else None)
+        for banks in self.banks:
+            banks.drive(self.now)
         await RisingEdge(self.dut.aclk)
         for driver in self.drivers.values():
             driver.sample(self.cycle)
@@ -377,6 +422,8 @@ class Phase:
             sink.sample(self.cycle)
         for memory in self.memories.values():
             memory.sample(self.now)
+        for banks in self.banks:
+            banks.sample(self.now)
         if self._running:
             for name, seen in self.probes.items():
                 if value := self.wires.get(name):
@@ -457,8 +504,16 @@ def _pattern(name: str, ready: Any) -> list[bool]:
     return pattern
 
 
-def _delays(delays: Any) -> list[int]:
-    return [0] if delays is None or not np.size(delays) else [int(value) for value in np.asarray(delays)]
+def _repeated(values: Any) -> list[int]:
+    return [0] if values is None or not np.size(values) else [int(value) for value in np.asarray(values)]
+
+
+def _integers(payloads: Any) -> list[int]:
+    """Return payloads, integers or rows of words, lowest first, as integers."""
+    if isinstance(payloads, np.ndarray) and payloads.ndim == 2:
+        rows = np.ascontiguousarray(payloads, dtype="<u8")
+        return [int.from_bytes(row.tobytes(), "little") for row in rows]
+    return [int(value) for value in payloads]
 
 
 def _trace(cycles: Sequence[int], payloads: Sequence[int], bits: int) -> Trace:

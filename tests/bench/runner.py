@@ -31,8 +31,7 @@ from sim.rtlsim import DEFAULT_ROOT, RunResult, RunSpec, Waveform, exported, fil
 from sim.toolchain import built_once, compile_model, digest, verilator_version
 from tests.bench.in_simulator import JOB, RESULTS
 
-# Times of a VCD file are ns.
-FLAGS = ("--vpi", "--timescale", "1ns/1ns")
+FLAGS = ("--vpi",)
 # Python takes most of a run's time, so that compiling faster counts for more than running faster.
 CXX_FLAGS = ("-O1",)
 LIBRARY = ("verilated_vpi",)

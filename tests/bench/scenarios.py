@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from sim.divergence import Bench, Field, PortCheck, first_divergence, with_waveform
 from sim.rtlsim import RunResult, RunSpec, Trace
-from sim.streams import ALWAYS, Cycles, next_ready
+from sim.streams import ALWAYS, Cycles, Spans, readiness
 from tests.block_bench import TRAFFIC, arrivals_of, pattern_of
 
 WAVES = Path("build/waves")
@@ -143,14 +143,14 @@ class Traffic:
         """Return ascending arrival cycles."""
         return arrivals_of(self.rng, self.gaps, count) + after
 
-    def ready(self) -> tuple[np.ndarray | None, Cycles]:
+    def ready(self) -> tuple[np.ndarray | None, Spans]:
         """Return a ready pattern for :class:`sim.rtlsim.Sink` and the same for a cycle model."""
         pattern = pattern_of(self.rng, self.stalls)
         if pattern is None:
             return None, ALWAYS
         # A model is ready after its pattern's end; a sink repeats it.
         longer = np.concatenate([pattern, np.ones(PATTERN_CYCLES - pattern.size, dtype=bool)])
-        return longer, next_ready(pattern)
+        return longer, readiness(pattern)
 
 
 def mixes(seed: int) -> list[Traffic]:
@@ -163,7 +163,8 @@ def _seen(name: str, result: RunResult) -> Trace:
     if name in result.streams:
         return result.streams[name]
     if name in result.probes:
-        return Trace(result.probes[name][0], np.zeros((len(result.probes[name][0]), 1), dtype=np.uint64))
+        cycles, values = result.probes[name]
+        return Trace(cycles, values.reshape(-1, 1))
     if name in result.memories:
         memory = result.memories[name]
         return Trace(memory.ar_cycles, memory.ar_addrs.reshape(-1, 1))

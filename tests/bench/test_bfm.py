@@ -91,7 +91,7 @@ def memory_run(memory: ReadMemory, addresses: list[int], cycles: int = 300):
         wires.set("m_axi_araddr", addresses[min(asked, len(addresses) - 1)])
         taken = wires.get("m_axi_rvalid")
         if taken:
-            data.append((wires.get("m_axi_rdata"), wires.get("m_axi_rlast")))
+            data.append(tuple(wires.get(f"m_axi_r{port}") for port in ("data", "last", "resp")))
         model.sample(cycle)
     return model, data, violations.texts
 
@@ -101,7 +101,7 @@ def memory_run(memory: ReadMemory, addresses: list[int], cycles: int = 300):
 def test_memory_has_the_latency_it_should(outstanding, extra, gaps, ready):
     image = np.random.default_rng(5).integers(0, 256, 4096, dtype=np.uint8)
     asked = [64, 0, 32, 512, 4064]
-    memory = ReadMemory(image, 7, outstanding, extra, gaps, ready)
+    memory = ReadMemory(image, 7, outstanding, extra, gaps, ready, responses=[0, 2, 3])
     model, data, violations = memory_run(memory, asked)
     assert violations == []
     # The same rules, naively: an address waits for a free place; a beat for its burst and the one before.
@@ -121,7 +121,10 @@ def test_memory_has_the_latency_it_should(outstanding, extra, gaps, ready):
         ends.append(beats[-1])
     assert (model.ar_cycles, model.r_cycles, model.ar_addrs) == (addresses, beats, asked)
     words = [image[start : start + 8 * BEATS].view("<u8") for start in asked]
-    assert data == [(int(word), int(n == BEATS - 1)) for burst in words for n, word in enumerate(burst)]
+    assert data == [
+        (int(word), int(n % BEATS == BEATS - 1), (0, 2, 3)[n % 3])
+        for n, word in enumerate(np.concatenate(words))
+    ]
 
 
 @pytest.mark.parametrize(

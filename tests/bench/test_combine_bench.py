@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from rtl.combine import Combine, CombineConfig
+from rtl.combine_ordered import OrderedCombine, OrderedConfig
 from sim.rtlsim import RunSpec, Sink, Source
+from tests import test_combine_ordered as ordered
 from tests.bench.runner import build
 from tests.bench.scenarios import MOST_CYCLES, Expected, Scenario, Traffic, mixes, run_scenarios
 from tests.block_bench import bits_of
 from tests.test_combine import ORDERS, Case, golden_tokens, schedule, sequence_of, values_of
 
 # The last word is partial.
+ORDERED = OrderedConfig(num_slots=4, d_model=9, lanes=2, max_count=3)
 CONFIG = CombineConfig(num_slots=4, d_model=5, lanes=2, max_count=3)
 MOST = CONFIG.max_count
 
@@ -96,6 +99,65 @@ def scenarios(seed: int) -> list[Scenario]:
                 whole = scenario(f"{values} values, {label}", counts, order, values, traffic)
                 found += [whole.cut(rng), whole]
     return found
+
+
+def ordered_scenario(name: str, counts: list[int], order: str, values: str, traffic: Traffic) -> Scenario:
+    """Return the same for the combiner that adds in the order of ranks."""
+    rng = traffic.rng
+    case = ordered.Case(ORDERED, np.array(counts), order, values)
+    beats = ordered.beats_of(rng, case)
+    pattern, ready = traffic.ready()
+    job = ordered.prepare(
+        rng,
+        case,
+        traffic.arrivals(beats.token.size),
+        traffic.arrivals(case.num_tokens) * int(rng.integers(1, 6)),
+        ready,
+        beats,
+    )
+    layouts = {"i": ORDERED.contribution, "i_expect": ORDERED.expect, "o": ORDERED.output}
+    return Scenario(
+        name,
+        RunSpec(
+            sources={
+                "i": Source(job.expected["i"], job.arrivals),
+                "i_expect": Source(job.expected["i_expect"], job.expect_arrivals),
+            },
+            sinks={"o": Sink(len(job.expected["o"]), pattern)},
+            probes=["freed"],
+            max_cycles=MOST_CYCLES,
+        ),
+        {
+            **{
+                port: Expected(job.expected[port], getattr(job.model, port), layout)
+                for port, layout in layouts.items()
+            },
+            "freed": Expected(cycles=job.model.freed),
+        },
+    )
+
+
+def ordered_scenarios(seed: int) -> list[Scenario]:
+    """Return random counts and every corner, in every order, under all mixes of traffic, and resets."""
+    found = []
+    for traffic in mixes(seed):
+        rng = traffic.rng
+        for order in ORDERS:
+            label = f"order {order}, gaps {traffic.gaps}, stalls {traffic.stalls}"
+            for name, counts in CORNERS.items():
+                found.append(ordered_scenario(f"{name}, {label}", counts, order, "cancelling", traffic))
+            for values in ("normal", "extreme"):
+                counts = rng.integers(0, MOST + 1, size=int(rng.integers(1, 13))).tolist()
+                whole = ordered_scenario(f"{values} values, {label}", counts, order, values, traffic)
+                found += [whole.cut(rng), whole]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ordered_combine(seed):
+    bench = build("combine_ordered", lambda: OrderedCombine(ORDERED), config=ORDERED)
+    run_scenarios(bench, "combine", ordered_scenarios(seed), seed=seed)
 
 
 @pytest.mark.slow

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from golden.dispatch_streams import dispatch_streams
 from rtl.dispatch import Dispatch, DispatchConfig
-from sim.dispatch import dispatch_cycles
-from sim.rtlsim import RunSpec, Sink, Source
+from sim.dispatch import Units, dispatch_cycles
+from sim.rtlsim import RunSpec, Set, Sink, Source
+from spec.design import Policy
+from spec.model import CapacityRule
+from spec.registers import POLICIES
 from tests.bench.runner import CocotbBuild, build
 from tests.bench.scenarios import MOST_CYCLES, Expected, Scenario, Traffic, mixes, run_scenarios
-from tests.block_bench import bits_of
+from tests.block_bench import PATTERN_CYCLES, bits_of
 
 CONFIG = DispatchConfig(num_experts=5, top_k=2, window_tokens=4, shared=True, capacity_bits=4)
+UNITS = DispatchConfig(
+    num_experts=5,
+    top_k=2,
+    window_tokens=4,
+    num_units=3,
+    shared=True,
+    capacity_bits=4,
+    capacity_rule=CapacityRule.BATCH_PRIORITY,
+    longest_queue=True,
+    ranks=True,
+)
 
 
 def bench() -> CocotbBuild:
@@ -25,11 +39,14 @@ def bench() -> CocotbBuild:
 
 @dataclass(frozen=True)
 class Load:
-    """Tokens of a scenario: (tokens, top_k) experts, tokens of each batch, capacity."""
+    """Tokens of a scenario: (tokens, top_k) experts, tokens of each batch, capacity; where they may go."""
 
     ids: np.ndarray
     batches: list[int]
     capacity: int = 0
+    policy: Policy = Policy.QUEUE_ORDER
+    placement: tuple[int, ...] = ()
+    retire_rate: float = 0.2
 
 
 def random_load(rng: np.random.Generator) -> Load:
@@ -58,22 +75,24 @@ CORNERS = {
 }
 
 
-def scenario(name: str, load: Load, traffic: Traffic) -> Scenario:
+def scenario(name: str, load: Load, traffic: Traffic, config: DispatchConfig = CONFIG) -> Scenario:
     """Return the run of a load under this traffic, with what golden and model say about it."""
     num_tokens, top_k = load.ids.shape
     weights = traffic.rng.integers(0, 1 << 16, size=load.ids.shape, dtype=np.uint16)
     streams = dispatch_streams(
         load.ids,
         weights,
-        num_experts=CONFIG.num_experts,
-        window_tokens=CONFIG.window_tokens,
+        num_experts=config.num_experts,
+        window_tokens=config.window_tokens,
         batch_lengths=load.batches,
         capacity=load.capacity,
-        shared=CONFIG.shared,
+        capacity_rule=config.capacity_rule,
+        shared=config.shared,
+        policy=load.policy,
     )
     beats = [
         bits_of(
-            CONFIG.assignment,
+            config.assignment,
             expert=load.ids[token, j],
             weight=weights[token, j],
             last=j == top_k - 1,
@@ -84,41 +103,108 @@ def scenario(name: str, load: Load, traffic: Traffic) -> Scenario:
         for j in range(top_k)
     ]
     expects = [
-        bits_of(CONFIG.expect, slot=slot, count=count, last_token=last)
+        bits_of(config.expect, slot=slot, count=count, last_token=last)
         for slot, count, last in zip(
             streams.expect_slot, streams.expect_count, streams.last_token, strict=True
         )
     ]
+    fields = (
+        ("expert", "slot", "rank", "weight", "last") if config.ranks else ("expert", "slot", "weight", "last")
+    )
     entries = [
-        bits_of(
-            CONFIG.entry,
-            expert=streams.entry_expert[n],
-            slot=streams.entry_slot[n],
-            weight=streams.entry_weight[n],
-            last=streams.entry_last[n],
-        )
+        bits_of(config.entry, **{field: getattr(streams, f"entry_{field}")[n] for field in fields})
         for n in range(len(streams.entry_expert))
     ]
     arrivals = traffic.arrivals(len(beats))
     expect_pattern, expect_ready = traffic.ready()
-    pattern, ready = traffic.ready()
-    model = dispatch_cycles(streams, arrivals, expect_ready=expect_ready, unit_ready=[ready])
+    ready = {name: traffic.ready() for name in config.outputs()}
+    pulses = traffic.rng.random((PATTERN_CYCLES, config.num_units)) < load.retire_rate
+    pulses[-1] = True  # and so it stays
+    several = config.num_units > 1
+    model = dispatch_cycles(
+        streams,
+        arrivals,
+        expect_ready=expect_ready,
+        unit_ready=[model_ready for _, model_ready in ready.values()],
+        units=Units(config.num_units, np.array(load.placement), config.unit_jobs) if several else None,
+        retired=[np.append(np.flatnonzero(column), range(PATTERN_CYCLES, MOST_CYCLES)) for column in pulses.T]
+        if several
+        else (),
+    )
+    outputs = {
+        name: ([entries[n] for n in numbers], cycles)
+        for name, numbers, cycles in zip(config.outputs(), model.unit_entries, model.units, strict=True)
+    }
     return Scenario(
         name,
         RunSpec(
             sources={"i": Source(beats, arrivals)},
-            sinks={"o_expect": Sink(len(expects), expect_pattern), "o_0": Sink(len(entries), pattern)},
-            statics={"capacity": load.capacity},
+            sinks={
+                "o_expect": Sink(len(expects), expect_pattern),
+                **{name: Sink(len(payloads), ready[name][0]) for name, (payloads, _) in outputs.items()},
+            },
+            statics={"capacity": load.capacity, "policy": POLICIES.index(load.policy)},
+            writes=[
+                (int(cycle), name, int(column[cycle]))
+                for name, column in zip(config.retirements(), pulses.T, strict=False)
+                for cycle in np.flatnonzero(np.diff(column, prepend=False))
+            ],
+            prologue=[
+                Set({"place_we": 1, "place_addr": expert, "place_units": units})
+                for expert, units in enumerate(load.placement)
+            ],
             probes=["dropped"],
             max_cycles=MOST_CYCLES,
         ),
         {
-            "i": Expected(beats, model.i, CONFIG.assignment),
-            "o_expect": Expected(expects, model.o_expect, CONFIG.expect),
-            "o_0": Expected(entries, model.entries, CONFIG.entry),
+            "i": Expected(beats, model.i, config.assignment),
+            "o_expect": Expected(expects, model.o_expect, config.expect),
+            **{name: Expected(*wanted, config.entry) for name, wanted in outputs.items()},
         },
         {"dropped": streams.dropped},
     )
+
+
+def placed(rng: np.random.Generator, load: Load, *, placement: tuple[int, ...] = ()) -> Load:
+    """Return the load with a policy, units for each expert and how fast they are, drawn."""
+    everything = (1 << UNITS.num_units) - 1
+    drawn = rng.integers(1, everything + 1, size=UNITS.num_experts + 1)
+    return replace(
+        load,
+        policy=list(Policy)[rng.integers(len(Policy))],
+        placement=placement or tuple(int(units) for units in drawn),
+        retire_rate=float(rng.choice([0.02, 0.2, 0.7])),
+    )
+
+
+ALL_UNITS = ((1 << UNITS.num_units) - 1,) * (UNITS.num_experts + 1)
+UNIT_CORNERS = {
+    "all replicas full": placed(
+        np.random.default_rng(1), corner([[t % 5, (t + 1) % 5] for t in range(16)]), placement=ALL_UNITS
+    ),
+    "one busy, others idle": placed(
+        np.random.default_rng(2), corner([[0, t % 4 + 1] for t in range(16)]), placement=(1, 2, 4, 6, 6, 6)
+    ),
+    "one unit for all": placed(np.random.default_rng(3), corner([[3, 1]] * 9), placement=(2,) * 6),
+    "places for the first choices": placed(
+        np.random.default_rng(4), corner([[1, 0], [2, 0], [0, 1], [0, 2]] * 4, capacity=2, batches=[4, 12])
+    ),
+    "largest weight first": placed(
+        np.random.default_rng(5), corner([[3, 4], [4, 3]] * 7, capacity=1, batches=[3, 4, 4, 3])
+    ),
+}
+
+
+def unit_scenarios(seed: int) -> list[Scenario]:
+    """Return random loads and every corner of several units, each under all mixes, and resets."""
+    found = []
+    for traffic in mixes(seed):
+        rng = traffic.rng
+        label = f"gaps {traffic.gaps}, stalls {traffic.stalls}"
+        random = scenario(f"random, {label}", placed(rng, random_load(rng)), traffic, UNITS)
+        found += [random.cut(rng), random]
+        found += [scenario(f"{name}, {label}", load, traffic, UNITS) for name, load in UNIT_CORNERS.items()]
+    return found
 
 
 def scenarios(seed: int) -> list[Scenario]:
@@ -136,6 +222,13 @@ def scenarios(seed: int) -> list[Scenario]:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_dispatch(seed):
     run_scenarios(bench(), "dispatch", scenarios(seed), seed=seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_dispatch_to_several_units(seed):
+    bench = build("dispatch_units", lambda: Dispatch(UNITS), config=UNITS)
+    run_scenarios(bench, "dispatch", unit_scenarios(seed), seed=seed)
 
 
 def test_corners_are_reached():

@@ -55,9 +55,13 @@ def config_of(
     )
 
 
-# No size is a multiple of the array's: the last tiles, blocks and beats are partial.
+# No size is a multiple of the array's: the last tiles, blocks and beats are partial. The layer's bench
+# has SiLU.
 CONFIGS = {
-    "gated": config_of(FfnSpec(d_expert=6), d_model=10, d_shared=9, rows=4, cols=4, lanes=2, outstanding=3),
+    "relu": config_of(
+        FfnSpec(d_expert=6, activation=Activation.RELU),
+        d_model=10, d_shared=9, rows=4, cols=4, lanes=2, outstanding=3,
+    ),
     "clamped": config_of(
         FfnSpec(d_expert=5, activation=Activation.CLAMPED_SWIGLU, bias=True),
         d_model=7, d_shared=0, rows=2, cols=4, lanes=2, outstanding=4,
@@ -162,15 +166,11 @@ def contributions(config: ExpertConfig, load: Load, jobs, job_weights) -> list[i
     parts = config.routed.rows // lanes
     beats = []
     for (expert, slots), weights in zip(jobs, job_weights, strict=True):
-        # Lanes beyond d_model belong to rows of zeros, which make NaN of an infinity.
-        beyond = words * lanes - config.d_model
-        padded = {
-            name: np.pad(values, [(0, beyond), (0, 0)][: values.ndim])
-            for name, values in vars(load.weights[expert]).items()
-            if name.startswith("down") and values is not None
-        }
-        expert_weights = vars(load.weights[expert]) | padded
-        results = ffn_bf16(config.routed.ffn, load.tokens[slots], cols=config.routed.cols, **expert_weights)
+        results = ffn_bf16(
+            config.routed.ffn, load.tokens[slots], cols=config.routed.cols, **vars(load.weights[expert])
+        )
+        # Lanes beyond d_model are zero.
+        results = np.pad(results, [(0, 0), (0, words * lanes - config.d_model)])
         for block in range(config.routed.out_blocks):
             for row, slot in enumerate(slots):
                 beats += [
@@ -265,6 +265,16 @@ def hesitant(whole: Scenario, rng: np.random.Generator) -> Scenario:
     return replace(whole, name=f"memory with gaps, {whole.name}", spec=spec, ports=ports)
 
 
+def failing(whole: Scenario, rng: np.random.Generator) -> Scenario:
+    """Return the scenario with error responses: each is told, the data counts, no time is lost."""
+    num_beats = len(whole.ports["i_r"].cycles)
+    responses = np.where(rng.random(num_beats) < 0.2, rng.integers(2, 4, num_beats), 0)
+    memory = replace(whole.spec.memories["o_ar"], responses=responses)
+    spec = replace(whole.spec, memories={"o_ar": memory})
+    pulses = {**whole.pulses, "read_error": np.count_nonzero(responses)}
+    return replace(whole, name=f"memory with errors, {whole.name}", spec=spec, pulses=pulses)
+
+
 def scenarios(config: ExpertConfig, seed: int) -> list[Scenario]:
     """Return random jobs, every corner and extreme values under all mixes, and resets."""
     found = []
@@ -277,7 +287,7 @@ def scenarios(config: ExpertConfig, seed: int) -> list[Scenario]:
         found.append(scenario(f"extreme values, {label}", config, load, traffic))
         load = load_of(config, rng, random_jobs(config, rng))
         whole = scenario(f"random jobs, {label}", config, load, traffic)
-        found += [whole.cut(rng), whole, hesitant(whole, rng)]
+        found += [whole.cut(rng), whole, hesitant(whole, rng), failing(whole, rng)]
     return found
 
 

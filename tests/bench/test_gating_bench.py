@@ -42,6 +42,8 @@ GEOMETRIES = {
         d_model=12,
         **SIZES,
     ),
+    # gpt-oss with k = E: everything is chosen, and only order and weights tell.
+    "all": GateGeometry(gating=GatingSpec(num_experts=3, top_k=3, logit_bias=True), d_model=5, **SIZES),
 }
 
 
@@ -234,5 +236,8 @@ def test_corners_are_reached(name):
     }
     last, top_k = geometry.gating.num_experts - 1, geometry.gating.top_k
     assert set(chosen["all to one"][::top_k]) == {last}
-    assert 1 not in chosen["never chosen"]
+    if top_k == geometry.gating.num_experts:
+        assert set(chosen["never chosen"][top_k - 1 :: top_k]) == {1}
+    else:
+        assert 1 not in chosen["never chosen"]
     assert chosen["all equal"][:top_k] == list(range(top_k))

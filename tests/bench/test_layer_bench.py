@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from golden.layer_bf16 import layer_bf16, layer_image
 from golden.weights import LayerWeights, random_tokens, random_weights, to_bf16_values
 from rtl.gating import token_layout
 from rtl.layer import FpgaLayer
-from sim.rtlsim import ReadMemory, RunSpec, Sink, Source, reg_read, reg_wait, reg_write
+from sim.accelerator import cycle_checks, seen_times
+from sim.divergence import PortCheck
+from sim.layer import LayerShape, layer_cycles
+from sim.rtlsim import ReadMemory, RunResult, RunSpec, Sink, Source, reg_read, reg_wait, reg_write
 from spec.design import ArrayDesign, DesignSpec, Engine, GateDesign, MemoryDesign
-from spec.geometry import ImageGeometry
+from spec.geometry import ImageGeometry, ceil_div
 from spec.model import FfnSpec, GatingSpec, ModelSpec, Score
 from spec.registers import (
     CONTROL_CLEAR,
@@ -22,11 +26,13 @@ from spec.registers import (
     IDENTITY,
     REGISTERS,
     STATUS_LOADED,
+    STATUS_READ_ERROR,
     counter_address,
 )
 from tests.bench.runner import build
 from tests.bench.scenarios import EXTREMES, MOST_CYCLES, Expected, Scenario, Traffic, mixes, run_scenarios
 from tests.block_bench import bits_of
+from tests.layer_beats import beat_by_beat, late
 
 # DeepSeek-V3 in small: groups, selection bias, scale, shared expert. No size divides the array's.
 MODEL = ModelSpec(
@@ -56,6 +62,7 @@ DESIGN = DesignSpec(
 )
 IMAGE = ImageGeometry.of(MODEL, DESIGN)
 IMAGE_PAGE = 1
+ROUTER_BEATS = ceil_div(IMAGE.gate.load_beats, DESIGN.memory.burst_beats) * DESIGN.memory.burst_beats
 
 
 def bf16_bits(values: np.ndarray) -> Bits16:
@@ -66,7 +73,10 @@ def bf16_bits(values: np.ndarray) -> Bits16:
 def scenario(
     name: str, weights: LayerWeights, tokens: Bits16, batches: list[int], capacity: int, traffic: Traffic
 ) -> Scenario:
-    """Return the run of batches of tokens under this traffic, with golden's output and counts."""
+    """Return the run of batches of tokens under this traffic, with what golden and models say about it.
+
+    The memory has the design's latency, no gaps and always takes addresses, as the models assume.
+    """
     rng = traffic.rng
     lanes, words = DESIGN.array.act_lanes, MODEL.d_model // DESIGN.array.act_lanes
     golden = layer_bf16(
@@ -93,16 +103,19 @@ def scenario(
         | int(ends_batch[n // words] and n % words == words - 1) << 16 * lanes
         for n, elements in enumerate(golden.output.reshape(-1, lanes))
     ]
-    pattern, _ = traffic.ready()
-    ar_pattern, _ = traffic.ready()
-    calm = traffic.gaps == "none"
+    pattern, ready = traffic.ready()
+    arrivals = traffic.arrivals(len(beats))
+    shape = LayerShape(IMAGE, DESIGN, golden.streams)
+    modelled = layer_cycles(shape, late(shape, arrivals), ready)
+    times = beat_by_beat(shape, modelled, arrivals, ready).streams
     memory = ReadMemory(
         np.concatenate([np.zeros(IMAGE_PAGE * 4096, np.uint8), layer_image(MODEL, IMAGE, weights)]),
         DESIGN.memory.latency_cycles,
-        extra=None if calm else rng.integers(0, 9, size=13),
-        gaps=None if calm else rng.integers(0, 3, size=17),
-        ready=ar_pattern,
     )
+
+    def blocks(result: RunResult) -> list[PortCheck]:
+        return cycle_checks(shape, seen_times(*result.probes["probe"]))
+
     counts = {
         "tokens_in": len(tokens),
         "tokens_out": len(tokens),
@@ -112,7 +125,7 @@ def scenario(
     return Scenario(
         name,
         RunSpec(
-            sources={"i": Source(beats, traffic.arrivals(len(beats)))},
+            sources={"i": Source(beats, arrivals)},
             sinks={"o": Sink(len(outputs), pattern)},
             memories={"o_ar": memory},
             prologue=[
@@ -126,11 +139,51 @@ def scenario(
                 *(reg_read(counter_address(counter)) for counter in counts),
                 reg_read(REGISTERS["STATUS"]),
             ],
+            probes=["probe"],
             max_cycles=MOST_CYCLES,
         ),
-        {"i": Expected(beats), "o": Expected(outputs)},
+        {
+            "i": Expected(beats, times["tokens"].taken),
+            "o": Expected(outputs, times["output"].taken),
+        },
         reads={"IDENTITY": IDENTITY, **counts, "STATUS": 1 << STATUS_LOADED},
+        derived=blocks,
     )
+
+
+def with_memory(whole: Scenario, name: str, **changes: Any) -> Scenario:
+    """Return the scenario with another memory, of whose cycles the models say nothing."""
+    memory = replace(whole.spec.memories["o_ar"], **changes)
+    ports = {port: replace(expected, cycles=None) for port, expected in whole.ports.items()}
+    spec = replace(whole.spec, memories={"o_ar": memory})
+    return Scenario(f"{name}, {whole.name}", spec, ports, reads=whole.reads)
+
+
+def hesitant(whole: Scenario, traffic: Traffic) -> Scenario:
+    """Return the scenario with a memory that pauses between beats and does not always take addresses."""
+    rng = traffic.rng
+    extra, gaps = rng.integers(0, 9, size=13), rng.integers(0, 3, size=17)
+    return with_memory(whole, "memory with gaps", extra=extra, gaps=gaps, ready=traffic.ready()[0])
+
+
+def failing(whole: Scenario, name: str, beat: int) -> Scenario:
+    """Return the scenario with an error response to one beat: the data counts, STATUS tells.
+
+    Loading the router anew forgets it.
+    """
+    responses = np.zeros(1 << 16, dtype=np.uint8)
+    responses[beat] = 2
+    changed = with_memory(whole, name, responses=responses)
+    status = whole.reads["STATUS"]
+    again = [
+        reg_write(REGISTERS["CONTROL"], 1 << CONTROL_LOAD),
+        reg_wait(REGISTERS["STATUS"], status, status),
+        reg_read(REGISTERS["STATUS"]),
+    ]
+    spec = replace(changed.spec, epilogue=[*whole.spec.epilogue, *again])
+    reads = {**whole.reads, "STATUS": status | 1 << STATUS_READ_ERROR, "STATUS after loading": status}
+    # An error costs no time.
+    return replace(whole, name=changed.name, spec=spec, reads=reads)
 
 
 def scenarios(seed: int) -> list[Scenario]:
@@ -143,7 +196,7 @@ def scenarios(seed: int) -> list[Scenario]:
         batches = rng.integers(1, 8, size=int(rng.integers(1, 4))).tolist()
         tokens = bf16_bits(random_tokens(MODEL, sum(batches), 100 * seed + index))
         random = scenario(f"random, {label}", weights, tokens, batches, 0, traffic)
-        found += [random.cut(rng, last=600), random]
+        found += [random.cut(rng), random, hesitant(random, traffic)]
         if traffic.gaps != traffic.stalls:
             continue
         preferred = np.zeros(8, np.float32)
@@ -161,6 +214,8 @@ def scenarios(seed: int) -> list[Scenario]:
             ("extreme values", wild, rng.choice(EXTREMES, tokens.shape), batches, 0),
         ]
         found += [scenario(f"{name}, {label}", *case, traffic) for name, *case in cases]
+        found.append(failing(random, "memory error in the router", int(rng.integers(IMAGE.gate.load_beats))))
+        found.append(failing(random, "memory error in an expert", ROUTER_BEATS + int(rng.integers(20))))
     return found
 
 

@@ -1,26 +1,17 @@
-"""The ``fpga`` accelerator: tokens in, the MoE layer's outputs out.
+"""What both accelerators share: intake, gate, dispatcher, combiner, registers, counters."""
 
-::
-
-    i --+--> gate --> dispatch --jobs--> expert --contributions--> combine --> o
-        |                |                ^  ^                       ^ |
-        +-- token store -----------------+  |                       | +-- freed slots
-                         +--expects---------|-----------------------+
-    o_ar, i_r <-- router loader / weights --+
-"""
-
-from amaranth import Cat, Module, Mux, Signal, unsigned
+from amaranth import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.combine import Combine, CombineConfig
+from rtl.combine_ordered import OrderedCombine, OrderedConfig
 from rtl.dispatch import Dispatch, DispatchConfig, ServicePolicy
-from rtl.expert import ExpertConfig, ExpertEngine
 from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_layout
 from rtl.gating import Gate, token_layout
 from rtl.registers import RegisterFile
 from rtl.stream import connect_stream
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Format, Policy
 from spec.geometry import ImageGeometry, ceil_div
 from spec.model import ModelSpec
 from spec.registers import (
@@ -29,7 +20,6 @@ from spec.registers import (
     PROBE,
     PROBE_BITS,
     PROBE_EXPERT,
-    PROBE_WAIT_TILE,
     PROBE_WEIGHT,
     STATUS_BUSY,
     STATUS_LOADED,
@@ -150,30 +140,14 @@ class Intake(wiring.Component):
         return m
 
 
-def expert_config(model: ModelSpec, design: DesignSpec) -> ExpertConfig:
-    """Return the expert engine's configuration for a model on a design."""
-    return ExpertConfig(
-        image=ImageGeometry.of(model, design),
-        num_slots=2 * design.window_tokens,
-        max_tokens=design.window_tokens,
-        act_lanes=design.tile.act_lanes,
-        stream_lanes=design.stream_lanes,
-        beat_bits=design.memory.width_bits,
-        burst_beats=design.memory.burst_beats,
-        max_outstanding=design.memory.max_outstanding,
-    )
-
-
-class FpgaLayer(wiring.Component):
-    """One MoE layer for an FPGA: gate, dispatcher, expert engine and combiner around AXI interfaces.
+class LayerShell(wiring.Component):
+    """One MoE layer around an engine: gate, dispatcher and combiner, AXI interfaces, registers.
 
     Tokens come as AXI4-Stream beats of ``stream_lanes`` bf16 elements, ``input_beats`` beats each;
     ``last`` ends a batch (a sequence, for the capacity). Outputs leave in token order, ``act_lanes``
-    elements a beat, ``last`` on the batch's last beat. Weights are read through AXI4 from the image
-    that :func:`golden.layer_bf16.layer_image` describes. Before the first token: write IMAGE_PAGE (and in
-    int8 SCALE_X, SCALE_H), set CONTROL.load, wait for STATUS.loaded.
-    Reference: :func:`golden.layer_bf16.layer_bf16`; cycle model: :mod:`sim.layer`.
-    Reset empties everything; the router has to be loaded again.
+    elements a beat, ``last`` on the batch's last beat. Before the first token: write IMAGE_PAGE (and in
+    int8 SCALE_X, SCALE_H), set CONTROL.load, wait for STATUS.loaded. Reset empties everything; the router
+    has to be loaded again. A subclass adds the engine (:meth:`engine`).
 
     Members
     -------
@@ -186,31 +160,39 @@ class FpgaLayer(wiring.Component):
         pass (:data:`spec.registers.PROBE`). Leave it open in a product.
     """
 
-    def __init__(self, model: ModelSpec, design: DesignSpec) -> None:
+    def __init__(self, model: ModelSpec, design: DesignSpec, *, num_units: int = 1, **members) -> None:
         image = ImageGeometry.of(model, design)
+        self.image = image
         gating = model.gating
         num_slots = 2 * design.window_tokens
         shared = image.shared is not None
         beat_bits = design.memory.width_bits
         self.axi_read = ("o_ar", "i_r", design.memory.burst_beats)
+        self.num_units = num_units
+        self.int8 = design.format is Format.INT8
         self.gate = Gate(image.gate)
         self.dispatch = Dispatch(
             DispatchConfig(
                 num_experts=gating.num_experts,
                 top_k=gating.top_k,
                 window_tokens=design.window_tokens,
+                num_units=num_units,
                 shared=shared,
                 capacity_bits=CAPACITY_BITS,
+                capacity_rule=model.capacity_rule,
+                longest_queue=design.policy is Policy.LONGEST_QUEUE,
+                ranks=num_units > 1,
             )
         )
-        self.expert = ExpertEngine(expert_config(model, design))
-        self.combine = Combine(
-            CombineConfig(
-                num_slots=num_slots,
-                d_model=model.d_model,
-                lanes=design.tile.act_lanes,
-                max_count=gating.top_k + shared,
-            )
+        size = {
+            "num_slots": num_slots,
+            "d_model": model.d_model,
+            "lanes": design.tile.act_lanes,
+            "max_count": gating.top_k + shared,
+        }
+        # Several units give a token's contributions in any order.
+        self.combine = (
+            Combine(CombineConfig(**size)) if num_units == 1 else OrderedCombine(OrderedConfig(**size))
         )
         self.intake = Intake(image.gate.input_beats, design.stream_lanes, num_slots)
         self.loader = RouterLoader(image, beat_bits, design.memory.burst_beats)
@@ -228,28 +210,33 @@ class FpgaLayer(wiring.Component):
                 "reg_we": In(1),
                 "reg_rdata": Out(32),
                 "probe": Out(PROBE_BITS),
+                **members,
             }
         )
 
+    def engine(self, m, registers):
+        """Add the engine between token store, jobs and combiner, and connect the memory.
+
+        Returns the streams of :data:`spec.registers.PROBE` that the shell does not know, and the
+        engine's events for the counters.
+        """
+        raise NotImplementedError
+
     def elaborate(self, platform):
         m = Module()
-        m.submodules.registers = registers = RegisterFile(scales=self.expert.config.int8)
+        m.submodules.registers = registers = RegisterFile(self.num_units, scales=self.int8)
         m.submodules.intake = intake = self.intake
         m.submodules.loader = loader = self.loader
         m.submodules.gate = gate = self.gate
         m.submodules.dispatch = dispatch = self.dispatch
-        m.submodules.expert = expert = self.expert
         m.submodules.combine = combine = self.combine
 
         # Tokens and what becomes of them.
         connect_stream(m, wiring.flipped(self.i), intake.i)
         connect_stream(m, intake.o_gate, gate.i)
-        connect_stream(m, intake.o_store, expert.i_token)
         connect_stream(m, loader.o, gate.i_load)
         connect_stream(m, gate.o, dispatch.i)
         connect_stream(m, dispatch.o_expect, combine.i_expect)
-        connect_stream(m, dispatch.o_0, expert.i)
-        connect_stream(m, expert.o, combine.i)
         m.d.comb += [
             self.o.payload.data.eq(combine.o.payload.data),
             self.o.payload.last.eq(combine.o.payload.last),
@@ -257,19 +244,7 @@ class FpgaLayer(wiring.Component):
             combine.o.ready.eq(self.o.ready),
             intake.freed.eq(combine.freed),
         ]
-
-        # The memory belongs to the router loader while it is active, else to the experts.
-        for port, user in ((loader, loader.active), (expert, ~loader.active)):
-            m.d.comb += [
-                port.o_ar.ready.eq(self.o_ar.ready & user),
-                port.i_r.payload.eq(self.i_r.payload),
-                port.i_r.valid.eq(self.i_r.valid & user),
-            ]
-        m.d.comb += [
-            self.o_ar.valid.eq(Mux(loader.active, loader.o_ar.valid, expert.o_ar.valid)),
-            self.o_ar.payload.addr.eq(Mux(loader.active, loader.o_ar.payload.addr, expert.o_ar.payload.addr)),
-            self.i_r.ready.eq(Mux(loader.active, loader.i_r.ready, expert.i_r.ready)),
-        ]
+        streams, events = self.engine(m, registers)
 
         # Registers.
         m.d.comb += [
@@ -280,8 +255,6 @@ class FpgaLayer(wiring.Component):
             loader.start.eq(registers.load),
             gate.load_start.eq(registers.load),
             loader.image_page.eq(registers.image_page),
-            expert.image_page.eq(registers.image_page),
-            *(getattr(expert, name).eq(getattr(registers, name)) for name in registers.scales),
             dispatch.capacity.eq(registers.capacity),
             dispatch.policy.eq(ServicePolicy(registers.policy[: len(dispatch.policy.as_value())])),
         ]
@@ -296,30 +269,29 @@ class FpgaLayer(wiring.Component):
         m.d.comb += [
             # ``freed`` comes a cycle after the last beat, which is when the token is gone.
             busy.eq(intake.first | ((inside != 0) & ~(combine.freed & (inside == 1)))),
-            registers.status[STATUS_LOADED].eq(gate.loaded & ~loader.active),
+            # From the cycle after the register was written, so that who asks next is not told of the past.
+            registers.status[STATUS_LOADED].eq(gate.loaded & ~loader.active & ~registers.load),
             registers.status[STATUS_BUSY].eq(busy),
             registers.status[STATUS_READ_ERROR].eq(read_error),
         ]
-        self._count(m, registers, busy)
+        self._count(m, registers, busy, streams, events)
         return m
 
-    def _count(self, m, registers, busy):
+    def _count(self, m, registers, busy, streams, events):
         streams = {
             "tokens": self.i,
             "assignments": self.gate.o,
             "expects": self.dispatch.o_expect,
-            "entries": self.dispatch.o_0,
-            "contributions": self.expert.o,
             "output": self.o,
             "addresses": self.o_ar,
             "beats": self.i_r,
+            **streams,
         }
         transfers = {name: port.valid & port.ready for name, port in streams.items()}
         waits = {name: port.valid & ~port.ready for name, port in streams.items()}
-        m.d.comb += [
-            self.probe.eq(Cat(*(Cat(transfers[name], waits[name]) for name in PROBE))),
-            self.probe[PROBE_WAIT_TILE].eq(self.expert.wait_tile),
-        ]
+        # Two bits for every stream, also for those that this accelerator has not.
+        pairs = [Cat(transfers[name], waits[name]) if name in streams else Const(0, 2) for name in PROBE]
+        m.d.comb += self.probe[: 2 * len(PROBE)].eq(Cat(*pairs))
         assignment = self.gate.o.payload
         with m.If(transfers["assignments"]):
             m.d.comb += [
@@ -332,15 +304,10 @@ class FpgaLayer(wiring.Component):
             "tokens_out": self.combine.freed,
             "assignments": transfers["assignments"],
             "dropped": self.dispatch.dropped,
-            "mac_active": self.expert.fire,
-            "weight_beats": self.expert.beat,
             "read_beats": transfers["beats"] & ~self.loader.active,
             "stall_input": waits["tokens"],
-            "stall_dispatch": waits["entries"],
-            "stall_weights": self.expert.wait_tile,
-            "stall_accumulators": self.expert.wait_accumulators,
-            "stall_hidden": self.expert.wait_hidden,
-            "stall_combine": waits["contributions"],
             "stall_output": waits["output"],
+            **events,
         }
-        m.d.comb += registers.events.eq(Cat(*(events[name] for name in COUNTERS)))
+        for index, name in enumerate(COUNTERS):
+            m.d.comb += registers.events[index].eq(events.get(name, 0))

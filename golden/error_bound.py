@@ -1,0 +1,184 @@
+"""How far the layer in the hardware's number formats can be from the layer in float: a bound, derived.
+
+Every rounding between a token and its output is followed with magnitudes: each value carries the
+largest error that it can have, products and sums propagate errors exactly (no first-order
+approximation), and the formats add theirs (:mod:`golden.formats`, :mod:`golden.functions`,
+``docs/numbers.md``). Tokens and weights must be bf16 values already, and both layers must have
+selected the same experts. Underflow (below 2**-126) is not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.expert import activate
+from golden.formats import GUARD_BITS, PRODUCT_FRACTION_BITS
+from golden.functions import FRACTION_BITS
+from golden.layer import LayerResult
+from golden.weights import LayerWeights
+from spec.geometry import ImageGeometry, ceil_div
+from spec.model import Activation, FfnSpec, ModelSpec
+
+F64 = NDArray[np.float64]
+
+BF16_ROUNDING = 2.0**-8
+"""Largest relative error of rounding to bf16, which has 8 significant bits."""
+F32_ROUNDING = 2.0**-24
+SIGMOID_ERROR = 1.1e-5
+"""Relative, of the tabulated sigmoid (``docs/numbers.md``); also its largest absolute error."""
+WEIGHT_ERROR = 2e-5
+"""Relative, of a combine weight before it is rounded: tables, reciprocal, truncations."""
+LOGIT_STEP = 2.0**-FRACTION_BITS
+ALPHA_ROUNDING = 2.0**-17
+"""The clamped SwiGLU's factor has 16 fraction bits."""
+SILU_SLOPE = 1.1
+"""Above the largest slope of x sigmoid(x), 1.0998; x sigmoid(alpha x) has the same."""
+SIGMOID_SLOPE = 0.25
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Values in float, and how far the hardware's can be from them: two arrays of one shape."""
+
+    value: F64
+    error: F64
+
+    @property
+    def largest(self) -> F64:
+        """Largest magnitude that the hardware's value can have."""
+        return np.abs(self.value) + self.error
+
+    def rounded(self, relative: float = BF16_ROUNDING) -> Bounded:
+        """Return the value after one more rounding."""
+        return Bounded(self.value, self.error + relative * self.largest)
+
+
+def output_error_bound(
+    model: ModelSpec,
+    image: ImageGeometry,
+    weights: LayerWeights,
+    tokens: NDArray[np.floating],
+    result: LayerResult,
+) -> F64:
+    """Return a bound on ``abs(layer_bf16 - layer)``, (T, H) float64.
+
+    Parameters
+    ----------
+    image : geometry of the model on the design: products per burst of gate and array.
+    weights, tokens : what both layers were given, bf16 values.
+    result : of :func:`golden.layer.layer`; its experts must be those of the hardware's layer.
+    """
+    x = tokens.astype(np.float64)
+    count = len(tokens)
+    value, error = np.zeros((count, model.d_model)), np.zeros((count, model.d_model))
+    magnitude = np.zeros((count, model.d_model))
+
+    def add(rows: NDArray[np.int64], factor: Bounded, output: Bounded) -> None:
+        product = times(factor, output)
+        value[rows] += product.value
+        error[rows] += product.error
+        magnitude[rows] += product.largest
+
+    cols = image.routed.cols
+    routing = combine_weights(model, image, weights, x, result)
+    for expert in np.unique(result.ids[result.kept]):
+        rows, slots = np.nonzero(result.kept & (result.ids == expert))
+        output = expert_output(
+            model.ffn,
+            None if weights.gate is None else weights.gate[expert],
+            weights.up[expert],
+            weights.down[expert],
+            x[rows],
+            cols,
+            None if weights.gate_bias is None else weights.gate_bias[expert],
+            None if weights.up_bias is None else weights.up_bias[expert],
+            None if weights.down_bias is None else weights.down_bias[expert],
+        )
+        factor = Bounded(routing.value[rows, slots, None], routing.error[rows, slots, None])
+        add(rows, factor, output)
+    if weights.shared_up is not None and weights.shared_down is not None:
+        output = expert_output(
+            model.ffn, weights.shared_gate, weights.shared_up, weights.shared_down, x, cols
+        )
+        add(np.arange(count), Bounded(np.ones((count, 1)), np.zeros((count, 1))), output)
+    # The combiner: one rounding to fp32 a contribution, then the output's to bf16.
+    additions = model.gating.top_k + 1
+    return Bounded(value, error + additions * F32_ROUNDING * magnitude).rounded().error
+
+
+def combine_weights(
+    model: ModelSpec, image: ImageGeometry, weights: LayerWeights, x: F64, result: LayerResult
+) -> Bounded:
+    """Return the combine weights (T, k) with their bound.
+
+    A logit that is off by e changes a score by a factor of at most exp(e), and the sum of the scores by
+    which it is divided by as much.
+    """
+    logits = dot(Bounded(x, np.zeros_like(x)), weights.router, image.gate.cols, weights.logit_bias)
+    logit_error = logits.error.max(axis=1, keepdims=True) + LOGIT_STEP
+    relative = np.expm1(2 * logit_error) + WEIGHT_ERROR
+    return Bounded(result.weights, np.abs(result.weights) * relative).rounded()
+
+
+def expert_output(
+    spec: FfnSpec,
+    gate: NDArray[np.floating] | None,
+    up: NDArray[np.floating],
+    down: NDArray[np.floating],
+    x: F64,
+    cols: int,
+    gate_bias: NDArray[np.floating] | None = None,
+    up_bias: NDArray[np.floating] | None = None,
+    down_bias: NDArray[np.floating] | None = None,
+) -> Bounded:
+    """Return one expert's output (n, H); arguments as in :func:`golden.expert.ffn`."""
+    exact = Bounded(x, np.zeros_like(x))
+    u = dot(exact, up, cols, up_bias).rounded()
+    if gate is None:
+        hidden = Bounded(np.maximum(u.value, 0.0), u.error)
+    else:
+        hidden = _activated(spec, dot(exact, gate, cols, gate_bias).rounded(), u)
+    return dot(hidden, down, cols, down_bias).rounded()
+
+
+def _activated(spec: FfnSpec, g: Bounded, u: Bounded) -> Bounded:
+    """Return the gated activation. Clamping brings no two values further apart."""
+    # What the up value is multiplied with: the activation where that factor is 1.
+    if spec.activation is Activation.CLAMPED_SWIGLU:
+        limit = spec.limit
+        g = Bounded(np.minimum(g.value, limit), g.error)
+        u = Bounded(np.clip(u.value, -limit, limit), u.error)
+        factor = activate(spec, g.value, np.zeros_like(g.value))
+        step = (1 + spec.alpha) * LOGIT_STEP + ALPHA_ROUNDING * g.largest
+        # The operand of the addition of 1 is cut to fixed point, the sum rounded to bf16.
+        u = Bounded(u.value + 1.0, u.error + LOGIT_STEP).rounded()
+    else:
+        factor = activate(spec, g.value, np.ones_like(g.value))
+        step = np.full_like(g.value, LOGIT_STEP)
+    sigmoid_error = SIGMOID_ERROR + SIGMOID_SLOPE * step
+    scaled = Bounded(factor, SILU_SLOPE * g.error + sigmoid_error * g.largest)
+    return times(scaled, u).rounded()
+
+
+def dot(
+    x: Bounded, weight: NDArray[np.floating], cols: int, bias: NDArray[np.floating] | None = None
+) -> Bounded:
+    """Return ``x @ weight.T + bias``, summed as the hardware sums it.
+
+    A burst of ``cols`` products loses less than ``cols * 2**-22`` of its largest one, and each
+    addition to the accumulator half a unit in its last place.
+    """
+    matrix = weight.astype(np.float64)
+    offset = np.zeros(len(matrix)) if bias is None else bias.astype(np.float64)
+    bursts = ceil_div(matrix.shape[1] + 1, cols)
+    lost = cols * 2.0 ** -(PRODUCT_FRACTION_BITS + GUARD_BITS) + bursts * F32_ROUNDING
+    products = x.largest @ np.abs(matrix).T + np.abs(offset)
+    return Bounded(x.value @ matrix.T + offset, x.error @ np.abs(matrix).T + lost * products)
+
+
+def times(a: Bounded, b: Bounded) -> Bounded:
+    """Return the elementwise product."""
+    return Bounded(a.value * b.value, np.abs(a.value) * b.error + a.error * b.largest)

@@ -1,0 +1,276 @@
+"""Assignments in: capacity, queues, what the combiner has to wait for."""
+
+from amaranth import Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from rtl.arith import tree
+from rtl.dispatch.layouts import DispatchConfig, close_port, lookup_port, push_port, ranks_port
+from rtl.ram import Ram
+from rtl.stream import StreamRegister, connect_stream
+from spec.model import CapacityRule
+
+
+class ExpertCounts(wiring.Component):
+    """Count each expert's assignments in a batch; say whether there is a place for one more.
+
+    The count of ``expert`` is read with ``read``, and counts for the decision from the next cycle until
+    the next ``read``. The RAM is transparent, so that two of one expert may follow each other. After
+    reset no expert has a count; the RAM is not reset.
+
+    Members
+    -------
+    capacity : In(capacity_bits), 0 for no limit.
+    read, expert : In, start a decision.
+    keep : Out(1), there is a place for what was read last.
+    decide : In(1), count it if ``keep``. ``decided_expert``: In, its expert.
+    end : In(1), with ``decide``: the batch ends; all counts are forgotten.
+    """
+
+    def __init__(self, config: DispatchConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "capacity": In(config.capacity_bits),
+                "read": In(1),
+                "expert": In(range(config.num_experts)),
+                "keep": Out(1),
+                "decide": In(1),
+                "decided_expert": In(range(config.num_experts)),
+                "end": In(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        m.submodules.counts = counts = Ram(
+            width=config.capacity_bits, depth=1 << config.expert_bits, transparent=True
+        )
+        seen = Signal(config.num_experts)  # the count of this expert belongs to this batch
+        count = Signal(config.capacity_bits)
+        m.d.comb += [
+            counts.read_0.en.eq(self.read),
+            counts.read_0.addr.eq(self.expert),
+            count.eq(Mux(seen.bit_select(self.decided_expert, 1), counts.read_0.data, 0)),
+            self.keep.eq((self.capacity == 0) | (count < self.capacity)),
+            counts.write.en.eq(self.decide & self.keep),
+            counts.write.addr.eq(self.decided_expert),
+            counts.write.data.eq(count + 1),
+        ]
+        with m.If(self.decide):
+            m.d.sync += seen.bit_select(self.decided_expert, 1).eq(1)
+            with m.If(self.end):
+                m.d.sync += seen.eq(0)
+        return m
+
+
+class TokenRanks(wiring.Component):
+    """Rank a token's kept assignments by their experts' indices.
+
+    Each one is compared with those before it, ``top_k`` comparators; with the token's last one all
+    ranks are there. The shared expert has rank 0 where there is one. After reset no token has begun.
+
+    Members
+    -------
+    valid, keep, expert, j, last, slot : In, an assignment: kept or not, its place in the token; the
+        token's last one.
+    o : Out, with the last one.
+    """
+
+    def __init__(self, config: DispatchConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "valid": In(1),
+                "keep": In(1),
+                "expert": In(range(config.num_experts)),
+                "j": In(range(config.top_k)),
+                "last": In(1),
+                "slot": In(range(config.num_slots)),
+                "o": Out(ranks_port(config)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        kept = Signal(config.top_k)
+        lower = []
+        for n in range(config.top_k):
+            expert = Signal(range(config.num_experts), name=f"expert_{n}", reset_less=True)
+            rank = Signal(range(config.max_count), name=f"rank_{n}", reset_less=True)
+            higher = Signal(name=f"higher_{n}")
+            here = Signal(name=f"here_{n}")
+            m.d.comb += [
+                higher.eq(kept[n] & (expert > self.expert)),
+                here.eq(self.j == n),
+                # Where the assignment stands it is its own rank that counts.
+                self.o.ranks[n].eq(rank + (higher & self.keep)),
+            ]
+            lower.append(kept[n] & ~higher)
+            with m.If(self.valid):
+                m.d.sync += rank.eq(self.o.ranks[n])
+                with m.If(here):
+                    m.d.sync += [expert.eq(self.expert), kept[n].eq(self.keep)]
+        own = Signal(range(config.max_count))
+        m.d.comb += own.eq(tree(lower, lambda a, b: a + b) + int(config.shared))
+        for n in range(config.top_k):
+            with m.If(self.j == n):
+                m.d.comb += self.o.ranks[n].eq(own)
+        with m.If(self.valid & self.last):
+            m.d.sync += kept.eq(0)
+        m.d.comb += [self.o.valid.eq(self.valid & self.last), self.o.slot.eq(self.slot)]
+        return m
+
+
+class Enqueue(wiring.Component):
+    """Accept assignments, apply the capacity, append what is kept to its expert's queue.
+
+    Stage 0 accepts a beat and starts the reads of the queue's tail and of the expert's count; stage 1
+    decides and writes. The RAM of the tails is transparent as that of the counts, so that two beats of
+    one expert may follow each other. Stage 1 waits only where a token's last beat finds ``o_expect``
+    full. Where the capacity's rule is not ``switch``, what is kept was decided before, and comes with
+    the beats.
+
+    Latency 1 cycle from a beat to its write, 2 to ``o_expect``; one beat per cycle. After reset the
+    first window is open and no expert has a count.
+
+    Members
+    -------
+    i, o_expect, capacity, dropped : as in :class:`rtl.dispatch.Dispatch`; ``i`` carries ``decided`` beats if
+        it was decided before what is kept.
+    full : In(2), per parity: this window is closed and not yet served.
+    lookup, push : Out, the queue whose tail is needed next cycle; the entry to append.
+    close : Out, the window whose last entry is being pushed in this cycle (or dropped).
+    ranks : Out, with a token's last entry, if the configuration asks for ranks.
+    """
+
+    def __init__(self, config: DispatchConfig) -> None:
+        self.config = config
+        self.decides = config.capacity_rule is CapacityRule.SWITCH
+        members = {
+            "i": In(stream.Signature(config.assignment if self.decides else config.decided)),
+            "o_expect": Out(stream.Signature(config.expect)),
+            "dropped": Out(1),
+            "full": In(2),
+            "lookup": Out(lookup_port(config)),
+            "push": Out(push_port(config)),
+            "close": Out(close_port(config)),
+        }
+        if self.decides:
+            members["capacity"] = In(config.capacity_bits)
+        if config.ranks:
+            members["ranks"] = Out(ranks_port(config))
+        super().__init__(members)
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+
+        # Stage 0: where in the window, and where in the entry store.
+        parity = Signal()
+        tokens = Signal(range(config.window_tokens))
+        place = Signal(config.entry_id)
+        accept = Signal()
+        closes = Signal()
+        s1_valid = Signal()
+        s1_blocked = Signal()
+        m.d.comb += [
+            self.i.ready.eq(~self.full.bit_select(parity, 1) & ~(s1_valid & s1_blocked)),
+            accept.eq(self.i.valid & self.i.ready),
+            closes.eq(
+                self.i.payload.last & (self.i.payload.last_token | (tokens == config.window_tokens - 1))
+            ),
+            self.lookup.valid.eq(accept),
+            self.lookup.queue.expert.eq(self.i.payload.expert),
+            self.lookup.queue.parity.eq(parity),
+        ]
+        with m.If(accept):
+            m.d.sync += place.j.eq(place.j + 1)
+            with m.If(self.i.payload.last):
+                m.d.sync += [place.j.eq(0), place.slot.eq(place.slot + 1), tokens.eq(tokens + 1)]
+            with m.If(closes):
+                m.d.sync += [tokens.eq(0), parity.eq(~parity)]
+
+        # Stage 1: keep or drop.
+        s1 = Signal(self.i.payload.shape())
+        s1_place = Signal(config.entry_id)
+        s1_parity = Signal()
+        s1_closes = Signal()
+        s1_tokens = Signal(config.queue_length)
+        s1_fire = Signal()
+        keep = self._keep(m, accept, s1, s1_fire)
+        expect_ready = self._count_kept(m, s1_valid, s1_fire, s1, s1_place.slot, keep)
+        m.d.comb += [
+            s1_blocked.eq(s1.last & ~expect_ready),
+            s1_fire.eq(s1_valid & ~s1_blocked),
+            self.push.valid.eq(s1_fire & keep),
+            self.push.queue.expert.eq(s1.expert),
+            self.push.queue.parity.eq(s1_parity),
+            self.push.entry.eq(s1_place),
+            self.push.weight.eq(s1.weight),
+            self.close.valid.eq(s1_fire & s1_closes),
+            self.close.parity.eq(s1_parity),
+            self.close.last_slot.eq(s1_place.slot),
+            self.close.tokens.eq(s1_tokens),
+        ]
+        m.d.sync += self.dropped.eq(s1_fire & ~keep)
+        with m.If(accept):
+            m.d.sync += [
+                s1.eq(self.i.payload),
+                s1_place.eq(place),
+                s1_parity.eq(parity),
+                s1_closes.eq(closes),
+                s1_tokens.eq(tokens + 1),
+            ]
+        with m.If(~(s1_valid & s1_blocked)):
+            m.d.sync += s1_valid.eq(accept)
+        if config.ranks:
+            self._rank(m, s1_fire, s1, s1_place, keep)
+        return m
+
+    def _keep(self, m, accept, s1, s1_fire):
+        """Return "this one is kept"."""
+        if not self.decides:
+            return s1.keep
+        m.submodules.counts = counts = ExpertCounts(self.config)
+        m.d.comb += [
+            counts.capacity.eq(self.capacity),
+            counts.read.eq(accept),
+            counts.expert.eq(self.i.payload.expert),
+            counts.decide.eq(s1_fire),
+            counts.decided_expert.eq(s1.expert),
+            counts.end.eq(s1.last & s1.last_token),
+        ]
+        return counts.keep
+
+    def _rank(self, m, s1_fire, s1, s1_place, keep):
+        m.submodules.token_ranks = ranks = TokenRanks(self.config)
+        m.d.comb += [
+            ranks.valid.eq(s1_fire),
+            ranks.keep.eq(keep),
+            ranks.expert.eq(s1.expert),
+            ranks.j.eq(s1_place.j),
+            ranks.last.eq(s1.last),
+            ranks.slot.eq(s1_place.slot),
+        ]
+        wiring.connect(m, wiring.flipped(self.ranks), ranks.o)
+
+    def _count_kept(self, m, s1_valid, s1_fire, s1, s1_slot, keep):
+        """Tell the combiner, with a token's last beat, what to wait for; return "there is room"."""
+        config = self.config
+        m.submodules.expect = expect = StreamRegister(config.expect)
+        connect_stream(m, expect.o, wiring.flipped(self.o_expect))
+        kept = Signal(range(config.top_k + 2))
+        kept_now = Signal.like(kept)
+        m.d.comb += [
+            kept_now.eq(kept + keep),
+            expect.i.valid.eq(s1_valid & s1.last),
+            expect.i.payload.slot.eq(s1_slot),
+            expect.i.payload.count.eq(kept_now + int(config.shared)),
+            expect.i.payload.last_token.eq(s1.last_token),
+        ]
+        with m.If(s1_fire):
+            m.d.sync += kept.eq(Mux(s1.last, 0, kept_now))
+        return expect.i.ready

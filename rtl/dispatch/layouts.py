@@ -1,0 +1,239 @@
+"""Configuration of the dispatcher, payloads of its streams, and the ports between its parts."""
+
+from dataclasses import dataclass
+
+from amaranth.lib import data, enum, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from spec.design import Policy
+from spec.errors import require, require_range
+from spec.model import CapacityRule
+from spec.registers import POLICIES
+
+
+class ServicePolicy(enum.Enum, shape=2):
+    """Order of service within a window; see :class:`spec.design.Policy`.
+
+    Values that the configuration does not build, and reserved ones, behave as ``QUEUE_ORDER``.
+    """
+
+    QUEUE_ORDER = POLICIES.index(Policy.QUEUE_ORDER)
+    LONGEST_QUEUE = POLICIES.index(Policy.LONGEST_QUEUE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DispatchConfig:
+    """Size of a dispatcher.
+
+    Attributes
+    ----------
+    num_experts, top_k : routed experts, assignments per token.
+    window_tokens : most tokens that are dispatched together, a power of two.
+    num_units : expert engines, one output stream each.
+    unit_jobs : jobs that each of several units holds; one unit says with ``ready`` what it can take.
+    shared : the model has a shared expert, numbered ``num_experts``, which serves every token.
+    capacity_bits : width of the capacity input, hence its largest value.
+    capacity_rule : in which order assignments claim an expert's places.
+    longest_queue : build the policy ``LONGEST_QUEUE``.
+    ranks : give each entry the place of its expert among those of the token.
+    """
+
+    num_experts: int
+    top_k: int
+    window_tokens: int
+    num_units: int = 1
+    unit_jobs: int = 2
+    shared: bool = False
+    capacity_bits: int = 16
+    capacity_rule: CapacityRule = CapacityRule.SWITCH
+    longest_queue: bool = False
+    ranks: bool = False
+
+    def __post_init__(self) -> None:
+        require_range("num_experts", self.num_experts, 1, 512)
+        require(
+            1 <= self.top_k <= self.num_experts,
+            f"must be in 1..num_experts={self.num_experts}, not {self.top_k}",
+            key="top_k",
+        )
+        require(
+            1 <= self.window_tokens <= 1024 and self.window_tokens & (self.window_tokens - 1) == 0,
+            f"must be a power of two in 1..1024, not {self.window_tokens}",
+            key="window_tokens",
+        )
+        require_range("num_units", self.num_units, 1, 64)
+        require_range("unit_jobs", self.unit_jobs, 1, 16)
+        require_range("capacity_bits", self.capacity_bits, 1, 32)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the token store: two windows."""
+        return 2 * self.window_tokens
+
+    @property
+    def max_count(self) -> int:
+        """Most entries of a token."""
+        return self.top_k + int(self.shared)
+
+    @property
+    def expert_bits(self) -> int:
+        """Bits that number the routed experts."""
+        return ceil_log2(self.num_experts)
+
+    @property
+    def id_bits(self) -> int:
+        """Bits of a place in the entry store."""
+        return self.entry_id.size
+
+    @property
+    def entry_depth(self) -> int:
+        """Rows of the entry store."""
+        return 1 << self.id_bits
+
+    @property
+    def counted(self) -> bool:
+        """Whether the entries of each queue are counted."""
+        return self.num_units > 1 or self.longest_queue
+
+    @property
+    def queue_length(self) -> range:
+        """Entries of a queue."""
+        return range(self.window_tokens + 1)
+
+    @property
+    def assignment(self) -> data.StructLayout:
+        """Payload of ``i``."""
+        return data.StructLayout(
+            {"expert": range(self.num_experts), "weight": 16, "last": 1, "last_token": 1}
+        )
+
+    @property
+    def decided(self) -> data.StructLayout:
+        """An assignment that is kept or not."""
+        return data.StructLayout({**self.assignment.members, "keep": 1})
+
+    @property
+    def expect(self) -> data.StructLayout:
+        """Payload of ``o_expect``."""
+        return expect_layout(self.num_slots, self.max_count)
+
+    @property
+    def entry(self) -> data.StructLayout:
+        """Payload of the outputs ``o_0``, ``o_1``, ..."""
+        rank = {"rank": range(self.max_count)} if self.ranks else {}
+        return data.StructLayout(
+            {
+                "expert": range(self.num_experts + 1),
+                "slot": range(self.num_slots),
+                **rank,
+                "weight": 16,
+                "last": 1,
+            }
+        )
+
+    @property
+    def token_ranks(self) -> data.ArrayLayout:
+        """Ranks of a token's assignments."""
+        return data.ArrayLayout(range(self.max_count), self.top_k)
+
+    @property
+    def entry_id(self) -> data.StructLayout:
+        """Place of an assignment in the entry store."""
+        return data.StructLayout({"j": range(self.top_k), "slot": range(self.num_slots)})
+
+    @property
+    def queue_id(self) -> data.StructLayout:
+        """One of the queues: an expert's, in the window of this parity."""
+        return data.StructLayout({"expert": range(self.num_experts), "parity": 1})
+
+    @property
+    def job(self) -> data.StructLayout:
+        """A queue to serve, and by whom; ``final`` marks the last one of its window."""
+        return data.StructLayout(
+            {"expert": range(self.num_experts + 1), "parity": 1, "unit": range(self.num_units), "final": 1}
+        )
+
+    @property
+    def placement(self) -> data.ArrayLayout:
+        """For each expert, the shared one last, the units that may serve it."""
+        return data.ArrayLayout(self.num_units, self.num_experts + 1)
+
+    def outputs(self) -> list[str]:
+        """Names of the output streams, one per unit."""
+        return [f"o_{unit}" for unit in range(self.num_units)]
+
+    def retirements(self) -> list[str]:
+        """Names of the inputs through which the units tell that a job is done; none for one unit."""
+        return [f"retired_{unit}" for unit in range(self.num_units)] if self.num_units > 1 else []
+
+
+def expect_layout(num_slots: int, max_count: int) -> data.StructLayout:
+    """Return what a token's slot waits for; ``last_token`` where the token ends its batch."""
+    return data.StructLayout({"slot": range(num_slots), "count": range(max_count + 1), "last_token": 1})
+
+
+def lookup_port(config: DispatchConfig) -> wiring.Signature:
+    """Name a queue."""
+    return wiring.Signature({"valid": Out(1), "queue": Out(config.queue_id)})
+
+
+def push_port(config: DispatchConfig) -> wiring.Signature:
+    """Append an entry to a queue."""
+    return wiring.Signature(
+        {
+            "valid": Out(1),
+            "queue": Out(config.queue_id),
+            "entry": Out(config.entry_id),
+            "weight": Out(16),
+        }
+    )
+
+
+def close_port(config: DispatchConfig) -> wiring.Signature:
+    """Close a window of so many tokens, the last of them in ``last_slot``."""
+    return wiring.Signature(
+        {
+            "valid": Out(1),
+            "parity": Out(1),
+            "last_slot": Out(range(config.num_slots)),
+            "tokens": Out(config.queue_length),
+        }
+    )
+
+
+def ranks_port(config: DispatchConfig) -> wiring.Signature:
+    """Write the ranks of a token's assignments."""
+    return wiring.Signature(
+        {"valid": Out(1), "slot": Out(range(config.num_slots)), "ranks": Out(config.token_ranks)}
+    )
+
+
+def queue_read_port(config: DispatchConfig) -> wiring.Signature:
+    """Read head and tail of a job's queue."""
+    return wiring.Signature(
+        {"en": Out(1), "job": Out(config.job), "head": In(config.entry_id), "tail": In(config.entry_id)}
+    )
+
+
+def entry_read_port(config: DispatchConfig) -> wiring.Signature:
+    """Read an entry's weight, successor and, where it has one, rank."""
+    rank = {"rank": In(range(config.max_count))} if config.ranks else {}
+    return wiring.Signature(
+        {
+            "en": Out(1),
+            "entry": Out(config.entry_id),
+            "next": In(config.entry_id),
+            "weight": In(16),
+            **rank,
+        }
+    )
+
+
+def place_members(config: DispatchConfig) -> dict:
+    """Return the write port of the placement table."""
+    return {
+        "place_addr": In(range(config.num_experts + 1)),
+        "place_units": In(config.num_units),
+        "place_we": In(1),
+    }

@@ -1,0 +1,146 @@
+"""The ``pim`` accelerator: experts computed in the DRAM banks of several channels.
+
+::
+
+    i --+--> gate --> dispatch --jobs--> channel 0 --+
+        |                |       ------> channel 1 --+--> (merge) --> combine --> o
+        +-- token stores in every channel            |                 ^ |
+                         +--expects------------------------------------+ +-- freed slots
+    o_ar, i_r <-- router loader
+"""
+
+from amaranth import Cat
+from amaranth.lib.wiring import In, Out, flipped
+
+from rtl.arith import tree
+from rtl.layer.shell import LayerShell
+from rtl.merge import ContributionMerge
+from rtl.pim import PimChannel, PimConfig
+from rtl.pim.layouts import ColumnKind, RowKind, column_layout, row_layout, weights_layout
+from rtl.stream import connect_stream
+from spec.banks import BankGeometry, refresh_offset
+from spec.design import DesignSpec
+from spec.model import ModelSpec
+from spec.registers import CHANNEL_PROBE, STATUS_REFRESHING
+
+COMMANDS = {
+    "activates": ("o_row", RowKind.ACT),
+    "refreshes": ("o_row", RowKind.REF),
+    "mac_commands": ("o_column", ColumnKind.MAC),
+    "register_writes": ("o_column", ColumnKind.WRITE),
+    "register_reads": ("o_column", ColumnKind.READ),
+}
+"""Counters of commands: the bus that shows them, and their kind."""
+
+
+def pim_config(model: ModelSpec, design: DesignSpec) -> PimConfig:
+    """Return the configuration of a channel's engine for a model on a design."""
+    banks = BankGeometry.of(model, design)
+    return PimConfig(
+        image=banks.image,
+        num_slots=2 * design.window_tokens,
+        max_tokens=design.window_tokens,
+        act_lanes=design.tile.act_lanes,
+        stream_lanes=design.stream_lanes,
+        ranks=model.gating.top_k + (model.d_shared > 0) if banks.pim.channels > 1 else 0,
+        banks=banks,
+    )
+
+
+class PimLayer(LayerShell):
+    """One MoE layer near memory: every channel computes the experts whose weights lie in its banks.
+
+    Beside the shell's registers the tables have to be written before the first token: for every
+    expert the channels that hold it, and in each of them its first row (PLACE_EXPERT, PLACE_CHANNELS,
+    PLACE_ROW). Refreshes of the channels are spread over the refresh interval.
+    Reference: :func:`golden.layer_bf16.layer_bf16`; cycle model: :mod:`sim.layer`.
+
+    Members
+    -------
+    See :class:`rtl.layer.shell.LayerShell`; and for each channel n
+    mem_<n>_en, mem_<n>_addr, mem_<n>_data : its weight storage, see :class:`rtl.pim.PimChannel`.
+    row_<n>, column_<n> : Out, its command buses.
+    probe_channels : Out
+        For benches: :data:`spec.registers.CHANNEL_PROBE` of each channel.
+    """
+
+    def __init__(self, model: ModelSpec, design: DesignSpec) -> None:
+        config = pim_config(model, design)
+        self.config = config
+        count = config.banks.pim.channels
+        self.channels = [PimChannel(config) for _ in range(count)]
+        bits = 8 * config.routed.tile_bytes
+        members = {"probe_channels": Out(len(CHANNEL_PROBE) * count)}
+        for n in range(count):
+            members |= {
+                f"mem_{n}_en": Out(config.units),
+                f"mem_{n}_addr": Out(weights_layout(config)),
+                f"mem_{n}_data": In(bits),
+                f"row_{n}": Out(row_layout(config)),
+                f"column_{n}": Out(column_layout(config)),
+            }
+        super().__init__(model, design, num_units=count, **members)
+
+    def engine(self, m, registers):
+        """Add the channels; the memory behind the AXI4 read master holds the router alone."""
+        config, count = self.config, len(self.channels)
+        dispatch, loader = self.dispatch, self.loader
+        connect_stream(m, loader.o_ar, flipped(self.o_ar))
+        connect_stream(m, flipped(self.i_r), loader.i_r)
+        probes, commands = [], {name: [] for name in COMMANDS}
+        for n, channel in enumerate(self.channels):
+            m.submodules[f"channel_{n}"] = channel
+            entries = getattr(dispatch, f"o_{n}")
+            connect_stream(m, entries, channel.i)
+            m.d.comb += [
+                # The intake offers a beat only when all take it; stores are always ready.
+                channel.i_token.payload.eq(self.intake.o_store.payload),
+                channel.i_token.valid.eq(self.intake.o_store.valid),
+                channel.base_we.eq(registers.place_row & (registers.place_channel == n)),
+                channel.base_expert.eq(registers.place_expert),
+                channel.base_row.eq(registers.place_value),
+                channel.refresh_offset.eq(refresh_offset(config.banks, n)),
+                getattr(self, f"mem_{n}_en").eq(channel.mem_en),
+                getattr(self, f"mem_{n}_addr").eq(channel.mem_addr),
+                channel.mem_data.eq(getattr(self, f"mem_{n}_data")),
+                *(getattr(channel, name).eq(getattr(registers, name)) for name in registers.scales),
+                getattr(self, f"row_{n}").eq(channel.o_row),
+                getattr(self, f"column_{n}").eq(channel.o_column),
+            ]
+            for name, (bus, kind) in COMMANDS.items():
+                commands[name].append(getattr(channel, bus).kind == kind)
+            probes += [entries.valid & entries.ready, entries.valid & ~entries.ready]
+            probes += [channel.o.valid & channel.o.ready, channel.o.valid & ~channel.o.ready]
+            probes.append(channel.retired)
+        m.d.comb += [
+            self.intake.o_store.ready.eq(1),
+            self.probe_channels.eq(Cat(*probes)),
+            registers.status[STATUS_REFRESHING].eq(self.channels[0].refreshing),
+        ]
+        if count == 1:
+            connect_stream(m, self.channels[0].o, self.combine.i)
+        else:
+            m.submodules.merge = merge = ContributionMerge(config.contribution, count)
+            for n, channel in enumerate(self.channels):
+                connect_stream(m, channel.o, getattr(merge, f"i_{n}"))
+                m.d.comb += getattr(dispatch, f"retired_{n}").eq(channel.retired)
+            connect_stream(m, merge.o, self.combine.i)
+            m.d.comb += [
+                dispatch.place_addr.eq(registers.place_expert),
+                dispatch.place_units.eq(registers.place_value),
+                dispatch.place_we.eq(registers.place_channels),
+            ]
+        streams = {"contributions": self.combine.i}
+        waits = [getattr(dispatch, f"o_{n}") for n in range(count)]
+        events = {
+            "mac_active": popcount(channel.fire for channel in self.channels),
+            "stall_dispatch": popcount(stream.valid & ~stream.ready for stream in waits),
+            "stall_combine": popcount(channel.o.valid & ~channel.o.ready for channel in self.channels),
+            **{name: popcount(bits) for name, bits in commands.items()},
+        }
+        return streams, events
+
+
+def popcount(bits):
+    """Return how many of these bits are set."""
+    return tree(list(bits), lambda a, b: a + b)

@@ -1,0 +1,110 @@
+"""What a claims page is made of, and its text.
+
+A *claim* is one measured value with its bound; a *link* is a step of the chain of trust, with its
+claims and the tables behind them. The text depends on what was measured alone: no dates, no speeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+HEADER = """\
+# Claims
+
+What is claimed of this repository, measured. Written by `make claims`; do not edit. Tests make the links
+that need no Verilog anew and compare them with this page (`tests/test_claims.py`); `make test-long` makes all
+of it anew. Speeds are in [benchmarks.md](benchmarks.md).
+
+"""
+SUMMARY = ("link", "claim", "measured", "bound", "holds", "reproduce with")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One statement: what, how much, within which bound, and the command that measures it again.
+
+    ``headline``: README shows it.
+    """
+
+    text: str
+    measured: str
+    bound: str
+    command: str
+    ok: bool
+    headline: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts under column names."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A step of the chain.
+
+    Attributes
+    ----------
+    name : short, what ``--only`` takes.
+    title : between what and what.
+    how : what is compared and what the bound is, one paragraph.
+    """
+
+    name: str
+    title: str
+    how: str
+    claims: Sequence[Claim]
+    tables: Sequence[Table] = field(default_factory=tuple)
+
+
+def page(links: Sequence[Link]) -> str:
+    """Return the page as Markdown."""
+    sections = [section(link) for link in links]
+    rows = [row for link in links for row in summary_rows(link)]
+    return HEADER + "\n".join([*markdown_head(SUMMARY), *rows, "", *sections])
+
+
+def headlines(links: Sequence[Link]) -> list[str]:
+    """Return the table of README, in lines."""
+    claims = [claim for link in links for claim in link.claims if claim.headline]
+    rows = [(claim.text, claim.measured + ("" if claim.ok else " (**NO**)"), claim.bound) for claim in claims]
+    return ["", *markdown_head(("claim", "measured", "bound")), *map(markdown_row, rows), ""]
+
+
+def section(link: Link) -> str:
+    """Return a link's section."""
+    lines = [f"## {link.name}: {link.title}", "", link.how, ""]
+    for table in link.tables:
+        lines += [*markdown_head(table.columns), *map(markdown_row, table.rows), ""]
+    return "\n".join(lines)
+
+
+def summary_rows(link: Link) -> list[str]:
+    """Return the rows of the page's first table that are a link's."""
+    return [
+        markdown_row(
+            (
+                link.name,
+                claim.text,
+                claim.measured,
+                claim.bound,
+                "yes" if claim.ok else "**NO**",
+                f"`{claim.command}`",
+            )
+        )
+        for claim in link.claims
+    ]
+
+
+def markdown_head(columns: Sequence[str]) -> list[str]:
+    """Return the two lines above a table's rows."""
+    return [markdown_row(columns), "|" + "---|" * len(columns)]
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """Return a table's row."""
+    return f"| {' | '.join(cells)} |"

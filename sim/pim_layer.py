@@ -1,0 +1,607 @@
+"""The near-memory layer: its Verilog's job for the native bench, what came back, and its cycle model.
+
+The model joins those of gate, dispatcher, channels, merger and combiner. Every time depends on earlier ones
+only; the equations are solved by repetition until nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.banks import channel_image
+from golden.dispatch_streams import DispatchStreams
+from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
+from sim.accelerator import scale_steps, scales_of
+from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
+from sim.combine_ordered import ordered_cycles
+from sim.dispatch import Units, dispatch_cycles
+from sim.divergence import PortCheck
+from sim.dram_check import Commands, Violation, check_commands, commands_seen
+from sim.gating import gate_cycles
+from sim.layer import StreamTimes
+from sim.merge import merge_cycles
+from sim.pim import ISSUE, ChannelCycles, ChannelShape, channel_cycles
+from sim.rtlsim import (
+    BankMemory,
+    ReadMemory,
+    RunResult,
+    RunSpec,
+    Set,
+    Sink,
+    Source,
+    Step,
+    Trace,
+    reg_read,
+    reg_wait,
+    reg_write,
+)
+from sim.streams import ALWAYS, NEVER, Cycles, Spans, size, union, without
+from sim.workload import Workload
+from spec.banks import BankGeometry, CommandTiming, refresh_offset
+from spec.design import DesignSpec
+from spec.geometry import ceil_div
+from spec.registers import (
+    CHANNEL_PROBE,
+    CONTROL_CLEAR,
+    CONTROL_LOAD,
+    COUNTERS,
+    POLICIES,
+    PROBE,
+    REGISTERS,
+    STATUS_LOADED,
+    STATUS_REFRESHING,
+    counter_address,
+)
+
+AFTER_REFRESH = 4
+"""Cycles from channel 0's decision to refresh to cycle 0 of a run (:func:`start_steps`)."""
+
+
+def placement_steps(banks: BankGeometry, placement: list[list[int]]) -> list[Step]:
+    """Return the register writes that tell the layer where its experts lie.
+
+    ``placement``: channels of each expert (:meth:`spec.banks.BankGeometry.round_robin`).
+    """
+    steps: list[Step] = []
+    for channel, bases in enumerate(banks.bases(placement)):
+        for expert, base in bases.items():
+            steps += [
+                reg_write(REGISTERS["PLACE_EXPERT"], expert | channel << 16),
+                reg_write(REGISTERS["PLACE_ROW"], base // banks.sides),
+            ]
+    for expert, channels in enumerate(placement):
+        steps += [
+            reg_write(REGISTERS["PLACE_EXPERT"], expert),
+            reg_write(REGISTERS["PLACE_CHANNELS"], sum(1 << channel for channel in channels)),
+        ]
+    return steps
+
+
+def start_steps(banks: BankGeometry) -> list[Step]:
+    """Return the steps after which a run starts ``AFTER_REFRESH`` cycles after channel 0's last refresh."""
+    status, refreshing = REGISTERS["STATUS"], 1 << STATUS_REFRESHING
+    clear = [
+        reg_write(REGISTERS["CONTROL"], 1 << CONTROL_CLEAR),
+        # The counters are cleared in the cycle after the write; no event may fall into it.
+        Set({"reg_addr": status}),
+    ]
+    if not banks.pim.refresh:
+        return list(clear)
+    return [reg_wait(status, refreshing, 0), reg_wait(status, refreshing, refreshing, 1 << 20), *clear]
+
+
+def first_refreshes(banks: BankGeometry) -> list[int]:
+    """Return for each channel the cycle of the run in which its first refresh is or was decided."""
+    offsets = [refresh_offset(banks, channel) for channel in range(banks.pim.channels)]
+    return [offset - offsets[0] - AFTER_REFRESH for offset in offsets]
+
+
+@dataclass(frozen=True)
+class PimRun:
+    """A layer's run of the Verilog: the job, what golden expects, what came back."""
+
+    workload: Workload
+    design: DesignSpec
+    banks: BankGeometry
+    golden: LayerBf16
+    spec: RunSpec
+    result: RunResult
+
+    @property
+    def commands(self) -> list[Commands]:
+        """Commands of each channel."""
+        probes = self.result.probes
+        return [
+            commands_seen(self.banks, probes[f"row_{n}"], probes[f"column_{n}"])
+            for n in range(self.banks.pim.channels)
+        ]
+
+    def violations(self) -> list[tuple[int, Violation]]:
+        """Return the DRAM rules that a channel broke: channel and violation."""
+        return [
+            (channel, violation)
+            for channel, commands in enumerate(self.commands)
+            for violation in check_commands(self.banks.pim, commands)
+        ]
+
+
+def pim_job(
+    workload: Workload,
+    design: DesignSpec,
+    input_payloads: NDArray[np.uint64],
+    *,
+    placement: list[list[int]] | None = None,
+    arrivals: Cycles | None = None,
+    output_ready: NDArray[np.bool_] | None = None,
+) -> tuple[BankGeometry, LayerBf16, RunSpec]:
+    """Return geometry, golden result and the native bench's job of a workload.
+
+    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
+    """
+    model = workload.model
+    banks = BankGeometry.of(model, design)
+    scales = scales_of(workload, design)
+    golden = layer_bf16(
+        model,
+        banks.image,
+        workload.weights,
+        workload.tokens,
+        window_tokens=design.window_tokens,
+        batch_lengths=workload.batch_lengths,
+        policy=design.policy,
+        scales=scales,
+    )
+    placed = banks.round_robin() if placement is None else placement
+    banks.check_fit(placed)
+    words = -(-model.d_model // design.tile.act_lanes)
+    control, loaded = REGISTERS["CONTROL"], 1 << STATUS_LOADED
+    channels = range(banks.pim.channels)
+    spec = RunSpec(
+        sources={"i": Source(input_payloads, arrivals)},
+        sinks={"o": Sink(len(workload.tokens) * words, output_ready)},
+        memories={
+            "o_ar": ReadMemory(
+                layer_image(model, banks.image, workload.weights, experts=[]),
+                latency=design.memory.latency_cycles,
+                max_outstanding=256,
+            )
+        },
+        banks={
+            f"mem_{channel}": BankMemory(
+                channel_image(banks, workload.weights, bases, scales), banks.pim.storage_cycles
+            )
+            for channel, bases in enumerate(banks.bases(placed))
+        },
+        prologue=[
+            reg_write(REGISTERS["IMAGE_PAGE"], 0),
+            reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
+            *scale_steps(scales),
+            *placement_steps(banks, placed),
+            reg_write(control, 1 << CONTROL_LOAD),
+            reg_wait(REGISTERS["STATUS"], loaded, loaded, 1 << 30),
+            *start_steps(banks),
+        ],
+        epilogue=[reg_read(counter_address(name) + offset) for name in COUNTERS for offset in (0, 4)],
+        probes=[
+            "probe",
+            "probe_channels",
+            *(f"row_{channel}" for channel in channels),
+            *(f"column_{channel}" for channel in channels),
+        ],
+        max_cycles=1 << 40,
+    )
+    return banks, golden, spec
+
+
+# Cycle model
+
+
+@dataclass(frozen=True)
+class PimShape:
+    """What the model needs to know of a layer's hardware and of the tokens' routing.
+
+    ``placement``: channels of each expert, the shared one last.
+    """
+
+    banks: BankGeometry
+    design: DesignSpec
+    streams: DispatchStreams
+    placement: list[list[int]]
+
+    @property
+    def num_channels(self) -> int:
+        """Channels."""
+        return self.banks.pim.channels
+
+    @property
+    def words(self) -> int:
+        """Output beats of a token."""
+        return ceil_div(self.banks.image.routed.d_model, self.banks.pim.act_lanes)
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens of the token stores."""
+        return 2 * self.design.window_tokens
+
+    @property
+    def units(self) -> Units | None:
+        """The dispatcher's units; None for one."""
+        if self.num_channels == 1:
+            return None
+        bitmaps = [sum(1 << channel for channel in channels) for channels in self.placement]
+        return Units(self.num_channels, np.array(bitmaps, dtype=np.int64))
+
+    def channel(
+        self, entries: Cycles, arrivals: Cycles, first_refresh: int, ready: Spans = ALWAYS
+    ) -> ChannelCycles:
+        """Return what a channel does with these entries, numbered as in the streams."""
+        return channel_cycles(
+            ChannelShape(banks=self.banks),
+            self.streams.entry_expert[entries] == self.banks.num_experts,
+            self.streams.entry_last[entries],
+            arrivals,
+            first_refresh=first_refresh,
+            ready=ready,
+        )
+
+    def result_order(self, entries: Cycles) -> tuple[Cycles, Cycles]:
+        """Return the entry (numbered as in the streams) and the word of each beat that a channel gives."""
+        pim = self.banks.pim
+        ends = np.flatnonzero(self.streams.entry_last[entries])
+        job = np.searchsorted(ends, np.arange(len(entries)))
+        starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+        group = (np.arange(len(entries)) - starts[job]) // pim.tokens_per_burst
+        place, word = (axis.ravel() for axis in np.indices((len(entries), self.words)))
+        block = word // (pim.units // pim.act_lanes)
+        order = np.lexsort((word, place, block, group[place], job[place]))
+        return entries[place[order]], word[order]
+
+
+@dataclass(frozen=True)
+class PimTimes:
+    """All streams of a layer in one run.
+
+    Attributes
+    ----------
+    tokens, assignments, expects, output : streams of the layer and between its blocks.
+    entries, contributions : per channel.
+    merged : beats into the combiner.
+    retired : per channel, when its jobs are done with.
+    unit_entries : per channel, its entries, numbered as in the dispatcher's streams.
+    """
+
+    tokens: StreamTimes
+    assignments: StreamTimes
+    expects: StreamTimes
+    entries: list[StreamTimes]
+    contributions: list[StreamTimes]
+    merged: StreamTimes
+    output: StreamTimes
+    retired: list[Cycles]
+    unit_entries: list[Cycles]
+
+    @property
+    def cycles(self) -> int:
+        """Cycles from the first input beat to the last output beat, both included."""
+        return int(self.output.taken[-1] - self.tokens.taken[0]) + 1
+
+
+def pim_cycles(
+    shape: PimShape, arrivals: Cycles, refreshes: list[int]
+) -> tuple[PimTimes, list[ChannelCycles]]:
+    """Return the times of a layer whose output is always ready, from the block models alone.
+
+    Parameters
+    ----------
+    arrivals : (tokens * input_beats,) first cycle in which each input beat is offered.
+    refreshes : for each channel the cycle of its first refresh (:func:`first_refreshes`).
+    """
+    streams, num_slots = shape.streams, shape.num_slots
+    beats = shape.banks.image.gate.input_beats
+    num_tokens = len(arrivals) // beats
+    first_beats = np.arange(num_slots, num_tokens) * beats
+    admitted = arrivals.astype(np.int64)
+    window_room = job_room = ALWAYS
+    held = [ALWAYS] * shape.num_channels
+    previous: list[Cycles] = []
+    for _ in range(8 * streams.num_windows + 32):
+        gate = gate_cycles(shape.banks.image.gate, admitted, window_room)
+        service = _Service(shape, refreshes, held)
+        dispatch = dispatch_cycles(
+            streams,
+            gate.o,
+            unit_ready=None if shape.units else [job_room],
+            units=shape.units,
+            retired=service if shape.units else (),
+        )
+        channels = [
+            shape.channel(entries, dispatch.entries[entries], refresh, ready)
+            for entries, refresh, ready in zip(dispatch.unit_entries, refreshes, held, strict=True)
+        ]
+        merged, inputs, combine = _combined(
+            shape, dispatch.unit_entries, [channel.offered for channel in channels], dispatch.o_expect
+        )
+        current = [gate.o, dispatch.i, dispatch.entries, merged, combine.o]
+        current += [channel.o for channel in channels]
+        if previous and all(map(np.array_equal, previous, current)):
+            break
+        previous = current
+        admitted = arrivals.astype(np.int64)
+        admitted[first_beats] = np.maximum(admitted[first_beats], combine.freed[: len(first_beats)] + 1)
+        ends = np.searchsorted(streams.window, np.arange(streams.num_windows), side="right")
+        closed = dispatch.i[ends * streams.top_k - 1]
+        window_room = union(closed[:-1] + 1, dispatch.opened[1:])
+        if shape.units is None:
+            # After job j is complete, job j + 1 waits until j - 1 is done with.
+            complete = channels[0].i[streams.entry_last]
+            job_room = union(complete[1:-1] + 1, channels[0].retired[:-2] + 1)
+        held = [union(channel.offered, taken) for channel, taken in zip(channels, inputs, strict=True)]
+    else:
+        raise AssertionError("the layer's times did not settle")
+    free = gate_cycles(shape.banks.image.gate, admitted)
+    times = PimTimes(
+        tokens=offered_before(arrivals, gate.i),
+        assignments=offered_before(free.o, gate.o),
+        expects=offered_before(dispatch.o_expect, combine.i_expect),
+        entries=[
+            offered_before(dispatch.entries[entries], channel.i)
+            for entries, channel in zip(dispatch.unit_entries, channels, strict=True)
+        ],
+        contributions=[
+            StreamTimes(channel.offered, taken) for channel, taken in zip(channels, inputs, strict=True)
+        ],
+        merged=offered_before(merged, merged),
+        output=offered_before(combine.o, combine.o),
+        retired=[channel.retired for channel in channels],
+        unit_entries=list(dispatch.unit_entries),
+    )
+    return times, channels
+
+
+class _Service:
+    """Tell the dispatcher when a channel is done with a job: run it on all the jobs it has so far."""
+
+    def __init__(self, shape: PimShape, refreshes: list[int], held: list[Spans]) -> None:
+        self.shape, self.refreshes, self.held = shape, refreshes, held
+        last = np.flatnonzero(shape.streams.entry_last)
+        self.bounds = np.concatenate([[0], last + 1])
+        self.entries: list[list[Cycles]] = [[] for _ in refreshes]
+        self.arrivals: list[list[Cycles]] = [[] for _ in refreshes]
+
+    def __call__(self, unit: int, job: int, cycles: Cycles) -> int:
+        """Return the cycle in which a unit is done with a job whose entries it took in these cycles."""
+        self.entries[unit].append(np.arange(self.bounds[job], self.bounds[job + 1]))
+        self.arrivals[unit].append(np.array(cycles))
+        channel = self.shape.channel(
+            np.concatenate(self.entries[unit]),
+            np.concatenate(self.arrivals[unit]),
+            self.refreshes[unit],
+            self.held[unit],
+        )
+        return int(channel.retired[-1])
+
+
+def _combined(
+    shape: PimShape,
+    unit_entries: Sequence[Cycles],
+    offered: Sequence[Cycles],
+    expects: Cycles,
+    output_ready: Spans = ALWAYS,
+) -> tuple[Cycles, list[Cycles], CombineCycles]:
+    """Return merger and combiner: beats merged, when each channel's beats are taken, the combiner's cycles.
+
+    ``offered``: per channel, when its beats are offered.
+    """
+    order = [shape.result_order(entries) for entries in unit_entries]
+    tokens = [shape.streams.entry_token[entries] for entries, _ in order]
+    if shape.units is None:
+        combine = combine_cycles(
+            tokens[0],
+            offered[0],
+            expects,
+            num_slots=shape.num_slots,
+            words=shape.words,
+            ready=output_ready,
+        )
+        return combine.i, [combine.i], combine
+    merge = merge_cycles(offered)
+    bounds = np.cumsum([0] + [len(cycles) for cycles in offered])
+    beats = bounds[merge.source] + merge.number
+    combine = ordered_cycles(
+        np.concatenate(tokens)[beats],
+        np.concatenate([words for _, words in order])[beats] == shape.words - 1,
+        merge.o,
+        expects,
+        words=shape.words,
+        ready=output_ready,
+    )
+    return merge.o, list(merge.i), combine
+
+
+def offered_before(unblocked: Cycles, taken: Cycles) -> StreamTimes:
+    """Return a stream's times: a beat is offered when it is there and the one ahead of it is gone."""
+    behind = np.concatenate([[NEVER], taken[:-1]]) + 1 if len(taken) else taken
+    return StreamTimes(np.minimum(np.maximum(unblocked, behind), taken), taken)
+
+
+# Against the Verilog
+
+
+def seen_times(run: PimRun) -> PimTimes:
+    """Return the times of all streams as the probes showed them."""
+    cycles, values = run.result.probes["probe"]
+    channel_cycles_seen, channel_values = run.result.probes["probe_channels"]
+
+    def stream(cycles: Cycles, values: NDArray[np.uint64], bit: int) -> StreamTimes:
+        taken = bits_at(cycles, values, bit)
+        waits = bits_at(cycles, values, bit + 1)
+        count = np.diff(np.concatenate([[0], np.searchsorted(waits, taken)]))
+        return StreamTimes(taken - count, taken)
+
+    named = {name: stream(cycles, values, 2 * index) for index, name in enumerate(PROBE)}
+    width = len(CHANNEL_PROBE)
+    channels = range(run.banks.pim.channels)
+    return PimTimes(
+        tokens=named["tokens"],
+        assignments=named["assignments"],
+        expects=named["expects"],
+        entries=[stream(channel_cycles_seen, channel_values, width * n) for n in channels],
+        contributions=[stream(channel_cycles_seen, channel_values, width * n + 2) for n in channels],
+        merged=named["contributions"],
+        output=named["output"],
+        retired=[bits_at(channel_cycles_seen, channel_values, width * n + 4) for n in channels],
+        unit_entries=[],
+    )
+
+
+def bits_at(cycles: Cycles, values: NDArray[np.uint64], bit: int) -> Cycles:
+    """Return the cycles in which a bit of a probe was set."""
+    found: Cycles = cycles[(values >> np.uint64(bit)) & np.uint64(1) == 1]
+    return found
+
+
+def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[PortCheck], PimTimes | None]:
+    """Compare every block with its own model, at the arrivals and waits recorded at its ports.
+
+    Returns the comparisons, and the times that the models give; None where beats are missing.
+    """
+    streams, num_slots, words = shape.streams, shape.num_slots, shape.words
+    beats = shape.banks.image.gate.input_beats
+    refreshes = [first - ISSUE for first in _first_refreshes_seen(run)]
+    admitted = seen.tokens.offered.copy()
+    first_beats = admitted[::beats][num_slots:]
+    freed = seen.output.taken[words - 1 :: words] + FREED_LATENCY
+    np.maximum(first_beats, freed[: len(first_beats)] + 1, out=first_beats)
+    gate = gate_cycles(shape.banks.image.gate, admitted, seen.assignments.waits)
+    dispatch = dispatch_cycles(
+        streams,
+        seen.assignments.offered,
+        expect_ready=seen.expects.waits,
+        unit_ready=[entries.waits for entries in seen.entries],
+        units=shape.units,
+        retired=seen.retired if shape.units else (),
+    )
+    found = [
+        _cycles("gating", "i", seen.tokens.taken, gate.i),
+        _cycles("gating", "o", seen.assignments.taken, gate.o),
+        _cycles("dispatch", "i", seen.assignments.taken, dispatch.i),
+        _cycles("dispatch", "o_expect", seen.expects.taken, dispatch.o_expect),
+    ]
+    channels: list[ChannelCycles] = []
+    for n, entries in enumerate(dispatch.unit_entries):
+        found.append(_cycles("dispatch", f"o_{n}", seen.entries[n].taken, dispatch.entries[entries]))
+        if len(seen.entries[n].taken) != len(entries):
+            return found, None
+        if len(seen.contributions[n].taken) != len(entries) * words:
+            return found, None
+        channel = shape.channel(entries, seen.entries[n].offered, refreshes[n], seen.contributions[n].waits)
+        channels.append(channel)
+        commands = run.commands[n]
+        found += [
+            _cycles("pim", f"i of channel {n}", seen.entries[n].taken, channel.i),
+            _commands(f"o_row of channel {n}", commands.rows, channel.rows),
+            _commands(f"o_column of channel {n}", commands.columns, channel.columns),
+            _cycles("pim", f"o of channel {n}", seen.contributions[n].taken, channel.o),
+        ]
+    merged, inputs, combine = _combined(
+        shape,
+        dispatch.unit_entries,
+        [contributions.offered for contributions in seen.contributions],
+        seen.expects.offered,
+        seen.output.waits,
+    )
+    found += [
+        _cycles("combine", f"i_{n}", seen.contributions[n].taken, taken) for n, taken in enumerate(inputs)
+    ]
+    found += [
+        _cycles("combine", "i", seen.merged.taken, merged),
+        _cycles("combine", "i_expect", seen.expects.taken, combine.i_expect),
+        _cycles("combine", "o", seen.output.taken, combine.o),
+    ]
+    return found, PimTimes(
+        tokens=StreamTimes(seen.tokens.offered, gate.i),
+        assignments=StreamTimes(seen.assignments.offered, gate.o),
+        expects=StreamTimes(seen.expects.offered, dispatch.o_expect),
+        entries=[
+            StreamTimes(stream.offered, dispatch.entries[entries])
+            for stream, entries in zip(seen.entries, dispatch.unit_entries, strict=True)
+        ],
+        contributions=[
+            StreamTimes(stream.offered, channel.o)
+            for stream, channel in zip(seen.contributions, channels, strict=True)
+        ],
+        merged=StreamTimes(seen.merged.offered, merged),
+        output=StreamTimes(seen.output.offered, combine.o),
+        retired=[channel.retired for channel in channels],
+        unit_entries=list(dispatch.unit_entries),
+    )
+
+
+def active_cycles(shape: PimShape, times: PimTimes, unit_entries: Sequence[Cycles]) -> dict[str, int]:
+    """Return for each block the cycles in which it holds work and is neither starved nor blocked.
+
+    * gating: a whole token is inside, and no assignment waits to be taken;
+    * dispatch: a closed window is not yet served, and no entry waits to be taken;
+    * pim: a channel holds a whole job, and none of its results waits to be taken;
+    * combine: a beat goes in or out.
+    """
+    streams, words, beats = shape.streams, shape.words, shape.banks.image.gate.input_beats
+    top_k = streams.top_k
+    taken = np.empty(len(streams.entry_token), dtype=np.int64)
+    for entries, stream in zip(unit_entries, times.entries, strict=True):
+        taken[entries] = stream.taken
+    windows = np.arange(streams.num_windows)
+    closed = times.assignments.taken[np.searchsorted(streams.window, windows, side="right") * top_k - 1]
+    served = np.full(streams.num_windows, NEVER)
+    np.maximum.at(served, streams.entry_window, taken)
+    gating = union(
+        times.tokens.taken[beats - 1 :: beats] + 1, times.assignments.taken[top_k - 1 :: top_k] + 1
+    )
+    dispatch = union(closed + 1, served + 1)
+    working = []
+    for entries, given, results in zip(unit_entries, times.entries, times.contributions, strict=True):
+        ends = np.flatnonzero(streams.entry_last[entries])
+        inside = union(given.taken[ends] + 1, results.taken[(ends + 1) * words - 1] + 1)
+        working.append(without(inside, results.waits))
+    pim = np.concatenate(working)
+    beats_of_combine = np.concatenate([times.merged.taken, times.output.taken])
+    waiting = np.concatenate([stream.waits for stream in times.entries])
+    return {
+        "gating": size(without(gating, times.assignments.waits)),
+        "dispatch": size(without(dispatch, union(waiting[:, 0], waiting[:, 1]))),
+        "pim": size(union(pim[:, 0], pim[:, 1])),
+        "combine": size(union(beats_of_combine, beats_of_combine + 1)),
+    }
+
+
+def _first_refreshes_seen(run: PimRun) -> list[int]:
+    """Return for each channel the cycle on the bus of a refresh, shifted to the one that precedes the run."""
+    offsets = [refresh_offset(run.banks, n) for n in range(run.banks.pim.channels)]
+    refi = CommandTiming.of(run.banks.pim).refi
+    if not refi:
+        return [0] * len(offsets)
+    since = run.result.since_reset
+    # The last one at or before cycle 0: it may still be under way then.
+    return [(offset - since) % refi - refi + ISSUE for offset in offsets]
+
+
+def _cycles(block: str, port: str, seen: Cycles, expected: Cycles) -> PortCheck:
+    return PortCheck(block, port, Trace.of_cycles(seen), cycles=expected)
+
+
+def _commands(port: str, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> PortCheck:
+    """Compare cycle, kind and side of all commands up to the last one that the model tells."""
+    upto = int(expected[-1, 0]) if len(expected) else -1
+    seen, expected = seen[(seen[:, 0] >= 0) & (seen[:, 0] <= upto)], expected[expected[:, 0] >= 0]
+    return PortCheck(
+        "pim",
+        port,
+        Trace(seen[:, 0], (seen[:, 1] | seen[:, 2] << 8).astype(np.uint64).reshape(-1, 1)),
+        payloads=(expected[:, 1] | expected[:, 2] << 8).astype(np.uint64),
+        cycles=expected[:, 0],
+    )

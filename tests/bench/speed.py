@@ -1,0 +1,178 @@
+"""Measure everything that :mod:`sim.bench` does and the engines of the tests; write the page.
+
+``make bench`` runs it. The layer, its weights and its tokens are the same for every engine: the native
+bench runs all of the job, cocotb and ``amaranth.sim`` its first cycles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from amaranth.hdl import Value
+from amaranth.sim import Simulator
+
+from golden.layer_bf16 import layer_image
+from rtl.layer import FpgaLayer
+from sim import accelerator, bench
+from sim.bench import Bench, Figure
+from sim.layer import LayerShape
+from sim.marked import with_marked
+from sim.rtlsim import DEFAULT_ROOT
+from sim.toolchain import write_atomically
+from sim.workload import vector_workload
+from spec.geometry import ImageGeometry
+from spec.load import load_design
+from spec.registers import CONTROL_LOAD, REGISTERS, STATUS_LOADED
+from tests.bench.runner import CocotbBuild, build_exported
+from tests.bfm import ReadMemory
+
+MARK = "benchmarks"
+MODEL, SCALE, TOKENS = "mixtral-8x7b", 64, 256
+CYCLES = 2000
+"""Long enough that experts compute: a window of tokens is routed by then."""
+COCOTB_REPEATS = 3
+LAYER_OF_MAKE_SIM = Path(__file__).parent.parent / "data" / "mixtral_s0.npz"
+
+
+def cocotb_figure(measured: Bench) -> Figure:
+    """Return cocotb's speed on the same Verilog, driven and watched by Python in every cycle.
+
+    From runs of two lengths, so that starting and loading the router do not count.
+    """
+    rtl = build_exported(measured.rtl.directory, measured.rtl.name, root=measured.rtl.root)
+    short, long = (
+        min(bench.child_seconds(partial(_run_first, rtl, measured, cycles)) for _ in range(COCOTB_REPEATS))
+        for cycles in (CYCLES // 10, CYCLES)
+    )
+    speed = (CYCLES - CYCLES // 10) / (long - short)
+    return figure("cocotb and Verilator", speed, "streams, memory and rules in Python")
+
+
+def _run_first(rtl: CocotbBuild, measured: Bench, cycles: int) -> None:
+    result = rtl.run(replace(measured.run.spec, stop_cycle=cycles, epilogue=()))
+    result.check()
+    seen = result.streams["i"].cycles
+    if seen.tolist() != taken_before(measured, cycles):
+        raise AssertionError("cocotb took the tokens in other cycles than the native bench")
+
+
+def taken_before(measured: Bench, cycles: int) -> list[int]:
+    """Return the cycles, of the first ones, in which the native bench saw an input beat taken."""
+    taken = measured.run.result.streams["i"].cycles
+    return [int(cycle) for cycle in taken[taken < cycles]]
+
+
+def amaranth_figure(measured: Bench) -> Figure:
+    """Return the speed of ``amaranth.sim`` on the same layer, not exported."""
+    return figure(
+        "amaranth.sim", amaranth_cycles_per_second(measured, CYCLES), "Amaranth itself, nothing exported"
+    )
+
+
+def figure(name: str, speed: float, how: str) -> Figure:
+    return Figure(
+        group="simulation",
+        name=name,
+        value=speed,
+        unit="cycles/s",
+        how=f"the first {CYCLES:,} cycles of the same run: {how}",
+    )
+
+
+def amaranth_cycles_per_second(measured: Bench, cycles: int) -> float:
+    """Run the first cycles after the router is loaded; the tokens that go in must be those of the job."""
+    work, design = measured.work, measured.design
+    image = ImageGeometry.of(work.model, design)
+    layer = FpgaLayer(work.model, design)
+    memory = ReadMemory(
+        layer.o_ar,
+        layer.i_r,
+        layer_image(work.model, image, work.weights).view(np.uint16),
+        burst_beats=design.memory.burst_beats,
+        latency=design.memory.latency_cycles,
+    )
+    beats = accelerator.token_beats(image, design, work.tokens, work.batch_lengths)
+    payloads = [int.from_bytes(beat.tobytes(), "little") for beat in beats]
+    taken: list[int] = []
+    seconds = 0.0
+
+    async def run(ctx):
+        nonlocal seconds
+        for name, value in (("IMAGE_PAGE", 0), ("CAPACITY", 0), ("CONTROL", 1 << CONTROL_LOAD)):
+            ctx.set(layer.reg_addr, REGISTERS[name])
+            ctx.set(layer.reg_wdata, value)
+            ctx.set(layer.reg_we, 1)
+            await ctx.tick()
+        ctx.set(layer.reg_we, 0)
+        ctx.set(layer.reg_addr, REGISTERS["STATUS"])
+        await ctx.tick().repeat(2)
+        await ctx.tick().until(layer.reg_rdata[STATUS_LOADED])
+        ctx.set(layer.i.valid, 1)
+        ctx.set(layer.o.ready, 1)
+        ctx.set(Value.cast(layer.i.payload), payloads[0])
+        started = time.process_time()
+        for cycle in range(cycles):
+            *_, ready = await ctx.tick().sample(layer.i.ready)
+            if ready:
+                taken.append(cycle)
+                ctx.set(Value.cast(layer.i.payload), payloads[len(taken)])
+        seconds = time.process_time() - started
+
+    simulator = Simulator(layer)
+    simulator.add_clock(1e-8)
+    simulator.add_testbench(run)
+    simulator.add_testbench(memory.run, background=True)
+    simulator.run()
+    if taken != taken_before(measured, cycles):
+        raise AssertionError("amaranth.sim took the tokens in other cycles than the Verilog")
+    return cycles / seconds
+
+
+def model_figures() -> list[Figure]:
+    """Return the model's time for the layer of ``make sim``."""
+    work = vector_workload(str(LAYER_OF_MAKE_SIM), None)
+    shape: LayerShape = accelerator.layer_job(work, load_design("fpga"))[0]
+    return bench.model_figures([(f"{LAYER_OF_MAKE_SIM.stem}, {len(work.tokens)} tokens", shape)])
+
+
+def main() -> int:
+    """Measure, print, write the page and the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the page")
+    parser.add_argument(
+        "--headlines", type=Path, required=True, help="a file with marks for the first figures"
+    )
+    parser.add_argument("--json", type=Path, required=True, help="the same figures as JSON")
+    arguments = parser.parse_args()
+
+    def progress(text: str) -> None:
+        print(f"[bench] {text}", file=sys.stderr)
+
+    with_marked(arguments.headlines, MARK, [])  # before minutes of work: are the marks there?
+    where = bench.machine()
+    design = load_design("fpga")
+    measured, figures = bench.measure(
+        MODEL, SCALE, TOKENS, design, DEFAULT_ROOT, cold=True, progress=progress
+    )
+    progress("cocotb (its build is cached by content)")
+    figures.append(cocotb_figure(measured))
+    progress("amaranth.sim: a minute")
+    figures.append(amaranth_figure(measured))
+    figures += model_figures()
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(arguments.json, json.dumps(bench.as_json(figures, where), indent=1) + "\n")
+    write_atomically(arguments.out, bench.page(figures, where))
+    write_atomically(arguments.headlines, with_marked(arguments.headlines, MARK, bench.headlines(figures)))
+    print(arguments.out.read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

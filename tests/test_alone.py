@@ -1,0 +1,111 @@
+"""``expertbank sim --experts N``: the expert engine alone, by the model and through its Verilog."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from golden.expert_bf16 import ffn_bf16
+from sim import alone
+from sim.cli import main
+from spec.load import load_design
+
+DATA = Path(__file__).parent / "data"
+TINY_FILE = Path(__file__).parent / "tiny.toml"
+TINY = load_design(str(TINY_FILE))
+# Biases and the clamped activation; 32 x 24, which tiny's tiles divide, and one more input for the bias.
+VECTOR = str(DATA / "gpt_oss_s0.npz")
+
+
+@pytest.fixture
+def wrong_golden(monkeypatch):
+    """Make golden wrong in one bit of expert 1's token 2, element 5."""
+
+    def wrong(ffn, x, **arguments):
+        result = ffn_bf16(ffn, x, **arguments)
+        calls.append(result)
+        if len(calls) == 2:
+            result[2, 5] ^= 1
+        return result
+
+    calls = []
+    monkeypatch.setattr(alone, "ffn_bf16", wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("experts", "tokens"), [(1, 1), (2, 3), (8, 4)])
+def test_experts_alone_are_bit_and_cycle_equal(capsys, tmp_path, experts, tokens):
+    run = alone.run_experts(
+        VECTOR, TINY, experts, tokens, 1, engine="both", seed=0, waves=tmp_path, progress=lambda _text: None
+    )
+    assert run.divergence is None
+    assert run.mismatches == 0
+    assert run.cycles["rtl"] == run.cycles["model"] == run.blocks["expert"]["rtl"]
+    assert run.tokens == tokens
+    assert run.reference["max_error_over_std"] < 0.1
+    modelled = alone.run_experts(VECTOR, TINY, experts, tokens, 1, engine="model", seed=0)
+    assert modelled.cycles == {"model": run.cycles["model"], "rtl": None}
+    assert modelled.utilisation == run.utilisation
+    assert Path(run.waveform) == tmp_path / "gpt_oss_s0_experts.vcd"
+    assert "$scope module sequencer $end" in Path(run.waveform).read_text()
+
+
+@pytest.mark.slow
+def test_a_wrong_bit_is_named_with_its_field(tmp_path, wrong_golden):
+    run = alone.run_experts(VECTOR, TINY, 2, 3, 1, engine="rtl", seed=0, waves=tmp_path, root=Path("build"))
+    assert not run.agreed
+    assert run.mismatches == 1
+    assert run.cycles["model"] is None
+    # Element 5 is lane 1 of word 2: 8 blocks of two words for three tokens, then block 1's third token.
+    transfer = 3 * 16 + 3 * 2 + 2 * 2
+    assert run.divergence.startswith(f"expert.o: transfer {transfer}: cycle ")
+    assert "(data[1]=" in run.divergence
+
+
+@pytest.mark.slow
+def test_a_wrong_model_is_named(tmp_path, monkeypatch):
+    real = alone.Plan.times
+
+    def late(plan):
+        times = real(plan)
+        return dataclasses.replace(times, r=times.r + (np.arange(len(times.r)) >= 7))
+
+    monkeypatch.setattr(alone.Plan, "times", late)
+    run = alone.run_experts(VECTOR, TINY, 1, 2, 1, engine="both", seed=0, waves=tmp_path)
+    assert run.mismatches == 0
+    assert run.divergence.startswith("expert.i_r: transfer 7: cycle model ")
+
+
+def test_a_full_size_expert_by_the_model(capsys):
+    status = main(
+        ["sim", "--model", "mixtral-8x7b", "--experts", "1", "--tokens", "32", "--engine", "model", "--json"]
+    )
+    report = json.loads(capsys.readouterr().out)
+    slots = 3 * (4096 // 16) * (14336 // 16) * 32
+    assert status == 0
+    assert report["cycles"] == report["blocks"]["expert"] == {"model": report["cycles"]["model"], "rtl": None}
+    assert slots < report["cycles"]["model"] < 1.01 * slots
+    assert report["mismatches"] is None
+    assert report["energy_j"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mixtral-8x7b", "--experts", "0"], "experts: must be in 1..8, not 0"),
+        (["mixtral-8x7b", "--experts", "9"], "experts: must be in 1..8, not 9"),
+        (
+            ["mixtral-8x7b", "--experts", "1", "--tokens", "33"],
+            "tokens: must be in 1..32 (one window) with --experts, not 33",
+        ),
+        ([VECTOR, "--experts", "1", "--tokens", "21"], f"tokens: must be in 1..20 for {VECTOR}, not 21"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["model", "both"])
+def test_numbers_that_do_not_fit_are_one_line(capsys, arguments, message, engine):
+    assert main(["sim", "--engine", engine, "--model", *arguments]) == 2
+    assert capsys.readouterr() == ("", f"expertbank: {message}\n")

@@ -1,0 +1,118 @@
+"""Benchmarks: what is measured, what the page says of it, and that a missed goal is seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sim import accelerator, bench
+from sim.bench import GROUPS, Bench, Figure
+from sim.routing import Routing
+from sim.rtlsim import DEFAULT_ROOT
+from sim.workload import random_workload, vector_workload
+from tests.bench import speed
+from tests.test_layer import DATA, TINY
+
+ROOT = Path(__file__).parent.parent
+FIGURE = Figure(group="build", name="cached", value=12.34, unit="ms", how="hashing")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Bench:
+    """The small layer of tests/test_layer.py: the same build."""
+    model = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
+    work = random_workload(model, 12, Routing("uniform"), 3)
+    rtl = accelerator.build_layer(model, TINY, DEFAULT_ROOT)
+    return Bench("tiny", work, TINY, rtl, accelerator.run_rtl(rtl, work, TINY))
+
+
+@pytest.mark.slow
+def test_figures_of_a_layer(tiny: Bench) -> None:
+    (native,) = bench.native_figures(tiny)
+    assert native.value > 100
+    assert native.met is (native.value >= bench.NATIVE_GOAL)
+    assert f"{tiny.run.seen.cycles:,} cycles with 16 MACs in the array, 16 in the gate" in native.how
+    (cached,) = bench.build_figures(tiny, DEFAULT_ROOT, cold=False)
+    assert (cached.name, cached.unit) == ("cached", "ms")
+    (model,) = bench.model_figures([("tiny", tiny.run.shape)])
+    assert 0 < model.value < 1000
+    assert model.met is (model.value < bench.MODEL_GOAL_MS)
+
+
+@pytest.mark.slow
+def test_utilisation_is_that_of_the_counters(tiny: Bench) -> None:
+    figures = {figure.name: figure for figure in bench.utilisation_figures(tiny)}
+    assert set(figures) == {f"{what} of {of}" for what in ("MAC slots", "weight port")
+                            for of in ("the layer", "an expert alone")}  # fmt: skip
+    fires = sum(
+        tiny.run.shape.engine.kinds[int(job.expert == 8)].num_tiles * len(job.tokens)
+        for job in tiny.run.shape.streams.jobs()
+    )
+    assert figures["MAC slots of the layer"].value == 100 * fires / tiny.run.seen.cycles
+
+
+@pytest.mark.slow
+def test_amaranth_runs_the_same_tokens(tiny: Bench) -> None:
+    assert speed.amaranth_cycles_per_second(tiny, 150) > 0
+
+
+@pytest.mark.slow
+def test_amaranth_is_compared_with_the_verilog(tiny: Bench) -> None:
+    """A speed of another run would be worth nothing."""
+    streams = tiny.run.result.streams
+    late = dataclasses.replace(streams["i"], cycles=streams["i"].cycles + 1)
+    result = dataclasses.replace(tiny.run.result, streams={**streams, "i": late})
+    other = dataclasses.replace(tiny, run=dataclasses.replace(tiny.run, result=result))
+    with pytest.raises(AssertionError, match=r"^amaranth.sim took the tokens in other cycles"):
+        speed.amaranth_cycles_per_second(other, 20)
+
+
+@pytest.mark.slow
+def test_documented_load_of_the_router(tiny: Bench) -> None:
+    """docs/layer.md: latency + burst_beats cycles a burst, one burst at a time."""
+    loads = tiny.run.result.memories["o_ar"].ar_cycles
+    loads = loads[loads < 0]
+    beats = tiny.run.shape.image.gate.load_beats
+    assert len(loads) == -(-beats // TINY.memory.burst_beats) > 1
+    assert set((loads[1:] - loads[:-1]).tolist()) == {TINY.memory.latency_cycles + TINY.memory.burst_beats}
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(99.62, "%", "99.6 %"), (123456.7, "cycles/s", "123,457 cycles/s"), (1.4741, "ms", "1.47 ms")],
+)
+def test_text_of_a_value(value: float, unit: str, text: str) -> None:
+    assert dataclasses.replace(FIGURE, value=value, unit=unit).text == text
+
+
+def test_page_shows_what_was_missed() -> None:
+    where = {"processor": "a, 2 cores"}
+    missed = dataclasses.replace(FIGURE, goal="below 1 ms", met=False)
+    assert bench.page([missed], where) == bench.HEADER + (
+        "| | |\n|---|---|\n| processor | a, 2 cores |\n\n"
+        "## Build time\n\n| what | measured | goal | how |\n|---|---|---|---|\n"
+        "| cached | 12.3 ms | below 1 ms (**missed**) | hashing |\n"
+    )
+    assert bench.row(dataclasses.replace(missed, met=True)) == "| cached | 12.3 ms | below 1 ms | hashing |"
+    assert json.loads(json.dumps(bench.as_json([missed], where)))["figures"][0]["met"] is False
+
+
+def test_machine_is_named() -> None:
+    where = bench.machine()
+    assert set(where) == {"processor", "load before", "system", "tools", "commit", "day"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", where["day"])
+    assert re.fullmatch(r"unknown|[0-9a-f]{10}( and changes to it)?", where["commit"])
+    assert where["tools"].startswith("Verilator ")
+
+
+def test_committed_page_has_every_kind_of_figure() -> None:
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert text.startswith(bench.HEADER)
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == list(GROUPS.values())
+    names = ("native, Verilator alone", "cocotb and Verilator", "amaranth.sim", "cached", "cold, compile")
+    for name in (*names, "mixtral_s0, 20 tokens", "MAC slots of an expert alone"):
+        assert f"| {name} | " in text

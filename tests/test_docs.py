@@ -1,0 +1,249 @@
+"""Pages say what the sources say: ports, registers, counters, timing; links and figures lead somewhere."""
+
+from __future__ import annotations
+
+import gc
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from amaranth.hdl import Value
+from amaranth.lib import data, stream
+from amaranth.lib.wiring import In
+from amaranth.sim import Simulator
+
+from golden.dispatch_streams import dispatch_streams
+from rtl.combine import Combine, CombineConfig
+from rtl.dispatch import Dispatch, DispatchConfig
+from rtl.expert import ExpertEngine
+from rtl.export import describe_ports
+from rtl.gating import Gate
+from rtl.layer import FpgaLayer, expert_config, pim_config
+from rtl.pim import PimChannel
+from rtl.registers import RegisterFile
+from sim.expert import expert_cycles
+from sim.gating import latency
+from sim.layer import LayerShape, layer_cycles
+from spec import registers
+from spec.geometry import GateGeometry, ImageGeometry
+from spec.load import load_design, load_model
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+DESIGN = load_design("fpga")
+MODEL = load_model("mixtral-8x7b").scaled(64)
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+
+# Components are looked at here, not elaborated.
+pytestmark = pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """What was never elaborated goes here, and not in a test that takes its warning for an error."""
+    yield
+    gc.collect()
+
+
+def tables(text: str, heading: str) -> list[list[list[str]]]:
+    """Return the tables of a section, each as rows of cells, without the lines of dashes."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"no section {heading!r}"
+    blocks = re.findall(r"(?:^\|.*\n)+", found[1], re.MULTILINE)
+    return [
+        [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if "---" not in line]
+        for lines in (block.strip().splitlines() for block in blocks)
+    ]
+
+
+def page(name: str) -> str:
+    return (DOCS / f"{name}.md").read_text()
+
+
+# In int8 the engines have the ports of bf16 and more.
+COMPONENTS = {
+    "gating": lambda: Gate(GateGeometry.of(MODEL, DESIGN)),
+    "dispatch": lambda: Dispatch(DispatchConfig(num_experts=8, top_k=2, window_tokens=32, num_units=2)),
+    "expert": lambda: ExpertEngine(expert_config(MODEL, load_design("fpga", "int8"))),
+    "combine": lambda: Combine(CombineConfig(num_slots=8, d_model=64, lanes=4, max_count=2)),
+    "pim": lambda: PimChannel(pim_config(MODEL, load_design("pim", "int8"))),
+    "layer": lambda: FpgaLayer(MODEL, DESIGN),
+}
+
+
+@pytest.mark.parametrize("block", COMPONENTS)
+def test_every_port_is_in_its_table(block):
+    """The first column names every member of the component and nothing else; streams have a payload."""
+    component = COMPONENTS[block]()
+    header, *rows = tables(page(block), "Ports")[0]
+    assert header[0] == "port"
+    listed = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert set(listed) == set(component.signature.members)
+    payload = header.index("payload")
+    for name, member in component.signature.members.items():
+        if member.is_signature and isinstance(member.signature, stream.Signature):
+            shape = member.signature.members["payload"].shape
+            for key in shape.members if isinstance(shape, data.StructLayout) else ():
+                assert re.search(rf"\b{key}\b", listed[name][payload]), f"{block}: {name} carries {key}"
+
+
+def test_verilog_ports_of_the_layer():
+    header, *rows = tables(page("layer"), "Ports")[0]
+    column = header.index("Verilog")
+    listed = {name: int(bits) for row in rows for name, bits in re.findall(r"`(\w+)` (\d+)", row[column])}
+    described = describe_ports(COMPONENTS["layer"](), "eb_layer")
+    ports = {port["name"]: port["width"] for port in described["ports"]}
+    assert listed == {name: bits for name, bits in ports.items() if name not in ("aclk", "aresetn")}
+
+
+def test_registers_and_counters_of_the_layer():
+    register_table, counter_table = tables(page("layer"), "Registers")
+    assert {row[1]: int(row[0], 16) for row in register_table[1:]} == registers.REGISTERS
+    meanings = {row[1]: row[3] for row in register_table[1:]}
+    assert f"{registers.IDENTITY:#x}" in meanings["IDENTITY"].lower()
+    bits = {
+        "CONTROL": {"load": registers.CONTROL_LOAD, "clear": registers.CONTROL_CLEAR},
+        "STATUS": {
+            "loaded": registers.STATUS_LOADED,
+            "busy": registers.STATUS_BUSY,
+            "read_error": registers.STATUS_READ_ERROR,
+            "refreshing": registers.STATUS_REFRESHING,
+        },
+    }
+    for name, expected in bits.items():
+        found = re.findall(r"bit (\d+) `(\w+)`", meanings[name])
+        assert {bit: int(number) for number, bit in found} == expected
+    assert counter_table[1:] == [
+        [f"{registers.counter_address(name):#04x}", name, meaning]
+        for name, meaning in registers.COUNTERS.items()
+    ]
+
+
+def test_access_of_registers_is_what_the_hardware_does():
+    """Write every register, then read it: what is marked so keeps the value, nothing else does."""
+    table = {row[1]: row[2] for row in tables(page("layer"), "Registers")[0][1:]}
+    kept, driven = set(), set()
+    file = RegisterFile(scales=True)
+    outputs = {
+        name: Value.cast(getattr(file, name))
+        for name, member in file.signature.members.items()
+        if member.flow != In and name != "reg_rdata"
+    }
+
+    async def bench(ctx):
+        for name, address in registers.REGISTERS.items():
+            before = {output: ctx.get(value) for output, value in outputs.items()}
+            ctx.set(file.reg_addr, address)
+            ctx.set(file.reg_wdata, 0x5A5A5A5B)
+            ctx.set(file.reg_we, 1)
+            await ctx.tick()
+            if any(ctx.get(value) != before[output] for output, value in outputs.items()):
+                driven.add(name)
+            ctx.set(file.reg_we, 0)
+            await ctx.tick().repeat(2)
+            if ctx.get(file.reg_rdata) == 0x5A5A5A5B:
+                kept.add(name)
+
+    simulator = Simulator(file)
+    simulator.add_clock(1e-8)
+    simulator.add_testbench(bench)
+    simulator.run()
+    assert {name for name, access in table.items() if "write" in access} == driven
+    assert {name for name, access in table.items() if access == "read, write"} == kept
+
+
+def test_probe_of_the_layer():
+    text = " ".join(page("layer").split())
+    names = ", ".join(f"`{name}`" for name in registers.PROBE)
+    assert f"from bit 0 on for {names}; bit {registers.PROBE_WAIT_TILE} the array waits" in text
+    expert = f"bits {registers.PROBE_EXPERT} to {registers.PROBE_WEIGHT - 1} the expert"
+    weight = f"bits {registers.PROBE_WEIGHT} to {registers.PROBE_BITS - 1} the bf16 weight"
+    assert f"{expert} and {weight}" in text
+
+
+def layer_of(name: str, num_tokens: int) -> tuple[LayerShape, dict[str, np.ndarray]]:
+    """Return a layer and when its streams' beats pass, all tokens waiting and all to the same experts."""
+    model = load_model(name).scaled(64)
+    image = ImageGeometry.of(model, DESIGN)
+    ids = np.tile(np.arange(model.gating.top_k), (num_tokens, 1))
+    streams = dispatch_streams(
+        ids,
+        np.zeros_like(ids),
+        num_experts=model.gating.num_experts,
+        window_tokens=DESIGN.window_tokens,
+        shared=image.shared is not None,
+    )
+    shape = LayerShape(image, DESIGN, streams)
+    times = layer_cycles(shape, np.zeros(num_tokens, dtype=np.int64))
+    expert = expert_cycles(
+        shape.engine,
+        shape.entry_shared,
+        streams.entry_last,
+        times.entries.taken,
+        latency=DESIGN.memory.latency_cycles,
+    )
+    # The gate gives a token's first assignment so many cycles after it took the last beat.
+    first_assignments = times.assignments.offered[:: model.gating.top_k]
+    last_beats = first_assignments - (1 + latency(image.gate))
+    beats = last_beats[:, None] + np.arange(1 - image.gate.input_beats, 1)
+    outputs = times.outputs[:, None] + np.arange(shape.engine.words)
+    return shape, {
+        "tokens": beats.ravel(),
+        "assignments": times.assignments.taken,
+        "entries": times.entries.taken,
+        "addresses": expert.ar,
+        "beats": expert.r,
+        "contributions": expert.o,
+        "output": outputs.ravel(),
+    }
+
+
+def admission_after_output(name: str) -> int:
+    """Return the cycles from a token's last output beat to the first beat of the token that gets its slot."""
+    slots = 2 * DESIGN.window_tokens
+    shape, taken = layer_of(name, slots + 1)
+    beat = slots * shape.image.gate.input_beats
+    freed = taken["output"][shape.engine.words - 1]
+    assert taken["tokens"][beat - 1] + 1 < freed, "the token did not wait for a slot"
+    return int(taken["tokens"][beat] - freed)
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "deepseek-v3", "gpt-oss-20b"])
+def test_documented_timing(name):
+    """The rows of docs/layer.md's table of timing, by the layer's model, which the Verilog equals."""
+    rows = tables(page("layer"), "Timing")[0][1:]
+    shape, taken = layer_of(name, 1)
+    first_job = int(np.flatnonzero(shape.streams.entry_last)[0])
+    measured = [
+        taken["tokens"][0],
+        taken["assignments"][0] - taken["tokens"][-1],
+        taken["entries"][0] - taken["assignments"][-1],
+        taken["addresses"][0] - taken["entries"][first_job],
+        taken["beats"][0] - taken["addresses"][0],
+        taken["output"][0] - taken["contributions"][-1],
+        admission_after_output(name),
+    ]
+    words = {"memory latency": DESIGN.memory.latency_cycles}
+    gate = "1 + `Gate.latency` ([gating.md](gating.md))"
+    words[gate] = 1 + latency(shape.image.gate)
+    assert measured == [words[row[2]] if row[2] in words else int(row[2]) for row in rows]
+
+
+@pytest.mark.parametrize("name", [*(f"docs/{page}" for page in PAGES), "README.md", "CONTRIBUTING.md"])
+def test_links_and_paths_lead_somewhere(name):
+    """Relative links, and paths of sources in code marks, exist."""
+    text = (ROOT / name).read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((ROOT / name).parent / target).exists(), target
+    for path in re.findall(r"`((?:spec|golden|rtl|sim|tests|docs)/[\w/]+\.(?:py|md|toml))`", text):
+        if not re.search(r"(\b|_)X\b", path):
+            assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_named_tests_exist(name):
+    """A page that names a test as its proof names one that is there."""
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for test in re.findall(r"`(test_\w+)`", (DOCS / name).read_text()):
+        assert f"def {test}(" in sources, test

@@ -1,0 +1,56 @@
+"""`make setup` compiles what the commands need, so that the first result comes at once."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+WARMED = re.search(r"expertbank (sim .*) >/dev/null", (ROOT / "Makefile").read_text())
+COMMANDS = {
+    "vector": "sim --model tests/data/mixtral_s0.npz --engine model",
+    "shared expert, groups, several windows": "sim --model deepseek-v3 --scale 64 --tokens 70 --engine model",
+    "capacity": "sim --model tests/data/switch_transformers_s0.npz --engine model",
+    "all layers": "sim --model gpt-oss-20b --scale 64 --phase decode --tokens 2 --engine model",
+    "expert alone": "sim --model qwen3-30b-a3b --scale 64 --experts 2 --tokens 3 --engine model",
+}
+# Runs the commands of its arguments in one process; prints what the first compiled, then what each other
+# one compiled beyond that. A compiled function is one per combination of its arguments' types.
+SCRIPT = """
+import contextlib, io, sys
+from numba.core.dispatcher import Dispatcher
+from sim.cli import main
+
+def compiled():
+    found = set()
+    for module in [module for name, module in sys.modules.items() if name.split(".")[0] in ("sim", "golden")]:
+        for function in vars(module).values():
+            if isinstance(function, Dispatcher):
+                name = f"{function.py_func.__module__}.{function.py_func.__name__}"
+                found |= {f"{name}{signature}" for signature in function.signatures}
+    return found
+
+known = set()
+for command in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(command.split()) == 0, command
+    now = compiled()
+    print(";".join(sorted(now - known)))
+    known |= now
+"""
+
+
+def test_setup_compiles_all_that_the_models_need() -> None:
+    assert WARMED
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, WARMED[1], *COMMANDS.values()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    warmed, *others = done.stdout.splitlines()
+    assert warmed.count("sim.") >= 5, "the cycle models are not compiled, or not found"
+    assert dict(zip(COMMANDS, others, strict=True)) == dict.fromkeys(COMMANDS, "")
