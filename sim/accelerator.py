@@ -518,34 +518,34 @@ def compare_with_float(workload: Workload, golden: LayerBf16) -> dict[str, Any]:
     ids = np.where(golden.streams.kept, golden.routing.ids, -1)
     wanted = np.where(workload.reference_kept, workload.reference_ids, -1)
     same = (np.sort(ids, axis=1) == np.sort(wanted, axis=1)).all(axis=1)
+    deviation = float(workload.reference.std())
     return {
         "name": workload.reference_name,
         "tokens_with_same_experts": int(same.sum()),
-        **float_error(golden.output[same], workload.reference[same], golden.scales),
+        **float_error(golden.output[same], workload.reference[same], deviation, golden.scales),
     }
 
 
 def float_error(
-    result: Bits16, reference: NDArray[np.float64], scales: ActivationScales | None
+    result: Bits16,
+    reference: NDArray[np.float64],
+    deviation: float,
+    scales: ActivationScales | None,
 ) -> dict[str, Any]:
     """Return the error of bf16 patterns against a float reference of the same shape.
 
-    The largest and the mean one over the reference's standard deviation, and the root of the sum of
-    squares over that of the reference; None where there is nothing to compare. For int8 also the scales.
+    The largest and the mean one in deviations, and the root of the sum of squares over that of the
+    reference; None where that is no finite number. In int8 also the scales.
     """
     error = np.abs(bf16_decode(result).astype(np.float64) - reference)
-    spread = float(reference.std()) if reference.size else 0.0
+    ok = error.size > 0 and deviation > 0 and bool(np.isfinite(error).all())
+    norm = float(np.linalg.norm(reference))
     return {
-        "max_error_over_std": float(error.max() / spread) if spread else None,
-        "mean_error_over_std": float(error.mean() / spread) if spread else None,
-        "relative_error": float(np.linalg.norm(error) / np.linalg.norm(reference)) if spread else None,
-        "scales": scales_report(scales),
+        "max_error_over_std": float(error.max() / deviation) if ok else None,
+        "mean_error_over_std": float(error.mean() / deviation) if ok else None,
+        "relative_error": float(np.linalg.norm(error) / norm) if ok and norm else None,
+        "scales": None if scales is None else {"x": scales.x.value, "hidden": scales.hidden.value},
     }
-
-
-def scales_report(scales: ActivationScales | None) -> dict[str, float] | None:
-    """Return int8's scales for a report."""
-    return None if scales is None else {"x": scales.x.value, "hidden": scales.hidden.value}
 
 
 def _report(

@@ -17,7 +17,7 @@ from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
 from golden.layer_bf16 import layer_image, pack_expert
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_tokens, random_weights
-from sim.accelerator import Report, load_compiled, scales_report, token_beats
+from sim.accelerator import Report, float_error, load_compiled, token_beats
 from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel, expert_cycles
 from sim.rtlsim import (
@@ -34,10 +34,10 @@ from sim.rtlsim import (
     expert_component,
 )
 from sim.streams import Cycles
-from sim.workload import is_vector, scaled_model
+from sim.workload import check_image, is_vector, scaled_model
 from spec.design import DesignSpec, Format
 from spec.errors import require
-from spec.geometry import ImageGeometry
+from spec.geometry import PAGE_BYTES, ImageGeometry
 from spec.model import ModelSpec
 
 
@@ -162,6 +162,8 @@ def run_experts(
     else:
         default = 1
     plan = Plan(model, design, num_experts, default if num_tokens is None else num_tokens)
+    if engine != "model":
+        check_image(plan.image.expert_page(num_experts) * PAGE_BYTES)
     load_compiled()
     started = time.perf_counter()
     jobs = plan.jobs()
@@ -338,22 +340,13 @@ def _add_run(report: Report, plan: Plan, result: RunResult) -> None:
 
 
 def _compare_with_float(plan: Plan, operands: Operands) -> dict[str, object]:
-    """Return how far the results are from those in float, in deviations of each expert's output.
-
-    Beside those the root of all errors' squares over that of all results in float, and int8's scales.
-    """
-    x, scales = bf16_decode(operands.tokens), operands.scales
+    """Return how far the results are from those in float, in deviations of these."""
+    x = bf16_decode(operands.tokens)
     reference = np.stack(
         [ffn(plan.model.ffn, x=x, **vars(operands.weights.expert(n))) for n in range(plan.num_experts)]
     )
-    error = np.abs(bf16_decode(operands.results) - reference)
-    spread = reference.std(axis=(1, 2), keepdims=True)
-    in_deviations = error / np.where(spread, spread, 1.0)
     return {
         "name": "float golden",
         "tokens_with_same_experts": None,
-        "max_error_over_std": float(in_deviations.max()),
-        "mean_error_over_std": float(in_deviations.mean()),
-        "relative_error": float(np.linalg.norm(error) / (np.linalg.norm(reference) or 1.0)),
-        "scales": scales_report(scales),
+        **float_error(operands.results, reference, float(reference.std()), operands.scales),
     }

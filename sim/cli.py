@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except click.ClickException as error:
         return _fail(error.format_message())
+    except OSError as error:  # a full disk, a folder that went away
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except click.Abort:
         print("expertbank: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -21,13 +21,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike
 
-from sim.streams import ALWAYS, Cycles, taken
+from sim.streams import ALWAYS, NEVER, Cycles, Spans, taken
 
 REGISTER_CYCLES = 1
 """Through a stream register."""
 LATENCY = 2 * REGISTER_CYCLES
 """From a beat's transfer at its input to that at the output."""
-_NEVER = -(1 << 40)
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class MergeCycles:
     number: Cycles
 
 
-def merge_cycles(arrivals: Sequence[ArrayLike], *, ready: Cycles = ALWAYS) -> MergeCycles:
+def merge_cycles(arrivals: Sequence[ArrayLike], *, ready: Spans = ALWAYS) -> MergeCycles:
     """Return the handshake cycles of every stream of a merger, and whose beats come when.
 
     Parameters
@@ -62,7 +61,7 @@ def merge_cycles(arrivals: Sequence[ArrayLike], *, ready: Cycles = ALWAYS) -> Me
 
 
 @njit(cache=True)
-def _merge(arrivals: Cycles, bounds: Cycles, ready: Cycles) -> tuple[Cycles, Cycles, Cycles, Cycles]:
+def _merge(arrivals: Cycles, bounds: Cycles, ready: Spans) -> tuple[Cycles, Cycles, Cycles, Cycles]:
     """Run the recurrence; input ``u`` has beats ``bounds[u]..bounds[u+1]-1`` of ``arrivals``."""
     num_inputs, total = bounds.size - 1, arrivals.size
     i = np.empty(total, np.int64)
@@ -79,7 +78,7 @@ def _merge(arrivals: Cycles, bounds: Cycles, ready: Cycles) -> tuple[Cycles, Cyc
         if bounds[u] < bounds[u + 1]:
             shown[u] = i[bounds[u]] + REGISTER_CYCLES
     turn = 0
-    given = np.int64(_NEVER)
+    given = np.int64(NEVER)
     for m in range(total):
         cycle = max(given + 1, shown.min())
         if m >= 2:

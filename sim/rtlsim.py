@@ -22,6 +22,7 @@ import contextlib
 import importlib.metadata
 import inspect
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -91,6 +92,7 @@ def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> l
 
     Raises :class:`InputError` where the folder cannot be written.
     """
+    check_writable(out)
     from rtl.export import export
 
     layer = _layer(model, design)
@@ -98,7 +100,7 @@ def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> l
         files: list[Path] = export(layer, name, out)
         return files
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", file=out, key="out") from None
+        raise InputError(f"cannot be written to: {error.strerror}", file=out) from None
 
 
 # What to run
@@ -328,6 +330,24 @@ def random_ready(seed: int, probability: float) -> NDArray[np.bool_]:
 
 
 # Building
+
+
+def check_ready(root: Path = DEFAULT_ROOT) -> None:
+    """Raise :class:`InputError` unless there is a compiler, Verilator, and a place to build in."""
+    toolchain.compiler()
+    toolchain.verilator_root()
+    check_writable(root / "cache")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise :class:`InputError` unless files can be written to a folder, which need not exist."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"cannot be written to: {place} is not a folder", file=folder)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"cannot be written to: no permission to write in {place}", file=folder)
 
 
 def build(

@@ -14,10 +14,13 @@ from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_weights
 from sim.routing import IntArray, Routing, draw_ids, tokens_for
 from spec.errors import InputError, require, require_range
+from spec.geometry import ceil_div
 from spec.load import load_model
 from spec.model import ModelSpec
 
 DEFAULT_TOKENS = 16
+MAX_IMAGE_BYTES = 1 << 30
+"""Weights that a run of the Verilog holds at most; golden and reference need several times as much memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,16 @@ def vector_workload(path: str, num_tokens: int | None) -> Workload:
     )
 
 
+def check_image(num_bytes: int) -> None:
+    """Raise :class:`InputError` for weights that are too large to be run, before they are drawn."""
+    require(
+        num_bytes <= MAX_IMAGE_BYTES,
+        f"must leave at most {MAX_IMAGE_BYTES >> 20} MiB of weights for a run of the Verilog, not"
+        f" {ceil_div(num_bytes, 1 << 20)} (--experts runs some of them alone)",
+        key="scale",
+    )
+
+
 def random_workload(
     model: ModelSpec, num_tokens: int, routing: Routing, seed: int, window_tokens: int | None = None
 ) -> Workload:
@@ -106,8 +119,15 @@ def random_workload(
     )
 
 
-def parse_scale(text: str | None, default: int) -> int:
-    """Return the divisor that ``--scale`` names: ``full`` or a whole number from 1."""
+def parse_scale(text: str | None, default: int, *, vector: bool) -> int:
+    """Return the divisor that ``--scale`` names: ``full`` or a whole number from 1; 1 for a vector."""
+    if vector:
+        require(
+            text in (None, "full", "1"),
+            f"must be 'full' for a vector, which has its own size, not {text!r}",
+            key="scale",
+        )
+        return 1
     if text is None:
         return default
     if text == "full":

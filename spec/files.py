@@ -31,11 +31,8 @@ def build_spec(cls: type[Any], table: dict[str, Any], *, prefix: str = "") -> An
             raise InputError(f"unknown key; known are {', '.join(sorted(fields))}", key=dotted)
         kwargs[key] = _convert(hints[key], value, dotted)
     for name, field in fields.items():
-        if name in kwargs:
-            continue
-        if field.default is dataclasses.MISSING and dataclasses.is_dataclass(hints[name]):
-            kwargs[name] = build_spec(typing.cast("type[Any]", hints[name]), {}, prefix=f"{prefix}{name}.")
-        elif field.default is dataclasses.MISSING:
+        # A table is never left to defaults: without it a file that ends too early would pass.
+        if name not in kwargs and field.default is dataclasses.MISSING:
             raise InputError("is missing", key=prefix + name)
     try:
         return cls(**kwargs)

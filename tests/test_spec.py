@@ -81,7 +81,7 @@ BAD_MODELS = {
         ("ffn.width: unknown key; known are activation, alpha, bias, d_expert, limit"),
     ),
     "missing key": (MIXTRAL.replace("d_model = 4096\n", ""), "d_model: is missing"),
-    "missing table": ("name = 'x'\nd_model = 4\n", "gating.num_experts: is missing"),
+    "missing table": ("name = 'x'\nd_model = 4\n", "gating: is missing"),
     "wrong type": (
         MIXTRAL.replace("d_model = 4096", "d_model = '4096'"),
         "d_model: must be of type int, not '4096'",

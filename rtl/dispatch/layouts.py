@@ -6,6 +6,7 @@ from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from rtl.gating.layouts import assignment_layout
 from spec.design import Policy
 from spec.errors import require, require_range
 from spec.model import CapacityRule
@@ -104,9 +105,7 @@ class DispatchConfig:
     @property
     def assignment(self) -> data.StructLayout:
         """Payload of ``i``."""
-        return data.StructLayout(
-            {"expert": range(self.num_experts), "weight": 16, "last": 1, "last_token": 1}
-        )
+        return assignment_layout(self.num_experts)
 
     @property
     def decided(self) -> data.StructLayout:

@@ -8,7 +8,7 @@ import click
 
 from sim.commands.output import json_option, print_json, print_table
 from spec.design import Engine, Format
-from spec.errors import InputError
+from spec.errors import InputError, require, require_range
 from spec.registers import COUNTERS
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def command(
     """
     from sim import accelerator, alone, pim_report, step, workload
     from sim.routing import draw_ids, parse_routing
-    from sim.rtlsim import DEFAULT_ROOT
+    from sim.rtlsim import DEFAULT_ROOT, check_ready
+    from spec.geometry import ImageGeometry
     from spec.load import load_design
 
     def progress(text: str) -> None:
@@ -67,14 +68,15 @@ def command(
 
     design = load_design(design_name, number_format)
     distribution = parse_routing(routing)
-    divisor = workload.parse_scale(scale, 1 if engine == "model" else RTL_SCALE)
-    if seed < 0:
-        raise InputError(f"must be at least 0, not {seed}", key="seed")
-    if tokens is not None and not 1 <= tokens <= 1 << 20:
-        raise InputError(f"must be in 1..{1 << 20}, not {tokens}", key="tokens")
     vector = workload.is_vector(model_name)
-    if vector and scale not in (None, "full", "1"):
-        raise InputError(f"a vector runs at its own size, not at scale {scale}", key="scale")
+    divisor = workload.parse_scale(scale, 1 if engine == "model" else RTL_SCALE, vector=vector)
+    require(seed >= 0, f"must be at least 0, not {seed}", key="seed")
+    if tokens is not None:
+        require_range("tokens", tokens, 1, 1 << 20)
+    require(not waves or engine != "model", "needs --engine rtl or both", key="waves")
+    require(phase is None or experts is None, "cannot be combined with --phase", key="experts")
+    if engine != "model":
+        check_ready()
     count = tokens or workload.DEFAULT_TOKENS
     waves_dir = DEFAULT_ROOT / "waves" if waves else None
 
@@ -114,10 +116,12 @@ def command(
             )
     else:
         model = workload.scaled_model(model_name, divisor)
+        image = ImageGeometry.of(model, design)
         if engine == "model":
             ids = draw_ids(model.gating, distribution, count, seed)
             report = run_model(model, design, ids, routing)
         else:
+            workload.check_image(image.num_bytes)
             progress("drawing weights and tokens")
             work = workload.random_workload(model, count, distribution, seed, design.window_tokens)
             report = run_layer(
@@ -162,7 +166,7 @@ def _print(report: Report) -> None:
                 f"experts as in {reference['name']}   {reference['tokens_with_same_experts']} of"
                 f" {report.tokens} tokens"
             )
-        if reference["max_error_over_std"] is not None:
+        if reference["relative_error"] is not None:
             lines.append(
                 f"error against {reference['name']}   max {reference['max_error_over_std']:.4f},"
                 f" mean {reference['mean_error_over_std']:.4f} of the output's deviation;"

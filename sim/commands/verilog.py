@@ -10,7 +10,7 @@ from sim.commands.output import json_option, print_json
 from spec.design import Format
 
 DEFAULT_MODEL = "mixtral-8x7b"
-DEFAULT_SCALE = "64"
+DEFAULT_SCALE = 64
 
 
 @click.command("verilog")
@@ -32,10 +32,9 @@ def command(
     from spec.load import load_design
 
     design = load_design(design_name, number_format)
-    if workload.is_vector(model_name):
-        model = read_vector(Path(model_name)).model
-    else:
-        model = workload.scaled_model(model_name, workload.parse_scale(scale or DEFAULT_SCALE, 1))
+    vector = workload.is_vector(model_name)
+    divisor = workload.parse_scale(scale, DEFAULT_SCALE, vector=vector)
+    model = read_vector(Path(model_name)).model if vector else workload.scaled_model(model_name, divisor)
     files = write_layer(model, design, f"{design.name.replace('-', '_')}", out)
     if as_json:
         print_json({"files": [str(file) for file in files]})

@@ -6,7 +6,7 @@ compared with golden and with the cycle model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -45,7 +45,8 @@ class Scenario:
 
     ``ports`` are streams, addresses of memories (``o_ar``), their data (``i_r``) and probes (the cycles
     in which they are 1), by member; ``pulses`` says in how many cycles a probe is 1, ``reads`` what
-    the ``Read`` steps show, by a name each. With ``spec.stop_cycle`` only what comes before it counts.
+    the ``Read`` steps show, by a name each. ``derived`` gives comparisons that follow from what a whole
+    run showed. With ``spec.stop_cycle`` only what comes before it counts.
     """
 
     name: str
@@ -53,17 +54,19 @@ class Scenario:
     ports: Mapping[str, Expected] = field(default_factory=dict)
     pulses: Mapping[str, int] = field(default_factory=dict)
     reads: Mapping[str, int] = field(default_factory=dict)
+    derived: Callable[[RunResult], Sequence[PortCheck]] = lambda _result: ()
 
     def cut(self, rng: np.random.Generator, *, last: int | None = None) -> Scenario:
         """Return the scenario with a reset while it is at work: up to ``last``, else to its last transfer."""
         if last is None:
             last = max(int(np.max(port.cycles)) for port in self.ports.values() if np.size(port.cycles))
         spec = replace(self.spec, stop_cycle=int(rng.integers(1, last + 1)), epilogue=())
-        return replace(self, name=f"reset in the middle of {self.name}", spec=spec, pulses={}, reads={})
+        return Scenario(f"reset in the middle of {self.name}", spec, self.ports)
 
     def checks(self, block: str, result: RunResult) -> list[PortCheck]:
         """Return the comparisons of a run."""
-        return [self._check(block, name, expected, result) for name, expected in self.ports.items()]
+        stated = [self._check(block, name, expected, result) for name, expected in self.ports.items()]
+        return [*stated, *self.derived(result)]
 
     def problems(self, result: RunResult) -> list[str]:
         """Return broken rules, what was missing, and wrong numbers of pulses."""
