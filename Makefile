@@ -62,7 +62,7 @@ test-long: $(STAMP) ## wider random sweeps
 
 verilog: $(STAMP) ## Verilog and file list of DESIGN= (for MODEL= at SCALE=) in build/verilog
 	@$(RUN) expertbank verilog --design '$(or $(DESIGN),fpga)' $(call flag,model,MODEL) $(call flag,scale,SCALE) \
-		--out build/verilog
+		$(call flag,format,FORMAT) --out build/verilog
 
 bench: $(STAMP) ## measure simulation speed, build time, model time, utilisation; write docs/benchmarks.md
 	@$(RUN) .venv/bin/python -m tests.bench.speed \

@@ -38,9 +38,21 @@ def ffn(
     Sources: SwiGLU arXiv 2002.05202 (eq. 6); clamped SwiGLU: the gpt-oss release; ReLU arXiv
     2101.03961.
     """
+    return _linear(hidden(spec, gate, up, x, gate_bias=gate_bias, up_bias=up_bias), down, down_bias)
+
+
+def hidden(
+    spec: FfnSpec,
+    gate: NDArray[np.floating] | None,
+    up: NDArray[np.floating],
+    x: NDArray[np.floating],
+    *,
+    gate_bias: NDArray[np.floating] | None = None,
+    up_bias: NDArray[np.floating] | None = None,
+) -> NDArray[np.float64]:
+    """Return one expert's hidden activations, (n, F) float64; parameters as in :func:`ffn`."""
     u = _linear(x, up, up_bias)
-    hidden = np.maximum(u, 0.0) if gate is None else activate(spec, _linear(x, gate, gate_bias), u)
-    return _linear(hidden, down, down_bias)
+    return np.maximum(u, 0.0) if gate is None else activate(spec, _linear(x, gate, gate_bias), u)
 
 
 def activate(spec: FfnSpec, g: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -137,13 +137,15 @@ def bf16_from_integer(sign: I64, magnitude: I64, power: I64) -> Bits16:
     return np.where(zero, 0, bits | (sign << 15)).astype(np.uint16)
 
 
-def _fields(bits: Bits16) -> tuple[I64, I64, I64]:
+def fields(bits: Bits16) -> tuple[I64, I64, I64]:
+    """Return sign, biased exponent and 8-bit significand of bf16 patterns; 0 for zero and subnormal."""
     wide = bits.astype(np.int64)
     exponent = (wide >> 7) & 0xFF
     return wide >> 15, exponent, np.where(exponent == 0, 0, (wide & 0x7F) | 0x80)
 
 
-def _is_nan(bits: Bits16) -> NDArray[np.bool_]:
+def is_nan(bits: Bits16) -> NDArray[np.bool_]:
+    """Return which bf16 patterns are NaN."""
     return (bits & 0x7FFF) > 0x7F80
 
 
@@ -152,8 +154,8 @@ def scaled_product(a: Bits16, b: Bits16, mantissa: I64, shift: I64) -> Bits16:
 
     NaN propagates; infinity times zero (of any factor) is NaN.
     """
-    sign_a, exponent_a, significand_a = _fields(a)
-    sign_b, exponent_b, significand_b = _fields(b)
+    sign_a, exponent_a, significand_a = fields(a)
+    sign_b, exponent_b, significand_b = fields(b)
     sign = sign_a ^ sign_b
     magnitude = significand_a * significand_b * mantissa
     finite = bf16_from_integer(
@@ -162,6 +164,6 @@ def scaled_product(a: Bits16, b: Bits16, mantissa: I64, shift: I64) -> Bits16:
         exponent_a + exponent_b - 2 * 134 - FRACTION_BITS - shift,
     )
     infinite = (exponent_a == 255) | (exponent_b == 255)
-    nan = _is_nan(a) | _is_nan(b) | (infinite & (magnitude == 0))
+    nan = is_nan(a) | is_nan(b) | (infinite & (magnitude == 0))
     out = np.where(infinite, 0x7F80 | (sign << 15), finite)
     return np.where(nan, BF16_NAN, out).astype(np.uint16)

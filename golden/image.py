@@ -5,12 +5,18 @@ The one description of the layout; the RTL reads it, the packer writes it.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.expert_int8 import ExpertInt8
 from golden.formats import Bits16, f32_flush
 from golden.gating_bf16 import selection_bias_fixed
+from golden.int8 import MatrixInt8
 from spec.geometry import FfnGeometry, GateGeometry
+
+_Element = TypeVar("_Element", bound=np.generic)
 
 
 def router_image(
@@ -52,10 +58,10 @@ def router_image(
     return np.concatenate(parts).astype(np.uint16)
 
 
-def tiles(matrix: Bits16, rows: int, cols: int) -> Bits16:
+def tiles(matrix: NDArray[_Element], rows: int, cols: int) -> NDArray[_Element]:
     """Return (row blocks, col blocks, rows, cols) tiles of a matrix, zero-padded."""
     row_blocks, col_blocks = -(-matrix.shape[0] // rows), -(-matrix.shape[1] // cols)
-    padded = np.zeros((row_blocks * rows, col_blocks * cols), dtype=np.uint16)
+    padded = np.zeros((row_blocks * rows, col_blocks * cols), dtype=matrix.dtype)
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
     return padded.reshape(row_blocks, rows, col_blocks, cols).transpose(0, 2, 1, 3)
 
@@ -89,3 +95,32 @@ def expert_image(
     first = np.stack(hidden, axis=1)  # (hidden blocks, matrices, in tiles, rows, cols)
     second = tiles(with_bias(down, down_bias), rows, cols)
     return np.concatenate([first.ravel(), second.ravel()]).astype(np.uint16)
+
+
+def scale_tiles(matrix: MatrixInt8, geometry: FfnGeometry) -> NDArray[np.int8]:
+    """Return the scale tiles of a matrix, (row blocks, rows, cols).
+
+    A row holds its channel's mantissa (unsigned 16 bits), its shift (signed 16 bits) and, where the FFN
+    has biases, its bias (signed 32 bits), low bytes first; the rest is zero, as are rows beyond the
+    matrix.
+    """
+    parts = [matrix.mantissa.astype("<u2").view(np.int8), matrix.shift.astype("<i2").view(np.int8)]
+    if matrix.bias is not None:
+        parts.append(matrix.bias.astype("<i4").view(np.int8))
+    channels = np.concatenate([part.reshape(len(matrix.values), -1) for part in parts], axis=1)
+    return tiles(channels, geometry.rows, geometry.cols)[:, 0]
+
+
+def expert_image_int8(geometry: FfnGeometry, expert: ExpertInt8) -> NDArray[np.uint8]:
+    """Return one expert's tiles as bytes, in the order in which the array takes them.
+
+    As :func:`expert_image`, with the scale tile behind the tiles of each block and matrix.
+    """
+
+    def with_scales(matrix: MatrixInt8) -> NDArray[np.int8]:
+        values = tiles(matrix.values, geometry.rows, geometry.cols)
+        return np.concatenate([values, scale_tiles(matrix, geometry)[:, None]], axis=1)
+
+    hidden = [with_scales(matrix) for matrix in (expert.gate, expert.up) if matrix is not None]
+    first = np.stack(hidden, axis=1)  # (hidden blocks, matrices, in tiles, rows, cols)
+    return np.concatenate([first.ravel(), with_scales(expert.down).ravel()]).view(np.uint8)

@@ -26,6 +26,27 @@ _STREAM_GATE, _STREAM_SHARED, _STREAM_TOKENS, _STREAM_EXPERT = range(4)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ExpertWeights:
+    """Weights of one expert, all float32; matrices are (out, in), H is d_model, F the expert's width.
+
+    Attributes
+    ----------
+    gate : (F, H), or None for an FFN of two matrices.
+    up : (F, H).
+    down : (H, F).
+    gate_bias, up_bias : (F,), or None.
+    down_bias : (H,), or None.
+    """
+
+    gate: NDArray[np.float32] | None
+    up: NDArray[np.float32]
+    down: NDArray[np.float32]
+    gate_bias: NDArray[np.float32] | None = None
+    up_bias: NDArray[np.float32] | None = None
+    down_bias: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LayerWeights:
     """Weights of one layer, all float32 and finite; matrices are (out, in).
 
@@ -62,6 +83,28 @@ class LayerWeights:
             array = getattr(self, name)
             if array is not None:
                 check_array(name, array)
+
+    def expert(self, number: int) -> ExpertWeights:
+        """Return the weights of a routed expert."""
+
+        def part(array: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+            return None if array is None else array[number]
+
+        return ExpertWeights(
+            gate=part(self.gate),
+            up=self.up[number],
+            down=self.down[number],
+            gate_bias=part(self.gate_bias),
+            up_bias=part(self.up_bias),
+            down_bias=part(self.down_bias),
+        )
+
+    @property
+    def shared_expert(self) -> ExpertWeights | None:
+        """The shared expert's weights, None where there is none."""
+        if self.shared_up is None or self.shared_down is None:
+            return None
+        return ExpertWeights(gate=self.shared_gate, up=self.shared_up, down=self.shared_down)
 
     def check(self, model: ModelSpec, *, num_experts: int | None = None) -> None:
         """Raise :class:`InputError` unless these are a layer of ``model``.

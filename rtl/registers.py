@@ -22,7 +22,7 @@ ADDRESS_BITS = 8
 
 
 class RegisterFile(wiring.Component):
-    """Registers of :mod:`spec.registers`.
+    """Registers of :mod:`spec.registers`; SCALE_X and SCALE_H with ``scales`` only.
 
     Members
     -------
@@ -31,6 +31,7 @@ class RegisterFile(wiring.Component):
     load, clear : Out(1)
         Pulses in the cycle after CONTROL was written.
     image_page, capacity, policy : Out(32)
+    scale_x, scale_h : Out(32), with ``scales``
     events : In(ArrayLayout(range(most + 1), len(COUNTERS)))
         How many of each counter's events fall into this cycle, in the order of the table.
     place_expert, place_channel, place_value : Out, place_row, place_channels : Out(1)
@@ -38,7 +39,8 @@ class RegisterFile(wiring.Component):
         its set of channels.
     """
 
-    def __init__(self, most: int = 1) -> None:
+    def __init__(self, most: int = 1, *, scales: bool = False) -> None:
+        self.scales = ("scale_x", "scale_h") if scales else ()
         super().__init__(
             {
                 "reg_addr": In(ADDRESS_BITS),
@@ -51,6 +53,7 @@ class RegisterFile(wiring.Component):
                 "image_page": Out(32),
                 "capacity": Out(32),
                 "policy": Out(32),
+                **dict.fromkeys(self.scales, Out(32)),
                 "events": In(data.ArrayLayout(range(most + 1), len(COUNTERS))),
                 "place_expert": Out(16),
                 "place_channel": Out(8),
@@ -66,6 +69,7 @@ class RegisterFile(wiring.Component):
         m.d.comb += word.eq(self.reg_addr[2:])
         m.d.sync += [self.load.eq(0), self.clear.eq(0), self.place_row.eq(0), self.place_channels.eq(0)]
         writable = {"IMAGE_PAGE": self.image_page, "CAPACITY": self.capacity, "POLICY": self.policy}
+        writable |= {name.upper(): getattr(self, name) for name in self.scales}
         with m.If(self.reg_we):
             with m.Switch(word):
                 with m.Case(REGISTERS["CONTROL"] >> 2):

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.dispatch_streams import dispatch_streams
+from golden.expert_int8 import ActivationScales
+from golden.experts import calibrate
 from golden.formats import Bits16, bf16_decode
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
 from sim.divergence import PortCheck, first_divergence, with_waveform
@@ -37,6 +39,7 @@ from sim.rtlsim import (
     Set,
     Sink,
     Source,
+    Step,
     Trace,
     Waveform,
     build,
@@ -47,7 +50,7 @@ from sim.rtlsim import (
 )
 from sim.streams import Cycles, spans_of
 from sim.workload import Workload
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Format
 from spec.geometry import ImageGeometry
 from spec.load import load_design, load_model
 from spec.model import ModelSpec
@@ -90,6 +93,7 @@ class Report:
 
     model: str
     design: str
+    format: str
     engine: str
     tokens: int
     d_model: int
@@ -216,6 +220,23 @@ class LayerRun:
     counters: dict[str, int]
 
 
+def scales_of(workload: Workload, design: DesignSpec) -> ActivationScales | None:
+    """Return the scales that int8 experts get for a workload's tokens, None in bf16."""
+    if design.format is Format.BF16:
+        return None
+    return calibrate(workload.model, workload.weights, bf16_decode(workload.tokens))
+
+
+def scale_steps(scales: ActivationScales | None) -> list[Step]:
+    """Return the register writes of the scales, none in bf16."""
+    if scales is None:
+        return []
+    return [
+        reg_write(REGISTERS["SCALE_X"], scales.x.word),
+        reg_write(REGISTERS["SCALE_H"], scales.hidden.word),
+    ]
+
+
 def layer_job(
     workload: Workload,
     design: DesignSpec,
@@ -227,6 +248,7 @@ def layer_job(
     """Return shape, golden result and the native bench's job of a workload."""
     model = workload.model
     image = ImageGeometry.of(model, design)
+    scales = scales_of(workload, design)
     golden = layer_bf16(
         model,
         image,
@@ -235,6 +257,7 @@ def layer_job(
         window_tokens=design.window_tokens,
         batch_lengths=workload.batch_lengths,
         policy=design.policy,
+        scales=scales,
     )
     shape = LayerShape(image, design, golden.streams)
     num_tokens = len(workload.tokens)
@@ -246,7 +269,7 @@ def layer_job(
         sinks={"o": Sink(num_tokens * shape.engine.words, output_ready)},
         memories={
             "o_ar": ReadMemory(
-                layer_image(model, image, workload.weights),
+                layer_image(model, image, workload.weights, scales=scales),
                 latency=design.memory.latency_cycles,
                 max_outstanding=256,
             )
@@ -254,6 +277,7 @@ def layer_job(
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
             reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            *scale_steps(scales),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             reg_write(control, 1 << CONTROL_LOAD),
             reg_wait(REGISTERS["STATUS"], 1 << STATUS_LOADED, 1 << STATUS_LOADED, 1 << 30),
@@ -487,24 +511,40 @@ def cycles_apart(report: Report) -> str | None:
 
 
 def compare_with_float(workload: Workload, golden: LayerBf16) -> dict[str, Any]:
-    """Return how far the bf16 result is from the float reference, and whether the sets agree."""
+    """Return how far the result is from the float reference, and whether the sets agree.
+
+    Errors are those of the tokens with the same experts.
+    """
     ids = np.where(golden.streams.kept, golden.routing.ids, -1)
     wanted = np.where(workload.reference_kept, workload.reference_ids, -1)
     same = (np.sort(ids, axis=1) == np.sort(wanted, axis=1)).all(axis=1)
-    error = np.abs(bf16_decode(golden.output).astype(np.float64) - workload.reference)
+    deviation = float(workload.reference.std())
     return {
         "name": workload.reference_name,
         "tokens_with_same_experts": int(same.sum()),
-        **relative_errors(error[same], float(workload.reference.std())),
+        **float_error(golden.output[same], workload.reference[same], deviation, golden.scales),
     }
 
 
-def relative_errors(error: NDArray[np.float64], deviation: float) -> dict[str, float | None]:
-    """Return the largest and the mean error in deviations; None where that is no finite number."""
+def float_error(
+    result: Bits16,
+    reference: NDArray[np.float64],
+    deviation: float,
+    scales: ActivationScales | None,
+) -> dict[str, Any]:
+    """Return the error of bf16 patterns against a float reference of the same shape.
+
+    The largest and the mean one in deviations, and the root of the sum of squares over that of the
+    reference; None where that is no finite number. In int8 also the scales.
+    """
+    error = np.abs(bf16_decode(result).astype(np.float64) - reference)
     ok = error.size > 0 and deviation > 0 and bool(np.isfinite(error).all())
+    norm = float(np.linalg.norm(reference))
     return {
         "max_error_over_std": float(error.max() / deviation) if ok else None,
         "mean_error_over_std": float(error.mean() / deviation) if ok else None,
+        "relative_error": float(np.linalg.norm(error) / norm) if ok and norm else None,
+        "scales": None if scales is None else {"x": scales.x.value, "hidden": scales.hidden.value},
     }
 
 
@@ -543,6 +583,7 @@ def _report(
     return Report(
         model=model.name,
         design=design.name,
+        format=design.format,
         engine=engine,
         tokens=len(shape.streams.window),
         d_model=model.d_model,

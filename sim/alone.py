@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.expert import ffn
-from golden.expert_bf16 import ffn_bf16
+from golden.expert_int8 import ActivationScales, hidden_peak, scale_for
 from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
-from golden.layer_bf16 import expert_bits, layer_image
+from golden.layer_bf16 import layer_image, pack_expert
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_tokens, random_weights
-from sim.accelerator import Report, load_compiled, relative_errors, token_beats
+from sim.accelerator import Report, float_error, load_compiled, token_beats
 from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel, expert_cycles
 from sim.rtlsim import (
@@ -35,7 +35,7 @@ from sim.rtlsim import (
 )
 from sim.streams import Cycles
 from sim.workload import check_image, is_vector, scaled_model
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Format
 from spec.errors import require
 from spec.geometry import PAGE_BYTES, ImageGeometry
 from spec.model import ModelSpec
@@ -123,11 +123,13 @@ class Operands:
     weights : the layer's, with the plan's experts at least.
     tokens : (tokens, d_model) bf16 patterns.
     results : (experts, tokens, d_model) bf16 patterns, golden.
+    scales : of the tokens and of the experts' hidden activations, None in bf16.
     """
 
     weights: LayerWeights
     tokens: Bits16
     results: Bits16
+    scales: ActivationScales | None
 
 
 def run_experts(
@@ -211,16 +213,23 @@ def build_expert(
 
 
 def _operands(plan: Plan, weights: LayerWeights, tokens: Bits16) -> Operands:
-    results = []
-    for expert in range(plan.num_experts):
-        bits = expert_bits(weights, expert, plan.model.gating.num_experts)
-        results.append(ffn_bf16(plan.model.ffn, tokens, cols=plan.image.routed.cols, **vars(bits)))
-    return Operands(weights, tokens, np.stack(results))
+    scales = _calibrate(plan, weights, tokens) if plan.design.format is Format.INT8 else None
+    results = [
+        pack_expert(plan.image, weights, expert, scales).outputs(tokens) for expert in range(plan.num_experts)
+    ]
+    return Operands(weights, tokens, np.stack(results), scales)
+
+
+def _calibrate(plan: Plan, weights: LayerWeights, tokens: Bits16) -> ActivationScales:
+    """Return the scales of the plan's experts, each of which meets all tokens."""
+    x = bf16_decode(tokens)
+    peak = max(hidden_peak(plan.model.ffn, weights.expert(expert), x) for expert in range(plan.num_experts))
+    return ActivationScales(scale_for(float(np.abs(x).max())), scale_for(peak))
 
 
 def _job(plan: Plan, rtl: Build, operands: Operands) -> RunSpec:
     """Return the native bench's job: tokens into the store, then every expert's entries."""
-    image, memory = plan.image, plan.design.memory
+    image, memory, scales = plan.image, plan.design.memory, operands.scales
     entries = rtl.pack("i", expert=plan.experts, slot=plan.slots, weight=BF16_ONE, last=plan.last)
     return RunSpec(
         sources={
@@ -230,11 +239,12 @@ def _job(plan: Plan, rtl: Build, operands: Operands) -> RunSpec:
         sinks={"o": Sink(len(entries) * plan.shape.words)},
         memories={
             "o_ar": ReadMemory(
-                layer_image(plan.model, image, operands.weights, range(plan.num_experts)),
+                layer_image(plan.model, image, operands.weights, range(plan.num_experts), scales=scales),
                 latency=memory.latency_cycles,
                 max_outstanding=256,
             )
         },
+        statics={} if scales is None else {"scale_x": scales.x.word, "scale_h": scales.hidden.word},
         probes=["fire"],
         max_cycles=1 << 40,
     )
@@ -289,6 +299,7 @@ def _report(plan: Plan, engine: str, jobs: ExpertJobs, wall_s: float) -> Report:
     return Report(
         model=model.name,
         design=plan.design.name,
+        format=plan.design.format,
         engine=engine,
         tokens=plan.num_tokens,
         d_model=model.d_model,
@@ -329,30 +340,13 @@ def _add_run(report: Report, plan: Plan, result: RunResult) -> None:
 
 
 def _compare_with_float(plan: Plan, operands: Operands) -> dict[str, object]:
-    """Return how far the bf16 results are from those in float, in deviations of these."""
-    weights, tokens = operands.weights, bf16_decode(operands.tokens)
-    references = []
-    for expert in range(plan.num_experts):
-        gate, gate_bias, up_bias, down_bias = (
-            None if values is None else values[expert]
-            for values in (weights.gate, weights.gate_bias, weights.up_bias, weights.down_bias)
-        )
-        references.append(
-            ffn(
-                plan.model.ffn,
-                gate,
-                weights.up[expert],
-                weights.down[expert],
-                tokens,
-                gate_bias=gate_bias,
-                up_bias=up_bias,
-                down_bias=down_bias,
-            )
-        )
-    reference = np.stack(references)
-    error = np.abs(bf16_decode(operands.results).astype(np.float64) - reference)
+    """Return how far the results are from those in float, in deviations of these."""
+    x = bf16_decode(operands.tokens)
+    reference = np.stack(
+        [ffn(plan.model.ffn, x=x, **vars(operands.weights.expert(n))) for n in range(plan.num_experts)]
+    )
     return {
         "name": "float golden",
         "tokens_with_same_experts": None,
-        **relative_errors(error, float(reference.std())),
+        **float_error(operands.results, reference, float(reference.std()), operands.scales),
     }

@@ -21,7 +21,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, Trains, taken
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Format
 from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, ceil_div
 
 ARRAY_LATENCY = 8
@@ -29,7 +29,14 @@ ARRAY_LATENCY = 8
 UNIT_VISIBLE = ARRAY_LATENCY + 1
 ACTIVATION = {2: 11, 1: 1}
 """By number of matrices before it: round and clamp 1; with a gate also 1, sigmoid 7, 1, 1."""
+QUANTISER = 2
+"""Behind the activation where hidden values become int8."""
 BANKS = 2
+
+
+def activation_latency(geometry: FfnGeometry) -> int:
+    """Return the cycles from a sum's drain to its hidden activation."""
+    return ACTIVATION[geometry.num_up_matrices] + (QUANTISER if geometry.format is Format.INT8 else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,7 @@ class EngineShape:
         return cls(
             image=image,
             act_lanes=act_lanes,
-            tile_beats=image.routed.rows * image.routed.cols * 16 // beat_bits,
+            tile_beats=image.routed.tile_bytes * 8 // beat_bits,
             burst_beats=burst_beats,
             max_outstanding=max_outstanding,
         )
@@ -285,7 +292,7 @@ class ExpertModel:
             words=shape.words,
             tile_beats=shape.tile_beats,
             burst_beats=shape.burst_beats,
-            activation=ACTIVATION[routed.num_up_matrices],
+            activation=activation_latency(routed),
             latency=latency,
         )
         self._bench = bench

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from sim.expert import ACTIVATION, ARRAY_LATENCY
+from sim.expert import ARRAY_LATENCY, activation_latency
 from sim.streams import ALWAYS, Cycles, Spans, taken
 from spec.banks import BankGeometry, CommandTiming
 from spec.geometry import ceil_div
@@ -117,7 +117,7 @@ class ChannelShape:
             token_words=ceil_div(routed.d_model, routed.cols),
             mac_cycles=pim.mac_cycles,
             storage_cycles=pim.storage_cycles,
-            activation=ACTIVATION[routed.num_up_matrices],
+            activation=activation_latency(routed),
             **distances,
         )
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from golden.banks import channel_image
 from golden.dispatch_streams import DispatchStreams
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
+from sim.accelerator import scale_steps, scales_of
 from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
 from sim.combine_ordered import ordered_cycles
 from sim.dispatch import Units, dispatch_cycles
@@ -143,6 +144,7 @@ def pim_job(
     """
     model = workload.model
     banks = BankGeometry.of(model, design)
+    scales = scales_of(workload, design)
     golden = layer_bf16(
         model,
         banks.image,
@@ -151,6 +153,7 @@ def pim_job(
         window_tokens=design.window_tokens,
         batch_lengths=workload.batch_lengths,
         policy=design.policy,
+        scales=scales,
     )
     placed = banks.round_robin() if placement is None else placement
     banks.check_fit(placed)
@@ -169,7 +172,7 @@ def pim_job(
         },
         banks={
             f"mem_{channel}": BankMemory(
-                channel_image(banks, workload.weights, bases).view(np.uint8), banks.pim.storage_cycles
+                channel_image(banks, workload.weights, bases, scales), banks.pim.storage_cycles
             )
             for channel, bases in enumerate(banks.bases(placed))
         },
@@ -177,6 +180,7 @@ def pim_job(
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
             reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
+            *scale_steps(scales),
             *placement_steps(banks, placed),
             reg_write(control, 1 << CONTROL_LOAD),
             reg_wait(REGISTERS["STATUS"], loaded, loaded, 1 << 30),

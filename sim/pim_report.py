@@ -212,6 +212,7 @@ def _report(model: ModelSpec, shape: PimShape, engine: str, wall: float, routing
     return Report(
         model=model.name,
         design=shape.design.name,
+        format=shape.design.format,
         engine=engine,
         tokens=len(shape.streams.window),
         d_model=model.d_model,

@@ -16,6 +16,30 @@ class Engine(StrEnum):
     PIM = "pim"
 
 
+class Format(StrEnum):
+    """Numbers of the experts' matrices and of what they are multiplied with; ``docs/numbers.md``.
+
+    The router, the gate, the combiner and the streams in and out are bf16 in any case.
+    """
+
+    BF16 = "bf16"
+    INT8 = "int8"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of an element."""
+        return 1 if self is Format.INT8 else 2
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element."""
+        return 8 * self.bytes
+
+
+MAX_INT8_INPUTS = ((1 << 31) - 1) // (127 * 127)
+"""Most products of two int8 numbers in -127..127 whose sum fits an int32, whatever their signs."""
+
+
 class Policy(StrEnum):
     """Order in which the dispatcher serves its queues; the shared expert's comes first in any case.
 
@@ -172,9 +196,8 @@ class PimDesign:
         require_range("mac_cycles", self.mac_cycles, 1, 16)
         require_range("storage_cycles", self.storage_cycles, 1, 256)
         require(
-            self.units >= 1 and self.units <= self.lanes,
-            f"leaves {self.units} units in {self.dram.num_banks} banks; there must be 1..{self.lanes}"
-            " (the elements of a burst)",
+            self.units >= 1,
+            f"leaves no unit in {self.dram.num_banks} banks",
             key="banks_per_unit",
         )
         _require_power_of_two("act_lanes", self.act_lanes, 1, 256)
@@ -189,10 +212,9 @@ class PimDesign:
         """Units of a channel: outputs that are computed at the same time."""
         return self.dram.num_banks // self.banks_per_unit
 
-    @property
-    def lanes(self) -> int:
-        """MAC lanes of a unit: elements of a burst."""
-        return self.dram.burst_bytes // 2
+    def lanes(self, number_format: Format) -> int:
+        """Return the MAC lanes of a unit: elements of a burst."""
+        return self.dram.burst_bytes // number_format.bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +224,7 @@ class DesignSpec:
     Attributes
     ----------
     engine : what computes the experts; ``array`` describes an ``fpga`` engine, ``pim`` a ``pim`` engine.
+    format : numbers in which the experts are computed.
     memory : memory behind the AXI4 read master: an ``fpga``'s weights, the router of both.
     stream_lanes : bf16 elements per beat of the token input stream.
     window_tokens : tokens that are dispatched together: an expert's weights are fetched once for all
@@ -213,6 +236,7 @@ class DesignSpec:
 
     name: str
     engine: Engine
+    format: Format = Format.BF16
     gate: GateDesign = field(default_factory=GateDesign)
     array: ArrayDesign | None = None
     pim: PimDesign | None = None
@@ -239,8 +263,25 @@ class DesignSpec:
                 f"must be given for engine {engine}, and only there; the engine is {self.engine}",
                 key=name,
             )
+        if self.pim is not None:
+            lanes = self.pim.lanes(self.format)
+            require(
+                self.pim.units <= lanes,
+                f"leaves {self.pim.units} units in {self.pim.dram.num_banks} banks; there must be 1..{lanes}"
+                f" (the {self.format} elements of a burst)",
+                key="pim.banks_per_unit",
+            )
+        if self.format is Format.INT8:
+            for name in ("max_d_model", "max_d_expert"):
+                value = getattr(self, name)
+                require(
+                    value <= MAX_INT8_INPUTS,
+                    f"must be at most {MAX_INT8_INPUTS} with format int8 (sums of 127 * 127 in an int32),"
+                    f" not {value}",
+                    key=name,
+                )
         for name, width in (
-            ("array.cols" if self.array else "pim.dram.burst_bytes / 2", self.tile.cols),
+            ("array.cols" if self.array else f"the {self.format} elements of a burst", self.tile.cols),
             ("gate.lanes / gate.logits_per_cycle", self.gate.lanes // self.gate.logits_per_cycle),
         ):
             require(
@@ -250,9 +291,9 @@ class DesignSpec:
             )
         tile = self.tile.rows * self.tile.cols
         require(
-            self.pim is not None or tile % self.memory.beat_elements == 0,
-            f"must divide a tile of rows x cols = {tile} bf16 weights,"
-            f" not {self.memory.beat_elements} elements ({self.memory.width_bits} bits)",
+            self.pim is not None or tile * self.format.bytes % self.memory.beat_bytes == 0,
+            f"must divide a tile of rows x cols = {tile} {self.format} weights,"
+            f" not {self.memory.beat_bytes // self.format.bytes} elements ({self.memory.width_bits} bits)",
             key="memory.width_bits",
         )
         router_word = self.gate.lanes
@@ -269,7 +310,9 @@ class DesignSpec:
         if self.array is not None:
             return self.array
         assert self.pim is not None
-        return ArrayDesign(rows=self.pim.units, cols=self.pim.lanes, act_lanes=self.pim.act_lanes)
+        return ArrayDesign(
+            rows=self.pim.units, cols=self.pim.lanes(self.format), act_lanes=self.pim.act_lanes
+        )
 
     def check_model(self, d_model: int, d_expert: int, d_shared: int, num_experts: int) -> None:
         """Raise :class:`InputError` unless a model of these sizes fits the design's limits."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Format
 from spec.errors import require
 from spec.model import FfnSpec, GatingSpec, ModelSpec
 
@@ -15,6 +15,9 @@ from spec.model import FfnSpec, GatingSpec, ModelSpec
 ACCUMULATE_DISTANCE = 4
 PAGE_BYTES = 4096
 BIAS_BITS = 32
+# An int8 channel's scale: 16-bit mantissa, 16-bit signed shift; where the FFN has biases, an int32 behind.
+SCALE_BYTES = 4
+SCALE_BIAS_BYTES = 4
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -165,10 +168,13 @@ class GateGeometry:
 class FfnGeometry:
     """How one expert's matrices lie on the MAC array: ``rows`` outputs x ``cols`` inputs a tile.
 
-    A bias is one more input that is always 1. Tiles follow each other in memory as the array needs
-    them: for each block of ``rows`` hidden outputs its gate tiles, then its up tiles; then for each
-    block of ``rows`` outputs of the down matrix its tiles. A tile is row-major; rows and columns
-    beyond the matrix are zero.
+    Tiles follow each other in memory as the array needs them: for each block of ``rows`` hidden
+    outputs its gate tiles, then its up tiles; then for each block of ``rows`` outputs of the down
+    matrix its tiles. A tile is row-major; rows and columns beyond the matrix are zero.
+
+    In bf16 a bias is one more input that is always 1. In int8 a *scale tile* comes behind the tiles of
+    each block and matrix: its row has in its first bytes what turns that output's integer sum into
+    bf16 (:func:`golden.image.scale_tiles`), the bias included.
     """
 
     ffn: FfnSpec
@@ -176,6 +182,36 @@ class FfnGeometry:
     d_hidden: int
     rows: int
     cols: int
+    format: Format = Format.BF16
+
+    def __post_init__(self) -> None:
+        require(
+            self.format is not Format.INT8 or self.cols >= self.scale_bytes,
+            f"must be at least {self.scale_bytes} in int8 (a row of a tile holds a channel's scale"
+            f"{' and bias' if self.ffn.bias else ''}), not {self.cols}",
+            key="cols",
+        )
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of a channel's scale, and bias where there is one, in a scale tile."""
+        return SCALE_BYTES + (SCALE_BIAS_BYTES if self.ffn.bias else 0)
+
+    @property
+    def element_bits(self) -> int:
+        """Bits of a weight, and of what it is multiplied with."""
+        return self.format.bits
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of a tile."""
+        return self.rows * self.cols * self.format.bytes
+
+    def _tiles(self, inputs: int) -> int:
+        """Return the tiles of a block with so many inputs."""
+        if self.format is Format.INT8:
+            return ceil_div(inputs, self.cols) + 1
+        return ceil_div(inputs + self.ffn.bias, self.cols)
 
     @property
     def hidden_blocks(self) -> int:
@@ -184,8 +220,8 @@ class FfnGeometry:
 
     @property
     def in_tiles(self) -> int:
-        """Tiles across the inputs of a gate or up block."""
-        return ceil_div(self.d_model + self.ffn.bias, self.cols)
+        """Tiles of a gate or up block: across the inputs, then the scale tile."""
+        return self._tiles(self.d_model)
 
     @property
     def out_blocks(self) -> int:
@@ -194,8 +230,8 @@ class FfnGeometry:
 
     @property
     def hidden_tiles(self) -> int:
-        """Tiles across the inputs of a down block."""
-        return ceil_div(self.d_hidden + self.ffn.bias, self.cols)
+        """Tiles of a down block: across the inputs, then the scale tile."""
+        return self._tiles(self.d_hidden)
 
     @property
     def num_up_matrices(self) -> int:
@@ -209,8 +245,8 @@ class FfnGeometry:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of an expert's tiles in bf16."""
-        return self.num_tiles * self.rows * self.cols * 2
+        """Bytes of an expert's tiles."""
+        return self.num_tiles * self.tile_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +273,7 @@ class ImageGeometry:
                 d_hidden=d_hidden,
                 rows=design.tile.rows,
                 cols=design.tile.cols,
+                format=design.format,
             )
 
         return cls(

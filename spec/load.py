@@ -8,9 +8,10 @@ are dotted names of fields.
 from __future__ import annotations
 
 import typing
+from dataclasses import replace
 from pathlib import Path
 
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Format
 from spec.dram import DramSpec
 from spec.families import load_config
 from spec.files import load_preset, preset_names, preset_path, read_toml
@@ -29,9 +30,13 @@ def load_model(name: str) -> ModelSpec:
     return typing.cast("ModelSpec", load_preset(ModelSpec, "models", name, "model"))
 
 
-def load_design(name: str) -> DesignSpec:
-    """Return the design of a preset's name or of a TOML file; :class:`InputError` on bad input."""
-    return typing.cast("DesignSpec", load_preset(DesignSpec, "designs", name, "design"))
+def load_design(name: str, number_format: str | None = None) -> DesignSpec:
+    """Return the design of a preset's name or of a TOML file; :class:`InputError` on bad input.
+
+    ``number_format`` (``bf16``, ``int8``) replaces the design's own.
+    """
+    design = typing.cast("DesignSpec", load_preset(DesignSpec, "designs", name, "design"))
+    return design if number_format is None else replace(design, format=Format(number_format))
 
 
 def load_dram(name: str) -> DramSpec:

@@ -283,7 +283,7 @@ class ReadMemory:
 class BankStorage:
     """The banks behind a channel's ``mem`` ports: whole tiles, ``latency`` cycles after the request.
 
-    ``tiles``: (depth, units * lanes) uint16, in the order of their addresses. ``run`` is a monitor
+    ``tiles``: (depth, bytes of a tile) uint8, in the order of their addresses. ``run`` is a monitor
     for :func:`run_streams`.
     """
 
@@ -294,8 +294,9 @@ class BankStorage:
     async def run(self, ctx) -> None:
         """Answer every request; in all other cycles the data is noise."""
         under_way: list[int | None] = [None] * (self.latency - 1)
-        noise = pack(np.full(self.tiles.shape[1], 0xA5A5))
+        contents = [int.from_bytes(tile.tobytes(), "little") for tile in self.tiles]
+        noise = int.from_bytes(b"\xa5" * self.tiles.shape[1], "little")
         async for _, _, units, address in ctx.tick().sample(self.dut.mem_en, Value.cast(self.dut.mem_addr)):
             under_way.append(int(address) if units else None)
             answer = under_way.pop(0)
-            ctx.set(self.dut.mem_data, noise if answer is None else pack(self.tiles[answer]))
+            ctx.set(self.dut.mem_data, noise if answer is None else contents[answer])

@@ -238,7 +238,7 @@ BAD_ARGUMENTS = {
     ),
     "unknown format": (
         [*PRESET_MODEL, "--format", "fp3"],
-        "Invalid value for '--format': 'fp3' is not 'bf16'.",
+        "Invalid value for '--format': 'fp3' is not one of 'bf16', 'int8'.",
     ),
     "unknown engine": (
         [*PRESET_MODEL, "--engine", "fast"],

@@ -61,12 +61,13 @@ def page(name: str) -> str:
     return (DOCS / f"{name}.md").read_text()
 
 
+# In int8 the engines have the ports of bf16 and more.
 COMPONENTS = {
     "gating": lambda: Gate(GateGeometry.of(MODEL, DESIGN)),
     "dispatch": lambda: Dispatch(DispatchConfig(num_experts=8, top_k=2, window_tokens=32, num_units=2)),
-    "expert": lambda: ExpertEngine(expert_config(MODEL, DESIGN)),
+    "expert": lambda: ExpertEngine(expert_config(MODEL, load_design("fpga", "int8"))),
     "combine": lambda: Combine(CombineConfig(num_slots=8, d_model=64, lanes=4, max_count=2)),
-    "pim": lambda: PimChannel(pim_config(MODEL, load_design("pim"))),
+    "pim": lambda: PimChannel(pim_config(MODEL, load_design("pim", "int8"))),
     "layer": lambda: FpgaLayer(MODEL, DESIGN),
 }
 
@@ -123,7 +124,7 @@ def test_access_of_registers_is_what_the_hardware_does():
     """Write every register, then read it: what is marked so keeps the value, nothing else does."""
     table = {row[1]: row[2] for row in tables(page("layer"), "Registers")[0][1:]}
     kept, driven = set(), set()
-    file = RegisterFile()
+    file = RegisterFile(scales=True)
     outputs = {
         name: Value.cast(getattr(file, name))
         for name, member in file.signature.members.items()

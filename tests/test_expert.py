@@ -18,14 +18,16 @@ import rtl.expert.loader
 import rtl.expert.sequencer
 import sim.expert
 from golden.expert import ffn
-from golden.expert_bf16 import ffn_bf16
+from golden.expert_int8 import ActivationScales, ExpertInt8
+from golden.experts import ExpertBits, PackedExpert
 from golden.formats import Bits16, bf16_decode, bf16_encode
-from golden.image import expert_image
+from golden.int8 import FixedScale, MatrixInt8
 from rtl.expert import ExpertConfig, ExpertEngine
 from rtl.expert.layouts import contribution_layout, job_layout
 from rtl.gating.layouts import token_layout
 from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel
 from sim.streams import expanded, readiness
+from spec.design import Format
 from spec.geometry import PAGE_BYTES, FfnGeometry, GateGeometry, ImageGeometry, ceil_div
 from spec.load import load_design, load_model
 from spec.model import Activation, FfnSpec, GatingSpec
@@ -69,26 +71,6 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Expert:
-    """Weights of an expert: arguments of ``ffn_bf16`` and ``expert_image``."""
-
-    gate: Bits16 | None
-    up: Bits16
-    down: Bits16
-    gate_bias: Bits16 | None
-    up_bias: Bits16 | None
-    down_bias: Bits16 | None
-
-    @property
-    def matrices(self) -> tuple:
-        return self.gate, self.up, self.down
-
-    @property
-    def biases(self) -> tuple:
-        return self.gate_bias, self.up_bias, self.down_bias
-
-
-@dataclass(frozen=True)
 class Run:
     """What a run should give and has given: payloads and cycles of ``i``, ``ar``, ``r`` and ``o``."""
 
@@ -109,6 +91,7 @@ def config_of(
     act_lanes: int = 1,
     activation: Activation = Activation.SILU,
     bias: bool = False,
+    number_format: Format = Format.BF16,
     num_experts: int = 2,
     max_tokens: int = 4,
     stream_lanes: int = 2,
@@ -116,11 +99,13 @@ def config_of(
     burst_beats: int = 2,
     max_outstanding: int = 4,
 ) -> ExpertConfig:
-    """Return an engine; small unless told otherwise."""
+    """Return an engine; small unless told otherwise. ``beat_elements`` are 16-bit ones."""
     spec = FfnSpec(d_expert=d_hidden, activation=activation, bias=bias)
 
     def geometry(size: int) -> FfnGeometry:
-        return FfnGeometry(ffn=spec, d_model=d_model, d_hidden=size, rows=rows, cols=cols)
+        return FfnGeometry(
+            ffn=spec, d_model=d_model, d_hidden=size, rows=rows, cols=cols, format=number_format
+        )
 
     gate = GateGeometry(
         gating=GatingSpec(num_experts=num_experts, top_k=1),
@@ -156,13 +141,39 @@ def random_patterns(rng, shape, data: str) -> Bits16:
     return numbers
 
 
-def random_expert(rng, geometry: FfnGeometry, data: str = "normal") -> Expert:
+def random_scales(rng) -> ActivationScales:
+    """Return scales for which some tokens and some hidden activations saturate."""
+    return ActivationScales(*(FixedScale.of(127 / size) for size in rng.uniform(1, 4, 2)))
+
+
+def random_matrix(rng, rows: int, inputs: int, bias: bool) -> MatrixInt8:
+    """Return an int8 matrix whose results are mostly of order 1; a fifth of its weights are +-127."""
+    extreme = rng.choice([-127, 127], (rows, inputs))
+    values = np.where(rng.random((rows, inputs)) < 0.2, extreme, rng.integers(-127, 128, (rows, inputs)))
+    return MatrixInt8(
+        values=values.astype(np.int8),
+        mantissa=np.where(rng.random(rows) < 0.05, 0, rng.integers(1 << 15, 1 << 16, rows)),
+        shift=rng.integers(-30, -25, rows) - inputs.bit_length() // 2,
+        bias=rng.integers(-(1 << 15), 1 << 15, rows) << rng.choice([0, 0, 0, 15], rows) if bias else None,
+    )
+
+
+def random_expert(
+    rng, geometry: FfnGeometry, data: str = "normal", scales: ActivationScales | None = None
+) -> PackedExpert:
     hidden, d_model, spec = geometry.d_hidden, geometry.d_model, geometry.ffn
+    if geometry.format is Format.INT8:
+        numbers = ExpertInt8(
+            gate=random_matrix(rng, hidden, d_model, spec.bias) if spec.gated else None,
+            up=random_matrix(rng, hidden, d_model, spec.bias),
+            down=random_matrix(rng, d_model, hidden, spec.bias),
+        )
+        return PackedExpert(geometry, numbers, scales)
 
     def draw(present: bool, *shape: int) -> Bits16 | None:
         return random_patterns(rng, shape, data) if present else None
 
-    return Expert(
+    bits = ExpertBits(
         gate=draw(spec.gated, hidden, d_model),
         up=random_patterns(rng, (hidden, d_model), data),
         down=random_patterns(rng, (d_model, hidden), data),
@@ -170,16 +181,16 @@ def random_expert(rng, geometry: FfnGeometry, data: str = "normal") -> Expert:
         up_bias=draw(spec.bias, hidden),
         down_bias=draw(spec.bias, d_model),
     )
+    return PackedExpert(geometry, bits, None)
 
 
-def memory_of(config: ExpertConfig, experts: list[Expert], rng) -> np.ndarray:
+def memory_of(config: ExpertConfig, experts: list[PackedExpert], rng) -> np.ndarray:
     """Return the weight image; what belongs to no expert is noise."""
     image = config.image
     memory = rng.integers(0, 1 << 16, image.num_bytes // 2, dtype=np.uint16)
     for number, expert in enumerate(experts):
-        geometry = image.shared if number == config.num_experts else image.routed
-        tiles = expert_image(geometry, *expert.matrices, *expert.biases)
-        assert tiles.size * 2 == geometry.num_bytes
+        tiles = expert.image().view(np.uint16)
+        assert tiles.size * 2 == expert.geometry.num_bytes
         start = image.expert_page(number) * PAGE_BYTES // 2
         memory[start : start + tiles.size] = tiles
     return memory
@@ -221,7 +232,8 @@ def run_case(case: Case, *, reset_after: int | None = None, error_beat: int | No
     config = case.config
     rng = np.random.default_rng(case.seed)
     kinds = [config.routed] * config.num_experts + ([config.image.shared] if config.image.shared else [])
-    experts = [random_expert(rng, kind, case.data) for kind in kinds]
+    scales = random_scales(rng) if config.int8 else None
+    experts = [random_expert(rng, kind, case.data, scales) for kind in kinds]
     tokens = random_patterns(rng, (case.num_tokens, config.d_model), case.data)
     if case.data == "patterns":
         tokens[0, 0], tokens[-1, -1] = 0x7FC0, 0xFF80
@@ -240,10 +252,7 @@ def run_case(case: Case, *, reset_after: int | None = None, error_beat: int | No
         ]
         entry_shared += [expert == config.num_experts] * count
         entry_last += [False] * (count - 1) + [True]
-        weight = experts[expert]
-        spec = config.routed.ffn
-        outputs = ffn_bf16(spec, tokens[chosen], *weight.matrices, config.routed.cols, *weight.biases)
-        expected_o += contributions(config, outputs, slots, weights)
+        expected_o += contributions(config, experts[expert].outputs(tokens[chosen]), slots, weights)
         burst_bytes = config.image.burst_bytes
         start = (case.page + config.image.expert_page(expert)) * PAGE_BYTES
         bursts += [start + n * burst_bytes for n in range(ceil_div(kinds[expert].num_bytes, burst_bytes))]
@@ -302,7 +311,7 @@ def run_case(case: Case, *, reset_after: int | None = None, error_beat: int | No
         ResetInserter(reset)(dut),
         {"i_token": Source(beats, [0] * len(beats)), "i": Source(entries, arrivals.tolist())},
         {"o": Sink(len(expected_o), ready_in(pattern))},
-        statics={"image_page": case.page},
+        statics={"image_page": case.page, **scale_words(scales)},
         prologue=prologue,
         monitors=[memory.run, count_events],
         settle=2 * case.latency + 20,
@@ -320,6 +329,11 @@ def run_case(case: Case, *, reset_after: int | None = None, error_beat: int | No
         },
         events=events,
     )
+
+
+def scale_words(scales: ActivationScales | None) -> dict[str, int]:
+    """Return what stands at the engine's ports for scales, which it has in int8 only."""
+    return {} if scales is None else {"scale_x": scales.x.word, "scale_h": scales.hidden.word}
 
 
 async def work_then_reset(ctx, dut, reset, beats, entries, cycles, rng) -> None:
@@ -372,7 +386,11 @@ def random_case(seed: int) -> Case:
     def one_of(*values: int) -> int:
         return int(rng.choice(values))
 
+    number_format = Format(rng.choice(list(Format)))
+    bias = bool(rng.integers(2))
     rows, cols = one_of(1, 2, 4), one_of(1, 2, 4)
+    if number_format is Format.INT8:
+        cols = 8 if bias else one_of(4, 8)
     config = config_of(
         d_model=int(rng.integers(1, 10)),
         d_hidden=int(rng.integers(1, 10)),
@@ -381,11 +399,12 @@ def random_case(seed: int) -> Case:
         cols=cols,
         act_lanes=one_of(*(n for n in (1, 2, 4) if n <= min(rows, cols))),
         activation=Activation(rng.choice(list(Activation))),
-        bias=bool(rng.integers(2)),
+        bias=bias,
+        number_format=number_format,
         num_experts=int(rng.integers(1, 4)),
         max_tokens=one_of(1, 2, 4),
         stream_lanes=one_of(*(n for n in (1, 2, 4) if cols % n == 0)),
-        beat_elements=one_of(*(n for n in (1, 2, 4, 8) if rows * cols % n == 0)),
+        beat_elements=one_of(*(n for n in (1, 2, 4, 8) if rows * cols * number_format.bytes % (2 * n) == 0)),
         burst_beats=one_of(1, 2, 4),
         max_outstanding=int(rng.integers(1, 5)),
     )
@@ -413,7 +432,7 @@ def random_case(seed: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(16))
 def test_random(seed):
     case = random_case(seed)
     check(case, run_case(case))
@@ -432,6 +451,7 @@ def small(jobs, *, num_tokens: int = 6, **changes) -> Case:
     return Case(config=config_of(**changes), jobs=tuple(jobs), num_tokens=num_tokens, seed=7, **traffic)
 
 
+INT8 = {"number_format": Format.INT8, "rows": 4, "cols": 4, "act_lanes": 2}
 CORNERS = {
     "one_token": small([(0, 1)], num_tokens=1),
     "max_tokens": small([(0, 4), (1, 4), (0, 4)]),
@@ -473,6 +493,25 @@ CORNERS = {
         [(1, 1)], d_model=36, d_hidden=32, rows=4, cols=4, beat_elements=8, activation=Activation.RELU
     ),
     "last_page": small([(0, 1)], page=(1 << 28) - 4, activation=Activation.RELU),
+    "int8_one_token": small([(0, 1)], num_tokens=1, **INT8),
+    "int8_max_tokens": small([(0, 4), (1, 4), (0, 4)], **INT8),
+    "int8_a_full_tile_before_the_scales": small([(0, 2), (1, 3)], d_model=8, d_hidden=8, **INT8),
+    "int8_everything_1": small(
+        [(0, 1), (0, 1)], d_model=1, d_hidden=1, num_tokens=1, **{**INT8, "rows": 1, "act_lanes": 1}
+    ),
+    "int8_clamped_with_bias": small(
+        [(0, 3), (1, 2), (0, 1)],
+        d_model=9,
+        d_hidden=10,
+        bias=True,
+        activation=Activation.CLAMPED_SWIGLU,
+        **{**INT8, "cols": 8},
+    ),
+    "int8_relu_with_bias": small(
+        [(0, 3), (1, 2)], d_hidden=5, bias=True, activation=Activation.RELU, **{**INT8, "cols": 8}
+    ),
+    "int8_shared_smaller_than_routed": small([(2, 3), (0, 2), (2, 1)], d_hidden=7, d_shared=1, **INT8),
+    "int8_nans_and_infinities": small([(0, 4), (1, 4)], d_model=7, data="patterns", **INT8),
 }
 
 
@@ -827,24 +866,15 @@ def test_against_float(activation):
     def scaled(matrix: Bits16 | None) -> Bits16 | None:
         return None if matrix is None else bf16_encode(bf16_decode(matrix) / np.sqrt(matrix.shape[-1]))
 
-    gate, up, down = (scaled(matrix) for matrix in expert.matrices)
+    bits = expert.numbers
+    bits = replace(bits, **{name: scaled(getattr(bits, name)) for name in ("gate", "up", "down")})
     x = bf16_encode(rng.standard_normal((64, 128)) * 2)
-    ours = bf16_decode(ffn_bf16(spec, x, gate, up, down, 16, *expert.biases))
+    ours = bf16_decode(replace(expert, numbers=bits).outputs(x))
 
     def real(matrix: Bits16 | None) -> np.ndarray | None:
         return None if matrix is None else bf16_decode(matrix)
 
-    gate_bias, up_bias, down_bias = (real(bias) for bias in expert.biases)
-    theirs = ffn(
-        spec,
-        real(gate),
-        real(up),
-        real(down),
-        real(x),
-        gate_bias=gate_bias,
-        up_bias=up_bias,
-        down_bias=down_bias,
-    )
+    theirs = ffn(spec, x=real(x), **{name: real(matrix) for name, matrix in vars(bits).items()})
     error = np.abs(ours - theirs) / theirs.std()
     print(
         f"{activation}: largest {error.max():.4f}, rms {np.sqrt(np.mean(error**2)):.5f} of the output's std"
@@ -876,6 +906,16 @@ PLANTED = {
     "inputs beyond the matrix": (rtl.expert.sequencer, "self.tile == boundary", "self.tile == boundary + 1"),
     "accumulators of the other set": (rtl.expert.array, "(write.up == index)", "(write.up != index)"),
     "accumulators not cleared": (rtl.expert.array, "Mux(add.first, 0,", "Mux(0, 0,"),
+    "int8: no bias": (rtl.expert.array, "Mux(add.scale, bias, burst.o)", "Mux(add.scale, 0, burst.o)"),
+    "int8: scales of any tile": (rtl.expert.array, "self.fire & self.slot.scale", "self.fire"),
+    "int8: scales multiplied": (rtl.expert.array, "Mux(add.scale, bias, burst.o)", "burst.o"),
+    "int8: first tile scaled": (rtl.expert.sequencer, "tag.slot.scale.eq(last_tile)", "tag.slot.scale.eq(1)"),
+    "int8: hidden scaled as tokens": (
+        rtl.expert.engine,
+        "drain.scale_h.eq(self.scale_h)",
+        "drain.scale_h.eq(self.scale_x)",
+    ),
+    "int8: token stored too early": (rtl.expert.engine, 'delay(m, word, wait, "word")', "word"),
     "job's padding kept": (rtl.expert.loader, "store.eq(take & ~padding)", "store.eq(take)"),
     "tile one cycle late": (rtl.expert.loader, "| (self.release & (read == write))", ""),
     "one burst too few at a time": (
@@ -896,6 +936,7 @@ PLANTED = {
     "model: unit visible": (sim.expert, "UNIT_VISIBLE = ARRAY_LATENCY + 1", "UNIT_VISIBLE = ARRAY_LATENCY"),
     "model: outstanding": (sim.expert, "needed = ((tile + 1) * sizes.cols", "needed = (tile * sizes.cols"),
     "model: tile buffers": (sim.expert, "now[RELEASED_2] = now[RELEASED]", "now[RELEASED_2] = NEVER"),
+    "model: quantiser": (sim.expert, "QUANTISER = 2", "QUANTISER = 1"),
 }
 
 
@@ -916,6 +957,11 @@ def revealing_cases() -> list[Case]:
         small(jobs, **mixed, num_tokens=11),
         small(jobs, **mixed, num_tokens=11, stalls="bursts"),
         small([(0, 4), (1, 4)], d_model=2, d_hidden=8, beat_elements=4, burst_beats=4, stalls="bursts"),
+        small(
+            [(0, 3), (2, 4), (1, 1), (1, 1)],
+            **{**mixed, "cols": 8, "d_model": 9, "number_format": Format.INT8},
+            num_tokens=11,
+        ),
     ]
 
 

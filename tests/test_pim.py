@@ -9,13 +9,14 @@ import pytest
 from amaranth import ResetInserter, Signal
 from amaranth.hdl import Value
 
+import rtl.pim.channel
 import rtl.pim.columns
+import rtl.pim.operands
 import rtl.pim.readout
 import rtl.pim.rows
 import rtl.pim.walk
+import sim.expert
 import sim.pim
-from golden.expert_bf16 import ffn_bf16
-from golden.image import expert_image
 from rtl.expert.layouts import job_layout
 from rtl.gating.layouts import token_layout
 from rtl.pim import PimChannel, PimConfig
@@ -23,7 +24,7 @@ from sim.dram_check import Commands, check_commands
 from sim.pim import ChannelCycles, ChannelShape
 from sim.streams import readiness
 from spec.banks import BankGeometry, CommandTiming
-from spec.design import BankMode, PimDesign, RegisterPath
+from spec.design import BankMode, Format, PimDesign, RegisterPath
 from spec.dram import DramSpec, DramTiming
 from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, ceil_div
 from spec.load import load_design, load_model
@@ -39,7 +40,7 @@ from tests.block_bench import (
     plant_bug,
     ready_in,
 )
-from tests.test_expert import contributions, random_expert, random_patterns
+from tests.test_expert import contributions, random_expert, random_patterns, random_scales, scale_words
 
 TIMING = DramTiming(
     burst=1, cl=4, cwl=2, rcd_rd=5, rcd_wr=4, rp=5, ras=9, rc=14, rtp=2, wr=4, ccd_s=2, ccd_l=4,
@@ -61,6 +62,7 @@ def config_of(
     d_shared: int = 0,
     activation: Activation = Activation.SILU,
     bias: bool = False,
+    number_format: Format = Format.BF16,
     num_experts: int = 2,
     max_tokens: int = 4,
     stream_lanes: int = 2,
@@ -68,7 +70,10 @@ def config_of(
     spec = FfnSpec(d_expert=d_hidden, activation=activation, bias=bias)
 
     def geometry(size: int) -> FfnGeometry:
-        return FfnGeometry(ffn=spec, d_model=d_model, d_hidden=size, rows=pim.units, cols=pim.lanes)
+        cols = pim.lanes(number_format)
+        return FfnGeometry(
+            ffn=spec, d_model=d_model, d_hidden=size, rows=pim.units, cols=cols, format=number_format
+        )
 
     gate = GateGeometry(
         gating=GatingSpec(num_experts=num_experts, top_k=1),
@@ -122,11 +127,10 @@ def tiles_of(config: PimConfig, experts, bases: dict[int, int], rng) -> np.ndarr
     """Return the banks' contents; what belongs to no expert is noise."""
     banks = config.banks
     used = max(base + banks.reserved(banks.kind(number)) for number, base in bases.items())
-    tiles = rng.integers(0, 1 << 16, (used * banks.bursts_per_row, config.units * config.routed.cols))
+    tiles = rng.integers(0, 256, (used * banks.bursts_per_row, config.routed.tile_bytes), dtype=np.uint8)
     for number, expert in enumerate(experts):
-        image = expert_image(banks.kind(number), *expert.matrices, *expert.biases)
         start = bases[number] * banks.bursts_per_row
-        tiles[start : start + banks.kind(number).num_tiles] = image.reshape(-1, tiles.shape[1])
+        tiles[start : start + banks.kind(number).num_tiles] = expert.image().reshape(-1, tiles.shape[1])
     return tiles
 
 
@@ -135,7 +139,8 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
     rng = np.random.default_rng(case.seed)
     banks = config.banks
     count = config.num_experts + (config.image.shared is not None)
-    experts = [random_expert(rng, banks.kind(number), case.data) for number in range(count)]
+    scales = random_scales(rng) if config.int8 else None
+    experts = [random_expert(rng, banks.kind(number), case.data, scales) for number in range(count)]
     tokens = random_patterns(rng, (case.num_tokens, config.d_model), case.data)
     [bases] = banks.bases([[0]] * count)
     kept = np.arange(max(0, case.num_tokens - config.num_slots), case.num_tokens)
@@ -150,10 +155,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         ]
         entry_shared += [expert == config.num_experts] * size
         entry_last += [False] * (size - 1) + [True]
-        weight = experts[expert]
-        outputs = ffn_bf16(
-            config.routed.ffn, tokens[chosen], *weight.matrices, config.routed.cols, *weight.biases
-        )
+        outputs = experts[expert].outputs(tokens[chosen])
         for start in range(0, size, config.group_tokens):
             group = slice(start, start + config.group_tokens)
             expected += contributions(config, outputs[group], slots[group], weights[group])
@@ -215,7 +217,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         ResetInserter(reset)(dut),
         {"i_token": Source(beats, [0] * len(beats)), "i": Source(entries, arrivals.tolist())},
         {"o": Sink(len(expected), ready_in(pattern))},
-        statics={"refresh_offset": case.first_refresh},
+        statics={"refresh_offset": case.first_refresh, **scale_words(scales)},
         prologue=prologue,
         monitors=[storage.run, watch],
         settle=SETTLE,
@@ -278,7 +280,8 @@ def check(case: Case, run: Run | None = None) -> Run:
 
 
 def test_one_token() -> None:
-    check(Case(config_of(), ((0, 1),), num_tokens=1))
+    for number_format in Format:
+        check(Case(config_of(number_format=number_format), ((0, 1),), num_tokens=1))
 
 
 def random_case(seed: int) -> Case:
@@ -330,6 +333,7 @@ def random_case(seed: int) -> Case:
         d_shared=one_of(0, int(rng.integers(1, 20))),
         activation=one_of(*Activation),
         bias=bool(rng.integers(2)),
+        number_format=one_of(*Format),
         max_tokens=max_tokens,
         stream_lanes=one_of(1, 2, 4),
     )
@@ -351,13 +355,13 @@ def random_case(seed: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(16))
 def test_random_channels(seed: int) -> None:
     check(random_case(seed))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(12, 200))
+@pytest.mark.parametrize("seed", range(16, 200))
 def test_more_random_channels(seed: int) -> None:
     check(random_case(seed))
 
@@ -430,3 +434,39 @@ def test_reset_in_the_middle_leaves_nothing_behind() -> None:
     for cycles in (1, 40, 90):
         case = Case(config_of(d_shared=5), ((0, 3), (2, 2)), stalls="half", seed=cycles)
         check(case, run_case(case, reset_after=cycles))
+
+
+INT8_PLANTED = {
+    "no tile of scales": (rtl.pim.walk, "tag.scale.eq(last_tile)", "tag.scale.eq(0)"),
+    "every tile of scales": (rtl.pim.walk, "tag.scale.eq(last_tile)", "tag.scale.eq(1)"),
+    "slot not marked": (rtl.pim.operands, "self.slot.scale.eq(fired.scale)", "self.slot.scale.eq(0)"),
+    "hidden scaled as tokens": (
+        rtl.pim.channel,
+        "readout.scale_h.eq(self.scale_h)",
+        "readout.scale_h.eq(self.scale_x)",
+    ),
+    "hidden values in the wrong half": (
+        rtl.pim.readout,
+        "copies_log2 = (copies - 1)",
+        "copies_log2 = (copies)",
+    ),
+    "model: quantiser": (sim.expert, "QUANTISER = 2", "QUANTISER = 3"),
+}
+
+
+def int8_case() -> Case:
+    """Return jobs of several groups with biases; two blocks of hidden values share a register word."""
+    config = config_of(d_model=9, d_hidden=11, d_shared=3, bias=True, number_format=Format.INT8)
+    assert config.routed.cols == 2 * config.units
+    return Case(config, ((0, 3), (2, 2), (1, 1)), stalls="half", seed=3)
+
+
+def test_unbroken_int8_passes() -> None:
+    check(int8_case())
+
+
+@pytest.mark.parametrize("bug", INT8_PLANTED)
+def test_planted_int8_bug_is_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    plant_bug(monkeypatch, *INT8_PLANTED[bug])
+    with pytest.raises(DIVERGED):
+        check(int8_case())

@@ -13,6 +13,7 @@ from sim.pim_report import run_pim_layer
 from sim.routing import Routing
 from sim.workload import random_workload, vector_workload
 from spec.banks import BankGeometry
+from spec.design import Format
 from spec.load import load_design
 
 DATA = Path(__file__).parent / "data"
@@ -62,6 +63,19 @@ def test_random_tokens_placements_and_stalls(seed: int) -> None:
     assert report.agreed, (seed, report.divergence)
     assert report.mismatches == 0
     assert all(pair["model"] == pair["rtl"] for pair in report.blocks.values()), (seed, report.blocks)
+
+
+@pytest.mark.slow
+def test_int8() -> None:
+    """Two channels, both of which get the scales."""
+    work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None)
+    design = replace(TWO, format=Format.INT8)
+    report = run_pim_layer(work, design, engine="both", routing="vector")
+    assert report.agreed, report.divergence
+    assert report.mismatches == 0
+    assert report.cycles["model"] == report.cycles["rtl"]
+    assert report.reference is not None
+    assert 0.005 < report.reference["relative_error"] < 0.046
 
 
 @pytest.mark.slow

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
 import pytest
 
 from spec.banks import BankGeometry
+from spec.design import Format
 from spec.errors import InputError
 from spec.families import family_names, load_family
 from spec.files import PRESETS
+from spec.geometry import ImageGeometry
 from spec.load import load_design, load_dram, load_model, load_sources, preset_names
 from spec.model import FfnSpec, GatingSpec, ModelSpec
 
@@ -18,6 +21,7 @@ MIXTRAL = (PRESETS / "models" / "mixtral-8x7b.toml").read_text()
 DEEPSEEK = (PRESETS / "models" / "deepseek-v3.toml").read_text()
 PIM = (PRESETS / "designs" / "pim.toml").read_text()
 FPGA = (PRESETS / "designs" / "fpga.toml").read_text()
+FPGA_INT8 = FPGA.replace('engine = "fpga"', 'engine = "fpga"\nformat = "int8"')
 MODELS = "deepseek-v3, gpt-oss-20b, mixtral-8x7b, qwen3-30b-a3b, switch-base-128"
 FAMILIES = "deepseek_v3, gpt_oss, mixtral, qwen3_moe, switch_transformers"
 
@@ -164,6 +168,23 @@ BAD_DESIGNS = {
             " 256 beats has 8192 bytes"
         ),
     ),
+    "unknown format": (
+        FPGA_INT8.replace("int8", "int4"),
+        "format: must be one of bf16, int8, not 'int4'",
+    ),
+    "int8 sums that overflow": (
+        FPGA_INT8.replace("max_d_expert = 32768", "max_d_expert = 133145"),
+        ("max_d_expert: must be at most 133144 with format int8 (sums of 127 * 127 in an int32), not 133145"),
+    ),
+    "an int8 tile below a beat": (
+        FPGA_INT8.replace("burst_beats = 16", "burst_beats = 1").replace(
+            "width_bits = 256", "width_bits = 4096"
+        ),
+        (
+            "memory.width_bits: must divide a tile of rows x cols = 256 int8 weights,"
+            " not 512 elements (4096 bits)"
+        ),
+    ),
     "unknown engine": (
         FPGA.replace('engine = "fpga"', 'engine = "gpu"'),
         "engine: must be one of fpga, pim, not 'gpu'",
@@ -225,6 +246,34 @@ def test_files_that_are_no_text(tmp_path):
     path.write_bytes(b"#" * ((1 << 20) + 1))
     with raises(f"{path}: must be at most 1048576 bytes, not 1048577"):
         load_model(str(path))
+
+
+def test_a_unit_must_find_its_place_in_a_burst():
+    """Hidden activations of all units go into one register word: 32 of them in int8, 16 in bf16."""
+    design = load_design("pim", "int8")
+    assert design.pim is not None
+    dram = dataclasses.replace(design.pim.dram, banks_per_group=8)
+    wide = dataclasses.replace(design, pim=dataclasses.replace(design.pim, dram=dram))
+    assert (wide.tile.rows, wide.tile.cols) == (32, 32)
+    with raises(
+        "pim.banks_per_unit: leaves 32 units in 32 banks; there must be 1..16 (the bf16 elements of a burst)"
+    ):
+        dataclasses.replace(wide, format=Format.BF16)
+
+
+def test_scales_must_fit_a_row_of_a_tile():
+    design = load_design("fpga", "int8")
+    assert design.array is not None
+    narrow = dataclasses.replace(
+        design,
+        array=dataclasses.replace(design.array, rows=32, cols=4),
+        stream_lanes=4,
+        gate=dataclasses.replace(design.gate, lanes=64),
+    )
+    model = load_model("gpt-oss-20b").scaled(64)
+    ImageGeometry.of(dataclasses.replace(model, ffn=dataclasses.replace(model.ffn, bias=False)), narrow)
+    with raises("cols: must be at least 8 in int8 (a row of a tile holds a channel's scale and bias), not 4"):
+        ImageGeometry.of(model, narrow)
 
 
 def test_a_model_must_fit_the_design():

@@ -1,6 +1,7 @@
 """Results out of the accumulators: hidden ones through the activation, outputs to the combiner."""
 
 from amaranth import Module, Mux, Signal, unsigned
+from amaranth.hdl import Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -8,6 +9,7 @@ from rtl.arith import F32, bf16_from_f32, delay
 from rtl.expert.activation import ActivationLane
 from rtl.expert.jobs import JobPointer, job_record_layout, list_bits
 from rtl.expert.layouts import ExpertConfig, bits_for, contribution_layout
+from rtl.int8 import SCALE_WORD_BITS, Quantise, scale_of
 from rtl.ram import ReadSignature, WriteSignature
 from rtl.stream import StreamRegister, connect_stream
 
@@ -24,6 +26,8 @@ class Drain(wiring.Component):
     complete, records : In, from :class:`rtl.expert.jobs.JobLists`.
     unit_ready : In(1)
     list : Out(ReadSignature), accumulators : Out(ReadSignature)
+    scale_h : In(SCALE_WORD_BITS), in int8
+        What turns hidden activations into int8.
     unit_drained : Out(1)
         The last read of a unit; its accumulators are free.
     retire : Out(1)
@@ -50,7 +54,12 @@ class Drain(wiring.Component):
                 "accumulators": Out(ReadSignature(routed.rows * 32 * sets, accumulator_depth)),
                 "unit_drained": Out(1),
                 "retire": Out(1),
-                "hidden": Out(WriteSignature(routed.cols * 16, hidden_depth, lanes * 16)),
+                **({"scale_h": In(SCALE_WORD_BITS)} if config.int8 else {}),
+                "hidden": Out(
+                    WriteSignature(
+                        routed.cols * config.element_bits, hidden_depth, lanes * config.element_bits
+                    )
+                ),
                 "hidden_unit": Out(1),
                 "o": Out(stream.Signature(contribution_layout(config.num_slots, config.words, lanes))),
             }
@@ -59,7 +68,7 @@ class Drain(wiring.Component):
     @property
     def activation_latency(self) -> int:
         """Cycles from a result in d1 to its write into the hidden buffer."""
-        return self.lanes[0].latency
+        return self.lanes[0].latency + (Quantise.LATENCY if self.config.int8 else 0)
 
     def elaborate(self, platform):
         m = Module()
@@ -134,11 +143,16 @@ class Drain(wiring.Component):
             m.d.comb += unit.gate.eq(results[0].word_select(lane, 32))
             if len(results) == 2:
                 m.d.comb += unit.up.eq(results[1].word_select(lane, 32))
-            outputs.append(unit.o.as_value())
+            if config.int8:
+                quantise = m.submodules[f"quantise_{lane}"] = Quantise()
+                m.d.comb += [quantise.i.eq(unit.o), quantise.scale.eq(scale_of(self.scale_h))]
+                unit = quantise
+            outputs.append(Value.cast(unit.o))
         copies = config.routed.cols // lanes
+        bits = config.element_bits
         for lane, value in enumerate(outputs):
             for copy in range(copies):
-                m.d.comb += self.hidden.data.word_select(copy * lanes + lane, 16).eq(value)
+                m.d.comb += self.hidden.data.word_select(copy * lanes + lane, bits).eq(value)
 
         # Outputs: rounded to bf16, one beat per group of lanes.
         beat = register.i.payload

@@ -1,9 +1,10 @@
 """The expert engine: tokens, jobs and weights in, weighted contributions out."""
 
-from amaranth import Module, Signal
+from amaranth import Cat, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from rtl.arith import delay
 from rtl.expert.array import MacArray
 from rtl.expert.drain import Drain
 from rtl.expert.jobs import JobLists
@@ -19,6 +20,7 @@ from rtl.expert.layouts import (
 from rtl.expert.loader import TileLoader, WeightReader
 from rtl.expert.sequencer import Sequencer
 from rtl.gating.layouts import token_layout
+from rtl.int8 import SCALE_WORD_BITS, Quantise, scale_of
 from rtl.ram import Ram, ReadSignature
 from rtl.stream import connect_stream
 
@@ -26,11 +28,14 @@ from rtl.stream import connect_stream
 class TokenStore(wiring.Component):
     """Keep the tokens' elements, ``cols`` per word, slots in turn. Always ready.
 
+    In int8 they are quantised on their way in, so that a beat is stored two cycles later: sooner than
+    an entry that is sent in the cycle after the token's last beat reads it.
     The environment sends no token whose slot is still in use.
 
     Members
     -------
     i : In(stream.Signature(token_layout(stream_lanes)))
+    scale_x : In(SCALE_WORD_BITS), in int8
     read : In(ReadSignature)
         Address = slot * token_words + word.
     """
@@ -38,13 +43,14 @@ class TokenStore(wiring.Component):
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.ram = Ram(
-            width=config.routed.cols * 16,
+            width=config.routed.cols * config.element_bits,
             depth=config.num_slots * config.token_words,
-            granularity=config.stream_lanes * 16,
+            granularity=config.stream_lanes * config.element_bits,
         )
         super().__init__(
             {
                 "i": In(stream.Signature(token_layout(config.stream_lanes))),
+                **({"scale_x": In(SCALE_WORD_BITS)} if config.int8 else {}),
                 "read": In(ReadSignature(self.ram.width, self.ram.depth)),
             }
         )
@@ -59,12 +65,26 @@ class TokenStore(wiring.Component):
         piece = Signal(range(pieces))
         word = Signal(range(ram.depth))
         last_beat = Signal()
+        elements = self.i.payload.data.as_value()
+        wait = 0
+        if config.int8:
+            quantised = []
+            for lane in range(config.stream_lanes):
+                quantise = m.submodules[f"quantise_{lane}"] = Quantise()
+                m.d.comb += [
+                    quantise.i.eq(self.i.payload.data[lane]),
+                    quantise.scale.eq(scale_of(self.scale_x)),
+                ]
+                quantised.append(quantise.o)
+            elements, wait = Cat(*quantised), Quantise.LATENCY
+        piece_en = Signal(pieces)
         m.d.comb += [
             self.i.ready.eq(1),
             last_beat.eq(beat == beats - 1),
-            ram.write.addr.eq(word),
-            ram.write.data.eq(self.i.payload.data.as_value().replicate(pieces)),
-            ram.write.en.eq(self.i.valid << piece),
+            piece_en.eq(self.i.valid << piece),
+            ram.write.addr.eq(delay(m, word, wait, "word")),
+            ram.write.data.eq(elements.replicate(pieces)),
+            ram.write.en.eq(delay(m, piece_en, wait, "piece_en", control=True)),
             ram.read_0.addr.eq(self.read.addr),
             ram.read_0.en.eq(self.read.en),
             self.read.data.eq(ram.read_0.data),
@@ -88,8 +108,8 @@ class ExpertEngine(wiring.Component):
     are fetched while this one computes. One slot (a tile and a token) per cycle as long as tiles
     arrive; results leave as ``act_lanes`` elements per cycle.
     Latency and throughput: ``docs/expert.md``; cycle model: :mod:`sim.expert`; reference:
-    :func:`golden.expert_bf16.ffn_bf16`. Reset empties the block. Area driver: ``rows * cols`` 8x8
-    multipliers with alignment, two tiles of registers.
+    :func:`golden.expert_bf16.ffn_bf16`, :func:`golden.expert_int8.ffn_int8`. Reset empties the block.
+    Area driver: ``rows * cols`` 8x8 multipliers (in bf16 with alignment), two tiles of registers.
 
     Members
     -------
@@ -99,6 +119,9 @@ class ExpertEngine(wiring.Component):
         A token must be in the store before its first entry is sent.
     image_page : In(PAGE_BITS)
         4 KiB page of the weight image (:class:`spec.geometry.ImageGeometry`); constant while jobs run.
+    scale_x, scale_h : In(SCALE_WORD_BITS), in int8
+        Scales of tokens and of hidden activations (:attr:`golden.int8.FixedScale.word`); constant from
+        the first token on.
     o_ar, i_r : AXI4 read address and data, bursts of ``burst_beats``, in order.
     o : Out(stream.Signature(contribution_layout(...)))
         For each block of ``rows`` outputs all tokens of the job in turn.
@@ -115,6 +138,7 @@ class ExpertEngine(wiring.Component):
                 "i_token": In(stream.Signature(token_layout(config.stream_lanes))),
                 "i": In(stream.Signature(job_layout(config))),
                 "image_page": In(PAGE_BITS),
+                **(dict.fromkeys(("scale_x", "scale_h"), In(SCALE_WORD_BITS)) if config.int8 else {}),
                 "o_ar": Out(stream.Signature(address_layout())),
                 "i_r": In(stream.Signature(read_layout(config.beat_bits))),
                 "o": Out(
@@ -138,8 +162,12 @@ class ExpertEngine(wiring.Component):
         )
         m.submodules.drain = drain = Drain(config, accumulator_depth=array.depth, hidden_depth=hidden_depth)
         m.submodules.hidden = hidden = Ram(
-            width=config.routed.cols * 16, depth=hidden_depth, granularity=config.act_lanes * 16
+            width=config.routed.cols * config.element_bits,
+            depth=hidden_depth,
+            granularity=config.act_lanes * config.element_bits,
         )
+        if config.int8:
+            m.d.comb += [tokens.scale_x.eq(self.scale_x), drain.scale_h.eq(self.scale_h)]
         connect_stream(m, wiring.flipped(self.i_token), tokens.i)
         connect_stream(m, wiring.flipped(self.i), jobs.i)
         connect_stream(m, wiring.flipped(self.i_r), loader.i_r)

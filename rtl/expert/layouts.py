@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from amaranth import unsigned
 from amaranth.lib import data
 
+from spec.design import Format
 from spec.geometry import PAGE_BYTES, FfnGeometry, ImageGeometry, ceil_div
 
 ADDRESS_BITS = 40
@@ -41,6 +42,16 @@ class EngineConfig:
     def routed(self) -> FfnGeometry:
         """Geometry of a routed expert."""
         return self.image.routed
+
+    @property
+    def int8(self) -> bool:
+        """Whether experts are computed in int8."""
+        return self.routed.format is Format.INT8
+
+    @property
+    def element_bits(self) -> int:
+        """Bits of a weight, and of what it is multiplied with."""
+        return self.routed.element_bits
 
     @property
     def kinds(self) -> list[FfnGeometry]:
@@ -89,7 +100,7 @@ class ExpertConfig(EngineConfig):
     @property
     def tile_beats(self) -> int:
         """Memory beats of a tile."""
-        return self.routed.rows * self.routed.cols * 16 // self.beat_bits
+        return self.routed.tile_bytes * 8 // self.beat_bits
 
 
 def job_layout(config: EngineConfig):

@@ -99,7 +99,7 @@ class TileLoader(wiring.Component):
 
     def __init__(self, config: ExpertConfig) -> None:
         self.config = config
-        tile = config.routed.rows * config.routed.cols * 16
+        tile = config.routed.tile_bytes * 8
         super().__init__(
             {
                 "complete": In(1),

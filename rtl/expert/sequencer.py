@@ -14,7 +14,8 @@ def slot_layout(config: EngineConfig):
     """Return what the array knows of a MAC slot (one token at one tile).
 
     ``token`` and ``parity`` name the accumulators, ``up`` the second set of a gated FFN; ``first``
-    tile starts them from zero; ``unit_done`` on the first token of a unit's last tile.
+    tile starts them from zero; ``unit_done`` on the first token of a unit's last tile. In int8 ``scale``
+    marks a scale tile.
     """
     return data.StructLayout(
         {
@@ -23,6 +24,7 @@ def slot_layout(config: EngineConfig):
             "up": unsigned(1),
             "first": unsigned(1),
             "unit_done": unsigned(1),
+            **({"scale": unsigned(1)} if config.int8 else {}),
         }
     )
 
@@ -51,15 +53,15 @@ class Sequencer(wiring.Component):
     tile_full : In(1), release : Out(1)
     unit_drained : In(1)
     fire : Out(1), slot : Out(slot_layout(config))
-    x : Out(cols * 16)
-        The inputs of the firing slot, with the constant 1 of a bias.
+    x : Out(cols * element_bits)
+        The inputs of the firing slot; in bf16 with the constant 1 of a bias.
     wait_tile, wait_accumulators, wait_hidden : Out(1)
         Why nothing fires.
     """
 
     def __init__(self, config: ExpertConfig, *, token_depth: int, hidden_depth: int) -> None:
         self.config = config
-        width = config.routed.cols * 16
+        width = config.routed.cols * config.element_bits
         self.list_depth = 2 << bits_for(config.max_tokens)
         max_hidden = max(kind.hidden_blocks for kind in config.kinds)
         super().__init__(
@@ -150,10 +152,15 @@ class Sequencer(wiring.Component):
             m.d.sync += since.eq(since + 1)
         m.d.sync += undrained.eq(undrained + (self.fire & start_unit) - self.unit_drained)
 
+        inputs = Mux(f2.out, self.hidden.data, self.tokens.data)
+        if config.int8:
+            # Weights beyond the matrix are zero, and zero times whatever is read there is zero.
+            m.d.comb += self.x.eq(inputs)
+            return m
         # Elements beyond the matrix are zero, and one of them is the 1 that a bias is multiplied with.
         m.submodules.mask = mask = InputMask(config)
         m.d.comb += [
-            mask.i.eq(Mux(f2.out, self.hidden.data, self.tokens.data)),
+            mask.i.eq(inputs),
             mask.tile.eq(f2.tile),
             mask.out.eq(f2.out),
             mask.shared.eq(f2.shared),
@@ -258,6 +265,8 @@ class JobWalk(wiring.Component):
             tag.shared.eq(record.shared),
             tag.last_token.eq(last_token),
         ]
+        if config.int8:
+            m.d.comb += tag.slot.scale.eq(last_tile)
         with m.If(jobs.next):
             m.d.sync += [
                 self.valid.eq(1),
@@ -285,7 +294,7 @@ class JobWalk(wiring.Component):
 
 
 class InputMask(wiring.Component):
-    """Zero what lies beyond the inputs and put the bias's 1 behind them. Combinational.
+    """Zero what lies beyond the inputs and put the bias's 1 behind them. Combinational; bf16 only.
 
     Members
     -------

@@ -68,6 +68,7 @@ class FpgaLayer(LayerShell):
             self.o_ar.payload.addr.eq(Mux(loader.active, loader.o_ar.payload.addr, expert.o_ar.payload.addr)),
             self.i_r.ready.eq(Mux(loader.active, loader.i_r.ready, expert.i_r.ready)),
             expert.image_page.eq(registers.image_page),
+            *(getattr(expert, name).eq(getattr(registers, name)) for name in registers.scales),
         ]
         streams = {"entries": self.dispatch.o_0, "contributions": expert.o}
         events = {

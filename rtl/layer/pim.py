@@ -69,7 +69,7 @@ class PimLayer(LayerShell):
         self.config = config
         count = config.banks.pim.channels
         self.channels = [PimChannel(config) for _ in range(count)]
-        bits = config.units * config.routed.cols * 16
+        bits = 8 * config.routed.tile_bytes
         members = {"probe_channels": Out(len(CHANNEL_PROBE) * count)}
         for n in range(count):
             members |= {
@@ -103,6 +103,7 @@ class PimLayer(LayerShell):
                 getattr(self, f"mem_{n}_en").eq(channel.mem_en),
                 getattr(self, f"mem_{n}_addr").eq(channel.mem_addr),
                 channel.mem_data.eq(getattr(self, f"mem_{n}_data")),
+                *(getattr(channel, name).eq(getattr(registers, name)) for name in registers.scales),
                 getattr(self, f"row_{n}").eq(channel.o_row),
                 getattr(self, f"column_{n}").eq(channel.o_column),
             ]

@@ -11,7 +11,7 @@ from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_lay
 from rtl.gating import Gate, token_layout
 from rtl.registers import RegisterFile
 from rtl.stream import connect_stream
-from spec.design import DesignSpec, Policy
+from spec.design import DesignSpec, Format, Policy
 from spec.geometry import ImageGeometry, ceil_div
 from spec.model import ModelSpec
 from spec.registers import (
@@ -146,9 +146,9 @@ class LayerShell(wiring.Component):
 
     Tokens come as AXI4-Stream beats of ``stream_lanes`` bf16 elements, ``input_beats`` beats each;
     ``last`` ends a batch (a sequence, for the capacity). Outputs leave in token order, ``act_lanes``
-    elements a beat, ``last`` on the batch's last beat. Before the first token: write IMAGE_PAGE, set
-    CONTROL.load, wait for STATUS.loaded. Reset empties everything; the router has to be loaded again.
-    A subclass adds the engine (:meth:`engine`).
+    elements a beat, ``last`` on the batch's last beat. Before the first token: write IMAGE_PAGE (and in
+    int8 SCALE_X, SCALE_H), set CONTROL.load, wait for STATUS.loaded. Reset empties everything; the router
+    has to be loaded again. A subclass adds the engine (:meth:`engine`).
 
     Members
     -------
@@ -170,6 +170,7 @@ class LayerShell(wiring.Component):
         beat_bits = design.memory.width_bits
         self.axi_read = ("o_ar", "i_r", design.memory.burst_beats)
         self.num_units = num_units
+        self.int8 = design.format is Format.INT8
         self.gate = Gate(image.gate)
         self.dispatch = Dispatch(
             DispatchConfig(
@@ -224,7 +225,7 @@ class LayerShell(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.registers = registers = RegisterFile(self.num_units)
+        m.submodules.registers = registers = RegisterFile(self.num_units, scales=self.int8)
         m.submodules.intake = intake = self.intake
         m.submodules.loader = loader = self.loader
         m.submodules.gate = gate = self.gate

@@ -10,6 +10,7 @@ from rtl.expert.engine import TokenStore
 from rtl.expert.jobs import JobLists, list_layout
 from rtl.expert.layouts import bits_for, job_layout
 from rtl.gating.layouts import token_layout
+from rtl.int8 import SCALE_WORD_BITS
 from rtl.pim.columns import ColumnEngine
 from rtl.pim.layouts import ColumnKind, PimConfig, column_layout, row_layout, weights_layout
 from rtl.pim.operands import Operands
@@ -27,7 +28,8 @@ class PimChannel(wiring.Component):
     inputs of that tile; a block's results are read back over the bus, activated, and written to the
     registers as inputs of the down matrix. Commands keep the DRAM's timing; a cycle is one tCK.
     Cycle model: :mod:`sim.pim`; layout of the weights: :mod:`spec.banks`; reference:
-    :func:`golden.expert_bf16.ffn_bf16`. Reset empties the block; the table of first rows stays.
+    :func:`golden.expert_bf16.ffn_bf16`, :func:`golden.expert_int8.ffn_int8`. Reset empties the block;
+    the table of first rows stays.
 
     Members
     -------
@@ -43,8 +45,10 @@ class PimChannel(wiring.Component):
         The command buses; kind 0 is no command.
     mem_en : Out(units), mem_addr : Out(weights_layout(config))
         The units that read a burst, and which tile it belongs to, in the cycle of the MAC command.
-    mem_data : In(units * cols * 16)
+    mem_data : In(units * cols * element_bits)
         The burst of each unit, ``storage_cycles`` later.
+    scale_x, scale_h : In(SCALE_WORD_BITS), in int8
+        Scales of tokens and of hidden activations; constant from the first token on.
     o : Out(stream.Signature(config.contribution))
         For each block of outputs all tokens of the group in turn.
     retired : Out(1)
@@ -57,7 +61,6 @@ class PimChannel(wiring.Component):
 
     def __init__(self, config: PimConfig) -> None:
         self.config = config
-        cols = config.routed.cols
         super().__init__(
             {
                 "i_token": In(stream.Signature(token_layout(config.stream_lanes))),
@@ -70,7 +73,8 @@ class PimChannel(wiring.Component):
                 "o_column": Out(column_layout(config)),
                 "mem_en": Out(config.units),
                 "mem_addr": Out(weights_layout(config)),
-                "mem_data": In(config.units * cols * 16),
+                "mem_data": In(config.routed.tile_bytes * 8),
+                **(dict.fromkeys(("scale_x", "scale_h"), In(SCALE_WORD_BITS)) if config.int8 else {}),
                 "o": Out(stream.Signature(config.contribution)),
                 "retired": Out(1),
                 "fire": Out(1),
@@ -99,6 +103,8 @@ class PimChannel(wiring.Component):
         wiring.connect(m, readout.list, jobs.read_drain)
         wiring.connect(m, readout.accumulators, array.drain)
         wiring.connect(m, readout.hidden, operands.hidden)
+        if config.int8:
+            m.d.comb += [tokens.scale_x.eq(self.scale_x), readout.scale_h.eq(self.scale_h)]
         for user in (visits, macs, loads, readout):
             m.d.comb += [user.complete.eq(jobs.complete), user.records.eq(jobs.records)]
 

@@ -22,7 +22,7 @@ class Operands(wiring.Component):
     -------
     mac : In(1), unit : In, tile_done : In(1), tag : In(mac_layout(config))
         A MAC command is decided; the last of its tile.
-    weights : In(units * lanes * 16)
+    weights : In(units * cols * element_bits)
         The storage's answer, ``storage_cycles`` after the command was on the bus.
     inputs, hidden : In(WriteSignature)
         Registers: row = token and word.
@@ -34,7 +34,8 @@ class Operands(wiring.Component):
 
     def __init__(self, config: PimConfig) -> None:
         self.config = config
-        cols = config.routed.cols
+        width = config.routed.cols * config.element_bits
+        granularity = config.act_lanes * config.element_bits
         self.input_depth = config.group_tokens * config.token_words
         self.hidden_depth = config.group_tokens * config.hidden_words
         super().__init__(
@@ -43,13 +44,13 @@ class Operands(wiring.Component):
                 "unit": In(config.unit_bits),
                 "tile_done": In(1),
                 "tag": In(mac_layout(config)),
-                "weights": In(config.units * cols * 16),
-                "inputs": In(WriteSignature(cols * 16, self.input_depth, cols * 16)),
-                "hidden": In(WriteSignature(cols * 16, self.hidden_depth, config.act_lanes * 16)),
+                "weights": In(config.units * width),
+                "inputs": In(WriteSignature(width, self.input_depth, width)),
+                "hidden": In(WriteSignature(width, self.hidden_depth, granularity)),
                 "fire": Out(1),
                 "slot": Out(slot_layout(config.group)),
-                "x": Out(cols * 16),
-                "tile": Out(config.units * cols * 16),
+                "x": Out(width),
+                "tile": Out(config.units * width),
                 "inputs_freed": Out(1),
             }
         )
@@ -62,7 +63,7 @@ class Operands(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        cols = config.routed.cols
+        width = len(self.x)
         wait = self.latency - 1
         layout = mac_layout(config)
 
@@ -75,8 +76,8 @@ class Operands(wiring.Component):
             unit = delay(m, self.unit, wait, "unit")
             for number in range(config.units):
                 with m.If(arrived & (unit == number)):
-                    m.d.sync += self.tile.word_select(number, cols * 16).eq(
-                        self.weights.word_select(number, cols * 16)
+                    m.d.sync += self.tile.word_select(number, width).eq(
+                        self.weights.word_select(number, width)
                     )
 
         # Slots of the tile: a token's inputs are read, then multiplied.
@@ -107,9 +108,9 @@ class Operands(wiring.Component):
         with m.Elif(active):
             m.d.sync += spacing.eq(spacing - 1)
 
-        m.submodules.input_registers = inputs = Ram(width=cols * 16, depth=self.input_depth)
+        m.submodules.input_registers = inputs = Ram(width=width, depth=self.input_depth)
         m.submodules.hidden_registers = hidden = Ram(
-            width=cols * 16, depth=self.hidden_depth, granularity=config.act_lanes * 16
+            width=width, depth=self.hidden_depth, granularity=config.act_lanes * config.element_bits
         )
         for port, ram in ((self.inputs, inputs), (self.hidden, hidden)):
             m.d.comb += [
@@ -120,7 +121,8 @@ class Operands(wiring.Component):
         within = Signal(address_width(max(config.token_words, config.hidden_words)))
         beyond = tag.tile >= Mux(tag.out, config.hidden_words, config.token_words)
         m.d.comb += [
-            # A tile beyond the last word holds the bias alone; what is read there is masked.
+            # A tile beyond the last word is no tile of products (or of the bias alone): what is read
+            # there does not count.
             within.eq(Mux(beyond, 0, tag.tile)),
             inputs.read_0.addr.eq(token * config.token_words + within),
             inputs.read_0.en.eq(reads & ~tag.out),
@@ -132,18 +134,25 @@ class Operands(wiring.Component):
         fired = Signal(layout, reset_less=True)
         fired_token = Signal.like(token, reset_less=True)
         fired_last = Signal()
-        m.submodules.mask = mask = InputMask(config)
         m.d.sync += [self.fire.eq(reads), fired.eq(tag), fired_token.eq(token), fired_last.eq(last_token)]
         m.d.comb += [
-            mask.i.eq(Mux(fired.out, hidden.read_0.data, inputs.read_0.data)),
-            mask.tile.eq(fired.tile),
-            mask.out.eq(fired.out),
-            mask.shared.eq(fired.shared),
-            self.x.eq(mask.o),
             self.slot.token.eq(fired_token),
             self.slot.parity.eq(fired.parity),
             self.slot.up.eq(fired.up),
             self.slot.first.eq(fired.first),
             self.slot.unit_done.eq(fired.unit_done & fired_last),
+        ]
+        operand = Mux(fired.out, hidden.read_0.data, inputs.read_0.data)
+        if config.int8:
+            # Weights beyond the matrix are zero, and zero times whatever is read there is zero.
+            m.d.comb += [self.x.eq(operand), self.slot.scale.eq(fired.scale)]
+            return m
+        m.submodules.mask = mask = InputMask(config)
+        m.d.comb += [
+            mask.i.eq(operand),
+            mask.tile.eq(fired.tile),
+            mask.out.eq(fired.out),
+            mask.shared.eq(fired.shared),
+            self.x.eq(mask.o),
         ]
         return m

@@ -1,6 +1,7 @@
 """Results out of the units: hidden ones through the activation and back, outputs to the combiner."""
 
 from amaranth import Cat, Const, Module, Mux, Signal, unsigned
+from amaranth.hdl import Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -9,18 +10,19 @@ from rtl.expert.activation import ActivationLane
 from rtl.expert.jobs import job_record_layout, list_bits, list_layout
 from rtl.expert.layouts import bits_for
 from rtl.fifo import StreamFifo
+from rtl.int8 import SCALE_WORD_BITS, Quantise, scale_of
 from rtl.pim.layouts import PimConfig
 from rtl.pim.walk import GroupWalk, of_kind
 from rtl.ram import ReadSignature, WriteSignature, address_width
 from rtl.stream import StreamRegister, connect_stream
 
 
-def result_layout(config: PimConfig):
-    """Return one token's results of all units: outputs, or hidden activations (``out`` is 0)."""
+def result_layout(config: PimConfig, bits: int = 16):
+    """Return one token's results of all units: outputs, or hidden activations of ``bits`` each."""
     blocks = max(max(kind.hidden_blocks, kind.out_blocks) for kind in config.kinds)
     return data.StructLayout(
         {
-            "data": data.ArrayLayout(unsigned(16), config.units),
+            "data": data.ArrayLayout(unsigned(bits), config.units),
             "token": unsigned(bits_for(config.group_tokens)),
             "block": unsigned(bits_for(blocks)),
             "last_token": unsigned(1),
@@ -129,6 +131,8 @@ class Readout(wiring.Component):
     list : Out(ReadSignature), accumulators : Out(ReadSignature)
     want_read : Out(1), go_read : In(1)
     want_hidden : Out(1), go_hidden : In(1)
+    scale_h : In(SCALE_WORD_BITS), in int8
+        What turns hidden activations into int8.
     hidden : Out(WriteSignature)
         Hidden registers; written one cycle after ``go_hidden``.
     hidden_blocks : Out
@@ -157,7 +161,14 @@ class Readout(wiring.Component):
                 "go_read": In(1),
                 "want_hidden": Out(1),
                 "go_hidden": In(1),
-                "hidden": Out(WriteSignature(routed.cols * 16, hidden_depth, config.act_lanes * 16)),
+                **({"scale_h": In(SCALE_WORD_BITS)} if config.int8 else {}),
+                "hidden": Out(
+                    WriteSignature(
+                        routed.cols * config.element_bits,
+                        hidden_depth,
+                        config.act_lanes * config.element_bits,
+                    )
+                ),
                 "hidden_blocks": Out(range(blocks + 1)),
                 "block_read": Out(1),
                 "retire": Out(1),
@@ -167,14 +178,16 @@ class Readout(wiring.Component):
 
     @property
     def activation_latency(self) -> int:
-        """Cycles from a result to its activation."""
-        return self.lanes[0].latency
+        """Cycles from a result to its activation, in the format of the hidden registers."""
+        return self.lanes[0].latency + (Quantise.LATENCY if self.config.int8 else 0)
 
     def elaborate(self, platform):
         m = Module()
         config = self.config
         m.submodules.walk = walk = ReadWalk(config)
-        m.submodules.hidden_queue = hidden_queue = StreamFifo(result_layout(config), self.DEPTH)
+        m.submodules.hidden_queue = hidden_queue = StreamFifo(
+            result_layout(config, config.element_bits), self.DEPTH
+        )
         m.submodules.output_queue = output_queue = StreamFifo(result_layout(config), self.DEPTH)
         hidden_room = self._credits(m, "hidden_room", walk.go & walk.final & ~walk.out, self.go_hidden)
         output_room = self._credits(
@@ -279,16 +292,21 @@ class Readout(wiring.Component):
                     up.eq(result.data.as_value().word_select(place, lanes * 16).word_select(number, 16)),
                     lane.up.eq(Cat(Const(0, 16), up.as_value())),
                 ]
-            outputs.append(lane.o.as_value())
+            if config.int8:
+                quantise = m.submodules[f"quantise_{number}"] = Quantise()
+                m.d.comb += [quantise.i.eq(lane.o), quantise.scale.eq(scale_of(self.scale_h))]
+                lane = quantise
+            outputs.append(Value.cast(lane.o))
 
         # The parts are put together again behind the lanes.
         wait = self.activation_latency
         arrives = delay(m, moves, wait, "arrives", control=True)
         complete = delay(m, moves & last_part, wait, "complete", control=True)
         tag = delay(m, result.as_value()[config.units * 16 :], wait, "tag")
-        gathered = Signal(config.units * 16, reset_less=True)
-        together = Signal(config.units * 16)
-        m.d.comb += together.eq(Cat(gathered[lanes * 16 :], *outputs))
+        bits = config.element_bits
+        gathered = Signal(config.units * bits, reset_less=True)
+        together = Signal(config.units * bits)
+        m.d.comb += together.eq(Cat(gathered[lanes * bits :], *outputs))
         with m.If(arrives):
             m.d.sync += gathered.eq(together)
         m.d.comb += [
@@ -304,7 +322,7 @@ class Readout(wiring.Component):
         write = self.hidden
         block = Signal.like(result.block, reset_less=True)
         token = Signal.like(result.token, reset_less=True)
-        values = Signal(config.units * 16, reset_less=True)
+        values = Signal(config.units * config.element_bits, reset_less=True)
         m.d.comb += [self.want_hidden.eq(queue.o.valid), queue.o.ready.eq(self.go_hidden)]
         m.d.sync += [block.eq(result.block), token.eq(result.token), values.eq(result.data.as_value())]
         writes = delay(m, self.go_hidden, 1, "writes", control=True)

@@ -143,7 +143,8 @@ def mac_layout(config: PimConfig):
 
     ``tile`` of the inputs, of a job that is ``shared`` or not, in its ``out`` (down) matrix or before;
     accumulators of this ``parity``, set ``up``; ``first`` starts them from zero; ``last_token`` of the
-    group; ``unit_done`` ends a block of outputs, ``frees_inputs`` the use of the group's inputs.
+    group; ``unit_done`` ends a block of outputs, ``frees_inputs`` the use of the group's inputs. In int8
+    ``scale`` marks a scale tile.
     """
     tiles = max(max(kind.in_tiles, kind.hidden_tiles) for kind in config.kinds)
     return data.StructLayout(
@@ -157,6 +158,7 @@ def mac_layout(config: PimConfig):
             "first": unsigned(1),
             "unit_done": unsigned(1),
             "frees_inputs": unsigned(1),
+            **({"scale": unsigned(1)} if config.int8 else {}),
         }
     )
 
@@ -278,6 +280,8 @@ class MacWalk(wiring.Component):
             tag.unit_done.eq(last_tile & last_matrix),
             tag.frees_inputs.eq(last_tile & last_matrix & last_block & ~out),
         ]
+        if config.int8:
+            m.d.comb += tag.scale.eq(last_tile)
         starts_block = self.go & first_step & (tile == 0) & ~up
         m.d.sync += undrained.eq(undrained + starts_block - self.block_read)
         with m.If(self.go):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sim.commands.output import json_option, print_json, print_table
-from spec.design import Engine
+from spec.design import Engine, Format
 from spec.errors import InputError, require, require_range
 from spec.registers import COUNTERS
 
@@ -25,7 +25,12 @@ RTL_SCALE = 64
 @click.option("--tokens", type=int, help="Tokens (default: 16, or all of a vector).")
 @click.option("--scale", help="'full' or a divisor of d_model and FFN widths (default: full; rtl: 64).")
 @click.option("--experts", type=int, help="Run the first N experts alone, the gate bypassed.")
-@click.option("--format", "number_format", type=click.Choice(["bf16"]), default="bf16", show_default=True)
+@click.option(
+    "--format",
+    "number_format",
+    type=click.Choice([kind.value for kind in Format]),
+    help="Of the experts (default: design's).",
+)
 @click.option("--phase", type=click.Choice(["prefill", "decode"]), help="One step over all MoE layers.")
 @click.option("--routing", "routing_name", help="uniform (default), zipf:S or a file .npz.")
 @click.option("--seed", "given_seed", type=int, help="Weights, tokens, routing (default: 0).")
@@ -39,7 +44,7 @@ def command(
     tokens: int | None,
     scale: str | None,
     experts: int | None,
-    number_format: str,
+    number_format: str | None,
     phase: str | None,
     routing_name: str | None,
     given_seed: int | None,
@@ -61,7 +66,7 @@ def command(
     def progress(text: str) -> None:
         click.echo(f"[{model_name}] {text}", err=True)
 
-    design = load_design(design_name)
+    design = load_design(design_name, number_format)
     routing, seed = routing_name or "uniform", given_seed or 0
     distribution = parse_routing(routing)
     vector = workload.is_vector(model_name)
@@ -139,7 +144,8 @@ def command(
 
 def _print(report: Report) -> None:
     click.echo(
-        f"\n{report.model} on {report.design}: {report.tokens} tokens, d_model {report.d_model},"
+        f"\n{report.model} on {report.design} in {report.format}: {report.tokens} tokens,"
+        f" d_model {report.d_model},"
         f" d_expert {report.d_expert}, {report.experts} experts, top {report.top_k}"
     )
 
@@ -163,10 +169,17 @@ def _print(report: Report) -> None:
                 f"experts as in {reference['name']}   {reference['tokens_with_same_experts']} of"
                 f" {report.tokens} tokens"
             )
-        if reference["max_error_over_std"] is not None:
+        if reference["relative_error"] is not None:
             lines.append(
                 f"error against {reference['name']}   max {reference['max_error_over_std']:.4f},"
-                f" mean {reference['mean_error_over_std']:.4f} of the output's deviation"
+                f" mean {reference['mean_error_over_std']:.4f} of the output's deviation;"
+                f" relative {reference['relative_error']:.4f}"
+            )
+        if reference["scales"] is not None:
+            lines.append(
+                "int8: 127 stands for "
+                + ", ".join(f"{name} = {127 / value:.4g}" for name, value in reference["scales"].items())
+                + ", the largest magnitudes of these tokens in float"
             )
     use = report.utilisation
     port = "column slots for MACs" if "pim" in report.blocks else "weight port"

@@ -1,0 +1,170 @@
+"""int8 arithmetic of fixed latency: into int8, products, sums, and back to bf16.
+
+None of it stalls: results leave ``LATENCY`` cycles after the operands came, one set per cycle. The
+arithmetic is that of :mod:`golden.int8`, bit for bit.
+"""
+
+from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.formats import BF16_BIAS
+from golden.int8 import INT8_MAX, MANTISSA_BITS, SHIFT_BITS
+from rtl.arith import BF16, Accumulate, Burst, ceil_log2, delay, round_to_bf16, tree
+
+INT8 = signed(8)
+SCALE_WORD_BITS = 32
+
+
+def scale_layout():
+    """Return a factor ``mantissa * 2**shift``; the mantissa has its top bit set, or is 0."""
+    return data.StructLayout({"mantissa": unsigned(MANTISSA_BITS), "shift": signed(SHIFT_BITS)})
+
+
+def scale_of(word):
+    """Return the scale in a 32-bit word, of a register or a scale tile: mantissa, then 16 bits of shift."""
+    return Cat(word[:MANTISSA_BITS], word[MANTISSA_BITS : MANTISSA_BITS + SHIFT_BITS])
+
+
+class Quantise(wiring.Component):
+    """Multiply a bf16 number with a scale and round it to int8. Latency 2 cycles, one per cycle.
+
+    Area: an 8x16 multiplier. Reference: :func:`golden.int8.quantise`.
+
+    Members
+    -------
+    i : In(BF16)
+    scale : In(scale_layout())
+        The mantissa's top bit is set.
+    o : Out(signed(8))
+    """
+
+    LATENCY = 2
+
+    def __init__(self) -> None:
+        super().__init__({"i": In(BF16), "scale": In(scale_layout()), "o": Out(INT8)})
+
+    def elaborate(self, platform):
+        m = Module()
+        value, scale = self.i, self.scale
+        # The product counts in units of 2**-right. It is at least 2**22, so that with right < 15 it is
+        # too large, and below 2**24, so that with right >= 25 it rounds to 0.
+        least, most = 15, 25
+        right = Signal(signed(12))
+        top, zero = value.exponent.all(), value.exponent == 0
+        s1_product = Signal(24, reset_less=True)
+        s1_amount = Signal(range(most - least + 1), reset_less=True)
+        s1_large = Signal(reset_less=True)
+        s1_sign = Signal(reset_less=True)
+        m.d.comb += right.eq((BF16_BIAS + 7) - value.exponent - scale.shift)
+        nan = top & value.fraction.any()
+        m.d.sync += [
+            s1_product.eq(Mux(zero | nan, 0, Cat(value.fraction, Const(1, 1)) * scale.mantissa)),
+            s1_amount.eq(Mux(right > most, most - least, right - least)),
+            s1_large.eq(~nan & ~zero & (top | (right < least))),
+            s1_sign.eq(value.sign),
+        ]
+        shifted = Signal(24 + most - least)
+        rounded = Signal(10)
+        magnitude = Signal(7)
+        kept, half, rest = shifted[most:], shifted[most - 1], shifted[: most - 1].any()
+        out = Signal(INT8, reset_less=True)
+        m.d.comb += [
+            shifted.eq(s1_product << (most - least - s1_amount)[: len(s1_amount)]),
+            rounded.eq(kept + (half & (rest | kept[0]))),
+            magnitude.eq(Mux(s1_large | (rounded > INT8_MAX), INT8_MAX, rounded)),
+            self.o.eq(out),
+        ]
+        m.d.sync += out.eq(Mux(s1_sign, -magnitude, magnitude))
+        return m
+
+
+class IntegerBurst(wiring.Component):
+    """Sum ``cols`` int8 products. Latency 5 cycles, as :class:`rtl.arith.Burst`; one burst per cycle.
+
+    Area: ``cols`` 8x8 multipliers and an adder tree.
+
+    Members
+    -------
+    x, w : In(ArrayLayout(signed(8), cols))
+    o : Out(signed(16 + ceil_log2(cols)))
+    """
+
+    LATENCY = Burst.LATENCY
+
+    def __init__(self, cols: int) -> None:
+        self.cols = cols
+        vector = data.ArrayLayout(INT8, cols)
+        super().__init__({"x": In(vector), "w": In(vector), "o": Out(signed(16 + ceil_log2(cols)))})
+
+    def elaborate(self, platform):
+        m = Module()
+        values = [Signal(signed(16), name=f"s1_product_{n}", reset_less=True) for n in range(self.cols)]
+        for n, product in enumerate(values):
+            m.d.sync += product.eq(self.x[n] * self.w[n])
+        # Four at a time, until one is left; what stages remain only wait.
+        for stage in range(2, self.LATENCY + 1):
+            groups = [values[n : n + 4] for n in range(0, len(values), 4)]
+            sums = []
+            for n, group in enumerate(groups):
+                total = tree(group, lambda a, b: a + b)
+                sums.append(Signal(signed(len(total)), name=f"s{stage}_sum_{n}", reset_less=True))
+                m.d.sync += sums[n].eq(total)
+            values = sums
+        [total] = values
+        m.d.comb += self.o.eq(total)
+        return m
+
+
+class IntegerAccumulate(wiring.Component):
+    """Add to an int32 accumulator; for the last addition also scale and round the sum to bf16.
+
+    Latency 3 cycles, as :class:`rtl.arith.Accumulate`; one per cycle. Area: a 32x16 multiplier.
+    Reference: :func:`golden.int8.dequantise`.
+
+    Members
+    -------
+    acc, addend : In(signed(32))
+    finish : In(1), scale : In(scale_layout())
+        The sum (33 bits) becomes bf16.
+    o : Out(32)
+        The sum, which must fit 32 bits; or its bf16 pattern as an fp32 one.
+    """
+
+    LATENCY = Accumulate.LATENCY
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "acc": In(signed(32)),
+                "addend": In(signed(32)),
+                "finish": In(1),
+                "scale": In(scale_layout()),
+                "o": Out(32),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        # s1: the sum, and its magnitude.
+        total = Signal(signed(33))
+        s1_total = Signal(signed(33), reset_less=True)
+        s1_magnitude = Signal(32, reset_less=True)
+        m.d.comb += total.eq(self.acc + self.addend)
+        m.d.sync += [s1_total.eq(total), s1_magnitude.eq(Mux(total < 0, -total, total))]
+        s1_scale = scale_layout()(delay(m, self.scale.as_value(), 1, "s1_scale"))
+        s1_finish = delay(m, self.finish, 1, "s1_finish")
+
+        # s2: times the mantissa.
+        s2_product = Signal(32 + MANTISSA_BITS, reset_less=True)
+        m.d.sync += s2_product.eq(s1_magnitude * s1_scale.mantissa)
+        s2_shift = delay(m, s1_scale.shift, 1, "s2_shift")
+        s2_total = delay(m, s1_total, 1, "s2_total")
+        s2_finish = delay(m, s1_finish, 1, "s2_finish")
+
+        # s3: normalised and rounded.
+        rounded = round_to_bf16(m, s2_total < 0, s2_product, s2_shift, "s2")
+        out = Signal(32, reset_less=True)
+        m.d.sync += out.eq(Mux(s2_finish, Cat(Const(0, 16), rounded), s2_total))
+        m.d.comb += self.o.eq(out)
+        return m
