@@ -44,8 +44,10 @@ from sim.toolchain import (
     verilator_version,
     write_atomically,
 )
+from spec.banks import BankGeometry
 from spec.design import DesignSpec, Engine
 from spec.errors import InputError
+from spec.geometry import ImageGeometry
 from spec.model import ModelSpec
 
 PROJECT = Path(__file__).parent.parent
@@ -72,6 +74,11 @@ def layer_component(model: ModelSpec, design: DesignSpec) -> Callable[[], object
 def _layer(model: ModelSpec, design: DesignSpec) -> object:
     from rtl.layer import FpgaLayer, PimLayer
 
+    # What does not fit is refused before there is hardware that nobody elaborates.
+    if design.engine is Engine.PIM:
+        BankGeometry.of(model, design)
+    else:
+        ImageGeometry.of(model, design)
     return PimLayer(model, design) if design.engine is Engine.PIM else FpgaLayer(model, design)
 
 

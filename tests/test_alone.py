@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golden.expert_bf16 import ffn_bf16
+from golden.experts import PackedExpert
 from sim import alone
 from sim.cli import main
 from spec.load import load_design
@@ -25,15 +25,16 @@ VECTOR = str(DATA / "gpt_oss_s0.npz")
 def wrong_golden(monkeypatch):
     """Make golden wrong in one bit of expert 1's token 2, element 5."""
 
-    def wrong(ffn, x, **arguments):
-        result = ffn_bf16(ffn, x, **arguments)
+    def wrong(packed, tokens):
+        result = right(packed, tokens)
         calls.append(result)
         if len(calls) == 2:
             result[2, 5] ^= 1
         return result
 
     calls = []
-    monkeypatch.setattr(alone, "ffn_bf16", wrong)
+    right = PackedExpert.outputs
+    monkeypatch.setattr(PackedExpert, "outputs", wrong)
 
 
 @pytest.mark.slow

@@ -155,7 +155,18 @@ def test_address_that_changes_is_named():
 
 
 def test_wrong_reads_and_broken_rules_are_problems():
-    result = RunResult(9, {}, {}, {}, [7, 8], "not finished", ["o: extra beat"], 1.0, 0)
+    result = RunResult(
+        cycles=9,
+        since_reset=0,
+        streams={},
+        memories={},
+        probes={},
+        reads=[7, 8],
+        timeout="not finished",
+        violations=["o: extra beat"],
+        cycles_per_second=1.0,
+        zero_ns=0,
+    )
     scenario = Scenario("x", RunSpec(), reads={"a": 7, "b": 9})
     assert scenario.problems(result) == ["o: extra beat", "not finished", "b: 8 read, 9 expected"]
 
