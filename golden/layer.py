@@ -139,10 +139,10 @@ def _assignments(
     rows, slots = np.nonzero(kept)
     experts = ids[rows, slots]
     order = np.argsort(experts, kind="stable")
-    starts = np.flatnonzero(np.diff(experts[order], prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-        some = order[start:end]
-        yield int(experts[some[0]]), rows[some], slots[some]
+    for some in np.split(order, np.flatnonzero(np.diff(experts[order])) + 1):
+        # Where nothing is kept there is one part, and it is empty.
+        if some.size:
+            yield int(experts[some[0]]), rows[some], slots[some]
 
 
 def _shared_output(

@@ -178,7 +178,7 @@ def weight_shapes(model: ModelSpec, *, num_experts: int | None = None) -> dict[s
     """
     gating, ffn = model.gating, model.ffn
     e, h, f, s = gating.num_experts, model.d_model, ffn.d_expert, model.d_shared
-    d, latent, shared_bias = model.expert_width, bool(model.d_latent), model.shared_bias
+    d, latent, shared_bias = model.expert_width, bool(model.d_latent), bool(s) and model.shared_bias
     n = gating.num_ffn_experts if num_experts is None else num_experts
     present = {
         "router": (True, (e, h)),
@@ -199,9 +199,9 @@ def weight_shapes(model: ModelSpec, *, num_experts: int | None = None) -> dict[s
         "shared_expert_gate": (model.shared_expert_gate, (1, h)),
         "hash_table": (gating.hash_tokens > 0, (gating.hash_tokens, gating.top_k)),
         "latent_in": (latent, (d, h)),
-        "latent_in_bias": (model.latent_bias, (d,)),
+        "latent_in_bias": (latent and model.latent_bias, (d,)),
         "latent_out": (latent, (h, d)),
-        "latent_out_bias": (model.latent_bias, (h,)),
+        "latent_out_bias": (latent and model.latent_bias, (h,)),
         "output_bias": (model.output_bias, (h,)),
     }
     return {name: shape for name, (there, shape) in present.items() if there}

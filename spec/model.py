@@ -351,9 +351,6 @@ class ModelSpec:
             f"must be 0 with {identity} identity experts, whose inputs are tokens, not {self.d_latent}",
             key="d_latent",
         )
-        for key in ("shared_bias", "shared_expert_gate"):
-            require(self.d_shared > 0 or not getattr(self, key), "needs a shared expert (d_shared)", key=key)
-        require(self.d_latent > 0 or not self.latent_bias, "needs d_latent", key="latent_bias")
 
     @property
     def expert_width(self) -> int:
