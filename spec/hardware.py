@@ -31,8 +31,8 @@ MAX_SCALE = 64
 LIMITS = (0.5, 64.0)
 """Range of the bounds of a clamped activation."""
 
-_GATED = (Activation.SILU, Activation.CLAMPED_SWIGLU)
-_UNGATED = (Activation.RELU,)
+ACTIVATIONS = (Activation.SILU, Activation.CLAMPED_SWIGLU, Activation.RELU)
+"""Activations that the engines have: the first two with a gate matrix, relu without."""
 
 
 def check_hardware(model: ModelSpec) -> None:
@@ -103,7 +103,7 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
 
 def _lacking_of_ffn(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     ffn = model.ffn
-    allowed = _GATED if ffn.gated else _UNGATED
+    allowed = ACTIVATIONS[:2] if ffn.gated else ACTIVATIONS[2:]
     kind = "with" if ffn.gated else "without"
     if ffn.activation not in allowed:
         yield "ffn.activation", f"must be {_names(allowed)} {kind} a gate matrix", ffn.activation.value

@@ -258,7 +258,7 @@ class FfnSpec:
     ``clamped`` cuts before the activation: ``g = min(g, limit)``, ``u = clip(u, -limit, limit)``.
     ``clamped_swiglu`` (gpt-oss) cuts in the same way, then ``h = (u + 1) * g * sigmoid(alpha * g)``.
 
-    ``gate_matrix`` says whether there is one; None: as is usual for the activation.
+    ``gate_matrix`` says whether there is one; None: as is usual for the activation (none for relu and relu2).
     """
 
     d_expert: int
@@ -273,6 +273,9 @@ class FfnSpec:
         require_range("d_expert", self.d_expert, 1, 1 << 16)
         require(0 < self.limit < 1 << 16, f"must be in 0..65536 (both excluded), not {self.limit}", key="limit")
         require_range("alpha", self.alpha, 0.25, 4.0)
+        if self.gate_matrix is self._usually_gated:
+            # One spelling: two FFNs are equal if they compute the same.
+            object.__setattr__(self, "gate_matrix", None)
         clamped = self.clamped or self.activation is Activation.CLAMPED_SWIGLU
         require(
             self.gated or not clamped,
@@ -283,9 +286,11 @@ class FfnSpec:
     @property
     def gated(self) -> bool:
         """Whether there is a gate matrix beside the up matrix."""
-        if self.gate_matrix is None:
-            return self.activation not in (Activation.RELU, Activation.RELU2)
-        return self.gate_matrix
+        return self._usually_gated if self.gate_matrix is None else self.gate_matrix
+
+    @property
+    def _usually_gated(self) -> bool:
+        return self.activation not in (Activation.RELU, Activation.RELU2)
 
     @property
     def num_matrices(self) -> int:
