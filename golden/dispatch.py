@@ -48,7 +48,8 @@ def dispatch(
         ids, sequence_lengths, rule=rule, weights=weights, window_tokens=window_tokens
     )
     per_token = np.repeat(capacities, sequence_lengths)[:, None]
-    return (positions < per_token) | (per_token == 0)
+    kept: NDArray[np.bool_] = (positions < per_token) | (per_token == 0)
+    return kept
 
 
 def queue_positions(

@@ -12,7 +12,7 @@ from spec.model import Activation, FfnSpec
 
 _SQRT_HALF = math.sqrt(0.5)
 _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
-_erf = np.frompyfunc(math.erf, 1, 1)
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def ffn(
@@ -83,7 +83,7 @@ def activation(kind: Activation, x: NDArray[np.float64]) -> NDArray[np.float64]:
         case Activation.RELU2:
             return np.maximum(x, 0.0) ** 2
         case Activation.GELU:
-            return 0.5 * x * (1.0 + _erf(x * _SQRT_HALF).astype(np.float64))
+            return 0.5 * x * (1.0 + np.asarray(_erf(x * _SQRT_HALF)))
         case Activation.GELU_TANH:
             return 0.5 * x * (1.0 + np.tanh(_SQRT_2_OVER_PI * (x + 0.044715 * x**3)))
         case Activation.QUICK_GELU:

@@ -131,7 +131,9 @@ def normalise(
             # Divided by the largest first: powers of small scores would vanish.
             largest = np.abs(parts).max(axis=1, keepdims=True)
             shares = np.divide(np.abs(parts), largest, out=np.zeros_like(parts), where=largest > 0)
-            total = largest * (shares**gating.norm_order).sum(axis=1, keepdims=True) ** (1 / gating.norm_order)
+            total = largest * (shares**gating.norm_order).sum(axis=1, keepdims=True) ** (
+                1 / gating.norm_order
+            )
         if gating.epsilon_rule is Epsilon.ADDED:
             total = total + gating.epsilon
         else:

@@ -114,12 +114,12 @@ class FromConfig:
 
     Attributes
     ----------
-    keys : configuration keys, ``a.b`` is key b of table a; with ``combine = "sum"`` a leading ``-`` subtracts.
+    keys : configuration keys, ``a.b`` is key b of table a; a leading ``-`` subtracts in a sum.
     combine : how keys make one number; None: a single key's value as it is.
     default : value if one of the keys is absent or null; None: they must be present.
     when : values for a key that is true or false; None: the number itself.
-    values : value by the key's value as JSON without quotes (``silu``, ``1``, ``null``); ``other`` is for those
-        that are not listed, None: they are refused.
+    values : value by the key's value as JSON without quotes (``silu``, ``1``, ``null``); ``other`` is for
+        those that are not listed, None: they are refused.
     replace : as ``values``, but what is not listed stays as it is.
     count : how many items of a list, or letters of a text, are among these; of the first key that is present.
     by_layer : the key may be a list with a value for each layer. Where these differ, ``layer_idx`` of the
@@ -201,7 +201,9 @@ class FromConfig:
         for name, value in found.items():
             if value is not None:
                 require(
-                    isinstance(value, list | str), f"must be a list or text, not {value!r}", key=f"config.{name}"
+                    isinstance(value, list | str),
+                    f"must be a list or text, not {value!r}",
+                    key=f"config.{name}",
                 )
                 return sum(item in self.count for item in value)
         return self.default
@@ -341,7 +343,9 @@ class Family:
             value = resolved.pop(alias, None)
             if value is not None:
                 same = resolved.setdefault(key, value) == value
-                require(same, f"must equal config.{key}={resolved[key]!r}, not {value!r}", key=f"config.{alias}")
+                require(
+                    same, f"must equal config.{key}={resolved[key]!r}, not {value!r}", key=f"config.{alias}"
+                )
         known = self._known_keys()
         for key, value in resolved.items():
             if value is not None and key not in known and config_keys().suspicious(key):
@@ -476,7 +480,9 @@ _FIELD_KEYS = {
 def _parse_from_config(table: dict[str, Any], key: str) -> FromConfig:
     for name in table:
         require(
-            name in _FIELD_KEYS, f"unknown key; known are {', '.join(sorted(_FIELD_KEYS))}", key=f"{key}.{name}"
+            name in _FIELD_KEYS,
+            f"unknown key; known are {', '.join(sorted(_FIELD_KEYS))}",
+            key=f"{key}.{name}",
         )
     keys = table["keys"]
     ok = isinstance(keys, list) and bool(keys) and all(isinstance(item, str) for item in keys)

@@ -31,6 +31,9 @@ MAX_SCALE = 64
 LIMITS = (0.5, 64.0)
 """Range of the bounds of a clamped activation."""
 
+SCORES = (Score.SOFTMAX, Score.SIGMOID)
+NORMALISATIONS = (Normalise.NONE, Normalise.SUM)
+CAPACITY_RULES = (CapacityRule.SWITCH, CapacityRule.GSHARD, CapacityRule.BATCH_PRIORITY)
 ACTIVATIONS = (Activation.SILU, Activation.CLAMPED_SWIGLU, Activation.RELU)
 """Activations that the engines have: the first two with a gate matrix, relu without."""
 
@@ -60,8 +63,8 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     if model.expert_capacity:
         if model.capacity_scope is not CapacityScope.SEQUENCE:
             yield "capacity_scope", "must be 'sequence'", model.capacity_scope.value
-        if model.capacity_rule is CapacityRule.SCORE_PRIORITY:
-            yield "capacity_rule", "must be switch, gshard or batch_priority", model.capacity_rule.value
+        if model.capacity_rule not in CAPACITY_RULES:
+            yield "capacity_rule", f"must be {_names(CAPACITY_RULES)}", model.capacity_rule.value
 
 
 def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
@@ -71,9 +74,9 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
             yield f"gating.{key}", f"must be at most {largest}", getattr(gating, key)
     for key, value, allowed in (
         ("selection", gating.selection, (Selection.TOP_K,)),
-        ("score", gating.score, (Score.SOFTMAX, Score.SIGMOID)),
+        ("score", gating.score, SCORES),
         ("weight_score", gating.weight_score or gating.score, (gating.score,)),
-        ("normalise", gating.normalise, (Normalise.NONE, Normalise.SUM)),
+        ("normalise", gating.normalise, NORMALISATIONS),
         ("weight_applied_to", gating.weight_applied_to, (AppliedTo.OUTPUT,)),
     ):
         if value not in allowed:
@@ -114,8 +117,10 @@ def _lacking_of_ffn(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
         yield "ffn.clamped", f"must be false with activation={ffn.activation.value!r}", True
     shared = model.shared_ffn
     if shared is not None and shared.activation is not ffn.activation:
-        yield "shared_activation", f"must be that of the routed experts, {ffn.activation.value!r}", (
-            shared.activation.value
+        yield (
+            "shared_activation",
+            f"must be that of the routed experts, {ffn.activation.value!r}",
+            (shared.activation.value),
         )
 
 

@@ -34,7 +34,7 @@ class Selection(StrEnum):
 
     ``top_k``: the largest selection scores. ``sparse_mixer``: one after another, the largest logit of those
     left; the weight is a softmax over those left whose logits are near it (SparseMixer-v2, arXiv 2409.12136,
-    in evaluation). ``hash``: a table from token id to experts (arXiv 2106.04426); scores give the weights only.
+    in evaluation). ``hash``: a table from token id to experts (arXiv 2106.04426); scores give weights only.
     """
 
     TOP_K = "top_k"
@@ -141,7 +141,7 @@ class GatingSpec:
     score : softmax over all experts, sigmoid or sqrt(softplus) of each logit, or the logit itself.
     weight_score : the score that becomes the weight, where it is another one than that of the selection.
     selection : the largest selection scores, SparseMixer or a hash table.
-    jitter : SparseMixer's tolerance: logits within ``2 * jitter`` (relative) of the largest share the softmax.
+    jitter : SparseMixer's tolerance: logits within ``2 * jitter`` of the largest (relative) are near it.
     hash_tokens : token ids in the hash table, 0 without one.
     logit_bias : a bias added to the logits (gpt-oss, Switch), seen by selection and weights.
     selection_bias : a bias added to the scores for the selection only (DeepSeek-V3, noaux_tc).
@@ -271,7 +271,9 @@ class FfnSpec:
 
     def __post_init__(self) -> None:
         require_range("d_expert", self.d_expert, 1, 1 << 16)
-        require(0 < self.limit < 1 << 16, f"must be in 0..65536 (both excluded), not {self.limit}", key="limit")
+        require(
+            0 < self.limit < 1 << 16, f"must be in 0..65536 (both excluded), not {self.limit}", key="limit"
+        )
         require_range("alpha", self.alpha, 0.25, 4.0)
         if self.gate_matrix is self._usually_gated:
             # One spelling: two FFNs are equal if they compute the same.
@@ -347,7 +349,11 @@ class ModelSpec:
         require_range("d_shared", self.d_shared, 0, 1 << 18)
         require_range("expert_output_scale", self.expert_output_scale, 0.0, 1 << 16)
         require_range("expert_capacity", self.expert_capacity, NO_PLACES, 1 << 24)
-        require(self.capacity_fraction <= 1 << 16, f"is too large: {self.capacity_fraction}", key="capacity_fraction")
+        require(
+            self.capacity_fraction <= 1 << 16,
+            f"is too large: {self.capacity_fraction}",
+            key="capacity_fraction",
+        )
         require_range("num_moe_layers", self.num_moe_layers, 1, 1024)
         require_range("num_dense_layers", self.num_dense_layers, 0, 1024)
         identity = self.gating.num_identity_experts
@@ -375,7 +381,7 @@ class ModelSpec:
         )
 
     def capacity_of(self, num_tokens: int) -> int:
-        """Return how many assignments an expert takes of so many tokens; 0 and -1 as in ``expert_capacity``."""
+        """Return an expert's capacity among so many tokens; 0 and -1 as in ``expert_capacity``."""
         if self.capacity_fraction > 0:
             return ceil(self.capacity_fraction * num_tokens)
         return self.expert_capacity

@@ -47,7 +47,9 @@ def reference_layer(
     logits, indices, kept_weights, combine, outputs = [], [], [], [], []
     for token, (z, chosen, scores), keeps in zip(flat, gates, kept, strict=True):
         parts = [s for s, keep in zip(scores, keeps, strict=True) if keep or not gating.normalise_kept]
-        factors = [reference_weight(gating, s, parts) if keep else 0.0 for s, keep in zip(scores, keeps, strict=True)]
+        factors = [
+            reference_weight(gating, s, parts) if keep else 0.0 for s, keep in zip(scores, keeps, strict=True)
+        ]
         row = [0.0] * num_experts
         for expert, factor in zip(chosen, factors, strict=True):
             row[expert] += factor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from spec.hardware import ACTIVATIONS
+from spec.hardware import ACTIVATIONS, CAPACITY_RULES, NORMALISATIONS, SCORES
 from spec.model import (
     Activation,
     AppliedTo,
@@ -26,7 +26,7 @@ from spec.model import (
 def gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
     """Draw a valid gating that the hardware has."""
     num_groups, num_experts, topk_groups, top_k = draw(_sizes(max_experts))
-    score = Score.SIGMOID if topk_groups < num_groups else draw(st.sampled_from((Score.SOFTMAX, Score.SIGMOID)))
+    score = Score.SIGMOID if topk_groups < num_groups else draw(st.sampled_from(SCORES))
     selection_bias = score is Score.SIGMOID and draw(st.booleans())
     return GatingSpec(
         num_experts=num_experts,
@@ -37,7 +37,7 @@ def gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
         num_groups=num_groups,
         topk_groups=topk_groups,
         group_score=draw(st.sampled_from(GroupScore)),
-        normalise=draw(st.sampled_from((Normalise.NONE, Normalise.SUM))),
+        normalise=draw(st.sampled_from(NORMALISATIONS)),
         epsilon=draw(st.sampled_from((0.0, 1e-20, 1e-6))),
         scale=draw(st.sampled_from((1.0, 2.5))),
     )
@@ -54,7 +54,9 @@ def all_gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
     # Sums of logits may be next to nothing, and then nothing can be said of the weights.
     normal = st.sampled_from((Normalise.NONE, Normalise.SUM, Normalise.P_NORM))
     score = draw(st.sampled_from(Score))
-    weight_score = draw(st.sampled_from((Score.SIGMOID, Score.SOFTMAX) if score is Score.NONE else (None, *Score)))
+    weight_score = draw(
+        st.sampled_from((Score.SIGMOID, Score.SOFTMAX) if score is Score.NONE else (None, *Score))
+    )
     weight_score = None if weight_score is Score.NONE else weight_score
     normalise = Normalise.NONE if mixer else draw(normal)
     return GatingSpec(
@@ -106,9 +108,7 @@ def models(draw: st.DrawFn) -> ModelSpec:
         ),
         d_shared=draw(st.sampled_from((0, 0, 1, 7))),
         expert_capacity=draw(st.sampled_from((0, 0, 1, 2))),
-        capacity_rule=draw(
-            st.sampled_from((CapacityRule.SWITCH, CapacityRule.GSHARD, CapacityRule.BATCH_PRIORITY))
-        ),
+        capacity_rule=draw(st.sampled_from(CAPACITY_RULES)),
     )
 
 

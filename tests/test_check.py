@@ -163,7 +163,9 @@ GENERATED = {
     "bilinear": family_model("olmoe", e=5, k=2, activation=Activation.LINEAR),
     "gate of tanh": family_model("jamba", e=9, k=4, activation=Activation.TANH),
     "gate of sigmoid": family_model("hunyuan_v1_moe", e=9, k=1, activation=Activation.SIGMOID),
-    "gate of squared relu": family_model("minimax_m2", e=11, k=7, activation=Activation.RELU2, gate_matrix=True),
+    "gate of squared relu": family_model(
+        "minimax_m2", e=11, k=7, activation=Activation.RELU2, gate_matrix=True
+    ),
     "not normalised": family_model("qwen3_moe", e=6, k=2, normalise=Normalise.NONE),
     "normalised": family_model("olmoe", e=9, k=5),
     "not normalised, olmoe": family_model("olmoe", e=9, k=5, normalise=Normalise.NONE),
@@ -472,8 +474,10 @@ BAD_FILES = {
     ),
     "a key that no row knows": (
         change_config(moe_router_temperature=2.0),
-        "meta.config.moe_router_temperature: is unknown in family mixtral and could change what the layer"
-        " computes, by its name; not 2.0",
+        (
+            "meta.config.moe_router_temperature: is unknown in family mixtral and could change what the"
+            " layer computes, by its name; not 2.0"
+        ),
     ),
     "experts and weights differ": (
         change_config(num_local_experts=7),

@@ -27,6 +27,7 @@ from sim.streams import readiness, spans_of
 from sim.toolchain import verilator_command
 from sim.workload import random_workload, vector_workload
 from spec.design import ArrayDesign, DesignSpec, Engine, Format, GateDesign, MemoryDesign, Policy
+from spec.hardware import CAPACITY_RULES
 from spec.load import load_design, load_model, preset_names
 from spec.model import Activation, CapacityRule, FfnSpec, GatingSpec, ModelSpec
 from spec.registers import REGISTERS, STATUS_LOADED, STATUS_READ_ERROR
@@ -182,7 +183,7 @@ def random_shape(seed: int) -> tuple[LayerShape, np.ndarray, np.ndarray | None]:
         ffn=FfnSpec(d_expert=int(rng.integers(1, 40)), activation=rng.choice(list(Activation))),
         d_shared=int(rng.integers(1, 40)) if seed % 2 else 0,
         expert_capacity=int(rng.integers(0, 4)) if seed % 3 == 0 else 0,
-        capacity_rule=list(CapacityRule)[seed // 3 % len(CapacityRule)],
+        capacity_rule=CAPACITY_RULES[seed // 3 % len(CAPACITY_RULES)],
     )
     design = DesignSpec(
         name="random",

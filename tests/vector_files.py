@@ -12,7 +12,6 @@ from golden.weights import LayerWeights
 from spec.model import ModelSpec
 from tests.reference import reference_layer
 
-
 ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}
 """Hugging Face's names of activations, where they are not ours."""
 
@@ -222,7 +221,9 @@ def params_of(family: str, w: LayerWeights) -> dict[str, Any]:
             "fc2_latent_proj.bias": w.latent_out_bias,
         } | shared_params("shared_experts", w)
     else:
-        router, bias, shared = NAMES.get(family, ("gate.weight", "gate.e_score_correction_bias", "shared_experts"))
+        router, bias, shared = NAMES.get(
+            family, ("gate.weight", "gate.e_score_correction_bias", "shared_experts")
+        )
         fused, down = np.concatenate([w.gate, w.up], axis=1), w.down
         if family == "longcat_flash":
             # Identity experts have rows that nothing reads.
@@ -288,7 +289,7 @@ def write_vector(
     tokens: np.ndarray,
     token_ids: np.ndarray | None = None,
 ) -> None:
-    """Write a vector with the results of the reference implementation; token_ids (B, S) for hashed experts."""
+    """Write a vector with the results of the reference; token_ids (B, S) for hashed experts."""
     expected = reference_layer(model, weights, tokens, token_ids)
     b, s, h = tokens.shape
     meta = {
