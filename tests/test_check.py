@@ -533,6 +533,50 @@ def test_a_bad_file_is_one_line_and_a_failed_case(tmp_path, write, message):
     assert (case.combine_max_abs_err, case.output_rel_err) == (None, None)
 
 
+HASHED = DATA / "deepseek_v4_s1.npz"
+BAD_HASHES = {
+    "no token ids": ({"input_ids": None}, "input_ids: is missing"),
+    "token ids are floats": (
+        {"input_ids": np.zeros((2, 10), np.float32)},
+        "input_ids: must be int64, not float32",
+    ),
+    "token id beyond the table": (
+        {"input_ids": np.full((2, 10), 64)},
+        "input_ids: must be in 0..63, not 64",
+    ),
+    "token ids of other tokens": (
+        {"input_ids": np.zeros((2, 9), np.int64)},
+        "input_ids: must have shape (2, 10), not (2, 9)",
+    ),
+    "expert beyond the last": (
+        {"param/gate.tid2eid": np.full((64, 2), 8)},
+        "param/gate.tid2eid: must be in 0..7, not 8",
+    ),
+    "another table": (
+        {"param/gate.tid2eid": np.zeros((64, 3), np.int64)},
+        "param/gate.tid2eid: must have shape (64, 2), not (64, 3)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_HASHES.values(), ids=BAD_HASHES.keys())
+def test_a_bad_hash_table_is_one_line(tmp_path, changes, message):
+    path = tmp_path / "v.npz"
+    rewrite(HASHED, path, changes)
+    with pytest.raises(InputError, match=rf"\A{re.escape(str(path))}: {re.escape(message)}\Z"):
+        read_vector(path)
+
+
+def test_arrays_without_a_number_may_be_there(tmp_path):
+    """DeepSeek's class stores a shared expert of width 0 where there is none."""
+    model = family_model("deepseek_v3", e=6, k=2)
+    write_generated(tmp_path / "v.npz", model, 0, (1, 4))
+    empty = {"param/shared_experts.up_proj.weight": np.zeros((0, model.d_model), np.float32)}
+    with np.load(tmp_path / "v.npz") as archive:
+        np.savez(tmp_path / "w.npz", **archive, **empty)
+    assert check_file(tmp_path / "w.npz").ok
+
+
 def test_a_missing_file(tmp_path):
     path = tmp_path / "none.npz"
     with pytest.raises(

@@ -24,7 +24,18 @@ from golden.vectors import read_vector
 from golden.weights import PER_EXPERT, random_token_ids, random_tokens, random_weights, weight_shapes
 from spec.families import WEIGHT_NAMES, family_names
 from spec.load import load_model, preset_names
-from spec.model import Activation, CapacityRule, FfnSpec, GatingSpec, GroupScore, ModelSpec, Normalise, Score
+from spec.model import (
+    Activation,
+    CapacityRule,
+    FfnSpec,
+    GatingSpec,
+    GroupMask,
+    GroupScore,
+    ModelSpec,
+    Normalise,
+    Score,
+    Selection,
+)
 from tests.reference import reference_layer
 from tests.strategies import all_models, gatings, models
 
@@ -132,6 +143,99 @@ def test_ties_of_groups_go_to_the_lowest_index():
     logits = np.array([[0.0, 1.0, 2.0, 0.0, 1.0, 0.0, 1.0, 0.0], [0.0] * 8])
     routing = route(gating, np.eye(8), logits)
     assert routing.ids.tolist() == [[2, 1], [0, 1]]
+
+
+def stable_order(ranking: np.ndarray, k: int) -> np.ndarray:
+    """Return a plain stable sort's first k, largest first."""
+    return np.argsort(-ranking, axis=1, kind="stable")[:, :k]
+
+
+def check_rows_with_ties(num_rows: int, num_experts: int, k: int, seed: int) -> None:
+    """Compare with a stable sort on rows in which most values are shared, some of them losing groups'."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, num_rows, 1 << 14):
+        shape = (min(num_rows - start, 1 << 14), num_experts)
+        ranking = rng.integers(0, rng.choice((2, 5, 300)), shape) / 4.0
+        ranking[:, : rng.integers(0, num_experts - k + 1)] = -np.inf
+        ranking = rng.permuted(ranking, axis=1)
+        assert np.array_equal(top_k(ranking, k), stable_order(ranking, k))
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "k"), [(256, 8), (256, 1), (384, 16), (60, 4), (7, 7), (16, 12), (1, 1)]
+)
+def test_rows_with_ties_agree_with_a_stable_sort(num_experts, k):
+    check_rows_with_ties(20_000, num_experts, k, num_experts)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("num_experts", "k"), [(256, 8), (128, 4), (512, 10)])
+def test_a_million_rows_with_ties_agree_with_a_stable_sort(num_experts, k):
+    check_rows_with_ties(1_000_000, num_experts, k, 1)
+
+
+def test_routing_in_parts_is_routing_at_once(monkeypatch):
+    """Groups, ties and all, whatever the number of tokens that are handled together."""
+    gating = dataclasses.replace(load_model("deepseek-v3").gating, top_k=6)
+    rng = np.random.default_rng(4)
+    tokens, router = rng.integers(-2, 3, (1500, 4)), rng.integers(-2, 3, (256, 4)).astype(np.float64)
+    bias = rng.integers(0, 2, 256) / 8
+    at_once = route(gating, router, tokens, selection_bias=bias)
+    scores = sigmoid(tokens @ router.T) + bias
+    groups = np.sort(scores.reshape(-1, 8, 32), axis=2)[:, :, -2:].sum(axis=2)
+    winners = np.zeros(groups.shape, np.bool_)
+    np.put_along_axis(winners, stable_order(groups, 4), True, axis=1)
+    expected = stable_order(np.where(winners.repeat(32, axis=1), scores, -np.inf), 6)
+    assert np.array_equal(at_once.ids, expected)
+    monkeypatch.setattr("golden.gating._TOKENS_AT_A_TIME", 64)
+    in_parts = route(gating, router, tokens, selection_bias=bias)
+    assert np.array_equal(in_parts.ids, at_once.ids)
+    assert np.array_equal(in_parts.weights, at_once.weights)
+
+
+def test_a_mask_of_zero_lets_losers_beat_negative_scores():
+    logits = np.array([[3.0, -5.0, -1.0, -2.0]])
+    options = {"num_experts": 4, "top_k": 2, "score": Score.NONE, "num_groups": 2, "topk_groups": 1}
+    for mask, ids in ((GroupMask.MINUS_INFINITY, [0, 1]), (GroupMask.ZERO, [0, 2])):
+        gating = GatingSpec(**options, group_score=GroupScore.MAX, group_mask=mask, normalise=Normalise.NONE)
+        assert route(gating, np.eye(4), logits).ids.tolist() == [ids]
+
+
+def test_sparse_mixer_by_hand():
+    """2.0 is far from 4.0, near to 3.9 only; the winner of the first round is out of the second."""
+    gating = GatingSpec(
+        num_experts=3,
+        top_k=2,
+        score=Score.NONE,
+        selection=Selection.SPARSE_MIXER,
+        jitter=0.02,
+        normalise=Normalise.NONE,
+    )
+    routing = route(gating, np.eye(3), np.array([[3.9, 4.0, 2.0], [0.0, 0.0, 0.0]]))
+    assert routing.ids.tolist() == [[1, 0], [0, 1]]
+    share = 1.0 / (1.0 + np.exp(-0.1))
+    np.testing.assert_allclose(routing.weights, [[share, 1.0], [1 / 3, 1 / 2]], rtol=1e-12)
+
+
+def test_a_hash_table_needs_token_ids():
+    gating = GatingSpec(num_experts=2, top_k=1, selection=Selection.HASH, hash_tokens=2)
+    table = np.array([[1], [0]])
+    routing = route(gating, np.eye(2), np.zeros((3, 2)), hash_table=table, token_ids=np.array([1, 1, 0]))
+    assert routing.ids.ravel().tolist() == [0, 0, 1]
+    with pytest.raises(
+        ValueError, match=r"\Atoken_ids: must be given for each of 3 tokens: experts are hashed\Z"
+    ):
+        route(gating, np.eye(2), np.zeros((3, 2)), hash_table=table)
+
+
+def test_an_expert_that_a_table_names_twice_counts_twice():
+    model = small_model(gating=GatingSpec(num_experts=4, top_k=2, selection=Selection.HASH, hash_tokens=1))
+    weights = dataclasses.replace(random_weights(model, 0), hash_table=np.array([[2, 2]]))
+    tokens = random_tokens(model, 1, 0)
+    result = layer(model, weights, tokens, token_ids=np.array([0]))
+    assert result.combine.tolist() == [[0.0, 0.0, 1.0, 0.0]]
+    once = ffn(model.ffn, **vars(weights.expert(2)), x=tokens)
+    np.testing.assert_allclose(result.output - result.shared_output, once, rtol=1e-12)
 
 
 def test_one_of_one():

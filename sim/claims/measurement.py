@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from golden.vectors import open_vector
 from sim.accelerator import Progress, Report, run_layer
 from sim.alone import run_experts
 from sim.routing import parse_routing
@@ -24,6 +25,8 @@ RANDOM = (
     ("deepseek-v3", 80, "uniform"),
 )
 """Presets, tokens, routing; the last ones fill several windows, so that blocks hold each other up."""
+FAMILIES = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe", "switch_transformers")
+"""Families whose vectors run through the Verilog here: one build each. ``docs/families.md`` has the others."""
 ALONE_MODEL, ALONE_SCALE = "mixtral-8x7b", 16
 """An expert alone, with 16 x 56 tiles of 16 x 16."""
 
@@ -76,9 +79,10 @@ class Measurement:
 
     @cached_property
     def workloads(self) -> list[tuple[str, str, Workload]]:
-        """Name, command and workload: every vector, then presets at scale 64."""
+        """Name, command and workload: vectors of :data:`FAMILIES`, then presets at scale 64."""
         paths = sorted(self.vectors.glob("*.npz"))
         require(bool(paths), "holds no .npz file", key=str(self.vectors))
+        paths = [path for path in paths if open_vector(path).meta.get("family") in FAMILIES]
         found = [
             (path.stem, f"expertbank sim --model {path}", vector_workload(str(path), None)) for path in paths
         ]

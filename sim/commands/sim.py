@@ -61,6 +61,7 @@ def command(
     from sim.routing import draw_ids, parse_routing
     from sim.rtlsim import DEFAULT_ROOT, check_ready
     from spec.geometry import ImageGeometry
+    from spec.hardware import check_hardware
     from spec.load import load_design
 
     def progress(text: str) -> None:
@@ -104,6 +105,7 @@ def command(
         report = step.run_step(workload.scaled_model(model_name, divisor), design, count, distribution, seed)
     elif vector:
         work = workload.vector_workload(model_name, tokens)
+        check_hardware(work.model)
         if engine == "model":
             report = run_model(work.model, design, work.reference_ids, "vector", work.batch_lengths)
         else:
