@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from spec.errors import require
 from spec.model import Epsilon, GatingSpec, GroupMask, GroupScore, Normalise, Score, Selection
 
-_TOKENS_AT_A_TIME = 2048
+_TOKENS_AT_A_TIME = 1024
 """Tokens whose scores are handled together: what belongs to them stays in a core's cache."""
+
+F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,8 @@ def route(
     logits = np.empty((num_tokens, gating.num_experts))
     ids = np.empty((num_tokens, k), np.int64)
     selected = np.empty((num_tokens, k))
+    # Work space, taken once: fresh memory for each part would cost more than the arithmetic.
+    space = np.empty((3, min(num_tokens, _TOKENS_AT_A_TIME), gating.num_experts))
     for start in range(0, num_tokens, _TOKENS_AT_A_TIME):
         some = slice(start, start + _TOKENS_AT_A_TIME)
         z = np.matmul(tokens[some].astype(np.float64), matrix, out=logits[some])
@@ -74,48 +78,59 @@ def route(
         if gating.selection is Selection.SPARSE_MIXER:
             ids[some], selected[some] = sparse_mixer(z, k, gating.jitter)
             continue
-        scores = score(gating.score, z)
+        own, ranking, spare = space[:, : len(z)]
+        scores = score(gating.score, z, out=own)
         if hash_table is not None and token_ids is not None:
             ids[some] = hash_table[token_ids[some]]
         else:
-            ids[some] = select(gating, scores, selection_bias)
-        if gating.weight_score not in (None, gating.score):
-            scores = score(gating.weight_score, z)
+            ids[some] = select(gating, scores, selection_bias, out=ranking, spare=spare)
+        if gating.weight_score is not None:
+            scores = score(gating.weight_score, z, out=own)
         selected[some] = np.take_along_axis(scores, ids[some], axis=1)
     return Routing(logits, ids, selected, normalise(gating, selected))
 
 
-def score(kind: Score, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the scores of ``(T, E)`` logits, without overflow at any finite logit."""
+def score(kind: Score, logits: F64, *, out: F64 | None = None) -> F64:
+    """Return the scores of ``(T, E)`` logits, without overflow at any finite logit; ``out`` may take them."""
     if kind is Score.NONE:
         return logits
     if kind is Score.SIGMOID:
-        return sigmoid(logits)
+        return sigmoid(logits, out=out)
     if kind is Score.SQRT_SOFTPLUS:
-        roots: NDArray[np.float64] = np.sqrt(np.logaddexp(0.0, logits))
-        return roots
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return probabilities
+        values: F64 = np.logaddexp(0.0, logits, out=out)
+        return np.sqrt(values, out=values)
+    values = np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
+    np.exp(values, out=values)
+    values /= values.sum(axis=1, keepdims=True)
+    return values
 
 
-def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def sigmoid(x: F64, *, out: F64 | None = None) -> F64:
     """Return ``1 / (1 + exp(-x))`` elementwise; 0 where that is below the smallest float64."""
+    values: F64 = np.negative(x, out=out)
     with np.errstate(over="ignore"):
-        values: NDArray[np.float64] = np.exp(-x)
+        np.exp(values, out=values)
     values += 1.0
     return np.divide(1.0, values, out=values)
 
 
 def select(
-    gating: GatingSpec, scores: NDArray[np.float64], selection_bias: NDArray[np.floating] | None
+    gating: GatingSpec,
+    scores: F64,
+    selection_bias: NDArray[np.floating] | None,
+    *,
+    out: F64 | None = None,
+    spare: F64 | None = None,
 ) -> NDArray[np.int64]:
-    """Return the ``(T, k)`` experts of the largest selection scores, from ``(T, E)`` scores."""
-    ranking = scores if selection_bias is None else scores + selection_bias
+    """Return the ``(T, k)`` experts of the largest selection scores, from ``(T, E)`` scores.
+
+    ``out`` and ``spare``, as large as the scores, are work space.
+    """
+    ranking: F64 = np.add(scores, 0.0 if selection_bias is None else selection_bias, out=out)
     if gating.grouped:
         loser = -np.inf if gating.group_mask is GroupMask.MINUS_INFINITY else 0.0
-        ranking = np.where(group_mask(gating, ranking), ranking, loser)
-    return top_k(ranking, gating.top_k)
+        np.copyto(ranking, loser, where=~group_mask(gating, ranking, spare=spare))
+    return _take_largest(ranking, gating.top_k)
 
 
 def normalise(
@@ -166,17 +181,25 @@ def sparse_mixer(
     return ids, weights
 
 
-def top_k(ranking: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+def top_k(ranking: F64, k: int, *, spare: F64 | None = None) -> NDArray[np.int64]:
     """Return the ``(T, k)`` int64 indices of each row's largest values, largest first.
 
-    Of equal values the lowest index comes first.
+    Of equal values the lowest index comes first. ``spare``, as large as ``ranking``, is work space.
     """
-    num_rows, width = ranking.shape
+    if spare is None:
+        return _take_largest(ranking.copy(), k)
+    spare = spare.reshape(ranking.shape)
+    np.copyto(spare, ranking)
+    return _take_largest(spare, k)
+
+
+def _take_largest(left: F64, k: int) -> NDArray[np.int64]:
+    """Return what :func:`top_k` does; ``left`` is not the same behind."""
+    num_rows, width = left.shape
     if 2 * k * k > width * np.log2(width + 1):
-        order: NDArray[np.int64] = np.argsort(-ranking, axis=1, kind="stable")
+        order: NDArray[np.int64] = np.argsort(np.negative(left, out=left), axis=1, kind="stable")
         return order[:, :k]
     # The largest one again and again: argmax is quick and takes the lowest index.
-    left = ranking.copy()
     ids = np.empty((num_rows, k), np.int64)
     rows = np.arange(num_rows)
     for place in range(k):
@@ -185,18 +208,14 @@ def top_k(ranking: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     return ids
 
 
-def group_mask(gating: GatingSpec, ranking: NDArray[np.float64]) -> NDArray[np.bool_]:
+def group_mask(gating: GatingSpec, ranking: F64, *, spare: F64 | None = None) -> NDArray[np.bool_]:
     """Return ``(T, E)`` bool: whether an expert's group is among the ``topk_groups`` best.
 
-    Of equal groups the lowest index wins.
+    Of equal groups the lowest index wins. ``spare`` is work space, as in :func:`top_k`.
     """
     groups = ranking.reshape(-1, gating.group_size)
-    group_scores = groups.max(axis=1)
-    if gating.group_score is GroupScore.TOP2_SUM:
-        others = groups.copy()
-        others[np.arange(len(groups)), groups.argmax(axis=1)] = -np.inf
-        group_scores = group_scores + others.max(axis=1)
-    group_scores = group_scores.reshape(len(ranking), gating.num_groups)
+    best = top_k(groups, 2 if gating.group_score is GroupScore.TOP2_SUM else 1, spare=spare)
+    group_scores = np.take_along_axis(groups, best, axis=1).sum(axis=1).reshape(-1, gating.num_groups)
     kept = np.zeros(group_scores.shape, np.bool_)
     np.put_along_axis(kept, top_k(group_scores, gating.topk_groups), True, axis=1)
     return kept.repeat(gating.group_size, axis=1)

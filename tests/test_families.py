@@ -15,7 +15,7 @@ from sim.claims.links import format_errors
 from sim.cli import main
 from sim.workload import vector_workload
 from spec.errors import InputError
-from spec.families import family_names, load_config
+from spec.families import family_names, load_config, load_family
 from spec.hardware import check_hardware
 from spec.load import load_design, load_model
 from spec.model import (
@@ -403,3 +403,19 @@ def test_defaults_are_those_of_a_bare_configuration(tmp_path, family):
         config = json.loads(str(archive["meta"]))["config"]
     sizes = {key: value for key, value in config.items() if type(value) is int}
     assert model_of(tmp_path, sizes | {"model_type": family.replace("nllb_", "nllb-")}).d_model == 32
+
+
+def test_the_page_has_a_row_for_each_family():
+    """Class as the row's source says; hardware as the recorded layers are refused or not."""
+    page = (DATA.parent.parent / "docs" / "families.md").read_text()
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in page.splitlines() if line.startswith("| `")]
+    assert [row[0].strip("`") for row in rows] == family_names()
+    for name, classes, *_, hardware in rows:
+        family = name.strip("`")
+        source = load_family(family).source
+        assert all(one in source for one in classes.split(", ")), family
+        refused = {
+            stem in REFUSED for stem in VECTORS if stem.rsplit("_s", 1)[0].removesuffix("_negbias") == family
+        }
+        stated = {"yes": {False}, "no": {True}, "without": {True, False}}[re.split(r"[ ,]", hardware)[0]]
+        assert refused == stated, family

@@ -26,7 +26,7 @@ RANDOM = (
 )
 """Presets, tokens, routing; the last ones fill several windows, so that blocks hold each other up."""
 FAMILIES = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe", "switch_transformers")
-"""Families whose vectors run through the Verilog here: one build each. ``docs/families.md`` has the others."""
+"""Families whose vectors run through the Verilog here; ``docs/families.md`` has the others."""
 ALONE_MODEL, ALONE_SCALE = "mixtral-8x7b", 16
 """An expert alone, with 16 x 56 tiles of 16 x 16."""
 
