@@ -66,6 +66,7 @@ from spec.registers import (
     PROBE_WEIGHT,
     REGISTERS,
     STATUS_LOADED,
+    capacity_word,
     counter_address,
 )
 
@@ -276,7 +277,9 @@ def layer_job(
         },
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
-            reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            reg_write(
+                REGISTERS["CAPACITY"], capacity_word(model.expert_capacity, max(workload.batch_lengths))
+            ),
             *scale_steps(scales),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             reg_write(control, 1 << CONTROL_LOAD),

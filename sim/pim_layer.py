@@ -54,6 +54,7 @@ from spec.registers import (
     REGISTERS,
     STATUS_LOADED,
     STATUS_REFRESHING,
+    capacity_word,
     counter_address,
 )
 
@@ -178,7 +179,9 @@ def pim_job(
         },
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
-            reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            reg_write(
+                REGISTERS["CAPACITY"], capacity_word(model.expert_capacity, max(workload.batch_lengths))
+            ),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             *scale_steps(scales),
             *placement_steps(banks, placed),
