@@ -19,8 +19,8 @@ PHASES = ("unknown", "prefill", "decode")
 MAX_EXPERTS = 1 << 12
 MAX_LAYERS = 1 << 10
 MAX_SLOTS = 1 << 6
-MAX_ASSIGNMENTS = 1 << 27
-"""Layers x tokens x slots that a trace holds at most: 512 MiB of ids."""
+MAX_ASSIGNMENTS = 1 << 26
+"""Layers x tokens x slots that a trace holds at most: 256 MiB of ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,8 @@ def stacked(traces: list[Trace]) -> Trace:
     layers = np.concatenate([trace.layers for trace in traces])
     numbers, counts = np.unique(layers, return_counts=True)
     again = numbers[counts > 1]
-    require(not len(again), f"must be other ones in each file, but {again[:1]} is in several", key="layers")
+    if len(again):
+        raise InputError(f"must be other ones in each file, but {again[0]} is in several", key="layers")
     most = max(traces, key=lambda trace: trace.num_tokens)
     slots = max(trace.top_k for trace in traces)
     check_size((len(layers), most.num_tokens, slots))

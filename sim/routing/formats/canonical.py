@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.archive import read_archive
-from sim.routing.trace import MAX_ASSIGNMENTS, Trace, TraceShape, make_trace
+from sim.routing.trace import Trace, TraceShape, make_trace
 from spec.errors import InputError, require
 
 VERSION = 1
-MAX_BYTES = 16 * MAX_ASSIGNMENTS
+MAX_BYTES = 1 << 30
 MAX_SOURCE = 256
 
 

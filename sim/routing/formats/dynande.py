@@ -32,6 +32,7 @@ from sim.routing.trace import (
 )
 from spec.errors import InputError, require
 
+MAX_SCORE = 1e30
 COLUMNS = ("layer_id", "token_id")
 _NUMBER = r"[0-9]{1,20}(?:\.[0-9]{0,40})?(?:e[-+]?[0-9]{1,2})?"
 _LAYER_IN_NAME = re.compile(r"_layer([0-9]{1,4})_")
@@ -73,10 +74,10 @@ def _rows(path: Path, num_experts: int) -> tuple[NDArray[np.int64], NDArray[np.i
     count = 0
     for first, rows in read_rows(path, form, row):
         values = np.fromstring(",".join(rows), dtype=np.float64, sep=",").reshape(len(rows), -1)
-        dense = values[:, 2:].astype(np.float32)
-        large = np.flatnonzero(~np.isfinite(dense).all(axis=1))
+        large = np.flatnonzero((values[:, 2:] > MAX_SCORE).any(axis=1))
         if len(large):
-            raise InputError("must have scores that float32 holds", key=at(first + int(large[0])))
+            raise InputError(f"must have scores of at most {MAX_SCORE:g}", key=at(first + int(large[0])))
+        dense = values[:, 2:].astype(np.float32)
         chosen = (dense > 0).sum(axis=1)
         many = np.flatnonzero(chosen > MAX_SLOTS)
         if len(many):

@@ -1,9 +1,10 @@
 """Expert loads as one ``.npy`` (layers, batches, experts), as MoEwithPIM reads them.
 
-Written for github.com/superstarghy/MoEwithPIM at 33b31df. Where no load exceeds 1 a batch is one token, whose
-experts are those with a load. Otherwise only how many of a batch's tokens an expert got is known: the
-batch's sum / k tokens are made up so that each has k distinct experts and the loads are exactly the file's.
-Either way a token's experts are in ascending order; the order of weights is not in the file.
+Written for github.com/superstarghy/MoEwithPIM at 33b31df. If the caller says k, a batch has its sum / k
+tokens; if not, no load may exceed 1 and a batch is one token. Which experts were together in a token of a
+larger batch is not in the file: tokens are made up so that each has k distinct experts and the loads are
+exactly the file's, and the trace is not aligned. A lone token's experts are in ascending order; their order
+by weight is not in the file.
 """
 
 from __future__ import annotations
@@ -58,13 +59,12 @@ def _trace(loads: IntArray, shape: TraceShape) -> Trace:
     if shape.num_experts is not None:
         require(num_experts == shape.num_experts, f"has {num_experts} experts, not {shape.num_experts}")
     require(bool(loads.any()), "must have a load above 0")
-    if loads.max() <= 1:
+    sums = loads.sum(axis=2)
+    if loads.max() <= 1 and (shape.top_k is None or bool((sums == shape.top_k).all())):
         ids = _experts_of_rows(loads)
         return make_trace("loads", ids, shape, num_experts=num_experts, request=np.arange(num_batches))
     if shape.top_k is None:
-        raise InputError(
-            "has loads above 1, which are of many tokens: say how many experts a token has", key="top_k"
-        )
+        raise InputError("has loads above 1: say how many experts a token has (top_k)")
     tokens = _tokens_of_batches(loads, shape.top_k)
     check_size((num_layers, int(tokens.sum()), shape.top_k))
     ids = np.stack([_dealt(layer, tokens, shape.top_k) for layer in loads])

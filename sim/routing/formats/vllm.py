@@ -46,9 +46,9 @@ def read_array_file(path: Path, shape: TraceShape) -> Trace:
     ids = read_array(path)
     try:
         _check(ids, GENERATED)
+        return make_trace("vllm", np.ascontiguousarray(ids.transpose(1, 0, 2)), shape)
     except InputError as error:
         raise error.at(file=path) from None
-    return make_trace("vllm", np.ascontiguousarray(ids.transpose(1, 0, 2)), shape)
 
 
 def read(records: Iterator[tuple[str | None, Any]], shape: TraceShape) -> Trace:
