@@ -1,7 +1,8 @@
 """Routing: synthetic, or read from what engines and simulators wrote. See ``docs/routing.md``."""
 
 from sim.routing.routing import Routing, draw_ids, parse_routing, shape_of, synthetic_trace
-from sim.routing.synthetic import IntArray, tokens_for
+from sim.routing.synthetic import IntArray
+from sim.routing.tokens import fitted_tokens, tokens_for
 from sim.routing.trace import Trace, TraceShape
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Trace",
     "TraceShape",
     "draw_ids",
+    "fitted_tokens",
     "parse_routing",
     "shape_of",
     "synthetic_trace",

@@ -266,20 +266,6 @@ def _least_loaded(gating: GatingSpec, num_tokens: int, rng: np.random.Generator)
     return ids
 
 
-def tokens_for(ids: IntArray, router: NDArray[np.float32], seed: int) -> FloatArray:
-    """Return (tokens, d_model) tokens that lean towards their experts' router rows, plus noise.
-
-    Where the router has more experts than dimensions no token may reach its set exactly; the load that
-    comes out is reported beside the one asked for.
-    """
-    rng = np.random.default_rng([seed, STREAM, 1])
-    rows = router.astype(np.float64)
-    directions = rows / np.maximum((rows**2).sum(axis=1, keepdims=True), 1e-30)
-    wanted = 4.0 * directions[ids].sum(axis=1)
-    tokens: FloatArray = wanted + 0.25 * rng.standard_normal(wanted.shape)
-    return tokens
-
-
 BALANCED = "balanced"
 RAGGED = "ragged"
 _SHARE = Parameter("H", 0.5, 0, 1)
