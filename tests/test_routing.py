@@ -27,6 +27,7 @@ from sim.routing import (
     synthetic_trace,
     tokens_for,
 )
+from sim.routing.formats import FORMATS
 from sim.routing.statistics import (
     entropy_bits,
     expected_unique,
@@ -300,6 +301,23 @@ def test_a_run_has_the_load_that_was_asked_for():
 
 
 # Names.
+
+
+def test_page_has_every_kind_with_its_defaults():
+    page = (FOLDER.parent.parent.parent / "docs" / "routing.md").read_text()
+    rows = re.findall(
+        r"^\| `(\w+)` \|([^|]*)\|", page.split("## Synthetic")[1].split("## Traces")[0], re.MULTILINE
+    )
+    assert {name: " ".join(parameters.split()) for name, parameters in rows} == {
+        name: ", ".join(f"{one.name} ({one.default:g})" for one in kind.parameters)
+        for name, kind in KINDS.items()
+    }
+
+
+def test_page_has_every_format():
+    page = (FOLDER.parent.parent.parent / "docs" / "routing.md").read_text()
+    table = page.split("## Traces")[1].split("The suffix")[0]
+    assert re.findall(r"\| `([\w-]+)` \|$", table, re.MULTILINE) == list(FORMATS)
 
 
 def test_names_are_whole():

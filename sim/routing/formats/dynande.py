@@ -33,6 +33,7 @@ from sim.routing.trace import (
 from spec.errors import InputError, require
 
 MAX_SCORE = 1e30
+ROWS_AT_A_TIME = 512
 COLUMNS = ("layer_id", "token_id")
 _NUMBER = r"[0-9]{1,20}(?:\.[0-9]{0,40})?(?:e[-+]?[0-9]{1,2})?"
 _LAYER_IN_NAME = re.compile(r"_layer([0-9]{1,4})_")
@@ -161,8 +162,17 @@ def write(trace: Trace) -> str:
         token, slot = np.nonzero(rows != NO_EXPERT)
         if (weights[token, slot] <= 0).any():
             raise InputError(f"must be above 0 in dynande, unlike one of layer {number}", key="weights")
-        cells = np.full((len(rows), trace.num_experts), "0", dtype="U24")
-        # The shortest text that float32 reads back exactly.
-        cells[token, rows[token, slot]] = [f"{float(weight):.9g}" for weight in weights[token, slot]]
-        lines += [f"{number},{place},{','.join(row)}" for place, row in enumerate(cells.tolist())]
+        for start in range(0, len(rows), ROWS_AT_A_TIME):
+            some = np.s_[start : start + ROWS_AT_A_TIME]
+            lines += _dense_lines(number, start, rows[some], weights[some], trace.num_experts)
     return "\n".join(lines) + "\n"
+
+
+def _dense_lines(
+    layer: int, first: int, rows: NDArray[np.int32], weights: NDArray[np.float32], num_experts: int
+) -> list[str]:
+    token, slot = np.nonzero(rows != NO_EXPERT)
+    cells = np.full((len(rows), num_experts), "0", dtype="U16")
+    # The shortest text that float32 reads back exactly.
+    cells[token, rows[token, slot]] = [f"{float(weight):.9g}" for weight in weights[token, slot]]
+    return [f"{layer},{place},{','.join(row)}" for place, row in enumerate(cells.tolist(), first)]
