@@ -30,7 +30,7 @@ def run_step(
     total: Report | None = None
     for layer in range(model.num_moe_layers):
         ids = draw_ids(model.gating, routing, num_tokens, seed + layer, moe_layer=layer, phase=phase)
-        report = run(model, design, ids, routing.name)
+        report = run(model, design, ids, routing.name if routing.layer is None else routing.layer_name())
         if total is None:
             total = report
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -288,7 +289,7 @@ def test_the_gate_chooses_what_was_drawn(model, name):
 @pytest.mark.slow
 def test_the_gate_chooses_what_was_drawn_at_full_width():
     """As wide as the model is, no set is out of reach; without the fit biases and groups get in the way."""
-    model = load_model("deepseek-v3")
+    model = dataclasses.replace(load_model("deepseek-v3"), d_shared=0)
     assert chosen_share(model, "hot_group:1", fitted=True) == 1.0
     assert chosen_share(model, "hot_group:1", fitted=False) < 0.9
 
@@ -470,7 +471,10 @@ def test_a_step_takes_layer_after_layer(capsys, tmp_path):
     assert main(["sim", "--routing", str(tmp_path / "t.npz"), *options]) == 0
     read = json.loads(capsys.readouterr().out)
     assert read["cycles"] == drawn["cycles"]
+    assert read["routing"]["requested"] == str(tmp_path / "t.npz")
     assert model.num_moe_layers == 32
+    assert main(["sim", "--routing", str(tmp_path / "t.npz"), "--routing-layer", "7", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["routing"]["requested"] == f"{tmp_path / 't.npz'} (layer 7)"
 
 
 # Statistics against plain counting.
@@ -565,6 +569,7 @@ def test_command_prints_a_table(capsys):
     assert re.search(r"^2 +4 ", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["uniform", str(FOLDER / "canonical.npz")])
 def test_command_draws_a_picture(tmp_path, capsys, source):
     """A name with signs of a formula and one layer or several: a PNG, nothing else, the same each time."""

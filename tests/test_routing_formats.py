@@ -938,6 +938,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", READERS)
 def test_damaged_files(tmp_path_factory, suffix):
     path = tmp_path_factory.mktemp("fuzz") / f"t.{suffix}"
@@ -974,6 +975,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", KEYS)
 def test_records_of_anything(tmp_path_factory, form):
     path = tmp_path_factory.mktemp("fuzz") / "t.jsonl"
