@@ -10,18 +10,27 @@ from spec.errors import require_range
 from spec.model import ModelSpec
 
 
-def run_step(model: ModelSpec, design: DesignSpec, num_tokens: int, routing: Routing, seed: int) -> Report:
+def run_step(
+    model: ModelSpec,
+    design: DesignSpec,
+    num_tokens: int,
+    routing: Routing,
+    seed: int,
+    phase: str | None = None,
+) -> Report:
     """Return the sum over the model's MoE layers, each with a routing of its own.
 
+    Of a trace each layer has the layer in its place, and the tokens of ``phase`` where the trace knows it.
     The layers run one after the other on one accelerator. Dense layers and attention are not part of
     the accelerator and not counted; the report says so.
     """
     require_range("tokens", num_tokens, 1, 1 << 20)
+    routing.check_layers(model.num_moe_layers)
     run = run_pim_model if design.engine is Engine.PIM else run_model
     total: Report | None = None
     for layer in range(model.num_moe_layers):
-        ids = draw_ids(model.gating, routing, num_tokens, seed + layer)
-        report = run(model, design, ids, routing.name)
+        ids = draw_ids(model.gating, routing, num_tokens, seed + layer, moe_layer=layer, phase=phase)
+        report = run(model, design, ids, routing.name if routing.layer is None else routing.layer_name())
         if total is None:
             total = report
             continue

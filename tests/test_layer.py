@@ -22,7 +22,7 @@ from rtl.ram import ExportPlatform
 from sim import accelerator, alone
 from sim.cli import main
 from sim.layer import LayerCycles, LayerShape, active_cycles, block_times, layer_cycles
-from sim.routing import Routing, draw_ids
+from sim.routing import Routing, draw_ids, parse_routing
 from sim.rtlsim import reg_read
 from sim.streams import readiness, spans_of
 from sim.toolchain import verilator_command
@@ -99,7 +99,7 @@ def check_under_stalls(rtl: accelerator.Build, model: ModelSpec, design: DesignS
     """Run random tokens with gaps between the input beats and a halting output."""
     rng = np.random.default_rng(seed)
     tokens = int(rng.integers(1, 30))
-    work = random_workload(model, tokens, Routing("zipf", exponent=float(rng.integers(0, 3))), seed)
+    work = random_workload(model, tokens, parse_routing(f"zipf:{rng.integers(0, 3)}"), seed)
     beats = -(-model.d_model // design.stream_lanes)
     arrivals = np.cumsum(rng.integers(0, 6, tokens * beats))
     ready = stalls(rng)
@@ -161,7 +161,7 @@ def test_layer_model_equals_hardware(tiny_deepseek: tuple[accelerator.Build, Mod
     rtl, model = tiny_deepseek
     rng = np.random.default_rng(seed)
     tokens = int(rng.integers(9, 40))
-    work = random_workload(model, tokens, Routing("zipf", exponent=float(rng.integers(0, 3))), seed)
+    work = random_workload(model, tokens, parse_routing(f"zipf:{rng.integers(0, 3)}"), seed)
     beats = -(-model.d_model // TINY.stream_lanes)
     gaps = rng.integers(0, 3, tokens * beats) + rng.integers(0, 2000, tokens * beats) * (
         rng.random(tokens * beats) < 0.02
@@ -385,7 +385,7 @@ def tiny_rules() -> accelerator.Build:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_rule_of_capacity_and_policy(tiny_rules: accelerator.Build, seed: int) -> None:
-    work = random_workload(RULES, 22, Routing("zipf", exponent=1.0), seed, LONGEST.window_tokens)
+    work = random_workload(RULES, 22, parse_routing("zipf:1"), seed, LONGEST.window_tokens)
     ready = None if seed == 0 else stalls(np.random.default_rng(seed))
     run = accelerator.run_rtl(tiny_rules, work, LONGEST, seed=seed + 1, output_ready=ready)
     check(run)

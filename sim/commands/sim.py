@@ -32,7 +32,10 @@ RTL_SCALE = 64
     help="Of the experts (default: design's).",
 )
 @click.option("--phase", type=click.Choice(["prefill", "decode"]), help="One step over all MoE layers.")
-@click.option("--routing", "routing_name", help="uniform (default), zipf:S or a file .npz.")
+@click.option(
+    "--routing", "routing_name", help="uniform (default), zipf:S, ... or a trace's file: docs/routing.md."
+)
+@click.option("--routing-layer", type=int, help="The trace's layer to take, by its number.")
 @click.option("--seed", "given_seed", type=int, help="Weights, tokens, routing (default: 0).")
 @click.option("--sim", "simulator", type=click.Choice(["verilator"]), default="verilator", show_default=True)
 @click.option("--waves", is_flag=True, help="Leave a VCD of the first 10,000 cycles in build/waves.")
@@ -47,6 +50,7 @@ def command(
     number_format: str | None,
     phase: str | None,
     routing_name: str | None,
+    routing_layer: int | None,
     given_seed: int | None,
     simulator: str,
     waves: bool,
@@ -58,18 +62,20 @@ def command(
     the layer from its model by more than 1 %.
     """
     from sim import accelerator, alone, pim_report, step, workload
-    from sim.routing import draw_ids, parse_routing
+    from sim.routing import draw_ids, parse_routing, shape_of
     from sim.rtlsim import DEFAULT_ROOT, check_ready
     from spec.geometry import ImageGeometry
-    from spec.load import load_design
+    from spec.load import load_design, load_model
 
     def progress(text: str) -> None:
         click.echo(f"[{model_name}] {text}", err=True)
 
     design = load_design(design_name, number_format)
-    routing, seed = routing_name or "uniform", given_seed or 0
-    distribution = parse_routing(routing)
+    seed = given_seed or 0
     vector = workload.is_vector(model_name)
+    shape = None if vector else shape_of(load_model(model_name))
+    distribution = parse_routing(routing_name or "uniform", shape, layer=routing_layer)
+    routing = distribution.layer_name()
     divisor = workload.parse_scale(scale, 1 if engine == "model" else RTL_SCALE, vector=vector)
     require(seed >= 0, f"must be at least 0, not {seed}", key="seed")
     if tokens is not None:
@@ -101,7 +107,9 @@ def command(
     elif phase is not None:
         if engine != "model" or vector:
             raise InputError("runs with --engine model and a model of many layers only", key="phase")
-        report = step.run_step(workload.scaled_model(model_name, divisor), design, count, distribution, seed)
+        report = step.run_step(
+            workload.scaled_model(model_name, divisor), design, count, distribution, seed, phase
+        )
     elif vector:
         work = workload.vector_workload(model_name, tokens)
         if engine == "model":
@@ -133,6 +141,8 @@ def command(
                 waves=waves_dir,
                 progress=progress,
             )
+    if distribution.synthetic and not vector and experts is None:
+        report.routing["seed"] = seed
     if vector and (routing_name is not None or given_seed is not None):
         report.notes.append("--routing and --seed change nothing: a vector has its own")
     if as_json:
@@ -188,8 +198,9 @@ def _print(report: Report) -> None:
         stalls = [f"{name[6:]} {report.counters[name]}" for name in COUNTERS if name.startswith("stall_")]
         lines.append("cycles stalled by: " + ", ".join(stalls))
     routing = report.routing
+    seed = f", seed {routing['seed']}" if "seed" in routing else ""
     lines.append(
-        f"routing {routing['requested']}: {routing['experts_used']} experts used,"
+        f"routing {routing['requested']}{seed}: {routing['experts_used']} experts used,"
         f" at most {routing['max_load']} tokens on one; {report.dropped} assignments dropped"
     )
     if report.simulated_cycles_per_second is not None:
