@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from golden.expert import ffn
 from golden.expert_int8 import ActivationScales, hidden_peak, scale_for
 from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
 from golden.layer_bf16 import layer_image, pack_expert
-from golden.vectors import read_vector
+from golden.vectors import Vector, read_vector
 from golden.weights import LayerWeights, random_tokens, random_weights
 from sim.accelerator import Report, float_error, load_compiled, token_beats
 from sim.divergence import PortCheck, first_divergence, with_waveform
@@ -132,7 +133,12 @@ class Operands:
     scales: ActivationScales | None
 
 
-def run_experts(
+def run_experts(*arguments: Any, **options: Any) -> Report:
+    """Run every token through each of the first experts, one job per expert; see :func:`prepare`."""
+    return prepare(*arguments, **options)()
+
+
+def prepare(
     name: str,
     design: DesignSpec,
     num_experts: int,
@@ -144,12 +150,12 @@ def run_experts(
     waves: Path | None = None,
     root: Path = DEFAULT_ROOT,
     progress: Callable[[str], None] = lambda _text: None,
-) -> Report:
-    """Run every token through each of the first ``num_experts`` experts, one job per expert.
+) -> Callable[[], Report]:
+    """Return what runs every token through each of the first ``num_experts`` experts, one job per expert.
 
     ``name`` is a vector (its own weights and first tokens; all that fit a window by default) or a
     model, divided by ``divisor``, with seeded weights and tokens (one by default). ``waves`` and
-    differences as in :func:`sim.accelerator.run_layer`.
+    differences as in :func:`sim.accelerator.run_layer`. Raises :class:`InputError` for what does not fit.
     """
     vector = read_vector(Path(name)) if is_vector(name) else None
     model = scaled_model(name, divisor) if vector is None else vector.model
@@ -162,8 +168,23 @@ def run_experts(
     else:
         default = 1
     plan = Plan(model, design, num_experts, default if num_tokens is None else num_tokens)
+    image = plan.image
     if engine != "model":
-        check_image(plan.image.expert_page(num_experts) * PAGE_BYTES)
+        check_image(image.expert_page(num_experts) * PAGE_BYTES)
+    return lambda: _run(plan, vector, engine=engine, seed=seed, waves=waves, root=root, progress=progress)
+
+
+def _run(
+    plan: Plan,
+    vector: Vector | None,
+    *,
+    engine: str,
+    seed: int,
+    waves: Path | None,
+    root: Path,
+    progress: Callable[[str], None],
+) -> Report:
+    model, design, num_experts = plan.model, plan.design, plan.num_experts
     load_compiled()
     started = time.perf_counter()
     jobs = plan.jobs()

@@ -158,7 +158,7 @@ def run_pim_layer(
     else:
         report.divergence = cycles_apart(report)
     report.waveform = str(vcd.path) if vcd else None
-    report.notes.append(f"DRAM rules broken: {len(rules)}")
+    report.dram_rules_broken = len(rules)
     return report
 
 
