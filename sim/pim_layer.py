@@ -143,7 +143,7 @@ def pim_job(
     ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
     """
     model = workload.model
-    banks = BankGeometry.of(model, design)
+    banks = BankGeometry.of(model, design, placement)
     scales = scales_of(workload, design)
     golden = layer_bf16(
         model,

@@ -41,6 +41,7 @@ from sim.streams import Cycles
 from sim.workload import Workload
 from spec.banks import BankGeometry, CommandTiming
 from spec.design import DesignSpec
+from spec.layout import Placement, rows_used
 from spec.model import ModelSpec
 from spec.registers import PROBE_EXPERT, PROBE_WEIGHT
 
@@ -48,10 +49,19 @@ BLOCKS = ("gating", "dispatch", "pim", "combine")
 
 
 def run_pim_model(
-    model: ModelSpec, design: DesignSpec, ids: IntArray, routing: str, batch_lengths: list[int] | None = None
+    model: ModelSpec,
+    design: DesignSpec,
+    ids: IntArray,
+    routing: str,
+    batch_lengths: list[int] | None = None,
+    *,
+    placement: Placement | None = None,
 ) -> Report:
-    """Return the cycle model's answer for a routing; no weights, no Verilog."""
-    banks = BankGeometry.of(model, design)
+    """Return the cycle model's answer for a routing; no weights, no Verilog.
+
+    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
+    """
+    banks = BankGeometry.of(model, design, placement)
     streams = dispatch_streams(
         ids,
         np.zeros(ids.shape, dtype=np.uint16),
@@ -63,7 +73,7 @@ def run_pim_model(
         shared=banks.image.shared is not None,
         policy=design.policy,
     )
-    shape = PimShape(banks, design, streams, banks.round_robin())
+    shape = PimShape(banks, design, streams, banks.round_robin() if placement is None else placement)
     started = time.perf_counter()
     times, channels = pim_cycles(shape, _arrivals(banks, len(ids)), first_refreshes(banks))
     wall = time.perf_counter() - started
@@ -71,6 +81,11 @@ def run_pim_model(
         model, shape, "model", wall, routing_report(routing, ids, model.gating.num_experts, None)
     )
     _add_model(report, shape, times, channels)
+    report.layout = _layout(
+        shape,
+        [len(entries) for entries in times.unit_entries],
+        [int(streams.entry_last[entries].sum()) for entries in times.unit_entries],
+    )
     for name, count in active_cycles(shape, times, times.unit_entries).items():
         report.blocks[name]["model"] = count
     return report
@@ -86,7 +101,7 @@ def run_pim_layer(
     waves: Path | None = None,
     root: Path = DEFAULT_ROOT,
     progress: Progress = lambda _text: None,
-    placement: list[list[int]] | None = None,
+    placement: Placement | None = None,
     arrivals: Cycles | None = None,
     output_ready: NDArray[np.bool_] | None = None,
 ) -> Report:
@@ -102,9 +117,9 @@ def run_pim_layer(
     arrivals, output_ready : as in :func:`sim.pim_layer.pim_job`.
     """
     model = workload.model
+    banks = BankGeometry.of(model, design, placement)
     progress("exporting Verilog and building its simulation (cached by content)")
     rtl = build_pim_layer(model, design, root, trace=waves is not None)
-    banks = BankGeometry.of(model, design)
     beats = token_beats(banks.image, design, workload.tokens, workload.batch_lengths)
     placed = banks.round_robin() if placement is None else placement
     banks, golden, spec = pim_job(
@@ -125,12 +140,15 @@ def run_pim_layer(
         routing_report(routing, golden.routing.ids, model.gating.num_experts, workload.target_ids),
     )
     progress("comparing")
+    seen = seen_times(run)
     report.counters = counters_of(result.reads)
     report.simulated_cycles_per_second = result.cycles_per_second
     report.reference = compare_with_float(workload, golden)
+    report.layout = _layout(
+        shape, [len(stream.taken) for stream in seen.entries], list(map(len, seen.retired))
+    )
     payloads = _payload_checks(run, golden)
     report.mismatches = sum(_differing_bits(check) for check in payloads)
-    seen = seen_times(run)
     checks = list(payloads)
     if engine == "both":
         found, expected = block_checks(run, shape, seen)
@@ -229,6 +247,22 @@ def _report(model: ModelSpec, shape: PimShape, engine: str, wall: float, routing
         wall_s=wall,
         routing=routing,
     )
+
+
+def _layout(shape: PimShape, assignments: list[int], jobs: list[int]) -> dict[str, Any]:
+    """Return what each channel holds and how much of the run's work it did; lists with a value per channel.
+
+    ``rows`` are those that experts take in each bank, ``assignments`` pairs of token and expert.
+    """
+    banks, placement = shape.banks, shape.placement
+    return {
+        "file": None,
+        "experts": [len(bases) for bases in banks.bases(placement)],
+        "rows": rows_used(placement, banks),
+        "rows_per_bank": banks.pim.dram.rows,
+        "assignments": assignments,
+        "jobs": jobs,
+    }
 
 
 def _add_model(report: Report, shape: PimShape, times: PimTimes, channels: list[ChannelCycles]) -> None:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 from sim import accelerator, alone, pim_report, step, workload
-from sim.routing import Routing, draw_ids
+from sim.routing import IntArray, Routing, draw_ids
 from spec.banks import BankGeometry
 from spec.design import DesignSpec, Engine
-from spec.errors import InputError
+from spec.errors import InputError, require
 from spec.geometry import ImageGeometry
+from spec.layout import Placement, load_layout
 from spec.model import ModelSpec
 
 Progress = Callable[[str], None]
+
+
+class Options(TypedDict):
+    """What both accelerators' runs of the Verilog are told."""
+
+    engine: str
+    routing: str
+    waves: Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +41,7 @@ class Request:
     experts : run the first so many alone; None for a layer.
     phase : ``prefill`` or ``decode`` for one step over all layers; None for a layer.
     waves : folder for a VCD.
+    layout : file that says where experts lie in a ``pim`` design; None for the default.
     """
 
     model_name: str
@@ -41,6 +53,7 @@ class Request:
     routing: Routing
     seed: int
     waves: Path | None
+    layout: Path | None = None
 
     @property
     def vector(self) -> bool:
@@ -49,6 +62,10 @@ class Request:
 
     def prepare(self, design: DesignSpec, progress: Progress) -> Callable[[], accelerator.Report]:
         """Return what makes the run; :class:`InputError` now for whatever does not fit the design."""
+        if self.layout is not None:
+            if design.engine is not Engine.PIM:
+                raise InputError(f"is for engine pim, not for design {design.name}", key="layout")
+            require(self.experts is None, "cannot be combined with --experts", key="layout")
         if self.experts is not None:
             return self._experts(design, self.experts, progress)
         if self.phase is not None:
@@ -76,50 +93,63 @@ class Request:
         if self.engine != "model" or self.vector:
             raise InputError("runs with --engine model and a model of many layers only", key="phase")
         model = workload.scaled_model(self.model_name, self.divisor)
-        _geometry(model, design)
+        _, placement = self._place(model, design)
         count = self.tokens or workload.DEFAULT_TOKENS
         draw_ids(model.gating, self.routing, count, self.seed)
-        return lambda: step.run_step(model, design, count, self.routing, self.seed)
+        run = partial(step.run_step, model, design, count, self.routing, self.seed)
+        return lambda: self._named(run(placement=placement))
 
     def _layer(self, design: DesignSpec, progress: Progress) -> Callable[[], accelerator.Report]:
+        given = workload.vector_workload(self.model_name, self.tokens) if self.vector else None
+        model = given.model if given else workload.scaled_model(self.model_name, self.divisor)
+        image, placement = self._place(model, design)
         pim = design.engine is Engine.PIM
-        run_model = pim_report.run_pim_model if pim else accelerator.run_model
-        run_layer = pim_report.run_pim_layer if pim else accelerator.run_layer
-        if self.vector:
-            given = workload.vector_workload(self.model_name, self.tokens)
-            _geometry(given.model, design)
-            if self.engine == "model":
-                return lambda: run_model(
-                    given.model, design, given.reference_ids, "vector", given.batch_lengths
-                )
-            return lambda: run_layer(
-                given, design, engine=self.engine, routing="vector", waves=self.waves, progress=progress
+
+        def run_model(ids: IntArray, routing: str, lengths: list[int] | None = None) -> accelerator.Report:
+            if not pim:
+                return accelerator.run_model(model, design, ids, routing, lengths)
+            report = pim_report.run_pim_model(model, design, ids, routing, lengths, placement=placement)
+            return self._named(report)
+
+        def run_layer(work: workload.Workload, routing: str) -> accelerator.Report:
+            options: Options = {"engine": self.engine, "routing": routing, "waves": self.waves}
+            if not pim:
+                return accelerator.run_layer(work, design, progress=progress, **options)
+            return self._named(
+                pim_report.run_pim_layer(work, design, progress=progress, placement=placement, **options)
             )
-        model = workload.scaled_model(self.model_name, self.divisor)
-        image = _geometry(model, design)
+
+        if given:
+            if self.engine == "model":
+                return lambda: run_model(given.reference_ids, "vector", given.batch_lengths)
+            return lambda: run_layer(given, "vector")
         count = self.tokens or workload.DEFAULT_TOKENS
         ids = draw_ids(model.gating, self.routing, count, self.seed)
         if self.engine == "model":
-            return lambda: run_model(model, design, ids, self.routing.name)
+            return lambda: run_model(ids, self.routing.name)
         workload.check_image(image.num_bytes)
 
         def run() -> accelerator.Report:
             progress("drawing weights and tokens")
             work = workload.random_workload(model, count, self.routing, self.seed, design.window_tokens)
-            return run_layer(
-                work,
-                design,
-                engine=self.engine,
-                routing=self.routing.name,
-                waves=self.waves,
-                progress=progress,
-            )
+            return run_layer(work, self.routing.name)
 
         return run
 
+    def _place(self, model: ModelSpec, design: DesignSpec) -> tuple[ImageGeometry, Placement | None]:
+        """Return the weights' geometry, and where a ``pim`` design holds the experts if a file says so.
 
-def _geometry(model: ModelSpec, design: DesignSpec) -> ImageGeometry:
-    """Return the weight image's geometry; :class:`InputError` where model or experts do not fit."""
-    if design.engine is Engine.PIM:
-        return BankGeometry.of(model, design).image
-    return ImageGeometry.of(model, design)
+        Raises :class:`InputError` where model or experts do not fit.
+        """
+        if design.engine is not Engine.PIM:
+            return ImageGeometry.of(model, design), None
+        if self.layout is None:
+            return BankGeometry.of(model, design).image, None
+        banks = BankGeometry.unplaced(model, design)
+        return banks.image, load_layout(self.layout, banks)
+
+    def _named(self, report: accelerator.Report) -> accelerator.Report:
+        """Return the report with the file that said where the experts lie."""
+        if report.layout is not None and self.layout is not None:
+            report.layout["file"] = str(self.layout)
+        return report

@@ -75,10 +75,7 @@ def _layer(model: ModelSpec, design: DesignSpec) -> object:
     from rtl.layer import FpgaLayer, PimLayer
 
     # What does not fit is refused before there is hardware that nobody elaborates.
-    if design.engine is Engine.PIM:
-        BankGeometry.of(model, design)
-    else:
-        ImageGeometry.of(model, design)
+    ImageGeometry.of(model, design)
     return PimLayer(model, design) if design.engine is Engine.PIM else FpgaLayer(model, design)
 
 
@@ -100,6 +97,8 @@ def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> l
     Raises :class:`InputError` where the folder cannot be written.
     """
     check_writable(out)
+    if design.engine is Engine.PIM:
+        BankGeometry.of(model, design)
     from rtl.export import export
 
     layer = _layer(model, design)

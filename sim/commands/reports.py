@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -66,6 +66,8 @@ def print_report(report: Report) -> None:
         )
     lines.append(f"modelled time {report.seconds * 1e6:,.1f} us")
     lines += [f"waveform {report.waveform}"] if report.waveform else []
+    if report.layout is not None:
+        lines.append(_layout(report.layout))
     if report.dram_rules_broken is not None:
         lines.append(f"DRAM rules broken: {report.dram_rules_broken}")
     lines += report.notes
@@ -81,6 +83,18 @@ def _routing(report: Report) -> str:
     return (
         f"routing {routing['requested']}: {routing['experts_used']} experts used,"
         f" at most {routing['max_load']} tokens on one"
+    )
+
+
+def _layout(layout: dict[str, Any]) -> str:
+    """Return where the experts lie, and what each channel holds and did."""
+    of_channels = {
+        name: ", ".join(map(str, layout[name])) for name in ("experts", "rows", "assignments", "jobs")
+    }
+    return (
+        f"layout {layout['file'] or 'round robin'}; per channel: experts {of_channels['experts']}"
+        f" in rows {of_channels['rows']} of {layout['rows_per_bank']},"
+        f" assignments {of_channels['assignments']} in jobs {of_channels['jobs']}"
     )
 
 
@@ -117,7 +131,9 @@ def print_side_by_side(reports: Sequence[Report]) -> None:
     facts = [(label, values) for label, values in facts if any(value != NOTHING for value in values)]
     _print_columns([f"{report.design} ({report.format})" for report in reports], cycles, facts)
     for report in reports:
-        for note in [*([f"waveform {report.waveform}"] if report.waveform else []), *report.notes]:
+        notes = [_layout(report.layout)] if report.layout else []
+        notes += [f"waveform {report.waveform}"] if report.waveform else []
+        for note in [*notes, *report.notes]:
             click.echo(f"{report.design}: {note}")
     for report in reports:
         if report.divergence:

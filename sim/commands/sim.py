@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -37,6 +38,11 @@ RTL_SCALE = 64
 @click.option("--phase", type=click.Choice(["prefill", "decode"]), help="One step over all MoE layers.")
 @click.option("--routing", "routing_name", help="uniform (default), zipf:S or a file .npz.")
 @click.option("--seed", "given_seed", type=int, help="Weights, tokens, routing (default: 0).")
+@click.option(
+    "--layout",
+    type=click.Path(path_type=Path),
+    help="TOML of where experts lie in a pim design; see 'layout' (default: round robin).",
+)
 @click.option("--sim", "simulator", type=click.Choice(["verilator"]), default="verilator", show_default=True)
 @click.option("--waves", is_flag=True, help="Leave a VCD of the first 10,000 cycles in build/waves.")
 @json_option
@@ -51,6 +57,7 @@ def command(
     phase: str | None,
     routing_name: str | None,
     given_seed: int | None,
+    layout: Path | None,
     simulator: str,
     waves: bool,
     as_json: bool,
@@ -83,6 +90,7 @@ def command(
         routing=parse_routing(routing_name or "uniform"),
         seed=given_seed or 0,
         waves=DEFAULT_ROOT / "waves" if waves else None,
+        layout=layout,
     )
     require(request.seed >= 0, f"must be at least 0, not {request.seed}", key="seed")
     if tokens is not None:
