@@ -23,6 +23,7 @@ from sim.accelerator import (
     token_beats,
 )
 from sim.divergence import PortCheck, first_divergence, with_waveform
+from sim.dram_trace import trace_text
 from sim.pim import ChannelCycles
 from sim.pim_layer import (
     PimRun,
@@ -38,6 +39,7 @@ from sim.pim_layer import (
 from sim.routing import IntArray
 from sim.rtlsim import DEFAULT_ROOT, Build, Waveform, build, layer_component
 from sim.streams import Cycles
+from sim.toolchain import write_atomically
 from sim.workload import Workload
 from spec.banks import BankGeometry, CommandTiming
 from spec.design import DesignSpec
@@ -104,6 +106,7 @@ def run_pim_layer(
     placement: Placement | None = None,
     arrivals: Cycles | None = None,
     output_ready: NDArray[np.bool_] | None = None,
+    trace: Path | None = None,
 ) -> Report:
     """Run a workload with weights on the ``rtl`` engine, or on ``both``, and compare.
 
@@ -115,6 +118,7 @@ def run_pim_layer(
     ----------
     placement : channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
     arrivals, output_ready : as in :func:`sim.pim_layer.pim_job`.
+    trace : file for all DRAM commands (:mod:`sim.dram_trace`).
     """
     model = workload.model
     banks = BankGeometry.of(model, design, placement)
@@ -139,6 +143,8 @@ def run_pim_layer(
         wall,
         routing_report(routing, golden.routing.ids, model.gating.num_experts, workload.target_ids),
     )
+    if trace is not None:
+        write_atomically(trace, trace_text(banks.pim, run.commands))
     progress("comparing")
     seen = seen_times(run)
     report.counters = counters_of(result.reads)

@@ -10,6 +10,7 @@ from typing import TypedDict
 
 from sim import accelerator, alone, pim_report, step, workload
 from sim.routing import IntArray, Routing, draw_ids
+from sim.toolchain import check_parent
 from spec.banks import BankGeometry
 from spec.design import DesignSpec, Engine
 from spec.errors import InputError, require
@@ -41,6 +42,7 @@ class Request:
     experts : run the first so many alone; None for a layer.
     phase : ``prefill`` or ``decode`` for one step over all layers; None for a layer.
     waves : folder for a VCD.
+    trace : file for the DRAM commands of a ``pim`` design's run; None for no file.
     layout : file that says where experts lie in a ``pim`` design; None for the default.
     """
 
@@ -53,6 +55,7 @@ class Request:
     routing: Routing
     seed: int
     waves: Path | None
+    trace: Path | None = None
     layout: Path | None = None
 
     @property
@@ -62,9 +65,13 @@ class Request:
 
     def prepare(self, design: DesignSpec, progress: Progress) -> Callable[[], accelerator.Report]:
         """Return what makes the run; :class:`InputError` now for whatever does not fit the design."""
+        for key in ("layout", "trace"):
+            if getattr(self, key) is not None and design.engine is not Engine.PIM:
+                raise InputError(f"is for engine pim, not for design {design.name}", key=key)
+        if self.trace is not None:
+            require(self.engine != "model", "needs --engine rtl or both", key="trace")
+            check_parent(self.trace, "trace")
         if self.layout is not None:
-            if design.engine is not Engine.PIM:
-                raise InputError(f"is for engine pim, not for design {design.name}", key="layout")
             require(self.experts is None, "cannot be combined with --experts", key="layout")
         if self.experts is not None:
             return self._experts(design, self.experts, progress)
@@ -116,7 +123,9 @@ class Request:
             if not pim:
                 return accelerator.run_layer(work, design, progress=progress, **options)
             return self._named(
-                pim_report.run_pim_layer(work, design, progress=progress, placement=placement, **options)
+                pim_report.run_pim_layer(
+                    work, design, progress=progress, placement=placement, trace=self.trace, **options
+                )
             )
 
         if given:

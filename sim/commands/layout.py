@@ -39,7 +39,7 @@ def command(
     """
     from golden.vectors import read_vector
     from sim import workload
-    from sim.toolchain import write_atomically
+    from sim.toolchain import check_parent, write_atomically
     from spec.banks import BankGeometry
     from spec.layout import layout_text, load_layout, rows_of, rows_used
     from spec.load import load_design
@@ -54,8 +54,8 @@ def command(
         require_range("replicas", replicas, 1, design.pim.channels)
         if given is not None:
             raise InputError("cannot be combined with --layout", key="replicas")
-    if out is not None and not out.resolve().parent.is_dir():
-        raise InputError("is in a folder that does not exist", file=out, key="out")
+    if out is not None:
+        check_parent(out, "out")
     banks = BankGeometry.unplaced(model, design)
     if given is None:
         placement = banks.round_robin(replicas or 1)

@@ -43,6 +43,11 @@ RTL_SCALE = 64
     type=click.Path(path_type=Path),
     help="TOML of where experts lie in a pim design; see 'layout' (default: round robin).",
 )
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    help="Write every DRAM command of a pim design's run to this CSV; see 'dram check'.",
+)
 @click.option("--sim", "simulator", type=click.Choice(["verilator"]), default="verilator", show_default=True)
 @click.option("--waves", is_flag=True, help="Leave a VCD of the first 10,000 cycles in build/waves.")
 @json_option
@@ -58,6 +63,7 @@ def command(
     routing_name: str | None,
     given_seed: int | None,
     layout: Path | None,
+    trace: Path | None,
     simulator: str,
     waves: bool,
     as_json: bool,
@@ -90,12 +96,14 @@ def command(
         routing=parse_routing(routing_name or "uniform"),
         seed=given_seed or 0,
         waves=DEFAULT_ROOT / "waves" if waves else None,
+        trace=trace,
         layout=layout,
     )
     require(request.seed >= 0, f"must be at least 0, not {request.seed}", key="seed")
     if tokens is not None:
         require_range("tokens", tokens, 1, 1 << 20)
     require(not waves or engine != "model", "needs --engine rtl or both", key="waves")
+    require(trace is None or len(designs) == 1, "needs a single --design", key="trace")
     require(phase is None or experts is None, "cannot be combined with --phase", key="experts")
     if engine != "model":
         check_ready()
