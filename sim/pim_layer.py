@@ -504,8 +504,8 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
         commands = run.commands[n]
         found += [
             _cycles("pim", f"i of channel {n}", seen.entries[n].taken, channel.i),
-            _commands(f"o_row of channel {n}", commands.rows, channel.rows),
-            _commands(f"o_column of channel {n}", commands.columns, channel.columns),
+            commands_check(f"o_row of channel {n}", commands.rows, channel.rows),
+            commands_check(f"o_column of channel {n}", commands.columns, channel.columns),
             _cycles("pim", f"o of channel {n}", seen.contributions[n].taken, channel.o),
         ]
     merged, inputs, combine = _combined(
@@ -594,7 +594,7 @@ def _cycles(block: str, port: str, seen: Cycles, expected: Cycles) -> PortCheck:
     return PortCheck(block, port, Trace.of_cycles(seen), cycles=expected)
 
 
-def _commands(port: str, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> PortCheck:
+def commands_check(port: str, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> PortCheck:
     """Compare cycle, kind and side of all commands up to the last one that the model tells."""
     upto = int(expected[-1, 0]) if len(expected) else -1
     seen, expected = seen[(seen[:, 0] >= 0) & (seen[:, 0] <= upto)], expected[expected[:, 0] >= 0]

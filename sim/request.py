@@ -82,17 +82,16 @@ class Request:
     def _experts(
         self, design: DesignSpec, experts: int, progress: Progress
     ) -> Callable[[], accelerator.Report]:
-        if design.engine is Engine.PIM:
-            raise InputError(f"runs on engine fpga only, not on design {design.name}", key="experts")
-        return alone.prepare(
-            self.model_name,
-            design,
-            experts,
-            self.tokens,
-            self.divisor,
+        planned = alone.plan_experts(
+            self.model_name, design, experts, self.tokens, self.divisor, engine=self.engine
+        )
+        return partial(
+            alone.run_plan,
+            planned,
             engine=self.engine,
             seed=self.seed,
             waves=self.waves,
+            trace=self.trace,
             progress=progress,
         )
 

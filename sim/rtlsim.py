@@ -91,6 +91,18 @@ def expert_component(model: ModelSpec, design: DesignSpec) -> Callable[[], objec
     return expert
 
 
+def pim_component(model: ModelSpec, design: DesignSpec) -> Callable[[], object]:
+    """Return what makes a channel of the near-memory engine alone, for :func:`build`."""
+
+    def channel() -> object:
+        from rtl.layer import pim_config
+        from rtl.pim import PimChannel
+
+        return PimChannel(pim_config(model, design))
+
+    return channel
+
+
 def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:
     """Write the Verilog of a layer, ``eb_<name>``, into a folder; return the files.
 
