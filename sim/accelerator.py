@@ -114,6 +114,7 @@ class Report:
     simulated_cycles_per_second: float | None = None
     dram_rules_broken: int | None = None
     layout: dict[str, Any] | None = None
+    mac_slots: dict[str, int] | None = None
     divergence: str | None = None
     waveform: str | None = None
     notes: list[str] = field(default_factory=list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sim.accelerator import (
 )
 from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.dram_trace import trace_text
-from sim.pim import ChannelCycles
+from sim.pim import ChannelCycles, Column
 from sim.pim_layer import (
     PimRun,
     PimShape,
@@ -36,6 +37,7 @@ from sim.pim_layer import (
     pim_job,
     seen_times,
 )
+from sim.pim_slots import ChannelTrace, mac_slots, total
 from sim.routing import IntArray
 from sim.rtlsim import DEFAULT_ROOT, Build, Waveform, build, layer_component
 from sim.streams import Cycles
@@ -156,11 +158,15 @@ def run_pim_layer(
     payloads = _payload_checks(run, golden)
     report.mismatches = sum(_differing_bits(check) for check in payloads)
     checks = list(payloads)
+    slots = None
     if engine == "both":
         found, expected = block_checks(run, shape, seen)
         checks += found
         if expected is not None:
             _add_run(report, shape, seen, expected)
+            taken = [stream.taken for stream in seen.entries]
+            buses = [(commands.rows, commands.columns) for commands in run.commands]
+            slots = _mac_slots(shape, seen, expected.unit_entries, taken, buses)
         if arrivals is None and output_ready is None:
             started = time.perf_counter()
             times, channels = pim_cycles(
@@ -171,6 +177,9 @@ def run_pim_layer(
     if result.timeout is None and len(seen.output.taken):
         report.cycles["rtl"] = seen.cycles
         report.seconds = seen.cycles / design.clock_hz
+        counters = report.counters
+        _add_use(report, shape, seen.cycles, counters["mac_active"], counters["mac_commands"])
+    report.mac_slots = slots
     rules = [f"channel {channel}: {violation}" for channel, violation in run.violations()]
     problems = [*result.violations, *rules, *([result.timeout] if result.timeout else [])]
     divergence = first_divergence(checks)
@@ -273,22 +282,45 @@ def _layout(shape: PimShape, assignments: list[int], jobs: list[int]) -> dict[st
 
 def _add_model(report: Report, shape: PimShape, times: PimTimes, channels: list[ChannelCycles]) -> None:
     """Put the composed model's cycles into the report, and how well it uses lanes and column slots."""
-    cycles, pim = times.cycles, shape.banks.pim
-    timing = CommandTiming.of(pim)
+    cycles = times.cycles
     report.cycles["model"] = cycles
     report.seconds = cycles / shape.design.clock_hz
-    slots = dict.fromkeys(("mac", "refresh", "row", "other"), 0)
-    for channel in channels:
-        for name, count in channel.mac_slots(timing).items():
-            slots[name] += count
-    fires = sum(channel.fires for channel in channels)
+    macs = sum(channel.count(Column.MAC) for channel in channels)
+    _add_use(report, shape, cycles, sum(channel.fires for channel in channels), macs)
+    taken = [stream.taken for stream in times.entries]
+    buses = [(channel.rows, channel.columns) for channel in channels]
+    report.mac_slots = _mac_slots(shape, times, times.unit_entries, taken, buses)
+
+
+def _add_use(report: Report, shape: PimShape, cycles: int, fires: int, macs: int) -> None:
+    """Put the shares of lanes and column slots that were used into the report."""
+    pim = shape.banks.pim
+    total = cycles * pim.channels
     report.utilisation = {
-        "mac": fires * pim.mac_cycles / (cycles * pim.channels),
-        "bandwidth": slots["mac"] / (cycles * pim.channels),
+        "mac": fires * pim.mac_cycles / total,
+        "bandwidth": macs * CommandTiming.of(pim).mac_gap / total,
     }
-    total = sum(slots.values()) or 1
-    shares = ", ".join(f"{name} {count / total:.1%}" for name, count in slots.items())
-    report.notes.append(f"from first to last MAC of each channel: {shares}")
+
+
+def _mac_slots(
+    shape: PimShape,
+    times: PimTimes,
+    unit_entries: Sequence[Cycles],
+    taken: Sequence[Cycles],
+    buses: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> dict[str, int]:
+    """Return where all channels' time went between the layer's first and last beat.
+
+    ``unit_entries``, ``taken``, ``buses``: per channel its entries, numbered as in the streams, when they
+    were taken, its row and column commands.
+    """
+    streams, parts = shape.streams, []
+    start, end = int(times.tokens.taken[0]), int(times.output.taken[-1]) + 1
+    for entries, cycles, (rows, columns) in zip(unit_entries, taken, buses, strict=True):
+        experts, last = streams.entry_expert[entries], streams.entry_last[entries]
+        trace = ChannelTrace.of(shape.banks, experts, last, cycles, rows, columns)
+        parts.append(mac_slots(shape.banks, trace, start, end))
+    return total(parts)
 
 
 def _add_run(report: Report, shape: PimShape, seen: PimTimes, expected: PimTimes) -> None:

@@ -15,9 +15,11 @@ from sim.accelerator import token_beats
 from sim.alone.plan import EngineAlone, Operands, Plan, Totals
 from sim.divergence import PortCheck
 from sim.dram_check import Commands, Violation, check_commands, commands_seen
-from sim.pim import ISSUE, ChannelCycles, ChannelShape, Column, channel_cycles
+from sim.pim import ISSUE, ChannelCycles, ChannelShape, channel_cycles
 from sim.pim_layer import commands_check
+from sim.pim_slots import ChannelTrace, mac_slots
 from sim.rtlsim import BankMemory, Build, RunResult, RunSpec, Set, Sink, Source, build, pim_component
+from sim.streams import Cycles
 from spec.banks import BankGeometry, CommandTiming
 
 
@@ -67,10 +69,17 @@ class PimAlone(EngineAlone):
     def modelled(self) -> Totals:
         """Return the cycle model's answer."""
         times = self.times
-        return self._totals(int(times.o[-1] - times.i[0]) + 1, times.fires, times.count(Column.MAC))
+        return self._totals(times.i, times.o, times.fires, times.rows, times.columns)
 
-    def _totals(self, cycles: int, fires: int, macs: int) -> Totals:
-        return Totals(cycles, fires * self.banks.pim.mac_cycles / cycles, macs * self.timing.mac_gap / cycles)
+    def _totals(
+        self, entries: Cycles, beats: Cycles, fires: int, rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> Totals:
+        """Return the totals of a run: when entries were taken and beats given, and the commands between."""
+        start, end = int(entries[0]), int(beats[-1]) + 1
+        plan, cycles = self.plan, end - start
+        trace = ChannelTrace.of(self.banks, plan.experts, plan.last, entries, rows, columns)
+        slots = mac_slots(self.banks, trace, start, end)
+        return Totals(cycles, fires * self.banks.pim.mac_cycles / cycles, slots["mac"] / cycles, slots)
 
     def build(self, root: Path, *, trace: bool) -> Build:
         """Return the compiled bench of the channel's exported Verilog; builds are cached by content."""
@@ -110,9 +119,9 @@ class PimAlone(EngineAlone):
 
     def seen(self, result: RunResult) -> Totals:
         """Return what a run showed that came to its end."""
-        cycles = int(result.streams["o"].cycles[-1] - result.streams["i"].cycles[0]) + 1
-        macs = len(self.commands(result).of(Column.MAC, column=True))
-        return self._totals(cycles, len(result.probes["fire"][0]), macs)
+        entries, beats = (result.streams[name].cycles for name in ("i", "o"))
+        commands = self.commands(result)
+        return self._totals(entries, beats, len(result.probes["fire"][0]), commands.rows, commands.columns)
 
     def commands(self, result: RunResult) -> Commands:
         """Return the commands that a run showed on the buses."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -106,13 +106,13 @@ class Totals:
     ----------
     mac : of the slots in which a tile meets a token.
     bandwidth : of the engine's access to its weights.
-    notes : what else is to be said.
+    mac_slots : where a channel's cycles went (:data:`sim.pim_slots.SLOTS`).
     """
 
     cycles: int
     mac: float
     bandwidth: float
-    notes: list[str] = field(default_factory=list)
+    mac_slots: dict[str, int] | None = None
 
 
 class EngineAlone(ABC):

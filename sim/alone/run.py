@@ -188,9 +188,9 @@ def _report(alone: EngineAlone, engine: str, totals: Totals, wall_s: float) -> R
             "max_load": plan.num_tokens,
         },
         notes=[
-            "the gate, the dispatcher and the combiner are bypassed; cycles from first entry to last beat",
-            *totals.notes,
+            "the gate, the dispatcher and the combiner are bypassed; cycles from first entry to last beat"
         ],
+        mac_slots=totals.mac_slots,
     )
 
 
@@ -203,6 +203,7 @@ def _add_run(report: Report, alone: EngineAlone, result: RunResult) -> None:
     report.cycles["rtl"] = report.blocks[alone.BLOCK]["rtl"] = totals.cycles
     report.seconds = totals.cycles / alone.plan.design.clock_hz
     report.utilisation = {"mac": totals.mac, "bandwidth": totals.bandwidth}
+    report.mac_slots = totals.mac_slots
 
 
 def _compare_with_float(plan: Plan, operands: Operands) -> dict[str, object]:

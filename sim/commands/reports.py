@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     # At run time commands import it in their functions, which --help does not wait for.
     from sim.accelerator import Report
 
+SLOTS = ("mac", "refresh", "row", "jobs", "lanes", "results", "inputs", "other")
+"""As :data:`sim.pim_slots.SLOTS`, which --help does not wait for either."""
 STALLS = [name for name in COUNTERS if name.startswith("stall_")]
 NOTHING = "-"
 
@@ -56,6 +58,10 @@ def print_report(report: Report) -> None:
     use = report.utilisation
     port = "column slots for MACs" if "pim" in report.blocks else "weight port"
     lines.append(f"MAC utilisation {use['mac']:.1%}, {port} {use['bandwidth']:.1%}")
+    if report.mac_slots is not None:
+        all_cycles = sum(report.mac_slots.values())
+        shares = [f"{name} {count / all_cycles:.1%}" for name, count in report.mac_slots.items() if count]
+        lines.append(f"the channels' time: {', '.join(shares)}")
     if report.counters is not None:
         stalls = [f"{name.removeprefix('stall_')} {report.counters[name]}" for name in STALLS]
         lines.append("cycles stalled by: " + ", ".join(stalls))
@@ -193,6 +199,14 @@ def _port(engine_block: str) -> Callable[[Report], str]:
     )
 
 
+def _slot(name: str) -> Callable[[Report], str]:
+    def of(report: Report) -> str:
+        slots = report.mac_slots
+        return NOTHING if not slots or not slots[name] else f"{slots[name] / sum(slots.values()):.1%}"
+
+    return of
+
+
 def _speed(report: Report) -> str:
     speed = report.simulated_cycles_per_second
     return NOTHING if speed is None else f"{speed:,.0f} cycles/s"
@@ -215,6 +229,7 @@ FACTS: dict[str, Callable[[Report], str]] = {
     "MAC utilisation": lambda report: f"{report.utilisation['mac']:.1%}",
     "weight port": _port("expert"),
     "column slots for MACs": _port("pim"),
+    **{f"channels' time, {name}": _slot(name) for name in SLOTS},
     **{f"cycles stalled by {name.removeprefix('stall_')}": _counter(name) for name in STALLS},
     "DRAM rules broken": lambda report: _text(report.dram_rules_broken),
     "assignments dropped": lambda report: str(report.dropped),
