@@ -472,7 +472,7 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
     """
     streams, num_slots, words = shape.streams, shape.num_slots, shape.words
     beats = shape.banks.image.gate.input_beats
-    refreshes = [first - ISSUE for first in _first_refreshes_seen(run)]
+    refreshes = [first - ISSUE for first in first_refreshes_seen(run)]
     admitted = seen.tokens.offered.copy()
     first_beats = admitted[::beats][num_slots:]
     freed = seen.output.taken[words - 1 :: words] + FREED_LATENCY
@@ -579,7 +579,7 @@ def active_cycles(shape: PimShape, times: PimTimes, unit_entries: Sequence[Cycle
     }
 
 
-def _first_refreshes_seen(run: PimRun) -> list[int]:
+def first_refreshes_seen(run: PimRun) -> list[int]:
     """Return for each channel the cycle on the bus of a refresh, shifted to the one that precedes the run."""
     offsets = [refresh_offset(run.banks, n) for n in range(run.banks.pim.channels)]
     refi = CommandTiming.of(run.banks.pim).refi

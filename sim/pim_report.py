@@ -24,6 +24,7 @@ from sim.accelerator import (
     token_beats,
 )
 from sim.divergence import PortCheck, first_divergence, with_waveform
+from sim.dram_check import REF, Commands
 from sim.dram_trace import trace_text
 from sim.pim import ChannelCycles, Column
 from sim.pim_layer import (
@@ -33,6 +34,7 @@ from sim.pim_layer import (
     active_cycles,
     block_checks,
     first_refreshes,
+    first_refreshes_seen,
     pim_cycles,
     pim_job,
     seen_times,
@@ -165,7 +167,7 @@ def run_pim_layer(
         if expected is not None:
             _add_run(report, shape, seen, expected)
             taken = [stream.taken for stream in seen.entries]
-            buses = [(commands.rows, commands.columns) for commands in run.commands]
+            buses = [(commands.rows, commands.columns) for commands in _commands_and_first_refresh(run)]
             slots = _mac_slots(shape, seen, expected.unit_entries, taken, buses)
         if arrivals is None and output_ready is None:
             started = time.perf_counter()
@@ -300,6 +302,16 @@ def _add_use(report: Report, shape: PimShape, cycles: int, fires: int, macs: int
         "mac": fires * pim.mac_cycles / total,
         "bandwidth": macs * CommandTiming.of(pim).mac_gap / total,
     }
+
+
+def _commands_and_first_refresh(run: PimRun) -> list[Commands]:
+    """Return each channel's commands, and before them the refresh under way when the run began."""
+    found = []
+    for commands, first in zip(run.commands, first_refreshes_seen(run), strict=True):
+        before = np.zeros((int(run.banks.pim.refresh and first < 0), commands.rows.shape[1]), dtype=np.int64)
+        before[:, :2] = first, REF
+        found.append(Commands(np.concatenate([before, commands.rows]), commands.columns))
+    return found
 
 
 def _mac_slots(

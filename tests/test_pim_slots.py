@@ -110,6 +110,20 @@ def test_refreshes_and_rows_are_named() -> None:
     assert (visits - 1) * least <= without["row"] <= visits * (least + 3)
 
 
+def test_a_refresh_under_way_at_the_start_is_named() -> None:
+    """It lets nobody in: the first row opens behind it."""
+    rare = replace(DRAM, timing=replace(DRAM.timing, refi=5000))
+    config = config_of(replace(PIM, dram=rare), d_model=9, d_hidden=7)
+    shape, last, none = ChannelShape(banks=config.banks), np.array([True]), np.array([False])
+    arrival, rfc = np.array([0]), DRAM.timing.rfc
+    during = channel_cycles(shape, none, last, arrival, first_refresh=-4)
+    after = channel_cycles(shape, none, last, arrival, first_refresh=-rfc)
+    assert during.rows[0, 0] < 0
+    slots, calm = (slots_of(config.banks, times, np.array([0]), last) for times in (during, after))
+    assert calm["refresh"] == 0
+    assert rfc - 10 < slots["refresh"] <= rfc + DRAM.timing.rcd_rd
+
+
 def test_a_shared_register_path_makes_inputs_and_results_dearer() -> None:
     small = {"d_model": 9, "d_hidden": 7}
     _, own = run(config_of(PIM, **small), [2, 2])
