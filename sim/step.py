@@ -48,6 +48,8 @@ def run_step(
         total.seconds += report.seconds
         total.wall_s += report.wall_s
         total.dropped += report.dropped
+        if total.mac_slots is not None and report.mac_slots is not None:
+            total.mac_slots = {name: n + report.mac_slots[name] for name, n in total.mac_slots.items()}
         if total.layout is not None and report.layout is not None:
             for name in ("assignments", "jobs"):
                 total.layout[name] = list(map(sum, zip(total.layout[name], report.layout[name], strict=True)))

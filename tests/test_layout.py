@@ -92,6 +92,7 @@ def test_all_layers_with_a_layout(capsys, tmp_path) -> None:
     report = json.loads(capsys.readouterr().out)
     assert report["layout"]["file"] == file
     assert report["layout"]["assignments"] == [0, 2 * 2 * 32]
+    assert sum(report["mac_slots"].values()) == 2 * report["cycles"]["model"]
 
 
 def test_a_layout_is_written_and_read_again(capsys, tmp_path, design, banks) -> None:
@@ -162,6 +163,11 @@ BAD_LAYOUTS = {
         r"shared: must hold at least one channel, not \[\]",
     ),
     "truncated": (f"channels = {TWELVE[:-1]}", "is not valid TOML: .*"),
+    "nested without end": ("channels = " + "[" * 50_000, "is not valid TOML: brackets nested too deeply"),
+    "a number without end": (
+        f"channels = [[{'9' * 6000}]]",
+        "is not valid TOML: Exceeds the limit .* for integer string conversion.*",
+    ),
 }
 
 
