@@ -113,6 +113,9 @@ class Report:
     counters: dict[str, int] | None = None
     reference: dict[str, Any] | None = None
     simulated_cycles_per_second: float | None = None
+    dram_rules_broken: int | None = None
+    layout: dict[str, Any] | None = None
+    mac_slots: dict[str, int] | None = None
     divergence: str | None = None
     waveform: str | None = None
     notes: list[str] = field(default_factory=list)

@@ -55,6 +55,13 @@ def digest(*parts: bytes) -> str:
     return total.hexdigest()[:24]
 
 
+def check_parent(path: Path, key: str) -> None:
+    """Raise :class:`InputError` unless the folder of a file that will be written is there."""
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        rule = "is a folder" if path.is_dir() else "is in a folder that does not exist"
+        raise InputError(rule, file=path, key=key)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file, readable by all, that appears complete or not at all."""
     data = content.encode() if isinstance(content, str) else content
