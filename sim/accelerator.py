@@ -66,6 +66,7 @@ from spec.registers import (
     PROBE_WEIGHT,
     REGISTERS,
     STATUS_LOADED,
+    capacity_word,
     counter_address,
 )
 
@@ -112,6 +113,9 @@ class Report:
     counters: dict[str, int] | None = None
     reference: dict[str, Any] | None = None
     simulated_cycles_per_second: float | None = None
+    dram_rules_broken: int | None = None
+    layout: dict[str, Any] | None = None
+    mac_slots: dict[str, int] | None = None
     divergence: str | None = None
     waveform: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -276,7 +280,9 @@ def layer_job(
         },
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
-            reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            reg_write(
+                REGISTERS["CAPACITY"], capacity_word(model.expert_capacity, max(workload.batch_lengths))
+            ),
             *scale_steps(scales),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             reg_write(control, 1 << CONTROL_LOAD),

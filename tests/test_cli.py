@@ -54,7 +54,7 @@ def test_check_passes(capsys):
     }
     assert main(["check", str(DATA)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "11 passed, 0 failed"
+    assert lines[-1] == "57 passed, 0 failed"
     assert len(lines) == 13
 
 
