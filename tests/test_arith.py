@@ -318,7 +318,7 @@ def test_sigmoid():
 
 
 @pytest.mark.parametrize("limit", [7.0, 0.5])
-@pytest.mark.parametrize("activation", list(Activation))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_lane(activation, limit):
     ffn = FfnSpec(d_expert=4, activation=activation, limit=limit)
     rng = np.random.default_rng(8)

@@ -856,7 +856,7 @@ def test_wrong_repetition_is_found(monkeypatch, bug):
 # Golden in the hardware's numbers against golden in float.
 
 
-@pytest.mark.parametrize("activation", list(Activation))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_against_float(activation):
     """Error relative to the output's standard deviation; most of it is the rounding of hidden values."""
     spec = FfnSpec(d_expert=192, activation=activation, bias=activation is Activation.CLAMPED_SWIGLU)
