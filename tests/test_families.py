@@ -396,6 +396,24 @@ def test_an_unknown_key_that_could_matter_is_reported(tmp_path):
         model_of(tmp_path, MIXTRAL_CONFIG | {"norm_topk_prob": False})
 
 
+def test_a_value_that_the_row_does_not_cover(tmp_path):
+    config = {
+        "model_type": "switch_transformers",
+        "d_model": 768,
+        "d_ff": 3072,
+        "num_experts": 8,
+        "expert_capacity": 0,
+        "router_dtype": "float32",
+        "num_selected_experts": 1,
+    }
+    assert model_of(tmp_path, config).expert_capacity == NO_PLACES
+    with raises(
+        f"{tmp_path / 'config.json'}: config.num_selected_experts: must be 1 in family switch_transformers,"
+        " not 2"
+    ):
+        model_of(tmp_path, config | {"num_selected_experts": 2})
+
+
 @pytest.mark.parametrize("family", family_names())
 def test_defaults_are_those_of_a_bare_configuration(tmp_path, family):
     """A vector's sizes alone, without any option, make a model: options have Hugging Face's defaults."""

@@ -31,7 +31,7 @@ from spec.design import ArrayDesign, DesignSpec, Engine, Format, GateDesign, Mem
 from spec.errors import InputError
 from spec.hardware import ACTIVATIONS, CAPACITY_RULES
 from spec.load import load_design, load_model, preset_names
-from spec.model import CapacityRule, FfnSpec, GatingSpec, ModelSpec
+from spec.model import Activation, CapacityRule, FfnSpec, GatingSpec, ModelSpec
 from spec.registers import CAPACITY_BITS, REGISTERS, STATUS_LOADED, STATUS_READ_ERROR, capacity_word
 from tests.icarus import check_icarus
 from tests.layer_beats import beat_by_beat, late
