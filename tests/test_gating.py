@@ -678,7 +678,7 @@ PLANTED = {
     "too few credits": (rtl.gating.gate, "self.geometry.interval) + 1", "self.geometry.interval)"),
     "queue one cycle late": (rtl.fifo, "(~valid | self.o.ready)", "~valid"),
     "model: latency": (sim.gating, "PRODUCT_PIPELINE = 9", "PRODUCT_PIPELINE = 8"),
-    "model: buffers": (sim.gating, "TOKEN_BUFFERS = 2", "TOKEN_BUFFERS = 3"),
+    "model: buffers": (sim.gating, "buffers = geometry.num_token_buffers", "buffers = 3"),
     "model: credits": (sim.gating, "if token >= num_credits:", "if token >= 100 * num_credits:"),
 }
 
