@@ -95,6 +95,16 @@ class GateModel:
 
     def __init__(self, geometry: GateGeometry, num_tokens: int) -> None:
         self.geometry = geometry
+        # What the recurrence needs of it, once: windows are many.
+        self._sizes = (
+            geometry.input_beats,
+            geometry.gating.top_k,
+            geometry.product_cycles,
+            geometry.interval,
+            latency(geometry),
+            num_credits(geometry),
+            geometry.num_token_buffers,
+        )
         self.last_in = np.empty(num_tokens, dtype=np.int64)
         self.launch = np.empty(num_tokens, dtype=np.int64)
         self.o = np.empty(num_tokens * geometry.gating.top_k, dtype=np.int64)
@@ -110,19 +120,12 @@ class GateModel:
         room : first cycle in which the output may take an assignment of these tokens.
         ready : readiness of the output.
         """
-        geometry = self.geometry
         _walk(
             self.num_done,
             arrivals,
             room,
             ready,
-            geometry.input_beats,
-            geometry.gating.top_k,
-            geometry.product_cycles,
-            geometry.interval,
-            latency(geometry),
-            num_credits(geometry),
-            geometry.num_token_buffers,
+            self._sizes,
             self.last_in,
             self.launch,
             self.o,
@@ -144,18 +147,13 @@ def _walk(
     arrivals: Cycles,
     room: int,
     ready: Spans,
-    beats: int,
-    top_k: int,
-    product: int,
-    interval: int,
-    latency: int,
-    num_credits: int,
-    num_buffers: int,
+    sizes: tuple[int, int, int, int, int, int, int],
     last_in: Cycles,
     launch: Cycles,
     o: Cycles,
 ) -> None:
     """Fill ``last_in``, ``launch`` and ``o`` of the tokens from ``first`` on."""
+    beats, top_k, product, interval, latency, num_credits, num_buffers = sizes
     for token in range(first, first + len(arrivals)):
         begin = max(arrivals[token - first], last_in[token - 1] + 1 if token else 0)
         # A buffer is free the cycle after the last address of the token that it held.

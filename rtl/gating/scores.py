@@ -311,7 +311,9 @@ class GroupRank(wiring.Component):
 
         present = [lane.valid for lane in self.i.lanes]
         if geometry.groups_share_rows:
-            present = [lane.valid & ~other for lane, other in zip(self.i.lanes, walk.of_next_group, strict=True)]
+            present = [
+                lane.valid & ~other for lane, other in zip(self.i.lanes, walk.of_next_group, strict=True)
+            ]
         row_best, row_second = best_two(present)
         s1_best = Signal(bits, reset_less=True)
         s1_second = Signal(bits, reset_less=True)
@@ -325,7 +327,7 @@ class GroupRank(wiring.Component):
         s2_best = Signal(bits, reset_less=True)
         s2_second = Signal(bits, reset_less=True)
         fresh = Signal()
-        # What the group's row before held: nothing, or what was left of the row in which the last group ended.
+        # What a group starts with: nothing, or its part of the row in which the group before it ended.
         begun = (0, 0)
         if geometry.groups_share_rows:
             begun = self._begun(m, best_two(walk.of_next_group), s1_valid)
