@@ -54,7 +54,7 @@ class GateGeometry:
 
     def __post_init__(self) -> None:
         require(
-            self.cols % self.stream_lanes == 0,
+            self.cols % self.stream_lanes == 0 or self.num_beats == 1,
             f"must divide lanes / logits_per_cycle = {self.cols}, not {self.stream_lanes}",
             key="stream_lanes",
         )
@@ -68,24 +68,24 @@ class GateGeometry:
     def of(cls, model: ModelSpec, design: DesignSpec) -> GateGeometry:
         """Return the fastest geometry within the design's lanes and logits per cycle.
 
-        Fewer logits per cycle are better where they leave less of the last row empty, or the
-        accumulators more time. Of equally fast ones the one with the shorter product is taken, of those
-        the one with more logits per cycle.
+        Fewer logits per cycle are better where they leave less of the last row or step empty, or the
+        accumulators more time: a half, a quarter, and so on, or as many as have all their inputs at once.
+        Of equally fast ones the one with the shorter product is taken, of those the one with more logits
+        per cycle.
         """
-        choices = []
-        logits_per_cycle = design.gate.logits_per_cycle
-        while logits_per_cycle >= 1:
-            choices.append(
-                cls(
-                    gating=model.gating,
-                    d_model=model.d_model,
-                    lanes=design.gate.lanes,
-                    logits_per_cycle=logits_per_cycle,
-                    stream_lanes=design.stream_lanes,
-                    load_elements=design.memory.beat_elements,
-                )
+        most = design.gate.logits_per_cycle
+        at_once = min(most, design.gate.lanes // model.d_model)
+        choices = [
+            cls(
+                gating=model.gating,
+                d_model=model.d_model,
+                lanes=design.gate.lanes,
+                logits_per_cycle=logits_per_cycle,
+                stream_lanes=design.stream_lanes,
+                load_elements=design.memory.beat_elements,
             )
-            logits_per_cycle //= 2
+            for logits_per_cycle in [*(most >> n for n in range(most.bit_length())), at_once or 1]
+        ]
         return min(choices, key=lambda choice: (choice.interval, choice.product_cycles))
 
     @property

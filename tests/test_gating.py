@@ -248,9 +248,12 @@ def random_case(seed: int) -> Case:
     gating = random_gating(rng)
     logits_per_cycle, stream_lanes = int(rng.choice([1, 2, 4])), int(rng.choice([1, 2, 4]))
     lanes = logits_per_cycle * stream_lanes * int(rng.choice([1, 2]))
+    d_model = int(rng.integers(1, 13))
+    if seed % 4 == 3 and d_model <= lanes // 3:
+        logits_per_cycle = 3
     geometry = GateGeometry(
         gating=gating,
-        d_model=int(rng.integers(1, 13)),
+        d_model=d_model,
         lanes=lanes,
         logits_per_cycle=logits_per_cycle,
         stream_lanes=stream_lanes,
@@ -343,6 +346,12 @@ CORNERS = {
     "one_row_of_one_step": small(gating_of(2, 1, normalise=Normalise.NONE), d_model=2, num_tokens=12),
     "products_of_several_tokens_at_once": small(gating_of(4, 2), d_model=7, num_tokens=12),
     "products_at_once_selection_longer": small(gating_of(6, 5), d_model=3, num_tokens=12),
+    "three_logits_per_cycle_all_inputs_at_once": small(
+        gating_of(9, 4, num_groups=3, topk_groups=2, **BIASED), lanes=16, logits_per_cycle=3
+    ),
+    "three_logits_per_cycle_groups_share_rows": small(
+        gating_of(10, 4, num_groups=2, topk_groups=1, **BIASED), lanes=16, logits_per_cycle=3
+    ),
     "input_longer_than_the_product": small(gating_of(2, 1, **SIGMOID), d_model=9, lanes=8, num_tokens=12),
     "groups_share_rows": small(gating_of(15, 4, num_groups=5, topk_groups=3, **BIASED), num_tokens=12),
     "groups_share_rows_ties": small(gating_of(9, 4, num_groups=3, topk_groups=2, **BIASED), data="ties"),
@@ -527,7 +536,7 @@ def above_the_bound(name: str) -> np.ndarray:
         assert (np.diff(firsts) == geometry.interval).all(), f"{geometry}: {np.diff(firsts)}"
         groups, group = geometry.num_groups, geometry.experts_per_group
         products = []
-        for logits in (4, 2, 1):
+        for logits in {4, 2, 1, min(4, 64 // d_model) or 1}:
             rows = groups if group < logits else ceil_div(num_experts, logits)
             products.append(rows * ceil_div(d_model, 64 // logits))
         assert geometry.interval == max(min(products), top_k, geometry.input_beats), str(geometry)

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from rtl.arith import Accumulate, Burst, delay
 from rtl.gating.layouts import logit_row_layout, row_shape, token_layout
 from rtl.ram import Ram
-from spec.geometry import ACCUMULATE_DISTANCE, GateGeometry
+from spec.geometry import ACCUMULATE_DISTANCE, GateGeometry, ceil_div
 
 
 class RouterProduct(wiring.Component):
@@ -318,11 +318,13 @@ class TokenBuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         geometry = self.geometry
-        pieces = geometry.cols // geometry.stream_lanes
+        pieces = ceil_div(geometry.cols, geometry.stream_lanes)
         buffers = geometry.num_token_buffers
         buffer_size = 1 << max(1, (geometry.num_beats - 1).bit_length())
         m.submodules.ram = ram = Ram(
-            width=geometry.cols * 16, depth=buffers * buffer_size, granularity=geometry.stream_lanes * 16
+            width=pieces * geometry.stream_lanes * 16,
+            depth=buffers * buffer_size,
+            granularity=geometry.stream_lanes * 16,
         )
         full = Signal(buffers)
         lasts = Signal(buffers)
@@ -369,7 +371,7 @@ class TokenBuffer(wiring.Component):
         partial = delay(m, self.beat == geometry.num_beats - 1, 1, "partial")
         m.d.comb += [
             self.data[: tail * 16].eq(ram.read_0.data[: tail * 16]),
-            self.data[tail * 16 :].eq(Mux(partial, 0, ram.read_0.data[tail * 16 :])),
+            self.data[tail * 16 :].eq(Mux(partial, 0, ram.read_0.data[tail * 16 : geometry.cols * 16])),
         ]
         return m
 
