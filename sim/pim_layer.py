@@ -54,6 +54,7 @@ from spec.registers import (
     REGISTERS,
     STATUS_LOADED,
     STATUS_REFRESHING,
+    capacity_word,
     counter_address,
 )
 
@@ -143,7 +144,7 @@ def pim_job(
     ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
     """
     model = workload.model
-    banks = BankGeometry.of(model, design)
+    banks = BankGeometry.of(model, design, placement)
     scales = scales_of(workload, design)
     golden = layer_bf16(
         model,
@@ -178,7 +179,9 @@ def pim_job(
         },
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
-            reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            reg_write(
+                REGISTERS["CAPACITY"], capacity_word(model.expert_capacity, max(workload.batch_lengths))
+            ),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             *scale_steps(scales),
             *placement_steps(banks, placed),
@@ -472,7 +475,7 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
     """
     streams, num_slots, words = shape.streams, shape.num_slots, shape.words
     beats = shape.banks.image.gate.input_beats
-    refreshes = [first - ISSUE for first in _first_refreshes_seen(run)]
+    refreshes = [first - ISSUE for first in first_refreshes_seen(run)]
     admitted = seen.tokens.offered.copy()
     first_beats = admitted[::beats][num_slots:]
     freed = seen.output.taken[words - 1 :: words] + FREED_LATENCY
@@ -504,8 +507,8 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
         commands = run.commands[n]
         found += [
             _cycles("pim", f"i of channel {n}", seen.entries[n].taken, channel.i),
-            _commands(f"o_row of channel {n}", commands.rows, channel.rows),
-            _commands(f"o_column of channel {n}", commands.columns, channel.columns),
+            commands_check(f"o_row of channel {n}", commands.rows, channel.rows),
+            commands_check(f"o_column of channel {n}", commands.columns, channel.columns),
             _cycles("pim", f"o of channel {n}", seen.contributions[n].taken, channel.o),
         ]
     merged, inputs, combine = _combined(
@@ -579,7 +582,7 @@ def active_cycles(shape: PimShape, times: PimTimes, unit_entries: Sequence[Cycle
     }
 
 
-def _first_refreshes_seen(run: PimRun) -> list[int]:
+def first_refreshes_seen(run: PimRun) -> list[int]:
     """Return for each channel the cycle on the bus of a refresh, shifted to the one that precedes the run."""
     offsets = [refresh_offset(run.banks, n) for n in range(run.banks.pim.channels)]
     refi = CommandTiming.of(run.banks.pim).refi
@@ -594,7 +597,7 @@ def _cycles(block: str, port: str, seen: Cycles, expected: Cycles) -> PortCheck:
     return PortCheck(block, port, Trace.of_cycles(seen), cycles=expected)
 
 
-def _commands(port: str, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> PortCheck:
+def commands_check(port: str, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> PortCheck:
     """Compare cycle, kind and side of all commands up to the last one that the model tells."""
     upto = int(expected[-1, 0]) if len(expected) else -1
     seen, expected = seen[(seen[:, 0] >= 0) & (seen[:, 0] <= upto)], expected[expected[:, 0] >= 0]

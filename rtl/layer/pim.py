@@ -35,7 +35,8 @@ COMMANDS = {
 
 def pim_config(model: ModelSpec, design: DesignSpec) -> PimConfig:
     """Return the configuration of a channel's engine for a model on a design."""
-    banks = BankGeometry.of(model, design)
+    # Where the experts lie is told at run time; whether they fit is then asked.
+    banks = BankGeometry.unplaced(model, design)
     return PimConfig(
         image=banks.image,
         num_slots=2 * design.window_tokens,
