@@ -126,8 +126,26 @@ class Report:
         return self.divergence is None and not self.mismatches
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as the contract's JSON object."""
-        return dataclasses.asdict(self)
+        """Return the report as the contract's JSON object: every block of a layer, also those not run."""
+        engine = "pim" if "pim" in self.blocks else "expert"
+        not_run = {"model": None, "rtl": None}
+        return {
+            **dataclasses.asdict(self),
+            "blocks": {
+                name: self.blocks.get(name, not_run) for name in ("gating", "dispatch", engine, "combine")
+            },
+        }
+
+    @property
+    def difference_from_reference(self) -> str | None:
+        """Return a sentence about tokens that choose other experts than the reference's, if there are any."""
+        if self.reference is None or self.reference["first_token_with_other_experts"] is None:
+            return None
+        others = self.tokens - self.reference["tokens_with_same_experts"]
+        return (
+            f"{others} of {self.tokens} tokens go to other experts than in {self.reference['name']},"
+            f" first token {self.reference['first_token_with_other_experts']}"
+        )
 
 
 def routing_report(name: str, ids: IntArray, num_experts: int, target: IntArray | None) -> dict[str, Any]:
@@ -528,6 +546,7 @@ def compare_with_float(workload: Workload, golden: LayerBf16) -> dict[str, Any]:
     return {
         "name": workload.reference_name,
         "tokens_with_same_experts": int(same.sum()),
+        "first_token_with_other_experts": None if same.all() else int(np.argmin(same)),
         **float_error(golden.output[same], workload.reference[same], deviation, golden.scales),
     }
 

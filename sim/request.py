@@ -96,8 +96,10 @@ class Request:
         )
 
     def _step(self, design: DesignSpec) -> Callable[[], accelerator.Report]:
-        if self.engine != "model" or self.vector:
-            raise InputError("runs with --engine model and a model of many layers only", key="phase")
+        require(self.engine == "model", f"needs --engine model, not {self.engine}", key="phase")
+        require(
+            not self.vector, f"needs a model of many layers, not the vector {self.model_name}", key="phase"
+        )
         model = workload.scaled_model(self.model_name, self.divisor)
         _, placement = self._place(model, design)
         count = self.tokens or workload.DEFAULT_TOKENS

@@ -249,8 +249,12 @@ BAD_ARGUMENTS = {
         "Invalid value for '--engine': 'fast' is not one of 'model', 'rtl', 'both'.",
     ),
     "phase of the Verilog": (
-        [*PRESET_MODEL, "--phase", "decode"],
-        "phase: runs with --engine model and a model of many layers only",
+        [*PRESET_MODEL, "--phase", "decode", "--engine", "both"],
+        "phase: needs --engine model, not both",
+    ),
+    "phase of a vector": (
+        ["--model", str(VECTOR), "--phase", "decode"],
+        rf"phase: needs a model of many layers, not the vector {re.escape(str(VECTOR))}",
     ),
     "phase of experts": (
         [*PRESET_MODEL, "--phase", "decode", "--experts", "1"],

@@ -11,7 +11,7 @@ import pytest
 
 from sim import accelerator, pim_report
 from sim.cli import main
-from sim.commands.reports import print_side_by_side
+from sim.commands.reports import print_report, print_side_by_side
 
 DATA = Path(__file__).parent / "data"
 VECTOR = str(DATA / "mixtral_s0.npz")
@@ -124,17 +124,56 @@ def test_what_does_not_fit_one_design_stops_all(capsys, monkeypatch) -> None:
     assert capsys.readouterr() == ("", f"expertbank: {message}\n")
 
 
+REPORT = accelerator.Report(
+    model="m", design="d", format="int8", engine="both", tokens=3, d_model=1, d_expert=1, experts=1,
+    top_k=1, cycles={"model": 1, "rtl": 1}, blocks={"expert": {"model": 1, "rtl": 1}}, mismatches=0,
+    seconds=0.0, energy_j=None, utilisation={"mac": 0.0, "bandwidth": 0.0}, dropped=0, wall_s=0.0,
+    routing={"requested": "r", "experts_used": 1, "max_load": 1},
+    reference={
+        "name": "float golden", "tokens_with_same_experts": None, "first_token_with_other_experts": None,
+        "max_error_over_std": 0.5, "mean_error_over_std": 0.25, "relative_error": None,
+        "scales": {"x": 127.0, "hidden": 63.5},
+    },
+)  # fmt: skip
+
+
+def test_other_experts_than_the_references_are_named(capsys) -> None:
+    other = {"tokens_with_same_experts": 1, "first_token_with_other_experts": 2}
+    report = dataclasses.replace(REPORT, reference={**REPORT.reference, **other})
+    sentence = "2 of 3 tokens go to other experts than in float golden, first token 2"
+    print_report(report)
+    assert f"\nNOTE: {sentence}\n" in capsys.readouterr().out
+    print_side_by_side([report, REPORT])
+    assert f"\nNOTE on d: {sentence}\n" in capsys.readouterr().out
+    print_report(REPORT)
+    assert "NOTE" not in capsys.readouterr().out
+
+
+def test_every_block_of_a_layer_is_in_the_object() -> None:
+    blocks = REPORT.as_json()["blocks"]
+    assert list(blocks) == ["gating", "dispatch", "expert", "combine"]
+    assert blocks["expert"] == {"model": 1, "rtl": 1}
+    assert blocks["gating"] == blocks["dispatch"] == blocks["combine"] == {"model": None, "rtl": None}
+
+
+def test_a_phase_is_the_models(capsys) -> None:
+    """Without --engine too: one step is nothing that the Verilog runs."""
+    arguments = ["sim", "--model", "mixtral-8x7b", "--scale", "64", "--tokens", "2", "--phase", "decode"]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["engine"] == "model"
+
+
+def test_a_routing_of_experts_alone_is_noted(capsys) -> None:
+    arguments = ["sim", "--model", "mixtral-8x7b", "--scale", "64", "--engine", "model", "--experts", "1"]
+    assert main([*arguments, "--routing", "zipf:1"]) == 0
+    note = "--routing changes nothing: with --experts every token meets every expert"
+    assert note in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert note not in capsys.readouterr().out
+
+
 def test_int8_scales_are_in_the_table(capsys) -> None:
-    report = accelerator.Report(
-        model="m", design="d", format="int8", engine="both", tokens=1, d_model=1, d_expert=1, experts=1,
-        top_k=1, cycles={"model": 1, "rtl": 1}, blocks={"expert": {"model": 1, "rtl": 1}}, mismatches=0,
-        seconds=0.0, energy_j=None, utilisation={"mac": 0.0, "bandwidth": 0.0}, dropped=0, wall_s=0.0,
-        routing={"requested": "r", "experts_used": 1, "max_load": 1},
-        reference={
-            "name": "float golden", "tokens_with_same_experts": None, "max_error_over_std": 0.5,
-            "mean_error_over_std": 0.25, "relative_error": None, "scales": {"x": 127.0, "hidden": 63.5},
-        },
-    )  # fmt: skip
+    report = REPORT
     print_side_by_side([report, dataclasses.replace(report, format="bf16", reference=None)])
     out = capsys.readouterr().out
     assert re.search(r"^int8: 127 stands for hidden = +2 +-$", out, re.MULTILINE)

@@ -215,5 +215,6 @@ def _compare_with_float(plan: Plan, operands: Operands) -> dict[str, object]:
     return {
         "name": "float golden",
         "tokens_with_same_experts": None,
+        "first_token_with_other_experts": None,
         **float_error(operands.results, reference, float(reference.std()), operands.scales),
     }

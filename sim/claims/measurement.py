@@ -77,14 +77,19 @@ class Measurement:
         """The design of every run."""
         return load_design("fpga")
 
-    @cached_property
-    def workloads(self) -> list[tuple[str, str, Workload]]:
-        """Name, command and workload: vectors of :data:`FAMILIES`, then presets at scale 64."""
+    @property
+    def vector_paths(self) -> list[Path]:
+        """The recorded layers of :data:`FAMILIES`."""
         paths = sorted(self.vectors.glob("*.npz"))
         require(bool(paths), "holds no .npz file", key=str(self.vectors))
-        paths = [path for path in paths if open_vector(path).meta.get("family") in FAMILIES]
+        return [path for path in paths if open_vector(path).meta.get("family") in FAMILIES]
+
+    @cached_property
+    def workloads(self) -> list[tuple[str, str, Workload]]:
+        """Name, command and workload: the recorded layers, then presets at scale 64."""
         found = [
-            (path.stem, f"expertbank sim --model {path}", vector_workload(str(path), None)) for path in paths
+            (path.stem, f"expertbank sim --model {path}", vector_workload(str(path), None))
+            for path in self.vector_paths
         ]
         for model, tokens, routing in RANDOM:
             name = f"{model} / {SCALE}, {tokens} tokens"

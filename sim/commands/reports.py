@@ -49,6 +49,8 @@ def print_report(report: Report) -> None:
                 f" mean {reference['mean_error_over_std']:.4f} of the output's deviation;"
                 f" relative {reference['relative_error']:.4f}"
             )
+        else:
+            lines.append(f"error against {reference['name']}   no finite number")
         if reference["scales"] is not None:
             lines.append(
                 "int8: 127 stands for "
@@ -77,6 +79,8 @@ def print_report(report: Report) -> None:
     if report.dram_rules_broken is not None:
         lines.append(f"DRAM rules broken: {report.dram_rules_broken}")
     lines += report.notes
+    if report.difference_from_reference:
+        lines.append(f"NOTE: {report.difference_from_reference}")
     if report.divergence:
         lines.append(f"DIFFERS: {report.divergence}")
     elif report.mismatches is not None:
@@ -143,6 +147,8 @@ def print_side_by_side(reports: Sequence[Report]) -> None:
         for note in [*notes, *report.notes]:
             click.echo(f"{report.design}: {note}")
     for report in reports:
+        if report.difference_from_reference:
+            click.echo(f"NOTE on {report.design}: {report.difference_from_reference}")
         if report.divergence:
             click.echo(f"DIFFERS on {report.design}: {report.divergence}")
 

@@ -25,8 +25,13 @@ RTL_SCALE = 64
     show_default=True,
     help="Preset or TOML; several, side by side, if repeated.",
 )
-@click.option("--engine", type=click.Choice(["model", "rtl", "both"]), default="both", show_default=True)
-@click.option("--tokens", type=int, help="Tokens (default: 16, or all of a vector).")
+@click.option(
+    "--engine",
+    "given_engine",
+    type=click.Choice(["model", "rtl", "both"]),
+    help="Default: both; model with --phase.",
+)
+@click.option("--tokens", type=int, help="Tokens (default: 16, all of a vector, or 1 with --experts).")
 @click.option("--scale", help="'full' or a divisor of d_model and FFN widths (default: full; rtl: 64).")
 @click.option("--experts", type=int, help="Run the first N experts alone, the gate bypassed.")
 @click.option(
@@ -57,7 +62,7 @@ RTL_SCALE = 64
 def command(
     model_name: str,
     design_names: tuple[str, ...],
-    engine: str,
+    given_engine: str | None,
     tokens: int | None,
     scale: str | None,
     experts: int | None,
@@ -89,6 +94,7 @@ def command(
         require(
             name not in design_names[:number], f"must name each design once, not {name!r} again", key="design"
         )
+    engine = given_engine or ("model" if phase else "both")
     vector = workload.is_vector(model_name)
     shape = None if vector else shape_of(load_model(model_name))
     request = Request(
@@ -123,6 +129,8 @@ def command(
     for report in reports:
         if vector and (routing_name is not None or given_seed is not None):
             report.notes.append("--routing and --seed change nothing: a vector has its own")
+        elif experts is not None and routing_name is not None:
+            report.notes.append("--routing changes nothing: with --experts every token meets every expert")
     if as_json:
         results = [report.as_json() for report in reports]
         print_json(results[0] if len(results) == 1 else {"designs": results})
