@@ -38,6 +38,11 @@ def test_vector_runs_bit_and_cycle_equal(design) -> None:
     assert report.counters is not None
     assert report.counters["tokens_out"] == len(work.tokens)
     assert report.counters["refreshes"] > 0
+    assert report.dram is not None
+    refreshes = report.dram["refreshes"]
+    assert refreshes["due"] == refreshes["in_time"] == report.dram["commands"]["REF"] > 0
+    assert report.dram["commands"]["MAC"] > report.dram["commands"]["ACT"] > 0
+    assert report.dram["violations"] == []
 
 
 @pytest.mark.slow
