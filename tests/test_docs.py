@@ -25,9 +25,11 @@ from rtl.registers import RegisterFile
 from sim.expert import expert_cycles
 from sim.gating import latency
 from sim.layer import LayerShape, layer_cycles
+from sim.marked import marked
 from spec import registers
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.load import load_design, load_model
+from tests.waveforms import WAVEFORMS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -228,6 +230,25 @@ def test_documented_timing(name):
     gate = "1 + `Gate.latency` ([gating.md](gating.md))"
     words[gate] = 1 + latency(shape.image.gate)
     assert measured == [words[row[2]] if row[2] in words else int(row[2]) for row in rows]
+
+
+@pytest.mark.parametrize(("block", "mark"), WAVEFORMS)
+def test_waveforms_are_those_of_a_run(block, mark):
+    file = DOCS / f"{block}.md"
+    shown = marked(file.read_text(), mark, file=file)[1]
+    assert shown.splitlines() == WAVEFORMS[block, mark](), "run python -m tests.waveforms"
+
+
+@pytest.mark.parametrize("block", COMPONENTS)
+def test_page_of_a_block_has_what_its_reader_needs(block):
+    """A diagram, ports, latencies and a waveform."""
+    text = page(block)
+    diagram = re.search(r"^```\n(.*?)^```", text.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+    assert diagram
+    assert "-->" in diagram[1]
+    assert tables(text, "Ports")
+    assert next(header for header, *_ in tables(text, "Timing"))[-1] in ("cycles", "when")
+    assert block == "layer" or (block, "waveform") in WAVEFORMS
 
 
 @pytest.mark.parametrize("name", [*(f"docs/{page}" for page in PAGES), "README.md", "CONTRIBUTING.md"])
