@@ -1,4 +1,4 @@
-"""The waveforms of the blocks' pages: drawn from runs of the hardware in ``amaranth.sim``.
+"""The waveforms of the blocks' pages: drawn from runs of the hardware.
 
 ``python -m tests.waveforms`` writes them between the marks of each page; a test compares them.
 A row is a stream or a pulse, a column a cycle: a character where a beat passes, a dot where none does.
@@ -15,9 +15,16 @@ import numpy as np
 from rtl.combine import CombineConfig
 from rtl.combine_ordered import OrderedConfig
 from rtl.dispatch import DispatchConfig
-from sim.dram_check import COMMANDS
+from sim import accelerator
+from sim.accelerator import token_beats
+from sim.dram_check import COMMANDS, MAC, REF
 from sim.marked import with_marked
+from sim.pim_layer import PimRun, pim_job, seen_times
+from sim.pim_report import build_pim_layer
+from sim.rtlsim import DEFAULT_ROOT
 from sim.toolchain import write_atomically
+from sim.workload import vector_workload
+from spec.banks import BankGeometry
 from spec.geometry import GateGeometry
 from spec.model import GatingSpec
 from tests import (
@@ -26,30 +33,37 @@ from tests import (
     test_dispatch,
     test_expert,
     test_gating,
+    test_layer,
     test_pim,
+    test_pim_layer,
 )
 from tests.test_pim import PIM
 
 DOCS = Path(__file__).parent.parent / "docs"
+VECTOR = "tests/data/deepseek_v3_s0.npz"
+LAYER_TOKENS = 4
+FPGA_COLUMN, PIM_COLUMN = 64, 40
+"""Cycles of a column in the layers' waveforms."""
 WIDTH = 96
 Marks = Sequence[tuple[int, str]]
 """Cycle and character of each beat."""
 
 
-def drawing(rows: Mapping[str, Marks], *, start: int = 0) -> list[str]:
-    """Return the lines of a waveform, cycles above it, in parts of ``WIDTH`` cycles."""
-    end = 1 + max(cycle for marks in rows.values() for cycle, _ in marks)
+def drawing(rows: Mapping[str, Marks], *, cycles: int = 1) -> list[str]:
+    """Return the lines of a waveform, cycles above it, in parts of ``WIDTH`` columns of ``cycles`` each."""
+    end = 1 + max(cycle for marks in rows.values() for cycle, _ in marks) // cycles
     label = max(map(len, [*rows, "cycle"])) + 2
     lines = ["```"]
-    for first in range(start, end, WIDTH):
+    for first in range(0, end, WIDTH):
         count = min(WIDTH, end - first)
-        tens = "".join(f"{cycle:<10}" for cycle in range(first, first + count, 10))
+        tens = "".join(f"{cycles * column:<10}" for column in range(first, first + count, 10))
         lines += [f"{'cycle':{label}}{tens}".rstrip()]
         for name, marks in rows.items():
             cells = ["."] * count
             for cycle, character in marks:
-                if first <= cycle < first + count:
-                    cells[cycle - first] = character
+                column = cycle // cycles - first
+                if 0 <= column < count:
+                    cells[column] = character
             lines.append(f"{name:{label}}{''.join(cells)}")
         lines.append("")
     return [*lines[:-1], "```"]
@@ -184,6 +198,39 @@ def _combine_drawing(run, config, *, rank: bool = False) -> list[str]:
     )
 
 
+def fpga_layer() -> list[str]:
+    """Four tokens of a recorded layer through the exported Verilog of a small `fpga`."""
+    work = vector_workload(VECTOR, LAYER_TOKENS)
+    rtl = accelerator.build_layer(work.model, test_layer.TINY, trace=True)
+    run = accelerator.run_rtl(rtl, work, test_layer.TINY)
+    names = ("tokens", "assignments", "entries", "addresses", "beats", "contributions", "output")
+    rows = {name: [(int(cycle), "#") for cycle in run.seen.streams[name].taken] for name in names}
+    return drawing(rows, cycles=FPGA_COLUMN)
+
+
+def pim_layer() -> list[str]:
+    """The same tokens through a small `pim` with two channels."""
+    design = test_pim_layer.TWO
+    work = vector_workload(VECTOR, LAYER_TOKENS)
+    rtl = build_pim_layer(work.model, design, DEFAULT_ROOT)
+    beats = token_beats(BankGeometry.of(work.model, design).image, design, work.tokens, work.batch_lengths)
+    banks, golden, spec = pim_job(work, design, beats)
+    run = PimRun(work, design, banks, golden, spec, rtl.run(spec))
+    seen = seen_times(run)
+    rows = {
+        "tokens": [(int(cycle), "#") for cycle in seen.tokens.taken],
+        "assignments": [(int(cycle), "#") for cycle in seen.assignments.taken],
+    }
+    end = int(seen.output.taken[-1])
+    for channel, (entries, commands) in enumerate(zip(seen.entries, run.commands, strict=True)):
+        rows[f"entries {channel}"] = [(int(cycle), "#") for cycle in entries.taken]
+        for name, kind, column in (("MACs", MAC, True), ("refreshes", REF, False)):
+            cycles = commands.of(kind, column=column)[:, 0]
+            rows[f"{name} {channel}"] = [(int(cycle), "#") for cycle in cycles if 0 <= cycle <= end]
+    rows["output"] = [(int(cycle), "#") for cycle in seen.output.taken]
+    return drawing(rows, cycles=PIM_COLUMN)
+
+
 WAVEFORMS: dict[tuple[str, str], Callable[[], list[str]]] = {
     ("gating", "waveform"): gating,
     ("dispatch", "waveform"): dispatch,
@@ -192,12 +239,17 @@ WAVEFORMS: dict[tuple[str, str], Callable[[], list[str]]] = {
     ("combine", "waveform"): combine,
     ("combine", "waveform of ranks"): combine_ordered,
 }
+OF_LAYERS: dict[tuple[str, str], Callable[[], list[str]]] = {
+    ("layer", "waveform"): fpga_layer,
+    ("layer", "waveform of pim"): pim_layer,
+}
+"""The same; of Verilog that the layers' tests build too."""
 """Page, mark, and what draws it."""
 
 
 def main() -> None:
     """Write every waveform into its page."""
-    for (page, mark), draw in WAVEFORMS.items():
+    for (page, mark), draw in (WAVEFORMS | OF_LAYERS).items():
         file = DOCS / f"{page}.md"
         write_atomically(file, with_marked(file, mark, draw()))
 
