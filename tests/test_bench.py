@@ -7,13 +7,18 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from golden.int8 import quantise
 from sim import accelerator, bench
 from sim.bench import GROUPS, Bench, Figure
+from sim.channel_run import ChannelRun
 from sim.routing import Routing
 from sim.rtlsim import DEFAULT_ROOT
 from sim.workload import random_workload, vector_workload
+from spec.design import Format
+from spec.load import load_design, load_model
 from tests.bench import speed
 from tests.test_layer import DATA, TINY
 
@@ -53,6 +58,64 @@ def test_utilisation_is_that_of_the_counters(tiny: Bench) -> None:
         for job in tiny.run.shape.streams.jobs()
     )
     assert figures["MAC slots of the layer"].value == 100 * fires / tiny.run.seen.cycles
+
+
+PIM = load_design("tests/tiny_pim.toml")
+INT8_PIM = dataclasses.replace(PIM, format=Format.INT8)
+
+
+@pytest.mark.slow
+def test_figures_of_a_near_memory_channel() -> None:
+    model = load_model("mixtral-8x7b").scaled(256)
+    native, own_time, slots = bench.channel_figures(model, "tiny", PIM, DEFAULT_ROOT, 2, 3)
+    assert native.name == "native, a near-memory channel in bf16"
+    assert native.met is (native.value >= bench.NATIVE_GOAL)
+    assert native.how.endswith("cycles with 32 lanes; fastest of 5 runs")
+    assert 0 < own_time.value < 1000
+    assert slots.unit == "%"
+    shares = [float(share) for share in re.findall(r"([\d.]+)%", slots.how)]
+    assert len(shares) == 3
+    assert 0 < sum(shares) < 100
+
+
+@pytest.mark.slow
+def test_a_channel_is_compared_before_it_is_timed() -> None:
+    """A speed of a wrong run would be worth nothing."""
+    run = ChannelRun.random(load_model("mixtral-8x7b").scaled(256), PIM, 2, 3, 0)
+    rtl = run.build(DEFAULT_ROOT)
+    result = rtl.run(run.spec(rtl))
+    run.check(rtl, result)
+    output = result.streams["o"]
+    payloads = output.payloads.copy()
+    payloads[7, 0] ^= 1
+    cycles, values = result.probes["o_column"]
+    wrong = {
+        "beats of o": {"streams": {**result.streams, "o": dataclasses.replace(output, payloads=payloads)}},
+        "cycles of o": {
+            "streams": {**result.streams, "o": dataclasses.replace(output, cycles=output.cycles + 1)}
+        },
+        "commands of columns": {"probes": {**result.probes, "o_column": (cycles + 1, values)}},
+    }
+    for name, change in wrong.items():
+        with pytest.raises(AssertionError, match=f"^channel: {name} are not those of golden and model$"):
+            run.check(rtl, dataclasses.replace(result, **change))
+
+
+def test_int8_channel_has_scales_that_cut_nothing_off() -> None:
+    run = ChannelRun.random(load_model("mixtral-8x7b").scaled(256), INT8_PIM, 2, 3, 0)
+    assert run.scales is not None
+    assert np.abs(quantise(run.tokens, run.scales.x)).max() == 127
+    assert run.num_entries == 6
+    assert run.last.tolist() == [False, False, True] * 2
+
+
+@pytest.mark.slow
+def test_figures_of_the_near_memory_layer() -> None:
+    model = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
+    native, own_time = bench.pim_layer_figures(model, "tiny", PIM, DEFAULT_ROOT, 6)
+    assert native.name == "native, layer `pim` in bf16"
+    assert native.met is None
+    assert own_time.how.startswith("`pim_cycles`: ")
 
 
 @pytest.mark.slow
@@ -114,5 +177,15 @@ def test_committed_page_has_every_kind_of_figure() -> None:
     assert text.startswith(bench.HEADER)
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == list(GROUPS.values())
     names = ("native, Verilator alone", "cocotb and Verilator", "amaranth.sim", "cached", "cold, compile")
+    names += tuple(
+        name.format(number_format)
+        for number_format in Format
+        for name in (
+            "native, a near-memory channel in {}",
+            "native, layer `pim` in {}",
+            "near-memory channel in {}",
+            "MAC slots of a near-memory channel in {}, of what DRAM leaves",
+        )
+    )
     for name in (*names, "mixtral_s0, 20 tokens", "MAC slots of an expert alone"):
         assert f"| {name} | " in text
