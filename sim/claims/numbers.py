@@ -326,7 +326,6 @@ def int8_link(measurement: Measurement) -> Link:
                 bound="1",
                 command=command,
                 ok=over_bound <= 1,
-                headline=True,
             ),
             Claim(
                 text=f"int8 against float: largest relative error of {all_values}",
