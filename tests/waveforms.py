@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from amaranth import unsigned
 
 from rtl.combine import CombineConfig
 from rtl.combine_ordered import OrderedConfig
 from rtl.dispatch import DispatchConfig
+from rtl.merge import ContributionMerge
 from sim import accelerator
 from sim.accelerator import token_beats
 from sim.dram_check import COMMANDS, MAC, REF
@@ -37,6 +39,7 @@ from tests import (
     test_pim,
     test_pim_layer,
 )
+from tests.bfm import Sink, Source, run_streams
 from tests.test_pim import PIM
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -44,6 +47,7 @@ VECTOR = "tests/data/deepseek_v3_s0.npz"
 LAYER_TOKENS = 4
 FPGA_COLUMN, PIM_COLUMN = 64, 40
 """Cycles of a column in the layers' waveforms."""
+MERGE_UNITS = 3
 WIDTH = 96
 Marks = Sequence[tuple[int, str]]
 """Cycle and character of each beat."""
@@ -231,6 +235,27 @@ def pim_layer() -> list[str]:
     return drawing(rows, cycles=PIM_COLUMN)
 
 
+def merge() -> list[str]:
+    """Three units send four beats each at once."""
+    dut = ContributionMerge(unsigned(8), MERGE_UNITS)
+    payloads = [[unit << 4 | beat for beat in range(4)] for unit in range(MERGE_UNITS)]
+    traces = run_streams(
+        dut,
+        {name: Source(beats, [0] * len(beats)) for name, beats in zip(dut.inputs(), payloads, strict=True)},
+        {"o": Sink(4 * MERGE_UNITS)},
+    )
+
+    def digits(name: str, shift: int) -> Marks:
+        trace = traces[name]
+        return [
+            (int(cycle), str(payload >> shift & 15))
+            for cycle, payload in zip(trace.cycles, trace.payloads, strict=True)
+        ]
+
+    inputs = {f"{name}: beat": digits(name, 0) for name in dut.inputs()}
+    return drawing(inputs | {"o: unit": digits("o", 4), "o: beat": digits("o", 0)})
+
+
 WAVEFORMS: dict[tuple[str, str], Callable[[], list[str]]] = {
     ("gating", "waveform"): gating,
     ("dispatch", "waveform"): dispatch,
@@ -238,6 +263,7 @@ WAVEFORMS: dict[tuple[str, str], Callable[[], list[str]]] = {
     ("pim", "waveform"): pim,
     ("combine", "waveform"): combine,
     ("combine", "waveform of ranks"): combine_ordered,
+    ("combine", "waveform of merge"): merge,
 }
 OF_LAYERS: dict[tuple[str, str], Callable[[], list[str]]] = {
     ("layer", "waveform"): fpga_layer,
