@@ -49,6 +49,10 @@ class Commands:
         chosen: Ints = commands[commands[:, 1] == kind][:, [0, 2, 3]]
         return chosen
 
+    def before(self, end: int) -> Commands:
+        """Return the commands of cycles below ``end``."""
+        return Commands(self.rows[self.rows[:, 0] < end], self.columns[self.columns[:, 0] < end])
+
     def counts(self) -> dict[str, int]:
         """Return how often each of :data:`COMMANDS` was issued."""
         return {name: len(self.of(kind, column=column)) for name, (kind, column) in COMMANDS.items()}

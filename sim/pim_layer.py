@@ -142,10 +142,11 @@ class PimRun:
         counts: Counter[str] = Counter()
         due = in_time = 0
         for channel, commands in enumerate(self.commands):
-            counts.update(commands.counts())
+            inside = commands.before(self.result.cycles)
+            counts.update(inside.counts())
             expected = self.refreshes_due(channel)
             due += len(expected)
-            in_time += int(np.isin(expected, commands.of(REF)[:, 0]).sum())
+            in_time += int(np.isin(expected, inside.of(REF)[:, 0]).sum())
         return {
             "commands": dict(counts),
             "refreshes": {"due": due, "in_time": in_time},

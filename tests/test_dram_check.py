@@ -115,5 +115,8 @@ def test_refreshes_that_fall_due() -> None:
 
 
 def test_commands_are_counted() -> None:
-    counts = trace([row(0, ACT), row(30, PRE_ALL), row(50, REF)], [row(9, MAC), row(13, MAC)]).counts()
-    assert counts == {"ACT": 1, "PRE": 0, "PREA": 1, "REF": 1, "MAC": 2, "WR": 0, "RD": 0}
+    commands = trace([row(0, ACT), row(30, PRE_ALL), row(50, REF)], [row(9, MAC), row(13, MAC)])
+    counts = {"ACT": 1, "PRE": 0, "PREA": 1, "REF": 1, "MAC": 2, "WR": 0, "RD": 0}
+    assert commands.counts() == commands.before(51).counts() == counts
+    assert commands.before(50).counts() == counts | {"REF": 0}
+    assert commands.before(13).counts() == counts | {"PREA": 0, "REF": 0, "MAC": 1}
