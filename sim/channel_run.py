@@ -21,7 +21,7 @@ from golden.weights import LayerWeights, random_tokens, random_weights
 from sim.accelerator import token_beats
 from sim.dram_check import check_commands, commands_seen
 from sim.pim import ISSUE, ChannelCycles, ChannelShape, channel_cycles
-from sim.rtlsim import BankMemory, Build, RunResult, RunSpec, Set, Sink, Source, build, channel_component
+from sim.rtlsim import BankMemory, Build, RunResult, RunSpec, Set, Sink, Source, build, pim_component
 from sim.streams import Cycles
 from spec.banks import BankGeometry
 from spec.design import DesignSpec, Format
@@ -112,7 +112,7 @@ class ChannelRun:
         """Return the compiled bench of the channel's exported Verilog; builds are cached by content."""
         anonymous = dataclasses.replace(self.model, name="model", num_moe_layers=1, num_dense_layers=0)
         config = (anonymous, dataclasses.replace(self.design, name="design"))
-        return build("channel", channel_component(self.model, self.design), config=config, root=root)
+        return build("pim", pim_component(self.model, self.design), config=config, root=root)
 
     def spec(self, rtl: Build) -> RunSpec:
         """Return the native bench's job: tokens into the store, then every expert's entries."""
