@@ -23,8 +23,8 @@ import numpy as np
 
 from sim import accelerator, toolchain
 from sim.accelerator import LayerRun, Progress, token_beats
-from sim.alone import run_experts
-from sim.channel_run import ChannelRun
+from sim.alone import operands_of, plan_experts, run_experts, run_plan
+from sim.alone.pim import PimAlone
 from sim.layer import LayerShape, layer_cycles
 from sim.pim_layer import PimShape, first_refreshes, pim_cycles, pim_job
 from sim.pim_report import build_pim_layer, run_pim_layer
@@ -139,22 +139,26 @@ def _native(name: str, rtl: Build, spec: RunSpec, cycles: int, how: str, *, goal
 
 
 def channel_figures(
-    model: ModelSpec, name: str, design: DesignSpec, root: Path, experts: int, tokens: int
+    model: str, scale: int, design: DesignSpec, root: Path, experts: int, tokens: int
 ) -> list[Figure]:
     """Return the speed of a near-memory channel alone, its model's time, and where its cycles go.
 
     The run must agree with golden in every bit, with the model in every cycle and command.
     """
-    run = ChannelRun.random(model, design, experts, tokens, 0)
-    rtl = run.build(root)
-    spec = run.spec(rtl)
-    result = rtl.run(spec)
-    run.check(rtl, result)
-    pim, what = run.banks.pim, f"{name}, {experts} experts, {tokens} tokens each"
+    alone = plan_experts(model, design, experts, tokens, scale, engine="both")
+    assert isinstance(alone, PimAlone)
+    report = run_plan(alone, engine="both", seed=0, root=root)
+    if not report.agreed or report.mismatches != 0 or report.dram_rules_broken != 0:
+        raise AssertionError(f"channel of {design.name}: {report.divergence or 'bits differ from golden'}")
+    cycles = report.cycles["rtl"]
+    assert cycles is not None
+    rtl = alone.build(root, trace=False)
+    spec = alone.job(rtl, operands_of(alone.plan, 0))
+    pim, what = alone.banks.pim, f"{model} / {scale}, {experts} experts, {tokens} tokens each"
     lanes = pim.units * pim.lanes(design.format)
     timing = CommandTiming.of(pim)
-    slots = run.modelled().mac_slots(timing)
-    seconds = fastest_seconds(run.modelled)
+    slots = alone.times.mac_slots(timing)
+    seconds = fastest_seconds(alone.model)
     rest = ", ".join(
         f"{text} {slots[key] / sum(slots.values()):.1%}"
         for key, text in (
@@ -169,7 +173,7 @@ def channel_figures(
             f"native, a near-memory channel in {design.format}",
             rtl,
             spec,
-            result.cycles,
+            cycles,
             f"{what}: {{cycles}} cycles with {lanes} lanes",
             goal=True,
         ),
@@ -178,7 +182,7 @@ def channel_figures(
             name=f"near-memory channel in {design.format}",
             value=1e3 * seconds,
             unit="ms",
-            how=f"`channel_cycles`: {what}: {result.cycles:,} cycles, every command; fastest of {REPEATS}",
+            how=f"`channel_cycles`: {what}: {cycles:,} cycles, every command; fastest of {REPEATS}",
         ),
         Figure(
             group="utilisation",
@@ -234,14 +238,11 @@ def pim_layer_figures(
 def near_memory_figures(root: Path, progress: Progress) -> list[Figure]:
     """Return all figures of the near-memory design, in both formats."""
     figures = []
-    alone = load_model(ALONE_MODEL).scaled(ALONE_SCALE)
     layer = load_model(ALONE_MODEL).scaled(PIM_LAYER_SCALE)
     for number_format in Format:
         design = load_design("pim", number_format)
         progress(f"a near-memory channel in {number_format} (its build is cached by content)")
-        figures += channel_figures(
-            alone, f"{ALONE_MODEL} / {ALONE_SCALE}", design, root, CHANNEL_EXPERTS, CHANNEL_TOKENS
-        )
+        figures += channel_figures(ALONE_MODEL, ALONE_SCALE, design, root, CHANNEL_EXPERTS, CHANNEL_TOKENS)
         progress(f"the near-memory layer in {number_format} (its build is cached by content)")
         figures += pim_layer_figures(
             layer, f"{ALONE_MODEL} / {PIM_LAYER_SCALE}", design, root, PIM_LAYER_TOKENS
