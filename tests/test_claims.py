@@ -28,6 +28,7 @@ from sim.dram_check import COMMANDS
 from sim.layer import layer_cycles
 from sim.marked import marked
 from sim.pim_layer import PimShape, first_refreshes, pim_cycles, pim_job
+from sim.pim_slots import SLOTS
 from sim.rtlsim import DEFAULT_ROOT
 from spec.banks import BankGeometry
 from spec.design import Engine, Format
@@ -282,7 +283,7 @@ def test_both_accelerators_have_the_same_numbers() -> None:
 def test_a_channel_that_waits_or_is_too_small_fails(
     measurement: Measurement, monkeypatch: pytest.MonkeyPatch, other: int, rows: int
 ) -> None:
-    slots = {"mac": 1000, "refresh": 50, "row": 200, "other": other}
+    slots = dict.fromkeys(SLOTS, 0) | {"mac": 1000, "refresh": 50, "row": 200, "results": other}
     use = ChannelUse(sum(slots.values()), slots, rows)
     monkeypatch.setattr(sim.claims.throughput, "channel_use", lambda *_: use)
     ((text, measured),) = failing(throughput_link(measurement))

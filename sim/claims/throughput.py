@@ -11,7 +11,8 @@ import numpy as np
 from sim.claims.measurement import PRESETS, Measurement
 from sim.claims.page import Claim, Link, Table
 from sim.gating import gate_cycles
-from sim.pim import ChannelShape, channel_cycles
+from sim.pim import ChannelShape, Column, channel_cycles
+from sim.pim_slots import SLOTS, ChannelTrace, mac_slots
 from spec.banks import BankGeometry, CommandTiming
 from spec.design import DesignSpec, Format
 from spec.geometry import GateGeometry, ImageGeometry, ceil_div
@@ -24,14 +25,17 @@ same runs in Verilog. The gate's tokens wait at its door; needed are
 max(ceil(E x d_model / lanes), ceil(E / logits per cycle), k) cycles a token.
 
 A near-memory channel alone computes one expert for one group of tokens. Cycles from its first
-to its last MAC are the MACs' (at least tCCD_L each), of refresh, of closing and opening rows, or of anything
-else (inputs, results, lanes that are busy). *Of what DRAM leaves*: MACs over MACs and anything else."""
+to its last MAC by what they were for, as [pim.md](pim.md) tells them apart: the MACs themselves, refresh,
+closing and opening rows, and what the DRAM does not ask for: busy lanes, results, inputs, other. *Of what
+DRAM leaves*: MACs over all cycles but those of refresh and rows."""
 MAC_BOUND, PORT_BOUND = 0.95, 0.90
 CHANNEL_BOUND = 0.90
 """Of the cycles that DRAM timing and refresh leave to a channel's MACs."""
 MIN_ROWS = 8
 """Rows per bank of the smallest matrix for which that is claimed."""
 GATE_TOKENS = 4
+SHOWN = tuple(name for name in SLOTS if name != "jobs")
+"""From first to last MAC of one job none waits for a job."""
 CHANNEL_MODELS = (("deepseek-v3", 1), ("mixtral-8x7b", 16), ("qwen3-30b-a3b", 3))
 CHANNELS = tuple(
     (model, scale, number_format, banks, tokens)
@@ -124,7 +128,7 @@ class ChannelUse:
 
     Attributes
     ----------
-    cycles : all of them; ``slots`` by what they were for (:meth:`sim.pim.ChannelCycles.mac_slots`).
+    cycles : all of them; ``slots`` by what they were for (:data:`sim.pim_slots.SLOTS`).
     rows : rows per bank of the expert's smallest matrix.
     """
 
@@ -135,7 +139,7 @@ class ChannelUse:
     @property
     def of_what_is_left(self) -> float:
         """MACs over what DRAM timing and refresh leave."""
-        return self.slots["mac"] / (self.slots["mac"] + self.slots["other"])
+        return self.slots["mac"] / (self.cycles - self.slots["refresh"] - self.slots["row"])
 
 
 @cache
@@ -150,14 +154,18 @@ def channel_use(
     # One expert is run: the others need not fit.
     banks = BankGeometry(image=ImageGeometry.of(load_model(model_name).scaled(scale), design), pim=pim)
     timing = CommandTiming.of(pim)
+    last = np.arange(tokens) == tokens - 1
     run = channel_cycles(
         ChannelShape(banks=banks),
         np.zeros(tokens, dtype=np.bool_),
-        np.arange(tokens) == tokens - 1,
+        last,
         np.zeros(tokens, dtype=np.int64),
         first_refresh=timing.refi,
     )
-    slots = run.mac_slots(timing)
+    experts = np.zeros(tokens, dtype=np.int64)
+    trace = ChannelTrace.of(banks, experts, last, run.i, run.rows, run.columns)
+    macs = run.columns[run.columns[:, 1] == Column.MAC, 0]
+    slots = mac_slots(banks, trace, int(macs[0]), int(macs[-1]) + timing.mac_gap)
     kind = banks.image.routed
     tiles = min(kind.hidden_blocks * kind.in_tiles, kind.out_blocks * kind.hidden_tiles)
     return ChannelUse(sum(slots.values()), slots, tiles // (banks.bursts_per_row * banks.sides))
@@ -172,10 +180,7 @@ def _channel_table(uses: list[ChannelUse]) -> Table:
             "tokens",
             "rows per bank",
             "cycles",
-            "MACs",
-            "refresh",
-            "rows",
-            "anything else",
+            *SHOWN,
             "MACs of what DRAM leaves",
         ),
         [
@@ -186,7 +191,7 @@ def _channel_table(uses: list[ChannelUse]) -> Table:
                 str(tokens),
                 f"{use.rows:,}",
                 f"{use.cycles:,}",
-                *(f"{use.slots[name] / use.cycles:.1%}" for name in ("mac", "refresh", "row", "other")),
+                *(f"{use.slots[name] / use.cycles:.2%}" for name in SHOWN),
                 f"{use.of_what_is_left:.2%}",
             )
             for (model, scale, number_format, banks, tokens), use in zip(CHANNELS, uses, strict=True)
