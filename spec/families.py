@@ -10,7 +10,8 @@ A row (``spec/families/<family>.toml``) has
 * ``[defaults]``: key -> what the configuration class takes where it is absent,
 * ``[requires]``: key -> the values that this row covers, where the key is present,
 * ``[model]``: the fields of :class:`spec.model.ModelSpec`, each a constant or a :class:`FromConfig`,
-* ``[weights]``: canonical weight -> :class:`WeightSource`, where it lies and how it is laid out.
+* ``[weights]``: canonical weight -> :class:`WeightSource`, where it lies and how it is laid out,
+* ``[checkpoint]``: how published checkpoints name a layer's tensors, :class:`CheckpointNames`.
 
 A key of a configuration that no row or list names and that sounds like a part of an MoE layer
 (``spec/config_keys.toml``) is refused: it could change what is computed.
@@ -106,6 +107,25 @@ class WeightSource:
     def per_expert(self) -> bool:
         """Whether each expert has an array of its own."""
         return "{e}" in self.array
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointNames:
+    """How checkpoints name the tensors of a layer.
+
+    Attributes
+    ----------
+    source : where the names were read.
+    layers : beginnings of a layer's tensor names, ``{layer}`` in each stands for its number. Several: names
+        changed, or a model has several stacks of layers.
+    blocks : what follows the beginning in names that the row knows all of: any other is refused.
+    weights : canonical weight -> where it lies, where that is not what ``[weights]`` says, or not always.
+    """
+
+    source: str
+    layers: tuple[str, ...]
+    blocks: tuple[str, ...] = ("",)
+    weights: dict[str, WeightSource] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +306,7 @@ class Family:
     fields : dotted field of ModelSpec -> constant or :class:`FromConfig`.
     requires : configuration key -> values covered.
     weights : canonical name -> where it lies.
+    checkpoint : names in checkpoints, None where the row has none.
     model_types, nested, ignored, aliases, defaults : as in the module's description.
     """
 
@@ -299,6 +320,7 @@ class Family:
     ignored: list[str]
     aliases: dict[str, str]
     defaults: dict[str, Any]
+    checkpoint: CheckpointNames | None = None
 
     def model(self, config: dict[str, Any], *, name: str) -> ModelSpec:
         """Return the model that a Hugging Face configuration describes.
@@ -384,19 +406,33 @@ def load_family(name: str, *, folder: Path = PRESETS / "families") -> Family:
 
 def load_config(path: Path) -> ModelSpec:
     """Return the model of a Hugging Face ``config.json``; its ``model_type`` names the family."""
+    family, config = read_config(path)
     try:
-        config = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return family.model(config, name=path.parent.name or path.stem)
+    except InputError as error:
+        raise error.at(file=path) from None
+
+
+def read_config(path: Path) -> tuple[Family, dict[str, Any]]:
+    """Return the family that a Hugging Face ``config.json`` names by its ``model_type``, and its keys."""
+    text = read_text(path)
+    try:
+        config = json.loads(text)
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: json's own, or a number of thousands of digits
         raise InputError(f"is not valid JSON: {error}", file=path) from None
     try:
         require(isinstance(config, dict), f"must be a JSON object, not {type(config).__name__}")
         model_type = config.get("model_type")
         require(isinstance(model_type, str), f"must be a family's name, not {model_type!r}", key="model_type")
-        families = [family for family in map(load_family, family_names()) if model_type in family.model_types]
-        if not families:
-            known = ", ".join(family_names())
-            raise InputError(f"must be one of {known}, not {model_type!r}", key="model_type")
-        return families[0].model(config, name=path.parent.name or path.stem)
+        # The row of this name comes first: most often it is the only one that is read.
+        names = sorted(family_names(), key=lambda name: name != model_type)
+        for family in map(load_family, names):
+            if model_type in family.model_types:
+                return family, config
+        raise InputError(f"must be one of {', '.join(family_names())}, not {model_type!r}", key="model_type")
     except InputError as error:
         raise error.at(file=path) from None
 
@@ -411,6 +447,7 @@ _ROW_KINDS = {
     "requires": dict,
     "model": dict,
     "weights": dict,
+    "checkpoint": dict,
 }
 _ROW_NEEDS = ("source", "model", "weights")
 
@@ -429,23 +466,57 @@ def _parse_row(name: str, table: dict[str, Any]) -> Family:
         require(
             isinstance(allowed, list), f"must be a list of values, not {allowed!r}", key=f"requires.{key}"
         )
-    weights = {}
-    for key, entry in table["weights"].items():
-        dotted = f"weights.{key}"
-        require(key in WEIGHT_NAMES, f"unknown weight; known are {', '.join(WEIGHT_NAMES)}", key=dotted)
-        require(isinstance(entry, dict), f"must be a table, not {entry!r}", key=dotted)
-        weights[key] = build_spec(WeightSource, entry, prefix=f"{dotted}.")
     return Family(
         name=name,
         source=table["source"],
         requires=table.get("requires", {}),
         fields=_parse_fields(table["model"], ""),
-        weights=weights,
+        weights=_parse_weights(table["weights"], "weights"),
+        checkpoint=_parse_checkpoint(table["checkpoint"]) if "checkpoint" in table else None,
         model_types=table.get("model_types", [name]),
         nested=table.get("nested", []),
         ignored=table.get("ignored", []),
         aliases=table.get("aliases", {}),
         defaults=table.get("defaults", {}),
+    )
+
+
+def _parse_weights(table: dict[str, Any], prefix: str) -> dict[str, WeightSource]:
+    weights = {}
+    for key, entry in table.items():
+        dotted = f"{prefix}.{key}"
+        require(key in WEIGHT_NAMES, f"unknown weight; known are {', '.join(WEIGHT_NAMES)}", key=dotted)
+        require(isinstance(entry, dict), f"must be a table, not {entry!r}", key=dotted)
+        weights[key] = build_spec(WeightSource, entry, prefix=f"{dotted}.")
+    return weights
+
+
+_CHECKPOINT_KEYS = ("source", "layers", "blocks", "weights")
+
+
+def _parse_checkpoint(table: dict[str, Any]) -> CheckpointNames:
+    for key in table:
+        require(
+            key in _CHECKPOINT_KEYS,
+            f"unknown key; known are {', '.join(_CHECKPOINT_KEYS)}",
+            key=f"checkpoint.{key}",
+        )
+    source: Any = table.get("source")
+    layers: Any = table.get("layers")
+    blocks: Any = table.get("blocks", [""])
+    require(isinstance(source, str), f"must be text, not {source!r}", key="checkpoint.source")
+    ok = isinstance(layers, list) and bool(layers)
+    ok = ok and all(isinstance(item, str) and item.count("{layer}") == 1 for item in layers)
+    require(ok, f"must be texts with {{layer}} in each, not {layers!r}", key="checkpoint.layers")
+    ok = isinstance(blocks, list) and all(isinstance(item, str) for item in blocks)
+    require(ok, f"must be a list of texts, not {blocks!r}", key="checkpoint.blocks")
+    weights = table.get("weights", {})
+    require(isinstance(weights, dict), f"must be a table, not {weights!r}", key="checkpoint.weights")
+    return CheckpointNames(
+        source=source,
+        layers=tuple(layers),
+        blocks=tuple(blocks),
+        weights=_parse_weights(weights, "checkpoint.weights"),
     )
 
 

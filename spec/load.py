@@ -17,17 +17,24 @@ from spec.families import load_config
 from spec.files import load_preset, preset_names, preset_path, read_toml
 from spec.model import ModelSpec
 
-__all__ = ["load_design", "load_dram", "load_model", "load_sources", "preset_names"]
+__all__ = ["is_folder", "load_design", "load_dram", "load_model", "load_sources", "preset_names"]
 
 
 def load_model(name: str) -> ModelSpec:
-    """Return the model of a preset's name, a TOML file or a Hugging Face ``config.json``.
+    """Return the model of a preset's name, a TOML file, a Hugging Face ``config.json`` or a folder with one.
 
     Raises :class:`InputError` on bad input.
     """
+    if is_folder(name):
+        return load_config(Path(name) / "config.json")
     if name.endswith(".json"):
         return load_config(Path(name))
     return typing.cast("ModelSpec", load_preset(ModelSpec, "models", name, "model"))
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model's name is a folder; a preset's name is none, whatever folders there are."""
+    return name not in preset_names("models") and Path(name).is_dir()
 
 
 def load_design(name: str, number_format: str | None = None) -> DesignSpec:

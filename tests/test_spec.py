@@ -352,8 +352,8 @@ BAD_ROWS = {
     "unknown table": (
         ROW + "[router]\n",
         (
-            "router: unknown key; known are aliases, defaults, ignored, model, model_types, nested, requires,"
-            " source, weights"
+            "router: unknown key; known are aliases, checkpoint, defaults, ignored, model, model_types,"
+            " nested, requires, source, weights"
         ),
     ),
     "no source": (ROW.replace("source =", "# source ="), "source: is missing or of the wrong type"),
