@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypedDict
 
+from golden.checkpoint import CheckpointLayer
 from sim import accelerator, alone, pim_report, step, workload
 from sim.routing import IntArray, Routing, draw_ids
 from sim.toolchain import check_parent
@@ -35,7 +36,7 @@ class Request:
 
     Attributes
     ----------
-    model_name : preset, TOML, ``config.json`` or vector ``.npz``.
+    model_name : preset, TOML, ``config.json``, vector ``.npz`` or folder with weights.
     engine : ``model``, ``rtl`` or ``both``.
     tokens : how many; None for the default.
     divisor : of ``d_model`` and the widths of the experts.
@@ -44,6 +45,7 @@ class Request:
     waves : folder for a VCD.
     trace : file for the DRAM commands of a ``pim`` design's run; None for no file.
     layout : file that says where experts lie in a ``pim`` design; None for the default.
+    layer : of a folder, the layer whose weights are run.
     """
 
     model_name: str
@@ -57,6 +59,21 @@ class Request:
     waves: Path | None
     trace: Path | None = None
     layout: Path | None = None
+    layer: str | None = None
+
+    @cached_property
+    def own_layer(self) -> CheckpointLayer | None:
+        """The layer of a folder that is run; the cycle model needs none, since it computes no values."""
+        if self.engine == "model" and self.layer is None:
+            return None
+        return workload.checkpoint_layer(self.model_name, self.layer)
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model of a layer that is no vector's."""
+        if self.own_layer is not None:
+            return self.own_layer.model
+        return workload.scaled_model(self.model_name, self.divisor)
 
     @property
     def vector(self) -> bool:
@@ -83,7 +100,13 @@ class Request:
         self, design: DesignSpec, experts: int, progress: Progress
     ) -> Callable[[], accelerator.Report]:
         planned = alone.plan_experts(
-            self.model_name, design, experts, self.tokens, self.divisor, engine=self.engine
+            self.model_name,
+            design,
+            experts,
+            self.tokens,
+            self.divisor,
+            engine=self.engine,
+            own_layer=self.own_layer,
         )
         return partial(
             alone.run_plan,
@@ -97,6 +120,7 @@ class Request:
 
     def _step(self, design: DesignSpec) -> Callable[[], accelerator.Report]:
         require(self.engine == "model", f"needs --engine model, not {self.engine}", key="phase")
+        require(self.layer is None, "cannot be combined with --phase", key="layer")
         require(
             not self.vector, f"needs a model of many layers, not the vector {self.model_name}", key="phase"
         )
@@ -110,7 +134,7 @@ class Request:
 
     def _layer(self, design: DesignSpec, progress: Progress) -> Callable[[], accelerator.Report]:
         given = workload.vector_workload(self.model_name, self.tokens) if self.vector else None
-        model = given.model if given else workload.scaled_model(self.model_name, self.divisor)
+        model = given.model if given else self.model
         image, placement = self._place(model, design)
         pim = design.engine is Engine.PIM
 
@@ -141,8 +165,14 @@ class Request:
         workload.check_image(image.num_bytes)
 
         def run() -> accelerator.Report:
-            progress("drawing weights and tokens")
-            work = workload.random_workload(model, count, self.routing, self.seed, design.window_tokens)
+            weights = None
+            if self.own_layer is not None:
+                progress(f"reading the weights of {self.own_layer.label}")
+                weights = self.own_layer.read()
+            progress("drawing weights and tokens" if weights is None else "drawing tokens")
+            work = workload.random_workload(
+                model, count, self.routing, self.seed, design.window_tokens, weights
+            )
             return self._seeded(run_layer(work, self.routing.layer_name()))
 
         return run

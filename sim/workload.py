@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.checkpoint import Checkpoint, CheckpointLayer
 from golden.formats import Bits16, bf16_decode, bf16_encode
 from golden.layer import layer
 from golden.vectors import read_vector
@@ -15,7 +16,7 @@ from golden.weights import LayerWeights, random_weights
 from sim.routing import IntArray, Routing, draw_ids, fitted_tokens, tokens_for
 from spec.errors import InputError, require, require_range
 from spec.geometry import ceil_div
-from spec.load import load_model
+from spec.load import is_folder, load_model
 from spec.model import ModelSpec
 
 DEFAULT_TOKENS = 16
@@ -53,8 +54,19 @@ def is_vector(name: str) -> bool:
     return name.endswith(".npz")
 
 
+def checkpoint_layer(name: str, layer: str | None) -> CheckpointLayer | None:
+    """Return the layer whose weights are run, None where a model's name is no folder.
+
+    Raises :class:`InputError` where a folder has not this layer, or a layer is named without a folder.
+    """
+    if is_folder(name):
+        return Checkpoint(Path(name)).layer(layer)
+    require(layer is None, f"is for a folder with weights, not for {name}", key="layer")
+    return None
+
+
 def scaled_model(name: str, scale: int) -> ModelSpec:
-    """Return a preset, TOML or config.json model, scaled."""
+    """Return the model of a preset, TOML, config.json or folder, scaled."""
     return load_model(name).scaled(scale)
 
 
@@ -98,14 +110,19 @@ def check_image(num_bytes: int) -> None:
 
 
 def random_workload(
-    model: ModelSpec, num_tokens: int, routing: Routing, seed: int, window_tokens: int | None = None
+    model: ModelSpec,
+    num_tokens: int,
+    routing: Routing,
+    seed: int,
+    window_tokens: int | None = None,
+    weights: LayerWeights | None = None,
 ) -> Workload:
-    """Return random weights and tokens that lean towards the experts of ``routing``.
+    """Return random weights, unless some are given, and tokens that lean towards the experts of ``routing``.
 
     The reference gives out an expert's places as a design with windows of ``window_tokens`` does.
     """
     require_range("tokens", num_tokens, 1, 1 << 20)
-    weights = random_weights(model, seed)
+    weights = random_weights(model, seed) if weights is None else weights
     ids = draw_ids(model.gating, routing, num_tokens, seed)
     if routing.synthetic and routing.kind in EVEN_KINDS:
         tokens = bf16_encode(tokens_for(ids, weights.router, seed))
@@ -125,12 +142,15 @@ def random_workload(
     )
 
 
-def parse_scale(text: str | None, default: int, *, vector: bool) -> int:
-    """Return the divisor that ``--scale`` names: ``full`` or a whole number from 1; 1 for a vector."""
-    if vector:
+def parse_scale(text: str | None, default: int, *, vector: bool, folder: bool = False) -> int:
+    """Return the divisor that ``--scale`` names: ``full`` or a whole number from 1.
+
+    1 for what has its own size: a vector, the weights of a folder.
+    """
+    if vector or folder:
         require(
             text in (None, "full", "1"),
-            f"must be 'full' for a vector, which has its own size, not {text!r}",
+            f"must be 'full' for a {'vector' if vector else 'folder'}, which has its own size, not {text!r}",
             key="scale",
         )
         return 1

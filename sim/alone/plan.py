@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.checkpoint import CheckpointLayer
 from golden.expert_int8 import ActivationScales
 from golden.formats import Bits16
 from golden.vectors import Vector
@@ -27,7 +28,7 @@ from spec.model import ModelSpec
 class Plan:
     """Every one of ``num_tokens`` tokens goes to each of the first ``num_experts`` experts, a job each.
 
-    ``vector``: where weights and tokens come from, if not from a seed.
+    ``vector``: where weights and tokens come from, if not from a seed; ``own_layer``: where weights do.
     """
 
     model: ModelSpec
@@ -35,6 +36,7 @@ class Plan:
     num_experts: int
     num_tokens: int
     vector: Vector | None = None
+    own_layer: CheckpointLayer | None = None
 
     def __post_init__(self) -> None:
         limit, window = self.model.gating.num_experts, self.design.window_tokens

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from golden.checkpoint import CheckpointLayer
 from golden.expert import ffn
 from golden.expert_int8 import ActivationScales, hidden_peak, scale_for
 from golden.formats import Bits16, bf16_decode, bf16_encode
@@ -51,15 +52,26 @@ def run_experts(
 
 
 def plan_experts(
-    name: str, design: DesignSpec, num_experts: int, num_tokens: int | None, divisor: int, *, engine: str
+    name: str,
+    design: DesignSpec,
+    num_experts: int,
+    num_tokens: int | None,
+    divisor: int,
+    *,
+    engine: str,
+    own_layer: CheckpointLayer | None = None,
 ) -> EngineAlone:
     """Return what will run; :class:`InputError` for what does not fit.
 
     ``name`` is a vector (its own weights and first tokens; all that fit a window by default) or a
-    model, divided by ``divisor``, with seeded weights and tokens (one by default).
+    model, divided by ``divisor``, with seeded weights and tokens (one by default). ``own_layer`` is where
+    the weights are read instead.
     """
     vector = read_vector(Path(name)) if is_vector(name) else None
-    model = scaled_model(name, divisor) if vector is None else vector.model
+    if own_layer is not None:
+        model = own_layer.model
+    else:
+        model = scaled_model(name, divisor) if vector is None else vector.model
     if vector is not None:
         given = len(vector.flat_tokens)
         default = min(design.window_tokens, given)
@@ -68,7 +80,7 @@ def plan_experts(
         )
     else:
         default = 1
-    plan = Plan(model, design, num_experts, default if num_tokens is None else num_tokens, vector)
+    plan = Plan(model, design, num_experts, default if num_tokens is None else num_tokens, vector, own_layer)
     alone = ENGINES[design.engine](plan)
     if engine != "model":
         check_image(alone.weight_bytes)
@@ -133,11 +145,15 @@ def run_plan(
 
 
 def operands_of(plan: Plan, seed: int) -> Operands:
-    """Return the vector's weights and tokens, or seeded ones, with golden's results."""
+    """Return the vector's weights and tokens, or seeded ones (a folder's weights), with golden's results."""
     if plan.vector is not None:
         tokens = bf16_encode(plan.vector.flat_tokens[: plan.num_tokens])
         return _operands(plan, plan.vector.weights, tokens)
-    weights = random_weights(plan.model, seed, experts=range(plan.num_experts))
+    experts = range(plan.num_experts)
+    if plan.own_layer is not None:
+        weights = plan.own_layer.read(experts)
+    else:
+        weights = random_weights(plan.model, seed, experts=experts)
     return _operands(plan, weights, bf16_encode(random_tokens(plan.model, plan.num_tokens, seed)))
 
 

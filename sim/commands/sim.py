@@ -16,7 +16,9 @@ RTL_SCALE = 64
 
 
 @click.command("sim")
-@click.option("--model", "model_name", required=True, help="Preset, TOML, config.json or vector .npz.")
+@click.option(
+    "--model", "model_name", required=True, help="Preset, TOML, config.json, vector .npz or folder."
+)
 @click.option(
     "--design",
     "design_names",
@@ -33,6 +35,7 @@ RTL_SCALE = 64
 )
 @click.option("--tokens", type=int, help="Tokens (default: 16, all of a vector, or 1 with --experts).")
 @click.option("--scale", help="'full' or a divisor of d_model and FFN widths (default: full; rtl: 64).")
+@click.option("--layer", help="A folder's layer whose weights are run, by its number; see docs/weights.md.")
 @click.option("--experts", type=int, help="Run the first N experts alone, the gate bypassed.")
 @click.option(
     "--format",
@@ -65,6 +68,7 @@ def command(
     given_engine: str | None,
     tokens: int | None,
     scale: str | None,
+    layer: str | None,
     experts: int | None,
     number_format: str | None,
     phase: str | None,
@@ -87,7 +91,7 @@ def command(
     from sim.request import Request
     from sim.routing import parse_routing, shape_of
     from sim.rtlsim import DEFAULT_ROOT, check_ready
-    from spec.load import load_design, load_model
+    from spec.load import is_folder, load_design, load_model
 
     designs = [load_design(name, number_format) for name in design_names]
     for number, name in enumerate(design_names):
@@ -96,12 +100,16 @@ def command(
         )
     engine = given_engine or ("model" if phase else "both")
     vector = workload.is_vector(model_name)
+    # The cycle model computes no values: of a folder it needs the configuration alone.
+    folder = is_folder(model_name) and (engine != "model" or layer is not None)
     shape = None if vector else shape_of(load_model(model_name))
     request = Request(
         model_name=model_name,
         engine=engine,
         tokens=tokens,
-        divisor=workload.parse_scale(scale, 1 if engine == "model" else RTL_SCALE, vector=vector),
+        divisor=workload.parse_scale(
+            scale, 1 if engine == "model" else RTL_SCALE, vector=vector, folder=folder
+        ),
         experts=experts,
         phase=phase,
         routing=parse_routing(routing_name or "uniform", shape, layer=routing_layer),
@@ -109,6 +117,7 @@ def command(
         waves=DEFAULT_ROOT / "waves" if waves else None,
         trace=trace,
         layout=layout,
+        layer=layer,
     )
     require(request.seed >= 0, f"must be at least 0, not {request.seed}", key="seed")
     if tokens is not None:
@@ -127,6 +136,8 @@ def command(
     runs = [request.prepare(design, progress_of(design)) for design in designs]
     reports = [run() for run in runs]
     for report in reports:
+        if engine != "model" and request.own_layer is not None:
+            report.notes.append(f"weights of {request.own_layer.label} in {model_name}, read as float32")
         if vector and (routing_name is not None or given_seed is not None):
             report.notes.append("--routing and --seed change nothing: a vector has its own")
         elif experts is not None and routing_name is not None:
