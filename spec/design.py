@@ -157,6 +157,17 @@ class RegisterPath(StrEnum):
     OWN = "own"
 
 
+class RouterPlace(StrEnum):
+    """Where the near-memory accelerator multiplies tokens with the router.
+
+    ``OWN``: on the gate's MACs, from a memory on chip. ``BANKS``: on the MACs of channel 0, in whose banks
+    the router then lies.
+    """
+
+    OWN = "own"
+    BANKS = "banks"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PimDesign:
     """Near-memory engine: channels of DRAM banks with MAC lanes beside them.
@@ -176,6 +187,7 @@ class PimDesign:
     act_lanes : results handled per cycle by the channel's activation.
     storage_cycles : cycles from a MAC command to its weights at the lanes.
     refresh : whether the banks are refreshed.
+    router : where tokens are multiplied with the router.
     """
 
     dram: DramSpec
@@ -188,6 +200,7 @@ class PimDesign:
     act_lanes: int = 4
     storage_cycles: int = 16
     refresh: bool = True
+    router: RouterPlace = RouterPlace.OWN
 
     def __post_init__(self) -> None:
         require_range("channels", self.channels, 1, 64)
@@ -272,6 +285,12 @@ class DesignSpec:
                 key="pim.banks_per_unit",
             )
         if self.format is Format.INT8:
+            require(
+                self.pim is None or self.pim.router is RouterPlace.OWN,
+                "must be own with format int8 (the lanes beside the banks are int8 then, the router is bf16),"
+                " not banks",
+                key="pim.router",
+            )
             for name in ("max_d_model", "max_d_expert"):
                 value = getattr(self, name)
                 require(

@@ -97,3 +97,12 @@ CHANNEL_PROBE = (
     "job retired",
 )
 """Bits of ``probe_channels``, for each channel in turn."""
+
+ROUTER_PROBE = (
+    "router entries transferred",
+    "router entries wait",
+    "entries of both kinds transferred",
+    "entries of both kinds wait",
+    "all logits of a token",
+)
+"""Further bits of ``probe_channels`` where the banks hold the router, of the channel that has it."""
