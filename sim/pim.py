@@ -29,6 +29,10 @@ QUEUE_LATENCY = 2
 ISSUE = 1
 """From the decision to issue a command to the bus."""
 NEVER = np.int64(1) << 60
+ROUTED, SHARED, ROUTER = 0, 1, 2
+"""What a job is for: a routed expert, the shared one, the router in the banks."""
+HALVES = 2
+"""Reads of a logit."""
 
 
 class Row(IntEnum):
@@ -134,9 +138,14 @@ class ChannelShape:
                     self.banks.visits(kind),
                 ]
                 for kind in (image.routed, image.shared or image.routed)
-            ],
+            ]
+            + [self._router_row()],
             dtype=np.int64,
         )
+
+    def _router_row(self) -> list[int]:
+        router = self.banks.image.router
+        return [router.hidden_blocks, router.in_tiles, 0, 0, self.banks.visits(router)] if router else [0] * 5
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,7 @@ class ChannelCycles:
     ----------
     i, o : (entries,), (output beats,) cycles of the transfers.
     offered : (output beats,) first cycle in which each beat is offered.
+    logits : (tokens of jobs with the router,) cycle in which the last of each token's logits is given.
     retired : (jobs,) cycle in which each job is done with.
     rows, columns : (commands, 3) cycle on the bus, kind, side.
     fires : tokens that met a tile.
@@ -155,6 +165,7 @@ class ChannelCycles:
     i: Cycles
     o: Cycles
     offered: Cycles
+    logits: Cycles
     retired: Cycles
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
@@ -191,7 +202,7 @@ class ChannelCycles:
 
 def channel_cycles(
     shape: ChannelShape,
-    shared: NDArray[np.bool_],
+    kinds: NDArray[np.bool_] | NDArray[np.int64],
     last: NDArray[np.bool_],
     arrivals: Cycles,
     *,
@@ -203,7 +214,8 @@ def channel_cycles(
 
     Parameters
     ----------
-    shared, last : (entries,) whether the entry's expert is the shared one; whether it ends its job.
+    kinds, last : (entries,) what the entry is for (``ROUTED``, ``SHARED``, ``ROUTER``; without a router
+        whether it is the shared expert); whether it ends its job.
     arrivals : (entries,) first cycle in which each entry is offered, ascending.
     first_refresh : cycle in which the first refresh falls due.
     ready : readiness of ``o`` (:func:`sim.streams.readiness`).
@@ -211,17 +223,17 @@ def channel_cycles(
     """
     ends = np.flatnonzero(last)
     counts = np.diff(np.concatenate([[-1], ends])).astype(np.int64)
-    i, o, offered, retired, rows, columns, fires = _run(
+    i, o, offered, logits, retired, rows, columns, fires = _run(
         shape._numbers(),
         shape._table(),
-        shared[ends].astype(np.int64),
+        kinds[ends].astype(np.int64),
         counts,
         np.ascontiguousarray(arrivals, dtype=np.int64),
         first_refresh,
         ready,
         tail,
     )
-    return ChannelCycles(i, o, offered, retired, rows, columns, int(fires))
+    return ChannelCycles(i, o, offered, logits, retired, rows, columns, int(fires))
 
 
 @njit(cache=True)
@@ -252,22 +264,29 @@ def _run(
     first_refresh: int,
     ready: Spans,
     tail: int,
-) -> tuple[Cycles, Cycles, Cycles, Cycles, NDArray[np.int64], NDArray[np.int64], int]:
+) -> tuple[Cycles, Cycles, Cycles, Cycles, Cycles, NDArray[np.int64], NDArray[np.int64], int]:
     jobs = len(kinds)
     num_out = np.int64(0)
+    num_logits = np.int64(0)
     num_columns = np.int64(0)
     max_hidden = np.int64(1)
     for job in range(jobs):
         hidden_blocks, in_tiles, out_blocks, hidden_tiles, _ = table[kinds[job]]
         groups = -(-counts[job] // s.group_tokens)
-        num_out += counts[job] * s.words
-        tiles = hidden_blocks * s.matrices * in_tiles + out_blocks * hidden_tiles
-        num_columns += groups * tiles * s.mac_steps
-        num_columns += counts[job] * (hidden_blocks * (s.matrices + 1) + out_blocks + s.token_words)
+        if kinds[job] == ROUTER:
+            num_logits += counts[job]
+            tiles = hidden_blocks * in_tiles
+            accesses = hidden_blocks * HALVES
+        else:
+            num_out += counts[job] * s.words
+            tiles = hidden_blocks * s.matrices * in_tiles + out_blocks * hidden_tiles
+            accesses = hidden_blocks * (s.matrices + 1) + out_blocks
+        num_columns += groups * tiles * s.mac_steps + counts[job] * (accesses + s.token_words)
         max_hidden = max(max_hidden, hidden_blocks)
     i = np.empty(len(arrivals), dtype=np.int64)
     o = np.empty(num_out, dtype=np.int64)
     offered = np.empty(num_out, dtype=np.int64)
+    logits = np.empty(num_logits, dtype=np.int64)
     retired = np.full(jobs, NEVER, dtype=np.int64)
     rows = np.empty((1024, 3), dtype=np.int64)
     columns = np.empty((num_columns, 3), dtype=np.int64)
@@ -339,6 +358,7 @@ def _run(
     last_pop = np.int64(-1)
     out_in, out_taken, out_taken_2 = np.int64(-1), np.int64(-1), np.int64(-1)
     out_count = np.int64(0)
+    logit_count, last_logit = np.int64(0), np.int64(-1)
     w_block = 0
 
     while True:
@@ -408,11 +428,12 @@ def _run(
             d_from = _walk_from(d_job, d_end, completed, complete)
         if d_from < never and blocks_read < started and block_from[blocks_read % 4] < never:
             when = max(d_from, block_from[blocks_read % 4], read_ok, column_free, refresh_end)
+            is_router = kinds[d_job] == ROUTER
             final = d_out or d_matrix == s.matrices - 1
             if d_out:
                 if output_reads >= DEPTH:
                     when = max(when, popped_at[(output_reads - DEPTH) % (2 * DEPTH)] + 1)
-            elif final and hidden_reads >= DEPTH:
+            elif final and not is_router and hidden_reads >= DEPTH:
                 if hidden_writes <= hidden_reads - DEPTH:
                     when = never
                 else:
@@ -437,7 +458,7 @@ def _run(
             visit_at = max(v_from, visit_done[v_side] + 1)
 
         now = min(best_row, refresh_event, mac_at, hidden_write_at, read_at, load_at, visit_at)
-        if d_job == jobs and now + ISSUE > out_taken + tail:
+        if d_job == jobs and now + ISSUE > max(out_taken, last_logit) + tail:
             break
         assert now < never
         if now == refresh_event:
@@ -505,19 +526,19 @@ def _run(
                 if m_tile == (table[kind, 3] if m_out else table[kind, 1]):
                     m_tile = 0
                     m_matrix += 1
-                    if m_out or m_matrix == s.matrices:
+                    is_router = kind == ROUTER
+                    if m_out or is_router or m_matrix == s.matrices:
                         m_matrix = 0
                         block_from[(started - 1) % 4] = last_fire + ARRAY_LATENCY + 1
                         m_block += 1
                         if m_block == (table[kind, 2] if m_out else table[kind, 0]):
                             m_block = 0
-                            if m_out:
-                                group_done = True
-                            else:
+                            group_done = m_out == 1 or is_router
+                            if not m_out:
                                 # The group's inputs are not needed any more.
                                 room_from = last_fire
                                 word_at[:] = never
-                            m_out = 1 - m_out
+                            m_out = 0 if group_done else 1
                 if m_column == s.bursts_per_row or group_done:
                     m_column = 0
                     assigned[m_side] = False
@@ -553,7 +574,8 @@ def _run(
             tokens = min(s.group_tokens, counts[d_job] - d_group * s.group_tokens)
             d_from, d_between = now + 1, False
             last_block = d_block == (table[kind, 2] if d_out else table[kind, 0]) - 1
-            if not d_out and d_matrix < s.matrices - 1:
+            is_router = kind == ROUTER
+            if not d_out and d_matrix < (HALVES if is_router else s.matrices) - 1:
                 d_matrix += 1
             else:
                 d_matrix = 0
@@ -571,6 +593,11 @@ def _run(
                     last_pop = out_in
                     popped_at[output_reads % (2 * DEPTH)] = last_pop
                     output_reads += 1
+                elif is_router:
+                    if last_block:
+                        last_logit = now + READ_LATENCY
+                        logits[logit_count] = last_logit
+                        logit_count += 1
                 else:
                     at = hidden_reads % (2 * DEPTH)
                     queue_from[at] = now + READ_LATENCY + s.parts - 1 + s.activation + QUEUE_LATENCY
@@ -584,7 +611,7 @@ def _run(
                     d_block += 1
                     if last_block:
                         d_block = 0
-                        if d_out:
+                        if d_out or is_router:
                             hidden_at[:] = never
                             w_block = 0
                             d_group += 1
@@ -592,7 +619,7 @@ def _run(
                                 retired[d_job] = now
                                 d_job, d_group = d_job + 1, 0
                                 d_end, d_between = now, True
-                        d_out = 1 - d_out
+                        d_out = 0 if d_out or is_router else 1
         elif now == load_at:
             columns[column_count] = (now + ISSUE, 2, 0)
             column_count += 1
@@ -625,4 +652,5 @@ def _run(
                 if v_group * s.group_tokens >= counts[v_job]:
                     v_job, v_group = v_job + 1, 0
                     v_end, v_between = now, True
-    return i, o, offered, retired, rows[:row_count].copy(), columns[:column_count].copy(), int(fires)
+    commands = rows[:row_count].copy(), columns[:column_count].copy()
+    return i, o, offered, logits, retired, commands[0], commands[1], int(fires)

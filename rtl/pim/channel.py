@@ -24,9 +24,10 @@ class PimChannel(wiring.Component):
     """Compute experts in the DRAM banks where their weights lie.
 
     A job is an expert and its tokens of a window, computed in groups of ``group_tokens``; a group's
-    tokens share every weight burst. Where the banks hold the router, a job may be tokens and the router. Per MAC command each unit multiplies its burst with the group's
-    inputs of that tile; a block's results are read back over the bus, activated, and written to the
-    registers as inputs of the down matrix. Commands keep the DRAM's timing; a cycle is one tCK.
+    tokens share every weight burst. Where the banks hold the router, a job may be tokens and the router.
+    Per MAC command each unit multiplies its burst with the group's inputs of that tile; a block's results
+    are read back over the bus, activated, and written to the registers as inputs of the down matrix;
+    logits go to the gate as they are. Commands keep the DRAM's timing; a cycle is one tCK.
     Cycle model: :mod:`sim.pim`; layout of the weights: :mod:`spec.banks`; reference:
     :func:`golden.expert_bf16.ffn_bf16`, :func:`golden.expert_int8.ffn_int8`. Reset empties the block;
     the table of first rows stays.

@@ -10,9 +10,9 @@ from rtl.expert.activation import ActivationLane
 from rtl.expert.jobs import job_record_layout, list_bits, list_layout
 from rtl.expert.layouts import bits_for
 from rtl.fifo import StreamFifo
+from rtl.gating.layouts import logit_part_layout
 from rtl.int8 import SCALE_WORD_BITS, Quantise, scale_of
 from rtl.pim.layouts import PimConfig
-from rtl.gating.layouts import logit_part_layout
 from rtl.pim.walk import GroupWalk, most_blocks, of_kind, of_router
 from rtl.ram import ReadSignature, WriteSignature, address_width
 from rtl.stream import StreamRegister, connect_stream

@@ -188,8 +188,9 @@ def mac_layout(config: PimConfig):
 class MacWalk(wiring.Component):
     """Order of the MAC commands: hidden blocks (gate tiles, up tiles), then output blocks.
 
-    A router has one matrix of blocks, which take a group's inputs as hidden blocks do. Wants to issue while a job is there and its inputs are in the registers, and, for a block's first
-    tile, the block before the last has been read out.
+    A router has one matrix of blocks, which take a group's inputs as hidden blocks do. Wants to issue
+    while a job is there and its inputs are in the registers, and, for a block's first tile, the block
+    before the last has been read out.
 
     Members
     -------
