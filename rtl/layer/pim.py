@@ -22,11 +22,11 @@ from amaranth.lib.wiring import In, Out, flipped
 
 from rtl.arith import tree
 from rtl.gating import BankedGate
-from rtl.layer.router import JobMerge, RouterJobs
 from rtl.layer.shell import LayerShell
 from rtl.merge import ContributionMerge
 from rtl.pim import PimChannel, PimConfig
 from rtl.pim.layouts import ColumnKind, RowKind, column_layout, row_layout, weights_layout
+from rtl.router import JobMerge, RouterJobs
 from rtl.stream import connect_stream
 from spec.banks import ROUTER_CHANNEL, BankGeometry, refresh_offset
 from spec.design import DesignSpec
@@ -71,7 +71,7 @@ class PimLayer(LayerShell):
     0. Refreshes of the channels are spread over the refresh interval.
 
     A router in the banks is multiplied with groups of tokens by channel 0, as jobs among those of its
-    experts (:class:`rtl.layer.router.RouterJobs`). No two wait for each other: what is inside the channel
+    experts (:class:`rtl.router.RouterJobs`). No two wait for each other: what is inside the channel
     always ends (its contributions are always taken, its logits have their room before they are asked for),
     so that whatever waits in front of it goes in.
     Reference: :func:`golden.layer_bf16.layer_bf16`; cycle model: :mod:`sim.layer`.
