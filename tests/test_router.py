@@ -14,10 +14,10 @@ import rtl.gating.logits
 import rtl.router
 import sim.gating
 import sim.router
-from golden.formats import f32_flush
+from golden.formats import bf16_decode, bf16_encode, f32_flush
 from golden.functions import fixed_from_f32
-from golden.gating_bf16 import select, selection_bias_fixed
-from golden.image import router_image
+from golden.gating_bf16 import route_bf16, select, selection_bias_fixed
+from golden.image import router_image, router_tiles
 from rtl.arith import delay
 from rtl.dispatch import DispatchConfig
 from rtl.expert.layouts import job_layout
@@ -27,7 +27,7 @@ from rtl.router import JobMerge, RouterJobs
 from rtl.stream import connect_stream
 from sim.streams import readiness
 from spec.geometry import GateGeometry, RouterGeometry
-from spec.model import GatingSpec
+from spec.model import GatingSpec, Score
 from tests.bfm import Sink, Source, run_streams
 from tests.block_bench import (
     DIVERGED,
@@ -43,6 +43,80 @@ from tests.test_gating import load_router, random_gating
 from tests.test_pim import PIM, config_of
 
 GATING = GatingSpec(num_experts=3, top_k=1)
+
+
+# Where the router lies, and what it computes
+
+
+def places_of(gating: GatingSpec, logits_per_cycle: int) -> RouterGeometry:
+    gate = GateGeometry(
+        gating=gating,
+        d_model=10,
+        lanes=4 * logits_per_cycle,
+        logits_per_cycle=logits_per_cycle,
+        stream_lanes=1,
+        load_elements=1,
+        banked=True,
+    )
+    return RouterGeometry(gate=gate, rows=PIM.units, cols=4)
+
+
+@pytest.mark.parametrize(
+    "gating",
+    [
+        GatingSpec(num_experts=5, top_k=1, logit_bias=True),
+        GatingSpec(num_experts=9, top_k=1, score=Score.SIGMOID, num_groups=3, topk_groups=1),
+    ],
+)
+@pytest.mark.parametrize("logits_per_cycle", [1, 2, 8])
+def test_every_expert_finds_its_row(gating: GatingSpec, logits_per_cycle: int) -> None:
+    """Read the router back from the tiles, by the page's words alone."""
+    rng = np.random.default_rng(0)
+    geometry = places_of(gating, logits_per_cycle)
+    router = rng.integers(1, 1 << 15, (gating.num_experts, 10), dtype=np.uint16)
+    bias = rng.standard_normal(gating.num_experts).astype(np.float32) if gating.logit_bias else None
+    tiles = router_tiles(geometry, router, bias).reshape(-1, PIM.units, 4)
+    assert len(tiles) == geometry.num_tiles
+    found = {}
+    for block in range(geometry.hidden_blocks):
+        for unit in range(PIM.units):
+            row = np.concatenate(
+                [tiles[block * geometry.in_tiles + tile, unit] for tile in range(geometry.in_tiles)]
+            )
+            place = block * PIM.units + unit
+            expert = None
+            if place < geometry.num_places:
+                expert = geometry.gate.expert_at(place // logits_per_cycle, place % logits_per_cycle)
+            if expert is None:
+                assert not row.any()
+            else:
+                found[expert] = row
+    for expert, row in found.items():
+        assert (row[:10] == router[expert]).all()
+        rest = bf16_decode(row[10:]).astype(np.float64)
+        assert rest.sum() == (0 if bias is None else bias[expert])
+        assert not rest[3:].any()
+    assert sorted(found) == list(range(gating.num_experts))
+
+
+def test_a_logit_bias_is_in_the_banks_as_good_as_in_fp32() -> None:
+    """Three bf16 inputs add up to it; what is lost is lost to the burst's guard bits."""
+    rng = np.random.default_rng(1)
+    bias = (rng.standard_normal(64) * 10).astype(np.float32)
+    tokens = bf16_encode(rng.standard_normal((32, 24)).astype(np.float32))
+    router = bf16_encode(rng.standard_normal((64, 24)).astype(np.float32))
+    gating = GatingSpec(num_experts=64, top_k=4, logit_bias=True)
+    exact = bf16_decode(tokens).astype(np.float64) @ bf16_decode(router).T.astype(np.float64) + bias
+    for cols in (4, 16):
+        logits = route_bf16(gating, router, tokens, cols, bias, banked=True).logits / 2.0**20
+        largest = max(np.abs(exact).max(), np.abs(bias).max(), 16.0)
+        assert np.abs(logits - exact).max() < 2.0**-20 + (cols + 27) * 2.0**-22 * largest
+    # The same rule as without a bias.
+    plain = replace(gating, logit_bias=False)
+    assert (
+        route_bf16(plain, router, tokens, 4, banked=True).logits
+        == route_bf16(plain, router, tokens, 4).logits
+    ).all()
 
 
 # Jobs with the router
