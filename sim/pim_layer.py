@@ -356,7 +356,7 @@ def pim_cycles(
             shape.channel(entries, dispatch.entries[entries], refresh, ready)
             for entries, refresh, ready in zip(dispatch.unit_entries, refreshes, held, strict=True)
         ]
-        merged, inputs, combine = _combined(
+        merged, inputs, combine = combined(
             shape, dispatch.unit_entries, [channel.offered for channel in channels], dispatch.o_expect
         )
         current = [gate.o, dispatch.i, dispatch.entries, merged, combine.o]
@@ -419,7 +419,7 @@ class _Service:
         return int(channel.retired[-1])
 
 
-def _combined(
+def combined(
     shape: PimShape,
     unit_entries: Sequence[Cycles],
     offered: Sequence[Cycles],
@@ -574,9 +574,7 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
                 _cycles("router", "merge i_expert", seen.entries[n].taken, merged_jobs.i_expert),
             ]
             into = seen.router.merged
-            jobs = np.where(
-                merged_jobs.order < 0, merged_jobs.order, entries[np.maximum(merged_jobs.order, 0)]
-            )
+            jobs = merged_entries(merged_jobs, entries)
         channel = shape.channel(jobs, into.offered, refreshes[n], seen.contributions[n].waits)
         channels.append(channel)
         commands = run.commands[n]
@@ -589,7 +587,7 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
             _commands(f"o_column of channel {n}", commands.columns, channel.columns),
             _cycles("pim", f"o of channel {n}", seen.contributions[n].taken, channel.o),
         ]
-    merged, inputs, combine = _combined(
+    merged, inputs, combine = combined(
         shape,
         dispatch.unit_entries,
         [contributions.offered for contributions in seen.contributions],
@@ -628,6 +626,13 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
             logits=channels[ROUTER_CHANNEL].logits,
         ),
     )
+
+
+def merged_entries(merge: JobMergeCycles, entries: Cycles) -> Cycles:
+    """Return the entries that come out of a merge: numbers of the streams, ``-1 - n`` for a routed token."""
+    some = np.append(entries, 0)
+    numbers: Cycles = np.where(merge.order < 0, merge.order, some[np.maximum(merge.order, 0)])
+    return numbers
 
 
 def admitted_cycles(offered: Cycles) -> Cycles:

@@ -24,6 +24,7 @@ from sim.accelerator import (
 )
 from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.pim import ChannelCycles
+from sim.pim_banked import banked_cycles
 from sim.pim_layer import (
     PimRun,
     PimShape,
@@ -65,7 +66,7 @@ def run_pim_model(
     )
     shape = PimShape(banks, design, streams, banks.round_robin())
     started = time.perf_counter()
-    times, channels = pim_cycles(shape, _arrivals(banks, len(ids)), first_refreshes(banks))
+    times, channels = _modelled(shape, _arrivals(banks, len(ids)))
     wall = time.perf_counter() - started
     report = _report(
         model, shape, "model", wall, routing_report(routing, ids, model.gating.num_experts, None)
@@ -139,9 +140,7 @@ def run_pim_layer(
             _add_run(report, shape, seen, expected)
         if arrivals is None and output_ready is None:
             started = time.perf_counter()
-            times, channels = pim_cycles(
-                shape, _arrivals(banks, len(workload.tokens)), first_refreshes(banks)
-            )
+            times, channels = _modelled(shape, _arrivals(banks, len(workload.tokens)))
             report.wall_s += time.perf_counter() - started
             _add_model(report, shape, times, channels)
     if result.timeout is None and len(seen.output.taken):
@@ -169,6 +168,12 @@ def build_pim_layer(
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
     config = (anonymous, dataclasses.replace(design, name="design"))
     return build("layer", layer_component(model, design), config=config, trace=trace, root=root)
+
+
+def _modelled(shape: PimShape, arrivals: Cycles) -> tuple[PimTimes, list[ChannelCycles]]:
+    """Return the composed model's times."""
+    model = pim_cycles if shape.banks.image.router is None else banked_cycles
+    return model(shape, arrivals, first_refreshes(shape.banks))
 
 
 def _arrivals(banks: BankGeometry, num_tokens: int) -> Cycles:
