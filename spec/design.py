@@ -238,7 +238,8 @@ class DesignSpec:
     ----------
     engine : what computes the experts; ``array`` describes an ``fpga`` engine, ``pim`` a ``pim`` engine.
     format : numbers in which the experts are computed.
-    memory : memory behind the AXI4 read master: an ``fpga``'s weights, the router of both.
+    memory : memory behind the AXI4 read master: an ``fpga``'s weights, the router of both (a ``pim``'s
+        selection bias alone, where the banks hold the router).
     stream_lanes : bf16 elements per beat of the token input stream.
     window_tokens : tokens that are dispatched together: an expert's weights are fetched once for all
         of a window's tokens. The token store holds two windows.

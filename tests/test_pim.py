@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from sim.dram_check import Commands, check_commands
 from sim.pim import ChannelCycles, ChannelShape
 from sim.streams import readiness
 from spec.banks import BankGeometry, CommandTiming
-from spec.design import BankMode, Format, PimDesign, RegisterPath
+from spec.design import BankMode, Format, PimDesign, RegisterPath, RouterPlace
 from spec.dram import DramSpec, DramTiming
 from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, RouterGeometry, ceil_div
 from spec.load import load_design, load_model
@@ -533,6 +534,29 @@ def test_mac_slots_are_busy_whenever_the_dram_allows(name: str, scale: int, pair
         assert slots["row"] <= 0.01 * slots["mac"], slots
     macs = model.columns[model.columns[:, 1] == sim.pim.Column.MAC][:, 0]
     assert sum(slots.values()) == macs[-1] - macs[0] + CommandTiming.of(pim).mac_gap
+
+
+@pytest.mark.parametrize(
+    "name", ["mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "gpt-oss-20b", "switch-base-128"]
+)
+def test_documented_router_in_the_banks(name: str) -> None:
+    """Figures of the table in docs/gating.md: eight groups, one after the other."""
+    design = load_design("pim")
+    assert design.pim is not None
+    banked = replace(design, pim=replace(design.pim, router=RouterPlace.BANKS))
+    image = ImageGeometry.of(load_model(name), banked)
+    group, groups = design.pim.tokens_per_burst, 9
+    model = sim.pim.channel_cycles(
+        ChannelShape(banks=BankGeometry(image=image, pim=design.pim)),
+        np.full(group * groups, sim.pim.ROUTER),
+        np.arange(group * groups) % group == group - 1,
+        np.zeros(group * groups, dtype=np.int64),
+        first_refresh=design.pim.dram.timing.refi,
+    )
+    cycles = (model.retired[-1] - model.retired[0]) / (groups - 1)
+    own = group * ImageGeometry.of(load_model(name), design).gate.interval
+    page = (Path(__file__).parent.parent / "docs" / "gating.md").read_text(encoding="utf-8")
+    assert f"| `{name}` | {cycles:.0f} | {own} |" in page
 
 
 PLANTED = {

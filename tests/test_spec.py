@@ -154,11 +154,11 @@ BAD_DESIGNS = {
         "pim.banks_per_unit: must be a power of two in 1..4, not 3",
     ),
     "unknown place of the router": (
-        PIM.replace("refresh = true", 'refresh = true\nrouter = "gate"'),
+        PIM.replace('router = "own"', 'router = "gate"'),
         "pim.router: must be one of own, banks, not 'gate'",
     ),
     "router in int8 banks": (
-        PIM.replace("refresh = true", 'refresh = true\nrouter = "banks"').replace(
+        PIM.replace('router = "own"', 'router = "banks"').replace(
             'engine = "pim"', 'engine = "pim"\nformat = "int8"'
         ),
         (
