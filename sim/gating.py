@@ -79,12 +79,7 @@ def gate_cycles(geometry: GateGeometry, arrivals: Cycles, ready: Spans = ALWAYS)
     offered = np.asarray(arrivals, dtype=np.int64).reshape(-1, len(steps)) - steps
     model = GateModel(geometry, len(offered))
     model.run(offered.max(axis=1), ready=ready)
-    first = np.concatenate([[0], model.last_in + 1])[: len(offered)]
-    first[TOKEN_BUFFERS:] = np.maximum(
-        first[TOKEN_BUFFERS:], model.launch[:-TOKEN_BUFFERS] + geometry.product_cycles + 1
-    )
-    i = np.maximum.accumulate(np.maximum(offered, first[:, None]), axis=1) + steps
-    return GateCycles(i.ravel(), model.launch, model.o)
+    return GateCycles(model.beats_in(np.asarray(arrivals, dtype=np.int64)), model.launch, model.o)
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,7 @@ class GateModel:
         ready : readiness of the output.
         """
         geometry = self.geometry
-        _walk(
+        walk_tokens(
             self.num_done,
             arrivals,
             room,
@@ -167,6 +162,18 @@ class GateModel:
         )
         self.num_done += len(arrivals)
 
+    def beats_in(self, arrivals: Cycles) -> Cycles:
+        """Return when the beats, offered from these cycles on, were taken, once all tokens were."""
+        geometry = self.geometry
+        steps = np.arange(geometry.input_beats)
+        offered = arrivals.reshape(-1, len(steps)) - steps
+        first = np.concatenate([[0], self.last_in + 1])[: len(offered)]
+        first[TOKEN_BUFFERS:] = np.maximum(
+            first[TOKEN_BUFFERS:], self.launch[:-TOKEN_BUFFERS] + geometry.product_cycles + 1
+        )
+        i: Cycles = np.maximum.accumulate(np.maximum(offered, first[:, None]), axis=1) + steps
+        return i.ravel()
+
     @property
     def o_offered(self) -> Cycles:
         """First cycle in which each assignment is offered."""
@@ -177,7 +184,7 @@ class GateModel:
 
 
 @njit(cache=True)
-def _walk(
+def walk_tokens(
     first: int,
     arrivals: Cycles,
     room: int,

@@ -3,13 +3,19 @@
 Event by event in order of time: whatever can be issued first is issued, and each command moves the
 earliest times of those that depend on it. Idle cycles cost nothing. Exact under any arrivals, output
 stalls and positions in the refresh interval, command by command. Names follow the RTL.
+
+What a channel does depends on others in two ways: when its jobs come, and when its outputs are taken.
+:func:`advance` goes on until it needs to know more of either. Who joins the channel with others
+(:mod:`sim.channels`; :func:`channel_cycles` for one alone) tells it (:func:`add_job`, :func:`take_output`)
+and lets it go on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -29,6 +35,7 @@ QUEUE_LATENCY = 2
 ISSUE = 1
 """From the decision to issue a command to the bus."""
 NEVER = np.int64(1) << 60
+"""When something happens that does not happen, or is not known yet."""
 ROUTED, SHARED, ROUTER = 0, 1, 2
 """What a job is for: a routed expert, the shared one, the router in the banks."""
 HALVES = 2
@@ -52,7 +59,7 @@ class Column(IntEnum):
     READ = 3
 
 
-class _Shape(NamedTuple):
+class ChannelNumbers(NamedTuple):
     """What the recurrence needs to know; integers all."""
 
     sides: int
@@ -104,12 +111,13 @@ class ChannelShape:
         """Output beats per token and job."""
         return ceil_div(self.banks.image.routed.d_model, self.banks.pim.act_lanes)
 
-    def _numbers(self) -> _Shape:
+    def numbers(self) -> ChannelNumbers:
+        """Return what the recurrence needs to know of the channel."""
         banks, pim, routed = self.banks, self.banks.pim, self.banks.image.routed
         timing = CommandTiming.of(pim)
-        distances = {name: getattr(timing, name) for name in _Shape._fields if hasattr(timing, name)}
+        distances = {name: getattr(timing, name) for name in ChannelNumbers._fields if hasattr(timing, name)}
         distances["tile_gap"] = timing.tile_gap(0)
-        return _Shape(
+        return ChannelNumbers(
             sides=banks.sides,
             bursts_per_row=banks.bursts_per_row,
             group_tokens=pim.tokens_per_burst,
@@ -125,7 +133,7 @@ class ChannelShape:
             **distances,
         )
 
-    def _table(self) -> NDArray[np.int64]:
+    def table(self) -> NDArray[np.int64]:
         """Return per kind: hidden blocks, in tiles, out blocks, hidden tiles, visits."""
         image = self.banks.image
         return np.array(
@@ -149,6 +157,36 @@ class ChannelShape:
 
 
 @dataclass(frozen=True)
+class ChannelTotals:
+    """What a run counts.
+
+    Attributes
+    ----------
+    fires : tokens that met a tile.
+    mac_slots : where the cycles from the first MAC command to the last one's end went. ``mac``: the least
+        time from a MAC command to the next; the rest of each gap by what happened in it: ``refresh``,
+        ``row`` (closing and opening), or ``other`` (inputs, results, lanes that are busy).
+    """
+
+    fires: int
+    mac_slots: dict[str, int]
+
+    @classmethod
+    def of(cls, numbers: ChannelNumbers, channels: Channels, channel: int) -> ChannelTotals:
+        """Return the totals of a channel."""
+        c = channels.at[channel]
+        return cls(
+            fires=int(c.fires),
+            mac_slots={
+                "mac": int(c.macs) * numbers.mac_gap,
+                "refresh": int(c.lost_refresh),
+                "row": int(c.lost_row),
+                "other": int(c.lost_other),
+            },
+        )
+
+
+@dataclass(frozen=True)
 class ChannelCycles:
     """Handshake cycles, commands and totals of a run.
 
@@ -160,6 +198,7 @@ class ChannelCycles:
     retired : (jobs,) cycle in which each job is done with.
     rows, columns : (commands, 3) cycle on the bus, kind, side.
     fires : tokens that met a tile.
+    totals : what the run counted by itself, for a comparison with the commands.
     """
 
     i: Cycles
@@ -170,13 +209,10 @@ class ChannelCycles:
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
     fires: int
+    totals: ChannelTotals
 
     def mac_slots(self, timing: CommandTiming) -> dict[str, int]:
-        """Return where the cycles from the first MAC command to the last one's end went.
-
-        ``mac``: the least time from a MAC command to the next; the rest of each gap by what happened in
-        it: ``refresh``, ``row`` (closing and opening), or ``other`` (inputs, results, lanes that are busy).
-        """
+        """Return :attr:`ChannelTotals.mac_slots` as the commands tell."""
         macs = self.columns[self.columns[:, 1] == Column.MAC][:, 0]
         lost = np.diff(macs) - timing.mac_gap
 
@@ -222,168 +258,380 @@ def channel_cycles(
     tail : cycles after the last output for which commands are still told.
     """
     ends = np.flatnonzero(last)
-    counts = np.diff(np.concatenate([[-1], ends])).astype(np.int64)
-    i, o, offered, logits, retired, rows, columns, fires = _run(
-        shape._numbers(),
-        shape._table(),
+    firsts = np.concatenate([[-1], ends]).astype(np.int64) + 1
+    numbers, table = shape.numbers(), shape.table()
+    routed = int(np.count_nonzero(kinds == ROUTER))
+    channels = new_channels(numbers, table, [first_refresh], len(ends), routed)
+    taken_at = np.empty(len(arrivals), dtype=np.int64)
+    offered, o = (np.empty((len(arrivals) - routed) * shape.words, dtype=np.int64) for _ in range(2))
+    rows, columns = (np.empty((1024, 3), dtype=np.int64) for _ in range(2))
+    while not _alone(
+        numbers,
+        table,
+        channels,
         kinds[ends].astype(np.int64),
-        counts,
+        firsts,
         np.ascontiguousarray(arrivals, dtype=np.int64),
-        first_refresh,
+        taken_at,
+        offered,
+        o,
         ready,
         tail,
+        rows,
+        columns,
+    ):
+        rows, columns = np.concatenate([rows, rows]), np.concatenate([columns, columns])
+    c = channels.at[0]
+    return ChannelCycles(
+        i=taken_at,
+        o=o,
+        offered=offered,
+        logits=channels.logit_at[0],
+        retired=channels.retired[0],
+        rows=rows[: c.num_rows].copy(),
+        columns=columns[: c.num_columns].copy(),
+        fires=int(c.fires),
+        totals=ChannelTotals.of(numbers, channels, 0),
     )
-    return ChannelCycles(i, o, offered, logits, retired, rows, columns, int(fires))
+
+
+_FROM_0 = (
+    # Jobs that are known, and those inside: see :func:`add_job`.
+    "jobs",
+    # Walks (visits, MACs, loads of inputs, reads): job, group, cycle from which it is shown within a job.
+    *(f"{walk}_{field}" for walk in "vmld" for field in ("job", "group", "from")),
+    "v_visit",
+    # Row bus.
+    *("act_ok", "row_free", "refresh_end", "closed_all"),
+    # Column bus.
+    *("column_free", "mac_ok", "write_ok", "read_ok"),
+    # MACs: phase (hidden or output), block, matrix, tile in it, command in that; bank and place in its row.
+    *("m_out", "m_block", "m_matrix", "m_tile", "m_step", "m_column", "m_side", "started"),
+    # Loads of inputs.
+    *("l_word", "l_token", "room_from"),
+    # Reads of blocks: phase, block, token, matrix; totals of what was read and written.
+    *("d_out", "d_block", "d_token", "d_matrix", "blocks_read"),
+    *("hidden_reads", "hidden_writes", "output_reads", "w_block", "routed"),
+    # Outputs: beats in the output register and gone from it, and the reads that they belong to.
+    *("filled", "filled_reads", "filled_part", "gone", "gone_reads", "gone_part"),
+    # Counts; the last MAC, and what has happened since.
+    *("fires", "macs", "lost_refresh", "lost_row", "lost_other", "last_mac", "refreshed"),
+    *("num_rows", "num_columns"),
+)
+_FROM_BEFORE = (
+    # The last entry; for each walk the cycle in which it ended its last job.
+    *("last_i", "v_end", "m_end", "l_end", "d_end"),
+    # The last series of ACT, the end of that before.
+    *("acts_from", "acts_end", "acts_before"),
+    # Output register: last read emptied, last beat in, last two gone.
+    *("last_pop", "out_in", "out_taken", "out_taken_2"),
+)
+_FROM_1 = tuple(f"{walk}_between" for walk in "vmld")
+"""Whether a walk is between two jobs."""
+_SCALARS = np.dtype(
+    (np.record, [(name, np.int64) for name in (*_FROM_0, *_FROM_BEFORE, *_FROM_1, "refresh")])
+)
+
+
+class Channels(NamedTuple):
+    """What channels are doing; the first axis of everything is the channel.
+
+    Attributes
+    ----------
+    at : scalars.
+    kinds, counts, firsts, complete, retired : per job what it is for, its entries, the number of the first
+        one, when its last one was taken, when it was done with (or NEVER).
+    assigned, ..., rtp_ok : per side.
+    word_at, hidden_at : when each word of the group's inputs, each block of its hidden values was written.
+    block_from, block_read : when each of the last blocks can be read, was read.
+    queue_from, queue_last, written_at : hidden results: from when they can be written, whether they are
+        their block's last, when they were written.
+    out_from, out_parts, out_entry, out_word, popped_at : reads of outputs: from when they are shown, beats,
+        entry, first word; when the last beat went on into the output register (or NEVER).
+    filled_at : when the beats in the output register came in.
+    logit_at : per token of a job with the router, when the last of its logits was given.
+    """
+
+    at: Any
+    kinds: Cycles
+    counts: Cycles
+    firsts: Cycles
+    complete: Cycles
+    retired: Cycles
+    assigned: NDArray[np.bool_]
+    opened: NDArray[np.bool_]
+    usable: NDArray[np.bool_]
+    stale: NDArray[np.bool_]
+    assigned_at: Cycles
+    visit_done: Cycles
+    rcd_ok: Cycles
+    ras_ok: Cycles
+    rc_ok: Cycles
+    rp_ok: Cycles
+    rtp_ok: Cycles
+    word_at: Cycles
+    hidden_at: Cycles
+    block_from: Cycles
+    block_read: Cycles
+    queue_from: Cycles
+    queue_last: Cycles
+    written_at: Cycles
+    out_from: Cycles
+    out_parts: Cycles
+    out_entry: Cycles
+    out_word: Cycles
+    popped_at: Cycles
+    filled_at: Cycles
+    logit_at: Cycles
+
+
+def new_channels(
+    s: ChannelNumbers, table: NDArray[np.int64], first_refreshes: Sequence[int], jobs: int, routed: int = 0
+) -> Channels:
+    """Return empty channels that take at most so many jobs each, and so many tokens for the router.
+
+    ``first_refreshes``: of each channel.
+    """
+    count = len(first_refreshes)
+    at = np.zeros(count, dtype=_SCALARS)
+    for names, start in ((_FROM_BEFORE, -1), (_FROM_1, 1)):
+        for name in names:
+            at[name] = start
+    at["refresh"] = first_refreshes if s.refi else NEVER
+
+    def full(size: int, value: int = 0) -> Cycles:
+        return np.full((count, size), value, dtype=np.int64)
+
+    def false(size: int) -> NDArray[np.bool_]:
+        return np.zeros((count, size), dtype=np.bool_)
+
+    sides, results, never = s.sides, 2 * DEPTH, int(NEVER)
+    return Channels(
+        at=at,
+        kinds=full(jobs),
+        counts=full(jobs),
+        firsts=full(jobs),
+        complete=full(jobs, never),
+        retired=full(jobs, never),
+        assigned=false(sides),
+        opened=false(sides),
+        usable=false(sides),
+        stale=false(sides),
+        assigned_at=full(sides, -1),
+        visit_done=full(sides, -1),
+        rcd_ok=full(sides),
+        ras_ok=full(sides),
+        rc_ok=full(sides),
+        rp_ok=full(sides),
+        rtp_ok=full(sides),
+        word_at=full(s.token_words, never),
+        hidden_at=full(int(table[:, 0].max()), never),
+        block_from=full(4, never),
+        block_read=full(4, -1),
+        queue_from=full(results),
+        queue_last=full(results),
+        written_at=full(results, -1),
+        out_from=full(results),
+        out_parts=full(results),
+        out_entry=full(results),
+        out_word=full(results),
+        popped_at=full(results, -1),
+        filled_at=full(2),
+        logit_at=full(routed),
+    )
 
 
 @njit(cache=True)
-def _grown(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return the array with room for ``count`` rows at least."""
-    if count <= len(rows):
-        return rows
-    larger = np.empty((max(count, 2 * len(rows)), 3), dtype=np.int64)
-    larger[: len(rows)] = rows
-    return larger
+def _alone(
+    s: ChannelNumbers,
+    table: NDArray[np.int64],
+    channels: Channels,
+    kinds: NDArray[np.int64],
+    firsts: NDArray[np.int64],
+    arrivals: Cycles,
+    i: Cycles,
+    offered: Cycles,
+    o: Cycles,
+    ready: Spans,
+    tail: int,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+) -> bool:
+    """Run one channel to its end; return False if there is no room for more commands.
+
+    Parameters
+    ----------
+    kinds, firsts : of each job, what it is for, and its first entry; last their number.
+    i, offered, o, rows, columns : filled.
+    """
+    c = channels.at[0]
+    while True:
+        while c.jobs < len(kinds) and (c.jobs < BANKS or channels.retired[0, c.jobs - BANKS] < NEVER):
+            first, end = firsts[c.jobs], firsts[c.jobs + 1]
+            add_job(channels, 0, kinds[c.jobs], first, arrivals[first:end], i[first:end])
+        last_result = c.out_taken
+        if c.routed:
+            last_result = max(last_result, channels.logit_at[0, c.routed - 1])
+        until = NEVER if c.d_job < len(kinds) else last_result + tail - ISSUE
+        # The next job comes when one is done with, at the earliest a cycle after that.
+        advance(s, table, channels, 0, NEVER, 1, np.int64(0), until, rows, columns)
+        fill_register(channels, 0)
+        while c.gone < c.filled:
+            place = c.gone
+            offered[place] = output_offered(channels, 0)
+            o[place] = taken(offered[place], ready)
+            take_output(channels, 0, o[place])
+            fill_register(channels, 0)
+        if no_room(s, c, rows, columns):
+            return False
+        if c.d_job == len(kinds) and until < NEVER:
+            return True
 
 
 @njit(cache=True)
-def _walk_from(job: int, end: int, completed: int, complete: Cycles) -> int:
+def add_job(channels: Channels, channel: int, kind: int, first: int, arrivals: Cycles, i: Cycles) -> None:
+    """Give a channel its next job; the one before the last must be done with.
+
+    Parameters
+    ----------
+    kind : what it is for.
+    first : number of its first entry.
+    arrivals : when each of its entries is offered.
+    i : filled with when each is taken: one per cycle, into a free bank.
+    """
+    c = channels.at[channel]
+    job = c.jobs
+    free = channels.retired[channel, job - BANKS] + 1 if job >= BANKS else np.int64(0)
+    for entry in range(len(arrivals)):
+        c.last_i = max(arrivals[entry], c.last_i + 1, free)
+        i[entry] = c.last_i
+    channels.kinds[channel, job] = kind
+    channels.counts[channel, job] = len(arrivals)
+    channels.firsts[channel, job] = first
+    channels.complete[channel, job] = c.last_i
+    c.jobs += 1
+
+
+@njit(cache=True)
+def fill_register(channels: Channels, channel: int) -> None:
+    """Let results into a channel's output register, as far as it has room."""
+    c = channels.at[channel]
+    out_from, out_parts, popped_at = (
+        channels.out_from[channel],
+        channels.out_parts[channel],
+        channels.popped_at[channel],
+    )
+    while c.filled_reads < c.output_reads and c.filled < c.gone + 2:
+        at = c.filled_reads % (2 * DEPTH)
+        if c.filled_part == 0:
+            c.out_in = max(c.out_in, out_from[at] - 1, c.last_pop)
+        before_last = c.out_taken if c.filled > c.gone else c.out_taken_2
+        c.out_in = max(c.out_in + 1, before_last + 1)
+        channels.filled_at[channel, c.filled % 2] = c.out_in
+        c.filled += 1
+        c.filled_part += 1
+        if c.filled_part == out_parts[at]:
+            c.filled_part = 0
+            c.filled_reads += 1
+            c.last_pop = c.out_in
+            popped_at[at] = c.out_in
+
+
+@njit(cache=True)
+def output_offered(channels: Channels, channel: int) -> int:
+    """Return when the first beat in a channel's output register, which is not empty, is offered."""
+    c = channels.at[channel]
+    return int(max(channels.filled_at[channel, c.gone % 2] + 1, c.out_taken + 1))
+
+
+@njit(cache=True)
+def take_output(channels: Channels, channel: int, cycle: int) -> None:
+    """Take the first beat from a channel's output register."""
+    c = channels.at[channel]
+    c.out_taken_2 = c.out_taken
+    c.out_taken = cycle
+    c.gone += 1
+    c.gone_part += 1
+    if c.gone_part == channels.out_parts[channel, c.gone_reads % (2 * DEPTH)]:
+        c.gone_part = 0
+        c.gone_reads += 1
+
+
+@njit(cache=True)
+def no_room(s: ChannelNumbers, c: Any, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> bool:
+    """Whether commands are told, and there is no room for those of the next event."""
+    return len(rows) > 0 and (
+        c.num_rows + max(s.act_steps, s.pre_steps) > len(rows) or c.num_columns == len(columns)
+    )
+
+
+@njit(cache=True)
+def _walk_from(job: int, end: int, jobs: int, complete: Cycles) -> int:
     """Return the cycle from which a walk shows a job, when it showed the one before until ``end``."""
-    if job >= completed:
+    if job >= jobs:
         return int(NEVER)
     return int(max(complete[job] + 1, end + 1) + 1)
 
 
 @njit(cache=True)
-def _run(
-    s: _Shape,
+def advance(
+    s: ChannelNumbers,
     table: NDArray[np.int64],
-    kinds: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    arrivals: Cycles,
-    first_refresh: int,
-    ready: Spans,
-    tail: int,
-) -> tuple[Cycles, Cycles, Cycles, Cycles, Cycles, NDArray[np.int64], NDArray[np.int64], int]:
-    jobs = len(kinds)
-    num_out = np.int64(0)
-    num_logits = np.int64(0)
-    num_columns = np.int64(0)
-    max_hidden = np.int64(1)
-    for job in range(jobs):
-        hidden_blocks, in_tiles, out_blocks, hidden_tiles, _ = table[kinds[job]]
-        groups = -(-counts[job] // s.group_tokens)
-        if kinds[job] == ROUTER:
-            num_logits += counts[job]
-            tiles = hidden_blocks * in_tiles
-            accesses = hidden_blocks * HALVES
-        else:
-            num_out += counts[job] * s.words
-            tiles = hidden_blocks * s.matrices * in_tiles + out_blocks * hidden_tiles
-            accesses = hidden_blocks * (s.matrices + 1) + out_blocks
-        num_columns += groups * tiles * s.mac_steps + counts[job] * (accesses + s.token_words)
-        max_hidden = max(max_hidden, hidden_blocks)
-    i = np.empty(len(arrivals), dtype=np.int64)
-    o = np.empty(num_out, dtype=np.int64)
-    offered = np.empty(num_out, dtype=np.int64)
-    logits = np.empty(num_logits, dtype=np.int64)
-    retired = np.full(jobs, NEVER, dtype=np.int64)
-    rows = np.empty((1024, 3), dtype=np.int64)
-    columns = np.empty((num_columns, 3), dtype=np.int64)
-    row_count = np.int64(0)
-    column_count = np.int64(0)
-    fires = np.int64(0)
-    never = NEVER
+    channels: Channels,
+    channel: int,
+    next_job: int,
+    reaction: int,
+    next_pop: int,
+    until: int,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+) -> int:
+    """Let a channel go on as far as it can; return the first cycle of which not all is known yet.
 
-    # Jobs that are complete inside.
-    complete = np.empty(jobs, dtype=np.int64)
-    completed = 0
-    entry = np.int64(0)
-    last_i = np.int64(-1)
+    It stops where the next event could depend on a job that is not known or on an output that is not
+    known to be taken; when it has no job (what an idle channel has to refresh until the next one it does
+    when that is there); or after ``until``.
 
-    # Walks: job, group, cycle from which it is shown (within a job) or in which the last one ended.
-    v_job, v_group, v_visit = 0, 0, 0
-    v_from, v_end, v_between = np.int64(0), np.int64(-1), True
-    m_job, m_group = 0, 0
-    m_from, m_end, m_between = np.int64(0), np.int64(-1), True
-    l_job, l_group = 0, 0
-    l_from, l_end, l_between = np.int64(0), np.int64(-1), True
-    d_job, d_group = 0, 0
-    d_from, d_end, d_between = np.int64(0), np.int64(-1), True
-
-    # Sides.
-    assigned = np.zeros(s.sides, dtype=np.bool_)
-    opened = np.zeros(s.sides, dtype=np.bool_)
-    usable = np.zeros(s.sides, dtype=np.bool_)
-    stale = np.zeros(s.sides, dtype=np.bool_)
-    assigned_at = np.full(s.sides, -1, dtype=np.int64)
-    visit_done = np.full(s.sides, -1, dtype=np.int64)
-    rcd_ok = np.zeros(s.sides, dtype=np.int64)
-    ras_ok = np.zeros(s.sides, dtype=np.int64)
-    rc_ok = np.zeros(s.sides, dtype=np.int64)
-    rp_ok = np.zeros(s.sides, dtype=np.int64)
-    rtp_ok = np.zeros(s.sides, dtype=np.int64)
-    act_ok = np.int64(0)
-    row_free = np.int64(0)
-    refresh = np.int64(first_refresh) if s.refi else never
-    refresh_end = np.int64(0)
-    closed_all = False
-
-    # Columns.
-    column_free = np.int64(0)
-    mac_ok, write_ok, read_ok = np.int64(0), np.int64(0), np.int64(0)
-
-    # MACs.
-    m_out, m_block, m_matrix, m_tile = 0, 0, 0, 0
-    m_step, m_column, m_side = 0, 0, 0
-    started = 0
+    Parameters
+    ----------
+    next_job : first cycle in which the next job can be complete.
+    reaction : least cycles from a job being done, or outputs being read, to a job coming because of it.
+    next_pop : no output of which it is not known yet goes on into the output register before.
+    rows, columns : filled with the commands, or of length 0.
+    """
+    c = channels.at[channel]
+    kinds, counts = channels.kinds[channel], channels.counts[channel]
+    complete, retired = channels.complete[channel], channels.retired[channel]
+    assigned, opened = channels.assigned[channel], channels.opened[channel]
+    usable, stale = channels.usable[channel], channels.stale[channel]
+    assigned_at, visit_done = channels.assigned_at[channel], channels.visit_done[channel]
+    rcd_ok, ras_ok, rc_ok = channels.rcd_ok[channel], channels.ras_ok[channel], channels.rc_ok[channel]
+    rp_ok, rtp_ok = channels.rp_ok[channel], channels.rtp_ok[channel]
+    word_at, hidden_at = channels.word_at[channel], channels.hidden_at[channel]
+    block_from, block_read = channels.block_from[channel], channels.block_read[channel]
+    queue_from, queue_last = channels.queue_from[channel], channels.queue_last[channel]
+    written_at, popped_at = channels.written_at[channel], channels.popped_at[channel]
+    out_from = channels.out_from[channel]
+    never = np.int64(NEVER)
+    told = len(rows) > 0
     lanes_latency = s.storage_cycles + 2
-
-    # Input loads.
-    l_word, l_token = 0, 0
-    room_from = np.int64(0)
-    word_at = np.full(s.token_words, never, dtype=np.int64)
-
-    # Reads: blocks that can be read (from a cycle on), results under way.
-    block_from = np.full(4, never, dtype=np.int64)
-    block_read = np.full(4, np.int64(-1), dtype=np.int64)
-    d_out, d_block, d_token, d_matrix = 0, 0, 0, 0
-    blocks_read = 0
-    hidden_at = np.full(max_hidden, never, dtype=np.int64)
-    hidden_reads, hidden_writes, output_reads = 0, 0, 0
-    queue_from = np.zeros(2 * DEPTH, dtype=np.int64)
-    queue_last = np.zeros(2 * DEPTH, dtype=np.int64)
-    written_at = np.full(2 * DEPTH, np.int64(-1), dtype=np.int64)
-    popped_at = np.full(2 * DEPTH, np.int64(-1), dtype=np.int64)
-    last_pop = np.int64(-1)
-    out_in, out_taken, out_taken_2 = np.int64(-1), np.int64(-1), np.int64(-1)
-    out_count = np.int64(0)
-    logit_count, last_logit = np.int64(0), np.int64(-1)
-    w_block = 0
+    unknown_job = np.int64(next_job)
 
     while True:
-        # Entries: one per cycle into a free bank.
-        while completed < jobs and (completed < BANKS or retired[completed - BANKS] < never):
-            free = retired[completed - BANKS] + 1 if completed >= BANKS else np.int64(0)
-            for _ in range(counts[completed]):
-                last_i = max(arrivals[entry], last_i + 1, free)
-                i[entry] = last_i
-                entry += 1
-            complete[completed] = last_i
-            completed += 1
-
         # Row bus.
         best_row, best_side = never, -1
         for turn in range(s.sides):
-            side = (m_side + turn) % s.sides
+            side = (c.m_side + turn) % s.sides
             when = never
             if assigned[side] and not opened[side]:
-                when = max(assigned_at[side] + 1, rp_ok[side], rc_ok[side], act_ok, row_free, refresh_end)
-                if refresh - when < s.act_lead:
+                when = max(
+                    assigned_at[side] + 1, rp_ok[side], rc_ok[side], c.act_ok, c.row_free, c.refresh_end
+                )
+                if c.refresh - when < s.act_lead:
                     when = never
             elif usable[side] and stale[side]:
-                when = max(visit_done[side] + 1, ras_ok[side], rtp_ok[side], row_free)
-                if refresh - when < s.pre_lead:
+                when = max(visit_done[side] + 1, ras_ok[side], rtp_ok[side], c.row_free)
+                if c.refresh - when < s.pre_lead:
                     when = never
             if when < best_row:
                 best_row, best_side = when, side
@@ -392,265 +640,297 @@ def _run(
             any_open = False
             for side in range(s.sides):
                 any_open = any_open or opened[side]
-            refresh_event = refresh - s.rp if any_open and not closed_all else refresh
+            refresh_event = c.refresh - s.rp if any_open and not c.closed_all else c.refresh
 
         # MAC.
         mac_at = never
-        if m_between:
-            m_from = _walk_from(m_job, m_end, completed, complete)
-        if m_from < never and assigned[m_side] and usable[m_side] and not stale[m_side]:
-            when = max(m_from, mac_ok, column_free, rcd_ok[m_side])
-            kind = kinds[m_job]
-            if m_out:
-                needed = ((m_tile + 1) * s.cols + s.units - 1) // s.units
+        if c.m_between:
+            c.m_from = _walk_from(c.m_job, c.m_end, c.jobs, complete)
+        if c.m_from < never and assigned[c.m_side] and usable[c.m_side] and not stale[c.m_side]:
+            when = max(c.m_from, c.mac_ok, c.column_free, rcd_ok[c.m_side])
+            kind = kinds[c.m_job]
+            if c.m_out:
+                needed = ((c.m_tile + 1) * s.cols + s.units - 1) // s.units
                 when = max(when, hidden_at[min(needed, table[kind, 0]) - 1] + 1)
             else:
-                when = max(when, word_at[min(m_tile, s.token_words - 1)] + 1)
-            if m_step == 0 and m_tile == 0 and m_matrix == 0 and started >= 2:
-                read = blocks_read >= started - 1
-                when = max(when, block_read[(started - 2) % 4] + 1) if read else never
-            if when < never and refresh - when >= s.mac_lead:
+                when = max(when, word_at[min(c.m_tile, s.token_words - 1)] + 1)
+            if c.m_step == 0 and c.m_tile == 0 and c.m_matrix == 0 and c.started >= 2:
+                read = c.blocks_read >= c.started - 1
+                when = max(when, block_read[(c.started - 2) % 4] + 1) if read else never
+            if when < never and c.refresh - when >= s.mac_lead:
                 mac_at = when
 
         # Hidden write.
         hidden_write_at = never
-        if hidden_writes < hidden_reads:
-            at = hidden_writes % (2 * DEPTH)
+        if c.hidden_writes < c.hidden_reads:
+            at = c.hidden_writes % (2 * DEPTH)
             when = queue_from[at]
-            if hidden_writes > 0:
-                when = max(when, written_at[(hidden_writes - 1) % (2 * DEPTH)] + 1)
-            when = max(when, write_ok, column_free, refresh_end)
-            hidden_write_at = when if when < refresh else refresh + s.rfc
+            if c.hidden_writes > 0:
+                when = max(when, written_at[(c.hidden_writes - 1) % (2 * DEPTH)] + 1)
+            when = max(when, c.write_ok, c.column_free, c.refresh_end)
+            hidden_write_at = when if when < c.refresh else c.refresh + s.rfc
 
         # Read.
-        read_at = never
-        if d_between:
-            d_from = _walk_from(d_job, d_end, completed, complete)
-        if d_from < never and blocks_read < started and block_from[blocks_read % 4] < never:
-            when = max(d_from, block_from[blocks_read % 4], read_ok, column_free, refresh_end)
-            is_router = kinds[d_job] == ROUTER
-            final = d_out or d_matrix == s.matrices - 1
-            if d_out:
-                if output_reads >= DEPTH:
-                    when = max(when, popped_at[(output_reads - DEPTH) % (2 * DEPTH)] + 1)
-            elif final and not is_router and hidden_reads >= DEPTH:
-                if hidden_writes <= hidden_reads - DEPTH:
+        read_at, unknown_read = never, never
+        if c.d_between:
+            c.d_from = _walk_from(c.d_job, c.d_end, c.jobs, complete)
+        if c.d_from < never and c.blocks_read < c.started and block_from[c.blocks_read % 4] < never:
+            when = max(c.d_from, block_from[c.blocks_read % 4], c.read_ok, c.column_free, c.refresh_end)
+            is_router = kinds[c.d_job] == ROUTER
+            final = c.d_out or c.d_matrix == s.matrices - 1
+            if c.d_out:
+                if c.output_reads >= DEPTH:
+                    popped = popped_at[(c.output_reads - DEPTH) % (2 * DEPTH)]
+                    if popped == never:
+                        shown = out_from[(c.output_reads - DEPTH) % (2 * DEPTH)]
+                        unknown_read = max(when, np.int64(next_pop) + 1, shown + 1)
+                        when = never
+                    else:
+                        when = max(when, popped + 1)
+            elif final and not is_router and c.hidden_reads >= DEPTH:
+                if c.hidden_writes <= c.hidden_reads - DEPTH:
                     when = never
                 else:
-                    when = max(when, written_at[(hidden_reads - DEPTH) % (2 * DEPTH)] + 1)
+                    when = max(when, written_at[(c.hidden_reads - DEPTH) % (2 * DEPTH)] + 1)
             if when < never:
-                read_at = when if when < refresh else max(when, refresh + s.rfc)
+                read_at = when if when < c.refresh else max(when, c.refresh + s.rfc)
 
         # Input write.
         load_at = never
-        if l_between:
-            l_from = _walk_from(l_job, l_end, completed, complete)
-        if l_from < never and room_from < never:
-            when = max(l_from, room_from, write_ok, column_free, refresh_end)
-            load_at = when if when < refresh else max(when, refresh + s.rfc)
+        if c.l_between:
+            c.l_from = _walk_from(c.l_job, c.l_end, c.jobs, complete)
+        if c.l_from < never and c.room_from < never:
+            when = max(c.l_from, c.room_from, c.write_ok, c.column_free, c.refresh_end)
+            load_at = when if when < c.refresh else max(when, c.refresh + s.rfc)
 
         # Visit.
         visit_at = never
-        if v_between:
-            v_from = _walk_from(v_job, v_end, completed, complete)
-        v_side = v_visit % s.sides
-        if v_from < never and not assigned[v_side]:
-            visit_at = max(v_from, visit_done[v_side] + 1)
+        if c.v_between:
+            c.v_from = _walk_from(c.v_job, c.v_end, c.jobs, complete)
+        v_side = c.v_visit % s.sides
+        if c.v_from < never and not assigned[v_side]:
+            visit_at = max(c.v_from, visit_done[v_side] + 1)
 
         now = min(best_row, refresh_event, mac_at, hidden_write_at, read_at, load_at, visit_at)
-        if d_job == jobs and now + ISSUE > max(out_taken, last_logit) + tail:
-            break
+        unknown = unknown_read
+        if (c.v_between and c.v_job == c.jobs) or (c.l_between and c.l_job == c.jobs and c.room_from < never):
+            # The first walk to show a job that is not known would do so now.
+            unknown = min(unknown, unknown_job)
+        idle = c.d_job == c.jobs and until == never
+        if idle or now >= unknown or now > until or no_room(s, c, rows, columns):
+            return int(unknown if idle else min(now, unknown))
         assert now < never
         if now == refresh_event:
-            rows = _grown(rows, row_count + 1)
-            if now < refresh:
-                closed_all = True
-                row_free = now + 1
-                rows[row_count] = (now + ISSUE, 3, 0)
+            if told:
+                rows[c.num_rows] = (now + ISSUE, 3 if now < c.refresh else 4, 0)
+                c.num_rows += 1
+            if now < c.refresh:
+                c.closed_all = 1
+                c.row_free = now + 1
                 for side in range(s.sides):
                     opened[side] = False
                     usable[side] = False
                     stale[side] = False
             else:
-                closed_all = False
-                rows[row_count] = (now + ISSUE, 4, 0)
-                refresh_end = now + s.rfc
-                refresh = now + s.refi
-            row_count += 1
+                c.closed_all = 0
+                c.refreshed = 1
+                c.refresh_end = now + s.rfc
+                c.refresh = now + s.refi
         elif now == best_row:
             side = best_side
             is_act = not opened[side]
             steps, gap = (s.act_steps, s.act_gap) if is_act else (s.pre_steps, 1)
-            rows = _grown(rows, row_count + steps)
-            for step in range(steps):
-                rows[row_count] = (now + step * gap + ISSUE, 1 if is_act else 2, side)
-                row_count += 1
             end = now + (steps - 1) * gap
-            row_free = end + 1
+            if told:
+                for step in range(steps):
+                    rows[c.num_rows] = (now + step * gap + ISSUE, 1 if is_act else 2, side)
+                    c.num_rows += 1
+            c.row_free = end + 1
             if is_act:
+                c.acts_before, c.acts_from, c.acts_end = c.acts_end, now, end
                 opened[side] = True
                 usable[side] = True
                 rcd_ok[side] = end + s.rcd
                 ras_ok[side] = end + s.ras
                 rc_ok[side] = now + s.rc
-                act_ok = end + gap
+                c.act_ok = end + gap
             else:
                 opened[side] = False
                 usable[side] = False
                 stale[side] = False
                 rp_ok[side] = end + s.rp
         elif now == mac_at:
-            kind = kinds[m_job]
-            columns[column_count] = (now + ISSUE, 1, m_side)
-            column_count += 1
-            column_free = now + 1
-            tokens = min(s.group_tokens, counts[m_job] - m_group * s.group_tokens)
-            if m_step == 0 and m_tile == 0 and m_matrix == 0:
-                block_from[started % 4] = never
-                started += 1
-            rtp_ok[m_side] = now + s.rtp
-            write_ok = max(write_ok, now + s.mac_to_write)
-            read_ok = max(read_ok, now + s.mac_to_read)
-            m_step += 1
-            m_from, m_between = now + 1, False
-            if m_step < s.mac_steps:
-                mac_ok = max(mac_ok, now + s.mac_gap)
+            kind = kinds[c.m_job]
+            _count_mac(s, c, now)
+            if told:
+                columns[c.num_columns] = (now + ISSUE, 1, c.m_side)
+                c.num_columns += 1
+            c.column_free = now + 1
+            tokens = min(s.group_tokens, counts[c.m_job] - c.m_group * s.group_tokens)
+            if c.m_step == 0 and c.m_tile == 0 and c.m_matrix == 0:
+                block_from[c.started % 4] = never
+                c.started += 1
+            rtp_ok[c.m_side] = now + s.rtp
+            c.write_ok = max(c.write_ok, now + s.mac_to_write)
+            c.read_ok = max(c.read_ok, now + s.mac_to_read)
+            c.m_step += 1
+            c.m_from, c.m_between = now + 1, 0
+            if c.m_step < s.mac_steps:
+                c.mac_ok = max(c.mac_ok, now + s.mac_gap)
             else:
-                m_step = 0
-                mac_ok = max(mac_ok, now + max(s.tile_gap, tokens * s.mac_cycles))
-                fires += tokens
+                c.m_step = 0
+                c.mac_ok = max(c.mac_ok, now + max(s.tile_gap, tokens * s.mac_cycles))
+                c.fires += tokens
                 last_fire = now + lanes_latency + (tokens - 1) * s.mac_cycles
-                m_tile += 1
-                m_column += 1
+                c.m_tile += 1
+                c.m_column += 1
                 group_done = False
-                if m_tile == (table[kind, 3] if m_out else table[kind, 1]):
-                    m_tile = 0
-                    m_matrix += 1
+                if c.m_tile == (table[kind, 3] if c.m_out else table[kind, 1]):
+                    c.m_tile = 0
+                    c.m_matrix += 1
                     is_router = kind == ROUTER
-                    if m_out or is_router or m_matrix == s.matrices:
-                        m_matrix = 0
-                        block_from[(started - 1) % 4] = last_fire + ARRAY_LATENCY + 1
-                        m_block += 1
-                        if m_block == (table[kind, 2] if m_out else table[kind, 0]):
-                            m_block = 0
-                            group_done = m_out == 1 or is_router
-                            if not m_out:
+                    if c.m_out or is_router or c.m_matrix == s.matrices:
+                        c.m_matrix = 0
+                        block_from[(c.started - 1) % 4] = last_fire + ARRAY_LATENCY + 1
+                        c.m_block += 1
+                        if c.m_block == (table[kind, 2] if c.m_out else table[kind, 0]):
+                            c.m_block = 0
+                            group_done = c.m_out == 1 or is_router
+                            if not c.m_out:
                                 # The group's inputs are not needed any more.
-                                room_from = last_fire
+                                c.room_from = last_fire
                                 word_at[:] = never
-                            m_out = 0 if group_done else 1
-                if m_column == s.bursts_per_row or group_done:
-                    m_column = 0
-                    assigned[m_side] = False
-                    stale[m_side] = True
-                    visit_done[m_side] = now
-                    m_side = 0 if group_done else (m_side + 1) % s.sides
+                            c.m_out = 0 if group_done else 1
+                if c.m_column == s.bursts_per_row or group_done:
+                    c.m_column = 0
+                    assigned[c.m_side] = False
+                    stale[c.m_side] = True
+                    visit_done[c.m_side] = now
+                    c.m_side = 0 if group_done else (c.m_side + 1) % s.sides
                 if group_done:
-                    m_group += 1
-                    if m_group * s.group_tokens >= counts[m_job]:
-                        m_job, m_group = m_job + 1, 0
-                        m_end, m_between = now, True
+                    c.m_group += 1
+                    if c.m_group * s.group_tokens >= counts[c.m_job]:
+                        c.m_job, c.m_group = c.m_job + 1, 0
+                        c.m_end, c.m_between = now, 1
         elif now == hidden_write_at:
-            columns[column_count] = (now + ISSUE, 2, 0)
-            column_count += 1
-            column_free = now + 1
-            mac_ok = max(mac_ok, now + s.write_to_mac)
-            write_ok = max(write_ok, now + s.write_to_write)
-            read_ok = max(read_ok, now + s.write_to_read)
-            at = hidden_writes % (2 * DEPTH)
+            if told:
+                columns[c.num_columns] = (now + ISSUE, 2, 0)
+                c.num_columns += 1
+            c.column_free = now + 1
+            c.mac_ok = max(c.mac_ok, now + s.write_to_mac)
+            c.write_ok = max(c.write_ok, now + s.write_to_write)
+            c.read_ok = max(c.read_ok, now + s.write_to_read)
+            at = c.hidden_writes % (2 * DEPTH)
             written_at[at] = now
-            hidden_writes += 1
+            c.hidden_writes += 1
             if queue_last[at]:
-                hidden_at[w_block] = now
-                w_block += 1
+                hidden_at[c.w_block] = now
+                c.w_block += 1
         elif now == read_at:
-            columns[column_count] = (now + ISSUE, 3, 0)
-            column_count += 1
-            column_free = now + 1
-            mac_ok = max(mac_ok, now + s.read_to_mac)
-            write_ok = max(write_ok, now + s.read_to_write)
-            read_ok = max(read_ok, now + s.read_to_read)
-            kind = kinds[d_job]
-            tokens = min(s.group_tokens, counts[d_job] - d_group * s.group_tokens)
-            d_from, d_between = now + 1, False
-            last_block = d_block == (table[kind, 2] if d_out else table[kind, 0]) - 1
+            if told:
+                columns[c.num_columns] = (now + ISSUE, 3, 0)
+                c.num_columns += 1
+            c.column_free = now + 1
+            c.mac_ok = max(c.mac_ok, now + s.read_to_mac)
+            c.write_ok = max(c.write_ok, now + s.read_to_write)
+            c.read_ok = max(c.read_ok, now + s.read_to_read)
+            kind = kinds[c.d_job]
+            tokens = min(s.group_tokens, counts[c.d_job] - c.d_group * s.group_tokens)
+            c.d_from, c.d_between = now + 1, 0
+            last_block = c.d_block == (table[kind, 2] if c.d_out else table[kind, 0]) - 1
             is_router = kind == ROUTER
-            if not d_out and d_matrix < (HALVES if is_router else s.matrices) - 1:
-                d_matrix += 1
+            if not c.d_out and c.d_matrix < (HALVES if is_router else s.matrices) - 1:
+                c.d_matrix += 1
             else:
-                d_matrix = 0
-                if d_out:
-                    head = max(now + READ_LATENCY + QUEUE_LATENCY, last_pop + 1)
-                    parts = s.words - d_block * s.parts if last_block else s.parts
-                    out_in = max(out_in, head - 1)
-                    for _ in range(parts):
-                        out_in = max(out_in + 1, out_taken_2 + 1)
-                        out_taken_2 = out_taken
-                        offered[out_count] = max(out_in + 1, out_taken + 1)
-                        out_taken = taken(offered[out_count], ready)
-                        o[out_count] = out_taken
-                        out_count += 1
-                    last_pop = out_in
-                    popped_at[output_reads % (2 * DEPTH)] = last_pop
-                    output_reads += 1
+                c.d_matrix = 0
+                if c.d_out:
+                    at = c.output_reads % (2 * DEPTH)
+                    entry = c.d_group * s.group_tokens + c.d_token
+                    out_from[at] = now + READ_LATENCY + QUEUE_LATENCY
+                    channels.out_parts[channel, at] = s.words - c.d_block * s.parts if last_block else s.parts
+                    channels.out_entry[channel, at] = channels.firsts[channel, c.d_job] + entry
+                    channels.out_word[channel, at] = c.d_block * s.parts
+                    popped_at[at] = never
+                    c.output_reads += 1
+                    unknown_job = min(unknown_job, now + reaction)
                 elif is_router:
                     if last_block:
-                        last_logit = now + READ_LATENCY
-                        logits[logit_count] = last_logit
-                        logit_count += 1
+                        channels.logit_at[channel, c.routed] = now + READ_LATENCY
+                        c.routed += 1
                 else:
-                    at = hidden_reads % (2 * DEPTH)
+                    at = c.hidden_reads % (2 * DEPTH)
                     queue_from[at] = now + READ_LATENCY + s.parts - 1 + s.activation + QUEUE_LATENCY
-                    queue_last[at] = d_token == tokens - 1
-                    hidden_reads += 1
-                d_token += 1
-                if d_token == tokens:
-                    d_token = 0
-                    block_read[blocks_read % 4] = now
-                    blocks_read += 1
-                    d_block += 1
+                    queue_last[at] = c.d_token == tokens - 1
+                    c.hidden_reads += 1
+                c.d_token += 1
+                if c.d_token == tokens:
+                    c.d_token = 0
+                    block_read[c.blocks_read % 4] = now
+                    c.blocks_read += 1
+                    c.d_block += 1
                     if last_block:
-                        d_block = 0
-                        if d_out or is_router:
+                        c.d_block = 0
+                        if c.d_out or is_router:
                             hidden_at[:] = never
-                            w_block = 0
-                            d_group += 1
-                            if d_group * s.group_tokens >= counts[d_job]:
-                                retired[d_job] = now
-                                d_job, d_group = d_job + 1, 0
-                                d_end, d_between = now, True
-                        d_out = 0 if d_out or is_router else 1
+                            c.w_block = 0
+                            c.d_group += 1
+                            if c.d_group * s.group_tokens >= counts[c.d_job]:
+                                retired[c.d_job] = now
+                                c.d_job, c.d_group = c.d_job + 1, 0
+                                c.d_end, c.d_between = now, 1
+                                unknown_job = min(unknown_job, now + reaction)
+                        c.d_out = 0 if c.d_out or is_router else 1
         elif now == load_at:
-            columns[column_count] = (now + ISSUE, 2, 0)
-            column_count += 1
-            column_free = now + 1
-            mac_ok = max(mac_ok, now + s.write_to_mac)
-            write_ok = max(write_ok, now + s.write_to_write)
-            read_ok = max(read_ok, now + s.write_to_read)
-            tokens = min(s.group_tokens, counts[l_job] - l_group * s.group_tokens)
-            l_from, l_between = now + 1, False
-            l_token += 1
-            if l_token == tokens:
-                l_token = 0
-                word_at[l_word] = now
-                l_word += 1
-                if l_word == s.token_words:
-                    l_word = 0
-                    room_from = never
-                    l_group += 1
-                    if l_group * s.group_tokens >= counts[l_job]:
-                        l_job, l_group = l_job + 1, 0
-                        l_end, l_between = now, True
+            if told:
+                columns[c.num_columns] = (now + ISSUE, 2, 0)
+                c.num_columns += 1
+            c.column_free = now + 1
+            c.mac_ok = max(c.mac_ok, now + s.write_to_mac)
+            c.write_ok = max(c.write_ok, now + s.write_to_write)
+            c.read_ok = max(c.read_ok, now + s.write_to_read)
+            tokens = min(s.group_tokens, counts[c.l_job] - c.l_group * s.group_tokens)
+            c.l_from, c.l_between = now + 1, 0
+            c.l_token += 1
+            if c.l_token == tokens:
+                c.l_token = 0
+                word_at[c.l_word] = now
+                c.l_word += 1
+                if c.l_word == s.token_words:
+                    c.l_word = 0
+                    c.room_from = never
+                    c.l_group += 1
+                    if c.l_group * s.group_tokens >= counts[c.l_job]:
+                        c.l_job, c.l_group = c.l_job + 1, 0
+                        c.l_end, c.l_between = now, 1
         else:
             assigned[v_side] = True
             assigned_at[v_side] = now
-            v_from, v_between = now + 1, False
-            v_visit += 1
-            if v_visit == table[kinds[v_job], 4]:
-                v_visit = 0
-                v_group += 1
-                if v_group * s.group_tokens >= counts[v_job]:
-                    v_job, v_group = v_job + 1, 0
-                    v_end, v_between = now, True
-    commands = rows[:row_count].copy(), columns[:column_count].copy()
-    return i, o, offered, logits, retired, commands[0], commands[1], int(fires)
+            c.v_from, c.v_between = now + 1, 0
+            c.v_visit += 1
+            if c.v_visit == table[kinds[c.v_job], 4]:
+                c.v_visit = 0
+                c.v_group += 1
+                if c.v_group * s.group_tokens >= counts[c.v_job]:
+                    c.v_job, c.v_group = c.v_job + 1, 0
+                    c.v_end, c.v_between = now, 1
+
+
+@njit(cache=True)
+def _count_mac(s: ChannelNumbers, c: Any, now: int) -> None:
+    """Count a MAC command, and what took the time since the one before."""
+    lost = now - c.last_mac - s.mac_gap
+    # The last ACT before this command: of the last series, or of the one before.
+    last_act = c.acts_before
+    if c.acts_from < now:
+        last_act = c.acts_from + (min(now - 1, c.acts_end) - c.acts_from) // s.act_gap * s.act_gap
+    if c.macs == 0:
+        pass
+    elif c.refreshed:
+        c.lost_refresh += lost
+    elif last_act >= c.last_mac:
+        c.lost_row += lost
+    else:
+        c.lost_other += lost
+    c.macs += 1
+    c.last_mac = now
+    c.refreshed = 0

@@ -16,7 +16,7 @@ from sim.combine import CombineCycles
 from sim.dispatch import DispatchCycles, DispatchModel
 from sim.gating import BankedGateCycles, banked_gate_cycles
 from sim.layer import StreamTimes
-from sim.pim import ChannelCycles
+from sim.pim import ChannelCycles, ChannelTotals
 from sim.pim_layer import (
     PimShape,
     PimTimes,
@@ -102,7 +102,7 @@ class _Retired:
 
 def banked_cycles(
     shape: PimShape, arrivals: Cycles, refreshes: list[int]
-) -> tuple[PimTimes, list[ChannelCycles]]:
+) -> tuple[PimTimes, list[ChannelTotals]]:
     """Return the times of a layer with its router in the banks, whose output is always ready.
 
     Parameters as in :func:`sim.pim_layer.pim_cycles`.
@@ -153,7 +153,7 @@ def banked_cycles(
             StreamTimes(found.given.offered, found.given.o), merged, found.channels[ROUTER_CHANNEL].logits
         ),
     )
-    return times, found.channels
+    return times, [channel.totals for channel in found.channels]
 
 
 def _pass(shape: PimShape, known: _Known, refreshes: list[int]) -> _Pass:

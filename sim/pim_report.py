@@ -23,7 +23,7 @@ from sim.accelerator import (
     token_beats,
 )
 from sim.divergence import PortCheck, first_divergence, with_waveform
-from sim.pim import ChannelCycles
+from sim.pim import ChannelTotals
 from sim.pim_banked import banked_cycles
 from sim.pim_layer import (
     PimRun,
@@ -40,7 +40,7 @@ from sim.routing import IntArray
 from sim.rtlsim import DEFAULT_ROOT, Build, Waveform, build, layer_component
 from sim.streams import Cycles
 from sim.workload import Workload
-from spec.banks import BankGeometry, CommandTiming
+from spec.banks import BankGeometry
 from spec.design import DesignSpec
 from spec.model import ModelSpec
 from spec.registers import PROBE_EXPERT, PROBE_WEIGHT
@@ -170,7 +170,7 @@ def build_pim_layer(
     return build("layer", layer_component(model, design), config=config, trace=trace, root=root)
 
 
-def _modelled(shape: PimShape, arrivals: Cycles) -> tuple[PimTimes, list[ChannelCycles]]:
+def _modelled(shape: PimShape, arrivals: Cycles) -> tuple[PimTimes, list[ChannelTotals]]:
     """Return the composed model's times."""
     model = pim_cycles if shape.banks.image.router is None else banked_cycles
     return model(shape, arrivals, first_refreshes(shape.banks))
@@ -236,15 +236,14 @@ def _report(model: ModelSpec, shape: PimShape, engine: str, wall: float, routing
     )
 
 
-def _add_model(report: Report, shape: PimShape, times: PimTimes, channels: list[ChannelCycles]) -> None:
+def _add_model(report: Report, shape: PimShape, times: PimTimes, channels: list[ChannelTotals]) -> None:
     """Put the composed model's cycles into the report, and how well it uses lanes and column slots."""
     cycles, pim = times.cycles, shape.banks.pim
-    timing = CommandTiming.of(pim)
     report.cycles["model"] = cycles
     report.seconds = cycles / shape.design.clock_hz
     slots = dict.fromkeys(("mac", "refresh", "row", "other"), 0)
     for channel in channels:
-        for name, count in channel.mac_slots(timing).items():
+        for name, count in channel.mac_slots.items():
             slots[name] += count
     fires = sum(channel.fires for channel in channels)
     report.utilisation = {
