@@ -367,7 +367,7 @@ class PimTimes:
 
 
 def pim_cycles(
-    shape: PimShape, arrivals: Cycles, refreshes: list[int]
+    shape: PimShape, arrivals: Cycles, refreshes: list[int], *, walked: bool = False
 ) -> tuple[PimTimes, list[ChannelTotals]]:
     """Return the times of a layer whose output is always ready, from the block models alone.
 
@@ -375,6 +375,7 @@ def pim_cycles(
     ----------
     arrivals : (tokens * input_beats,) first cycle in which each input beat is offered.
     refreshes : for each channel the cycle of its first refresh (:func:`first_refreshes`).
+    walked : one event after the other, as a check on what is taken at once otherwise.
     """
     streams, words = shape.streams, shape.words
     beats = arrivals.astype(np.int64).reshape(-1, shape.banks.image.gate.input_beats)
@@ -386,6 +387,7 @@ def pim_cycles(
         shape.num_slots,
         (beats - np.arange(beats.shape[1])).max(axis=1),
         refreshes,
+        walked,
     )
     admitted = beats.copy()
     freed = flow.o[words - 1 :: words] + FREED_LATENCY
