@@ -245,6 +245,7 @@ def channel_cycles(
     first_refresh: int,
     ready: Spans = ALWAYS,
     tail: int = 0,
+    told: bool = True,
 ) -> ChannelCycles:
     """Return when a channel takes its entries, issues its commands and gives its results.
 
@@ -256,6 +257,7 @@ def channel_cycles(
     first_refresh : cycle in which the first refresh falls due.
     ready : readiness of ``o`` (:func:`sim.streams.readiness`).
     tail : cycles after the last output for which commands are still told.
+    told : whether commands are; without, what repeats is taken at once.
     """
     ends = np.flatnonzero(last)
     firsts = np.concatenate([[-1], ends]).astype(np.int64) + 1
@@ -264,7 +266,7 @@ def channel_cycles(
     channels = new_channels(numbers, table, [first_refresh], len(ends), routed)
     taken_at = np.empty(len(arrivals), dtype=np.int64)
     offered, o = (np.empty((len(arrivals) - routed) * shape.words, dtype=np.int64) for _ in range(2))
-    rows, columns = (np.empty((1024, 3), dtype=np.int64) for _ in range(2))
+    rows, columns = (np.empty((1024 if told else 0, 3), dtype=np.int64) for _ in range(2))
     while not _alone(
         numbers,
         table,
@@ -430,7 +432,7 @@ def _alone(
             last_result = max(last_result, channels.logit_at[0, c.routed - 1])
         until = NEVER if c.d_job < len(kinds) else last_result + tail - ISSUE
         # The next job comes when one is done with, at the earliest a cycle after that.
-        advance(s, table, channels, 0, NEVER, 1, np.int64(0), until, True, rows, columns)
+        advance(s, table, channels, 0, NEVER, 1, np.int64(0), until, len(rows) > 0, rows, columns)
         fill_register(channels, 0)
         while c.gone < c.filled:
             place = c.gone

@@ -122,7 +122,7 @@ def banked_cycles(
     previous: list[Cycles] = []
     # Some passes for each job: from it to the next one through all blocks.
     for _ in range(16 * (len(streams.job_bounds) + len(shape.router_ends)) + 64):
-        found = _pass(shape, known, refreshes)
+        found = _pass(shape, known, refreshes, told=False)
         current = found.streams()
         if previous and all(map(np.array_equal, previous, current)):
             break
@@ -130,6 +130,7 @@ def banked_cycles(
         known = _learn(shape, arrivals, first_beats, found)
     else:
         raise AssertionError("the layer's times did not settle")
+    found = _pass(shape, known, refreshes, told=True)
     merged = StreamTimes(found.merge.offered, found.channels[ROUTER_CHANNEL].i)
     times = PimTimes(
         tokens=offered_before(arrivals, admitted_cycles(known.admitted)),
@@ -159,8 +160,8 @@ def banked_cycles(
     return times, found.channels
 
 
-def _pass(shape: PimShape, known: _Known, refreshes: list[int]) -> _Pass:
-    """Ask every block's model once."""
+def _pass(shape: PimShape, known: _Known, refreshes: list[int], *, told: bool) -> _Pass:
+    """Ask every block's model once; ``told``: whether commands are wanted."""
     streams, ends = shape.streams, shape.router_ends
     beats = shape.banks.image.gate.input_beats
     stored = admitted_cycles(known.admitted)[beats - 1 :: beats]
@@ -188,7 +189,7 @@ def _pass(shape: PimShape, known: _Known, refreshes: list[int]) -> _Pass:
                 known.into,
             )
             jobs, into = merged_entries(merge, entries), merge.offered
-        channels.append(shape.channel(jobs, into, refreshes[n], known.contributions[n]))
+        channels.append(shape.channel(jobs, into, refreshes[n], known.contributions[n], told=told))
     assert merge is not None
     merged, inputs, combine = combined(
         shape, dispatch.unit_entries, [channel.offered for channel in channels], dispatch.o_expect

@@ -261,11 +261,17 @@ class PimShape:
         return group_ends(self.streams.last_token, min(pim.tokens_per_burst, self.design.window_tokens))
 
     def channel(
-        self, entries: Cycles, arrivals: Cycles, first_refresh: int, ready: Spans = ALWAYS
+        self,
+        entries: Cycles,
+        arrivals: Cycles,
+        first_refresh: int,
+        ready: Spans = ALWAYS,
+        *,
+        told: bool = True,
     ) -> ChannelCycles:
         """Return what a channel does with these entries, numbered as in the streams.
 
-        An entry ``-1 - n`` is that of token ``n`` for the router.
+        An entry ``-1 - n`` is that of token ``n`` for the router. ``told`` : whether commands are.
         """
         experts, last = self.entries_of(entries)
         return channel_cycles(
@@ -275,6 +281,7 @@ class PimShape:
             arrivals,
             first_refresh=first_refresh,
             ready=ready,
+            told=told,
         )
 
     def entries_of(self, numbers: Cycles) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
