@@ -44,7 +44,7 @@ from sim.dispatch import (
     fill_window,
     serve_jobs,
 )
-from sim.gating import GateModel, latency, num_credits, walk_tokens
+from sim.gating import GateModel, walk_tokens
 from sim.merge import Merger, enter, give, has_room, leave, new_merger, next_given
 from sim.pim import (
     BANKS,
@@ -104,12 +104,8 @@ class Flow:
 class _Gate(NamedTuple):
     """The gate: what :func:`sim.gating.walk_tokens` takes."""
 
-    beats: int
+    sizes: tuple[int, int, int, int, int, int, int]
     top_k: int
-    product: int
-    interval: int
-    latency: int
-    num_credits: int
     last_in: Cycles
     launch: Cycles
     o: Cycles
@@ -198,12 +194,8 @@ def run_channels(
     placed = [(dispatch.plan.job_units >> np.uint64(n)) & np.uint64(1) for n in range(num_channels)]
     layer = _Layer(
         gate=_Gate(
-            gate.input_beats,
+            gates.sizes,
             gate.gating.top_k,
-            gate.product_cycles,
-            gate.interval,
-            latency(gate),
-            num_credits(gate),
             gates.last_in,
             gates.launch,
             gates.o,
@@ -358,12 +350,7 @@ def _route(layer: _Layer) -> None:
             admitted,
             state.opened[window],
             ALWAYS,
-            gate.beats,
-            gate.top_k,
-            gate.product,
-            gate.interval,
-            gate.latency,
-            gate.num_credits,
+            gate.sizes,
             gate.last_in,
             gate.launch,
             gate.o,
