@@ -287,7 +287,7 @@ def channel_cycles(
         o=o,
         offered=offered,
         logits=channels.logit_at[0],
-        retired=channels.retired[0],
+        retired=channels.jobs[0, RETIRED],
         rows=rows[: c.num_rows].copy(),
         columns=columns[: c.num_columns].copy(),
         fires=int(c.fires),
@@ -334,55 +334,37 @@ _SCALARS = np.dtype(
 
 
 class Channels(NamedTuple):
-    """What channels are doing; the first axis of everything is the channel.
+    """What channels are doing; the first axis of everything is the channel, the second a name below.
 
-    Attributes
-    ----------
-    at : scalars.
-    kinds, counts, firsts, complete, retired : per job what it is for, its entries, the number of the first
-        one, when its last one was taken, when it was done with (or NEVER).
-    assigned, ..., rtp_ok : per side.
-    word_at, hidden_at : when each word of the group's inputs, each block of its hidden values was written.
-    block_from, block_read : when each of the last blocks can be read, was read.
-    queue_from, queue_last, written_at : hidden results: from when they can be written, whether they are
-        their block's last, when they were written.
-    out_from, out_parts, out_entry, out_word, popped_at : reads of outputs: from when they are shown, beats,
-        entry, first word; when the last beat went on into the output register (or NEVER).
-    filled_at : when the beats in the output register came in.
-    logit_at : per token of a job with the router, when the last of its logits was given.
+    Few arrays, because each costs compiling time in every function that gets them. ``logit_at``: per token of
+    a job with the router, when the last of its logits was given.
     """
 
     at: Any
-    kinds: Cycles
-    counts: Cycles
-    firsts: Cycles
-    complete: Cycles
-    retired: Cycles
-    assigned: NDArray[np.bool_]
-    opened: NDArray[np.bool_]
-    usable: NDArray[np.bool_]
-    stale: NDArray[np.bool_]
-    assigned_at: Cycles
-    visit_done: Cycles
-    rcd_ok: Cycles
-    ras_ok: Cycles
-    rc_ok: Cycles
-    rp_ok: Cycles
-    rtp_ok: Cycles
+    jobs: Cycles
+    flags: NDArray[np.bool_]
+    sides: Cycles
     word_at: Cycles
     hidden_at: Cycles
-    block_from: Cycles
-    block_read: Cycles
-    queue_from: Cycles
-    queue_last: Cycles
-    written_at: Cycles
-    out_from: Cycles
-    out_parts: Cycles
-    out_entry: Cycles
-    out_word: Cycles
-    popped_at: Cycles
-    filled_at: Cycles
+    blocks: Cycles
+    results: Cycles
     logit_at: Cycles
+
+
+KIND, COUNT, FIRST, COMPLETE, RETIRED = range(5)
+"""Per job: what it is for, entries, the first one's number, when its last one was taken, when it was
+done with (or NEVER)."""
+_ASSIGNED, _OPENED, _USABLE, _STALE = range(4)
+_ASSIGNED_AT, _VISIT_DONE, _RCD_OK, _RAS_OK, _RC_OK, _RP_OK, _RTP_OK = range(7)
+_BLOCK_FROM, _BLOCK_READ = range(2)
+"""When each of the last four blocks can be read, was read."""
+_QUEUE_FROM, _QUEUE_LAST, _WRITTEN_AT = range(3)
+"""Hidden results: from when they can be written, whether they end their block, when they were written."""
+OUT_FROM, OUT_PARTS, OUT_ENTRY, OUT_WORD, POPPED_AT, FILLED_AT = range(3, 9)
+"""Reads of outputs: from when they are shown, beats, entry, first word; when the last beat went on into the
+output register (or NEVER). When the beats in that register came in."""
+RESULTS = 2 * DEPTH
+"""Results are kept modulo this."""
 
 
 def new_channels(
@@ -392,52 +374,26 @@ def new_channels(
 
     ``first_refreshes``: of each channel.
     """
-    count = len(first_refreshes)
+    count, never = len(first_refreshes), int(NEVER)
     at = np.zeros(count, dtype=_SCALARS)
     for names, start in ((_FROM_BEFORE, -1), (_FROM_1, 1)):
         for name in names:
             at[name] = start
     at["refresh"] = first_refreshes if s.refi else NEVER
 
-    def full(size: int, value: int = 0) -> Cycles:
-        return np.full((count, size), value, dtype=np.int64)
+    def full(size: int, *starts: int) -> Cycles:
+        return np.tile(np.array(starts, dtype=np.int64)[:, None], (count, 1, size))
 
-    def false(size: int) -> NDArray[np.bool_]:
-        return np.zeros((count, size), dtype=np.bool_)
-
-    sides, results, never = s.sides, 2 * DEPTH, int(NEVER)
     return Channels(
         at=at,
-        kinds=full(jobs),
-        counts=full(jobs),
-        firsts=full(jobs),
-        complete=full(jobs, never),
-        retired=full(jobs, never),
-        assigned=false(sides),
-        opened=false(sides),
-        usable=false(sides),
-        stale=false(sides),
-        assigned_at=full(sides, -1),
-        visit_done=full(sides, -1),
-        rcd_ok=full(sides),
-        ras_ok=full(sides),
-        rc_ok=full(sides),
-        rp_ok=full(sides),
-        rtp_ok=full(sides),
-        word_at=full(s.token_words, never),
-        hidden_at=full(int(table[:, 0].max()), never),
-        block_from=full(4, never),
-        block_read=full(4, -1),
-        queue_from=full(results),
-        queue_last=full(results),
-        written_at=full(results, -1),
-        out_from=full(results),
-        out_parts=full(results),
-        out_entry=full(results),
-        out_word=full(results),
-        popped_at=full(results, -1),
-        filled_at=full(2),
-        logit_at=full(routed),
+        jobs=full(jobs, 0, 0, 0, never, never),
+        flags=np.zeros((count, 4, s.sides), dtype=np.bool_),
+        sides=full(s.sides, -1, -1, 0, 0, 0, 0, 0),
+        word_at=np.full((count, s.token_words), NEVER),
+        hidden_at=np.full((count, int(table[:, 0].max())), NEVER),
+        blocks=full(4, never, -1),
+        results=full(RESULTS, 0, 0, -1, 0, 0, 0, 0, -1, 0),
+        logit_at=np.zeros((count, routed), dtype=np.int64),
     )
 
 
@@ -466,7 +422,7 @@ def _alone(
     """
     c = channels.at[0]
     while True:
-        while c.jobs < len(kinds) and (c.jobs < BANKS or channels.retired[0, c.jobs - BANKS] < NEVER):
+        while c.jobs < len(kinds) and (c.jobs < BANKS or channels.jobs[0, RETIRED, c.jobs - BANKS] < NEVER):
             first, end = firsts[c.jobs], firsts[c.jobs + 1]
             add_job(channels, 0, kinds[c.jobs], first, arrivals[first:end], i[first:end])
         last_result = c.out_taken
@@ -474,7 +430,7 @@ def _alone(
             last_result = max(last_result, channels.logit_at[0, c.routed - 1])
         until = NEVER if c.d_job < len(kinds) else last_result + tail - ISSUE
         # The next job comes when one is done with, at the earliest a cycle after that.
-        advance(s, table, channels, 0, NEVER, 1, np.int64(0), until, rows, columns)
+        advance(s, table, channels, 0, NEVER, 1, np.int64(0), until, True, rows, columns)
         fill_register(channels, 0)
         while c.gone < c.filled:
             place = c.gone
@@ -501,14 +457,13 @@ def add_job(channels: Channels, channel: int, kind: int, first: int, arrivals: C
     """
     c = channels.at[channel]
     job = c.jobs
-    free = channels.retired[channel, job - BANKS] + 1 if job >= BANKS else np.int64(0)
+    free = channels.jobs[channel, RETIRED, job - BANKS] + 1 if job >= BANKS else np.int64(0)
     for entry in range(len(arrivals)):
         c.last_i = max(arrivals[entry], c.last_i + 1, free)
         i[entry] = c.last_i
-    channels.kinds[channel, job] = kind
-    channels.counts[channel, job] = len(arrivals)
-    channels.firsts[channel, job] = first
-    channels.complete[channel, job] = c.last_i
+    jobs = channels.jobs[channel]
+    jobs[KIND, job], jobs[COUNT, job], jobs[FIRST, job] = kind, len(arrivals), first
+    jobs[COMPLETE, job] = c.last_i
     c.jobs += 1
 
 
@@ -516,32 +471,28 @@ def add_job(channels: Channels, channel: int, kind: int, first: int, arrivals: C
 def fill_register(channels: Channels, channel: int) -> None:
     """Let results into a channel's output register, as far as it has room."""
     c = channels.at[channel]
-    out_from, out_parts, popped_at = (
-        channels.out_from[channel],
-        channels.out_parts[channel],
-        channels.popped_at[channel],
-    )
+    results = channels.results[channel]
     while c.filled_reads < c.output_reads and c.filled < c.gone + 2:
-        at = c.filled_reads % (2 * DEPTH)
+        at = c.filled_reads % RESULTS
         if c.filled_part == 0:
-            c.out_in = max(c.out_in, out_from[at] - 1, c.last_pop)
+            c.out_in = max(c.out_in, results[OUT_FROM, at] - 1, c.last_pop)
         before_last = c.out_taken if c.filled > c.gone else c.out_taken_2
         c.out_in = max(c.out_in + 1, before_last + 1)
-        channels.filled_at[channel, c.filled % 2] = c.out_in
+        results[FILLED_AT, c.filled % 2] = c.out_in
         c.filled += 1
         c.filled_part += 1
-        if c.filled_part == out_parts[at]:
+        if c.filled_part == results[OUT_PARTS, at]:
             c.filled_part = 0
             c.filled_reads += 1
             c.last_pop = c.out_in
-            popped_at[at] = c.out_in
+            results[POPPED_AT, at] = c.out_in
 
 
 @njit(cache=True)
 def output_offered(channels: Channels, channel: int) -> int:
     """Return when the first beat in a channel's output register, which is not empty, is offered."""
     c = channels.at[channel]
-    return int(max(channels.filled_at[channel, c.gone % 2] + 1, c.out_taken + 1))
+    return int(max(channels.results[channel, FILLED_AT, c.gone % 2] + 1, c.out_taken + 1))
 
 
 @njit(cache=True)
@@ -552,7 +503,7 @@ def take_output(channels: Channels, channel: int, cycle: int) -> None:
     c.out_taken = cycle
     c.gone += 1
     c.gone_part += 1
-    if c.gone_part == channels.out_parts[channel, c.gone_reads % (2 * DEPTH)]:
+    if c.gone_part == channels.results[channel, OUT_PARTS, c.gone_reads % RESULTS]:
         c.gone_part = 0
         c.gone_reads += 1
 
@@ -583,6 +534,7 @@ def advance(
     reaction: int,
     next_pop: int,
     until: int,
+    walked: bool,
     rows: NDArray[np.int64],
     columns: NDArray[np.int64],
 ) -> int:
@@ -597,21 +549,21 @@ def advance(
     next_job : first cycle in which the next job can be complete.
     reaction : least cycles from a job being done, or outputs being read, to a job coming because of it.
     next_pop : no output of which it is not known yet goes on into the output register before.
-    rows, columns : filled with the commands, or of length 0.
+    walked : one event after the other; else what repeats is taken at once.
+    rows, columns : filled with the commands, or of length 0; filled only if walked.
     """
     c = channels.at[channel]
-    kinds, counts = channels.kinds[channel], channels.counts[channel]
-    complete, retired = channels.complete[channel], channels.retired[channel]
-    assigned, opened = channels.assigned[channel], channels.opened[channel]
-    usable, stale = channels.usable[channel], channels.stale[channel]
-    assigned_at, visit_done = channels.assigned_at[channel], channels.visit_done[channel]
-    rcd_ok, ras_ok, rc_ok = channels.rcd_ok[channel], channels.ras_ok[channel], channels.rc_ok[channel]
-    rp_ok, rtp_ok = channels.rp_ok[channel], channels.rtp_ok[channel]
+    jobs, flags, sides = channels.jobs[channel], channels.flags[channel], channels.sides[channel]
+    results = channels.results[channel]
+    kinds, counts, complete, retired = jobs[KIND], jobs[COUNT], jobs[COMPLETE], jobs[RETIRED]
+    assigned, opened, usable, stale = flags[_ASSIGNED], flags[_OPENED], flags[_USABLE], flags[_STALE]
+    assigned_at, visit_done = sides[_ASSIGNED_AT], sides[_VISIT_DONE]
+    rcd_ok, ras_ok, rc_ok = sides[_RCD_OK], sides[_RAS_OK], sides[_RC_OK]
+    rp_ok, rtp_ok = sides[_RP_OK], sides[_RTP_OK]
     word_at, hidden_at = channels.word_at[channel], channels.hidden_at[channel]
-    block_from, block_read = channels.block_from[channel], channels.block_read[channel]
-    queue_from, queue_last = channels.queue_from[channel], channels.queue_last[channel]
-    written_at, popped_at = channels.written_at[channel], channels.popped_at[channel]
-    out_from = channels.out_from[channel]
+    block_from, block_read = channels.blocks[channel, _BLOCK_FROM], channels.blocks[channel, _BLOCK_READ]
+    queue_from, queue_last = results[_QUEUE_FROM], results[_QUEUE_LAST]
+    written_at, popped_at, out_from = results[_WRITTEN_AT], results[POPPED_AT], results[OUT_FROM]
     never = np.int64(NEVER)
     told = len(rows) > 0
     lanes_latency = s.storage_cycles + 2
@@ -663,10 +615,10 @@ def advance(
         # Hidden write.
         hidden_write_at = never
         if c.hidden_writes < c.hidden_reads:
-            at = c.hidden_writes % (2 * DEPTH)
+            at = c.hidden_writes % RESULTS
             when = queue_from[at]
             if c.hidden_writes > 0:
-                when = max(when, written_at[(c.hidden_writes - 1) % (2 * DEPTH)] + 1)
+                when = max(when, written_at[(c.hidden_writes - 1) % RESULTS] + 1)
             when = max(when, c.write_ok, c.column_free, c.refresh_end)
             hidden_write_at = when if when < c.refresh else c.refresh + s.rfc
 
@@ -680,9 +632,9 @@ def advance(
             final = c.d_out or c.d_matrix == s.matrices - 1
             if c.d_out:
                 if c.output_reads >= DEPTH:
-                    popped = popped_at[(c.output_reads - DEPTH) % (2 * DEPTH)]
+                    popped = popped_at[(c.output_reads - DEPTH) % RESULTS]
                     if popped == never:
-                        shown = out_from[(c.output_reads - DEPTH) % (2 * DEPTH)]
+                        shown = out_from[(c.output_reads - DEPTH) % RESULTS]
                         unknown_read = max(when, np.int64(next_pop) + 1, shown + 1)
                         when = never
                     else:
@@ -691,7 +643,7 @@ def advance(
                 if c.hidden_writes <= c.hidden_reads - DEPTH:
                     when = never
                 else:
-                    when = max(when, written_at[(c.hidden_reads - DEPTH) % (2 * DEPTH)] + 1)
+                    when = max(when, written_at[(c.hidden_reads - DEPTH) % RESULTS] + 1)
             if when < never:
                 read_at = when if when < c.refresh else max(when, c.refresh + s.rfc)
 
@@ -761,12 +713,34 @@ def advance(
                 rp_ok[side] = end + s.rp
         elif now == mac_at:
             kind = kinds[c.m_job]
+            tokens = min(s.group_tokens, counts[c.m_job] - c.m_group * s.group_tokens)
+            busy = max(s.tile_gap, tokens * s.mac_cycles)
             _count_mac(s, c, now)
+            if not walked and s.mac_steps == 1 and c.acts_end < now and (c.m_tile or c.m_matrix):
+                # Tiles of one row, one behind the other, as long as nothing else can happen between them.
+                others = min(best_row, refresh_event, hidden_write_at, read_at, load_at, visit_at, unknown)
+                before = min(others - 1, until, c.refresh - s.mac_lead)
+                tiles = table[kind, 3] if c.m_out else table[kind, 1]
+                more = min(tiles - 1 - c.m_tile, s.bursts_per_row - 1 - c.m_column, (before - now) // busy)
+                if more > 0:
+                    tile = c.m_tile + more
+                    if c.m_out:
+                        needed = ((tile + 1) * s.cols + s.units - 1) // s.units
+                        there = hidden_at[min(needed, table[kind, 0]) - 1] < now
+                    else:
+                        there = word_at[min(tile, s.token_words - 1)] < now
+                    if there:
+                        now += more * busy
+                        c.m_tile = tile
+                        c.m_column += more
+                        c.fires += more * tokens
+                        c.macs += more
+                        c.lost_other += more * (busy - s.mac_gap)
+                        c.last_mac = now
             if told:
                 columns[c.num_columns] = (now + ISSUE, 1, c.m_side)
                 c.num_columns += 1
             c.column_free = now + 1
-            tokens = min(s.group_tokens, counts[c.m_job] - c.m_group * s.group_tokens)
             if c.m_step == 0 and c.m_tile == 0 and c.m_matrix == 0:
                 block_from[c.started % 4] = never
                 c.started += 1
@@ -779,7 +753,7 @@ def advance(
                 c.mac_ok = max(c.mac_ok, now + s.mac_gap)
             else:
                 c.m_step = 0
-                c.mac_ok = max(c.mac_ok, now + max(s.tile_gap, tokens * s.mac_cycles))
+                c.mac_ok = max(c.mac_ok, now + busy)
                 c.fires += tokens
                 last_fire = now + lanes_latency + (tokens - 1) * s.mac_cycles
                 c.m_tile += 1
@@ -820,7 +794,7 @@ def advance(
             c.mac_ok = max(c.mac_ok, now + s.write_to_mac)
             c.write_ok = max(c.write_ok, now + s.write_to_write)
             c.read_ok = max(c.read_ok, now + s.write_to_read)
-            at = c.hidden_writes % (2 * DEPTH)
+            at = c.hidden_writes % RESULTS
             written_at[at] = now
             c.hidden_writes += 1
             if queue_last[at]:
@@ -844,12 +818,12 @@ def advance(
             else:
                 c.d_matrix = 0
                 if c.d_out:
-                    at = c.output_reads % (2 * DEPTH)
+                    at = c.output_reads % RESULTS
                     entry = c.d_group * s.group_tokens + c.d_token
                     out_from[at] = now + READ_LATENCY + QUEUE_LATENCY
-                    channels.out_parts[channel, at] = s.words - c.d_block * s.parts if last_block else s.parts
-                    channels.out_entry[channel, at] = channels.firsts[channel, c.d_job] + entry
-                    channels.out_word[channel, at] = c.d_block * s.parts
+                    results[OUT_PARTS, at] = s.words - c.d_block * s.parts if last_block else s.parts
+                    results[OUT_ENTRY, at] = jobs[FIRST, c.d_job] + entry
+                    results[OUT_WORD, at] = c.d_block * s.parts
                     popped_at[at] = never
                     c.output_reads += 1
                     unknown_job = min(unknown_job, now + reaction)
@@ -858,7 +832,7 @@ def advance(
                         channels.logit_at[channel, c.routed] = now + READ_LATENCY
                         c.routed += 1
                 else:
-                    at = c.hidden_reads % (2 * DEPTH)
+                    at = c.hidden_reads % RESULTS
                     queue_from[at] = now + READ_LATENCY + s.parts - 1 + s.activation + QUEUE_LATENCY
                     queue_last[at] = c.d_token == tokens - 1
                     c.hidden_reads += 1

@@ -16,7 +16,7 @@ from sim.combine import CombineCycles
 from sim.dispatch import DispatchCycles, DispatchModel
 from sim.gating import BankedGateCycles, banked_gate_cycles
 from sim.layer import StreamTimes
-from sim.pim import ChannelCycles, ChannelTotals
+from sim.pim import ChannelCycles
 from sim.pim_layer import (
     PimShape,
     PimTimes,
@@ -102,7 +102,7 @@ class _Retired:
 
 def banked_cycles(
     shape: PimShape, arrivals: Cycles, refreshes: list[int]
-) -> tuple[PimTimes, list[ChannelTotals]]:
+) -> tuple[PimTimes, list[ChannelCycles]]:
     """Return the times of a layer with its router in the banks, whose output is always ready.
 
     Parameters as in :func:`sim.pim_layer.pim_cycles`.
@@ -150,10 +150,13 @@ def banked_cycles(
         retired=known.retired,
         unit_entries=list(found.dispatch.unit_entries),
         router=RouterTimes(
-            StreamTimes(found.given.offered, found.given.o), merged, found.channels[ROUTER_CHANNEL].logits
+            StreamTimes(found.given.offered, found.given.o),
+            merged,
+            found.channels[ROUTER_CHANNEL].logits,
+            merged_entries(found.merge, found.dispatch.unit_entries[ROUTER_CHANNEL]),
         ),
     )
-    return times, [channel.totals for channel in found.channels]
+    return times, found.channels
 
 
 def _pass(shape: PimShape, known: _Known, refreshes: list[int]) -> _Pass:
@@ -206,8 +209,9 @@ def _learn(shape: PimShape, arrivals: Cycles, first_beats: Cycles, found: _Pass)
     entries[ROUTER_CHANNEL] = union(found.offered[mine], merge.i_expert)
     channel = found.channels[ROUTER_CHANNEL]
     retired = [other.retired for other in found.channels]
-    jobs = merge.order[_last_of_job(shape, merge, mine)]
-    retired[ROUTER_CHANNEL] = channel.retired[jobs >= 0]
+    numbers = merged_entries(merge, mine)
+    _, last = shape.entries_of(numbers)
+    retired[ROUTER_CHANNEL] = channel.retired[numbers[last] >= 0]
     return _Known(
         admitted=admitted,
         freed=found.gate.freed,
@@ -221,12 +225,3 @@ def _learn(shape: PimShape, arrivals: Cycles, first_beats: Cycles, found: _Pass)
             union(other.offered, taken) for other, taken in zip(found.channels, found.inputs, strict=True)
         ],
     )
-
-
-def _last_of_job(shape: PimShape, merge: JobMergeCycles, entries: Cycles) -> Cycles:
-    """Return which of the merged entries end their jobs."""
-    numbers = merged_entries(merge, entries)
-    of_router = np.isin(-1 - numbers, shape.router_ends)
-    of_expert = shape.streams.entry_last[np.maximum(numbers, 0)]
-    last: Cycles = np.flatnonzero(np.where(numbers < 0, of_router, of_expert))
-    return last

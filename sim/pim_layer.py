@@ -6,7 +6,7 @@ The model joins those of gate, dispatcher, channels, merger and combiner: :mod:`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ from sim.merge import merge_cycles
 from sim.pim import (
     ISSUE,
     ROUTED,
-    ROUTER,
     SHARED,
     ChannelCycles,
     ChannelShape,
@@ -65,6 +64,7 @@ from spec.registers import (
     ROUTER_PROBE,
     STATUS_LOADED,
     STATUS_REFRESHING,
+    capacity_word,
     counter_address,
 )
 
@@ -154,7 +154,7 @@ def pim_job(
     ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
     """
     model = workload.model
-    banks = BankGeometry.of(model, design)
+    banks = BankGeometry.of(model, design, placement)
     scales = scales_of(workload, design)
     golden = layer_bf16(
         model,
@@ -189,7 +189,9 @@ def pim_job(
         },
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
-            reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            reg_write(
+                REGISTERS["CAPACITY"], capacity_word(model.expert_capacity, max(workload.batch_lengths))
+            ),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             *scale_steps(scales),
             *placement_steps(banks, placed),
@@ -265,17 +267,27 @@ class PimShape:
 
         An entry ``-1 - n`` is that of token ``n`` for the router.
         """
-        of_router = entries < 0
-        known = np.maximum(entries, 0)
-        shared = self.streams.entry_expert[known] == self.banks.num_experts
-        routed_last = np.isin(-1 - entries, self.router_ends) if of_router.any() else of_router
+        experts, last = self.entries_of(entries)
         return channel_cycles(
             ChannelShape(banks=self.banks),
-            np.where(of_router, ROUTER, np.where(shared, SHARED, ROUTED)),
-            np.where(of_router, routed_last, self.streams.entry_last[known]),
+            np.maximum(experts - self.banks.num_experts + SHARED, ROUTED),
+            last,
             arrivals,
             first_refresh=first_refresh,
             ready=ready,
+        )
+
+    def entries_of(self, numbers: Cycles) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return each entry's expert, and whether it ends its job; numbers as in :meth:`channel`."""
+        streams = self.streams
+        of_router = numbers < 0
+        if not of_router.any():
+            return streams.entry_expert[numbers], streams.entry_last[numbers]
+        known = np.append(streams.entry_expert, 0)[np.maximum(numbers, 0)]
+        ends = np.append(streams.entry_last, False)[np.maximum(numbers, 0)]
+        return (
+            np.where(of_router, self.banks.router_number, known),
+            np.where(of_router, np.isin(-1 - numbers, self.router_ends), ends),
         )
 
     def result_order(self, entries: Cycles) -> tuple[Cycles, Cycles]:
@@ -299,12 +311,14 @@ class RouterTimes:
     ----------
     entries : of its jobs, before they meet those of the experts.
     merged : entries of both kinds into its channel.
+    numbers : of the merged entries: as in the streams, ``-1 - n`` for token ``n``; empty if not known.
     logits : (tokens,) cycle of the last of each token's logits.
     """
 
     entries: StreamTimes
     merged: StreamTimes
     logits: Cycles
+    numbers: Cycles
 
 
 @dataclass(frozen=True)
@@ -337,9 +351,23 @@ class PimTimes:
         """Cycles from the first input beat to the last output beat, both included."""
         return int(self.output.taken[-1] - self.tokens.taken[0]) + 1
 
+    def numbered_as(self, other: PimTimes) -> PimTimes:
+        """Return the same times with another's numbers of the entries."""
+        router = self.router
+        if router is not None and other.router is not None:
+            router = replace(router, numbers=other.router.numbers)
+        return replace(self, unit_entries=other.unit_entries, router=router)
+
+    def into_channels(self) -> list[tuple[Cycles, StreamTimes]]:
+        """Return for each channel the entries that it takes, numbered as in the streams, and when."""
+        into = list(zip(self.unit_entries, self.entries, strict=True))
+        if self.router is not None:
+            into[ROUTER_CHANNEL] = (self.router.numbers, self.router.merged)
+        return into
+
 
 def pim_cycles(
-    shape: PimShape, arrivals: Cycles, refreshes: list[int]
+    shape: PimShape, arrivals: Cycles, refreshes: list[int], *, walked: bool = False
 ) -> tuple[PimTimes, list[ChannelTotals]]:
     """Return the times of a layer whose output is always ready, from the block models alone.
 
@@ -347,6 +375,7 @@ def pim_cycles(
     ----------
     arrivals : (tokens * input_beats,) first cycle in which each input beat is offered.
     refreshes : for each channel the cycle of its first refresh (:func:`first_refreshes`).
+    walked : one event after the other, as a check on what is taken at once otherwise.
     """
     streams, words = shape.streams, shape.words
     beats = arrivals.astype(np.int64).reshape(-1, shape.banks.image.gate.input_beats)
@@ -358,6 +387,7 @@ def pim_cycles(
         shape.num_slots,
         (beats - np.arange(beats.shape[1])).max(axis=1),
         refreshes,
+        walked,
     )
     admitted = beats.copy()
     freed = flow.o[words - 1 :: words] + FREED_LATENCY
@@ -452,6 +482,7 @@ def seen_times(run: PimRun) -> PimTimes:
             entries=stream(channel_cycles_seen, channel_values, first),
             merged=stream(channel_cycles_seen, channel_values, first + 2),
             logits=bits_at(channel_cycles_seen, channel_values, first + 4),
+            numbers=np.zeros(0, dtype=np.int64),
         )
     return PimTimes(
         tokens=named["tokens"],
@@ -480,13 +511,13 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
     """
     streams, num_slots, words = shape.streams, shape.num_slots, shape.words
     beats = shape.banks.image.gate.input_beats
-    refreshes = [first - ISSUE for first in _first_refreshes_seen(run)]
+    refreshes = [first - ISSUE for first in first_refreshes_seen(run)]
     admitted = seen.tokens.offered.copy()
     first_beats = admitted[::beats][num_slots:]
     freed = seen.output.taken[words - 1 :: words] + FREED_LATENCY
     np.maximum(first_beats, freed[: len(first_beats)] + 1, out=first_beats)
     found: list[PortCheck] = []
-    merged_jobs: JobMergeCycles | None = None
+    into_router_channel = np.zeros(0, dtype=np.int64)
     if seen.router is None:
         gate = gate_cycles(shape.banks.image.gate, admitted, seen.assignments.waits)
         tokens_in, assigned = gate.i, gate.o
@@ -539,7 +570,7 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
                 _cycles("router", "merge i_expert", seen.entries[n].taken, merged_jobs.i_expert),
             ]
             into = seen.router.merged
-            jobs = merged_entries(merged_jobs, entries)
+            jobs = into_router_channel = merged_entries(merged_jobs, entries)
         channel = shape.channel(jobs, into.offered, refreshes[n], seen.contributions[n].waits)
         channels.append(channel)
         commands = run.commands[n]
@@ -548,8 +579,8 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
             found.append(_cycles("pim", "o_logits", seen.router.logits, channel.logits))
         found += [
             _cycles("pim", f"i of channel {n}", into.taken, channel.i),
-            _commands(f"o_row of channel {n}", commands.rows, channel.rows),
-            _commands(f"o_column of channel {n}", commands.columns, channel.columns),
+            commands_check(f"o_row of channel {n}", commands.rows, channel.rows),
+            commands_check(f"o_column of channel {n}", commands.columns, channel.columns),
             _cycles("pim", f"o of channel {n}", seen.contributions[n].taken, channel.o),
         ]
     merged, inputs, combine = combined(
@@ -589,6 +620,7 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
             entries=StreamTimes(seen.router.entries.offered, given.o),
             merged=StreamTimes(seen.router.merged.offered, channels[ROUTER_CHANNEL].i),
             logits=channels[ROUTER_CHANNEL].logits,
+            numbers=into_router_channel,
         ),
     )
 
@@ -649,7 +681,7 @@ def active_cycles(shape: PimShape, times: PimTimes, unit_entries: Sequence[Cycle
     }
 
 
-def _first_refreshes_seen(run: PimRun) -> list[int]:
+def first_refreshes_seen(run: PimRun) -> list[int]:
     """Return for each channel the cycle on the bus of a refresh, shifted to the one that precedes the run."""
     offsets = [refresh_offset(run.banks, n) for n in range(run.banks.pim.channels)]
     refi = CommandTiming.of(run.banks.pim).refi
@@ -664,7 +696,7 @@ def _cycles(block: str, port: str, seen: Cycles, expected: Cycles) -> PortCheck:
     return PortCheck(block, port, Trace.of_cycles(seen), cycles=expected)
 
 
-def _commands(port: str, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> PortCheck:
+def commands_check(port: str, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> PortCheck:
     """Compare cycle, kind and side of all commands up to the last one that the model tells."""
     upto = int(expected[-1, 0]) if len(expected) else -1
     seen, expected = seen[(seen[:, 0] >= 0) & (seen[:, 0] <= upto)], expected[expected[:, 0] >= 0]

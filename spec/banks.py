@@ -135,12 +135,22 @@ class BankGeometry:
     pim: PimDesign
 
     @classmethod
-    def of(cls, model: ModelSpec, design: DesignSpec) -> BankGeometry:
-        """Return the geometry of a model on a ``pim`` design; InputError where it does not fit."""
-        assert design.pim is not None
-        geometry = cls(image=ImageGeometry.of(model, design), pim=design.pim)
-        geometry.check_fit(geometry.round_robin())
+    def of(
+        cls, model: ModelSpec, design: DesignSpec, placement: list[list[int]] | None = None
+    ) -> BankGeometry:
+        """Return the geometry of a model on a ``pim`` design; InputError where its experts do not fit.
+
+        ``placement``: channels of each expert, by default :meth:`round_robin`.
+        """
+        geometry = cls.unplaced(model, design)
+        geometry.check_fit(geometry.round_robin() if placement is None else placement)
         return geometry
+
+    @classmethod
+    def unplaced(cls, model: ModelSpec, design: DesignSpec) -> BankGeometry:
+        """Return the geometry of a model on a ``pim`` design; whether all experts fit is not asked."""
+        assert design.pim is not None
+        return cls(image=ImageGeometry.of(model, design), pim=design.pim)
 
     @property
     def num_experts(self) -> int:
@@ -223,15 +233,21 @@ class BankGeometry:
             out[ROUTER_CHANNEL][self.router_number] = used[ROUTER_CHANNEL]
         return out
 
+    def held(self, placement: list[list[int]]) -> list[str]:
+        """Return in words what each channel holds."""
+        counts = [sum(channel in channels for channels in placement) for channel in range(self.pim.channels)]
+        words = [f"{count} experts" for count in counts]
+        if self.image.router:
+            words[ROUTER_CHANNEL] += " and the router"
+        return words
+
     def check_fit(self, placement: list[list[int]]) -> None:
         """Raise :class:`InputError` unless every channel holds the experts placed on it."""
         for channel, bases in enumerate(self.bases(placement)):
             visits = sum(self.reserved(self.kind(expert)) for expert in bases)
             if visits > self.max_visits:
-                router = self.image.router is not None and self.router_number in bases
-                what = f"{len(bases) - router} experts{' and the router' if router else ''}"
                 raise InputError(
-                    f"has {self.pim.dram.rows} rows per bank, but the {what} of channel {channel} need"
-                    f" {visits // self.sides}",
+                    f"has {self.pim.dram.rows} rows per bank, but the {self.held(placement)[channel]} of"
+                    f" channel {channel} need {visits // self.sides}",
                     key="pim.dram",
                 )

@@ -55,7 +55,11 @@ PLANTED = {
     "MAC in an open row": (ALL, [row(0, ACT), row(20, PRE)], [row(30, MAC)]),
     "ACT of a closed bank": (ALL, [row(0, ACT), row(30, ACT)], []),
     "REF of closed banks": (ALL, [row(0, ACT), row(30, REF)], []),
-    "one command per cycle on the row bus": (ALL, [row(0, ACT), row(0, ACT, 1)], []),
+    "one command per cycle on the row bus": (
+        replace(ALL, banks_per_unit=2, act_lanes=1),
+        [row(0, ACT), row(0, ACT, 1)],
+        [],
+    ),
     "one command per cycle on the column bus": (ALL, [], [row(0, WRITE), row(0, READ)]),
 }
 
@@ -82,3 +86,11 @@ def test_a_missing_refresh_is_found() -> None:
     assert "refresh in time" in rules(ALL, [row(0, REF), row(3 * T.refi, ACT)])
     assert "refresh in time" in rules(ALL, [row(50, ACT)], first_refresh=10)
     assert not rules(ALL, [row(50, ACT)], first_refresh=60)
+
+
+def test_a_trace_without_any_refresh_is_found() -> None:
+    """The first one is due a refresh interval after the first command, if nobody says when."""
+    late = [row(0, ACT), row(100, PRE), row(T.refi, REF), row(2 * T.refi, ACT)]
+    assert "refresh in time" in rules(ALL, [row(0, ACT), row(T.refi + 1, PRE)])
+    assert "refresh in time" in rules(ALL, [*late[:2], row(T.refi + 1, REF)])
+    assert "refresh in time" not in rules(ALL, late)

@@ -5,6 +5,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from rtl.export import LINT_WAIVERS, ExportError, export
 from rtl.stream import StreamRegister, connect_stream
 from sim.toolchain import verilator_command
 from tests.harness_designs import PACKET, RamBench, Reader
+from tests.icarus import check_icarus
 
 ROOT = Path(__file__).parent.parent
 
@@ -130,9 +132,21 @@ def test_a_layer_has_the_same_bytes_in_any_process(tmp_path):
         assert file.read_bytes() == (tmp_path / "2" / file.name).read_bytes()
 
 
-@pytest.mark.parametrize(
+SMALL = pytest.mark.parametrize(
     ("component", "name"), [(Reader, "reader"), (RamBench, "ram_bench"), (Chain, "chain")]
 )
+
+
+@pytest.mark.skipif(
+    shutil.which("iverilog") is None, reason="no wheel has Icarus Verilog; it is not installed"
+)
+@SMALL
+def test_icarus_compiles_the_files(component, name, tmp_path):
+    export(component(), name, tmp_path)
+    check_icarus(tmp_path, name)
+
+
+@SMALL
 def test_lint_clean_but_for_the_stated_classes(component, name, tmp_path):
     export(component(), name, tmp_path)
     waivers = [f"-Wno-{kind}" for kind in LINT_WAIVERS]

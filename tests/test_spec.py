@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 
 from spec.banks import BankGeometry
@@ -14,6 +15,7 @@ from spec.errors import InputError
 from spec.families import family_names, load_family
 from spec.files import PRESETS
 from spec.geometry import ImageGeometry
+from spec.layout import rows_used
 from spec.load import load_design, load_dram, load_model, load_sources, preset_names
 from spec.model import FfnSpec, GatingSpec, ModelSpec
 
@@ -143,8 +145,9 @@ def test_a_bad_model_file_is_one_line(tmp_path, text, message):
 BAD_DESIGNS = {
     "array of a pim": (
         FPGA.replace('engine = "fpga"', 'engine = "pim"'),
-        "array: must be given for engine fpga, and only there; the engine is pim",
+        "array: must not be given for engine pim",
     ),
+    "no array": (re.sub(r"\[array\]\n(\w.*\n)+", "", FPGA), "array: must be given for engine fpga"),
     "unknown DRAM": (
         PIM.replace("hbm2-2000", "hbm9"),
         "pim.dram: is neither a preset (hbm2-2000) nor a .toml file: 'hbm9'",
@@ -264,6 +267,8 @@ def test_the_router_in_the_banks_lies_behind_the_experts_of_channel_0():
     assert mine[0].pop(banked.router_number) == len(others[0]) * own.reserved(own.image.routed)
     assert mine[0] == others[0]
     assert banked.image.gate.load_beats == 0
+    more = np.subtract(rows_used(banked.round_robin(), banked), rows_used(own.round_robin(), own))
+    assert more.tolist() == [banked.reserved(router), 0]
 
 
 def test_unknown_presets_and_missing_files(tmp_path):

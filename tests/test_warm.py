@@ -14,6 +14,8 @@ COMMANDS = {
     "shared expert, groups, several windows": "sim --model deepseek-v3 --scale 64 --tokens 70 --engine model",
     "capacity": "sim --model tests/data/switch_transformers_s0.npz --engine model",
     "all layers": "sim --model gpt-oss-20b --scale 64 --phase decode --tokens 2 --engine model",
+    "near memory": "sim --model deepseek-v3 --scale 64 --tokens 4 --design pim --engine model",
+    "near memory, a vector": "sim --model tests/data/mixtral_s0.npz --design pim --engine model",
     "expert alone": "sim --model qwen3-30b-a3b --scale 64 --experts 2 --tokens 3 --engine model",
 }
 # Runs the commands of its arguments in one process; prints what the first compiled, then what each other

@@ -48,7 +48,8 @@ def pim_config(model: ModelSpec, design: DesignSpec, channel: int = ROUTER_CHANN
 
     Channels differ where one of them has the router in its banks.
     """
-    banks = BankGeometry.of(model, design)
+    # Where the experts lie is told at run time; whether they fit is then asked.
+    banks = BankGeometry.unplaced(model, design)
     if channel != ROUTER_CHANNEL:
         banks = replace(banks, image=replace(banks.image, router=None))
     return PimConfig(
