@@ -202,13 +202,15 @@ def test_wrong_numbers_fail(measurement: Measurement, monkeypatch: pytest.Monkey
     assert texts == ["bf16 against float: largest error of an output over its derived bound"]
 
 
-def test_needed_interval_is_the_largest_of_three() -> None:
+def test_needed_interval_is_the_largest_of_four() -> None:
     design = load_design("fpga")
     model = load_model("deepseek-v3")
     assert needed_interval(GateGeometry.of(model, design), design) == 256 * 7168 // 64
     tiny = dataclasses.replace(model.gating, num_experts=8, num_groups=1, topk_groups=1, top_k=8)
     small = dataclasses.replace(model, gating=tiny, d_model=16)
     assert needed_interval(GateGeometry.of(small, design), design) == 8
+    long = dataclasses.replace(small, gating=dataclasses.replace(tiny, num_experts=2, top_k=1), d_model=256)
+    assert needed_interval(GateGeometry.of(long, design), design) == 256 // 16
 
 
 # The command.

@@ -129,10 +129,8 @@ class LogitStore(wiring.Component):
                 next_group.eq(next_group ^ next_ends),
             ]
         rows_log2 = (width // lanes - 1).bit_length()
-        row = Signal.like(sequencer.row)
+        row = sequencer.row
         m.d.comb += [
-            # Rows beyond the last expert fill up; what is read for them does not count.
-            row.eq(Mux(sequencer.row < geometry.used_rows, sequencer.row, 0)),
             logits.read_0.addr.eq(read_place * words + (row >> rows_log2)),
             logits.read_0.en.eq(sequencer.valid),
         ]

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from rtl.arith import ceil_log2
 from rtl.fifo import StreamFifo
-from rtl.gating.layouts import assignment_layout, logit_row_layout
+from rtl.gating.layouts import assignment_layout, logit_row_layout, row_shape
 from rtl.gating.scores import GroupMask, Scores
 from rtl.gating.topk import TopK
 from rtl.gating.weights import SoftmaxTotal, Weights
@@ -46,7 +46,7 @@ class Selection(wiring.Component):
         self.weights = Weights(geometry, self.total.latency if self.total else 0)
         members = {}
         if gating.selection_bias:
-            members = {"bias_row": Out(range(geometry.num_rows)), "bias": In(lanes * 32)}
+            members = {"bias_row": Out(row_shape(geometry)), "bias": In(lanes * 32)}
         super().__init__(
             {
                 **members,

@@ -20,7 +20,7 @@ from sim.claims.measurement import PRESETS, SCALE, Measurement, Run
 from sim.claims.page import Claim, Link, Table
 from sim.gating import gate_cycles
 from sim.layer import BLOCKS
-from sim.workload import Workload
+from sim.workload import Workload, vector_workload
 from spec.design import DesignSpec
 from spec.geometry import GateGeometry, ImageGeometry, ceil_div
 from spec.load import load_model
@@ -49,11 +49,12 @@ HOW_THROUGHPUT = """\
 Utilisation of an expert alone counts from its first job entry to its last output beat, the memory's first
 latency included; its matrices are 16 x 56 array tiles. The cycles are the model's; link `blocks` has the
 same runs in Verilog. The gate's tokens wait at its door; needed are
-max(ceil(E x d_model / lanes), ceil(E / logits per cycle), k) cycles a token."""
+max(ceil(E x d_model / lanes), ceil(E / logits per cycle), k, ceil(d_model / stream lanes)) cycles a token."""
 LAYER_BOUND = 0.01
 """Largest relative difference between a layer's cycles in RTL and in the model."""
 MAC_BOUND, PORT_BOUND = 0.95, 0.90
-GATE_TOKENS = 4
+GATE_TOKENS = 12
+"""Enough that several are inside at once, and their buffers come round."""
 
 
 def float_link(measurement: Measurement) -> Link:
@@ -371,8 +372,9 @@ def throughput_link(measurement: Measurement) -> Link:
     mac, port = covering.report.utilisation["mac"], single.report.utilisation["bandwidth"]
     rows = []
     excess = 0
-    for name in PRESETS:
-        geometry = GateGeometry.of(load_model(name), design)
+    recorded = [(path.stem, vector_workload(str(path), None).model) for path in measurement.vector_paths]
+    for name, model in [(name, load_model(name)) for name in PRESETS] + recorded:
+        geometry = GateGeometry.of(model, design)
         interval, needed = gate_interval(geometry), needed_interval(geometry, design)
         excess = max(excess, interval - needed)
         rows.append((name, f"{interval:,}", f"{needed:,}"))
@@ -399,7 +401,8 @@ def throughput_link(measurement: Measurement) -> Link:
                 headline=True,
             ),
             Claim(
-                text=f"cycles per token of the gate above need, {len(PRESETS)} presets in full size",
+                text=f"cycles per token of the gate above need, {len(PRESETS)} presets in full size and"
+                f" {len(recorded)} recorded layers",
                 measured=str(excess),
                 bound="0",
                 command="expertbank claims --only throughput",
@@ -418,12 +421,13 @@ def gate_interval(geometry: GateGeometry) -> int:
 
 
 def needed_interval(geometry: GateGeometry, design: DesignSpec) -> int:
-    """Return the cycles per token that the design's MACs, logits per cycle and outputs allow at best."""
+    """Return the cycles per token that MACs, logits per cycle, input and output allow at best."""
     gating = geometry.gating
     return max(
         ceil_div(gating.num_experts * geometry.d_model, design.gate.lanes),
         ceil_div(gating.num_experts, design.gate.logits_per_cycle),
         gating.top_k,
+        ceil_div(geometry.d_model, design.stream_lanes),
     )
 
 

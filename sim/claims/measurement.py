@@ -74,13 +74,19 @@ class Measurement:
         """The design of every run."""
         return load_design("fpga")
 
+    @property
+    def vector_paths(self) -> list[Path]:
+        """The recorded layers."""
+        paths = sorted(self.vectors.glob("*.npz"))
+        require(bool(paths), "holds no .npz file", key=str(self.vectors))
+        return paths
+
     @cached_property
     def workloads(self) -> list[tuple[str, str, Workload]]:
         """Name, command and workload: every vector, then presets at scale 64."""
-        paths = sorted(self.vectors.glob("*.npz"))
-        require(bool(paths), "holds no .npz file", key=str(self.vectors))
         found = [
-            (path.stem, f"expertbank sim --model {path}", vector_workload(str(path), None)) for path in paths
+            (path.stem, f"expertbank sim --model {path}", vector_workload(str(path), None))
+            for path in self.vector_paths
         ]
         for model, tokens, routing in RANDOM:
             name = f"{model} / {SCALE}, {tokens} tokens"
