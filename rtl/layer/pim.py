@@ -17,7 +17,7 @@ With the router in the banks::
 
 from dataclasses import replace
 
-from amaranth import Cat
+from amaranth import Cat, Signal
 from amaranth.lib.wiring import In, Out, flipped
 
 from rtl.arith import tree
@@ -26,6 +26,7 @@ from rtl.layer.shell import LayerShell
 from rtl.merge import ContributionMerge
 from rtl.pim import PimChannel, PimConfig
 from rtl.pim.layouts import ColumnKind, RowKind, column_layout, row_layout, weights_layout
+from rtl.pim.rows import REFRESH_BITS
 from rtl.router import JobMerge, RouterJobs
 from rtl.stream import connect_stream
 from spec.banks import ROUTER_CHANNEL, BankGeometry, refresh_offset
@@ -119,6 +120,11 @@ class PimLayer(LayerShell):
         for n, channel in enumerate(self.channels):
             m.submodules[f"channel_{n}"] = channel
             entries = getattr(dispatch, f"o_{n}")
+            # A register that keeps its reset value: tied to a constant each, they would not be one module.
+            first_refresh = Signal(
+                REFRESH_BITS, name=f"first_refresh_{n}", init=refresh_offset(config.banks, n)
+            )
+            m.d.sync += first_refresh.eq(first_refresh)
             if channel.config.router:
                 router_probes = self._route(m, entries, channel)
             else:
@@ -130,7 +136,7 @@ class PimLayer(LayerShell):
                 channel.base_we.eq(registers.place_row & (registers.place_channel == n)),
                 channel.base_expert.eq(registers.place_expert),
                 channel.base_row.eq(registers.place_value),
-                channel.refresh_offset.eq(refresh_offset(config.banks, n)),
+                channel.refresh_offset.eq(first_refresh),
                 getattr(self, f"mem_{n}_en").eq(channel.mem_en),
                 getattr(self, f"mem_{n}_addr").eq(channel.mem_addr),
                 channel.mem_data.eq(getattr(self, f"mem_{n}_data")),
