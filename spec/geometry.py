@@ -10,6 +10,7 @@ from functools import cached_property
 
 from spec.design import DesignSpec, Format, RouterPlace
 from spec.errors import require
+from spec.hardware import check_hardware
 from spec.model import FfnSpec, GatingSpec, ModelSpec
 
 # Cycles from reading an fp32 accumulator to reading the sum: RAM read, 3 adder stages (rtl.arith).
@@ -361,7 +362,11 @@ class ImageGeometry:
 
     @classmethod
     def of(cls, model: ModelSpec, design: DesignSpec) -> ImageGeometry:
-        """Return the image of a model on a design; raises InputError where the design is too small."""
+        """Return the image of a model on a design.
+
+        Raises InputError where the design is too small, or the hardware lacks a term of the model.
+        """
+        check_hardware(model)
         design.check_model(model.d_model, model.ffn.d_expert, model.d_shared, model.gating.num_experts)
 
         def ffn(d_hidden: int) -> FfnGeometry:

@@ -24,6 +24,7 @@ from golden.image import router_image
 from rtl.gating import Gate, assignment_layout, token_layout
 from sim.streams import readiness
 from spec.geometry import GateGeometry, ceil_div
+from spec.hardware import NORMALISATIONS, SCORES
 from spec.load import load_design, load_model
 from spec.model import GatingSpec, GroupScore, Normalise, Score
 from tests.bfm import (
@@ -220,7 +221,7 @@ def check(case: Case, run: Run) -> None:
 
 
 def random_gating(rng) -> GatingSpec:
-    score = Score(rng.choice(list(Score)))
+    score = Score(rng.choice(list(SCORES)))
     sigmoid = score is Score.SIGMOID
     num_groups = int(rng.choice([1, 2, 3, 4])) if sigmoid else 1
     group_size = int(rng.integers(2, 7)) if num_groups > 1 else int(rng.integers(1, 25))
@@ -236,7 +237,7 @@ def random_gating(rng) -> GatingSpec:
         num_groups=num_groups,
         topk_groups=topk_groups,
         group_score=GroupScore(rng.choice(list(GroupScore))),
-        normalise=Normalise(rng.choice(list(Normalise))),
+        normalise=Normalise(rng.choice(list(NORMALISATIONS))),
         epsilon=float(rng.choice([0.0, 1e-20, 1e-6])),
         scale=float(rng.choice([1.0, 2.5, 2.446])),
     )

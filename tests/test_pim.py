@@ -31,6 +31,7 @@ from spec.banks import BankGeometry, CommandTiming
 from spec.design import BankMode, Format, PimDesign, RegisterPath, RouterPlace
 from spec.dram import DramSpec, DramTiming
 from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, RouterGeometry, ceil_div
+from spec.hardware import ACTIVATIONS
 from spec.load import load_design, load_model
 from spec.model import Activation, FfnSpec, GatingSpec, Score
 from tests.bfm import BankStorage, Sink, Source, pack, run_streams
@@ -427,7 +428,7 @@ def random_case(seed: int) -> Case:
         d_model=int(rng.integers(1, 20)),
         d_hidden=int(rng.integers(1, 20)),
         d_shared=one_of(0, int(rng.integers(1, 20))),
-        activation=one_of(*Activation),
+        activation=one_of(*ACTIVATIONS),
         bias=bool(rng.integers(2)),
         number_format=one_of(*Format),
         max_tokens=max_tokens,
