@@ -1,9 +1,12 @@
-"""Read ``.npz`` archives from untrusted sources: no pickle, sizes checked before memory is taken."""
+"""Read ``.npz`` and ``.npy`` of untrusted sources: no pickle, sizes checked before memory is taken."""
 
 from __future__ import annotations
 
+import io
 import math
 import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,15 +20,24 @@ from spec.errors import InputError, require
 
 MAX_ARRAY_BYTES = 1 << 32
 MAX_ARRAYS = 1 << 14
+HEADER_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
+"""What NumPy raises at headers that are none: they are read as Python literals."""
 
 
-def read_archive(path: Path) -> dict[str, NDArray[Any]]:
-    """Return an archive's arrays by name; :class:`InputError` if it is not a sound ``.npz`` file."""
+def read_archive(path: Path, *, max_bytes: int | None = None) -> dict[str, NDArray[Any]]:
+    """Return an archive's arrays by name; :class:`InputError` if it is not a sound ``.npz`` file.
+
+    ``max_bytes`` is how much the arrays may take together, for callers that want less than
+    :data:`MAX_ARRAY_BYTES` each.
+    """
     arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             require(len(members) <= MAX_ARRAYS, f"must hold at most {MAX_ARRAYS} arrays, not {len(members)}")
+            if max_bytes is not None:
+                stated = sum(member.file_size for member in members)
+                require(stated <= max_bytes, f"must hold at most {max_bytes} bytes, not {stated}")
             for member in members:
                 name = member.filename.removesuffix(".npy")
                 with archive.open(member) as stream:
@@ -43,18 +55,38 @@ def read_archive(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _read_array(name: str, stream: IO[bytes], file_size: int) -> NDArray[Any]:
+def read_array(path: Path) -> NDArray[Any]:
+    """Return a ``.npy`` file's array; :class:`InputError` if it is not a sound one."""
+    try:
+        with path.open("rb") as stream:
+            return _read_array(None, stream, path.stat().st_size)
+    except InputError as error:
+        raise error.at(file=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror or error}", file=path) from None
+
+
+def array_of_bytes(data: bytes) -> NDArray[Any]:
+    """Return the array of a ``.npy`` file's bytes; :class:`InputError` if they are not sound ones."""
+    return _read_array(None, io.BytesIO(data), len(data))
+
+
+def _read_array(name: str | None, stream: IO[bytes], file_size: int) -> NDArray[Any]:
     try:
         version = npy_format.read_magic(stream)
         require(version in ((1, 0), (2, 0)), f"has .npy version {version}, which is not read", key=name)
         read_header = (
             npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         )
-        shape, fortran_order, dtype = read_header(stream)
+        with warnings.catch_warnings():
+            # A header that only Python 2's rules can read is read by them, with a warning.
+            warnings.simplefilter("ignore")
+            shape, fortran_order, dtype = read_header(stream)
     except InputError:
         raise
-    except ValueError as error:
+    except HEADER_ERRORS as error:
         raise InputError(f"is not a .npy array: {_first_line(error)}", key=name) from None
+    require(dtype.itemsize > 0, f"holds elements of no size: {dtype}", key=name)
     require(not dtype.hasobject, "holds pickled objects, which are refused", key=name)
     num_bytes = math.prod(shape) * dtype.itemsize
     require(

@@ -28,8 +28,8 @@ def router_image(
     """Return the router's image as 16-bit elements, ``load_beats * load_elements`` of them.
 
     Words in the order of the product: all rows of the first ``cols`` inputs, then of the next; a
-    word holds the row's experts after each other, ``cols`` inputs each. Then a padded word of
-    32-bit biases for each row. What belongs to no expert or input is zero.
+    word holds the row's experts after each other, ``cols`` inputs each. Then a padded word of 32-bit
+    biases for each row. What belongs to no expert or input is zero, as is the rest of a word.
     """
     rows, lanes, cols, beats = (
         geometry.num_rows,
@@ -44,7 +44,8 @@ def router_image(
     padded = np.zeros((len(router), beats * cols), dtype=np.uint16)
     padded[:, : geometry.d_model] = router
     words = np.where(present[:, :, None], padded[experts], 0)  # (rows, lanes, beats * cols)
-    parts = [words.reshape(rows, lanes, beats, cols).transpose(2, 0, 1, 3).ravel()]
+    words = words.reshape(rows, lanes, beats, cols).transpose(2, 0, 1, 3).reshape(beats * rows, lanes * cols)
+    parts = [np.pad(words, ((0, 0), (0, geometry.lanes - lanes * cols))).ravel()]
     if geometry.has_bias:
         if geometry.gating.logit_bias:
             assert logit_bias is not None

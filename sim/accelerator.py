@@ -66,6 +66,7 @@ from spec.registers import (
     PROBE_WEIGHT,
     REGISTERS,
     STATUS_LOADED,
+    capacity_word,
     counter_address,
 )
 
@@ -89,7 +90,11 @@ BLOCK_PORTS = {
 
 @dataclass(kw_only=True)
 class Report:
-    """Result of a run; the names of the command line's JSON. What was not run is None."""
+    """Result of a run; the names of the command line's JSON. What was not run is None.
+
+    ``dram``, of a near-memory run: ``commands`` of all channels by name, ``refreshes`` that fell due and
+    that were issued in that very cycle, ``violations`` of the DRAM's rules.
+    """
 
     model: str
     design: str
@@ -110,8 +115,12 @@ class Report:
     wall_s: float
     routing: dict[str, Any]
     counters: dict[str, int] | None = None
+    dram: dict[str, Any] | None = None
     reference: dict[str, Any] | None = None
     simulated_cycles_per_second: float | None = None
+    dram_rules_broken: int | None = None
+    layout: dict[str, Any] | None = None
+    mac_slots: dict[str, int] | None = None
     divergence: str | None = None
     waveform: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -122,8 +131,26 @@ class Report:
         return self.divergence is None and not self.mismatches
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as the contract's JSON object."""
-        return dataclasses.asdict(self)
+        """Return the report as the contract's JSON object: every block of a layer, also those not run."""
+        engine = "pim" if "pim" in self.blocks else "expert"
+        not_run = {"model": None, "rtl": None}
+        return {
+            **dataclasses.asdict(self),
+            "blocks": {
+                name: self.blocks.get(name, not_run) for name in ("gating", "dispatch", engine, "combine")
+            },
+        }
+
+    @property
+    def difference_from_reference(self) -> str | None:
+        """Return a sentence about tokens that choose other experts than the reference's, if there are any."""
+        if self.reference is None or self.reference["first_token_with_other_experts"] is None:
+            return None
+        others = self.tokens - self.reference["tokens_with_same_experts"]
+        return (
+            f"{others} of {self.tokens} tokens go to other experts than in {self.reference['name']},"
+            f" first token {self.reference['first_token_with_other_experts']}"
+        )
 
 
 def routing_report(name: str, ids: IntArray, num_experts: int, target: IntArray | None) -> dict[str, Any]:
@@ -276,7 +303,9 @@ def layer_job(
         },
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
-            reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            reg_write(
+                REGISTERS["CAPACITY"], capacity_word(model.expert_capacity, max(workload.batch_lengths))
+            ),
             *scale_steps(scales),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             reg_write(control, 1 << CONTROL_LOAD),
@@ -522,6 +551,7 @@ def compare_with_float(workload: Workload, golden: LayerBf16) -> dict[str, Any]:
     return {
         "name": workload.reference_name,
         "tokens_with_same_experts": int(same.sum()),
+        "first_token_with_other_experts": None if same.all() else int(np.argmin(same)),
         **float_error(golden.output[same], workload.reference[same], deviation, golden.scales),
     }
 

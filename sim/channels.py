@@ -44,7 +44,7 @@ from sim.dispatch import (
     fill_window,
     serve_jobs,
 )
-from sim.gating import GateModel, latency, num_credits, walk_tokens
+from sim.gating import GateModel, walk_tokens
 from sim.merge import Merger, enter, give, has_room, leave, new_merger, next_given
 from sim.pim import (
     BANKS,
@@ -110,12 +110,8 @@ class Flow:
 class _Gate(NamedTuple):
     """The gate: what :func:`sim.gating.walk_tokens` takes."""
 
-    beats: int
     top_k: int
-    product: int
-    interval: int
-    latency: int
-    num_credits: int
+    sizes: tuple[int, int, int, int, int, int, int]
     last_in: Cycles
     launch: Cycles
     o: Cycles
@@ -228,12 +224,8 @@ def run_channels(
             commands=np.empty((0, 3), dtype=np.int64),
         ),
         _Gate(
-            gate.input_beats,
             gate.gating.top_k,
-            gate.product_cycles,
-            gate.interval,
-            latency(gate),
-            num_credits(gate),
+            gates.sizes,
             gates.last_in,
             gates.launch,
             gates.o,
@@ -379,12 +371,7 @@ def _route(given: _Given, gate: _Gate, plan: Plan, state: State, beats: _Beats) 
             admitted,
             state.opened[window],
             ALWAYS,
-            gate.beats,
-            gate.top_k,
-            gate.product,
-            gate.interval,
-            gate.latency,
-            gate.num_credits,
+            gate.sizes,
             gate.last_in,
             gate.launch,
             gate.o,

@@ -131,27 +131,32 @@ def token_outputs(
     ready : readiness of ``o``.
     after, expect_after : cycles of the beats at ``o`` and ``i_expect`` before these tokens'.
     """
-    number = np.arange(len(last_beats))
-    i_expect = number + np.maximum.accumulate(np.maximum(expect_arrivals - number, expect_after + 1))
-    written = last_beats + REGISTER_CYCLES + ADD_CYCLES
-    shown = np.maximum(written + READ_CYCLES + REGISTER_CYCLES, i_expect + EXPECT_LATENCY)
-    if len(ready):
-        return i_expect, *_emit_stalled(shown, words, ready, after)
-    step = number * words
-    first = step + np.maximum.accumulate(np.maximum(shown - step, after + 1))
-    return i_expect, first, first + words - 1
+    i_expect, first, last = (np.empty_like(last_beats) for _ in range(3))
+    _token_outputs(last_beats, expect_arrivals, words, ready, after, expect_after, i_expect, first, last)
+    return i_expect, first, last
 
 
 @njit(cache=True)
-def _emit_stalled(shown: Cycles, words: int, ready: Spans, after: int) -> tuple[Cycles, Cycles]:
-    """Return the cycles of each token's first and last beats, its first one shown from a cycle on."""
-    first, last = np.empty_like(shown), np.empty_like(shown)
-    before = after
-    for token in range(shown.size):
-        first[token] = taken(max(shown[token], before + 1), ready)
-        before = later(first[token], words - 1, ready)
-        last[token] = before
-    return first, last
+def _token_outputs(
+    last_beats: Cycles,
+    expect_arrivals: Cycles,
+    words: int,
+    ready: Spans,
+    after: int,
+    expect_after: int,
+    i_expect: Cycles,
+    first: Cycles,
+    last: Cycles,
+) -> None:
+    """Fill the last three."""
+    for token in range(last_beats.size):
+        expect_after = max(expect_arrivals[token], expect_after + 1)
+        i_expect[token] = expect_after
+        written = last_beats[token] + REGISTER_CYCLES + ADD_CYCLES
+        shown = max(written + READ_CYCLES + REGISTER_CYCLES, expect_after + EXPECT_LATENCY)
+        first[token] = taken(max(shown, after + 1), ready)
+        after = later(first[token], words - 1, ready)
+        last[token] = after
 
 
 class Adder(NamedTuple):

@@ -18,6 +18,16 @@ Ints = NDArray[np.int64]
 ACT, PRE, PRE_ALL, REF = 1, 2, 3, 4
 MAC, WRITE, READ = 1, 2, 3
 FAR = 1 << 60
+COMMANDS = {
+    "ACT": (ACT, False),
+    "PRE": (PRE, False),
+    "PREA": (PRE_ALL, False),
+    "REF": (REF, False),
+    "MAC": (MAC, True),
+    "WR": (WRITE, True),
+    "RD": (READ, True),
+}
+"""Kind of each command, and whether it is on the column bus."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,8 @@ class Commands:
 
     Attributes
     ----------
-    rows, columns : (n, 4) int64: cycle, kind (:class:`sim.pim.Row`, :class:`sim.pim.Column`), side, unit.
+    rows, columns : (n, 5) int64: cycle, kind (:class:`sim.pim.Row`, :class:`sim.pim.Column`), side, unit, and
+        the row of an ACT or the column of a MAC, which no rule looks at.
     """
 
     rows: Ints
@@ -38,6 +49,14 @@ class Commands:
         chosen: Ints = commands[commands[:, 1] == kind][:, [0, 2, 3]]
         return chosen
 
+    def before(self, end: int) -> Commands:
+        """Return the commands of cycles below ``end``."""
+        return Commands(self.rows[self.rows[:, 0] < end], self.columns[self.columns[:, 0] < end])
+
+    def counts(self) -> dict[str, int]:
+        """Return how often each of :data:`COMMANDS` was issued."""
+        return {name: len(self.of(kind, column=column)) for name, (kind, column) in COMMANDS.items()}
+
 
 def commands_seen(
     banks: BankGeometry,
@@ -47,16 +66,27 @@ def commands_seen(
     """Return the commands of a run from what its buses showed: cycles and values of each."""
     bits = banks.field_bits
 
-    def decode(seen: tuple[Ints, NDArray[np.uint64]], kind_bits: int) -> Ints:
+    def decode(seen: tuple[Ints, NDArray[np.uint64]], kind_bits: int, address: str) -> Ints:
         cycles, values = seen
         fields = [cycles]
         start = 0
-        for width in (kind_bits, bits["side"], bits["unit"]):
+        for width in (kind_bits, bits["side"], bits["unit"], bits[address]):
             fields.append(((values >> np.uint64(start)) & np.uint64((1 << width) - 1)).astype(np.int64))
             start += width
         return np.stack(fields, axis=1)
 
-    return Commands(decode(rows, ROW_KIND_BITS), decode(columns, COLUMN_KIND_BITS))
+    return Commands(decode(rows, ROW_KIND_BITS, "row"), decode(columns, COLUMN_KIND_BITS, "column"))
+
+
+def refreshes_due(pim: PimDesign, first: int, end: int) -> Ints:
+    """Return the cycles in 0..``end`` - 1 in which a refresh falls due.
+
+    ``first`` : the first one after reset, counted from cycle 0 of the run; negative for one before it.
+    """
+    if not pim.refresh:
+        return np.zeros(0, dtype=np.int64)
+    interval = pim.dram.timing.refi
+    return np.arange(first % interval if first < 0 else first, end, interval, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -79,7 +109,8 @@ def check_commands(
 
     Parameters
     ----------
-    first_refresh : cycle on the bus in which the first refresh is due; by default that of the first REF.
+    first_refresh : cycle on the bus in which the first refresh is due; by default that of the first REF, but
+        not more than a refresh interval after the first command.
     """
     timing, dram = pim.dram.timing, pim.dram
     single = pim.bank_mode is BankMode.SINGLE_BANK
@@ -155,17 +186,16 @@ def check_commands(
         later = everything[~np.isin(everything, ref)]
         rule("tRFC", ref, later, timing.rfc)
         rule("tRP before REF", np.sort(np.concatenate([pre[:, 0], pre_all])), ref, timing.rp)
-        due = np.arange(len(ref)) * timing.refi + (
-            first_refresh if first_refresh is not None else int(ref[0]) if len(ref) else 0
-        )
+        if first_refresh is None:
+            latest = int(everything[0]) + timing.refi if everything.size else FAR
+            first_refresh = min(int(ref[0]), latest) if len(ref) else latest
+        due = np.arange(len(ref)) * timing.refi + first_refresh
         late = np.flatnonzero(ref > due)
         if late.size:
             number = int(late[0])
             found.append(Violation("refresh in time", int(ref[number]), int(ref[number] - due[number]), 0))
         end = int(everything[-1]) if everything.size else 0
-        missing = (
-            due[-1] if len(ref) else (first_refresh if first_refresh is not None else FAR) - timing.refi
-        ) + timing.refi
+        missing = due[-1] + timing.refi if len(ref) else first_refresh
         if missing < end:
             found.append(Violation("refresh in time", end, end - int(missing), 0))
     return found

@@ -295,6 +295,7 @@ class ExpertModel:
             activation=activation_latency(routed),
             latency=latency,
         )
+        self._most_blocks = int(self._table[:, OUT_BLOCKS].max())
         self._bench = bench
         self._hidden_done = np.empty(int(self._table[:, HIDDEN_BLOCKS].max()), dtype=np.int64)
         # After reset.
@@ -310,15 +311,17 @@ class ExpertModel:
     def run(self, shared: NDArray[np.bool_], last: NDArray[np.bool_], arrivals: Cycles) -> ExpertJobs:
         """Give the next whole jobs their times; parameters as in :func:`expert_cycles`."""
         ends = np.flatnonzero(last)
-        counts = np.diff(ends, prepend=-1)
+        counts = ends + 1
+        counts[1:] -= counts[:-1].copy()
         kinds = self._table[shared[ends].astype(np.int64)]
         now = self._states[NOW]
-        before = now.copy()
+        beats, waited, passed, walked = now[BEATS:OUTPUTS].tolist()
         now[ROWS] = 0
-        i, results = (np.empty(len(last), dtype=np.int64) for _ in range(2))
+        i, room, results = (np.empty(len(last), dtype=np.int64) for _ in range(3))
         first, final = (np.empty(len(ends), dtype=np.int64) for _ in range(2))
-        retired = np.concatenate([self._retired, np.empty(len(ends), dtype=np.int64)])
-        trains = np.empty((0 if self._bench else int(kinds[:, OUT_BLOCKS].sum()), 4), dtype=np.int64)
+        retired = np.empty(BANKS + len(ends), dtype=np.int64)
+        retired[:BANKS] = self._retired
+        trains = np.empty((0 if self._bench else len(ends) * self._most_blocks, 4), dtype=np.int64)
         self._last_i = _run(
             kinds,
             counts,
@@ -329,6 +332,7 @@ class ExpertModel:
             self._bench,
             self._hidden_done,
             i,
+            room,
             results,
             first,
             final,
@@ -336,20 +340,19 @@ class ExpertModel:
             trains,
         )
         self._retired = retired[-BANKS:]
-        passed = now - before
         return ExpertJobs(
             i=i,
-            room=np.repeat(retired[:-BANKS] + 1, counts),
+            room=room,
             results=results,
             fire_first=first,
             fire_last=final,
             retired=retired[BANKS:],
             o=trains[: now[ROWS]].copy(),
-            fires=int((kinds[:, TILES] * counts).sum()),
-            read_beats=int(passed[BEATS]),
-            tiles=int(passed[PASSED]),
-            walked_tiles=int(passed[WALKED]),
-            wait_tile=int(passed[WAITED]),
+            fires=int(kinds[:, TILES] @ counts),
+            read_beats=int(now[BEATS]) - beats,
+            tiles=int(now[PASSED]) - passed,
+            walked_tiles=int(now[WALKED]) - walked,
+            wait_tile=int(now[WAITED]) - waited,
         )
 
 
@@ -364,6 +367,7 @@ def _run(
     bench: Bench | None,
     hidden_done: Cycles,
     i: Cycles,
+    room: Cycles,
     results: Cycles,
     first: Cycles,
     final: Cycles,
@@ -380,7 +384,8 @@ def _run(
         # Entries: one per cycle into a free bank.
         tokens = counts[job]
         for n in range(entry, entry + tokens):
-            last_i = max(arrivals[n], last_i + 1, retired[job] + 1)
+            room[n] = retired[job] + 1
+            last_i = max(arrivals[n], last_i + 1, room[n])
             i[n] = last_i
 
         # The reader goes on to this job when it has asked for the last burst of the one before; the

@@ -1,7 +1,7 @@
 """Cycle model of the gate, derived from ``rtl/gating``.
 
 Everything between the launch of a token's product and the output queue is a pipeline of constant
-latency, so three things can make a token wait: its own beats, the product of the token before, and
+latency, so three things can make a token wait: its own beats, the products of the tokens before, and
 the credits that promise room in the output queue. Exact under any arrivals and any output stalls,
 once the router is loaded.
 """
@@ -31,7 +31,6 @@ TOTAL_TAIL = 6
 """From the row after the last one: subtract 1, exp 3, row sum 1, total 1."""
 PRODUCT_AND_ROUND = 2
 QUEUE = 2
-TOKEN_BUFFERS = 2
 
 
 def latency(geometry: GateGeometry) -> int:
@@ -91,6 +90,16 @@ class GateModel:
 
     def __init__(self, geometry: GateGeometry, num_tokens: int) -> None:
         self.geometry = geometry
+        # What the recurrence needs of it, once: windows are many.
+        self.sizes = (
+            geometry.input_beats,
+            geometry.gating.top_k,
+            geometry.product_cycles,
+            geometry.interval,
+            latency(geometry),
+            num_credits(geometry),
+            geometry.num_token_buffers,
+        )
         self.last_in = np.empty(num_tokens, dtype=np.int64)
         self.launch = np.empty(num_tokens, dtype=np.int64)
         self.o = np.empty(num_tokens * geometry.gating.top_k, dtype=np.int64)
@@ -106,18 +115,12 @@ class GateModel:
         room : first cycle in which the output may take an assignment of these tokens.
         ready : readiness of the output.
         """
-        geometry = self.geometry
         walk_tokens(
             self.num_done,
             arrivals,
             room,
             ready,
-            geometry.input_beats,
-            geometry.gating.top_k,
-            geometry.product_cycles,
-            geometry.interval,
-            latency(geometry),
-            num_credits(geometry),
+            self.sizes,
             self.last_in,
             self.launch,
             self.o,
@@ -130,9 +133,9 @@ class GateModel:
         steps = np.arange(geometry.input_beats)
         offered = arrivals.reshape(-1, len(steps)) - steps
         first = np.concatenate([[0], self.last_in + 1])[: len(offered)]
-        first[TOKEN_BUFFERS:] = np.maximum(
-            first[TOKEN_BUFFERS:], self.launch[:-TOKEN_BUFFERS] + geometry.product_cycles + 1
-        )
+        buffers = geometry.num_token_buffers
+        freed = self.launch[:-buffers] + geometry.product_cycles + 1
+        first[buffers:] = np.maximum(first[buffers:], freed)
         i: Cycles = np.maximum.accumulate(np.maximum(offered, first[:, None]), axis=1) + steps
         return i.ravel()
 
@@ -151,28 +154,28 @@ def walk_tokens(
     arrivals: Cycles,
     room: int,
     ready: Spans,
-    beats: int,
-    top_k: int,
-    product: int,
-    interval: int,
-    latency: int,
-    num_credits: int,
+    sizes: tuple[int, int, int, int, int, int, int],
     last_in: Cycles,
     launch: Cycles,
     o: Cycles,
 ) -> None:
     """Fill ``last_in``, ``launch`` and ``o`` of the tokens from ``first`` on."""
+    beats, top_k, product, interval, latency, num_credits, num_buffers = sizes
     for token in range(first, first + len(arrivals)):
         begin = max(arrivals[token - first], last_in[token - 1] + 1 if token else 0)
         # A buffer is free the cycle after the last address of the token that it held.
-        if token >= TOKEN_BUFFERS:
-            begin = max(begin, launch[token - TOKEN_BUFFERS] + product + 1)
+        if token >= num_buffers:
+            begin = max(begin, launch[token - num_buffers] + product + 1)
         last_in[token] = begin + beats - 1
         start = last_in[token] + 1
         if token:
             start = max(start, launch[token - 1] + interval)
         if token >= num_credits:
             start = max(start, o[(token - num_credits) * top_k + top_k - 1] + 1)
+        # While another product is under way, whole intervals after its launch.
+        if token and start < launch[token - 1] + product:
+            on_interval = start + (launch[token - 1] - start) % interval
+            start = min(on_interval, launch[token - 1] + product)
         launch[token] = start
         for slot in range(token * top_k, (token + 1) * top_k):
             offered = start + latency + slot - token * top_k

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from golden.dispatch_streams import DispatchStreams
@@ -112,32 +113,34 @@ def layer_cycles(shape: LayerShape, arrivals: Cycles, output_ready: Spans = ALWA
         gaps between them see :meth:`sim.gating.GateModel.run`.
     output_ready : readiness of the output, from :func:`sim.streams.readiness`.
     """
-    streams, words = shape.streams, shape.engine.words
+    streams, engine = shape.streams, shape.engine
+    words, num_slots = engine.words, shape.num_slots
     gate = GateModel(shape.image.gate, len(arrivals))
     dispatch = DispatchModel(streams)
-    expert = ExpertModel(shape.engine, shape.design.memory.latency_cycles)
+    expert = ExpertModel(engine, shape.design.memory.latency_cycles)
     shared = shape.entry_shared
     outputs, last_outputs, expects = (np.empty(len(arrivals), dtype=np.int64) for _ in range(3))
     jobs = []
     for window in range(streams.num_windows):
         tokens, entries = dispatch.tokens_of(window), dispatch.entries_of(window)
         admitted = arrivals[tokens].astype(np.int64)
-        reused = np.arange(max(tokens.start, shape.num_slots), tokens.stop)
-        freed = last_outputs[reused - shape.num_slots] + FREED_LATENCY
-        admitted[reused - tokens.start] = np.maximum(admitted[reused - tokens.start], freed + 1)
+        reused = max(tokens.start, num_slots)
+        if reused < tokens.stop:
+            freed = last_outputs[reused - num_slots : tokens.stop - num_slots] + FREED_LATENCY
+            waiting = admitted[reused - tokens.start :]
+            np.maximum(waiting, freed + 1, out=waiting)
         gate.run(admitted, room=dispatch.opened(window))
 
         beats = dispatch.assignments_of(window)
         dispatch.fill(window, gate.o[beats])
-        assert np.array_equal(gate.o[beats], dispatch.i[beats])
 
         done = expert.run(shared[entries], streams.entry_last[entries], dispatch.foresee(window))
         dispatch.serve(window, done.room)
-        assert np.array_equal(dispatch.entries[entries], done.i)
         jobs.append(done)
 
-        last_beats = np.full(tokens.stop - tokens.start, NEVER)
-        np.maximum.at(last_beats, streams.entry_token[entries] - tokens.start, done.results)
+        last_beats = _last_beats(
+            streams.entry_token[entries], done.results, tokens.start, tokens.stop - tokens.start
+        )
         expects[tokens], outputs[tokens], last_outputs[tokens] = token_outputs(
             last_beats,
             dispatch.o_expect[tokens],
@@ -146,6 +149,9 @@ def layer_cycles(shape: LayerShape, arrivals: Cycles, output_ready: Spans = ALWA
             after=int(last_outputs[tokens.start - 1]) if tokens.start else -1,
             expect_after=int(expects[tokens.start - 1]) if tokens.start else -1,
         )
+    # Each block's output is taken when the next one takes it.
+    assert np.array_equal(gate.o, dispatch.i)
+    assert np.array_equal(dispatch.entries, np.concatenate([done.i for done in jobs]))
     results = np.concatenate([done.results for done in jobs])
     assignments = StreamTimes(gate.o_offered, gate.o)
     given = StreamTimes(dispatch.offered, dispatch.entries)
@@ -175,6 +181,16 @@ def layer_cycles(shape: LayerShape, arrivals: Cycles, output_ready: Spans = ALWA
     )
 
 
+@njit(cache=True)
+def _last_beats(tokens: Cycles, results: Cycles, first: int, count: int) -> Cycles:
+    """Return the latest result of each of ``count`` tokens from ``first`` on; NEVER where there is none."""
+    latest = np.full(count, NEVER)
+    for n in range(len(tokens)):
+        token = tokens[n] - first
+        latest[token] = max(latest[token], results[n])
+    return latest
+
+
 def _inside(
     shape: LayerShape, tokens: Cycles, assignments: Cycles, entries: Cycles, results: Cycles
 ) -> dict[str, Spans]:
@@ -200,7 +216,7 @@ def _inside(
 
 
 def _outside(inside: Spans, held_up: Spans) -> int:
-    return size(inside) - common(inside, held_up)
+    return size(inside) - int(common(inside, held_up))
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ The model joins those of gate, dispatcher, channels, merger and combiner: :mod:`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
 from sim.combine_ordered import ordered_cycles
 from sim.dispatch import Units, dispatch_cycles
 from sim.divergence import PortCheck
-from sim.dram_check import Commands, Violation, check_commands, commands_seen
+from sim.dram_check import REF, Commands, Violation, check_commands, commands_seen, refreshes_due
 from sim.gating import gate_cycles
 from sim.layer import StreamTimes
 from sim.merge import merge_cycles
@@ -54,6 +56,7 @@ from spec.registers import (
     REGISTERS,
     STATUS_LOADED,
     STATUS_REFRESHING,
+    capacity_word,
     counter_address,
 )
 
@@ -120,13 +123,35 @@ class PimRun:
             for n in range(self.banks.pim.channels)
         ]
 
+    def refreshes_due(self, channel: int) -> Cycles:
+        """Return the cycles of the run in which a channel's refreshes should stand on its bus."""
+        first = refresh_offset(self.banks, channel) - self.result.since_reset + ISSUE
+        return refreshes_due(self.banks.pim, first, self.result.cycles)
+
     def violations(self) -> list[tuple[int, Violation]]:
         """Return the DRAM rules that a channel broke: channel and violation."""
-        return [
-            (channel, violation)
-            for channel, commands in enumerate(self.commands)
-            for violation in check_commands(self.banks.pim, commands)
-        ]
+        found = []
+        for channel, commands in enumerate(self.commands):
+            due = self.refreshes_due(channel)
+            first = int(due[0]) if len(due) else None
+            found += [(channel, one) for one in check_commands(self.banks.pim, commands, first_refresh=first)]
+        return found
+
+    def dram(self) -> dict[str, Any]:
+        """Return ``dram`` of :class:`sim.accelerator.Report`."""
+        counts: Counter[str] = Counter()
+        due = in_time = 0
+        for channel, commands in enumerate(self.commands):
+            inside = commands.before(self.result.cycles)
+            counts.update(inside.counts())
+            expected = self.refreshes_due(channel)
+            due += len(expected)
+            in_time += int(np.isin(expected, inside.of(REF)[:, 0]).sum())
+        return {
+            "commands": dict(counts),
+            "refreshes": {"due": due, "in_time": in_time},
+            "violations": [f"channel {channel}: {violation}" for channel, violation in self.violations()],
+        }
 
 
 def pim_job(
@@ -143,7 +168,7 @@ def pim_job(
     ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
     """
     model = workload.model
-    banks = BankGeometry.of(model, design)
+    banks = BankGeometry.of(model, design, placement)
     scales = scales_of(workload, design)
     golden = layer_bf16(
         model,
@@ -178,7 +203,9 @@ def pim_job(
         },
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
-            reg_write(REGISTERS["CAPACITY"], model.expert_capacity),
+            reg_write(
+                REGISTERS["CAPACITY"], capacity_word(model.expert_capacity, max(workload.batch_lengths))
+            ),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             *scale_steps(scales),
             *placement_steps(banks, placed),
@@ -235,11 +262,6 @@ class PimShape:
             return None
         bitmaps = [sum(1 << channel for channel in channels) for channels in self.placement]
         return Units(self.num_channels, np.array(bitmaps, dtype=np.int64))
-
-    @property
-    def channel_timing(self) -> CommandTiming:
-        """Distances of a channel's commands."""
-        return CommandTiming.of(self.banks.pim)
 
     def channel(
         self, entries: Cycles, arrivals: Cycles, first_refresh: int, ready: Spans = ALWAYS
@@ -430,7 +452,7 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
     """
     streams, num_slots, words = shape.streams, shape.num_slots, shape.words
     beats = shape.banks.image.gate.input_beats
-    refreshes = [first - ISSUE for first in _first_refreshes_seen(run)]
+    refreshes = [first - ISSUE for first in first_refreshes_seen(run)]
     admitted = seen.tokens.offered.copy()
     first_beats = admitted[::beats][num_slots:]
     freed = seen.output.taken[words - 1 :: words] + FREED_LATENCY
@@ -462,8 +484,8 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
         commands = run.commands[n]
         found += [
             _cycles("pim", f"i of channel {n}", seen.entries[n].taken, channel.i),
-            _commands(f"o_row of channel {n}", commands.rows, channel.rows),
-            _commands(f"o_column of channel {n}", commands.columns, channel.columns),
+            commands_check(f"o_row of channel {n}", commands.rows, channel.rows),
+            commands_check(f"o_column of channel {n}", commands.columns, channel.columns),
             _cycles("pim", f"o of channel {n}", seen.contributions[n].taken, channel.o),
         ]
     merged, inputs, combine = _combined(
@@ -537,7 +559,7 @@ def active_cycles(shape: PimShape, times: PimTimes, unit_entries: Sequence[Cycle
     }
 
 
-def _first_refreshes_seen(run: PimRun) -> list[int]:
+def first_refreshes_seen(run: PimRun) -> list[int]:
     """Return for each channel the cycle on the bus of a refresh, shifted to the one that precedes the run."""
     offsets = [refresh_offset(run.banks, n) for n in range(run.banks.pim.channels)]
     refi = CommandTiming.of(run.banks.pim).refi
@@ -552,7 +574,7 @@ def _cycles(block: str, port: str, seen: Cycles, expected: Cycles) -> PortCheck:
     return PortCheck(block, port, Trace.of_cycles(seen), cycles=expected)
 
 
-def _commands(port: str, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> PortCheck:
+def commands_check(port: str, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> PortCheck:
     """Compare cycle, kind and side of all commands up to the last one that the model tells."""
     upto = int(expected[-1, 0]) if len(expected) else -1
     seen, expected = seen[(seen[:, 0] >= 0) & (seen[:, 0] <= upto)], expected[expected[:, 0] >= 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from sim.accelerator import (
     token_beats,
 )
 from sim.divergence import PortCheck, first_divergence, with_waveform
+from sim.dram_check import REF, Commands
+from sim.dram_trace import trace_text
 from sim.pim import ChannelTotals
 from sim.pim_layer import (
     PimRun,
@@ -32,16 +35,20 @@ from sim.pim_layer import (
     active_cycles,
     block_checks,
     first_refreshes,
+    first_refreshes_seen,
     pim_cycles,
     pim_job,
     seen_times,
 )
+from sim.pim_slots import ChannelTrace, mac_slots, total
 from sim.routing import IntArray
 from sim.rtlsim import DEFAULT_ROOT, Build, Waveform, build, layer_component
 from sim.streams import Cycles
+from sim.toolchain import write_atomically
 from sim.workload import Workload
-from spec.banks import BankGeometry
+from spec.banks import BankGeometry, CommandTiming
 from spec.design import DesignSpec
+from spec.layout import Placement, rows_used
 from spec.load import load_design, load_model
 from spec.model import ModelSpec
 from spec.registers import PROBE_EXPERT, PROBE_WEIGHT
@@ -49,11 +56,36 @@ from spec.registers import PROBE_EXPERT, PROBE_WEIGHT
 BLOCKS = ("gating", "dispatch", "pim", "combine")
 
 
-def _shape(
-    model: ModelSpec, design: DesignSpec, ids: IntArray, batch_lengths: list[int] | None = None
-) -> PimShape:
-    """Return the shape of a layer with the experts one after the other on the channels."""
+@cache
+def load_compiled() -> None:
+    """Load the model's compiled code: set-up, not part of the time of the run that comes first."""
+    model, design = load_model("mixtral-8x7b").scaled(64), load_design("pim")
     banks = BankGeometry.of(model, design)
+    streams = dispatch_streams(
+        np.arange(model.gating.top_k)[None],
+        np.zeros((1, model.gating.top_k), dtype=np.uint16),
+        num_experts=model.gating.num_experts,
+        window_tokens=design.window_tokens,
+    )
+    pim_cycles(
+        PimShape(banks, design, streams, banks.round_robin()), _arrivals(banks, 1), first_refreshes(banks)
+    )
+
+
+def run_pim_model(
+    model: ModelSpec,
+    design: DesignSpec,
+    ids: IntArray,
+    routing: str,
+    batch_lengths: list[int] | None = None,
+    *,
+    placement: Placement | None = None,
+) -> Report:
+    """Return the cycle model's answer for a routing; no weights, no Verilog.
+
+    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
+    """
+    banks = BankGeometry.of(model, design, placement)
     streams = dispatch_streams(
         ids,
         np.zeros(ids.shape, dtype=np.uint16),
@@ -65,22 +97,7 @@ def _shape(
         shared=banks.image.shared is not None,
         policy=design.policy,
     )
-    return PimShape(banks, design, streams, banks.round_robin())
-
-
-@cache
-def load_compiled() -> None:
-    """Load the model's compiled code: set-up, not part of the time of the run that comes first."""
-    model, design = load_model("mixtral-8x7b").scaled(64), load_design("pim")
-    shape = _shape(model, design, np.arange(model.gating.top_k)[None])
-    pim_cycles(shape, _arrivals(shape.banks, 1), first_refreshes(shape.banks))
-
-
-def run_pim_model(
-    model: ModelSpec, design: DesignSpec, ids: IntArray, routing: str, batch_lengths: list[int] | None = None
-) -> Report:
-    """Return the cycle model's answer for a routing; no weights, no Verilog."""
-    shape = _shape(model, design, ids, batch_lengths)
+    shape = PimShape(banks, design, streams, banks.round_robin() if placement is None else placement)
     load_compiled()
     started = time.perf_counter()
     times, channels = pim_cycles(shape, _arrivals(shape.banks, len(ids)), first_refreshes(shape.banks))
@@ -89,6 +106,11 @@ def run_pim_model(
         model, shape, "model", wall, routing_report(routing, ids, model.gating.num_experts, None)
     )
     _add_model(report, shape, times, channels)
+    report.layout = _layout(
+        shape,
+        [len(entries) for entries in times.unit_entries],
+        [int(streams.entry_last[entries].sum()) for entries in times.unit_entries],
+    )
     for name, count in active_cycles(shape, times, times.unit_entries).items():
         report.blocks[name]["model"] = count
     return report
@@ -104,9 +126,10 @@ def run_pim_layer(
     waves: Path | None = None,
     root: Path = DEFAULT_ROOT,
     progress: Progress = lambda _text: None,
-    placement: list[list[int]] | None = None,
+    placement: Placement | None = None,
     arrivals: Cycles | None = None,
     output_ready: NDArray[np.bool_] | None = None,
+    trace: Path | None = None,
 ) -> Report:
     """Run a workload with weights on the ``rtl`` engine, or on ``both``, and compare.
 
@@ -118,12 +141,13 @@ def run_pim_layer(
     ----------
     placement : channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
     arrivals, output_ready : as in :func:`sim.pim_layer.pim_job`.
+    trace : file for all DRAM commands (:mod:`sim.dram_trace`).
     """
     model = workload.model
+    banks = BankGeometry.of(model, design, placement)
     progress("exporting Verilog and building its simulation (cached by content)")
     rtl = build_pim_layer(model, design, root, trace=waves is not None)
     load_compiled()
-    banks = BankGeometry.of(model, design)
     beats = token_beats(banks.image, design, workload.tokens, workload.batch_lengths)
     placed = banks.round_robin() if placement is None else placement
     banks, golden, spec = pim_job(
@@ -143,19 +167,28 @@ def run_pim_layer(
         wall,
         routing_report(routing, golden.routing.ids, model.gating.num_experts, workload.target_ids),
     )
+    if trace is not None:
+        write_atomically(trace, trace_text(banks.pim, run.commands))
     progress("comparing")
+    seen = seen_times(run)
     report.counters = counters_of(result.reads)
     report.simulated_cycles_per_second = result.cycles_per_second
     report.reference = compare_with_float(workload, golden)
+    report.layout = _layout(
+        shape, [len(stream.taken) for stream in seen.entries], list(map(len, seen.retired))
+    )
     payloads = _payload_checks(run, golden)
     report.mismatches = sum(_differing_bits(check) for check in payloads)
-    seen = seen_times(run)
     checks = list(payloads)
+    slots = None
     if engine == "both":
         found, expected = block_checks(run, shape, seen)
         checks += found
         if expected is not None:
             _add_run(report, shape, seen, expected)
+            taken = [stream.taken for stream in seen.entries]
+            buses = [(commands.rows, commands.columns) for commands in _commands_and_first_refresh(run)]
+            slots = _mac_slots(shape, seen, expected.unit_entries, taken, buses)
         if arrivals is None and output_ready is None:
             started = time.perf_counter()
             times, channels = pim_cycles(
@@ -166,7 +199,11 @@ def run_pim_layer(
     if result.timeout is None and len(seen.output.taken):
         report.cycles["rtl"] = seen.cycles
         report.seconds = seen.cycles / design.clock_hz
-    rules = [f"channel {channel}: {violation}" for channel, violation in run.violations()]
+        counters = report.counters
+        _add_use(report, shape, seen.cycles, counters["mac_active"], counters["mac_commands"])
+    report.mac_slots = slots
+    report.dram = run.dram()
+    rules = report.dram["violations"]
     problems = [*result.violations, *rules, *([result.timeout] if result.timeout else [])]
     divergence = first_divergence(checks)
     if divergence is not None:
@@ -177,7 +214,7 @@ def run_pim_layer(
     else:
         report.divergence = cycles_apart(report)
     report.waveform = str(vcd.path) if vcd else None
-    report.notes.append(f"DRAM rules broken: {len(rules)}")
+    report.dram_rules_broken = len(rules)
     return report
 
 
@@ -250,23 +287,72 @@ def _report(model: ModelSpec, shape: PimShape, engine: str, wall: float, routing
     )
 
 
+def _layout(shape: PimShape, assignments: list[int], jobs: list[int]) -> dict[str, Any]:
+    """Return what each channel holds and how much of the run's work it did; lists with a value per channel.
+
+    ``rows`` are those that experts take in each bank, ``assignments`` pairs of token and expert.
+    """
+    banks, placement = shape.banks, shape.placement
+    return {
+        "file": None,
+        "experts": [len(bases) for bases in banks.bases(placement)],
+        "rows": rows_used(placement, banks),
+        "rows_per_bank": banks.pim.dram.rows,
+        "assignments": assignments,
+        "jobs": jobs,
+    }
+
+
 def _add_model(report: Report, shape: PimShape, times: PimTimes, channels: list[ChannelTotals]) -> None:
     """Put the composed model's cycles into the report, and how well it uses lanes and column slots."""
-    cycles, pim = times.cycles, shape.banks.pim
+    cycles = times.cycles
     report.cycles["model"] = cycles
     report.seconds = cycles / shape.design.clock_hz
-    slots = dict.fromkeys(("mac", "refresh", "row", "other"), 0)
-    for channel in channels:
-        for name, count in channel.mac_slots.items():
-            slots[name] += count
-    fires = sum(channel.fires for channel in channels)
+    macs = sum(channel.macs for channel in channels)
+    _add_use(report, shape, cycles, sum(channel.fires for channel in channels), macs)
+    start, end = int(times.tokens.taken[0]), int(times.output.taken[-1]) + 1
+    report.mac_slots = total([channel.mac_slots(start, end) for channel in channels])
+
+
+def _add_use(report: Report, shape: PimShape, cycles: int, fires: int, macs: int) -> None:
+    """Put the shares of lanes and column slots that were used into the report."""
+    pim = shape.banks.pim
+    total = cycles * pim.channels
     report.utilisation = {
-        "mac": fires * pim.mac_cycles / (cycles * pim.channels),
-        "bandwidth": slots["mac"] / (cycles * pim.channels),
+        "mac": fires * pim.mac_cycles / total,
+        "bandwidth": macs * CommandTiming.of(pim).mac_gap / total,
     }
-    total = sum(slots.values()) or 1
-    shares = ", ".join(f"{name} {count / total:.1%}" for name, count in slots.items())
-    report.notes.append(f"from first to last MAC of each channel: {shares}")
+
+
+def _commands_and_first_refresh(run: PimRun) -> list[Commands]:
+    """Return each channel's commands, and before them the refresh under way when the run began."""
+    found = []
+    for commands, first in zip(run.commands, first_refreshes_seen(run), strict=True):
+        before = np.zeros((int(run.banks.pim.refresh and first < 0), commands.rows.shape[1]), dtype=np.int64)
+        before[:, :2] = first, REF
+        found.append(Commands(np.concatenate([before, commands.rows]), commands.columns))
+    return found
+
+
+def _mac_slots(
+    shape: PimShape,
+    times: PimTimes,
+    unit_entries: Sequence[Cycles],
+    taken: Sequence[Cycles],
+    buses: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> dict[str, int]:
+    """Return where all channels' time went between the layer's first and last beat.
+
+    ``unit_entries``, ``taken``, ``buses``: per channel its entries, numbered as in the streams, when they
+    were taken, its row and column commands.
+    """
+    streams, parts = shape.streams, []
+    start, end = int(times.tokens.taken[0]), int(times.output.taken[-1]) + 1
+    for entries, cycles, (rows, columns) in zip(unit_entries, taken, buses, strict=True):
+        experts, last = streams.entry_expert[entries], streams.entry_last[entries]
+        trace = ChannelTrace.of(shape.banks, experts, last, cycles, rows, columns)
+        parts.append(mac_slots(shape.banks, trace, start, end))
+    return total(parts)
 
 
 def _add_run(report: Report, shape: PimShape, seen: PimTimes, expected: PimTimes) -> None:

@@ -75,10 +75,7 @@ def _layer(model: ModelSpec, design: DesignSpec) -> object:
     from rtl.layer import FpgaLayer, PimLayer
 
     # What does not fit is refused before there is hardware that nobody elaborates.
-    if design.engine is Engine.PIM:
-        BankGeometry.of(model, design)
-    else:
-        ImageGeometry.of(model, design)
+    ImageGeometry.of(model, design)
     return PimLayer(model, design) if design.engine is Engine.PIM else FpgaLayer(model, design)
 
 
@@ -94,12 +91,26 @@ def expert_component(model: ModelSpec, design: DesignSpec) -> Callable[[], objec
     return expert
 
 
+def pim_component(model: ModelSpec, design: DesignSpec) -> Callable[[], object]:
+    """Return what makes a channel of the near-memory engine alone, for :func:`build`."""
+
+    def channel() -> object:
+        from rtl.layer import pim_config
+        from rtl.pim import PimChannel
+
+        return PimChannel(pim_config(model, design))
+
+    return channel
+
+
 def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:
     """Write the Verilog of a layer, ``eb_<name>``, into a folder; return the files.
 
     Raises :class:`InputError` where the folder cannot be written.
     """
     check_writable(out)
+    if design.engine is Engine.PIM:
+        BankGeometry.of(model, design)
     from rtl.export import export
 
     layer = _layer(model, design)

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from sim.accelerator import Report, run_model
 from sim.pim_report import run_pim_model
 from sim.routing import Routing, draw_ids
 from spec.design import DesignSpec, Engine
 from spec.errors import require_range
+from spec.layout import Placement
 from spec.model import ModelSpec
 
 
-def run_step(model: ModelSpec, design: DesignSpec, num_tokens: int, routing: Routing, seed: int) -> Report:
+def run_step(
+    model: ModelSpec,
+    design: DesignSpec,
+    num_tokens: int,
+    routing: Routing,
+    seed: int,
+    *,
+    phase: str | None = None,
+    placement: Placement | None = None,
+) -> Report:
     """Return the sum over the model's MoE layers, each with a routing of its own.
+
+    Of a trace each layer has the layer in its place, and the tokens of ``phase`` where the trace knows it.
+    ``placement``: of every layer's experts in a ``pim`` design (:mod:`spec.layout`).
 
     The layers run one after the other on one accelerator. Dense layers and attention are not part of
     the accelerator and not counted; the report says so.
     """
     require_range("tokens", num_tokens, 1, 1 << 20)
-    run = run_pim_model if design.engine is Engine.PIM else run_model
+    routing.check_layers(model.num_moe_layers)
+    run = partial(run_pim_model, placement=placement) if design.engine is Engine.PIM else run_model
     total: Report | None = None
     for layer in range(model.num_moe_layers):
-        ids = draw_ids(model.gating, routing, num_tokens, seed + layer)
-        report = run(model, design, ids, routing.name)
+        ids = draw_ids(model.gating, routing, num_tokens, seed + layer, moe_layer=layer, phase=phase)
+        report = run(model, design, ids, routing.name if routing.layer is None else routing.layer_name())
         if total is None:
             total = report
             continue
@@ -35,6 +51,11 @@ def run_step(model: ModelSpec, design: DesignSpec, num_tokens: int, routing: Rou
         total.seconds += report.seconds
         total.wall_s += report.wall_s
         total.dropped += report.dropped
+        if total.mac_slots is not None and report.mac_slots is not None:
+            total.mac_slots = {name: n + report.mac_slots[name] for name, n in total.mac_slots.items()}
+        if total.layout is not None and report.layout is not None:
+            for name in ("assignments", "jobs"):
+                total.layout[name] = list(map(sum, zip(total.layout[name], report.layout[name], strict=True)))
         # The load reported is that of the layer with the busiest expert.
         if report.routing["max_load"] > total.routing["max_load"]:
             total.routing = report.routing

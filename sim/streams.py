@@ -37,14 +37,29 @@ def spans_of(cycles: Cycles) -> Spans:
 
 def union(starts: Cycles, ends: Cycles) -> Spans:
     """Return the union of the half-open intervals ``starts..ends - 1``, in any order; some may be empty."""
-    some = ends > starts
-    starts, ends = starts[some], ends[some]
-    if not len(starts):
-        return NONE
-    order = np.argsort(starts, kind="stable")
-    starts, reach = starts[order], np.maximum.accumulate(ends[order])
-    first = np.flatnonzero(np.append(True, starts[1:] > reach[:-1]))
-    return np.stack([starts[first], reach[np.append(first[1:], len(reach)) - 1]], axis=1)
+    starts, ends = (np.ascontiguousarray(cycles, dtype=np.int64) for cycles in (starts, ends))
+    spans: Spans = _union(starts, ends)
+    return spans
+
+
+@njit(cache=True)
+def _union(starts: Cycles, ends: Cycles) -> Spans:
+    for n in range(1, len(starts)):
+        if starts[n] < starts[n - 1]:
+            order = np.argsort(starts)
+            starts, ends = starts[order], ends[order]
+            break
+    spans = np.empty((len(starts), 2), dtype=np.int64)
+    last = -1
+    for n in range(len(starts)):
+        if ends[n] <= starts[n]:
+            continue
+        if last >= 0 and starts[n] <= spans[last, 1]:
+            spans[last, 1] = max(spans[last, 1], ends[n])
+        else:
+            last += 1
+            spans[last, 0], spans[last, 1] = starts[n], ends[n]
+    return spans[: last + 1].copy()
 
 
 def size(spans: Spans) -> int:
@@ -52,9 +67,19 @@ def size(spans: Spans) -> int:
     return int((spans[:, 1] - spans[:, 0]).sum())
 
 
+@njit(cache=True)
 def common(a: Spans, b: Spans) -> int:
     """Return the number of cycles that two sets have in common."""
-    return int((_before(b, a[:, 1]) - _before(b, a[:, 0])).sum())
+    total = n = 0
+    for row in range(len(a)):
+        while n < len(b) and b[n, 1] <= a[row, 0]:
+            n += 1
+        # The last of these may reach into the next span of a.
+        other = n
+        while other < len(b) and b[other, 0] < a[row, 1]:
+            total += min(a[row, 1], b[other, 1]) - max(a[row, 0], b[other, 0])
+            other += 1
+    return total
 
 
 def without(a: Spans, b: Spans) -> Spans:
@@ -68,15 +93,6 @@ def without(a: Spans, b: Spans) -> Spans:
         np.concatenate([[lowest], a[:, 1], b[:, 0]]), np.concatenate([a[:, 0], [highest], b[:, 1]])
     )
     return np.stack([outside[:-1, 1], outside[1:, 0]], axis=1)
-
-
-def _before(spans: Spans, cycles: Cycles) -> Cycles:
-    """Return for each cycle how many cycles of a set are before it."""
-    begun = np.searchsorted(spans[:, 0], cycles)
-    total = np.concatenate([[0], np.cumsum(spans[:, 1] - spans[:, 0])])
-    ends = np.concatenate([[0], spans[:, 1]])
-    count: Cycles = total[begun] - np.where(begun > 0, np.maximum(ends[begun] - cycles, 0), 0)
-    return count
 
 
 @njit(cache=True)

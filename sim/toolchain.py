@@ -55,10 +55,18 @@ def digest(*parts: bytes) -> str:
     return total.hexdigest()[:24]
 
 
-def write_atomically(path: Path, text: str) -> None:
+def check_parent(path: Path, key: str) -> None:
+    """Raise :class:`InputError` unless the folder of a file that will be written is there."""
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        rule = "is a folder" if path.is_dir() else "is in a folder that does not exist"
+        raise InputError(rule, file=path, key=key)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file, readable by all, that appears complete or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix="tmp-", delete=False) as aside:
-        aside.write(text)
+    data = content.encode() if isinstance(content, str) else content
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix="tmp-", delete=False) as aside:
+        aside.write(data)
     Path(aside.name).chmod(0o644)  # temporary files are the owner's alone
     Path(aside.name).replace(path)
 

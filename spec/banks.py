@@ -131,12 +131,22 @@ class BankGeometry:
     pim: PimDesign
 
     @classmethod
-    def of(cls, model: ModelSpec, design: DesignSpec) -> BankGeometry:
-        """Return the geometry of a model on a ``pim`` design; InputError where it does not fit."""
-        assert design.pim is not None
-        geometry = cls(image=ImageGeometry.of(model, design), pim=design.pim)
-        geometry.check_fit(geometry.round_robin())
+    def of(
+        cls, model: ModelSpec, design: DesignSpec, placement: list[list[int]] | None = None
+    ) -> BankGeometry:
+        """Return the geometry of a model on a ``pim`` design; InputError where its experts do not fit.
+
+        ``placement``: channels of each expert, by default :meth:`round_robin`.
+        """
+        geometry = cls.unplaced(model, design)
+        geometry.check_fit(geometry.round_robin() if placement is None else placement)
         return geometry
+
+    @classmethod
+    def unplaced(cls, model: ModelSpec, design: DesignSpec) -> BankGeometry:
+        """Return the geometry of a model on a ``pim`` design; whether all experts fit is not asked."""
+        assert design.pim is not None
+        return cls(image=ImageGeometry.of(model, design), pim=design.pim)
 
     @property
     def num_experts(self) -> int:

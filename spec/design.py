@@ -258,11 +258,10 @@ class DesignSpec:
         require(self.clock_hz > 0, f"must be positive, not {self.clock_hz}", key="clock_hz")
         for engine, table in ((Engine.FPGA, self.array), (Engine.PIM, self.pim)):
             name = "array" if engine is Engine.FPGA else "pim"
-            require(
-                (table is not None) == (self.engine is engine),
-                f"must be given for engine {engine}, and only there; the engine is {self.engine}",
-                key=name,
-            )
+            if self.engine is engine:
+                require(table is not None, f"must be given for engine {engine}", key=name)
+            else:
+                require(table is None, f"must not be given for engine {self.engine}", key=name)
         if self.pim is not None:
             lanes = self.pim.lanes(self.format)
             require(

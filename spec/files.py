@@ -110,9 +110,12 @@ def _check_sources(sources: Any) -> None:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Return a TOML file's table; :class:`InputError` if it cannot be read as one."""
+    text = read_text(path)
     try:
-        return tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise InputError("is not valid TOML: brackets nested too deeply", file=path) from None
+    except ValueError as error:  # tomllib's own, or a number of thousands of digits
         raise InputError(f"is not valid TOML: {error}", file=path) from None
 
 

@@ -6,6 +6,7 @@ Golden, RTL, packer and cycle model all take them from here, so that they cannot
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from spec.design import DesignSpec, Format
 from spec.errors import require
@@ -30,9 +31,10 @@ class GateGeometry:
     """How the router product lies on the gate's MACs.
 
     ``logits_per_cycle`` rows of the router (lanes ``p``) are multiplied at once, ``cols`` inputs
-    each; a *row* is such a set of experts. Groups start on a row of their own. The product goes
-    over all rows for the first ``cols`` inputs, then for the next: consecutive additions to one
-    accumulator are ``num_rows`` cycles apart, which must be at least ``ACCUMULATE_DISTANCE``.
+    each; a *row* is such a set of experts. The product goes over all rows for the first ``cols``
+    inputs, then for the next: consecutive additions to one accumulator are ``beat_distance`` cycles
+    apart, which must be at least ``ACCUMULATE_DISTANCE``. Where that is more than the rows, tokens
+    overlap: the bursts of one fill the gaps of the others.
 
     Attributes
     ----------
@@ -52,7 +54,7 @@ class GateGeometry:
 
     def __post_init__(self) -> None:
         require(
-            self.cols % self.stream_lanes == 0,
+            self.cols % self.stream_lanes == 0 or self.num_beats == 1,
             f"must divide lanes / logits_per_cycle = {self.cols}, not {self.stream_lanes}",
             key="stream_lanes",
         )
@@ -66,34 +68,30 @@ class GateGeometry:
     def of(cls, model: ModelSpec, design: DesignSpec) -> GateGeometry:
         """Return the fastest geometry within the design's lanes and logits per cycle.
 
-        Fewer logits per cycle are better where few experts would leave the accumulators no time.
-        Of equally fast ones the one with more logits per cycle is taken.
+        Fewer logits per cycle are better where they leave less of the last row or step empty, or the
+        accumulators more time: a half, a quarter, and so on, or as many as have all their inputs at once.
+        Of equally fast ones the one with the shorter product is taken, of those the one with more logits
+        per cycle.
         """
-        choices = []
-        logits_per_cycle = design.gate.logits_per_cycle
-        while logits_per_cycle >= 1:
-            choices.append(
-                cls(
-                    gating=model.gating,
-                    d_model=model.d_model,
-                    lanes=design.gate.lanes,
-                    logits_per_cycle=logits_per_cycle,
-                    stream_lanes=design.stream_lanes,
-                    load_elements=design.memory.beat_elements,
-                )
+        most = design.gate.logits_per_cycle
+        at_once = min(most, design.gate.lanes // model.d_model)
+        choices = [
+            cls(
+                gating=model.gating,
+                d_model=model.d_model,
+                lanes=design.gate.lanes,
+                logits_per_cycle=logits_per_cycle,
+                stream_lanes=design.stream_lanes,
+                load_elements=design.memory.beat_elements,
             )
-            logits_per_cycle //= 2
-        return min(choices, key=lambda choice: choice.interval)
+            for logits_per_cycle in [*(most >> n for n in range(most.bit_length())), at_once or 1]
+        ]
+        return min(choices, key=lambda choice: (choice.interval, choice.product_cycles))
 
     @property
     def cols(self) -> int:
         """Inputs multiplied per cycle and expert."""
         return self.lanes // self.logits_per_cycle
-
-    @property
-    def rows_per_group(self) -> int:
-        """Rows of a group; all experts are one group where groups do not restrict the choice."""
-        return ceil_div(self.experts_per_group, self.logits_per_cycle)
 
     @property
     def num_groups(self) -> int:
@@ -106,14 +104,25 @@ class GateGeometry:
         return self.gating.num_experts // self.num_groups
 
     @property
-    def used_rows(self) -> int:
-        """Rows that hold experts."""
-        return self.num_groups * self.rows_per_group
+    def groups_share_rows(self) -> bool:
+        """Whether some row holds the end of a group and the begin of the next.
+
+        Groups smaller than a row have one each, so that no more than one ends in it.
+        """
+        lanes, group = self.logits_per_cycle, self.experts_per_group
+        return self.num_groups > 1 and group > lanes and group % lanes != 0
+
+    @property
+    def rows_per_group(self) -> int:
+        """Rows of a group, where groups share none."""
+        return ceil_div(self.experts_per_group, self.logits_per_cycle)
 
     @property
     def num_rows(self) -> int:
-        """Rows of the product, with idle ones where few experts would overrun the accumulators."""
-        return max(self.used_rows, ACCUMULATE_DISTANCE)
+        """Rows of the product."""
+        if self.groups_share_rows:
+            return ceil_div(self.gating.num_experts, self.logits_per_cycle)
+        return self.num_groups * self.rows_per_group
 
     @property
     def num_beats(self) -> int:
@@ -121,14 +130,46 @@ class GateGeometry:
         return ceil_div(self.d_model, self.cols)
 
     @property
-    def product_cycles(self) -> int:
-        """Cycles of one token's product."""
+    def num_words(self) -> int:
+        """Bursts of a token's product, all lanes at once."""
         return self.num_rows * self.num_beats
 
     @property
     def interval(self) -> int:
         """Initiation interval of a token in cycles."""
-        return max(self.product_cycles, self.gating.top_k)
+        return max(self.num_words, self.gating.top_k, self.input_beats)
+
+    @cached_property
+    def beat_distance(self) -> int:
+        """Cycles from a row's burst to the next one of that row.
+
+        Burst ``b`` of row ``r`` is ``b * beat_distance + r`` cycles after the token's first. Where rows are
+        too few for the accumulators it is the least distance with which all these are different modulo
+        the interval: so tokens that are multiples of it apart never want the MACs in the same cycle. There is
+        one, ``interval * n + num_rows`` for a large ``n`` if none is smaller.
+        """
+        if self.num_beats == 1 or self.num_rows >= ACCUMULATE_DISTANCE:
+            return self.num_rows
+        distance = ACCUMULATE_DISTANCE
+        while self._slots(distance) < self.num_words:
+            distance += 1
+        return distance
+
+    def _slots(self, distance: int) -> int:
+        """Return how many different cycles, modulo the interval, a token's bursts take."""
+        first = range(0, self.num_beats * distance, distance)
+        return len({(cycle + row) % self.interval for cycle in first for row in range(self.num_rows)})
+
+    @property
+    def product_cycles(self) -> int:
+        """Cycles from a token's first burst to its last, both included."""
+        return (self.num_beats - 1) * self.beat_distance + self.num_rows
+
+    @property
+    def num_token_buffers(self) -> int:
+        """Tokens held at once: those being multiplied, and one coming in, one per interval."""
+        held = self.product_cycles + 1 + self.input_beats
+        return max(2, ceil_div(held, self.interval))
 
     @property
     def input_beats(self) -> int:
@@ -143,7 +184,7 @@ class GateGeometry:
     @property
     def router_load_beats(self) -> int:
         """Beats of the load stream that carry the router."""
-        return self.product_cycles * (self.lanes // self.load_elements)
+        return self.num_words * (self.lanes // self.load_elements)
 
     @property
     def bias_row_beats(self) -> int:
@@ -157,9 +198,12 @@ class GateGeometry:
 
     def expert_at(self, row: int, lane: int) -> int | None:
         """Return the expert that lies at a row and lane, None where none does."""
+        if self.groups_share_rows:
+            expert = row * self.logits_per_cycle + lane
+            return expert if expert < self.gating.num_experts else None
         group, row_in_group = divmod(row, self.rows_per_group)
         within = row_in_group * self.logits_per_cycle + lane
-        if row >= self.used_rows or within >= self.experts_per_group:
+        if within >= self.experts_per_group:
             return None
         return group * self.experts_per_group + within
 

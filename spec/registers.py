@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spec.design import Policy
+from spec.errors import require
 
 IDENTITY = 0x45423031
 """Constant of the IDENTITY register: ``EB01``."""
@@ -31,10 +32,32 @@ token."""
 POLICIES = (Policy.QUEUE_ORDER, Policy.LONGEST_QUEUE)
 """Values of POLICY, from 0. Hardware without the longest queue's logic serves in queue order."""
 
+CAPACITY_BITS = 16
+"""Bits of CAPACITY that are used."""
+
 CONTROL_LOAD = 0
 """Bit of CONTROL: load the router from the weight image (no token may be inside)."""
 CONTROL_CLEAR = 1
 """Bit of CONTROL: set all counters to zero."""
+
+
+def capacity_word(expert_capacity: int, longest: int) -> int:
+    """Return what CAPACITY holds for sequences of at most ``longest`` tokens.
+
+    A capacity beyond the register that no sequence can reach is none; one that a sequence can reach
+    raises :class:`spec.errors.InputError`.
+    """
+    most = (1 << CAPACITY_BITS) - 1
+    if expert_capacity <= most:
+        return expert_capacity
+    require(
+        longest <= expert_capacity,
+        f"must be at most {most} (register CAPACITY) for a sequence of {longest} tokens,"
+        f" not {expert_capacity}",
+        key="expert_capacity",
+    )
+    return 0
+
 
 STATUS_LOADED = 0
 """Bit of STATUS: the router is loaded."""

@@ -218,7 +218,7 @@ BAD_ARGUMENTS = {
     "negative seed": ([*PRESET_MODEL, "--seed", "-1"], "seed: must be at least 0, not -1"),
     "unknown routing": (
         [*PRESET_MODEL, "--routing", "fair"],
-        r"routing: must be uniform, zipf:S or a file \.npz, not 'fair'",
+        r"routing: must be one of uniform, balanced, zipf, .* or a file \.npz, .*\.csv, not 'fair'",
     ),
     "zipf without a number": (
         [*PRESET_MODEL, "--routing", "zipf:x"],
@@ -234,7 +234,11 @@ BAD_ARGUMENTS = {
     ),
     "a file without routing": (
         [*PRESET_MODEL, "--routing", str(VECTOR)],
-        rf"{re.escape(str(VECTOR))}: ids: must be a \(tokens, k\) array of integers",
+        rf"{re.escape(str(VECTOR))}: ids: must be a \(tokens, k\) or \(layers, tokens, k\) array of integers",
+    ),
+    "a layer of a synthetic routing": (
+        [*PRESET_MODEL, "--routing", "burst", "--routing-layer", "1"],
+        "routing-layer: must be left out for a synthetic routing, not 1",
     ),
     "unknown format": (
         [*PRESET_MODEL, "--format", "fp3"],
@@ -245,8 +249,12 @@ BAD_ARGUMENTS = {
         "Invalid value for '--engine': 'fast' is not one of 'model', 'rtl', 'both'.",
     ),
     "phase of the Verilog": (
-        [*PRESET_MODEL, "--phase", "decode"],
-        "phase: runs with --engine model and a model of many layers only",
+        [*PRESET_MODEL, "--phase", "decode", "--engine", "both"],
+        "phase: needs --engine model, not both",
+    ),
+    "phase of a vector": (
+        ["--model", str(VECTOR), "--phase", "decode"],
+        rf"phase: needs a model of many layers, not the vector {re.escape(str(VECTOR))}",
     ),
     "phase of experts": (
         [*PRESET_MODEL, "--phase", "decode", "--experts", "1"],
@@ -324,6 +332,24 @@ def test_routing_that_does_not_fit(place, capsys):
         capsys,
         [*arguments, "--tokens", "17"],
         r"r\.npz: ids: must have at least 17 rows of k=2, not shape \(16, 2\)",
+    )
+
+
+def test_trace_with_layers_that_do_not_fit(place, capsys):
+    np.savez(place / "r.npz", ids=np.zeros((3, 16, 1), int), layers=[1, 2, 5])
+    arguments = ["sim", *PRESET_MODEL, "--engine", "model", "--routing", "r.npz"]
+    refused(capsys, [*arguments, "--routing-layer", "3"], r"r\.npz: layer: must be one of 1, 2, 5, not 3")
+    refused(
+        capsys,
+        [*arguments, "--phase", "decode"],
+        r"r\.npz: layers: has 3 layers, but the model has 32 MoE layers"
+        r" \(--routing-layer takes one for all\)",
+    )
+    (place / "r.csv").write_text("layer,expert\n0,1\n0,1\n")
+    refused(
+        capsys,
+        [*arguments[:-1], "r.csv"],
+        r"r\.csv: line 2: must have distinct experts, not \[1, 1\]",
     )
 
 

@@ -5,12 +5,13 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from amaranth import Module, Signal
+from amaranth import Cat, Const, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -18,6 +19,7 @@ from rtl.export import LINT_WAIVERS, ExportError, export
 from rtl.stream import StreamRegister, connect_stream
 from sim.toolchain import verilator_command
 from tests.harness_designs import PACKET, RamBench, Reader
+from tests.icarus import check_icarus
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,6 +45,35 @@ class Chain(wiring.Component):
             narrow.o.ready.eq(1),
             self.odd.eq(narrow.o.payload[0]),
         ]
+        return m
+
+
+class Parity(wiring.Component):
+    """Registered parity of a value."""
+
+    def __init__(self) -> None:
+        super().__init__({"i": In(16), "o": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.sync += self.o.eq(self.i.xor())
+        return m
+
+
+class Parities(wiring.Component):
+    """Four equal parities of bytes with zeros below; one of another byte that is tied in part."""
+
+    def __init__(self) -> None:
+        super().__init__({"data": In(32), "parities": Out(5)})
+
+    def elaborate(self, platform):
+        m = Module()
+        flipped = Signal(32)
+        m.d.comb += flipped.eq(~self.data)
+        values = [Cat(Const(0, 8), flipped[8 * n : 8 * n + 8]) for n in range(4)]
+        for n, value in enumerate([*values, Cat(Const(1, 8), flipped[:8])]):
+            m.submodules[f"parity_{n}"] = parity = Parity()
+            m.d.comb += [parity.i.eq(value), self.parities[n].eq(parity.o)]
         return m
 
 
@@ -93,6 +124,20 @@ def test_equal_blocks_are_one_module(tmp_path):
     assert re.findall(r"^  eb_chain_stage (\w+) \(", text, re.MULTILINE) == ["stage_0", "stage_1", "stage_2"]
 
 
+def test_values_in_part_constant_are_named_ports_of_one_module(tmp_path):
+    """Amaranth numbers such ports through the design, which made each instance a module of its own."""
+    bytes_ = [f"flipped[{8 * n + 7}:{8 * n}]" for n in range(4)]
+    text = export(Parities(), "parities", tmp_path)[0].read_text()
+    assert modules_of(text) == [
+        "eb_parities",
+        "eb_parities_core",
+        "eb_parities_parity",
+        "eb_parities_parity_4",
+    ]
+    assert re.findall(r"\.in_0\((\S+)\)", text) == [*bytes_, bytes_[0]]
+    assert "port_" not in text
+
+
 def test_names_are_plain_and_registers_undefined(reader_dir):
     text = (reader_dir / "eb_reader.v").read_text()
     assert "\\" not in text
@@ -130,9 +175,21 @@ def test_a_layer_has_the_same_bytes_in_any_process(tmp_path):
         assert file.read_bytes() == (tmp_path / "2" / file.name).read_bytes()
 
 
-@pytest.mark.parametrize(
+SMALL = pytest.mark.parametrize(
     ("component", "name"), [(Reader, "reader"), (RamBench, "ram_bench"), (Chain, "chain")]
 )
+
+
+@pytest.mark.skipif(
+    shutil.which("iverilog") is None, reason="no wheel has Icarus Verilog; it is not installed"
+)
+@SMALL
+def test_icarus_compiles_the_files(component, name, tmp_path):
+    export(component(), name, tmp_path)
+    check_icarus(tmp_path, name)
+
+
+@SMALL
 def test_lint_clean_but_for_the_stated_classes(component, name, tmp_path):
     export(component(), name, tmp_path)
     waivers = [f"-Wno-{kind}" for kind in LINT_WAIVERS]

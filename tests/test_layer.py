@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import tracemalloc
 from pathlib import Path
@@ -21,15 +22,17 @@ from rtl.ram import ExportPlatform
 from sim import accelerator, alone
 from sim.cli import main
 from sim.layer import LayerCycles, LayerShape, active_cycles, block_times, layer_cycles
-from sim.routing import Routing, draw_ids
+from sim.routing import Routing, draw_ids, parse_routing
 from sim.rtlsim import reg_read
 from sim.streams import readiness, spans_of
 from sim.toolchain import verilator_command
 from sim.workload import random_workload, vector_workload
 from spec.design import ArrayDesign, DesignSpec, Engine, Format, GateDesign, MemoryDesign, Policy
+from spec.errors import InputError
 from spec.load import load_design, load_model, preset_names
 from spec.model import Activation, CapacityRule, FfnSpec, GatingSpec, ModelSpec
-from spec.registers import REGISTERS, STATUS_LOADED, STATUS_READ_ERROR
+from spec.registers import CAPACITY_BITS, REGISTERS, STATUS_LOADED, STATUS_READ_ERROR, capacity_word
+from tests.icarus import check_icarus
 from tests.layer_beats import beat_by_beat, late
 from tests.strategies import models
 
@@ -96,7 +99,7 @@ def check_under_stalls(rtl: accelerator.Build, model: ModelSpec, design: DesignS
     """Run random tokens with gaps between the input beats and a halting output."""
     rng = np.random.default_rng(seed)
     tokens = int(rng.integers(1, 30))
-    work = random_workload(model, tokens, Routing("zipf", exponent=float(rng.integers(0, 3))), seed)
+    work = random_workload(model, tokens, parse_routing(f"zipf:{rng.integers(0, 3)}"), seed)
     beats = -(-model.d_model // design.stream_lanes)
     arrivals = np.cumsum(rng.integers(0, 6, tokens * beats))
     ready = stalls(rng)
@@ -158,7 +161,7 @@ def test_layer_model_equals_hardware(tiny_deepseek: tuple[accelerator.Build, Mod
     rtl, model = tiny_deepseek
     rng = np.random.default_rng(seed)
     tokens = int(rng.integers(9, 40))
-    work = random_workload(model, tokens, Routing("zipf", exponent=float(rng.integers(0, 3))), seed)
+    work = random_workload(model, tokens, parse_routing(f"zipf:{rng.integers(0, 3)}"), seed)
     beats = -(-model.d_model // TINY.stream_lanes)
     gaps = rng.integers(0, 3, tokens * beats) + rng.integers(0, 2000, tokens * beats) * (
         rng.random(tokens * beats) < 0.02
@@ -359,6 +362,8 @@ def test_verilog_of_every_family_is_lint_clean(
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    if shutil.which("iverilog"):  # no wheel has it: a second opinion where it is installed
+        check_icarus(tmp_path, "tiny")
 
 
 RULES = ModelSpec(
@@ -380,7 +385,7 @@ def tiny_rules() -> accelerator.Build:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_rule_of_capacity_and_policy(tiny_rules: accelerator.Build, seed: int) -> None:
-    work = random_workload(RULES, 22, Routing("zipf", exponent=1.0), seed, LONGEST.window_tokens)
+    work = random_workload(RULES, 22, parse_routing("zipf:1"), seed, LONGEST.window_tokens)
     ready = None if seed == 0 else stalls(np.random.default_rng(seed))
     run = accelerator.run_rtl(tiny_rules, work, LONGEST, seed=seed + 1, output_ready=ready)
     check(run)
@@ -391,6 +396,27 @@ def test_rule_of_capacity_and_policy(tiny_rules: accelerator.Build, seed: int) -
     modelled = layer_cycles(run.shape, np.zeros(len(work.tokens), dtype=np.int64), readiness(ready))
     check_layer(run, modelled)
     assert modelled.cycles == run.seen.cycles
+
+
+@pytest.mark.slow
+def test_capacity_beyond_its_register(tiny_rules: accelerator.Build) -> None:
+    """One that no sequence reaches is none; it was cut to its lowest 16 bits."""
+    model = dataclasses.replace(RULES, expert_capacity=(1 << 16) + 1)
+    work = random_workload(model, 22, Routing("zipf", exponent=1.0), 0, LONGEST.window_tokens)
+    run = accelerator.run_rtl(tiny_rules, work, LONGEST)
+    check(run)
+    assert run.counters["dropped"] == 0
+
+
+def test_word_of_the_capacity() -> None:
+    most = (1 << CAPACITY_BITS) - 1
+    assert [capacity_word(value, 1 << 20) for value in (0, 1, most)] == [0, 1, most]
+    assert capacity_word(most + 1, most + 1) == 0
+    message = (
+        "expert_capacity: must be at most 65535 (register CAPACITY) for a sequence of 65537 tokens, not 65536"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        capacity_word(most + 1, most + 2)
 
 
 def test_report_of_a_full_size_layer() -> None:

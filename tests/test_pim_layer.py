@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sim.pim_layer
 from sim.cli import main
 from sim.pim_report import run_pim_layer
-from sim.routing import Routing
+from sim.routing import Routing, parse_routing
 from sim.workload import random_workload, vector_workload
 from spec.banks import BankGeometry
 from spec.design import Format
@@ -38,6 +39,25 @@ def test_vector_runs_bit_and_cycle_equal(design) -> None:
     assert report.counters is not None
     assert report.counters["tokens_out"] == len(work.tokens)
     assert report.counters["refreshes"] > 0
+    assert report.dram is not None
+    refreshes = report.dram["refreshes"]
+    assert refreshes["due"] == refreshes["in_time"] == report.dram["commands"]["REF"] > 0
+    assert report.dram["commands"]["MAC"] > report.dram["commands"]["ACT"] > 0
+    assert report.dram["violations"] == []
+
+
+@pytest.mark.slow
+def test_refreshes_a_cycle_late_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Due a cycle earlier than the hardware has them."""
+    work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), 4)
+    offset = sim.pim_layer.refresh_offset
+    monkeypatch.setattr(sim.pim_layer, "refresh_offset", lambda *arguments: offset(*arguments) - 1)
+    report = run_pim_layer(work, ONE, engine="rtl", routing="vector")
+    assert report.dram is not None
+    assert report.dram["refreshes"]["due"] > 0 == report.dram["refreshes"]["in_time"]
+    assert report.divergence is not None
+    assert report.divergence.startswith("channel 0: refresh in time: 1 cycles before cycle ")
+    assert not report.agreed
 
 
 @pytest.mark.slow
@@ -46,7 +66,7 @@ def test_random_tokens_placements_and_stalls(seed: int) -> None:
     """An expert moved to another channel, or held by both, gives the same bits."""
     rng = np.random.default_rng(seed)
     tokens = int(rng.integers(1, 30))
-    work = random_workload(MODEL, tokens, Routing("zipf", exponent=float(rng.integers(0, 3))), seed)
+    work = random_workload(MODEL, tokens, parse_routing(f"zipf:{rng.integers(0, 3)}"), seed)
     beats = -(-MODEL.d_model // TWO.stream_lanes)
     channels: list[list[int]] = [[0], [1], [0, 1]]
     placement = [channels[choice] for choice in rng.integers(0, 3, MODEL.gating.num_experts + 1)]
@@ -107,4 +127,3 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "DRAM rules broken: 0" in text
     assert "all agree" in text
-    assert main(["sim", "--model", vector, "--design", str(TINY_FILE), "--experts", "1"]) == 2

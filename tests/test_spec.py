@@ -143,8 +143,9 @@ def test_a_bad_model_file_is_one_line(tmp_path, text, message):
 BAD_DESIGNS = {
     "array of a pim": (
         FPGA.replace('engine = "fpga"', 'engine = "pim"'),
-        "array: must be given for engine fpga, and only there; the engine is pim",
+        "array: must not be given for engine pim",
     ),
+    "no array": (re.sub(r"\[array\]\n(\w.*\n)+", "", FPGA), "array: must be given for engine fpga"),
     "unknown DRAM": (
         PIM.replace("hbm2-2000", "hbm9"),
         "pim.dram: is neither a preset (hbm2-2000) nor a .toml file: 'hbm9'",

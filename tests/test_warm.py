@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-WARMED = re.findall(r"expertbank (sim .*) >/dev/null", (ROOT / "Makefile").read_text())
+WARMED = re.search(r"expertbank (sim .*) >/dev/null", (ROOT / "Makefile").read_text())
 COMMANDS = {
     "vector": "sim --model tests/data/mixtral_s0.npz --engine model",
     "shared expert, groups, several windows": "sim --model deepseek-v3 --scale 64 --tokens 70 --engine model",
     "capacity": "sim --model tests/data/switch_transformers_s0.npz --engine model",
     "all layers": "sim --model gpt-oss-20b --scale 64 --phase decode --tokens 2 --engine model",
-    "near memory": "sim --design pim --model deepseek-v3 --scale 64 --tokens 70 --engine model",
+    "near memory": "sim --model deepseek-v3 --scale 64 --tokens 4 --design pim --engine model",
+    "near memory, a vector": "sim --model tests/data/mixtral_s0.npz --design pim --engine model",
     "expert alone": "sim --model qwen3-30b-a3b --scale 64 --experts 2 --tokens 3 --engine model",
 }
 # Runs the commands of its arguments in one process; prints what the first compiled, then what each other
@@ -44,15 +45,14 @@ for command in sys.argv[1:]:
 
 
 def test_setup_compiles_all_that_the_models_need() -> None:
-    assert len(WARMED) == 2
+    assert WARMED
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *WARMED, *COMMANDS.values()],
+        [sys.executable, "-c", SCRIPT, WARMED[1], *COMMANDS.values()],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    of_fpga, of_pim, *others = done.stdout.splitlines()
-    for warmed in (of_fpga, of_pim):
-        assert "sim." in warmed, "the cycle models are not compiled, or not found"
+    warmed, *others = done.stdout.splitlines()
+    assert warmed.count("sim.") >= 5, "the cycle models are not compiled, or not found"
     assert dict(zip(COMMANDS, others, strict=True)) == dict.fromkeys(COMMANDS, "")

@@ -4,6 +4,7 @@ from amaranth import unsigned
 from amaranth.lib import data
 
 from rtl.arith import F32
+from spec.geometry import GateGeometry
 from spec.model import Score
 
 
@@ -25,6 +26,11 @@ def assignment_layout(num_experts: int):
             "last_token": unsigned(1),
         }
     )
+
+
+def row_shape(geometry: GateGeometry) -> range:
+    """Return what numbers the rows of the product: at least one bit, so that no port has width 0."""
+    return range(max(2, geometry.num_rows))
 
 
 def logit_row_layout(lanes: int):

@@ -5,17 +5,18 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.arith import Accumulate, Burst, delay
-from rtl.gating.layouts import logit_row_layout, token_layout
+from rtl.gating.layouts import logit_row_layout, row_shape, token_layout
 from rtl.ram import Ram
-from spec.geometry import ACCUMULATE_DISTANCE, GateGeometry
+from spec.geometry import ACCUMULATE_DISTANCE, GateGeometry, ceil_div
 
 
 class RouterProduct(wiring.Component):
     """Multiply tokens with the router that was loaded.
 
-    A token is taken in while the one before is multiplied (two token buffers). ``launch`` starts the
-    product of a complete token as soon as ``may_launch`` is set, at most every ``geometry.interval``
-    cycles; the rows come out in ``geometry.num_rows`` consecutive cycles, the last one ``LATENCY``
+    A token is taken in while those before are multiplied (``geometry.num_token_buffers``). ``launch``
+    starts the product of a complete token as soon as ``may_launch`` is set, at most every
+    ``geometry.interval`` cycles (where products overlap, whole intervals after the launch before); the
+    rows come out in ``geometry.num_rows`` consecutive cycles, the last one ``LATENCY``
     after the launch. Nothing downstream may stall them: ``may_launch`` promises the room.
 
     Members
@@ -40,7 +41,7 @@ class RouterProduct(wiring.Component):
         lanes = geometry.logits_per_cycle
         members = {}
         if geometry.gating.selection_bias:
-            members = {"bias_row": In(range(geometry.num_rows)), "bias": Out(lanes * 32)}
+            members = {"bias_row": In(row_shape(geometry)), "bias": Out(lanes * 32)}
         super().__init__(
             {
                 **members,
@@ -70,7 +71,9 @@ class RouterProduct(wiring.Component):
         assert 1 + Accumulate.LATENCY <= ACCUMULATE_DISTANCE
 
         m.submodules.tokens = tokens = TokenBuffer(geometry)
-        m.submodules.sequencer = sequencer = ProductSequencer(geometry)
+        overlapped = geometry.beat_distance > geometry.num_rows
+        sequencer = (OverlappedSequencer if overlapped else ProductSequencer)(geometry)
+        m.submodules.sequencer = sequencer
         m.submodules.router = router = RouterMemory(geometry)
         wiring.connect(m, wiring.flipped(self.i), tokens.i)
         wiring.connect(m, wiring.flipped(self.i_load), router.i_load)
@@ -80,23 +83,29 @@ class RouterProduct(wiring.Component):
             sequencer.may_launch.eq(self.may_launch & tokens.full & router.loaded),
             self.launch.eq(sequencer.launch),
             self.launch_last.eq(tokens.last),
+            sequencer.next_buffer.eq(tokens.next_buffer),
             tokens.launch.eq(sequencer.launch),
             tokens.release.eq(sequencer.release),
+            tokens.buffer.eq(sequencer.buffer),
             tokens.beat.eq(sequencer.beat),
             tokens.en.eq(sequencer.valid),
             router.word.eq(sequencer.word),
             router.en.eq(sequencer.valid),
         ]
 
-        # Accumulators: read when the burst's sum is ready, written when it has been added.
+        # Accumulators: read when the burst's sum is ready, written when it has been added. Tokens whose
+        # products overlap have their own.
+        sets = geometry.num_token_buffers if overlapped else 1
         m.submodules.accumulators = accumulators = Ram(
-            width=32 * lanes, depth=geometry.num_rows, transparent=True
+            width=32 * lanes, depth=sets * geometry.num_rows, transparent=True
         )
         before_sum = Burst.LATENCY
         row_read = delay(m, sequencer.row, before_sum, "row_read")
         first_beat = delay(m, sequencer.beat == 0, before_sum + 1, "first_beat")
+        place = sequencer.row + (sequencer.buffer * geometry.num_rows if overlapped else 0)
+        place_read = delay(m, place, before_sum, "place_read") if overlapped else row_read
         m.d.comb += [
-            accumulators.read_0.addr.eq(row_read),
+            accumulators.read_0.addr.eq(place_read),
             accumulators.read_0.en.eq(1),
         ]
         if geometry.gating.logit_bias:
@@ -118,9 +127,10 @@ class RouterProduct(wiring.Component):
             ]
         valid = delay(m, sequencer.valid, self.PIPELINE, "valid", control=True)
         row = delay(m, row_read, self.PIPELINE - before_sum, "row_write")
+        place_write = delay(m, place_read, self.PIPELINE - before_sum, "place_write") if overlapped else row
         last_beat = delay(m, sequencer.beat == geometry.num_beats - 1, self.PIPELINE, "last_beat")
         m.d.comb += [
-            accumulators.write.addr.eq(row),
+            accumulators.write.addr.eq(place_write),
             accumulators.write.en.eq(valid),
             self.rows.valid.eq(valid & last_beat),
             self.rows.first.eq(row == 0),
@@ -129,40 +139,49 @@ class RouterProduct(wiring.Component):
         return m
 
 
-class ProductSequencer(wiring.Component):
-    """Walk over the router: all rows of a beat, then of the next; at most every ``interval`` cycles.
+class Sequencer(wiring.Component):
+    """Addresses of the tokens' products, a word of the router per cycle.
 
     Members
     -------
     may_launch : In(1)
     launch : Out(1)
-        The walk begins in the next cycle.
+        The token's first address is that of the next cycle.
+    next_buffer : In
+        Where the token lies that would be launched.
     release : Out(1)
-        In the last cycle of the walk.
-    valid, row, beat, word : Out
-        Addresses of this cycle; ``word = beat * num_rows + row``.
+        In the cycle of a token's last address.
+    valid, row, beat, word, buffer : Out
+        Addresses of this cycle; ``word = beat * num_rows + row``, of the token in ``buffer``.
     """
 
     def __init__(self, geometry: GateGeometry) -> None:
         self.geometry = geometry
+        buffer = range(geometry.num_token_buffers)
         super().__init__(
             {
                 "may_launch": In(1),
                 "launch": Out(1),
+                "next_buffer": In(buffer),
                 "release": Out(1),
                 "valid": Out(1),
-                "row": Out(range(geometry.num_rows)),
+                "row": Out(row_shape(geometry)),
                 "beat": Out(range(max(2, geometry.num_beats))),
-                "word": Out(range(geometry.product_cycles)),
+                "word": Out(range(max(2, geometry.num_words))),
+                "buffer": Out(buffer),
             }
         )
+
+
+class ProductSequencer(Sequencer):
+    """Walk over the router, one token after the other: all rows of a beat, then of the next."""
 
     def elaborate(self, platform):
         m = Module()
         geometry = self.geometry
         busy = Signal()
-        # Idle cycles after the walk, where the selection needs more cycles than the product.
-        rest = geometry.interval - geometry.product_cycles
+        # Idle cycles after the walk, where input or selection need more cycles than the product.
+        rest = geometry.interval - geometry.num_words
         resting = Signal(range(rest + 1))
         last_row = Signal()
         last_word = Signal()
@@ -170,7 +189,7 @@ class ProductSequencer(wiring.Component):
         m.d.comb += [
             self.valid.eq(busy),
             last_row.eq(self.row == geometry.num_rows - 1),
-            last_word.eq(self.word == geometry.product_cycles - 1),
+            last_word.eq(self.word == geometry.num_words - 1),
             self.release.eq(busy & last_word),
             free.eq(Mux(busy, last_word & (rest == 0), resting <= 1)),
             self.launch.eq(free & self.may_launch),
@@ -184,24 +203,97 @@ class ProductSequencer(wiring.Component):
             with m.If(last_word):
                 m.d.sync += [busy.eq(0), resting.eq(rest)]
         with m.If(self.launch):
-            m.d.sync += [busy.eq(1), self.row.eq(0), self.beat.eq(0), self.word.eq(0)]
+            m.d.sync += [
+                busy.eq(1),
+                self.row.eq(0),
+                self.beat.eq(0),
+                self.word.eq(0),
+                self.buffer.eq(self.next_buffer),
+            ]
+        return m
+
+
+class OverlappedSequencer(Sequencer):
+    """Walk over a router of few rows, for several tokens at once.
+
+    A row comes again, a beat further, ``beat_distance`` cycles later; other tokens use the cycles in
+    between. While one is under way others are launched whole intervals later, in which case no two want the
+    same cycle (:attr:`GateGeometry.beat_distance`); after the last one, in any cycle.
+    Area: ``beat_distance`` registers of one address.
+    """
+
+    def elaborate(self, platform):
+        m = Module()
+        geometry = self.geometry
+        rows, interval = geometry.num_rows, geometry.interval
+        entering = Signal()
+        entering_row = Signal.like(self.row)
+        entering_buffer = Signal.like(self.buffer)
+        next_beat = Signal.like(self.beat)
+        next_word = Signal.like(self.word)
+        last_beat = Signal()
+        m.d.comb += [
+            next_beat.eq(self.beat + 1),
+            next_word.eq(self.word + rows),
+            last_beat.eq(self.beat == geometry.num_beats - 1),
+            self.release.eq(self.valid & last_beat & (self.row == rows - 1)),
+        ]
+        distance = geometry.beat_distance
+        again = delay(m, self.valid & ~last_beat, distance, "again", control=True)
+        row, buffer = (delay(m, signal, distance, signal.name) for signal in (self.row, self.buffer))
+        beat, word = (delay(m, signal, distance, signal.name) for signal in (next_beat, next_word))
+        with m.If(entering):
+            m.d.comb += [
+                self.row.eq(entering_row),
+                self.beat.eq(0),
+                self.word.eq(entering_row),
+                self.buffer.eq(entering_buffer),
+            ]
+        with m.Else():
+            m.d.comb += [
+                self.row.eq(row),
+                self.beat.eq(beat),
+                self.word.eq(word),
+                self.buffer.eq(buffer),
+            ]
+        m.d.comb += self.valid.eq(entering | again)
+
+        # Cycles to the next launch whole intervals after the last one; cycles until nothing is under way.
+        to_interval = Signal(range(interval))
+        under_way = max(geometry.product_cycles, interval)
+        to_end = Signal(range(under_way))
+        m.d.comb += self.launch.eq(self.may_launch & ((to_interval == 0) | (to_end == 0)))
+        m.d.sync += to_interval.eq(Mux(to_interval == 0, interval - 1, to_interval - 1))
+        with m.If(to_end != 0):
+            m.d.sync += to_end.eq(to_end - 1)
+        with m.If(entering):
+            m.d.sync += [entering_row.eq(entering_row + 1), entering.eq(entering_row != rows - 1)]
+        with m.If(self.launch):
+            m.d.sync += [
+                to_interval.eq(interval - 1),
+                to_end.eq(under_way - 1),
+                entering.eq(1),
+                entering_row.eq(0),
+                entering_buffer.eq(self.next_buffer),
+            ]
         return m
 
 
 class TokenBuffer(wiring.Component):
-    """Two token buffers: one fills while the other is read.
+    """Token buffers: one fills while the others are read.
 
     Members
     -------
     i : In(stream.Signature(token_layout(stream_lanes)))
     full : Out(1)
-        The buffer to be read next holds a token; ``last`` belongs to it.
+        ``next_buffer`` holds a token; ``last`` belongs to it.
     last : Out(1)
+    next_buffer : Out
     launch : In(1)
-        From the next cycle on, that buffer is the one being read.
+        Its product begins: go on to the buffer after it.
     release : In(1)
-        Free the one being read, after this cycle's read.
-    beat, en : In
+        Free ``buffer``, after this cycle's read.
+    buffer, beat, en : In
         Read address; ``data`` follows a cycle later, with elements beyond ``d_model`` zero.
     data : Out(cols * 16)
     """
@@ -213,8 +305,10 @@ class TokenBuffer(wiring.Component):
                 "i": In(stream.Signature(token_layout(geometry.stream_lanes))),
                 "full": Out(1),
                 "last": Out(1),
+                "next_buffer": Out(range(geometry.num_token_buffers)),
                 "launch": In(1),
                 "release": In(1),
+                "buffer": In(range(geometry.num_token_buffers)),
                 "beat": In(range(max(2, geometry.num_beats))),
                 "en": In(1),
                 "data": Out(geometry.cols * 16),
@@ -224,37 +318,42 @@ class TokenBuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         geometry = self.geometry
-        pieces = geometry.cols // geometry.stream_lanes
-        bank_size = 1 << max(1, (geometry.num_beats - 1).bit_length())
+        pieces = ceil_div(geometry.cols, geometry.stream_lanes)
+        buffers = geometry.num_token_buffers
+        buffer_size = 1 << max(1, (geometry.num_beats - 1).bit_length())
         m.submodules.ram = ram = Ram(
-            width=geometry.cols * 16, depth=2 * bank_size, granularity=geometry.stream_lanes * 16
+            width=pieces * geometry.stream_lanes * 16,
+            depth=buffers * buffer_size,
+            granularity=geometry.stream_lanes * 16,
         )
-        full = Signal(2)
-        lasts = Signal(2)
-        write_bank = Signal()
-        next_bank = Signal()
-        read_bank = Signal()
-        write_beat = Signal(range(bank_size))
+        full = Signal(buffers)
+        lasts = Signal(buffers)
+        write_buffer = Signal.like(self.buffer)
+        write_beat = Signal(range(buffer_size))
         piece = Signal(range(pieces))
         count = Signal(range(geometry.input_beats))
         take = Signal()
         last_beat = Signal()
+
+        def following(buffer):
+            return Mux(buffer == buffers - 1, 0, buffer + 1)
+
         m.d.comb += [
-            self.i.ready.eq(~full.bit_select(write_bank, 1)),
+            self.i.ready.eq(~full.bit_select(write_buffer, 1)),
             take.eq(self.i.valid & self.i.ready),
             last_beat.eq(count == geometry.input_beats - 1),
-            ram.write.addr.eq(write_bank * bank_size + write_beat),
+            ram.write.addr.eq(write_buffer * buffer_size + write_beat),
             ram.write.data.eq(self.i.payload.data.as_value().replicate(pieces)),
             ram.write.en.eq(take << piece),
-            self.full.eq(full.bit_select(next_bank, 1)),
-            self.last.eq(lasts.bit_select(next_bank, 1)),
-            ram.read_0.addr.eq(read_bank * bank_size + self.beat),
+            self.full.eq(full.bit_select(self.next_buffer, 1)),
+            self.last.eq(lasts.bit_select(self.next_buffer, 1)),
+            ram.read_0.addr.eq(self.buffer * buffer_size + self.beat),
             ram.read_0.en.eq(self.en),
         ]
         with m.If(self.launch):
-            m.d.sync += [read_bank.eq(next_bank), next_bank.eq(~next_bank)]
+            m.d.sync += self.next_buffer.eq(following(self.next_buffer))
         with m.If(self.release):
-            m.d.sync += full.bit_select(read_bank, 1).eq(0)
+            m.d.sync += full.bit_select(self.buffer, 1).eq(0)
         with m.If(take):
             m.d.sync += [count.eq(count + 1), piece.eq(piece + 1)]
             with m.If(piece == pieces - 1):
@@ -264,15 +363,15 @@ class TokenBuffer(wiring.Component):
                     count.eq(0),
                     piece.eq(0),
                     write_beat.eq(0),
-                    write_bank.eq(~write_bank),
-                    full.bit_select(write_bank, 1).eq(1),
-                    lasts.bit_select(write_bank, 1).eq(self.i.payload.last),
+                    write_buffer.eq(following(write_buffer)),
+                    full.bit_select(write_buffer, 1).eq(1),
+                    lasts.bit_select(write_buffer, 1).eq(self.i.payload.last),
                 ]
         tail = geometry.d_model - (geometry.num_beats - 1) * geometry.cols
         partial = delay(m, self.beat == geometry.num_beats - 1, 1, "partial")
         m.d.comb += [
             self.data[: tail * 16].eq(ram.read_0.data[: tail * 16]),
-            self.data[tail * 16 :].eq(Mux(partial, 0, ram.read_0.data[tail * 16 :])),
+            self.data[tail * 16 :].eq(Mux(partial, 0, ram.read_0.data[tail * 16 : geometry.cols * 16])),
         ]
         return m
 
@@ -299,10 +398,10 @@ class RouterMemory(wiring.Component):
                 "i_load": In(stream.Signature(unsigned(geometry.load_elements * 16))),
                 "load_start": In(1),
                 "loaded": Out(1),
-                "word": In(range(geometry.product_cycles)),
+                "word": In(range(max(2, geometry.num_words))),
                 "en": In(1),
                 "data": Out(geometry.lanes * 16),
-                "bias_row": In(range(geometry.num_rows)),
+                "bias_row": In(row_shape(geometry)),
                 "bias": Out(geometry.logits_per_cycle * 32),
             }
         )
@@ -313,11 +412,11 @@ class RouterMemory(wiring.Component):
         beat_bits = geometry.load_elements * 16
         pieces = geometry.lanes // geometry.load_elements
         m.submodules.router = router = Ram(
-            width=geometry.lanes * 16, depth=geometry.product_cycles, granularity=beat_bits
+            width=geometry.lanes * 16, depth=geometry.num_words, granularity=beat_bits
         )
         loading_bias = Signal()
         piece = Signal(range(max(pieces, geometry.bias_row_beats)))
-        address = Signal(range(geometry.product_cycles + 1))
+        address = Signal(range(geometry.num_words + 1))
         take = Signal()
         m.d.comb += [
             self.i_load.ready.eq(~self.loaded),
@@ -350,7 +449,7 @@ class RouterMemory(wiring.Component):
                 m.d.sync += [piece.eq(0), address.eq(address + 1)]
                 with m.If(loading_bias & (address == geometry.num_rows - 1)):
                     m.d.sync += self.loaded.eq(1)
-                with m.If(~loading_bias & (address == geometry.product_cycles - 1)):
+                with m.If(~loading_bias & (address == geometry.num_words - 1)):
                     if geometry.has_bias:
                         m.d.sync += [loading_bias.eq(1), address.eq(0)]
                     else:

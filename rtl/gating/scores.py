@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from golden.functions import FRACTION_BITS, SCORE_BITS, SELECT_BITS
 from rtl.arith import delay, tree
 from rtl.functions import Sigmoid, fixed_from_f32
-from rtl.gating.layouts import candidate_row_layout, key_bits, logit_row_layout
+from rtl.gating.layouts import candidate_row_layout, key_bits, logit_row_layout, row_shape
 from rtl.gating.topk import SortedList
 from rtl.ram import Ram
 from spec.geometry import GateGeometry
@@ -69,7 +69,7 @@ class Scores(wiring.Component):
         score = geometry.gating.score
         members = {}
         if geometry.gating.selection_bias:
-            members = {"bias_row": Out(range(geometry.num_rows)), "bias": In(lanes * 32)}
+            members = {"bias_row": Out(row_shape(geometry)), "bias": In(lanes * 32)}
         index_bits = max(1, (geometry.gating.num_experts - 1).bit_length())
         super().__init__(
             {
@@ -120,7 +120,7 @@ class Scores(wiring.Component):
             m.d.comb += self.o.lanes[lane].valid.eq(walk.present[lane])
         if geometry.gating.selection_bias:
             # The bias is added in the last stage; its read takes one cycle.
-            counter = Signal(range(geometry.num_rows))
+            counter = Signal(row_shape(geometry))
             before = delay(m, self.i.valid, self.latency - 2, "before", control=True)
             with m.If(before):
                 m.d.sync += counter.eq(Mux(counter == geometry.num_rows - 1, 0, counter + 1))
@@ -142,48 +142,80 @@ class RowWalk(wiring.Component):
         Expert in lane 0.
     present : Out(lanes)
         Lanes that hold an expert.
+    of_next_group : Out(lanes)
+        Where groups share rows: lanes whose expert is of the group after ``group``.
     """
 
     def __init__(self, geometry: GateGeometry) -> None:
         self.geometry = geometry
+        lanes = geometry.logits_per_cycle
         index_bits = max(1, (geometry.gating.num_experts - 1).bit_length())
         super().__init__(
             {
                 "step": In(1),
-                "row": Out(range(geometry.num_rows)),
+                "row": Out(row_shape(geometry)),
                 "group": Out(range(max(2, geometry.num_groups))),
                 "last_of_group": Out(1),
                 "index": Out(index_bits),
-                "present": Out(geometry.logits_per_cycle),
+                "present": Out(lanes),
+                **({"of_next_group": Out(lanes)} if geometry.groups_share_rows else {}),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
         geometry = self.geometry
+        last_row = Signal()
+        m.d.comb += last_row.eq(self.row == geometry.num_rows - 1)
+        (self._shared_rows if geometry.groups_share_rows else self._own_rows)(m, last_row)
+        with m.If(self.step):
+            m.d.sync += self.row.eq(self.row + 1)
+            with m.If(last_row):
+                m.d.sync += [self.row.eq(0), self.group.eq(0)]
+        return m
+
+    def _own_rows(self, m, last_row):
+        """Groups begin on rows of their own."""
+        geometry = self.geometry
         lanes = geometry.logits_per_cycle
         row_in_group = Signal(range(geometry.rows_per_group))
         base = Signal(range(geometry.gating.num_experts + 1))
-        used = Signal()
         m.d.comb += [
-            used.eq(self.row < geometry.used_rows),
-            self.last_of_group.eq(used & (row_in_group == geometry.rows_per_group - 1)),
+            self.last_of_group.eq(row_in_group == geometry.rows_per_group - 1),
             self.index.eq(base + row_in_group * lanes),
         ]
         tail = geometry.experts_per_group - (geometry.rows_per_group - 1) * lanes
         for lane in range(lanes):
-            m.d.comb += self.present[lane].eq(used & (~self.last_of_group | (lane < tail)))
+            m.d.comb += self.present[lane].eq(~self.last_of_group | (lane < tail))
         with m.If(self.step):
-            m.d.sync += [self.row.eq(self.row + 1), row_in_group.eq(row_in_group + 1)]
-            with m.If(row_in_group == geometry.rows_per_group - 1):
+            m.d.sync += row_in_group.eq(row_in_group + 1)
+            with m.If(self.last_of_group):
                 m.d.sync += [
                     row_in_group.eq(0),
                     self.group.eq(self.group + 1),
                     base.eq(base + geometry.experts_per_group),
                 ]
-            with m.If(self.row == geometry.num_rows - 1):
-                m.d.sync += [self.row.eq(0), row_in_group.eq(0), self.group.eq(0), base.eq(0)]
-        return m
+            with m.If(last_row):
+                m.d.sync += base.eq(0)
+
+    def _shared_rows(self, m, last_row):
+        """All experts follow each other; a row holds one or two groups, and one ends in it at most."""
+        geometry = self.geometry
+        lanes, size = geometry.logits_per_cycle, geometry.experts_per_group
+        within = Signal(range(size))
+        m.d.comb += self.last_of_group.eq(within + lanes >= size)
+        tail = geometry.gating.num_experts - (geometry.num_rows - 1) * lanes
+        for lane in range(lanes):
+            m.d.comb += [
+                self.present[lane].eq(~last_row | (lane < tail)),
+                self.of_next_group[lane].eq(within + lane >= size),
+            ]
+        with m.If(self.step):
+            m.d.sync += [self.index.eq(self.index + lanes), within.eq(within + lanes)]
+            with m.If(self.last_of_group):
+                m.d.sync += [within.eq(within + lanes - size), self.group.eq(self.group + 1)]
+            with m.If(last_row):
+                m.d.sync += [self.index.eq(0), within.eq(0)]
 
 
 class GroupMask(wiring.Component):
@@ -230,7 +262,10 @@ class GroupMask(wiring.Component):
             walk.step.eq(self.o.valid),
         ]
         for lane in range(geometry.logits_per_cycle):
-            m.d.comb += self.o.lanes[lane].valid.eq(wait.o.lanes[lane].valid & mask.bit_select(walk.group, 1))
+            group = walk.group
+            if geometry.groups_share_rows:
+                group = Mux(walk.of_next_group[lane], walk.group + 1, walk.group)
+            m.d.comb += self.o.lanes[lane].valid.eq(wait.o.lanes[lane].valid & mask.bit_select(group, 1))
         assert gating.grouped
         return m
 
@@ -269,9 +304,17 @@ class GroupRank(wiring.Component):
                 Mux(a1 >= b1, Mux(a2 >= b1, a2, b1), Mux(b2 >= a1, b2, a1)),
             )
 
-        # An absent candidate is the lowest key; a group of fewer than two never asks for its second.
-        keys = [(Mux(lane.valid, lane.key, 0), Const(0, bits)) for lane in self.i.lanes]
-        row_best, row_second = tree(keys, merge)
+        def best_two(takes):
+            # An absent candidate is the lowest key; a group of fewer than two never asks for its second.
+            keys = (Mux(take, lane.key, 0) for lane, take in zip(self.i.lanes, takes, strict=True))
+            return tree([(key, Const(0, bits)) for key in keys], merge)
+
+        present = [lane.valid for lane in self.i.lanes]
+        if geometry.groups_share_rows:
+            present = [
+                lane.valid & ~other for lane, other in zip(self.i.lanes, walk.of_next_group, strict=True)
+            ]
+        row_best, row_second = best_two(present)
         s1_best = Signal(bits, reset_less=True)
         s1_second = Signal(bits, reset_less=True)
         m.d.sync += [s1_best.eq(row_best), s1_second.eq(row_second)]
@@ -284,7 +327,14 @@ class GroupRank(wiring.Component):
         s2_best = Signal(bits, reset_less=True)
         s2_second = Signal(bits, reset_less=True)
         fresh = Signal()
-        running = (Mux(fresh | s1_first, 0, s2_best), Mux(fresh | s1_first, 0, s2_second))
+        # What a group starts with: nothing, or its part of the row in which the group before it ended.
+        begun = (0, 0)
+        if geometry.groups_share_rows:
+            begun = self._begun(m, best_two(walk.of_next_group), s1_valid)
+        running = (
+            Mux(s1_first, 0, Mux(fresh, begun[0], s2_best)),
+            Mux(s1_first, 0, Mux(fresh, begun[1], s2_second)),
+        )
         best, second = merge(running, (s1_best, s1_second))
         with m.If(s1_valid):
             m.d.sync += [s2_best.eq(best), s2_second.eq(second), fresh.eq(s1_end)]
@@ -309,3 +359,15 @@ class GroupRank(wiring.Component):
         with m.If(s3_last):
             m.d.sync += self.mask.eq(chosen)
         return m
+
+    def _begun(self, m, best_two, s1_valid):
+        """Return the best two of the next group in the row before the one in s1."""
+        registers = []
+        for name, key in zip(("best", "second"), best_two, strict=True):
+            s1_key = Signal.like(key, name=f"s1_next_{name}", reset_less=True)
+            begun = Signal.like(key, name=f"begun_{name}", reset_less=True)
+            m.d.sync += s1_key.eq(key)
+            with m.If(s1_valid):
+                m.d.sync += begun.eq(s1_key)
+            registers.append(begun)
+        return registers

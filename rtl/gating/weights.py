@@ -102,9 +102,13 @@ class SoftmaxTotal(wiring.Component):
             with m.If(self.i.last):
                 m.d.sync += largest.eq(now)
 
-        m.submodules.wait = wait = DelayLine(self.i.shape(), geometry.num_rows)
-        m.d.comb += wait.i.eq(self.i)
-        row = wait.o
+        if geometry.num_rows > 1:
+            m.submodules.wait = wait = DelayLine(self.i.shape(), geometry.num_rows)
+            m.d.comb += wait.i.eq(self.i)
+            row = wait.o
+        else:
+            row = Signal(self.i.shape(), reset_less=True)
+            m.d.sync += row.eq(self.i)
         after = 1 + ExpNegative.LATENCY
         valid = delay(m, self.i.valid, geometry.num_rows + after, "valid", control=True)
         first = delay(m, row.first, after, "first")

@@ -15,6 +15,7 @@ from spec.design import DesignSpec, Format, Policy
 from spec.geometry import ImageGeometry, ceil_div
 from spec.model import ModelSpec
 from spec.registers import (
+    CAPACITY_BITS,
     COUNTERS,
     EXPERT_BITS,
     PROBE,
@@ -26,8 +27,6 @@ from spec.registers import (
     STATUS_LOADED,
     STATUS_READ_ERROR,
 )
-
-CAPACITY_BITS = 16
 
 
 class RouterLoader(wiring.Component):
