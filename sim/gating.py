@@ -75,12 +75,7 @@ def gate_cycles(geometry: GateGeometry, arrivals: Cycles, ready: Spans = ALWAYS)
     offered = np.asarray(arrivals, dtype=np.int64).reshape(-1, len(steps)) - steps
     model = GateModel(geometry, len(offered))
     model.run(offered.max(axis=1), ready=ready)
-    first = np.concatenate([[0], model.last_in + 1])[: len(offered)]
-    buffers = geometry.num_token_buffers
-    freed = model.launch[:-buffers] + geometry.product_cycles + 1
-    first[buffers:] = np.maximum(first[buffers:], freed)
-    i = np.maximum.accumulate(np.maximum(offered, first[:, None]), axis=1) + steps
-    return GateCycles(i.ravel(), model.launch, model.o)
+    return GateCycles(model.beats_in(np.asarray(arrivals, dtype=np.int64)), model.launch, model.o)
 
 
 class GateModel:
@@ -96,7 +91,7 @@ class GateModel:
     def __init__(self, geometry: GateGeometry, num_tokens: int) -> None:
         self.geometry = geometry
         # What the recurrence needs of it, once: windows are many.
-        self._sizes = (
+        self.sizes = (
             geometry.input_beats,
             geometry.gating.top_k,
             geometry.product_cycles,
@@ -120,17 +115,29 @@ class GateModel:
         room : first cycle in which the output may take an assignment of these tokens.
         ready : readiness of the output.
         """
-        _walk(
+        walk_tokens(
             self.num_done,
             arrivals,
             room,
             ready,
-            self._sizes,
+            self.sizes,
             self.last_in,
             self.launch,
             self.o,
         )
         self.num_done += len(arrivals)
+
+    def beats_in(self, arrivals: Cycles) -> Cycles:
+        """Return when the beats, offered from these cycles on, were taken, once all tokens were."""
+        geometry = self.geometry
+        steps = np.arange(geometry.input_beats)
+        offered = arrivals.reshape(-1, len(steps)) - steps
+        first = np.concatenate([[0], self.last_in + 1])[: len(offered)]
+        buffers = geometry.num_token_buffers
+        freed = self.launch[:-buffers] + geometry.product_cycles + 1
+        first[buffers:] = np.maximum(first[buffers:], freed)
+        i: Cycles = np.maximum.accumulate(np.maximum(offered, first[:, None]), axis=1) + steps
+        return i.ravel()
 
     @property
     def o_offered(self) -> Cycles:
@@ -142,7 +149,7 @@ class GateModel:
 
 
 @njit(cache=True)
-def _walk(
+def walk_tokens(
     first: int,
     arrivals: Cycles,
     room: int,

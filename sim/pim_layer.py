@@ -1,7 +1,6 @@
 """The near-memory layer: its Verilog's job for the native bench, what came back, and its cycle model.
 
-The model joins those of gate, dispatcher, channels, merger and combiner. Every time depends on earlier ones
-only; the equations are solved by repetition until nothing changes.
+The model joins those of gate, dispatcher, channels, merger and combiner: :mod:`sim.channels`.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from golden.banks import channel_image
 from golden.dispatch_streams import DispatchStreams
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
 from sim.accelerator import scale_steps, scales_of
+from sim.channels import run_channels
 from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
 from sim.combine_ordered import ordered_cycles
 from sim.dispatch import Units, dispatch_cycles
@@ -26,7 +26,7 @@ from sim.dram_check import REF, Commands, Violation, check_commands, commands_se
 from sim.gating import gate_cycles
 from sim.layer import StreamTimes
 from sim.merge import merge_cycles
-from sim.pim import ISSUE, ChannelCycles, ChannelShape, channel_cycles
+from sim.pim import ISSUE, ChannelCycles, ChannelShape, ChannelTotals, channel_cycles
 from sim.rtlsim import (
     BankMemory,
     ReadMemory,
@@ -319,98 +319,51 @@ class PimTimes:
 
 
 def pim_cycles(
-    shape: PimShape, arrivals: Cycles, refreshes: list[int]
-) -> tuple[PimTimes, list[ChannelCycles]]:
+    shape: PimShape, arrivals: Cycles, refreshes: list[int], *, walked: bool = False
+) -> tuple[PimTimes, list[ChannelTotals]]:
     """Return the times of a layer whose output is always ready, from the block models alone.
 
     Parameters
     ----------
     arrivals : (tokens * input_beats,) first cycle in which each input beat is offered.
     refreshes : for each channel the cycle of its first refresh (:func:`first_refreshes`).
+    walked : one event after the other, as a check on what is taken at once otherwise.
     """
-    streams, num_slots = shape.streams, shape.num_slots
-    beats = shape.banks.image.gate.input_beats
-    num_tokens = len(arrivals) // beats
-    first_beats = np.arange(num_slots, num_tokens) * beats
-    admitted = arrivals.astype(np.int64)
-    window_room = job_room = ALWAYS
-    held = [ALWAYS] * shape.num_channels
-    previous: list[Cycles] = []
-    for _ in range(8 * streams.num_windows + 32):
-        gate = gate_cycles(shape.banks.image.gate, admitted, window_room)
-        service = _Service(shape, refreshes, held)
-        dispatch = dispatch_cycles(
-            streams,
-            gate.o,
-            unit_ready=None if shape.units else [job_room],
-            units=shape.units,
-            retired=service if shape.units else (),
-        )
-        channels = [
-            shape.channel(entries, dispatch.entries[entries], refresh, ready)
-            for entries, refresh, ready in zip(dispatch.unit_entries, refreshes, held, strict=True)
-        ]
-        merged, inputs, combine = _combined(
-            shape, dispatch.unit_entries, [channel.offered for channel in channels], dispatch.o_expect
-        )
-        current = [gate.o, dispatch.i, dispatch.entries, merged, combine.o]
-        current += [channel.o for channel in channels]
-        if previous and all(map(np.array_equal, previous, current)):
-            break
-        previous = current
-        admitted = arrivals.astype(np.int64)
-        admitted[first_beats] = np.maximum(admitted[first_beats], combine.freed[: len(first_beats)] + 1)
-        ends = np.searchsorted(streams.window, np.arange(streams.num_windows), side="right")
-        closed = dispatch.i[ends * streams.top_k - 1]
-        window_room = union(closed[:-1] + 1, dispatch.opened[1:])
-        if shape.units is None:
-            # After job j is complete, job j + 1 waits until j - 1 is done with.
-            complete = channels[0].i[streams.entry_last]
-            job_room = union(complete[1:-1] + 1, channels[0].retired[:-2] + 1)
-        held = [union(channel.offered, taken) for channel, taken in zip(channels, inputs, strict=True)]
-    else:
-        raise AssertionError("the layer's times did not settle")
-    free = gate_cycles(shape.banks.image.gate, admitted)
+    streams, words = shape.streams, shape.words
+    beats = arrivals.astype(np.int64).reshape(-1, shape.banks.image.gate.input_beats)
+    flow = run_channels(
+        ChannelShape(banks=shape.banks),
+        shape.banks.image.gate,
+        streams,
+        shape.units,
+        shape.num_slots,
+        (beats - np.arange(beats.shape[1])).max(axis=1),
+        refreshes,
+        walked,
+    )
+    admitted = beats.copy()
+    freed = flow.o[words - 1 :: words] + FREED_LATENCY
+    waited = admitted[shape.num_slots :, 0]
+    np.maximum(waited, freed[: len(waited)] + 1, out=waited)
+    dispatch = flow.dispatched
     times = PimTimes(
-        tokens=offered_before(arrivals, gate.i),
-        assignments=offered_before(free.o, gate.o),
-        expects=offered_before(dispatch.o_expect, combine.i_expect),
+        tokens=offered_before(arrivals, flow.gate.beats_in(admitted)),
+        assignments=StreamTimes(flow.gate.o_offered, flow.gate.o),
+        expects=offered_before(dispatch.o_expect, flow.i_expect),
         entries=[
-            offered_before(dispatch.entries[entries], channel.i)
-            for entries, channel in zip(dispatch.unit_entries, channels, strict=True)
+            StreamTimes(flow.dispatch.offered[entries], dispatch.entries[entries])
+            for entries in dispatch.unit_entries
         ],
         contributions=[
-            StreamTimes(channel.offered, taken) for channel, taken in zip(channels, inputs, strict=True)
+            StreamTimes(flow.offered[entries].ravel(), flow.taken[entries].ravel())
+            for entries in dispatch.unit_entries
         ],
-        merged=offered_before(merged, merged),
-        output=offered_before(combine.o, combine.o),
-        retired=[channel.retired for channel in channels],
+        merged=StreamTimes(flow.merged, flow.merged),
+        output=offered_before(flow.o, flow.o),
+        retired=flow.retired,
         unit_entries=list(dispatch.unit_entries),
     )
-    return times, channels
-
-
-class _Service:
-    """Tell the dispatcher when a channel is done with a job: run it on all the jobs it has so far."""
-
-    def __init__(self, shape: PimShape, refreshes: list[int], held: list[Spans]) -> None:
-        self.shape, self.refreshes, self.held = shape, refreshes, held
-        last = np.flatnonzero(shape.streams.entry_last)
-        self.bounds = np.concatenate([[0], last + 1])
-        self.entries: list[list[Cycles]] = [[] for _ in refreshes]
-        self.arrivals: list[list[Cycles]] = [[] for _ in refreshes]
-
-    def __call__(self, unit: int, job: int, cycles: Cycles) -> int:
-        """Return the cycle in which a unit is done with a job whose entries it took in these cycles."""
-        self.entries[unit].append(np.arange(self.bounds[job], self.bounds[job + 1]))
-        self.arrivals[unit].append(np.array(cycles))
-        channel = self.shape.channel(
-            np.concatenate(self.entries[unit]),
-            np.concatenate(self.arrivals[unit]),
-            self.refreshes[unit],
-            self.held[unit],
-        )
-        return int(channel.retired[-1])
+    return times, flow.totals
 
 
 def _combined(
