@@ -110,8 +110,8 @@ class Flow:
 class _Gate(NamedTuple):
     """The gate: what :func:`sim.gating.walk_tokens` takes."""
 
-    sizes: tuple[int, int, int, int, int, int, int]
     top_k: int
+    sizes: tuple[int, int, int, int, int, int, int]
     last_in: Cycles
     launch: Cycles
     o: Cycles
@@ -224,8 +224,8 @@ def run_channels(
             commands=np.empty((0, 3), dtype=np.int64),
         ),
         _Gate(
-            gates.sizes,
             gate.gating.top_k,
+            gates.sizes,
             gates.last_in,
             gates.launch,
             gates.o,

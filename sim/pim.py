@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from sim.expert import ARRAY_LATENCY, activation_latency
 from sim.streams import ALWAYS, Cycles, Spans, taken
+from sim.streams import NEVER as LONG_AGO
 from spec.banks import BankGeometry, CommandTiming
 from spec.geometry import ceil_div
 
@@ -156,34 +157,80 @@ class ChannelShape:
         return [router.hidden_blocks, router.in_tiles, 0, 0, self.banks.visits(router)] if router else [0] * 5
 
 
+GAPS = ("refresh", "row", "jobs", "lanes", "results", "inputs", "other")
+"""What time between MACs goes to, as in :data:`sim.pim_slots.SLOTS`."""
+_REFRESH, _ROW, _JOBS, _LANES, _RESULTS, _INPUTS, _OTHER = range(len(GAPS))
+
+
+class _Gap(NamedTuple):
+    """What tells the time before a MAC apart (:func:`_count_gap`); cycles of decisions, not on the bus."""
+
+    end: int
+    seen: int
+    refreshed: int
+    opened: int
+    lanes: int
+    read: int
+    write: int
+
+
 @dataclass(frozen=True)
 class ChannelTotals:
-    """What a run counts.
+    """What a run counts by itself, without the commands.
 
     Attributes
     ----------
     fires : tokens that met a tile.
-    mac_slots : where the cycles from the first MAC command to the last one's end went. ``mac``: the least
-        time from a MAC command to the next; the rest of each gap by what happened in it: ``refresh``,
-        ``row`` (closing and opening), or ``other`` (inputs, results, lanes that are busy).
+    macs, mac_gap : MAC commands, and the least time from one to the next.
+    gaps : time between MACs, by the names of :data:`GAPS`.
+    first, last : the time before the first MAC and after the last one.
+    last_mac : when the last MAC was decided.
     """
 
     fires: int
-    mac_slots: dict[str, int]
+    macs: int
+    mac_gap: int
+    gaps: tuple[int, ...]
+    first: _Gap
+    last: _Gap
+    last_mac: int
 
     @classmethod
-    def of(cls, numbers: ChannelNumbers, channels: Channels, channel: int) -> ChannelTotals:
+    def of(cls, s: ChannelNumbers, channels: Channels, channel: int) -> ChannelTotals:
         """Return the totals of a channel."""
         c = channels.at[channel]
+        first = (
+            c.first_mac,
+            c.first_seen,
+            c.first_refreshed,
+            c.first_opened,
+            -1,
+            c.first_read,
+            c.first_write,
+        )
+        last = (-1, -1, -1, -1, c.lanes_until, c.last_read, c.last_write)
         return cls(
             fires=int(c.fires),
-            mac_slots={
-                "mac": int(c.macs) * numbers.mac_gap,
-                "refresh": int(c.lost_refresh),
-                "row": int(c.lost_row),
-                "other": int(c.lost_other),
-            },
+            macs=int(c.macs),
+            mac_gap=s.mac_gap,
+            gaps=tuple(channels.gaps[channel].tolist()),
+            first=_Gap(*(int(cycle) for cycle in first)),
+            last=_Gap(*(int(cycle) for cycle in last)),
+            last_mac=int(c.last_mac),
         )
+
+    def mac_slots(self, start: int, end: int) -> dict[str, int]:
+        """Return where the cycles ``start <= c < end`` went, as :func:`sim.pim_slots.mac_slots`."""
+        start, end = start - ISSUE, end - ISSUE
+        gaps = np.array(self.gaps, dtype=np.int64)
+        if self.macs:
+            _count_gap(gaps, start, start - 1, self.first._replace(lanes=start), False)
+            last = self.last._replace(end=end)
+            _count_gap(gaps, self.last_mac + self.mac_gap, self.last_mac, last, True)
+        else:
+            gaps[_JOBS] = end - start
+        used = {"mac": min(self.macs * self.mac_gap, end - start)}
+        return used | dict(zip(GAPS, gaps.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -212,7 +259,11 @@ class ChannelCycles:
     totals: ChannelTotals
 
     def mac_slots(self, timing: CommandTiming) -> dict[str, int]:
-        """Return :attr:`ChannelTotals.mac_slots` as the commands tell."""
+        """Return where the cycles from the first MAC command to the last one's end went.
+
+        ``mac``: the least time from a MAC command to the next; the rest of each gap by what happened in
+        it: ``refresh``, ``row`` (closing and opening), or ``other`` (inputs, results, lanes that are busy).
+        """
         macs = self.columns[self.columns[:, 1] == Column.MAC][:, 0]
         lost = np.diff(macs) - timing.mac_gap
 
@@ -316,22 +367,24 @@ _FROM_0 = (
     *("hidden_reads", "hidden_writes", "output_reads", "w_block", "routed"),
     # Outputs: beats in the output register and gone from it, and the reads that they belong to.
     *("filled", "filled_reads", "filled_part", "gone", "gone_reads", "gone_part"),
-    # Counts; the last MAC, and what has happened since.
-    *("fires", "macs", "lost_refresh", "lost_row", "lost_other", "last_mac", "refreshed"),
+    # Counts; what tells the time before the first MAC and after the last one apart.
+    *("fires", "macs", "last_mac", "lanes_until"),
+    *("first_mac", "first_seen", "first_refreshed", "first_opened", "first_read", "first_write"),
     *("num_rows", "num_columns"),
 )
 _FROM_BEFORE = (
     # The last entry; for each walk the cycle in which it ended its last job.
     *("last_i", "v_end", "m_end", "l_end", "d_end"),
-    # The last series of ACT, the end of that before.
-    *("acts_from", "acts_end", "acts_before"),
+    # The last ACT.
+    "acts_end",
     # Output register: last read emptied, last beat in, last two gone.
     *("last_pop", "out_in", "out_taken", "out_taken_2"),
 )
+_LONG_AGO = ("last_refresh", "last_read", "last_write")
 _FROM_1 = tuple(f"{walk}_between" for walk in "vmld")
 """Whether a walk is between two jobs."""
 _SCALARS = np.dtype(
-    (np.record, [(name, np.int64) for name in (*_FROM_0, *_FROM_BEFORE, *_FROM_1, "refresh")])
+    (np.record, [(name, np.int64) for name in (*_FROM_0, *_FROM_BEFORE, *_LONG_AGO, *_FROM_1, "refresh")])
 )
 
 
@@ -351,6 +404,7 @@ class Channels(NamedTuple):
     blocks: Cycles
     results: Cycles
     logit_at: Cycles
+    gaps: Cycles
 
 
 KIND, COUNT, FIRST, COMPLETE, RETIRED = range(5)
@@ -378,7 +432,7 @@ def new_channels(
     """
     count, never = len(first_refreshes), int(NEVER)
     at = np.zeros(count, dtype=_SCALARS)
-    for names, start in ((_FROM_BEFORE, -1), (_FROM_1, 1)):
+    for names, start in ((_FROM_BEFORE, -1), (_LONG_AGO, LONG_AGO), (_FROM_1, 1)):
         for name in names:
             at[name] = start
     at["refresh"] = first_refreshes if s.refi else NEVER
@@ -396,6 +450,7 @@ def new_channels(
         blocks=full(4, never, -1),
         results=full(RESULTS, 0, 0, -1, 0, 0, 0, 0, -1, 0),
         logit_at=np.zeros((count, routed), dtype=np.int64),
+        gaps=np.zeros((count, len(GAPS)), dtype=np.int64),
     )
 
 
@@ -556,7 +611,7 @@ def advance(
     """
     c = channels.at[channel]
     jobs, flags, sides = channels.jobs[channel], channels.flags[channel], channels.sides[channel]
-    results = channels.results[channel]
+    results, gaps = channels.results[channel], channels.gaps[channel]
     kinds, counts, complete, retired = jobs[KIND], jobs[COUNT], jobs[COMPLETE], jobs[RETIRED]
     assigned, opened, usable, stale = flags[_ASSIGNED], flags[_OPENED], flags[_USABLE], flags[_STALE]
     assigned_at, visit_done = sides[_ASSIGNED_AT], sides[_VISIT_DONE]
@@ -687,7 +742,7 @@ def advance(
                     stale[side] = False
             else:
                 c.closed_all = 0
-                c.refreshed = 1
+                c.last_refresh = now
                 c.refresh_end = now + s.rfc
                 c.refresh = now + s.refi
         elif now == best_row:
@@ -701,7 +756,7 @@ def advance(
                     c.num_rows += 1
             c.row_free = end + 1
             if is_act:
-                c.acts_before, c.acts_from, c.acts_end = c.acts_end, now, end
+                c.acts_end = end
                 opened[side] = True
                 usable[side] = True
                 rcd_ok[side] = end + s.rcd
@@ -717,7 +772,7 @@ def advance(
             kind = kinds[c.m_job]
             tokens = min(s.group_tokens, counts[c.m_job] - c.m_group * s.group_tokens)
             busy = max(s.tile_gap, tokens * s.mac_cycles)
-            _count_mac(s, c, now)
+            _count_mac(s, c, gaps, complete[c.m_job], rcd_ok[c.m_side], now)
             if not walked and s.mac_steps == 1 and c.acts_end < now and (c.m_tile or c.m_matrix):
                 # Tiles of one row, one behind the other, as long as nothing else can happen between them.
                 others = min(best_row, refresh_event, hidden_write_at, read_at, load_at, visit_at, unknown)
@@ -737,7 +792,7 @@ def advance(
                         c.m_column += more
                         c.fires += more * tokens
                         c.macs += more
-                        c.lost_other += more * (busy - s.mac_gap)
+                        gaps[_LANES] += more * (busy - s.mac_gap)
                         c.last_mac = now
             if told:
                 columns[c.num_columns] = (now + ISSUE, 1, c.m_side)
@@ -750,6 +805,7 @@ def advance(
             c.write_ok = max(c.write_ok, now + s.mac_to_write)
             c.read_ok = max(c.read_ok, now + s.mac_to_read)
             c.m_step += 1
+            c.lanes_until = now + (s.mac_gap if c.m_step < s.mac_steps else busy)
             c.m_from, c.m_between = now + 1, 0
             if c.m_step < s.mac_steps:
                 c.mac_ok = max(c.mac_ok, now + s.mac_gap)
@@ -792,6 +848,7 @@ def advance(
             if told:
                 columns[c.num_columns] = (now + ISSUE, 2, 0)
                 c.num_columns += 1
+            c.last_write = now
             c.column_free = now + 1
             c.mac_ok = max(c.mac_ok, now + s.write_to_mac)
             c.write_ok = max(c.write_ok, now + s.write_to_write)
@@ -806,6 +863,7 @@ def advance(
             if told:
                 columns[c.num_columns] = (now + ISSUE, 3, 0)
                 c.num_columns += 1
+            c.last_read = now
             c.column_free = now + 1
             c.mac_ok = max(c.mac_ok, now + s.read_to_mac)
             c.write_ok = max(c.write_ok, now + s.read_to_write)
@@ -860,6 +918,7 @@ def advance(
             if told:
                 columns[c.num_columns] = (now + ISSUE, 2, 0)
                 c.num_columns += 1
+            c.last_write = now
             c.column_free = now + 1
             c.mac_ok = max(c.mac_ok, now + s.write_to_mac)
             c.write_ok = max(c.write_ok, now + s.write_to_write)
@@ -892,21 +951,52 @@ def advance(
 
 
 @njit(cache=True)
-def _count_mac(s: ChannelNumbers, c: Any, now: int) -> None:
-    """Count a MAC command, and what took the time since the one before."""
-    lost = now - c.last_mac - s.mac_gap
-    # The last ACT before this command: of the last series, or of the one before.
-    last_act = c.acts_before
-    if c.acts_from < now:
-        last_act = c.acts_from + (min(now - 1, c.acts_end) - c.acts_from) // s.act_gap * s.act_gap
-    if c.macs == 0:
-        pass
-    elif c.refreshed:
-        c.lost_refresh += lost
-    elif last_act >= c.last_mac:
-        c.lost_row += lost
+def _count_mac(s: ChannelNumbers, c: Any, gaps: Cycles, given: int, opened: int, now: int) -> None:
+    """Count a MAC command, and what took the time since the one before.
+
+    Parameters
+    ----------
+    given : when the last entry of its job was taken.
+    opened : first cycle in which its row takes a MAC.
+    """
+    starts = c.m_group == 0 and c.m_out == 0 and c.m_block == 0
+    starts = starts and c.m_matrix == 0 and c.m_tile == 0 and c.m_step == 0
+    seen = given + 2 if starts else -1
+    refreshed = c.last_refresh + s.rfc
+    if c.macs:
+        gap = _Gap(now, seen, refreshed, opened, c.lanes_until, c.last_read, c.last_write)
+        _count_gap(gaps, c.last_mac + s.mac_gap, c.last_mac, gap, False)
     else:
-        c.lost_other += lost
+        c.first_mac, c.first_seen, c.first_refreshed, c.first_opened = now, seen, refreshed, opened
+        c.first_read, c.first_write = c.last_read, c.last_write
     c.macs += 1
     c.last_mac = now
-    c.refreshed = 0
+
+
+@njit(cache=True)
+def _count_gap(gaps: Cycles, start: int, before: int, gap: _Gap, is_last: bool) -> None:
+    """Tell the cycles from ``start`` to the end of a gap apart, in the order of :mod:`sim.pim_slots`.
+
+    ``before``: cycle of the MAC before it.
+    """
+    end = gap.end
+    at = min(start, end)
+    at = _count_until(gaps, _JOBS, at, gap.seen, end)
+    if gap.refreshed > at:
+        at = _count_until(gaps, _REFRESH, at, max(gap.refreshed, gap.opened), end)
+    at = _count_until(gaps, _ROW, at, gap.opened, end)
+    at = _count_until(gaps, _LANES, at, gap.lanes, end)
+    if gap.read > before:
+        at = _count_until(gaps, _RESULTS, at, gap.read + 1 if gap.write > gap.read else end, end)
+    if gap.write > before and not is_last:
+        at = _count_until(gaps, _INPUTS, at, end, end)
+    # Behind the last MAC and its results there is nothing to do.
+    _count_until(gaps, _JOBS if is_last else _OTHER, at, end, end)
+
+
+@njit(cache=True)
+def _count_until(gaps: Cycles, name: int, at: int, cycle: int, end: int) -> int:
+    """Count the cycles from ``at`` up to another one under a name; return where the rest begins."""
+    upto = min(max(cycle, at), end)
+    gaps[name] += upto - at
+    return int(upto)

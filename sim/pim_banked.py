@@ -16,7 +16,7 @@ from sim.combine import CombineCycles
 from sim.dispatch import DispatchCycles, DispatchModel
 from sim.gating import BankedGateCycles, banked_gate_cycles
 from sim.layer import StreamTimes
-from sim.pim import ChannelCycles
+from sim.pim import ChannelCycles, ChannelTotals
 from sim.pim_layer import (
     PimShape,
     PimTimes,
@@ -102,7 +102,7 @@ class _Retired:
 
 def banked_cycles(
     shape: PimShape, arrivals: Cycles, refreshes: list[int]
-) -> tuple[PimTimes, list[ChannelCycles]]:
+) -> tuple[PimTimes, list[ChannelTotals]]:
     """Return the times of a layer with its router in the banks, whose output is always ready.
 
     Parameters as in :func:`sim.pim_layer.pim_cycles`.
@@ -122,7 +122,7 @@ def banked_cycles(
     previous: list[Cycles] = []
     # Some passes for each job: from it to the next one through all blocks.
     for _ in range(16 * (len(streams.job_bounds) + len(shape.router_ends)) + 64):
-        found = _pass(shape, known, refreshes, told=False)
+        found = _pass(shape, known, refreshes)
         current = found.streams()
         if previous and all(map(np.array_equal, previous, current)):
             break
@@ -130,7 +130,6 @@ def banked_cycles(
         known = _learn(shape, arrivals, first_beats, found)
     else:
         raise AssertionError("the layer's times did not settle")
-    found = _pass(shape, known, refreshes, told=True)
     merged = StreamTimes(found.merge.offered, found.channels[ROUTER_CHANNEL].i)
     times = PimTimes(
         tokens=offered_before(arrivals, admitted_cycles(known.admitted)),
@@ -157,11 +156,11 @@ def banked_cycles(
             merged_entries(found.merge, found.dispatch.unit_entries[ROUTER_CHANNEL]),
         ),
     )
-    return times, found.channels
+    return times, [channel.totals for channel in found.channels]
 
 
-def _pass(shape: PimShape, known: _Known, refreshes: list[int], *, told: bool) -> _Pass:
-    """Ask every block's model once; ``told``: whether commands are wanted."""
+def _pass(shape: PimShape, known: _Known, refreshes: list[int]) -> _Pass:
+    """Ask every block's model once."""
     streams, ends = shape.streams, shape.router_ends
     beats = shape.banks.image.gate.input_beats
     stored = admitted_cycles(known.admitted)[beats - 1 :: beats]
@@ -189,7 +188,7 @@ def _pass(shape: PimShape, known: _Known, refreshes: list[int], *, told: bool) -
                 known.into,
             )
             jobs, into = merged_entries(merge, entries), merge.offered
-        channels.append(shape.channel(jobs, into, refreshes[n], known.contributions[n], told=told))
+        channels.append(shape.channel(jobs, into, refreshes[n], known.contributions[n], told=False))
     assert merge is not None
     merged, inputs, combine = combined(
         shape, dispatch.unit_entries, [channel.offered for channel in channels], dispatch.o_expect

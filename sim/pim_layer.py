@@ -274,11 +274,6 @@ class PimShape:
         return Units(self.num_channels, np.array(bitmaps, dtype=np.int64))
 
     @property
-    def channel_timing(self) -> CommandTiming:
-        """Distances of a channel's commands."""
-        return CommandTiming.of(self.banks.pim)
-
-    @property
     def router_ends(self) -> Cycles:
         """Last token of each group that a router in the banks is multiplied with."""
         pim = self.banks.pim

@@ -19,6 +19,7 @@ from sim.dispatch import dispatch_cycles
 from sim.gating import gate_cycles
 from sim.merge import merge_cycles
 from sim.pim_layer import PimShape, PimTimes, first_refreshes, pim_cycles
+from sim.pim_slots import ChannelTrace, mac_slots
 from sim.routing import Routing, draw_ids
 from spec.banks import BankGeometry
 from spec.design import BankMode, DesignSpec, Policy, RegisterPath
@@ -97,7 +98,10 @@ def check(shape: PimShape, arrivals: np.ndarray, refreshes: list[int], context=N
         equal(f"channel {n} o", results.taken, channel.o, context)
         equal(f"channel {n} retired", times.retired[n], channel.retired, context)
         assert totals[n] == channel.totals, (n, context)
-        assert totals[n].mac_slots == channel.mac_slots(shape.channel_timing), (n, context)
+        experts, last = streams.entry_expert[entries], streams.entry_last[entries]
+        trace = ChannelTrace.of(shape.banks, experts, last, given.taken, channel.rows, channel.columns)
+        span = int(times.tokens.taken[0]), int(times.output.taken[-1]) + 1
+        assert totals[n].mac_slots(*span) == mac_slots(shape.banks, trace, *span), (n, context)
         order.append(shape.result_order(entries))
     if shape.units is None:
         combine = combine_cycles(
