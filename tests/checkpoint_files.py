@@ -20,13 +20,14 @@ NUMPY = {
     "F8_E4M3": np.dtype(np.uint8),
     "F8_E8M0": np.dtype(np.uint8),
     "U8": np.dtype(np.uint8),
+    "F4": np.dtype(np.uint8),
     "I8": np.dtype(np.int8),
     "I32": np.dtype("<i4"),
     "I64": np.dtype("<i8"),
 }
 
 Tensors = dict[str, tuple[str, Any]]
-"""Name -> dtype, array: of its own values for floats, of patterns for the 8-bit ones."""
+"""Name -> dtype, array: of its own values for floats, of patterns for the 8-bit ones, of pairs for ``F4``."""
 
 
 def file_bytes(tensors: Tensors, metadata: dict[str, str] | None = None) -> bytes:
@@ -35,9 +36,12 @@ def file_bytes(tensors: Tensors, metadata: dict[str, str] | None = None) -> byte
     data = b""
     for name, (dtype, array) in tensors.items():
         raw = np.ascontiguousarray(array).astype(NUMPY[dtype]).tobytes()
+        shape = list(np.shape(array))
+        if dtype == "F4":
+            shape[-1] *= 2
         header[name] = {
             "dtype": dtype,
-            "shape": list(np.shape(array)),
+            "shape": shape,
             "data_offsets": [len(data), len(data) + len(raw)],
         }
         data += raw

@@ -284,7 +284,8 @@ def test_mxfp4_of_gpt_oss(tmp_path):
         assert np.array_equal(getattr(weights, name), array), name
 
 
-def test_mxfp4_and_fp8_of_deepseek_v4(tmp_path):
+@pytest.mark.parametrize("dtype", ["I8", "U8", "F4"])
+def test_mxfp4_and_fp8_of_deepseek_v4(tmp_path, dtype):
     rng = np.random.default_rng(5)
     beginning = "layers.3.ffn."
     tensors: Tensors = {
@@ -296,7 +297,10 @@ def test_mxfp4_and_fp8_of_deepseek_v4(tmp_path):
         for part, shape in {"w1": (32, 64), "w3": (32, 64), "w2": (64, 32)}.items():
             pairs = rng.integers(0, 256, (shape[0], shape[1] // 2), dtype=np.uint8)
             exponents = rng.integers(100, 130, (shape[0], shape[1] // 32), dtype=np.uint8)
-            tensors[f"{beginning}experts.{expert}.{part}.weight"] = ("I8", pairs.view(np.int8))
+            tensors[f"{beginning}experts.{expert}.{part}.weight"] = (
+                dtype,
+                pairs.view(np.int8) if dtype == "I8" else pairs,
+            )
             tensors[f"{beginning}experts.{expert}.{part}.scale"] = ("F8_E8M0", exponents)
             expected[expert, part] = plain_fp4(pairs, exponents)
     for part, shape in {"w1": (32, 64), "w3": (32, 64), "w2": (64, 32)}.items():
@@ -316,6 +320,54 @@ def test_mxfp4_and_fp8_of_deepseek_v4(tmp_path):
     for part, name in {"w1": "gate", "w3": "up", "w2": "down"}.items():
         assert np.array_equal(getattr(weights, name), np.stack([expected[0, part], expected[1, part]]))
         assert np.array_equal(getattr(weights, f"shared_{name}"), expected["shared", part])
+
+
+def test_fp8_blocks_of_matrices_that_lie_in_out(tmp_path):
+    path = DATA / "llama4_s0.npz"
+    model, config = read_vector(path).model, config_of_vector(path)
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [8, 4]}
+    tensors = published("llama4", random_weights(model, 0), 3)
+    rng, values = np.random.default_rng(7), {}
+    beginning = "language_model.model.layers.3.feed_forward.experts."
+    for name in ("gate_up_proj", "down_proj"):
+        experts, rows, cols = tensors[beginning + name][1].shape
+        codes = fp8_codes(rng, (experts, rows, cols))
+        scales = rng.integers(1, 256, (experts, -(-rows // 8), -(-cols // 4))) / 256
+        tensors[beginning + name] = ("F8_E4M3", codes)
+        tensors[f"{beginning}{name}_scale_inv"] = ("F32", scales)
+        values[name] = plain_fp8(codes, scales, (8, 4)).swapaxes(1, 2)
+    weights = Checkpoint(write_checkpoint(tmp_path / "m", config, tensors)).layer("3").read()
+    half = model.ffn.d_expert
+    assert np.array_equal(weights.gate, values["gate_up_proj"][:, :half])
+    assert np.array_equal(weights.up, values["gate_up_proj"][:, half:])
+    assert np.array_equal(weights.down, values["down_proj"])
+
+
+def test_scales_of_experts_one_below_the_other_are_refused(tmp_path):
+    path = DATA / "dbrx_s0.npz"
+    tensors = published("dbrx", read_vector(path).weights, 0)
+    name = "transformer.blocks.0.ffn.experts.mlp.w1"
+    tensors[name] = ("F8_E4M3", np.ones(tensors[name][1].shape))
+    tensors[f"{name}_scale_inv"] = ("F32", np.ones((1, 1)))
+    folder = write_checkpoint(tmp_path / "m", config_of_vector(path), tensors)
+    with raises(f"{folder / 'model.safetensors'}: {name}: must be one of F32, F16, BF16, not F8_E4M3"):
+        Checkpoint(folder).layer("0").read()
+
+
+def test_a_row_of_half_a_byte(tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(raw_file({"a": {"dtype": "F4", "shape": [2, 3], "data_offsets": [0, 3]}}, bytes(3)))
+    with raises(f"{path}: a: must have an even last axis with F4, not (2, 3)"):
+        TensorFile(path).array("a")
+
+
+def test_a_dtype_that_is_not_read(tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(raw_file({"a": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}, EIGHT))
+    with raises(f"{path}: a: must be one of {', '.join(tensor_file.DTYPES)}, not C64"):
+        TensorFile(path).array("a")
+    with raises(f"{path}: b: is missing"):
+        TensorFile(path).array("b")
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
