@@ -41,5 +41,6 @@ def combine_matrix(
 ) -> NDArray[np.float64]:
     """Return ``(T, E)`` float64: the weight of each expert in each token's output, 0 elsewhere."""
     matrix = np.zeros((len(ids), num_experts))
-    np.put_along_axis(matrix, ids, np.where(kept, weights, 0.0), axis=1)
+    # Added, not put: a hash table may name an expert twice.
+    np.add.at(matrix, (np.arange(len(ids))[:, None], ids), np.where(kept, weights, 0.0))
     return matrix

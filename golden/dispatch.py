@@ -15,7 +15,7 @@ IntArray = NDArray[np.int64]
 
 def dispatch(
     ids: IntArray,
-    capacity: int,
+    capacity: int | Sequence[int],
     sequence_lengths: Sequence[int],
     *,
     rule: CapacityRule = CapacityRule.SWITCH,
@@ -31,7 +31,8 @@ def dispatch(
     ----------
     ids : (T, k) int64, the experts of each token, first choice first; T tokens of all sequences, one
         after the other.
-    capacity : assignments per expert and sequence; 0 = no limit.
+    capacity : assignments per expert and sequence, one number or one for each sequence; 0 = no limit,
+        negative = none.
     sequence_lengths : tokens in each sequence; their sum is T.
     rule, weights, window_tokens : as in :func:`queue_positions`.
 
@@ -39,13 +40,16 @@ def dispatch(
     -------
     (T, k) bool.
     """
-    if capacity == 0:
+    capacities = np.broadcast_to(np.asarray(capacity, np.int64), len(sequence_lengths))
+    if not capacities.any():
         _check_lengths(ids, sequence_lengths)
         return np.ones(ids.shape, np.bool_)
     positions = queue_positions(
         ids, sequence_lengths, rule=rule, weights=weights, window_tokens=window_tokens
     )
-    return positions < capacity
+    per_token = np.repeat(capacities, sequence_lengths)[:, None]
+    kept: NDArray[np.bool_] = (positions < per_token) | (per_token == 0)
+    return kept
 
 
 def queue_positions(
@@ -62,7 +66,8 @@ def queue_positions(
     ----------
     rule : the order. Equal priorities keep the order of the tokens.
     weights : (T, k), for ``batch_priority``: a token's priority is its largest weight. Anything that is
-        ordered as the weights are will do, patterns of non-negative bf16 numbers among it.
+        ordered as the weights are will do, patterns of non-negative bf16 numbers among it. For
+        ``score_priority`` the scores instead.
     window_tokens : hardware decides so many tokens at a time: what comes in an earlier window of the
         same sequence comes first under every rule. None: a sequence is one window.
     """
@@ -74,7 +79,7 @@ def queue_positions(
     in_sequence = token - np.repeat(np.cumsum(lengths) - lengths, lengths)
     window = in_sequence // (num_tokens + 1 if window_tokens is None else window_tokens)
     priority = np.zeros(num_tokens, np.int64)
-    if rule is CapacityRule.BATCH_PRIORITY:
+    if rule in (CapacityRule.BATCH_PRIORITY, CapacityRule.SCORE_PRIORITY):
         require(
             weights is not None and weights.shape == ids.shape,
             f"must have the shape of ids={ids.shape} for the rule {rule.value}",

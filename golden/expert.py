@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from golden.gating import sigmoid
 from spec.model import Activation, FfnSpec
+
+_SQRT_HALF = math.sqrt(0.5)
+_SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def ffn(
@@ -25,7 +31,7 @@ def ffn(
     Parameters
     ----------
     spec : the activation. Its ``d_expert`` is not read: the arrays say how wide the expert is.
-    gate : (F, H), or None where the activation is not gated.
+    gate : (F, H), or None where there is no gate matrix.
     up : (F, H).
     down : (H, F).
     x : (n, H).
@@ -35,10 +41,10 @@ def ffn(
     -------
     (n, H) float64.
 
-    Sources: SwiGLU arXiv 2002.05202 (eq. 6); clamped SwiGLU: the gpt-oss release; ReLU arXiv
-    2101.03961.
+    Sources: gated activations arXiv 2002.05202 (eq. 5 and 6); clamped SwiGLU: the gpt-oss release; ReLU arXiv
+    2101.03961; squared ReLU arXiv 2109.08668; GELU and its approximations arXiv 1606.08415.
     """
-    return _linear(hidden(spec, gate, up, x, gate_bias=gate_bias, up_bias=up_bias), down, down_bias)
+    return linear(hidden(spec, gate, up, x, gate_bias=gate_bias, up_bias=up_bias), down, down_bias)
 
 
 def hidden(
@@ -51,21 +57,49 @@ def hidden(
     up_bias: NDArray[np.floating] | None = None,
 ) -> NDArray[np.float64]:
     """Return one expert's hidden activations, (n, F) float64; parameters as in :func:`ffn`."""
-    u = _linear(x, up, up_bias)
-    return np.maximum(u, 0.0) if gate is None else activate(spec, _linear(x, gate, gate_bias), u)
+    u = linear(x, up, up_bias)
+    if gate is None:
+        return activation(spec.activation, u)
+    return activate(spec, linear(x, gate, gate_bias), u)
 
 
 def activate(spec: FfnSpec, g: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the gated activation of gate values ``g`` and up values ``u``, elementwise."""
-    if spec.activation is Activation.CLAMPED_SWIGLU:
+    if spec.clamped or spec.activation is Activation.CLAMPED_SWIGLU:
         g = np.minimum(g, spec.limit)
         u = np.clip(u, -spec.limit, spec.limit)
+    if spec.activation is Activation.CLAMPED_SWIGLU:
         return (u + 1.0) * g * sigmoid(spec.alpha * g)
-    return g * sigmoid(g) * u
+    return activation(spec.activation, g) * u
 
 
-def _linear(
+def activation(kind: Activation, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return an activation of one argument, elementwise; ``clamped_swiglu`` has two (:func:`activate`)."""
+    match kind:
+        case Activation.SILU:
+            return x * sigmoid(x)
+        case Activation.RELU:
+            return np.maximum(x, 0.0)
+        case Activation.RELU2:
+            return np.maximum(x, 0.0) ** 2
+        case Activation.GELU:
+            return 0.5 * x * (1.0 + np.asarray(_erf(x * _SQRT_HALF)))
+        case Activation.GELU_TANH:
+            return 0.5 * x * (1.0 + np.tanh(_SQRT_2_OVER_PI * (x + 0.044715 * x**3)))
+        case Activation.QUICK_GELU:
+            return x * sigmoid(1.702 * x)
+        case Activation.SIGMOID:
+            return sigmoid(x)
+        case Activation.TANH:
+            return np.tanh(x)
+        case Activation.LINEAR:
+            return x
+    raise ValueError(f"{kind} has no single argument")
+
+
+def linear(
     x: NDArray[np.floating], weight: NDArray[np.floating], bias: NDArray[np.floating] | None
 ) -> NDArray[np.float64]:
+    """Return ``x @ weight.T``, (n, outputs) float64, and the bias where there is one."""
     product: NDArray[np.float64] = x.astype(np.float64) @ weight.astype(np.float64).T
     return product if bias is None else product + bias

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.archive import read_archive
-from golden.weights import LayerWeights, check_array, weight_shapes
+from golden.weights import LayerWeights, check_array, check_indices, weight_shapes
 from spec.errors import InputError, require
 from spec.families import Family, Take, WeightSource, load_family
 from spec.model import ModelSpec
@@ -51,6 +51,7 @@ class Vector:
     output : (B, S, H) float32.
     shared_output : (B, S, H) float32, or None.
     dropped_assignments : how many assignments found no capacity.
+    input_ids : (B, S) int64 token ids, where experts are chosen by them, else None.
     """
 
     family: str
@@ -64,11 +65,17 @@ class Vector:
     output: NDArray[np.float32]
     shared_output: NDArray[np.float32] | None
     dropped_assignments: int
+    input_ids: NDArray[np.int64] | None = None
 
     @property
     def flat_tokens(self) -> NDArray[np.float32]:
         """The tokens as (T, H)."""
         return self.tokens.reshape(-1, self.tokens.shape[2])
+
+    @property
+    def token_ids(self) -> NDArray[np.int64] | None:
+        """The token ids as (T,), None where experts are not chosen by them."""
+        return None if self.input_ids is None else self.input_ids.ravel()
 
     @property
     def sequence_lengths(self) -> list[int]:
@@ -121,8 +128,9 @@ def _parse(archive: Archive) -> Vector:
         model = family.model(config, name=archive.path.stem)
     except InputError as error:
         raise InputError(error.rule, key=f"meta.{error.key}") from None
-    applied_to = meta.get("weight_applied_to", "output")
-    require(applied_to == "output", f"must be 'output', not {applied_to!r}", key="meta.weight_applied_to")
+    applied_to = model.gating.weight_applied_to.value
+    stated = meta.get("weight_applied_to", applied_to)
+    require(stated == applied_to, f"must be {applied_to!r}, not {stated!r}", key="meta.weight_applied_to")
     dropped = meta.get("dropped_assignments", 0)
     ok = type(dropped) is int and dropped >= 0
     require(ok, f"must be a whole number from 0, not {dropped!r}", key="meta.dropped_assignments")
@@ -139,12 +147,17 @@ def _parse(archive: Archive) -> Vector:
         weights=read_weights(family, model, arrays),
         tokens=tokens,
         router_logits=_array(arrays, "router_logits", per_expert),
-        topk_indices=_indices(arrays, per_choice, model.gating.num_experts),
+        topk_indices=_indices(arrays, "topk_indices", per_choice, model.gating.num_experts),
         topk_weights=_array(arrays, "topk_weights", per_choice),
         combine=_array(arrays, "combine", per_expert),
         output=_array(arrays, "output", tokens.shape),
         shared_output=_array(arrays, "shared_output", tokens.shape) if model.d_shared else None,
         dropped_assignments=dropped,
+        input_ids=(
+            _indices(arrays, "input_ids", tokens.shape[:2], model.gating.hash_tokens)
+            if model.gating.hash_tokens
+            else None
+        ),
     )
 
 
@@ -154,23 +167,28 @@ def read_weights(family: Family, model: ModelSpec, arrays: dict[str, NDArray[Any
     Raises :class:`InputError` for an array that is missing, has another shape or dtype, or holds a
     value that is not finite, and for an array that the family does not know.
     """
-    weights: dict[str, NDArray[np.float32]] = {}
+    weights: dict[str, NDArray[Any]] = {}
     used: set[str] = set()
     for name, shape in weight_shapes(model).items():
         source = family.weights.get(name)
         if source is None:
             raise InputError(f"has no weight {name!r}, which the model needs", key=f"family {family.name}")
-        if source.per_expert:
+        if name == "hash_table":
+            keys = [f"param/{source.array}"]
+            weights[name] = _indices(arrays, keys[0], shape, model.gating.num_experts)
+        elif source.per_expert:
             keys = [f"param/{source.array.format(e=expert)}" for expert in range(shape[0])]
             weights[name] = np.stack(
                 [_read_weight(source, arrays, key, shape[1:], _rank(name)) for key in keys]
             )
         else:
             keys = [f"param/{source.array}"]
-            weights[name] = _read_weight(source, arrays, keys[0], shape, _rank(name))
+            extra = model.gating.num_identity_experts if source.identity_rows else 0
+            weights[name] = _read_weight(source, arrays, keys[0], shape, _rank(name), extra)
         used.update(keys)
     for key in arrays:
-        known = not key.startswith("param/") or key in used
+        # What holds no number changes none: a shared expert of width 0 is stored as empty arrays.
+        known = not key.startswith("param/") or key in used or arrays[key].size == 0
         require(known, f"unknown array in family {family.name} with this configuration", key=key)
     return LayerWeights(**weights)
 
@@ -181,16 +199,32 @@ def _rank(name: str) -> int:
 
 
 def _read_weight(
-    source: WeightSource, arrays: dict[str, NDArray[Any]], key: str, shape: tuple[int, ...], rank: int
+    source: WeightSource,
+    arrays: dict[str, NDArray[Any]],
+    key: str,
+    shape: tuple[int, ...],
+    rank: int,
+    extra_experts: int = 0,
 ) -> NDArray[np.float32]:
-    """Return one weight in its canonical (out, in) layout, as its own contiguous array."""
+    """Return one weight in its canonical (out, in) layout, as its own contiguous array.
+
+    ``extra_experts`` lie behind the experts that are wanted.
+    """
     out_axis = len(shape) - rank
     stored = list(shape)
     if source.take is not Take.ALL:
         stored[out_axis] *= 2
     if source.in_out:
         stored[-2:] = stored[:-3:-1]
-    array = _array(arrays, key, tuple(stored))
+    if extra_experts:
+        stored[0] += extra_experts
+    if source.stacked:
+        array = _array(arrays, key, (stored[0] * stored[1], *stored[2:])).reshape(stored)
+    elif source.one_row:
+        array = _array(arrays, key, (1, *stored))[0]
+    else:
+        array = _array(arrays, key, tuple(stored))
+    array = array[: shape[0]] if extra_experts else array
     if source.in_out:
         array = array.swapaxes(-1, -2)
     half = shape[out_axis]
@@ -223,14 +257,14 @@ def _array(
     return array
 
 
-def _indices(arrays: dict[str, NDArray[Any]], shape: tuple[int, ...], num_experts: int) -> NDArray[np.int64]:
-    key = "topk_indices"
+def _indices(
+    arrays: dict[str, NDArray[Any]], key: str, shape: tuple[int, ...], limit: int
+) -> NDArray[np.int64]:
+    """Return an int64 array of a shape that holds numbers from 0 below a limit."""
     array = arrays.get(key)
     if array is None:
         raise InputError("is missing", key=key)
     require(array.dtype == np.int64, f"must be int64, not {array.dtype}", key=key)
     require(array.shape == shape, f"must have shape {shape}, not {array.shape}", key=key)
-    low, high = int(array.min()), int(array.max())
-    ok = low >= 0 and high < num_experts
-    require(ok, f"must be in 0..{num_experts - 1}, not {low if low < 0 else high}", key=key)
+    check_indices(key, array, limit)
     return array

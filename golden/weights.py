@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +23,7 @@ PER_EXPERT = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
 """Weights whose first axis is the expert."""
 
 # One random stream each, so that no part's values depend on another part's size.
-_STREAM_GATE, _STREAM_SHARED, _STREAM_TOKENS, _STREAM_EXPERT = range(4)
+_STREAM_GATE, _STREAM_SHARED, _STREAM_TOKENS, _STREAM_EXPERT, _STREAM_HASH, _STREAM_WHOLE = range(6)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,21 +49,28 @@ class ExpertWeights:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerWeights:
-    """Weights of one layer, all float32 and finite; matrices are (out, in).
+    """Weights of one layer, all but the hash table float32 and finite; matrices are (out, in).
 
-    With E experts, width H, expert width F and shared width Fs:
+    With E experts, E' of them with an FFN, width H (D for the routed experts: H or the latent width),
+    expert width F and shared width Fs:
 
     Attributes
     ----------
     router : (E, H).
     logit_bias, selection_bias : (E,), or None where the gating has none.
-    gate : (E, F, H), or None for an FFN of two matrices.
-    up : (E, F, H).
-    down : (E, H, F).
-    gate_bias, up_bias : (E, F), or None.
-    down_bias : (E, H), or None.
+    gate : (E', F, D), or None for an FFN of two matrices.
+    up : (E', F, D).
+    down : (E', D, F).
+    gate_bias, up_bias : (E', F), or None.
+    down_bias : (E', D), or None.
     shared_gate, shared_up : (Fs, H), or None.
     shared_down : (H, Fs), or None.
+    shared_gate_bias, shared_up_bias, shared_down_bias : (Fs,), (Fs,) and (H,), or None.
+    shared_expert_gate : (1, H), or None.
+    hash_table : (V, k) int64, the experts of each token id, or None.
+    latent_in, latent_in_bias : (D, H) and (D,), or None.
+    latent_out, latent_out_bias : (H, D) and (H,), or None.
+    output_bias : (H,), or None.
     """
 
     router: NDArray[np.float32]
@@ -77,11 +85,23 @@ class LayerWeights:
     shared_gate: NDArray[np.float32] | None = None
     shared_up: NDArray[np.float32] | None = None
     shared_down: NDArray[np.float32] | None = None
+    shared_gate_bias: NDArray[np.float32] | None = None
+    shared_up_bias: NDArray[np.float32] | None = None
+    shared_down_bias: NDArray[np.float32] | None = None
+    shared_expert_gate: NDArray[np.float32] | None = None
+    hash_table: NDArray[np.int64] | None = None
+    latent_in: NDArray[np.float32] | None = None
+    latent_in_bias: NDArray[np.float32] | None = None
+    latent_out: NDArray[np.float32] | None = None
+    latent_out_bias: NDArray[np.float32] | None = None
+    output_bias: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for name in WEIGHT_NAMES:
             array = getattr(self, name)
-            if array is not None:
+            if name == "hash_table" and array is not None:
+                check_indices(name, array, len(self.router))
+            elif array is not None:
                 check_array(name, array)
 
     def expert(self, number: int) -> ExpertWeights:
@@ -104,7 +124,14 @@ class LayerWeights:
         """The shared expert's weights, None where there is none."""
         if self.shared_up is None or self.shared_down is None:
             return None
-        return ExpertWeights(gate=self.shared_gate, up=self.shared_up, down=self.shared_down)
+        return ExpertWeights(
+            gate=self.shared_gate,
+            up=self.shared_up,
+            down=self.shared_down,
+            gate_bias=self.shared_gate_bias,
+            up_bias=self.shared_up_bias,
+            down_bias=self.shared_down_bias,
+        )
 
     def check(self, model: ModelSpec, *, num_experts: int | None = None) -> None:
         """Raise :class:`InputError` unless these are a layer of ``model``.
@@ -134,6 +161,16 @@ def check_array(name: str, array: object) -> None:
         raise InputError(f"must be finite, but element {place} is {array[place]}", key=name)
 
 
+def check_indices(name: str, array: object, limit: int) -> None:
+    """Raise :class:`InputError` unless ``array`` holds int64 numbers from 0 below ``limit``."""
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"must be an array, not {type(array).__name__}", key=name)
+    require(array.dtype == np.int64, f"must be int64, not {array.dtype}", key=name)
+    low, high = int(array.min(initial=0)), int(array.max(initial=0))
+    ok = low >= 0 and high < limit
+    require(ok, f"must be in 0..{limit - 1}, not {low if low < 0 else high}", key=name)
+
+
 def weight_shapes(model: ModelSpec, *, num_experts: int | None = None) -> dict[str, tuple[int, ...]]:
     """Return the shape of every weight that ``model`` has, by canonical name.
 
@@ -141,20 +178,31 @@ def weight_shapes(model: ModelSpec, *, num_experts: int | None = None) -> dict[s
     """
     gating, ffn = model.gating, model.ffn
     e, h, f, s = gating.num_experts, model.d_model, ffn.d_expert, model.d_shared
-    n = e if num_experts is None else num_experts
+    d, latent, shared_bias = model.expert_width, bool(model.d_latent), bool(s) and model.shared_bias
+    n = gating.num_ffn_experts if num_experts is None else num_experts
     present = {
         "router": (True, (e, h)),
         "logit_bias": (gating.logit_bias, (e,)),
         "selection_bias": (gating.selection_bias, (e,)),
-        "gate": (ffn.gated, (n, f, h)),
-        "up": (True, (n, f, h)),
-        "down": (True, (n, h, f)),
+        "gate": (ffn.gated, (n, f, d)),
+        "up": (True, (n, f, d)),
+        "down": (True, (n, d, f)),
         "gate_bias": (ffn.gated and ffn.bias, (n, f)),
         "up_bias": (ffn.bias, (n, f)),
-        "down_bias": (ffn.bias, (n, h)),
+        "down_bias": (ffn.bias, (n, d)),
         "shared_gate": (bool(s) and ffn.gated, (s, h)),
         "shared_up": (bool(s), (s, h)),
         "shared_down": (bool(s), (h, s)),
+        "shared_gate_bias": (shared_bias and ffn.gated, (s,)),
+        "shared_up_bias": (shared_bias, (s,)),
+        "shared_down_bias": (shared_bias, (h,)),
+        "shared_expert_gate": (model.shared_expert_gate, (1, h)),
+        "hash_table": (gating.hash_tokens > 0, (gating.hash_tokens, gating.top_k)),
+        "latent_in": (latent, (d, h)),
+        "latent_in_bias": (latent and model.latent_bias, (d,)),
+        "latent_out": (latent, (h, d)),
+        "latent_out_bias": (latent and model.latent_bias, (h,)),
+        "output_bias": (model.output_bias, (h,)),
     }
     return {name: shape for name, (there, shape) in present.items() if there}
 
@@ -172,19 +220,22 @@ def random_weights(model: ModelSpec, seed: int, *, experts: Sequence[int] | None
     Raises :class:`InputError` for a negative seed or an expert that the model has not.
     """
     _check_seed(seed)
-    num_experts = model.gating.num_experts
+    num_experts = model.gating.num_ffn_experts
     chosen = range(num_experts) if experts is None else experts
     for expert in chosen:
         require_range("experts", expert, 0, num_experts - 1)
     deviations = _standard_deviations(model)
     one_expert = weight_shapes(model, num_experts=1)
-    arrays: dict[str, NDArray[np.float32]] = {
+    arrays: dict[str, NDArray[Any]] = {
         name: np.empty(shape, np.float32)
         for name, shape in weight_shapes(model, num_experts=len(chosen)).items()
     }
+    if "hash_table" in arrays:
+        arrays["hash_table"] = _random_table(model, np.random.default_rng([seed, _STREAM_HASH]))
     for stream, prefixes in (
         (_STREAM_GATE, ("router", "logit_", "selection_")),
         (_STREAM_SHARED, ("shared_",)),
+        (_STREAM_WHOLE, ("latent_", "output_")),
     ):
         rng = np.random.default_rng([seed, stream])
         for name, array in arrays.items():
@@ -196,6 +247,20 @@ def random_weights(model: ModelSpec, seed: int, *, experts: Sequence[int] | None
             if name in arrays:
                 arrays[name][slot] = _normal(rng, one_expert[name][1:], deviations[name])
     return LayerWeights(**arrays)
+
+
+def _random_table(model: ModelSpec, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return distinct experts for each token id."""
+    gating = model.gating
+    keys = rng.random((gating.hash_tokens, gating.num_experts))
+    return np.argsort(keys, axis=1)[:, : gating.top_k].astype(np.int64)
+
+
+def random_token_ids(model: ModelSpec, num_tokens: int, seed: int) -> NDArray[np.int64] | None:
+    """Return ``(num_tokens,)`` int64 token ids, seeded; None where no expert is chosen by them."""
+    if not model.gating.hash_tokens:
+        return None
+    return np.random.default_rng([seed, _STREAM_HASH, 1]).integers(0, model.gating.hash_tokens, num_tokens)
 
 
 def random_tokens(model: ModelSpec, num_tokens: int, seed: int) -> NDArray[np.float32]:
@@ -227,4 +292,7 @@ def _standard_deviations(model: ModelSpec) -> dict[str, float]:
     deviations["shared_down"] = 1.5 * max(model.d_shared, 1) ** -0.5
     deviations |= dict.fromkeys(("gate_bias", "up_bias", "down_bias"), 0.25)
     deviations |= {"logit_bias": 0.5, "selection_bias": 0.1}
-    return deviations
+    deviations |= dict.fromkeys(("shared_expert_gate", "latent_in"), model.d_model**-0.5)
+    deviations["latent_out"] = max(model.d_latent, 1) ** -0.5
+    biases = ("shared_gate_bias", "shared_up_bias", "shared_down_bias", "latent_in_bias", "latent_out_bias")
+    return deviations | dict.fromkeys((*biases, "output_bias"), 0.25)

@@ -73,7 +73,13 @@ def compare(file: str, vector: Vector) -> Case:
     A case is ok if the selected experts are the same, ``combine_max_abs_err <= 1e-6 * max(1, largest
     absolute combine weight)`` and ``output_rel_err = max |error| / std(output) <= 1e-5``.
     """
-    result = layer(vector.model, vector.weights, vector.flat_tokens, vector.sequence_lengths)
+    result = layer(
+        vector.model,
+        vector.weights,
+        vector.flat_tokens,
+        vector.sequence_lengths,
+        token_ids=vector.token_ids,
+    )
     combine_error = float(np.abs(result.combine - vector.combine).max())
     combine_bound = COMBINE_TOLERANCE * max(1.0, float(np.abs(vector.combine).max()))
     output_error = float(np.abs(result.output.reshape(vector.output.shape) - vector.output).max())

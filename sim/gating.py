@@ -19,6 +19,8 @@ from spec.model import Normalise, Score
 
 PRODUCT_PIPELINE = 9
 """Address to logit: RAM 1, burst 5, accumulator 3."""
+STORE_PIPELINE = 1
+"""Address to logit where the banks computed it: RAM 1."""
 TO_FIXED = 1
 SIGMOID = 8
 """Sigmoid 7, biased key 1."""
@@ -37,7 +39,8 @@ def latency(geometry: GateGeometry) -> int:
     """Return the cycles from a token's launch to its first assignment being valid on the output."""
     gating = geometry.gating
     softmax = gating.score is Score.SOFTMAX
-    cycles = geometry.product_cycles + PRODUCT_PIPELINE + TO_FIXED + (0 if softmax else SIGMOID)
+    cycles = geometry.product_cycles + (STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE)
+    cycles += TO_FIXED + (0 if softmax else SIGMOID)
     if gating.grouped:
         cycles += geometry.num_rows - 1 + GROUP_RANK
     score = EXP_SCORE if softmax else 0
@@ -76,6 +79,41 @@ def gate_cycles(geometry: GateGeometry, arrivals: Cycles, ready: Spans = ALWAYS)
     model = GateModel(geometry, len(offered))
     model.run(offered.max(axis=1), ready=ready)
     return GateCycles(model.beats_in(np.asarray(arrivals, dtype=np.int64)), model.launch, model.o)
+
+
+@dataclass(frozen=True)
+class BankedGateCycles:
+    """``launch`` (tokens,), ``freed`` (groups,) and the handshake cycles ``o`` (tokens * k,)."""
+
+    launch: Cycles
+    freed: Cycles
+    o: Cycles
+
+
+def banked_gate_cycles(
+    geometry: GateGeometry, logits: Cycles, group_ends: Cycles, ready: Spans = ALWAYS
+) -> BankedGateCycles:
+    """Return what the gate does with logits that the banks compute.
+
+    Parameters
+    ----------
+    logits : (tokens,) cycle in which the last of each token's logits comes, ascending.
+    group_ends : (groups,) last token of each group.
+    ready : readiness of the output.
+    """
+    launch = np.empty(len(logits), dtype=np.int64)
+    o = np.empty(len(logits) * geometry.gating.top_k, dtype=np.int64)
+    _launch(
+        np.asarray(logits, dtype=np.int64),
+        ready,
+        geometry.gating.top_k,
+        geometry.interval,
+        latency(geometry),
+        num_credits(geometry),
+        launch,
+        o,
+    )
+    return BankedGateCycles(launch, launch[group_ends] + geometry.product_cycles, o)
 
 
 class GateModel:
@@ -182,3 +220,29 @@ def walk_tokens(
             if slot:
                 offered = max(offered, o[slot - 1] + 1)
             o[slot] = taken(max(offered, room), ready)
+
+
+@njit(cache=True)
+def _launch(
+    logits: Cycles,
+    ready: Spans,
+    top_k: int,
+    interval: int,
+    latency: int,
+    num_credits: int,
+    launch: Cycles,
+    o: Cycles,
+) -> None:
+    """Fill ``launch`` and ``o`` of a gate whose tokens come as logits."""
+    for token in range(len(logits)):
+        start = logits[token] + 1
+        if token:
+            start = max(start, launch[token - 1] + interval)
+        if token >= num_credits:
+            start = max(start, o[(token - num_credits) * top_k + top_k - 1] + 1)
+        launch[token] = start
+        for slot in range(token * top_k, (token + 1) * top_k):
+            offered = start + latency + slot - token * top_k
+            if slot:
+                offered = max(offered, o[slot - 1] + 1)
+            o[slot] = taken(offered, ready)

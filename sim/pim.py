@@ -37,6 +37,10 @@ ISSUE = 1
 """From the decision to issue a command to the bus."""
 NEVER = np.int64(1) << 60
 """When something happens that does not happen, or is not known yet."""
+ROUTED, SHARED, ROUTER = 0, 1, 2
+"""What a job is for: a routed expert, the shared one, the router in the banks."""
+HALVES = 2
+"""Reads of a logit."""
 
 
 class Row(IntEnum):
@@ -143,9 +147,14 @@ class ChannelShape:
                     self.banks.visits(kind),
                 ]
                 for kind in (image.routed, image.shared or image.routed)
-            ],
+            ]
+            + [self._router_row()],
             dtype=np.int64,
         )
+
+    def _router_row(self) -> list[int]:
+        router = self.banks.image.router
+        return [router.hidden_blocks, router.in_tiles, 0, 0, self.banks.visits(router)] if router else [0] * 5
 
 
 GAPS = ("refresh", "row", "jobs", "lanes", "results", "inputs", "other")
@@ -232,6 +241,7 @@ class ChannelCycles:
     ----------
     i, o : (entries,), (output beats,) cycles of the transfers.
     offered : (output beats,) first cycle in which each beat is offered.
+    logits : (tokens of jobs with the router,) cycle in which the last of each token's logits is given.
     retired : (jobs,) cycle in which each job is done with.
     rows, columns : (commands, 3) cycle on the bus, kind, side.
     fires : tokens that met a tile.
@@ -241,6 +251,7 @@ class ChannelCycles:
     i: Cycles
     o: Cycles
     offered: Cycles
+    logits: Cycles
     retired: Cycles
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
@@ -278,36 +289,40 @@ class ChannelCycles:
 
 def channel_cycles(
     shape: ChannelShape,
-    shared: NDArray[np.bool_],
+    kinds: NDArray[np.bool_] | NDArray[np.int64],
     last: NDArray[np.bool_],
     arrivals: Cycles,
     *,
     first_refresh: int,
     ready: Spans = ALWAYS,
     tail: int = 0,
+    told: bool = True,
 ) -> ChannelCycles:
     """Return when a channel takes its entries, issues its commands and gives its results.
 
     Parameters
     ----------
-    shared, last : (entries,) whether the entry's expert is the shared one; whether it ends its job.
+    kinds, last : (entries,) what the entry is for (``ROUTED``, ``SHARED``, ``ROUTER``; without a router
+        whether it is the shared expert); whether it ends its job.
     arrivals : (entries,) first cycle in which each entry is offered, ascending.
     first_refresh : cycle in which the first refresh falls due.
     ready : readiness of ``o`` (:func:`sim.streams.readiness`).
     tail : cycles after the last output for which commands are still told.
+    told : whether commands are; without, what repeats is taken at once.
     """
     ends = np.flatnonzero(last)
     firsts = np.concatenate([[-1], ends]).astype(np.int64) + 1
     numbers, table = shape.numbers(), shape.table()
-    channels = new_channels(numbers, table, [first_refresh], len(ends))
+    routed = int(np.count_nonzero(kinds == ROUTER))
+    channels = new_channels(numbers, table, [first_refresh], len(ends), routed)
     taken_at = np.empty(len(arrivals), dtype=np.int64)
-    offered, o = (np.empty(len(arrivals) * shape.words, dtype=np.int64) for _ in range(2))
-    rows, columns = (np.empty((1024, 3), dtype=np.int64) for _ in range(2))
+    offered, o = (np.empty((len(arrivals) - routed) * shape.words, dtype=np.int64) for _ in range(2))
+    rows, columns = (np.empty((1024 if told else 0, 3), dtype=np.int64) for _ in range(2))
     while not _alone(
         numbers,
         table,
         channels,
-        shared[ends].astype(np.int64),
+        kinds[ends].astype(np.int64),
         firsts,
         np.ascontiguousarray(arrivals, dtype=np.int64),
         taken_at,
@@ -324,6 +339,7 @@ def channel_cycles(
         i=taken_at,
         o=o,
         offered=offered,
+        logits=channels.logit_at[0],
         retired=channels.jobs[0, RETIRED],
         rows=rows[: c.num_rows].copy(),
         columns=columns[: c.num_columns].copy(),
@@ -348,7 +364,7 @@ _FROM_0 = (
     *("l_word", "l_token", "room_from"),
     # Reads of blocks: phase, block, token, matrix; totals of what was read and written.
     *("d_out", "d_block", "d_token", "d_matrix", "blocks_read"),
-    *("hidden_reads", "hidden_writes", "output_reads", "w_block"),
+    *("hidden_reads", "hidden_writes", "output_reads", "w_block", "routed"),
     # Outputs: beats in the output register and gone from it, and the reads that they belong to.
     *("filled", "filled_reads", "filled_part", "gone", "gone_reads", "gone_part"),
     # Counts; what tells the time before the first MAC and after the last one apart.
@@ -375,7 +391,8 @@ _SCALARS = np.dtype(
 class Channels(NamedTuple):
     """What channels are doing; the first axis of everything is the channel, the second a name below.
 
-    Few arrays, because each costs compiling time in every function that gets them.
+    Few arrays, because each costs compiling time in every function that gets them. ``logit_at``: per token of
+    a job with the router, when the last of its logits was given.
     """
 
     at: Any
@@ -386,11 +403,12 @@ class Channels(NamedTuple):
     hidden_at: Cycles
     blocks: Cycles
     results: Cycles
+    logit_at: Cycles
     gaps: Cycles
 
 
 KIND, COUNT, FIRST, COMPLETE, RETIRED = range(5)
-"""Per job: 1 for the shared expert, entries, the first one's number, when its last one was taken, when it was
+"""Per job: what it is for, entries, the first one's number, when its last one was taken, when it was
 done with (or NEVER)."""
 _ASSIGNED, _OPENED, _USABLE, _STALE = range(4)
 _ASSIGNED_AT, _VISIT_DONE, _RCD_OK, _RAS_OK, _RC_OK, _RP_OK, _RTP_OK = range(7)
@@ -406,9 +424,12 @@ RESULTS = 2 * DEPTH
 
 
 def new_channels(
-    s: ChannelNumbers, table: NDArray[np.int64], first_refreshes: Sequence[int], jobs: int
+    s: ChannelNumbers, table: NDArray[np.int64], first_refreshes: Sequence[int], jobs: int, routed: int = 0
 ) -> Channels:
-    """Return empty channels that take at most so many jobs each; ``first_refreshes``: of each channel."""
+    """Return empty channels that take at most so many jobs each, and so many tokens for the router.
+
+    ``first_refreshes``: of each channel.
+    """
     count, never = len(first_refreshes), int(NEVER)
     at = np.zeros(count, dtype=_SCALARS)
     for names, start in ((_FROM_BEFORE, -1), (_LONG_AGO, LONG_AGO), (_FROM_1, 1)):
@@ -428,6 +449,7 @@ def new_channels(
         hidden_at=np.full((count, int(table[:, 0].max())), NEVER),
         blocks=full(4, never, -1),
         results=full(RESULTS, 0, 0, -1, 0, 0, 0, 0, -1, 0),
+        logit_at=np.zeros((count, routed), dtype=np.int64),
         gaps=np.zeros((count, len(GAPS)), dtype=np.int64),
     )
 
@@ -452,7 +474,7 @@ def _alone(
 
     Parameters
     ----------
-    kinds, firsts : of each job, whether it is the shared expert's, and its first entry; last their number.
+    kinds, firsts : of each job, what it is for, and its first entry; last their number.
     i, offered, o, rows, columns : filled.
     """
     c = channels.at[0]
@@ -460,9 +482,12 @@ def _alone(
         while c.jobs < len(kinds) and (c.jobs < BANKS or channels.jobs[0, RETIRED, c.jobs - BANKS] < NEVER):
             first, end = firsts[c.jobs], firsts[c.jobs + 1]
             add_job(channels, 0, kinds[c.jobs], first, arrivals[first:end], i[first:end])
-        until = NEVER if c.d_job < len(kinds) else c.out_taken + tail - ISSUE
+        last_result = c.out_taken
+        if c.routed:
+            last_result = max(last_result, channels.logit_at[0, c.routed - 1])
+        until = NEVER if c.d_job < len(kinds) else last_result + tail - ISSUE
         # The next job comes when one is done with, at the earliest a cycle after that.
-        advance(s, table, channels, 0, NEVER, 1, np.int64(0), until, True, rows, columns)
+        advance(s, table, channels, 0, NEVER, 1, np.int64(0), until, len(rows) > 0, rows, columns)
         fill_register(channels, 0)
         while c.gone < c.filled:
             place = c.gone
@@ -482,7 +507,7 @@ def add_job(channels: Channels, channel: int, kind: int, first: int, arrivals: C
 
     Parameters
     ----------
-    kind : 1 for the shared expert, else 0.
+    kind : what it is for.
     first : number of its first entry.
     arrivals : when each of its entries is offered.
     i : filled with when each is taken: one per cycle, into a free bank.
@@ -660,6 +685,7 @@ def advance(
             c.d_from = _walk_from(c.d_job, c.d_end, c.jobs, complete)
         if c.d_from < never and c.blocks_read < c.started and block_from[c.blocks_read % 4] < never:
             when = max(c.d_from, block_from[c.blocks_read % 4], c.read_ok, c.column_free, c.refresh_end)
+            is_router = kinds[c.d_job] == ROUTER
             final = c.d_out or c.d_matrix == s.matrices - 1
             if c.d_out:
                 if c.output_reads >= DEPTH:
@@ -670,7 +696,7 @@ def advance(
                         when = never
                     else:
                         when = max(when, popped + 1)
-            elif final and c.hidden_reads >= DEPTH:
+            elif final and not is_router and c.hidden_reads >= DEPTH:
                 if c.hidden_writes <= c.hidden_reads - DEPTH:
                     when = never
                 else:
@@ -794,19 +820,19 @@ def advance(
                 if c.m_tile == (table[kind, 3] if c.m_out else table[kind, 1]):
                     c.m_tile = 0
                     c.m_matrix += 1
-                    if c.m_out or c.m_matrix == s.matrices:
+                    is_router = kind == ROUTER
+                    if c.m_out or is_router or c.m_matrix == s.matrices:
                         c.m_matrix = 0
                         block_from[(c.started - 1) % 4] = last_fire + ARRAY_LATENCY + 1
                         c.m_block += 1
                         if c.m_block == (table[kind, 2] if c.m_out else table[kind, 0]):
                             c.m_block = 0
-                            if c.m_out:
-                                group_done = True
-                            else:
+                            group_done = c.m_out == 1 or is_router
+                            if not c.m_out:
                                 # The group's inputs are not needed any more.
                                 c.room_from = last_fire
                                 word_at[:] = never
-                            c.m_out = 1 - c.m_out
+                            c.m_out = 0 if group_done else 1
                 if c.m_column == s.bursts_per_row or group_done:
                     c.m_column = 0
                     assigned[c.m_side] = False
@@ -846,7 +872,8 @@ def advance(
             tokens = min(s.group_tokens, counts[c.d_job] - c.d_group * s.group_tokens)
             c.d_from, c.d_between = now + 1, 0
             last_block = c.d_block == (table[kind, 2] if c.d_out else table[kind, 0]) - 1
-            if not c.d_out and c.d_matrix < s.matrices - 1:
+            is_router = kind == ROUTER
+            if not c.d_out and c.d_matrix < (HALVES if is_router else s.matrices) - 1:
                 c.d_matrix += 1
             else:
                 c.d_matrix = 0
@@ -860,6 +887,10 @@ def advance(
                     popped_at[at] = never
                     c.output_reads += 1
                     unknown_job = min(unknown_job, now + reaction)
+                elif is_router:
+                    if last_block:
+                        channels.logit_at[channel, c.routed] = now + READ_LATENCY
+                        c.routed += 1
                 else:
                     at = c.hidden_reads % RESULTS
                     queue_from[at] = now + READ_LATENCY + s.parts - 1 + s.activation + QUEUE_LATENCY
@@ -873,7 +904,7 @@ def advance(
                     c.d_block += 1
                     if last_block:
                         c.d_block = 0
-                        if c.d_out:
+                        if c.d_out or is_router:
                             hidden_at[:] = never
                             c.w_block = 0
                             c.d_group += 1
@@ -882,7 +913,7 @@ def advance(
                                 c.d_job, c.d_group = c.d_job + 1, 0
                                 c.d_end, c.d_between = now, 1
                                 unknown_job = min(unknown_job, now + reaction)
-                        c.d_out = 1 - c.d_out
+                        c.d_out = 0 if c.d_out or is_router else 1
         elif now == load_at:
             if told:
                 columns[c.num_columns] = (now + ISSUE, 2, 0)

@@ -28,6 +28,7 @@ from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.dram_check import REF, Commands
 from sim.dram_trace import trace_text
 from sim.pim import ChannelTotals
+from sim.pim_banked import banked_cycles
 from sim.pim_layer import (
     PimRun,
     PimShape,
@@ -100,7 +101,7 @@ def run_pim_model(
     shape = PimShape(banks, design, streams, banks.round_robin() if placement is None else placement)
     load_compiled()
     started = time.perf_counter()
-    times, channels = pim_cycles(shape, _arrivals(shape.banks, len(ids)), first_refreshes(shape.banks))
+    times, channels = _modelled(shape, _arrivals(banks, len(ids)))
     wall = time.perf_counter() - started
     report = _report(
         model, shape, "model", wall, routing_report(routing, ids, model.gating.num_experts, None)
@@ -186,14 +187,11 @@ def run_pim_layer(
         checks += found
         if expected is not None:
             _add_run(report, shape, seen, expected)
-            taken = [stream.taken for stream in seen.entries]
             buses = [(commands.rows, commands.columns) for commands in _commands_and_first_refresh(run)]
-            slots = _mac_slots(shape, seen, expected.unit_entries, taken, buses)
+            slots = _mac_slots(shape, seen.numbered_as(expected), buses)
         if arrivals is None and output_ready is None:
             started = time.perf_counter()
-            times, channels = pim_cycles(
-                shape, _arrivals(banks, len(workload.tokens)), first_refreshes(banks)
-            )
+            times, channels = _modelled(shape, _arrivals(banks, len(workload.tokens)))
             report.wall_s += time.perf_counter() - started
             _add_model(report, shape, times, channels)
     if result.timeout is None and len(seen.output.taken):
@@ -225,6 +223,12 @@ def build_pim_layer(
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
     config = (anonymous, dataclasses.replace(design, name="design"))
     return build("layer", layer_component(model, design), config=config, trace=trace, root=root)
+
+
+def _modelled(shape: PimShape, arrivals: Cycles) -> tuple[PimTimes, list[ChannelTotals]]:
+    """Return the composed model's times, and what each channel counted."""
+    model = pim_cycles if shape.banks.image.router is None else banked_cycles
+    return model(shape, arrivals, first_refreshes(shape.banks))
 
 
 def _arrivals(banks: BankGeometry, num_tokens: int) -> Cycles:
@@ -290,12 +294,15 @@ def _report(model: ModelSpec, shape: PimShape, engine: str, wall: float, routing
 def _layout(shape: PimShape, assignments: list[int], jobs: list[int]) -> dict[str, Any]:
     """Return what each channel holds and how much of the run's work it did; lists with a value per channel.
 
-    ``rows`` are those that experts take in each bank, ``assignments`` pairs of token and expert.
+    ``rows`` are those that experts, and a router in the banks, take in each bank, ``assignments`` pairs of
+    token and expert.
     """
     banks, placement = shape.banks, shape.placement
     return {
         "file": None,
-        "experts": [len(bases) for bases in banks.bases(placement)],
+        "experts": [
+            sum(channel in channels for channels in placement) for channel in range(banks.pim.channels)
+        ],
         "rows": rows_used(placement, banks),
         "rows_per_bank": banks.pim.dram.rows,
         "assignments": assignments,
@@ -337,20 +344,17 @@ def _commands_and_first_refresh(run: PimRun) -> list[Commands]:
 def _mac_slots(
     shape: PimShape,
     times: PimTimes,
-    unit_entries: Sequence[Cycles],
-    taken: Sequence[Cycles],
     buses: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
 ) -> dict[str, int]:
     """Return where all channels' time went between the layer's first and last beat.
 
-    ``unit_entries``, ``taken``, ``buses``: per channel its entries, numbered as in the streams, when they
-    were taken, its row and column commands.
+    ``buses``: per channel its row and column commands.
     """
-    streams, parts = shape.streams, []
+    parts = []
     start, end = int(times.tokens.taken[0]), int(times.output.taken[-1]) + 1
-    for entries, cycles, (rows, columns) in zip(unit_entries, taken, buses, strict=True):
-        experts, last = streams.entry_expert[entries], streams.entry_last[entries]
-        trace = ChannelTrace.of(shape.banks, experts, last, cycles, rows, columns)
+    for (numbers, into), (rows, columns) in zip(times.into_channels(), buses, strict=True):
+        experts, last = shape.entries_of(numbers)
+        trace = ChannelTrace.of(shape.banks, experts, last, into.taken, rows, columns)
         parts.append(mac_slots(shape.banks, trace, start, end))
     return total(parts)
 

@@ -1,18 +1,27 @@
 """Model families as data: how a Hugging Face configuration and its arrays become a model.
 
-A row (``spec/families/<family>.toml``; the file's name is Hugging Face's ``model_type``) has
+A row (``spec/families/<family>.toml``) has
 
 * ``source``: where the formulas were read,
-* ``[requires]``: configuration key -> the values that this row covers, where the key is present,
+* ``model_types``: Hugging Face's ``model_type`` where that is not the file's name, or not it alone,
+* ``nested``: configuration keys whose tables hold the layer's keys (``text_config``),
+* ``ignored``: keys that the reference implementation does not read, whatever their names say,
+* ``[aliases]``: another name of a key -> the key,
+* ``[defaults]``: key -> what the configuration class takes where it is absent,
+* ``[requires]``: key -> the values that this row covers, where the key is present,
 * ``[model]``: the fields of :class:`spec.model.ModelSpec`, each a constant or a :class:`FromConfig`,
 * ``[weights]``: canonical weight -> :class:`WeightSource`, where it lies and how it is laid out.
+
+A key of a configuration that no row or list names and that sounds like a part of an MoE layer
+(``spec/config_keys.toml``) is refused: it could change what is computed.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -34,6 +43,16 @@ WEIGHT_NAMES = (
     "shared_gate",
     "shared_up",
     "shared_down",
+    "shared_gate_bias",
+    "shared_up_bias",
+    "shared_down_bias",
+    "shared_expert_gate",
+    "hash_table",
+    "latent_in",
+    "latent_in_bias",
+    "latent_out",
+    "latent_out_bias",
+    "output_bias",
 )
 """Canonical names of a layer's weights, in the order in which they are checked and generated."""
 
@@ -49,10 +68,17 @@ class Take(StrEnum):
 
 
 class Combine(StrEnum):
-    """How several configuration keys make one number."""
+    """How configuration keys make one number.
+
+    ``quotient``: the sum of all but the last by the last, rounded down. ``periodic``: of (layers, period,
+    offset), how many layers have a number that leaves the offset. ``complement``: 1 minus one key.
+    """
 
     SUM = "sum"
     PRODUCT = "product"
+    QUOTIENT = "quotient"
+    PERIODIC = "periodic"
+    COMPLEMENT = "complement"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +90,17 @@ class WeightSource:
     array : name of the stored array; ``{e}`` in it stands for the expert's number (one array each).
     take : the part of the output axis that is this weight's.
     in_out : matrices are stored (in, out) instead of (out, in).
+    stacked : the experts' matrices lie one below the other in a single matrix.
+    one_row : a vector is stored as a matrix of one row.
+    identity_rows : identity experts have matrices here too, which nothing reads.
     """
 
     array: str
     take: Take = Take.ALL
     in_out: bool = False
+    stacked: bool = False
+    one_row: bool = False
+    identity_rows: bool = False
 
     @property
     def per_expert(self) -> bool:
@@ -76,50 +108,176 @@ class WeightSource:
         return "{e}" in self.array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FromConfig:
     """A field's value from configuration keys.
 
     Attributes
     ----------
-    keys : configuration keys; with ``combine = "sum"`` a leading ``-`` subtracts.
-    combine : sum or product, where there are several keys.
-    default : value if one of the keys is absent; None: they must be present.
+    keys : configuration keys, ``a.b`` is key b of table a; a leading ``-`` subtracts in a sum.
+    combine : how keys make one number; None: a single key's value as it is.
+    default : value if one of the keys is absent or null; None: they must be present.
     when : values for a key that is true or false; None: the number itself.
+    values : value by the key's value as JSON without quotes (``silu``, ``1``, ``null``); ``other`` is for
+        those that are not listed, None: they are refused.
+    replace : as ``values``, but what is not listed stays as it is.
+    count : how many items of a list, or letters of a text, are among these; of the first key that is present.
+    by_layer : the key may be a list with a value for each layer. Where these differ, ``layer_idx`` of the
+        configuration says which; without it the last layer stands for all.
+    only, otherwise : the keys are read only where other keys have one of these values (an empty list: any but
+        null); else ``otherwise``.
     """
 
     keys: tuple[str, ...]
-    combine: Combine
-    default: object
-    when: tuple[object, object] | None
+    combine: Combine | None = None
+    default: object = None
+    when: tuple[object, object] | None = None
+    values: dict[str, object] | None = None
+    other: object = None
+    replace: dict[str, object] | None = None
+    count: tuple[str, ...] = ()
+    by_layer: bool = False
+    only: dict[str, list[Any]] = field(default_factory=dict)
+    otherwise: object = None
+
+    @property
+    def names(self) -> list[str]:
+        """The keys without signs."""
+        return [key.removeprefix("-") for key in self.keys]
 
     def value(self, config: dict[str, Any]) -> object:
         """Return the field's value; :class:`InputError` where the configuration has none."""
-        names = [key.removeprefix("-") for key in self.keys]
-        for name in names:
-            if config.get(name) is None:
+        for key, allowed in self.only.items():
+            value = self._read(config, key)
+            if value is None or (allowed and value not in allowed):
+                return self.otherwise
+        found = {name: self._read(config, name) for name in self.names}
+        if self.values is not None and len(found) == 1:
+            [(name, only)] = found.items()
+            if only is not None or "null" in self.values:
+                return self._mapped(name, only)
+        if self.count:
+            return self._counted(found)
+        for name, value in found.items():
+            if value is None:
                 if self.default is not None:
                     return self.default
                 raise InputError("is missing", key=f"config.{name}")
         if self.when is not None:
-            flag = config[names[0]]
-            require(type(flag) is bool, f"must be true or false, not {flag!r}", key=f"config.{names[0]}")
+            flag = found[self.names[0]]
+            require(type(flag) is bool, f"must be true or false, not {flag!r}", key=f"config.{self.names[0]}")
             return self.when[0] if flag else self.when[1]
-        if len(names) == 1:
-            return config[names[0]]
-        for name in names:
-            number = config[name]
+        if self.combine is not None:
+            return self._combined(found)
+        value = found[self.names[0]]
+        return value if self.replace is None else self.replace.get(_json_text(value), value)
+
+    def _read(self, config: dict[str, Any], name: str) -> Any:
+        value = _lookup(config, name)
+        if not (self.by_layer and isinstance(value, list) and value):
+            return value
+        if all(item == value[0] for item in value):
+            return value[0]
+        layer = config.get("layer_idx", len(value) - 1)
+        ok = type(layer) is int and 0 <= layer < len(value)
+        require(
+            ok,
+            f"must be a layer, 0..{len(value) - 1} (length of {name}), not {layer!r}",
+            key="config.layer_idx",
+        )
+        return value[layer]
+
+    def _mapped(self, name: str, value: object) -> object:
+        assert self.values is not None
+        text = _json_text(value)
+        if text in self.values:
+            return self.values[text]
+        if self.other is None:
+            known = ", ".join(self.values)
+            raise InputError(f"must be one of {known}, not {value!r:.80}", key=f"config.{name}")
+        return self.other
+
+    def _counted(self, found: dict[str, Any]) -> object:
+        for name, value in found.items():
+            if value is not None:
+                require(
+                    isinstance(value, list | str),
+                    f"must be a list or text, not {value!r}",
+                    key=f"config.{name}",
+                )
+                return sum(item in self.count for item in value)
+        return self.default
+
+    def _combined(self, found: dict[str, Any]) -> object:
+        if self.combine is Combine.COMPLEMENT:
+            [(name, share)] = found.items()
+            ok = type(share) in (int, float) and 0 <= share <= 1
+            require(ok, f"must be in 0..1, not {share!r}", key=f"config.{name}")
+            return 1.0 - share
+        for name, number in found.items():
             ok = type(number) is int and 0 <= number < 1 << 32
             require(ok, f"must be a whole number from 0, not {number!r}", key=f"config.{name}")
+        numbers = list(found.values())
         if self.combine is Combine.PRODUCT:
-            return prod(config[name] for name in names)
-        return sum(
-            -config[name] if key.startswith("-") else config[name]
-            for key, name in zip(self.keys, names, strict=True)
-        )
+            return prod(numbers)
+        if self.combine is Combine.SUM:
+            return sum(
+                -number if key.startswith("-") else number
+                for key, number in zip(self.keys, numbers, strict=True)
+            )
+        place = 1 if self.combine is Combine.PERIODIC else -1
+        divisor = numbers[place]
+        require(divisor > 0, f"must be above 0, not {divisor}", key=f"config.{self.names[place]}")
+        if self.combine is Combine.PERIODIC:
+            return len(range(numbers[2], numbers[0], divisor))
+        return sum(numbers[:-1]) // divisor
 
 
-@dataclass(frozen=True)
+def _json_text(value: object) -> str:
+    """Return a value as JSON, a text without its quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _lookup(config: dict[str, Any], name: str) -> Any:
+    """Return a key's value, ``a.b`` in the table a; None where it is absent."""
+    value: Any = config
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigKeys:
+    """What is said of configuration keys for all families (``spec/config_keys.toml``).
+
+    Attributes
+    ----------
+    words : parts of a key's name that make it sound like a part of an MoE layer.
+    harmless : keys with such a part that change nothing in an MoE layer's output.
+    activations : Hugging Face's name of an activation -> ours.
+    """
+
+    words: frozenset[str]
+    harmless: frozenset[str]
+    activations: dict[str, object]
+
+    def suspicious(self, key: str) -> bool:
+        """Whether an unknown key could change what a layer computes, by its name."""
+        return key not in self.harmless and not self.words.isdisjoint(key.lower().split("_"))
+
+
+@cache
+def config_keys() -> ConfigKeys:
+    """Return the lists of ``spec/config_keys.toml``."""
+    table = read_toml(PRESETS / "config_keys.toml")
+    return ConfigKeys(
+        words=frozenset(table["words"]),
+        harmless=frozenset(table["harmless"]),
+        activations=table["activations"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One family's row.
 
@@ -128,6 +286,7 @@ class Family:
     fields : dotted field of ModelSpec -> constant or :class:`FromConfig`.
     requires : configuration key -> values covered.
     weights : canonical name -> where it lies.
+    model_types, nested, ignored, aliases, defaults : as in the module's description.
     """
 
     name: str
@@ -135,35 +294,74 @@ class Family:
     requires: dict[str, list[Any]]
     fields: dict[str, object]
     weights: dict[str, WeightSource]
+    model_types: list[str]
+    nested: list[str]
+    ignored: list[str]
+    aliases: dict[str, str]
+    defaults: dict[str, Any]
 
     def model(self, config: dict[str, Any], *, name: str) -> ModelSpec:
         """Return the model that a Hugging Face configuration describes.
 
         Raises :class:`InputError`; its key is the configuration's (``config.<key>``) wherever the
-        offending field was read from it. Keys that the row does not mention are ignored.
+        offending field was read from it.
         """
+        config = self._resolved(config)
         for key, allowed in self.requires.items():
-            if key in config and config[key] not in allowed:
-                covered = " or ".join(repr(value) for value in allowed)
+            value = config.get(key)
+            # A list has a value for each layer.
+            values = value if isinstance(value, list) and value else [value]
+            if value is not None and value not in allowed and any(item not in allowed for item in values):
+                covered = " or ".join(repr(item) for item in allowed)
                 raise InputError(
-                    f"must be {covered} in family {self.name}, not {config[key]!r}", key=f"config.{key}"
+                    f"must be {covered} in family {self.name}, not {value!r}", key=f"config.{key}"
                 )
         table: dict[str, Any] = {"name": name}
-        for dotted, field in self.fields.items():
+        for dotted, entry in self.fields.items():
             *path, leaf = dotted.split(".")
             target = table
             for part in path:
                 target = target.setdefault(part, {})
-            target[leaf] = field.value(config) if isinstance(field, FromConfig) else field
+            target[leaf] = entry.value(config) if isinstance(entry, FromConfig) else entry
         try:
             spec: ModelSpec = build_spec(ModelSpec, table)
         except InputError as error:
             place = error.key
-            field = self.fields.get(place or "")
-            if isinstance(field, FromConfig):
-                place = " and ".join(f"config.{name.removeprefix('-')}" for name in field.keys)
+            entry = self.fields.get(place or "")
+            if isinstance(entry, FromConfig):
+                place = " and ".join(f"config.{name}" for name in entry.names)
             raise InputError(error.rule, key=place) from None
         return spec
+
+    def _resolved(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return a configuration with tables and aliases resolved and defaults filled in."""
+        resolved = dict(config)
+        for key in self.nested:
+            if isinstance(config.get(key), dict):
+                resolved |= config[key]
+        for alias, key in self.aliases.items():
+            value = resolved.pop(alias, None)
+            if value is not None:
+                same = resolved.setdefault(key, value) == value
+                require(
+                    same, f"must equal config.{key}={resolved[key]!r}, not {value!r}", key=f"config.{alias}"
+                )
+        known = self._known_keys()
+        for key, value in resolved.items():
+            if value is not None and key not in known and config_keys().suspicious(key):
+                raise InputError(
+                    f"is unknown in family {self.name} and could change what the layer computes, by its name;"
+                    f" not {value!r:.80}",
+                    key=f"config.{key}",
+                )
+        return self.defaults | resolved
+
+    def _known_keys(self) -> set[str]:
+        known = {*self.requires, *self.nested, *self.ignored, *self.defaults, "layer_idx"}
+        for entry in self.fields.values():
+            if isinstance(entry, FromConfig):
+                known.update(name.split(".")[0] for name in (*entry.names, *entry.only))
+        return known
 
 
 def family_names() -> list[str]:
@@ -192,26 +390,42 @@ def load_config(path: Path) -> ModelSpec:
         raise InputError(f"is not valid JSON: {error}", file=path) from None
     try:
         require(isinstance(config, dict), f"must be a JSON object, not {type(config).__name__}")
-        family = config.get("model_type")
-        require(isinstance(family, str), f"must be a family's name, not {family!r}", key="model_type")
-        if family not in family_names():
+        model_type = config.get("model_type")
+        require(isinstance(model_type, str), f"must be a family's name, not {model_type!r}", key="model_type")
+        families = [family for family in map(load_family, family_names()) if model_type in family.model_types]
+        if not families:
             known = ", ".join(family_names())
-            raise InputError(f"must be one of {known}, not {family!r}", key="model_type")
-        return load_family(family).model(config, name=path.parent.name or path.stem)
+            raise InputError(f"must be one of {known}, not {model_type!r}", key="model_type")
+        return families[0].model(config, name=path.parent.name or path.stem)
     except InputError as error:
         raise error.at(file=path) from None
 
 
+_ROW_KINDS = {
+    "source": str,
+    "model_types": list,
+    "nested": list,
+    "ignored": list,
+    "aliases": dict,
+    "defaults": dict,
+    "requires": dict,
+    "model": dict,
+    "weights": dict,
+}
+_ROW_NEEDS = ("source", "model", "weights")
+
+
 def _parse_row(name: str, table: dict[str, Any]) -> Family:
-    unknown = sorted(set(table) - {"source", "requires", "model", "weights"})
+    unknown = sorted(set(table) - set(_ROW_KINDS))
     require(
-        not unknown, "unknown key; known are model, requires, source, weights", key=next(iter(unknown), None)
+        not unknown,
+        f"unknown key; known are {', '.join(sorted(_ROW_KINDS))}",
+        key=next(iter(unknown), None),
     )
-    for key, kind in (("source", str), ("model", dict), ("weights", dict)):
-        require(isinstance(table.get(key), kind), "is missing or of the wrong type", key=key)
-    requires = table.get("requires", {})
-    require(isinstance(requires, dict), f"must be a table, not {requires!r}", key="requires")
-    for key, allowed in requires.items():
+    for key, kind in _ROW_KINDS.items():
+        value = table.get(key, None if key in _ROW_NEEDS else kind())
+        require(isinstance(value, kind), "is missing or of the wrong type", key=key)
+    for key, allowed in table.get("requires", {}).items():
         require(
             isinstance(allowed, list), f"must be a list of values, not {allowed!r}", key=f"requires.{key}"
         )
@@ -221,7 +435,18 @@ def _parse_row(name: str, table: dict[str, Any]) -> Family:
         require(key in WEIGHT_NAMES, f"unknown weight; known are {', '.join(WEIGHT_NAMES)}", key=dotted)
         require(isinstance(entry, dict), f"must be a table, not {entry!r}", key=dotted)
         weights[key] = build_spec(WeightSource, entry, prefix=f"{dotted}.")
-    return Family(name, table["source"], requires, _parse_fields(table["model"], ""), weights)
+    return Family(
+        name=name,
+        source=table["source"],
+        requires=table.get("requires", {}),
+        fields=_parse_fields(table["model"], ""),
+        weights=weights,
+        model_types=table.get("model_types", [name]),
+        nested=table.get("nested", []),
+        ignored=table.get("ignored", []),
+        aliases=table.get("aliases", {}),
+        defaults=table.get("defaults", {}),
+    )
 
 
 def _parse_fields(table: dict[str, Any], prefix: str) -> dict[str, object]:
@@ -236,19 +461,39 @@ def _parse_fields(table: dict[str, Any], prefix: str) -> dict[str, object]:
     return fields
 
 
+_FIELD_KEYS = {
+    "keys",
+    "combine",
+    "default",
+    "when_true",
+    "when_false",
+    "values",
+    "other",
+    "replace",
+    "count",
+    "by_layer",
+    "only",
+    "otherwise",
+}
+
+
 def _parse_from_config(table: dict[str, Any], key: str) -> FromConfig:
-    known = {"keys", "combine", "default", "when_true", "when_false"}
     for name in table:
-        require(name in known, f"unknown key; known are {', '.join(sorted(known))}", key=f"{key}.{name}")
+        require(
+            name in _FIELD_KEYS,
+            f"unknown key; known are {', '.join(sorted(_FIELD_KEYS))}",
+            key=f"{key}.{name}",
+        )
     keys = table["keys"]
     ok = isinstance(keys, list) and bool(keys) and all(isinstance(item, str) for item in keys)
     require(ok, f"must be a list of configuration keys, not {keys!r}", key=f"{key}.keys")
     combines = [member.value for member in Combine]
     combine = table.get("combine")
+    alone = combine is None or combine == Combine.COMPLEMENT
     require(
-        combine in combines if len(keys) > 1 else combine is None,
-        f"must be one of {', '.join(combines)} where there are several keys, and absent otherwise,"
-        f" not {combine!r}",
+        combine in (None, *combines) and ("count" in table or alone is (len(keys) == 1)),
+        f"must be one of {', '.join(combines)} where there are several keys, and absent or complement"
+        f" otherwise, not {combine!r}",
         key=f"{key}.combine",
     )
     when = None
@@ -256,4 +501,24 @@ def _parse_from_config(table: dict[str, Any], key: str) -> FromConfig:
         ok = "when_true" in table and "when_false" in table and len(keys) == 1
         require(ok, "needs when_true, when_false and a single key", key=key)
         when = (table["when_true"], table["when_false"])
-    return FromConfig(tuple(keys), Combine(combine or Combine.SUM), table.get("default"), when)
+    values = table.get("values")
+    if values == "activations":
+        values = config_keys().activations
+    require(
+        values is None or (isinstance(values, dict) and len(keys) == 1),
+        f"must be a table or 'activations', with a single key, not {values!r}",
+        key=f"{key}.values",
+    )
+    return FromConfig(
+        keys=tuple(keys),
+        combine=None if combine is None else Combine(combine),
+        default=table.get("default"),
+        when=when,
+        values=values,
+        other=table.get("other"),
+        replace=table.get("replace"),
+        count=tuple(table.get("count", ())),
+        by_layer=table.get("by_layer", False),
+        only=table.get("only", {}),
+        otherwise=table.get("otherwise"),
+    )

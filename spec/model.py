@@ -1,6 +1,7 @@
 """One Mixture-of-Experts layer: shape, gating algebra, expert FFN, shared branch, capacity.
 
-A model is data. Nothing here knows hardware; :mod:`spec.design` does.
+A model is data. Nothing here knows hardware; :mod:`spec.design` does, and :mod:`spec.hardware` says which
+of these terms the hardware has.
 """
 
 from __future__ import annotations
@@ -8,19 +9,37 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
+from math import ceil
 
 from spec.errors import require, require_range
 
-MAX_EXPERTS = 512
-MAX_TOP_K = 16
+MAX_EXPERTS = 4096
+MAX_TOP_K = 64
 SCALE_MULTIPLE = 16
+NO_PLACES = -1
+"""An ``expert_capacity`` that drops every assignment; 0 drops none."""
 
 
 class Score(StrEnum):
-    """What turns router logits into scores."""
+    """What turns router logits into scores; ``none``: the score is the logit."""
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
+    SQRT_SOFTPLUS = "sqrt_softplus"
+    NONE = "none"
+
+
+class Selection(StrEnum):
+    """How a token's experts are chosen.
+
+    ``top_k``: the largest selection scores. ``sparse_mixer``: one after another, the largest logit of those
+    left; the weight is a softmax over those left whose logits are near it (SparseMixer-v2, arXiv 2409.12136,
+    in evaluation). ``hash``: a table from token id to experts (arXiv 2106.04426); scores give weights only.
+    """
+
+    TOP_K = "top_k"
+    SPARSE_MIXER = "sparse_mixer"
+    HASH = "hash"
 
 
 class GroupScore(StrEnum):
@@ -30,23 +49,61 @@ class GroupScore(StrEnum):
     MAX = "max"
 
 
+class GroupMask(StrEnum):
+    """What becomes of the selection scores of groups that lose: minus infinity, or 0.
+
+    With ``zero`` an expert of a losing group still beats one whose selection score is negative.
+    """
+
+    MINUS_INFINITY = "minus_infinity"
+    ZERO = "zero"
+
+
 class Normalise(StrEnum):
     """How the selected scores become weights.
 
-    ``sum`` divides by the sum of the selected scores plus epsilon; for a softmax score this is the
-    softmax over the selected logits. A sum of 0 gives weights of 0. ``none`` keeps the scores.
+    ``sum`` divides by the sum of the selected scores and epsilon; for a softmax score this is the
+    softmax over the selected logits. A sum of 0 gives weights of 0. ``p_norm`` divides by the norm of the
+    order ``norm_order`` instead. ``none`` keeps the scores.
     """
 
     NONE = "none"
     SUM = "sum"
+    P_NORM = "p_norm"
+
+
+class Epsilon(StrEnum):
+    """Whether epsilon is added to the denominator or is its least value."""
+
+    ADDED = "added"
+    CLAMPED = "clamped"
+
+
+class AppliedTo(StrEnum):
+    """What a weight multiplies: an expert's output, or its input."""
+
+    OUTPUT = "output"
+    INPUT = "input"
 
 
 class Activation(StrEnum):
-    """Activation of an expert; ``silu`` and ``clamped_swiglu`` are gated (three matrices)."""
+    """Activation of an expert.
+
+    ``gelu`` is the exact one, ``gelu_tanh`` its approximation by tanh, ``quick_gelu`` that by a sigmoid of
+    1.702 x, ``relu2`` the square of relu, ``linear`` none. ``clamped_swiglu`` is gpt-oss's
+    (:class:`FfnSpec`). ``relu`` and ``relu2`` have no gate matrix unless the FFN says so.
+    """
 
     SILU = "silu"
     CLAMPED_SWIGLU = "clamped_swiglu"
     RELU = "relu"
+    RELU2 = "relu2"
+    GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
+    QUICK_GELU = "quick_gelu"
+    SIGMOID = "sigmoid"
+    TANH = "tanh"
+    LINEAR = "linear"
 
 
 class CapacityRule(StrEnum):
@@ -55,12 +112,21 @@ class CapacityRule(StrEnum):
     ``switch``: token by token, a token's choices in turn (arXiv 2101.03961, section 2.2). ``gshard``: all
     first choices before all second ones, and so on, each in token order (arXiv 2006.16668, algorithm
     1; NLLB-MoE as released). ``batch_priority``: as ``gshard``, but tokens in descending order of their
-    largest weight (V-MoE, arXiv 2106.05974, section 4; NLLB-MoE with ``batch_prioritized_routing``).
+    largest weight (V-MoE, arXiv 2106.05974, section 4); ``score_priority``: of their largest score, before
+    it is normalised (NLLB-MoE with ``batch_prioritized_routing``).
     """
 
     SWITCH = "switch"
     GSHARD = "gshard"
     BATCH_PRIORITY = "batch_priority"
+    SCORE_PRIORITY = "score_priority"
+
+
+class CapacityScope(StrEnum):
+    """Whether an expert's places count for each sequence, or for all tokens of a batch."""
+
+    SEQUENCE = "sequence"
+    BATCH = "batch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,25 +136,45 @@ class GatingSpec:
     Attributes
     ----------
     num_experts, top_k : experts that the router knows, experts chosen per token.
-    score : softmax over all experts, or sigmoid of each logit.
+    num_identity_experts : so many of them, the last ones, return their input (zero-computation experts,
+        arXiv 2410.07348; LongCat-Flash).
+    score : softmax over all experts, sigmoid or sqrt(softplus) of each logit, or the logit itself.
+    weight_score : the score that becomes the weight, where it is another one than that of the selection.
+    selection : the largest selection scores, SparseMixer or a hash table.
+    jitter : SparseMixer's tolerance: logits within ``2 * jitter`` of the largest (relative) are near it.
+    hash_tokens : token ids in the hash table, 0 without one.
     logit_bias : a bias added to the logits (gpt-oss, Switch), seen by selection and weights.
     selection_bias : a bias added to the scores for the selection only (DeepSeek-V3, noaux_tc).
     num_groups, topk_groups : experts lie in equal groups of which only the best take part.
     group_score : what ranks the groups: the sum of the two best scores, or the best.
-    normalise, epsilon, scale : weight = score / (sum + epsilon) * scale, or score * scale.
+    group_mask : what becomes of the scores of the others.
+    normalise, epsilon, epsilon_rule, norm_order, scale : weight = score / (sum + epsilon) * scale,
+        score / max(sum, epsilon) * scale, score / p-norm * scale, or score * scale.
+    normalise_kept : the sum is over the assignments that found a place at their expert (NLLB-MoE).
+    weight_applied_to : the expert's output or its input.
     """
 
     num_experts: int
     top_k: int
+    num_identity_experts: int = 0
     score: Score = Score.SOFTMAX
+    weight_score: Score | None = None
+    selection: Selection = Selection.TOP_K
+    jitter: float = 0.0
+    hash_tokens: int = 0
     logit_bias: bool = False
     selection_bias: bool = False
     num_groups: int = 1
     topk_groups: int = 1
     group_score: GroupScore = GroupScore.TOP2_SUM
+    group_mask: GroupMask = GroupMask.MINUS_INFINITY
     normalise: Normalise = Normalise.SUM
     epsilon: float = 0.0
+    epsilon_rule: Epsilon = Epsilon.ADDED
+    norm_order: float = 1.0
     scale: float = 1.0
+    normalise_kept: bool = False
+    weight_applied_to: AppliedTo = AppliedTo.OUTPUT
 
     def __post_init__(self) -> None:
         require_range("num_experts", self.num_experts, 1, MAX_EXPERTS)
@@ -110,28 +196,47 @@ class GatingSpec:
             f" of {self.group_size} hold {self.topk_groups * self.group_size}",
             key="topk_groups",
         )
-        require(
-            self.score is Score.SIGMOID or not self.selection_bias,
-            "needs score='sigmoid' (a softmax score with a selection bias is not supported yet)",
-            key="selection_bias",
-        )
-        require(
-            not self.grouped or self.score is Score.SIGMOID,
-            "needs score='sigmoid' (groups of softmax scores are not supported yet)",
-            key="num_groups",
-        )
-        require(
-            not (self.logit_bias and self.selection_bias),
-            "cannot be combined with selection_bias",
-            key="logit_bias",
-        )
+        require_range("num_identity_experts", self.num_identity_experts, 0, self.num_experts - 1)
         require(
             self.group_score is GroupScore.MAX or not self.grouped or self.group_size >= 2,
             f"top2_sum needs groups of at least 2 experts, not {self.group_size}",
             key="group_score",
         )
-        require_range("epsilon", self.epsilon, 0.0, 1e-3)
-        require(0 < self.scale < 64, f"must be in 0..64 (both excluded), not {self.scale}", key="scale")
+        require_range("epsilon", self.epsilon, 0.0, 1.0)
+        require(self.norm_order > 0, f"must be above 0, not {self.norm_order}", key="norm_order")
+        require(
+            0 < self.scale < 1 << 16, f"must be in 0..65536 (both excluded), not {self.scale}", key="scale"
+        )
+        require_range("jitter", self.jitter, 0.0, 1.0)
+        require_range("hash_tokens", self.hash_tokens, 0, 1 << 24)
+        require(
+            (self.hash_tokens > 0) is (self.selection is Selection.HASH),
+            f"must be above 0 with selection='hash', and 0 without, not {self.hash_tokens}",
+            key="hash_tokens",
+        )
+        ranks = self.selection is Selection.TOP_K
+        require(
+            ranks or not (self.selection_bias or self.grouped),
+            f"must be 'top_k' with a selection bias or groups, not {self.selection.value!r}",
+            key="selection",
+        )
+        own_weights = self.selection is Selection.SPARSE_MIXER
+        require(
+            not own_weights or (self.normalise is Normalise.NONE and self.weight_score is None),
+            "must be 'none', and weight_score absent, with selection='sparse_mixer', which has weights of"
+            f" its own, not {self.normalise.value!r}",
+            key="normalise",
+        )
+        require(
+            not self.normalise_kept or self.normalise is not Normalise.NONE,
+            "needs weights that are normalised",
+            key="normalise_kept",
+        )
+
+    @property
+    def num_ffn_experts(self) -> int:
+        """Experts that have an FFN: all but the identity experts."""
+        return self.num_experts - self.num_identity_experts
 
     @property
     def group_size(self) -> int:
@@ -148,26 +253,46 @@ class GatingSpec:
 class FfnSpec:
     """One expert's feed-forward network.
 
-    ``silu``: ``W_down (silu(W_gate x) * (W_up x))``. ``clamped_swiglu`` (gpt-oss):
-    ``g = min(g, limit)``, ``u = clip(u, -limit, limit)``, ``h = (u + 1) * g * sigmoid(alpha * g)``.
-    ``relu``: ``W_down relu(W_up x)``, two matrices. ``bias`` adds a bias to every product.
+    With a gate matrix: ``W_down (f(W_gate x) * (W_up x))``, ``f`` the activation (SwiGLU is that of silu,
+    arXiv 2002.05202); without: ``W_down f(W_up x)``. ``bias`` adds a bias to every product.
+    ``clamped`` cuts before the activation: ``g = min(g, limit)``, ``u = clip(u, -limit, limit)``.
+    ``clamped_swiglu`` (gpt-oss) cuts in the same way, then ``h = (u + 1) * g * sigmoid(alpha * g)``.
+
+    ``gate_matrix`` says whether there is one; None: as is usual for the activation (none for relu and relu2).
     """
 
     d_expert: int
     activation: Activation = Activation.SILU
+    gate_matrix: bool | None = None
     bias: bool = False
+    clamped: bool = False
     limit: float = 7.0
     alpha: float = 1.702
 
     def __post_init__(self) -> None:
         require_range("d_expert", self.d_expert, 1, 1 << 16)
-        require_range("limit", self.limit, 0.5, 64.0)
+        require(
+            0 < self.limit < 1 << 16, f"must be in 0..65536 (both excluded), not {self.limit}", key="limit"
+        )
         require_range("alpha", self.alpha, 0.25, 4.0)
+        if self.gate_matrix is self._usually_gated:
+            # One spelling: two FFNs are equal if they compute the same.
+            object.__setattr__(self, "gate_matrix", None)
+        clamped = self.clamped or self.activation is Activation.CLAMPED_SWIGLU
+        require(
+            self.gated or not clamped,
+            f"must be true where values are clamped (activation={self.activation.value!r}), not false",
+            key="gate_matrix",
+        )
 
     @property
     def gated(self) -> bool:
         """Whether there is a gate matrix beside the up matrix."""
-        return self.activation is not Activation.RELU
+        return self._usually_gated if self.gate_matrix is None else self.gate_matrix
+
+    @property
+    def _usually_gated(self) -> bool:
+        return self.activation not in (Activation.RELU, Activation.RELU2)
 
     @property
     def num_matrices(self) -> int:
@@ -184,8 +309,18 @@ class ModelSpec:
     d_model : width of a token.
     num_moe_layers, num_dense_layers : how many layers of each kind the model has.
     gating, ffn : router and routed experts.
-    d_shared : width of the shared expert's FFN, 0 if there is none. It has the routed experts' activation.
-    expert_capacity : assignments an expert takes per sequence, later ones are dropped; 0 = dropless.
+    d_latent : width of the experts' inputs and outputs where that is not d_model, else 0: tokens are
+        projected before the experts, sums of their outputs behind (LatentMoE, Nemotron-H).
+    latent_bias : whether these two projections have a bias.
+    d_shared : width of the shared expert's FFN, 0 if there is none. It reads the token itself.
+    shared_activation : its activation, where that is not the routed experts'.
+    shared_bias : whether its matrices have biases.
+    shared_expert_gate : its output is multiplied with a sigmoid of a product with the token (Qwen2-MoE).
+    expert_output_scale : factor of every routed expert's output (NLLB-MoE: 1 - its token dropout).
+    output_bias : a bias added once to each token's sum (JetMoE).
+    expert_capacity : assignments an expert takes, later ones are dropped; 0 = dropless, -1 = it takes none.
+    capacity_fraction : where positive, the capacity is this share of the tokens, rounded up, instead.
+    capacity_scope : of which tokens: each sequence's, or all.
     capacity_rule : which ones are the later ones.
     """
 
@@ -193,27 +328,72 @@ class ModelSpec:
     d_model: int
     gating: GatingSpec
     ffn: FfnSpec
+    d_latent: int = 0
+    latent_bias: bool = False
     d_shared: int = 0
+    shared_activation: Activation | None = None
+    shared_bias: bool = False
+    shared_expert_gate: bool = False
+    expert_output_scale: float = 1.0
+    output_bias: bool = False
     expert_capacity: int = 0
+    capacity_fraction: float = 0.0
+    capacity_scope: CapacityScope = CapacityScope.SEQUENCE
     capacity_rule: CapacityRule = CapacityRule.SWITCH
     num_moe_layers: int = 1
     num_dense_layers: int = 0
 
     def __post_init__(self) -> None:
         require_range("d_model", self.d_model, 1, 1 << 16)
+        require_range("d_latent", self.d_latent, 0, 1 << 16)
         require_range("d_shared", self.d_shared, 0, 1 << 18)
-        require_range("expert_capacity", self.expert_capacity, 0, 1 << 24)
+        require_range("expert_output_scale", self.expert_output_scale, 0.0, 1 << 16)
+        require_range("expert_capacity", self.expert_capacity, NO_PLACES, 1 << 24)
+        require(
+            self.capacity_fraction <= 1 << 16,
+            f"is too large: {self.capacity_fraction}",
+            key="capacity_fraction",
+        )
         require_range("num_moe_layers", self.num_moe_layers, 1, 1024)
         require_range("num_dense_layers", self.num_dense_layers, 0, 1024)
+        identity = self.gating.num_identity_experts
+        require(
+            not (identity and self.d_latent),
+            f"must be 0 with {identity} identity experts, whose inputs are tokens, not {self.d_latent}",
+            key="d_latent",
+        )
+
+    @property
+    def expert_width(self) -> int:
+        """Width of the routed experts' inputs and outputs."""
+        return self.d_latent or self.d_model
+
+    @property
+    def shared_ffn(self) -> FfnSpec | None:
+        """The shared expert's FFN but for its width, which is ``d_shared``; None where there is none."""
+        if not self.d_shared:
+            return None
+        return dataclasses.replace(
+            self.ffn,
+            activation=self.shared_activation or self.ffn.activation,
+            gate_matrix=self.ffn.gated,
+            bias=self.shared_bias,
+        )
+
+    def capacity_of(self, num_tokens: int) -> int:
+        """Return an expert's capacity among so many tokens; 0 and -1 as in ``expert_capacity``."""
+        if self.capacity_fraction > 0:
+            return ceil(self.capacity_fraction * num_tokens)
+        return self.expert_capacity
 
     @property
     def expert_params(self) -> int:
         """Parameters of one layer's routed experts, biases included."""
         ffn = self.ffn
-        per_expert = ffn.num_matrices * self.d_model * ffn.d_expert
+        per_expert = ffn.num_matrices * self.expert_width * ffn.d_expert
         if ffn.bias:
-            per_expert += (ffn.num_matrices - 1) * ffn.d_expert + self.d_model
-        return self.gating.num_experts * per_expert
+            per_expert += (ffn.num_matrices - 1) * ffn.d_expert + self.expert_width
+        return self.gating.num_ffn_experts * per_expert
 
     def scaled(self, divisor: int) -> ModelSpec:
         """Return the model with d_model and the FFN widths divided, rounded up to multiples of 16."""
@@ -228,5 +408,6 @@ class ModelSpec:
             self,
             d_model=shrink(self.d_model),
             ffn=dataclasses.replace(self.ffn, d_expert=shrink(self.ffn.d_expert)),
+            d_latent=shrink(self.d_latent) if self.d_latent else 0,
             d_shared=shrink(self.d_shared) if self.d_shared else 0,
         )

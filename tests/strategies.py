@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from spec.model import Activation, CapacityRule, FfnSpec, GatingSpec, GroupScore, ModelSpec, Normalise, Score
+from spec.hardware import ACTIVATIONS, CAPACITY_RULES, NORMALISATIONS, SCORES
+from spec.model import (
+    Activation,
+    AppliedTo,
+    CapacityRule,
+    CapacityScope,
+    Epsilon,
+    FfnSpec,
+    GatingSpec,
+    GroupMask,
+    GroupScore,
+    ModelSpec,
+    Normalise,
+    Score,
+    Selection,
+)
 
 
 @st.composite
 def gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
-    """Draw a valid gating of any family's kind."""
-    num_groups = draw(st.sampled_from((1, 1, 2, 3, 4)))
-    group_size = draw(st.integers(2 if num_groups > 1 else 1, max_experts // num_groups))
-    num_experts = num_groups * group_size
-    topk_groups = draw(st.integers(1, num_groups))
-    top_k = draw(st.integers(1, min(16, topk_groups * group_size)))
-    score = Score.SIGMOID if topk_groups < num_groups else draw(st.sampled_from(Score))
+    """Draw a valid gating that the hardware has."""
+    num_groups, num_experts, topk_groups, top_k = draw(_sizes(max_experts))
+    score = Score.SIGMOID if topk_groups < num_groups else draw(st.sampled_from(SCORES))
     selection_bias = score is Score.SIGMOID and draw(st.booleans())
     return GatingSpec(
         num_experts=num_experts,
@@ -26,25 +37,111 @@ def gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
         num_groups=num_groups,
         topk_groups=topk_groups,
         group_score=draw(st.sampled_from(GroupScore)),
-        normalise=draw(st.sampled_from(Normalise)),
+        normalise=draw(st.sampled_from(NORMALISATIONS)),
         epsilon=draw(st.sampled_from((0.0, 1e-20, 1e-6))),
         scale=draw(st.sampled_from((1.0, 2.5))),
     )
 
 
 @st.composite
+def all_gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
+    """Draw any valid gating."""
+    num_groups, num_experts, topk_groups, top_k = draw(_sizes(max_experts))
+    selection = Selection.TOP_K
+    if topk_groups == num_groups:
+        selection = draw(st.sampled_from((Selection.TOP_K, *Selection)))
+    mixer = selection is Selection.SPARSE_MIXER
+    # Sums of logits may be next to nothing, and then nothing can be said of the weights.
+    normal = st.sampled_from((Normalise.NONE, Normalise.SUM, Normalise.P_NORM))
+    score = draw(st.sampled_from(Score))
+    weight_score = draw(
+        st.sampled_from((Score.SIGMOID, Score.SOFTMAX) if score is Score.NONE else (None, *Score))
+    )
+    weight_score = None if weight_score is Score.NONE else weight_score
+    normalise = Normalise.NONE if mixer else draw(normal)
+    return GatingSpec(
+        num_experts=num_experts,
+        top_k=top_k,
+        num_identity_experts=draw(st.integers(0, num_experts - 1)),
+        score=score,
+        weight_score=None if mixer else weight_score,
+        selection=selection,
+        jitter=draw(st.sampled_from((0.0, 0.01, 0.3))),
+        hash_tokens=draw(st.integers(1, 7)) if selection is Selection.HASH else 0,
+        logit_bias=draw(st.booleans()),
+        selection_bias=selection is Selection.TOP_K and draw(st.booleans()),
+        num_groups=num_groups,
+        topk_groups=topk_groups,
+        group_score=draw(st.sampled_from(GroupScore)),
+        group_mask=draw(st.sampled_from(GroupMask)),
+        normalise=normalise,
+        epsilon=draw(st.sampled_from((0.0, 1e-20, 1e-6, 0.3))),
+        epsilon_rule=draw(st.sampled_from(Epsilon)),
+        norm_order=draw(st.sampled_from((1.0, 2.0, 3.5))),
+        scale=draw(st.sampled_from((1.0, 2.5, 100.0))),
+        normalise_kept=normalise is not Normalise.NONE and draw(st.booleans()),
+        weight_applied_to=draw(st.sampled_from(AppliedTo)),
+    )
+
+
+@st.composite
+def _sizes(draw: st.DrawFn, max_experts: int) -> tuple[int, int, int, int]:
+    """Draw groups, experts, groups and experts that are chosen."""
+    num_groups = draw(st.sampled_from((1, 1, 2, 3, 4)))
+    group_size = draw(st.integers(2 if num_groups > 1 else 1, max_experts // num_groups))
+    topk_groups = draw(st.integers(1, num_groups))
+    top_k = draw(st.integers(1, min(16, topk_groups * group_size)))
+    return num_groups, num_groups * group_size, topk_groups, top_k
+
+
+@st.composite
 def models(draw: st.DrawFn) -> ModelSpec:
-    """Draw a small valid model."""
+    """Draw a small valid model that the hardware has."""
     return ModelSpec(
         name="drawn",
         d_model=draw(st.integers(1, 12)),
         gating=draw(gatings(max_experts=12)),
         ffn=FfnSpec(
             d_expert=draw(st.integers(1, 9)),
-            activation=draw(st.sampled_from(Activation)),
+            activation=draw(st.sampled_from(ACTIVATIONS)),
             bias=draw(st.booleans()),
         ),
         d_shared=draw(st.sampled_from((0, 0, 1, 7))),
         expert_capacity=draw(st.sampled_from((0, 0, 1, 2))),
+        capacity_rule=draw(st.sampled_from(CAPACITY_RULES)),
+    )
+
+
+@st.composite
+def all_models(draw: st.DrawFn) -> ModelSpec:
+    """Draw any small valid model."""
+    gating = draw(all_gatings(max_experts=12))
+    activation = draw(st.sampled_from(Activation))
+    swiglu = activation is Activation.CLAMPED_SWIGLU
+    gated = swiglu or draw(st.booleans())
+    single = [kind for kind in Activation if kind is not Activation.CLAMPED_SWIGLU]
+    return ModelSpec(
+        name="drawn",
+        d_model=draw(st.integers(1, 12)),
+        gating=gating,
+        ffn=FfnSpec(
+            d_expert=draw(st.integers(1, 9)),
+            activation=activation,
+            gate_matrix=gated,
+            bias=draw(st.booleans()),
+            clamped=gated and draw(st.booleans()),
+            limit=draw(st.sampled_from((0.2, 7.0))),
+        ),
+        d_latent=0 if gating.num_identity_experts else draw(st.sampled_from((0, 1, 5))),
+        latent_bias=draw(st.booleans()),
+        d_shared=draw(st.sampled_from((0, 1, 7))),
+        shared_activation=draw(st.sampled_from((None, *single))),
+        shared_bias=draw(st.booleans()),
+        shared_expert_gate=draw(st.booleans()),
+        expert_output_scale=draw(st.sampled_from((1.0, 0.8))),
+        output_bias=draw(st.booleans()),
+        expert_capacity=draw(st.sampled_from((0, 0, 1, 2, -1))),
+        capacity_fraction=draw(st.sampled_from((0.0, 0.0, -1.0, 0.25, 1.0))),
+        capacity_scope=draw(st.sampled_from(CapacityScope)),
         capacity_rule=draw(st.sampled_from(CapacityRule)),
     )

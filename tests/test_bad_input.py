@@ -72,7 +72,7 @@ BAD_MODELS = {
     "unknown key": (
         "m.toml",
         text("colour = 1\n" + MIXTRAL),
-        r"colour: unknown key; known are capacity_rule, d_model, .*",
+        r"colour: unknown key; known are capacity_fraction, .*",
     ),
     "unknown key in a table": (
         "m.toml",
@@ -82,7 +82,7 @@ BAD_MODELS = {
     "k > E": (
         "m.toml",
         edited(MIXTRAL, "top_k = 2", "top_k = 9"),
-        r"gating\.top_k: must be in 1\.\.min\(num_experts=8, 16\), not 9",
+        r"gating\.top_k: must be in 1\.\.min\(num_experts=8, 64\), not 9",
     ),
     "E not divisible by groups": (
         "m.toml",
@@ -102,7 +102,7 @@ BAD_MODELS = {
     "no expert": (
         "m.toml",
         edited(MIXTRAL, "num_experts = 8", "num_experts = 0"),
-        r"gating\.num_experts: must be in 1\.\.512, not 0",
+        r"gating\.num_experts: must be in 1\.\.4096, not 0",
     ),
     "wrong type": (
         "m.toml",
@@ -117,7 +117,7 @@ BAD_MODELS = {
     "unknown family": (
         "config.json",
         text('{"model_type": "abacus"}'),
-        r"model_type: must be one of deepseek_v3, .*, not 'abacus'",
+        r"model_type: must be one of afmoe, .*, not 'abacus'",
     ),
     "missing vector": ("v.npz", None, "cannot be read: No such file or directory"),
     "truncated vector": (
@@ -154,7 +154,7 @@ BAD_MODELS = {
     "k > E in a vector": (
         "v.npz",
         vector(meta=config(num_experts_per_tok=9)),
-        r"meta\.config\.num_experts_per_tok: must be in 1\.\.min\(num_experts=8, 16\), not 9",
+        r"meta\.config\.num_experts_per_tok: must be in 1\.\.min\(num_experts=8, 64\), not 9",
     ),
 }
 

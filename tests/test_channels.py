@@ -23,8 +23,9 @@ from sim.pim_slots import ChannelTrace, mac_slots
 from sim.routing import Routing, draw_ids
 from spec.banks import BankGeometry
 from spec.design import BankMode, DesignSpec, Policy, RegisterPath
+from spec.hardware import CAPACITY_RULES
 from spec.load import load_design, load_model
-from spec.model import CapacityRule, FfnSpec, GatingSpec, ModelSpec
+from spec.model import FfnSpec, GatingSpec, ModelSpec
 
 TINY = load_design(str(Path(__file__).parent / "tiny_pim.toml"))
 PIM = load_design("pim")
@@ -151,7 +152,7 @@ def random_shape(rng: np.random.Generator) -> PimShape:
 
     experts = int(rng.integers(1, 9))
     top_k = int(rng.integers(1, min(experts, 4) + 1))
-    rule = one_of(*CapacityRule)
+    rule = one_of(*CAPACITY_RULES)
     model = ModelSpec(
         name="random",
         d_model=int(rng.integers(1, 60)),

@@ -43,7 +43,7 @@ def test_models_shows_expert_parameters(capsys):
 
 def test_check_passes(capsys):
     status, result = run_json(capsys, "check", str(DATA))
-    assert (status, result["passed"], result["failed"]) == (0, 11, 0)
+    assert (status, result["passed"], result["failed"]) == (0, 57, 0)
     assert set(result["cases"][0]) == {
         "file",
         "family",
@@ -54,8 +54,8 @@ def test_check_passes(capsys):
     }
     assert main(["check", str(DATA)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "11 passed, 0 failed"
-    assert len(lines) == 13
+    assert lines[-1] == "57 passed, 0 failed"
+    assert len(lines) == 59
 
 
 def test_check_fails(capsys, tmp_path):

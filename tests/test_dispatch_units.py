@@ -23,6 +23,7 @@ from rtl.dispatch.first import FirstOf
 from sim.dispatch import Units, dispatch_cycles
 from spec.design import Policy
 from spec.errors import InputError
+from spec.hardware import CAPACITY_RULES
 from spec.model import CapacityRule
 from tests.block_bench import DIVERGED, TRAFFIC, plant_bug
 from tests.test_dispatch import Case, Run, check, experts_of_tokens, run_case
@@ -164,7 +165,7 @@ def test_random_rules(seed, rule):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_reset_in_the_middle(seed):
-    rule = list(CapacityRule)[seed % 3]
+    rule = CAPACITY_RULES[seed % 3]
     case = random_case(1000 + seed, rule=rule, num_units=2 + seed % 2)
     run = run_case(case, reset_after=5 + 17 * seed)
     check(case, run)

@@ -11,9 +11,9 @@ import pytest
 from amaranth import ResetInserter, Signal
 
 import rtl.fifo
-import rtl.gating.gate
 import rtl.gating.product
 import rtl.gating.scores
+import rtl.gating.selection
 import rtl.gating.topk
 import rtl.gating.weights
 import sim.gating
@@ -24,6 +24,7 @@ from golden.image import router_image
 from rtl.gating import Gate, assignment_layout, token_layout
 from sim.streams import readiness
 from spec.geometry import GateGeometry, ceil_div
+from spec.hardware import NORMALISATIONS, SCORES
 from spec.load import load_design, load_model
 from spec.model import GatingSpec, GroupScore, Normalise, Score
 from tests.bfm import (
@@ -220,7 +221,7 @@ def check(case: Case, run: Run) -> None:
 
 
 def random_gating(rng) -> GatingSpec:
-    score = Score(rng.choice(list(Score)))
+    score = Score(rng.choice(list(SCORES)))
     sigmoid = score is Score.SIGMOID
     num_groups = int(rng.choice([1, 2, 3, 4])) if sigmoid else 1
     group_size = int(rng.integers(2, 7)) if num_groups > 1 else int(rng.integers(1, 25))
@@ -236,7 +237,7 @@ def random_gating(rng) -> GatingSpec:
         num_groups=num_groups,
         topk_groups=topk_groups,
         group_score=GroupScore(rng.choice(list(GroupScore))),
-        normalise=Normalise(rng.choice(list(Normalise))),
+        normalise=Normalise(rng.choice(list(NORMALISATIONS))),
         epsilon=float(rng.choice([0.0, 1e-20, 1e-6])),
         scale=float(rng.choice([1.0, 2.5, 2.446])),
     )
@@ -790,8 +791,8 @@ PLANTED = {
         "top_k + Inverse.LATENCY + 1",
         "top_k + Inverse.LATENCY",
     ),
-    "end of batch": (rtl.gating.gate, "lasts.bit_select(read, 1)),", "lasts.bit_select(write, 1)),"),
-    "too few credits": (rtl.gating.gate, "self.geometry.interval) + 1", "self.geometry.interval)"),
+    "end of batch": (rtl.gating.selection, "lasts.bit_select(read, 1)),", "lasts.bit_select(write, 1)),"),
+    "too few credits": (rtl.gating.selection, "self.geometry.interval) + 1", "self.geometry.interval)"),
     "queue one cycle late": (rtl.fifo, "(~valid | self.o.ready)", "~valid"),
     "model: latency": (sim.gating, "PRODUCT_PIPELINE = 9", "PRODUCT_PIPELINE = 8"),
     "model: buffers": (sim.gating, "buffers = geometry.num_token_buffers", "buffers = 3"),

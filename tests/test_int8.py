@@ -20,6 +20,7 @@ from golden.weights import ExpertWeights, random_tokens, random_weights
 from spec.design import MAX_INT8_INPUTS, Format
 from spec.errors import InputError
 from spec.geometry import FfnGeometry
+from spec.hardware import ACTIVATIONS
 from spec.load import load_model
 from spec.model import Activation, FfnSpec
 from tests.exact import nearest_bf16
@@ -236,7 +237,7 @@ def plain_ffn(spec: FfnSpec, image: bytes, geometry: FfnGeometry, x: Bits16, sca
     return results
 
 
-@pytest.mark.parametrize("activation", list(Activation))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("rows", "cols"), [(4, 8), (1, 8), (8, 16)])
 def test_an_expert_from_its_image_by_plain_integers(activation, bias, rows, cols):
@@ -258,7 +259,7 @@ INT8_ERROR = {
 """Largest and rms error over the output's deviation: measured over seeds 0..199, rounded up."""
 
 
-@pytest.mark.parametrize("activation", list(Activation))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("seeds", [range(5), pytest.param(range(200), marks=pytest.mark.long)])
 def test_against_float(activation, seeds):
     """Most of it is the step of the hidden activations, of which a few are far larger than the others."""

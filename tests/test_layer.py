@@ -29,6 +29,7 @@ from sim.toolchain import verilator_command
 from sim.workload import random_workload, vector_workload
 from spec.design import ArrayDesign, DesignSpec, Engine, Format, GateDesign, MemoryDesign, Policy
 from spec.errors import InputError
+from spec.hardware import ACTIVATIONS, CAPACITY_RULES
 from spec.load import load_design, load_model, preset_names
 from spec.model import Activation, CapacityRule, FfnSpec, GatingSpec, ModelSpec
 from spec.registers import CAPACITY_BITS, REGISTERS, STATUS_LOADED, STATUS_READ_ERROR, capacity_word
@@ -182,10 +183,10 @@ def random_shape(seed: int) -> tuple[LayerShape, np.ndarray, np.ndarray | None]:
         name="random",
         d_model=int(rng.integers(1, 40)),
         gating=GatingSpec(num_experts=num_experts, top_k=top_k),
-        ffn=FfnSpec(d_expert=int(rng.integers(1, 40)), activation=rng.choice(list(Activation))),
+        ffn=FfnSpec(d_expert=int(rng.integers(1, 40)), activation=Activation(rng.choice(list(ACTIVATIONS)))),
         d_shared=int(rng.integers(1, 40)) if seed % 2 else 0,
         expert_capacity=int(rng.integers(0, 4)) if seed % 3 == 0 else 0,
-        capacity_rule=list(CapacityRule)[seed // 3 % len(CapacityRule)],
+        capacity_rule=CAPACITY_RULES[seed // 3 % len(CAPACITY_RULES)],
     )
     design = DesignSpec(
         name="random",
@@ -402,7 +403,7 @@ def test_rule_of_capacity_and_policy(tiny_rules: accelerator.Build, seed: int) -
 def test_capacity_beyond_its_register(tiny_rules: accelerator.Build) -> None:
     """One that no sequence reaches is none; it was cut to its lowest 16 bits."""
     model = dataclasses.replace(RULES, expert_capacity=(1 << 16) + 1)
-    work = random_workload(model, 22, Routing("zipf", exponent=1.0), 0, LONGEST.window_tokens)
+    work = random_workload(model, 22, parse_routing("zipf:1"), 0, LONGEST.window_tokens)
     run = accelerator.run_rtl(tiny_rules, work, LONGEST)
     check(run)
     assert run.counters["dropped"] == 0

@@ -6,14 +6,16 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 
 from spec.banks import BankGeometry
-from spec.design import Format
+from spec.design import Format, RouterPlace
 from spec.errors import InputError
 from spec.families import family_names, load_family
 from spec.files import PRESETS
 from spec.geometry import ImageGeometry
+from spec.layout import rows_used
 from spec.load import load_design, load_dram, load_model, load_sources, preset_names
 from spec.model import FfnSpec, GatingSpec, ModelSpec
 
@@ -23,7 +25,11 @@ PIM = (PRESETS / "designs" / "pim.toml").read_text()
 FPGA = (PRESETS / "designs" / "fpga.toml").read_text()
 FPGA_INT8 = FPGA.replace('engine = "fpga"', 'engine = "fpga"\nformat = "int8"')
 MODELS = "deepseek-v3, gpt-oss-20b, mixtral-8x7b, qwen3-30b-a3b, switch-base-128"
-FAMILIES = "deepseek_v3, gpt_oss, mixtral, qwen3_moe, switch_transformers"
+FAMILIES = (
+    "afmoe, aria, dbrx, deepseek_v2, deepseek_v3, deepseek_v4, ernie4_5_moe, glm4_moe, gpt_oss, granitemoe,"
+    " granitemoeshared, hunyuan_v1_moe, jamba, jetmoe, lfm2_moe, llama4, longcat_flash, minimax, minimax_m2,"
+    " mixtral, nemotron_h, nllb_moe, olmoe, phimoe, qwen2_moe, qwen3_moe, qwen3_next, switch_transformers"
+)
 
 
 def raises(message: str):
@@ -72,13 +78,15 @@ BAD_MODELS = {
     "unknown key": (
         MIXTRAL.replace("d_model", "width"),
         (
-            "width: unknown key; known are capacity_rule, d_model, d_shared,"
-            " expert_capacity, ffn, gating, name, num_dense_layers, num_moe_layers"
+            "width: unknown key; known are capacity_fraction, capacity_rule, capacity_scope, d_latent,"
+            " d_model, d_shared, expert_capacity, expert_output_scale, ffn, gating, latent_bias, name,"
+            " num_dense_layers, num_moe_layers, output_bias, shared_activation, shared_bias,"
+            " shared_expert_gate"
         ),
     ),
     "unknown key in a table": (
         MIXTRAL.replace("d_expert", "width"),
-        ("ffn.width: unknown key; known are activation, alpha, bias, d_expert, limit"),
+        ("ffn.width: unknown key; known are activation, alpha, bias, clamped, d_expert, gate_matrix, limit"),
     ),
     "missing key": (MIXTRAL.replace("d_model = 4096\n", ""), "d_model: is missing"),
     "missing table": ("name = 'x'\nd_model = 4\n", "gating: is missing"),
@@ -96,16 +104,16 @@ BAD_MODELS = {
     ),
     "unknown score": (
         MIXTRAL.replace('"softmax"', '"hardmax"'),
-        "gating.score: must be one of softmax, sigmoid, not 'hardmax'",
+        "gating.score: must be one of softmax, sigmoid, sqrt_softplus, none, not 'hardmax'",
     ),
     "unknown capacity rule": (
         MIXTRAL.replace("d_model = 4096", "d_model = 4096\ncapacity_rule = 'nllb'"),
-        "capacity_rule: must be one of switch, gshard, batch_priority, not 'nllb'",
+        "capacity_rule: must be one of switch, gshard, batch_priority, score_priority, not 'nllb'",
     ),
     "zero size": (MIXTRAL.replace("d_model = 4096", "d_model = 0"), "d_model: must be in 1..65536, not 0"),
     "k above E": (
         MIXTRAL.replace("top_k = 2", "top_k = 9"),
-        "gating.top_k: must be in 1..min(num_experts=8, 16), not 9",
+        "gating.top_k: must be in 1..min(num_experts=8, 64), not 9",
     ),
     "groups do not divide": (
         DEEPSEEK.replace("num_groups = 8", "num_groups = 7"),
@@ -153,6 +161,19 @@ BAD_DESIGNS = {
     "more units than lanes": (
         PIM.replace("banks_per_unit = 1", "banks_per_unit = 3"),
         "pim.banks_per_unit: must be a power of two in 1..4, not 3",
+    ),
+    "unknown place of the router": (
+        PIM.replace('router = "own"', 'router = "gate"'),
+        "pim.router: must be one of own, banks, not 'gate'",
+    ),
+    "router in int8 banks": (
+        PIM.replace('router = "own"', 'router = "banks"').replace(
+            'engine = "pim"', 'engine = "pim"\nformat = "int8"'
+        ),
+        (
+            "pim.router: must be own with format int8 (the lanes beside the banks are int8 then, the router"
+            " is bf16), not banks"
+        ),
     ),
     "unknown key": (
         FPGA.replace("latency_cycles", "latency"),
@@ -226,6 +247,34 @@ def test_contradicting_timings_are_one_line(tmp_path, change, message):
 def test_experts_that_do_not_fit_the_banks_are_refused():
     with raises("pim.dram: has 65536 rows per bank, but the 129 experts of channel 0 need 693504"):
         BankGeometry.of(load_model("deepseek-v3"), load_design("pim"))
+    with raises(
+        "pim.dram: has 65536 rows per bank, but the 129 experts and the router of channel 0 need 693728"
+    ):
+        BankGeometry.of(load_model("deepseek-v3"), with_banked_router(load_design("pim")))
+
+
+def with_banked_router(design):
+    return dataclasses.replace(design, pim=dataclasses.replace(design.pim, router=RouterPlace.BANKS))
+
+
+def test_the_router_in_the_banks_lies_behind_the_experts_of_channel_0():
+    model = load_model("qwen3-30b-a3b").scaled(16)
+    own, banked = (
+        BankGeometry.of(model, design)
+        for design in (load_design("pim"), with_banked_router(load_design("pim")))
+    )
+    router = banked.image.router
+    assert router is not None
+    assert own.image.router is None
+    # 128 experts in blocks of 16, 2048 / 16 inputs in tiles of 16.
+    assert (router.hidden_blocks, router.in_tiles) == (8, 8)
+    mine, others = banked.bases(banked.round_robin()), own.bases(own.round_robin())
+    assert mine[1] == others[1]
+    assert mine[0].pop(banked.router_number) == len(others[0]) * own.reserved(own.image.routed)
+    assert mine[0] == others[0]
+    assert banked.image.gate.load_beats == 0
+    more = np.subtract(rows_used(banked.round_robin(), banked), rows_used(own.round_robin(), own))
+    assert more.tolist() == [banked.reserved(router), 0]
 
 
 def test_unknown_presets_and_missing_files(tmp_path):
@@ -290,7 +339,7 @@ def test_families():
     assert family_names() == FAMILIES.split(", ")
     for name in family_names():
         row = load_family(name)
-        assert row.source.startswith("transformers 5.23.0")
+        assert row.source.startswith("transformers ")
         assert {"router", "up", "down"} <= set(row.weights)
 
 
@@ -330,8 +379,8 @@ def test_a_configuration_of_hugging_face(tmp_path):
     path.write_text(json.dumps(config | {"norm_topk_prob": 1}))
     with raises(f"{path}: config.norm_topk_prob: must be true or false, not 1"):
         load_model(str(path))
-    path.write_text(json.dumps(config | {"model_type": "jamba"}))
-    with raises(f"{path}: model_type: must be one of {FAMILIES}, not 'jamba'"):
+    path.write_text(json.dumps(config | {"model_type": "abacus"}))
+    with raises(f"{path}: model_type: must be one of {FAMILIES}, not 'abacus'"):
         load_model(str(path))
     path.write_text("[]")
     with raises(f"{path}: must be a JSON object, not list"):
@@ -343,14 +392,22 @@ def test_a_configuration_of_hugging_face(tmp_path):
 
 ROW = (PRESETS / "families" / "mixtral.toml").read_text()
 BAD_ROWS = {
-    "unknown table": (ROW + "[router]\n", "router: unknown key; known are model, requires, source, weights"),
+    "unknown table": (
+        ROW + "[router]\n",
+        (
+            "router: unknown key; known are aliases, defaults, ignored, model, model_types, nested, requires,"
+            " source, weights"
+        ),
+    ),
     "no source": (ROW.replace("source =", "# source ="), "source: is missing or of the wrong type"),
     "unknown weight": (
         ROW.replace("\ndown =", "\nsideways ="),
         (
             "weights.sideways: unknown weight; known are"
             " router, logit_bias, selection_bias, gate, up, down, gate_bias, up_bias, down_bias,"
-            " shared_gate, shared_up, shared_down"
+            " shared_gate, shared_up, shared_down, shared_gate_bias, shared_up_bias, shared_down_bias,"
+            " shared_expert_gate, hash_table, latent_in, latent_in_bias, latent_out, latent_out_bias,"
+            " output_bias"
         ),
     ),
     "unknown part": (
@@ -361,7 +418,8 @@ BAD_ROWS = {
         ROW.replace("default = 1", "fallback = 1"),
         (
             "model.num_moe_layers.fallback: unknown key;"
-            " known are combine, default, keys, when_false, when_true"
+            " known are by_layer, combine, count, default, keys, only, other, otherwise, replace, values,"
+            " when_false, when_true"
         ),
     ),
     "no keys": (
@@ -371,8 +429,8 @@ BAD_ROWS = {
     "two keys and no way": (
         ROW.replace('["hidden_size"]', '["a", "b"]'),
         (
-            "model.d_model.combine: must be one of"
-            " sum, product where there are several keys, and absent otherwise, not None"
+            "model.d_model.combine: must be one of sum, product, quotient, periodic, complement"
+            " where there are several keys, and absent or complement otherwise, not None"
         ),
     ),
     "half a choice": (
@@ -380,7 +438,7 @@ BAD_ROWS = {
         "model.d_model: needs when_true, when_false and a single key",
     ),
     "requires one value": (
-        ROW.replace('["silu"]', '"silu"'),
+        ROW + '[requires]\nhidden_act = "silu"\n',
         "requires.hidden_act: must be a list of values, not 'silu'",
     ),
 }

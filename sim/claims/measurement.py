@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from golden.vectors import open_vector
 from sim.accelerator import Progress, Report, run_layer
 from sim.alone import run_experts
 from sim.pim_report import run_pim_layer
@@ -52,6 +53,8 @@ SUITES = (
     Suite("fpga", Format.INT8, EACH_FFN, EVERY_PRESET[:1]),
     Suite("pim", Format.INT8, EACH_FFN, EVERY_PRESET[:1]),
 )
+FAMILIES = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe", "switch_transformers")
+"""Families whose vectors run through the Verilog here; ``docs/families.md`` has the others."""
 ALONE_MODEL, ALONE_SCALE = "mixtral-8x7b", 16
 """An expert alone, with 16 x 56 tiles of 16 x 16."""
 
@@ -137,10 +140,14 @@ class Measurement:
 
     @cached_property
     def recorded(self) -> dict[str, Workload]:
-        """Every vector by its name."""
+        """The vectors of :data:`FAMILIES` by their names."""
         paths = sorted(self.vectors.glob("*.npz"))
         require(bool(paths), "holds no .npz file", key=str(self.vectors))
-        return {path.stem: vector_workload(str(path), None) for path in paths}
+        return {
+            path.stem: vector_workload(str(path), None)
+            for path in paths
+            if open_vector(path).meta.get("family") in FAMILIES
+        }
 
     @cached_property
     def drawn(self) -> dict[Random, Workload]:

@@ -1,0 +1,133 @@
+"""Which terms of the algebra the hardware has.
+
+:class:`spec.model.ModelSpec` says more than gate, dispatcher and engines compute so far. A model with a term
+that they lack is refused here, before a geometry is made of it: no run in the hardware's formats, no Verilog
+and no cycle model computes something else than the model says. ``docs/families.md`` lists the terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from spec.errors import InputError
+from spec.model import (
+    NO_PLACES,
+    Activation,
+    AppliedTo,
+    CapacityRule,
+    CapacityScope,
+    Epsilon,
+    GroupMask,
+    ModelSpec,
+    Normalise,
+    Score,
+    Selection,
+)
+
+MAX_EXPERTS = 512
+MAX_TOP_K = 16
+MAX_EPSILON = 1e-3
+MAX_SCALE = 64
+LIMITS = (0.5, 64.0)
+"""Range of the bounds of a clamped activation."""
+
+SCORES = (Score.SOFTMAX, Score.SIGMOID)
+NORMALISATIONS = (Normalise.NONE, Normalise.SUM)
+CAPACITY_RULES = (CapacityRule.SWITCH, CapacityRule.GSHARD, CapacityRule.BATCH_PRIORITY)
+ACTIVATIONS = (Activation.SILU, Activation.CLAMPED_SWIGLU, Activation.RELU)
+"""Activations that the engines have: the first two with a gate matrix, relu without."""
+
+
+def check_hardware(model: ModelSpec) -> None:
+    """Raise :class:`InputError` (key, rule, value, model) if the hardware lacks a term of ``model``."""
+    for key, rule, value in _lacking(model):
+        raise InputError(f"{rule} in hardware, not {_text(value)} (model {model.name})", key=key)
+
+
+def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
+    """Yield key, rule and value of each term that the hardware lacks."""
+    yield from _lacking_of_gating(model)
+    yield from _lacking_of_ffn(model)
+    for key, value, only in (
+        ("d_latent", model.d_latent, 0),
+        ("shared_expert_gate", bool(model.d_shared) and model.shared_expert_gate, False),
+        ("shared_bias", bool(model.d_shared) and model.shared_bias, False),
+        ("expert_output_scale", model.expert_output_scale, 1.0),
+        ("output_bias", model.output_bias, False),
+        ("capacity_fraction", max(model.capacity_fraction, 0.0), 0.0),
+    ):
+        if value != only:
+            yield key, f"must be {_text(only)}", value
+    if model.expert_capacity == NO_PLACES:
+        yield "expert_capacity", "must be at least 0", model.expert_capacity
+    if model.expert_capacity:
+        if model.capacity_scope is not CapacityScope.SEQUENCE:
+            yield "capacity_scope", "must be 'sequence'", model.capacity_scope.value
+        if model.capacity_rule not in CAPACITY_RULES:
+            yield "capacity_rule", f"must be {_names(CAPACITY_RULES)}", model.capacity_rule.value
+
+
+def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
+    gating = model.gating
+    for key, largest in (("num_experts", MAX_EXPERTS), ("top_k", MAX_TOP_K)):
+        if getattr(gating, key) > largest:
+            yield f"gating.{key}", f"must be at most {largest}", getattr(gating, key)
+    for key, value, allowed in (
+        ("selection", gating.selection, (Selection.TOP_K,)),
+        ("score", gating.score, SCORES),
+        ("weight_score", gating.weight_score or gating.score, (gating.score,)),
+        ("normalise", gating.normalise, NORMALISATIONS),
+        ("weight_applied_to", gating.weight_applied_to, (AppliedTo.OUTPUT,)),
+    ):
+        if value not in allowed:
+            yield f"gating.{key}", f"must be {_names(allowed)}", value.value
+    if gating.num_identity_experts:
+        yield "gating.num_identity_experts", "must be 0", gating.num_identity_experts
+    sigmoid = gating.score is Score.SIGMOID
+    if gating.selection_bias and not sigmoid:
+        yield "gating.selection_bias", f"must be false with score={gating.score.value!r}", True
+    if gating.logit_bias and gating.selection_bias:
+        yield "gating.logit_bias", "must be false with a selection bias", True
+    if gating.grouped:
+        if not sigmoid:
+            yield "gating.num_groups", f"must be 1 with score={gating.score.value!r}", gating.num_groups
+        if gating.group_mask is not GroupMask.MINUS_INFINITY:
+            yield "gating.group_mask", "must be 'minus_infinity'", gating.group_mask.value
+    if gating.normalise is Normalise.SUM:
+        if gating.epsilon > MAX_EPSILON:
+            yield "gating.epsilon", f"must be at most {MAX_EPSILON}", gating.epsilon
+        if gating.epsilon_rule is not Epsilon.ADDED and gating.epsilon:
+            yield "gating.epsilon_rule", "must be 'added'", gating.epsilon_rule.value
+        if gating.normalise_kept and (model.expert_capacity or model.capacity_fraction > 0):
+            yield "gating.normalise_kept", "must be false", True
+    if gating.scale >= MAX_SCALE:
+        yield "gating.scale", f"must be below {MAX_SCALE}", gating.scale
+
+
+def _lacking_of_ffn(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
+    ffn = model.ffn
+    allowed = ACTIVATIONS[:2] if ffn.gated else ACTIVATIONS[2:]
+    kind = "with" if ffn.gated else "without"
+    if ffn.activation not in allowed:
+        yield "ffn.activation", f"must be {_names(allowed)} {kind} a gate matrix", ffn.activation.value
+    if ffn.activation is Activation.CLAMPED_SWIGLU:
+        if not LIMITS[0] <= ffn.limit <= LIMITS[1]:
+            yield "ffn.limit", f"must be in {LIMITS[0]}..{LIMITS[1]}", ffn.limit
+    elif ffn.clamped:
+        yield "ffn.clamped", f"must be false with activation={ffn.activation.value!r}", True
+    shared = model.shared_ffn
+    if shared is not None and shared.activation is not ffn.activation:
+        yield (
+            "shared_activation",
+            f"must be that of the routed experts, {ffn.activation.value!r}",
+            (shared.activation.value),
+        )
+
+
+def _names(allowed: Sequence[object]) -> str:
+    return " or ".join(repr(str(value)) for value in allowed)
+
+
+def _text(value: object) -> str:
+    """Return a value as a TOML file has it, names in single quotes."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,441 @@
+"""Families: their configurations as published, and what of them the hardware has and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from golden.vectors import read_vector
+from sim.claims.numbers import layer_errors
+from sim.cli import main
+from sim.workload import vector_workload
+from spec.design import Format
+from spec.errors import InputError
+from spec.families import family_names, load_config, load_family
+from spec.hardware import check_hardware
+from spec.load import load_design, load_model
+from spec.model import (
+    NO_PLACES,
+    Activation,
+    AppliedTo,
+    CapacityRule,
+    CapacityScope,
+    Epsilon,
+    GroupMask,
+    ModelSpec,
+    Normalise,
+    Score,
+    Selection,
+)
+
+DATA = Path(__file__).parent / "data"
+VECTORS = sorted(path.stem for path in DATA.glob("*.npz"))
+
+# Vectors whose terms the hardware lacks: the whole line.
+REFUSED = {
+    "deepseek_v2_s0": "gating.num_groups: must be 1 with score='softmax' in hardware, not 4",
+    "deepseek_v4_s0": "gating.score: must be 'softmax' or 'sigmoid' in hardware, not 'sqrt_softplus'",
+    "deepseek_v4_s1": "gating.selection: must be 'top_k' in hardware, not 'hash'",
+    **dict.fromkeys(
+        ("ernie4_5_moe_s0", "ernie4_5_moe_s1"),
+        "gating.selection_bias: must be false with score='softmax' in hardware, not true",
+    ),
+    **dict.fromkeys(("jetmoe_s0", "jetmoe_s1"), "output_bias: must be false in hardware, not true"),
+    **dict.fromkeys(
+        ("llama4_s0", "llama4_s1"),
+        "gating.score: must be 'softmax' or 'sigmoid' in hardware, not 'none'",
+    ),
+    **dict.fromkeys(
+        ("longcat_flash_s0", "longcat_flash_s1"),
+        "gating.num_identity_experts: must be 0 in hardware, not 4",
+    ),
+    **dict.fromkeys(
+        ("nemotron_h_s0", "nemotron_h_s1"),
+        "ffn.activation: must be 'relu' without a gate matrix in hardware, not 'relu2'",
+    ),
+    **dict.fromkeys(
+        ("nllb_moe_s0", "nllb_moe_s1"),
+        "gating.epsilon_rule: must be 'added' in hardware, not 'clamped'",
+    ),
+    **dict.fromkeys(
+        ("phimoe_s0", "phimoe_s1"),
+        "gating.selection: must be 'top_k' in hardware, not 'sparse_mixer'",
+    ),
+    **dict.fromkeys(
+        ("qwen2_moe_s0", "qwen2_moe_s1", "qwen3_next_s0", "qwen3_next_s1"),
+        "shared_expert_gate: must be false in hardware, not true",
+    ),
+}
+
+
+def raises(message: str):
+    """Expect one InputError with exactly this message."""
+    return pytest.raises(InputError, match=rf"\A{re.escape(message)}\Z")
+
+
+@pytest.mark.parametrize("stem", VECTORS)
+def test_the_hardware_computes_a_vector_or_refuses_it(stem):
+    """What is not refused selects the experts of float; outputs are within the bound of each format."""
+    if stem in REFUSED:
+        with raises(f"{REFUSED[stem]} (model {stem})"):
+            check_hardware(read_vector(DATA / f"{stem}.npz").model)
+        return
+    work = vector_workload(str(DATA / f"{stem}.npz"), None)
+    for number_format in Format:
+        found = layer_errors(work, load_design("fpga", number_format))
+        assert (found.same, found.tokens) == (20, 20)
+        assert found.outputs.over_bound <= 1.0
+        assert found.experts.over_bound <= 1.0
+
+
+MIXTRAL = load_model("mixtral-8x7b")
+DEEPSEEK = load_model("deepseek-v3")
+
+
+def changed(model: ModelSpec, **changes) -> ModelSpec:
+    """Return a model with fields changed, ``gating`` and ``ffn`` by tables of theirs."""
+    parts = {
+        key: dataclasses.replace(getattr(model, key), **changes.pop(key))
+        for key in ("gating", "ffn")
+        if key in changes
+    }
+    return dataclasses.replace(model, **parts, **changes)
+
+
+CLAMPED = {"activation": Activation.CLAMPED_SWIGLU}
+LACKING = {
+    "experts": (
+        changed(MIXTRAL, gating={"num_experts": 513}),
+        "gating.num_experts: must be at most 512 in hardware, not 513",
+    ),
+    "k": (
+        changed(MIXTRAL, gating={"num_experts": 32, "top_k": 17}),
+        "gating.top_k: must be at most 16 in hardware, not 17",
+    ),
+    "weight score": (
+        changed(MIXTRAL, gating={"weight_score": Score.SIGMOID}),
+        "gating.weight_score: must be 'softmax' in hardware, not 'sigmoid'",
+    ),
+    "p-norm": (
+        changed(MIXTRAL, gating={"normalise": Normalise.P_NORM}),
+        "gating.normalise: must be 'none' or 'sum' in hardware, not 'p_norm'",
+    ),
+    "input": (
+        changed(MIXTRAL, gating={"weight_applied_to": AppliedTo.INPUT}),
+        "gating.weight_applied_to: must be 'output' in hardware, not 'input'",
+    ),
+    "both biases": (
+        changed(DEEPSEEK, gating={"logit_bias": True}),
+        "gating.logit_bias: must be false with a selection bias in hardware, not true",
+    ),
+    "mask of zero": (
+        changed(DEEPSEEK, gating={"group_mask": GroupMask.ZERO}),
+        "gating.group_mask: must be 'minus_infinity' in hardware, not 'zero'",
+    ),
+    "large epsilon": (
+        changed(MIXTRAL, gating={"epsilon": 0.5}),
+        "gating.epsilon: must be at most 0.001 in hardware, not 0.5",
+    ),
+    "clamped epsilon": (
+        changed(MIXTRAL, gating={"epsilon": 1e-12, "epsilon_rule": Epsilon.CLAMPED}),
+        "gating.epsilon_rule: must be 'added' in hardware, not 'clamped'",
+    ),
+    "normalised behind the drops": (
+        changed(MIXTRAL, gating={"normalise_kept": True}, expert_capacity=3),
+        "gating.normalise_kept: must be false in hardware, not true",
+    ),
+    "scale": (
+        changed(MIXTRAL, gating={"scale": 64.0}),
+        "gating.scale: must be below 64 in hardware, not 64.0",
+    ),
+    "GeGLU": (
+        changed(MIXTRAL, ffn={"activation": Activation.GELU}),
+        "ffn.activation: must be 'silu' or 'clamped_swiglu' with a gate matrix in hardware, not 'gelu'",
+    ),
+    "ReGLU": (
+        changed(MIXTRAL, ffn={"activation": Activation.RELU, "gate_matrix": True}),
+        "ffn.activation: must be 'silu' or 'clamped_swiglu' with a gate matrix in hardware, not 'relu'",
+    ),
+    "silu in two matrices": (
+        changed(MIXTRAL, ffn={"gate_matrix": False}),
+        "ffn.activation: must be 'relu' without a gate matrix in hardware, not 'silu'",
+    ),
+    "clamped silu": (
+        changed(MIXTRAL, ffn={"clamped": True}),
+        "ffn.clamped: must be false with activation='silu' in hardware, not true",
+    ),
+    "limit": (
+        changed(MIXTRAL, ffn={**CLAMPED, "limit": 0.25}),
+        "ffn.limit: must be in 0.5..64.0 in hardware, not 0.25",
+    ),
+    "latent": (changed(MIXTRAL, d_latent=64), "d_latent: must be 0 in hardware, not 64"),
+    "shared bias": (
+        changed(DEEPSEEK, shared_bias=True),
+        "shared_bias: must be false in hardware, not true",
+    ),
+    "another shared activation": (
+        changed(DEEPSEEK, shared_activation=Activation.RELU),
+        "shared_activation: must be that of the routed experts, 'silu' in hardware, not 'relu'",
+    ),
+    "scaled outputs": (
+        changed(MIXTRAL, expert_output_scale=0.8),
+        "expert_output_scale: must be 1.0 in hardware, not 0.8",
+    ),
+    "capacity by tokens": (
+        changed(MIXTRAL, capacity_fraction=0.25),
+        "capacity_fraction: must be 0.0 in hardware, not 0.25",
+    ),
+    "no place at all": (
+        changed(MIXTRAL, expert_capacity=NO_PLACES),
+        "expert_capacity: must be at least 0 in hardware, not -1",
+    ),
+    "capacity of the batch": (
+        changed(MIXTRAL, expert_capacity=2, capacity_scope=CapacityScope.BATCH),
+        "capacity_scope: must be 'sequence' in hardware, not 'batch'",
+    ),
+    "priority by score": (
+        changed(MIXTRAL, expert_capacity=2, capacity_rule=CapacityRule.SCORE_PRIORITY),
+        "capacity_rule: must be 'switch' or 'gshard' or 'batch_priority' in hardware, not 'score_priority'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "message"), LACKING.values(), ids=LACKING.keys())
+def test_each_term_that_the_hardware_lacks_is_one_line(model, message):
+    with raises(f"{message} (model {model.name})"):
+        check_hardware(model)
+
+
+def test_terms_without_effect_are_not_refused():
+    check_hardware(
+        changed(
+            MIXTRAL,
+            gating={"epsilon_rule": Epsilon.CLAMPED, "group_mask": GroupMask.ZERO, "normalise_kept": True},
+            shared_bias=True,
+            shared_expert_gate=True,
+            capacity_fraction=-1.0,
+            capacity_scope=CapacityScope.BATCH,
+            capacity_rule=CapacityRule.SCORE_PRIORITY,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sim --engine model --design fpga",
+        "sim --engine model --design pim",
+        "sim --engine both --design fpga",
+        "sim --engine rtl --design pim",
+        "sim --engine model --experts 2",
+        "verilog --out verilog --design fpga",
+        "verilog --out verilog --design pim",
+    ],
+)
+def test_commands_refuse_what_the_hardware_lacks(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    vector = str(DATA / "qwen2_moe_s0.npz")
+    assert main([*command.split(), "--model", vector]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    line = "shared_expert_gate: must be false in hardware, not true (model qwen2_moe_s0)"
+    assert err == f"expertbank: {line}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+# Configurations.
+
+
+def model_of(tmp_path: Path, config: dict[str, object]) -> ModelSpec:
+    """Return the model of a ``config.json``."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    return load_config(path)
+
+
+def test_tables_within_a_configuration(tmp_path):
+    """Llama 4, Aria and DBRX keep the layer's keys in a table."""
+    text = {
+        "hidden_size": 5120,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 48,
+        "interleave_moe_layer_step": 2,
+        "hidden_act": "silu",
+        "router_jitter_noise": 0.0,
+    }
+    maverick = model_of(tmp_path, {"model_type": "llama4", "text_config": text, "hidden_size": 1})
+    assert (maverick.d_model, maverick.d_shared, maverick.num_moe_layers) == (5120, 8192, 24)
+    assert maverick.gating.weight_applied_to is AppliedTo.INPUT
+    ffn = {
+        "ffn_hidden_size": 10752,
+        "moe_num_experts": 16,
+        "moe_top_k": 4,
+        "moe_jitter_eps": 0.01,
+        "moe_loss_weight": 0.05,
+        "moe_normalize_expert_weights": 1,
+        "uniform_expert_assignment": False,
+        "ffn_act_fn": {"name": "silu"},
+    }
+    dbrx = model_of(tmp_path, {"model_type": "dbrx", "d_model": 6144, "n_layers": 40, "ffn_config": ffn})
+    assert (dbrx.gating.top_k, dbrx.gating.normalise, dbrx.ffn.d_expert) == (4, Normalise.SUM, 10752)
+    assert dbrx.expert_params == 16 * 3 * 6144 * 10752
+
+
+def test_values_by_layer(tmp_path):
+    config = {
+        "model_type": "hunyuan_v1_moe",
+        "hidden_size": 4096,
+        "intermediate_size": 3072,
+        "moe_intermediate_size": [3072] * 32,
+        "num_experts": 64,
+        "moe_topk": [8] * 32,
+        "num_shared_expert": [1] * 32,
+        "num_hidden_layers": 32,
+    }
+    assert model_of(tmp_path, config).gating.top_k == 8
+    several = config | {"moe_topk": [1, 2, 3]}
+    assert model_of(tmp_path, several | {"layer_idx": 1}).gating.top_k == 2
+    assert model_of(tmp_path, several).gating.top_k == 3
+    place = f"{tmp_path / 'config.json'}: config."
+    with raises(f"{place}layer_idx: must be a layer, 0..2 (length of moe_topk), not 3"):
+        model_of(tmp_path, several | {"layer_idx": 3})
+    shared = [1] * 31 + [2]
+    with raises(f"{place}num_shared_expert: must be 1 in family hunyuan_v1_moe, not {shared!r}"):
+        model_of(tmp_path, config | {"num_shared_expert": shared})
+
+
+def test_hashed_layers_come_first(tmp_path):
+    config = {
+        "model_type": "deepseek_v4",
+        "hidden_size": 4096,
+        "moe_intermediate_size": 2048,
+        "n_routed_experts": 256,
+        "num_experts_per_tok": 6,
+        "vocab_size": 129280,
+        "mlp_layer_types": ["hash_moe"] * 3 + ["moe"] * 40,
+    }
+    learned = model_of(tmp_path, config).gating
+    assert (learned.selection, learned.hash_tokens, learned.selection_bias) == (Selection.TOP_K, 0, True)
+    hashed = model_of(tmp_path, config | {"layer_idx": 0}).gating
+    assert (hashed.selection, hashed.hash_tokens, hashed.selection_bias) == (Selection.HASH, 129280, False)
+
+
+def test_layers_are_counted(tmp_path):
+    jamba = {
+        "model_type": "jamba",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_experts": 16,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 32,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    }
+    assert model_of(tmp_path, jamba).num_moe_layers == 16
+    with raises(f"{tmp_path / 'config.json'}: config.expert_layer_period: must be above 0, not 0"):
+        model_of(tmp_path, jamba | {"expert_layer_period": 0})
+    nemotron = {
+        "model_type": "nemotron_h",
+        "hidden_size": 2688,
+        "moe_intermediate_size": 1856,
+        "moe_shared_expert_intermediate_size": 3712,
+        "n_routed_experts": 128,
+        "num_experts_per_tok": 6,
+        "hybrid_override_pattern": "MEMEM*EMEMEM*E",
+        "n_groups": 8,
+    }
+    assert model_of(tmp_path, nemotron).num_moe_layers == 6
+    nllb = {
+        "model_type": "nllb-moe",
+        "d_model": 2048,
+        "encoder_ffn_dim": 8192,
+        "num_experts": 128,
+        "encoder_layers": 24,
+        "decoder_layers": 24,
+        "encoder_sparse_step": 4,
+        "decoder_sparse_step": 4,
+    }
+    model = model_of(tmp_path, nllb)
+    assert (model.num_moe_layers, model.capacity_fraction, model.expert_output_scale) == (12, 1.0, 0.8)
+    with raises(f"{tmp_path / 'config.json'}: config.moe_token_dropout: must be in 0..1, not 1.5"):
+        model_of(tmp_path, nllb | {"moe_token_dropout": 1.5})
+
+
+MIXTRAL_CONFIG = {
+    "model_type": "mixtral",
+    "hidden_size": 64,
+    "intermediate_size": 32,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
+
+
+def test_another_name_of_a_key(tmp_path):
+    renamed = {key: value for key, value in MIXTRAL_CONFIG.items() if key != "num_local_experts"}
+    assert model_of(tmp_path, renamed | {"num_experts": 6}).gating.num_experts == 6
+    assert model_of(tmp_path, MIXTRAL_CONFIG | {"num_experts": 8}).gating.num_experts == 8
+    place = f"{tmp_path / 'config.json'}: config.num_experts"
+    with raises(f"{place}: must equal config.num_local_experts=8, not 4"):
+        model_of(tmp_path, MIXTRAL_CONFIG | {"num_experts": 4})
+
+
+def test_an_unknown_key_that_could_matter_is_reported(tmp_path):
+    """Keys of attention, positions, training or null change nothing; one that sounds like a router might."""
+    harmless = {"rope_theta": 1e6, "router_aux_loss_coef": 0.02, "my_note": 3, "expert_choice": None}
+    model_of(tmp_path, MIXTRAL_CONFIG | harmless)
+    with raises(
+        f"{tmp_path / 'config.json'}: config.norm_topk_prob: is unknown in family mixtral and could change"
+        " what the layer computes, by its name; not False"
+    ):
+        model_of(tmp_path, MIXTRAL_CONFIG | {"norm_topk_prob": False})
+
+
+def test_a_value_that_the_row_does_not_cover(tmp_path):
+    config = {
+        "model_type": "switch_transformers",
+        "d_model": 768,
+        "d_ff": 3072,
+        "num_experts": 8,
+        "expert_capacity": 0,
+        "router_dtype": "float32",
+        "num_selected_experts": 1,
+    }
+    assert model_of(tmp_path, config).expert_capacity == NO_PLACES
+    with raises(
+        f"{tmp_path / 'config.json'}: config.num_selected_experts: must be 1 in family switch_transformers,"
+        " not 2"
+    ):
+        model_of(tmp_path, config | {"num_selected_experts": 2})
+
+
+@pytest.mark.parametrize("family", family_names())
+def test_defaults_are_those_of_a_bare_configuration(tmp_path, family):
+    """A vector's sizes alone, without any option, make a model: options have Hugging Face's defaults."""
+    with np.load(DATA / f"{family}_s0.npz") as archive:
+        config = json.loads(str(archive["meta"]))["config"]
+    sizes = {key: value for key, value in config.items() if type(value) is int}
+    assert model_of(tmp_path, sizes | {"model_type": family.replace("nllb_", "nllb-")}).d_model == 32
+
+
+def test_the_page_has_a_row_for_each_family():
+    """Class as the row's source says; hardware as the recorded layers are refused or not."""
+    page = (DATA.parent.parent / "docs" / "families.md").read_text()
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in page.splitlines() if line.startswith("| `")]
+    assert [row[0].strip("`") for row in rows] == family_names()
+    for name, classes, *_, hardware in rows:
+        family = name.strip("`")
+        source = load_family(family).source
+        assert all(one in source for one in classes.split(", ")), family
+        refused = {
+            stem in REFUSED for stem in VECTORS if stem.rsplit("_s", 1)[0].removesuffix("_negbias") == family
+        }
+        stated = {"yes": {False}, "no": {True}, "without": {True, False}}[re.split(r"[ ,]", hardware)[0]]
+        assert refused == stated, family
