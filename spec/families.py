@@ -32,6 +32,8 @@ from spec.model import ModelSpec
 
 WEIGHT_NAMES = (
     "router",
+    "router_query",
+    "router_key",
     "logit_bias",
     "selection_bias",
     "gate",

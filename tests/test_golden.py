@@ -33,6 +33,7 @@ from spec.model import (
     GroupScore,
     ModelSpec,
     Normalise,
+    Router,
     Score,
     Selection,
 )
@@ -468,7 +469,14 @@ def small_model(**changes) -> ModelSpec:
 def full_model() -> ModelSpec:
     """A model with every weight but the hash table."""
     return small_model(
-        gating=GatingSpec(num_experts=4, top_k=2, score=Score.SIGMOID, selection_bias=True, logit_bias=True),
+        gating=GatingSpec(
+            num_experts=4,
+            top_k=2,
+            router=Router.ATTENTION,
+            score=Score.SIGMOID,
+            selection_bias=True,
+            logit_bias=True,
+        ),
         ffn=FfnSpec(d_expert=8, bias=True),
         d_latent=12,
         latent_bias=True,
