@@ -124,6 +124,7 @@ class FromConfig:
         those that are not listed, None: they are refused.
     replace : as ``values``, but what is not listed stays as it is.
     count : how many items of a list, or letters of a text, are among these; of the first key that is present.
+    rest : what the number leaves of the sum that is divided, or of the layers that are counted.
     by_layer : the key may be a list with a value for each layer. Where these differ, ``layer_idx`` of the
         configuration says which; without it the last layer stands for all.
     only, otherwise : the keys are read only where other keys have one of these values (an empty list: any but
@@ -138,6 +139,7 @@ class FromConfig:
     other: object = None
     replace: dict[str, object] | None = None
     count: tuple[str, ...] = ()
+    rest: bool = False
     by_layer: bool = False
     only: dict[str, list[Any]] = field(default_factory=dict)
     otherwise: object = None
@@ -231,8 +233,10 @@ class FromConfig:
         divisor = numbers[place]
         require(divisor > 0, f"must be above 0, not {divisor}", key=f"config.{self.names[place]}")
         if self.combine is Combine.PERIODIC:
-            return len(range(numbers[2], numbers[0], divisor))
-        return sum(numbers[:-1]) // divisor
+            total, counted = numbers[0], len(range(numbers[2], numbers[0], divisor))
+        else:
+            total, counted = sum(numbers[:-1]), sum(numbers[:-1]) // divisor
+        return total - counted if self.rest else counted
 
 
 def _json_text(value: object) -> str:
@@ -473,6 +477,7 @@ _FIELD_KEYS = {
     "other",
     "replace",
     "count",
+    "rest",
     "by_layer",
     "only",
     "otherwise",
@@ -520,6 +525,7 @@ def _parse_from_config(table: dict[str, Any], key: str) -> FromConfig:
         other=table.get("other"),
         replace=table.get("replace"),
         count=tuple(table.get("count", ())),
+        rest=table.get("rest", False),
         by_layer=table.get("by_layer", False),
         only=table.get("only", {}),
         otherwise=table.get("otherwise"),

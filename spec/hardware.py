@@ -45,6 +45,11 @@ def check_hardware(model: ModelSpec) -> None:
         raise InputError(f"{rule} in hardware, not {_text(value)} (model {model.name})", key=key)
 
 
+def lacking_terms(model: ModelSpec) -> list[str]:
+    """Return the fields of ``model`` whose values the hardware lacks; empty where it has all."""
+    return [key for key, _, _ in _lacking(model)]
+
+
 def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     """Yield key, rule and value of each term that the hardware lacks."""
     yield from _lacking_of_gating(model)

@@ -23,7 +23,7 @@ from golden.layer import layer
 from golden.vectors import read_vector
 from golden.weights import PER_EXPERT, random_token_ids, random_tokens, random_weights, weight_shapes
 from spec.families import WEIGHT_NAMES, family_names
-from spec.load import load_model, preset_names
+from spec.load import load_model
 from spec.model import (
     Activation,
     CapacityRule,
@@ -521,7 +521,9 @@ def test_a_subset_costs_only_its_own_memory():
     assert peak < 64e6
 
 
-@pytest.mark.parametrize("name", preset_names("models"))
+@pytest.mark.parametrize(
+    "name", ["deepseek-v3", "gpt-oss-20b", "mixtral-8x7b", "qwen3-30b-a3b", "switch-base-128"]
+)
 def test_random_layers_have_sane_scales(name):
     model = load_model(name).scaled(32)
     weights = random_weights(model, 0)
