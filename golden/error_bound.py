@@ -5,6 +5,9 @@ largest error that it can have, products and sums propagate errors exactly (no f
 approximation), and the formats add theirs (:mod:`golden.formats`, :mod:`golden.functions`,
 ``docs/numbers.md``). Tokens and weights must be bf16 values already, and both layers must have
 selected the same experts. Underflow (below 2**-126) is not counted.
+
+In int8 a value that is rounded to whole steps is off by half a step, or by what lies beyond 127 steps;
+integer sums are exact.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.expert import activate
+from golden.expert_int8 import ActivationScales
 from golden.formats import GUARD_BITS, PRODUCT_FRACTION_BITS
 from golden.functions import FRACTION_BITS
+from golden.int8 import INT8_MAX, FixedScale
 from golden.layer import LayerResult
-from golden.weights import LayerWeights
+from golden.weights import ExpertWeights, LayerWeights
 from spec.geometry import ImageGeometry, ceil_div
 from spec.model import Activation, FfnSpec, ModelSpec
 
@@ -37,6 +42,10 @@ ALPHA_ROUNDING = 2.0**-17
 SILU_SLOPE = 1.1
 """Above the largest slope of x sigmoid(x), 1.0998; x sigmoid(alpha x) has the same."""
 SIGMOID_SLOPE = 0.25
+SCALE_ROUNDING = 2.0**-16
+"""Relative, of a channel's scale in int8, which has 16 significant bits."""
+BIAS_STEPS = 2.0**30
+"""Largest bias in int8, in steps of its sum; a larger one makes the row's step larger."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ def output_error_bound(
     weights: LayerWeights,
     tokens: NDArray[np.floating],
     result: LayerResult,
+    scales: ActivationScales | None = None,
 ) -> F64:
     """Return a bound on ``abs(layer_bf16 - layer)``, (T, H) float64.
 
@@ -70,6 +80,7 @@ def output_error_bound(
     image : geometry of the model on the design: products per burst of gate and array.
     weights, tokens : what both layers were given, bf16 values.
     result : of :func:`golden.layer.layer`; its experts must be those of the hardware's layer.
+    scales : of the hardware's layer in int8.
     """
     x = tokens.astype(np.float64)
     count = len(tokens)
@@ -86,23 +97,11 @@ def output_error_bound(
     routing = combine_weights(model, image, weights, x, result)
     for expert in np.unique(result.ids[result.kept]):
         rows, slots = np.nonzero(result.kept & (result.ids == expert))
-        output = expert_output(
-            model.ffn,
-            None if weights.gate is None else weights.gate[expert],
-            weights.up[expert],
-            weights.down[expert],
-            x[rows],
-            cols,
-            None if weights.gate_bias is None else weights.gate_bias[expert],
-            None if weights.up_bias is None else weights.up_bias[expert],
-            None if weights.down_bias is None else weights.down_bias[expert],
-        )
+        output = expert_output(model.ffn, weights.expert(int(expert)), x[rows], cols, scales)
         factor = Bounded(routing.value[rows, slots, None], routing.error[rows, slots, None])
         add(rows, factor, output)
-    if weights.shared_up is not None and weights.shared_down is not None:
-        output = expert_output(
-            model.ffn, weights.shared_gate, weights.shared_up, weights.shared_down, x, cols
-        )
+    if weights.shared_expert is not None:
+        output = expert_output(model.ffn, weights.shared_expert, x, cols, scales)
         add(np.arange(count), Bounded(np.ones((count, 1)), np.zeros((count, 1))), output)
     # The combiner: one rounding to fp32 a contribution, then the output's to bf16.
     additions = model.gating.top_k + 1
@@ -125,23 +124,31 @@ def combine_weights(
 
 def expert_output(
     spec: FfnSpec,
-    gate: NDArray[np.floating] | None,
-    up: NDArray[np.floating],
-    down: NDArray[np.floating],
+    weights: ExpertWeights,
     x: F64,
     cols: int,
-    gate_bias: NDArray[np.floating] | None = None,
-    up_bias: NDArray[np.floating] | None = None,
-    down_bias: NDArray[np.floating] | None = None,
+    scales: ActivationScales | None = None,
 ) -> Bounded:
-    """Return one expert's output (n, H); arguments as in :func:`golden.expert.ffn`."""
+    """Return one expert's output (n, H) for tokens (n, H), in bf16, or with ``scales`` in int8."""
+
+    def product(
+        operand: Bounded,
+        matrix: NDArray[np.floating],
+        bias: NDArray[np.floating] | None,
+        scale: FixedScale | None,
+    ) -> Bounded:
+        if scale is None:
+            return dot(operand, matrix, cols, bias).rounded()
+        return dot_int8(operand, matrix, scale, bias).rounded()
+
+    x_scale, hidden_scale = (None, None) if scales is None else (scales.x, scales.hidden)
     exact = Bounded(x, np.zeros_like(x))
-    u = dot(exact, up, cols, up_bias).rounded()
-    if gate is None:
+    u = product(exact, weights.up, weights.up_bias, x_scale)
+    if weights.gate is None:
         hidden = Bounded(np.maximum(u.value, 0.0), u.error)
     else:
-        hidden = _activated(spec, dot(exact, gate, cols, gate_bias).rounded(), u)
-    return dot(hidden, down, cols, down_bias).rounded()
+        hidden = _activated(spec, product(exact, weights.gate, weights.gate_bias, x_scale), u)
+    return product(hidden, weights.down, weights.down_bias, hidden_scale)
 
 
 def _activated(spec: FfnSpec, g: Bounded, u: Bounded) -> Bounded:
@@ -177,6 +184,28 @@ def dot(
     lost = cols * 2.0 ** -(PRODUCT_FRACTION_BITS + GUARD_BITS) + bursts * F32_ROUNDING
     products = x.largest @ np.abs(matrix).T + np.abs(offset)
     return Bounded(x.value @ matrix.T + offset, x.error @ np.abs(matrix).T + lost * products)
+
+
+def dot_int8(
+    x: Bounded, weight: NDArray[np.floating], scale: FixedScale, bias: NDArray[np.floating] | None = None
+) -> Bounded:
+    """Return ``x @ weight.T + bias`` with ``x`` and the weights' rows in whole steps, before its rounding.
+
+    A row's step is its largest magnitude / 127, or what its bias needs.
+    """
+    matrix = np.abs(weight.astype(np.float64))
+    steps = matrix.max(axis=1) / INT8_MAX
+    offset = np.zeros(len(matrix)) if bias is None else bias.astype(np.float64)
+    input_step = 1.0 / scale.value
+    steps = np.maximum(steps, np.abs(offset) / (input_step * BIAS_STEPS))
+    beyond = x.largest - INT8_MAX * input_step
+    inputs = Bounded(x.value, x.error + np.maximum(input_step / 2, beyond))
+    # Of the weights: half a step each, whatever it is multiplied with.
+    rounded = inputs.largest.sum(axis=1, keepdims=True) * (steps / 2)
+    magnitude = inputs.largest @ matrix.T + rounded
+    of_bias = steps * input_step * (1 + SCALE_ROUNDING) / 2
+    error = inputs.error @ matrix.T + rounded + SCALE_ROUNDING * magnitude + of_bias
+    return Bounded(x.value @ weight.astype(np.float64).T + offset, error)
 
 
 def times(a: Bounded, b: Bounded) -> Bounded:

@@ -22,6 +22,7 @@ Registers carry no initial value in the Verilog: reset alone defines them, as on
 simulator that randomises what is undefined finds what reset forgets.
 """
 
+import itertools
 import json
 import os
 import re
@@ -386,6 +387,7 @@ def _tidy(text, top):
     for name in modules:
         if "U$" in name:
             raise ExportError(f"name the submodule: {name.removeprefix(f'{top}.core.')}")
+    modules = _with_named_ports(modules)
     names = _representatives(modules, top)
     plain = _plain_identifiers(modules)
     written = set()
@@ -406,6 +408,52 @@ def _without_initial_values(text):
     text = re.sub(r"^ *\(\* init = \S+ \*\)\n", "", text, flags=re.MULTILINE)
     register = r"^( *reg (?:\[\d+:\d+\] )?(?:\\\S+ |[a-zA-Z_]\w*)) = \d+'\S+;$"
     return re.sub(register, r"\1;", text, flags=re.MULTILINE)
+
+
+_NUMBERED_PORT = re.compile(r"\\port\$\d+\$\d+ ")
+_INSTANCE = re.compile(r"^  (\\\S+ |\w+) +(?:\\\S+ |\w+) +\(\n(?:    \..*\n)*", re.MULTILINE)
+
+
+def _with_named_ports(modules):
+    """Return the modules with names for the ports that Amaranth only numbers.
+
+    Such a port is a value of the surrounding module that has no name in this one. Amaranth numbers
+    them through the whole design, so that equal modules would differ.
+    """
+    names = {}
+    for name, (ports, body) in modules.items():
+        numbered = [port for port in ports if _NUMBERED_PORT.fullmatch(port)]
+        taken = set(re.findall(r"[A-Za-z_]\w*", body))
+        counts = {"input": itertools.count(), "output": itertools.count()}
+        names[name] = {}
+        # In order of appearance: the order of their numbers depends on the design around.
+        for port in sorted(numbered, key=body.index):
+            direction = re.search(rf"^  (input|output) .*{re.escape(port)};", body, re.MULTILINE)[1]
+            stem = direction.removesuffix("put")
+            names[name][port] = next(new for n in counts[direction] if (new := f"{stem}_{n}") not in taken)
+    return {
+        name: (sorted(names[name].get(port, port) for port in ports), _renamed(body, name, names))
+        for name, (ports, body) in modules.items()
+    }
+
+
+def _renamed(body, module, names):
+    """Return a module's body with the new ``names[module]`` of its ports and of those of its instances."""
+
+    def of_instance(match):
+        text = match[0]
+        for old, new in names.get(_plain(match[1]), {}).items():
+            text = text.replace(f".{old}(", f".{new}(")
+        return text
+
+    body = _INSTANCE.sub(of_instance, body)
+    mine = names[module]
+    # An escaped identifier ends with a space; a plain one needs it before a word or an operator only.
+    return re.sub(
+        _NUMBERED_PORT.pattern + r"(?=([;),(\[ ])?)",
+        lambda match: mine[match[0]] + ("" if match[1] else " "),
+        body,
+    )
 
 
 def _plain(identifier):

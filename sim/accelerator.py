@@ -90,7 +90,11 @@ BLOCK_PORTS = {
 
 @dataclass(kw_only=True)
 class Report:
-    """Result of a run; the names of the command line's JSON. What was not run is None."""
+    """Result of a run; the names of the command line's JSON. What was not run is None.
+
+    ``dram``, of a near-memory run: ``commands`` of all channels by name, ``refreshes`` that fell due and
+    that were issued in that very cycle, ``violations`` of the DRAM's rules.
+    """
 
     model: str
     design: str
@@ -111,6 +115,7 @@ class Report:
     wall_s: float
     routing: dict[str, Any]
     counters: dict[str, int] | None = None
+    dram: dict[str, Any] | None = None
     reference: dict[str, Any] | None = None
     simulated_cycles_per_second: float | None = None
     dram_rules_broken: int | None = None

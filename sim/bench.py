@@ -22,20 +22,32 @@ from typing import Any
 import numpy as np
 
 from sim import accelerator, toolchain
-from sim.accelerator import LayerRun, Progress
-from sim.alone import run_experts
+from sim.accelerator import LayerRun, Progress, token_beats
+from sim.alone import operands_of, plan_experts, run_experts, run_plan
+from sim.alone.pim import PimAlone
 from sim.layer import LayerShape, layer_cycles
+from sim.pim_layer import PimShape, first_refreshes, pim_cycles, pim_job
+from sim.pim_report import build_pim_layer, run_pim_layer
 from sim.routing import Routing
-from sim.rtlsim import PROJECT, Build, build_exported, exported, layer_component
+from sim.rtlsim import PROJECT, Build, RunSpec, build_exported, exported, layer_component
 from sim.workload import Workload, random_workload, scaled_model
-from spec.design import DesignSpec
+from spec.banks import CommandTiming
+from spec.design import DesignSpec, Format
+from spec.geometry import ImageGeometry
+from spec.load import load_design, load_model
+from spec.model import ModelSpec
 
 REPEATS = 5
 NATIVE_GOAL = 100_000
 """Simulated cycles per second with 256 MACs."""
 MODEL_GOAL_MS = 1.0
 MAC_GOAL, PORT_GOAL = 0.95, 0.90
+CHANNEL_GOAL = 0.90
+"""Of the cycles that DRAM timing and refresh leave."""
 ALONE_MODEL, ALONE_SCALE = "mixtral-8x7b", 16
+CHANNEL_EXPERTS, CHANNEL_TOKENS = 8, 8
+"""Two groups of tokens each: the lanes are as busy as they can be."""
+PIM_LAYER_SCALE, PIM_LAYER_TOKENS = 64, 128
 GROUPS = {
     "simulation": "Simulation speed",
     "build": "Build time",
@@ -98,22 +110,144 @@ def native_figures(bench: Bench) -> list[Figure]:
     Per second of processor time, starting and reading the job included: what else runs on the machine
     counts little.
     """
-    cycles = bench.run.seen.cycles
-    seconds = min(child_seconds(partial(bench.rtl.run, bench.run.spec)) for _ in range(REPEATS))
-    speed = cycles / seconds
     array = bench.design.tile
     return [
-        Figure(
-            group="simulation",
-            name="native, Verilator alone",
-            value=speed,
-            unit="cycles/s",
-            how=f"{bench.name}: {cycles:,} cycles with {array.rows * array.cols} MACs in the array,"
-            f" {bench.design.gate.lanes} in the gate; fastest of {REPEATS} runs",
-            goal=f"at least {NATIVE_GOAL:,}",
-            met=speed >= NATIVE_GOAL,
+        _native(
+            "native, Verilator alone",
+            bench.rtl,
+            bench.run.spec,
+            bench.run.seen.cycles,
+            f"{bench.name}: {{cycles}} cycles with {array.rows * array.cols} MACs in the array,"
+            f" {bench.design.gate.lanes} in the gate",
+            goal=True,
         )
     ]
+
+
+def _native(name: str, rtl: Build, spec: RunSpec, cycles: int, how: str, *, goal: bool) -> Figure:
+    """Return the speed of a job of so many cycles; ``how`` shows them as ``{cycles}``."""
+    speed = cycles / min(child_seconds(partial(rtl.run, spec)) for _ in range(REPEATS))
+    return Figure(
+        group="simulation",
+        name=name,
+        value=speed,
+        unit="cycles/s",
+        how=f"{how.format(cycles=f'{cycles:,}')}; fastest of {REPEATS} runs",
+        goal=f"at least {NATIVE_GOAL:,}" if goal else "",
+        met=speed >= NATIVE_GOAL if goal else None,
+    )
+
+
+def channel_figures(
+    model: str, scale: int, design: DesignSpec, root: Path, experts: int, tokens: int
+) -> list[Figure]:
+    """Return the speed of a near-memory channel alone, its model's time, and where its cycles go.
+
+    The run must agree with golden in every bit, with the model in every cycle and command.
+    """
+    alone = plan_experts(model, design, experts, tokens, scale, engine="both")
+    assert isinstance(alone, PimAlone)
+    report = run_plan(alone, engine="both", seed=0, root=root)
+    if not report.agreed or report.mismatches != 0 or report.dram_rules_broken != 0:
+        raise AssertionError(f"channel of {design.name}: {report.divergence or 'bits differ from golden'}")
+    cycles = report.cycles["rtl"]
+    assert cycles is not None
+    rtl = alone.build(root, trace=False)
+    spec = alone.job(rtl, operands_of(alone.plan, 0))
+    pim, what = alone.banks.pim, f"{model} / {scale}, {experts} experts, {tokens} tokens each"
+    lanes = pim.units * pim.lanes(design.format)
+    timing = CommandTiming.of(pim)
+    slots = alone.times.mac_slots(timing)
+    seconds = fastest_seconds(alone.model)
+    rest = ", ".join(
+        f"{text} {slots[key] / sum(slots.values()):.1%}"
+        for key, text in (
+            ("refresh", "refresh"),
+            ("row", "closing and opening rows"),
+            ("other", "anything else"),
+        )
+    )
+    used = slots["mac"] / (slots["mac"] + slots["other"])
+    return [
+        _native(
+            f"native, a near-memory channel in {design.format}",
+            rtl,
+            spec,
+            cycles,
+            f"{what}: {{cycles}} cycles with {lanes} lanes",
+            goal=True,
+        ),
+        Figure(
+            group="model",
+            name=f"near-memory channel in {design.format}",
+            value=1e3 * seconds,
+            unit="ms",
+            how=f"`channel_cycles`: {what}: {cycles:,} cycles, every command; fastest of {REPEATS}",
+        ),
+        Figure(
+            group="utilisation",
+            name=f"MAC slots of a near-memory channel in {design.format}, of what DRAM leaves",
+            value=100 * used,
+            unit="%",
+            how=f"{what}; of all cycles from first to last MAC {rest}; by the cycle model, whose commands are"
+            " those of the Verilog",
+            goal=f"at least {CHANNEL_GOAL:.0%}",
+            met=used >= CHANNEL_GOAL,
+        ),
+    ]
+
+
+def pim_layer_figures(
+    model: ModelSpec, name: str, design: DesignSpec, root: Path, tokens: int
+) -> list[Figure]:
+    """Return the near-memory layer's speed and its model's own time; the run must agree with golden."""
+    work = random_workload(model, tokens, Routing("uniform"), 0, design.window_tokens)
+    report = run_pim_layer(work, design, engine="rtl", routing="uniform", root=root)
+    if not report.agreed or report.mismatches != 0:
+        raise AssertionError(f"layer {design.name}: {report.divergence or 'bits differ from golden'}")
+    cycles = report.cycles["rtl"]
+    assert cycles is not None
+    beats = token_beats(ImageGeometry.of(model, design), design, work.tokens, work.batch_lengths)
+    banks, golden, spec = pim_job(work, design, beats)
+    shape = PimShape(banks, design, golden.streams, banks.round_robin())
+    arrivals = np.zeros(len(beats), dtype=np.int64)
+    model_run = partial(pim_cycles, shape, arrivals, first_refreshes(banks))
+    times, _ = model_run()  # compiled, or read from the cache, by now
+    pim, what = banks.pim, f"{name}, {tokens} tokens"
+    lanes = pim.units * pim.lanes(design.format)
+    return [
+        _native(
+            f"native, layer `pim` in {design.format}",
+            build_pim_layer(model, design, root),
+            spec,
+            cycles,
+            f"{what}: {{cycles}} cycles with {pim.channels} channels of {lanes} lanes,"
+            f" {design.gate.lanes} MACs in the gate",
+            goal=False,
+        ),
+        Figure(
+            group="model",
+            name=f"layer `pim` in {design.format}, {what}",
+            value=1e3 * fastest_seconds(model_run),
+            unit="ms",
+            how=f"`pim_cycles`: {times.cycles:,} cycles; fastest of {REPEATS}",
+        ),
+    ]
+
+
+def near_memory_figures(root: Path, progress: Progress) -> list[Figure]:
+    """Return all figures of the near-memory design, in both formats."""
+    figures = []
+    layer = load_model(ALONE_MODEL).scaled(PIM_LAYER_SCALE)
+    for number_format in Format:
+        design = load_design("pim", number_format)
+        progress(f"a near-memory channel in {number_format} (its build is cached by content)")
+        figures += channel_figures(ALONE_MODEL, ALONE_SCALE, design, root, CHANNEL_EXPERTS, CHANNEL_TOKENS)
+        progress(f"the near-memory layer in {number_format} (its build is cached by content)")
+        figures += pim_layer_figures(
+            layer, f"{ALONE_MODEL} / {PIM_LAYER_SCALE}", design, root, PIM_LAYER_TOKENS
+        )
+    return figures
 
 
 def build_figures(bench: Bench, root: Path, *, cold: bool) -> list[Figure]:
@@ -219,7 +353,8 @@ def measure(
     figures += build_figures(bench, root, cold=cold)
     progress("model time and utilisation")
     figures += model_figures([(bench.name, bench.run.shape)])
-    return bench, figures + utilisation_figures(bench)
+    figures += utilisation_figures(bench)
+    return bench, figures + near_memory_figures(root, progress)
 
 
 def fastest_seconds(call: Callable[[], object]) -> float:

@@ -18,6 +18,16 @@ Ints = NDArray[np.int64]
 ACT, PRE, PRE_ALL, REF = 1, 2, 3, 4
 MAC, WRITE, READ = 1, 2, 3
 FAR = 1 << 60
+COMMANDS = {
+    "ACT": (ACT, False),
+    "PRE": (PRE, False),
+    "PREA": (PRE_ALL, False),
+    "REF": (REF, False),
+    "MAC": (MAC, True),
+    "WR": (WRITE, True),
+    "RD": (READ, True),
+}
+"""Kind of each command, and whether it is on the column bus."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,14 @@ class Commands:
         chosen: Ints = commands[commands[:, 1] == kind][:, [0, 2, 3]]
         return chosen
 
+    def before(self, end: int) -> Commands:
+        """Return the commands of cycles below ``end``."""
+        return Commands(self.rows[self.rows[:, 0] < end], self.columns[self.columns[:, 0] < end])
+
+    def counts(self) -> dict[str, int]:
+        """Return how often each of :data:`COMMANDS` was issued."""
+        return {name: len(self.of(kind, column=column)) for name, (kind, column) in COMMANDS.items()}
+
 
 def commands_seen(
     banks: BankGeometry,
@@ -58,6 +76,17 @@ def commands_seen(
         return np.stack(fields, axis=1)
 
     return Commands(decode(rows, ROW_KIND_BITS, "row"), decode(columns, COLUMN_KIND_BITS, "column"))
+
+
+def refreshes_due(pim: PimDesign, first: int, end: int) -> Ints:
+    """Return the cycles in 0..``end`` - 1 in which a refresh falls due.
+
+    ``first`` : the first one after reset, counted from cycle 0 of the run; negative for one before it.
+    """
+    if not pim.refresh:
+        return np.zeros(0, dtype=np.int64)
+    interval = pim.dram.timing.refi
+    return np.arange(first % interval if first < 0 else first, end, interval, dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ only; the equations are solved by repetition until nothing changes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
 from sim.combine_ordered import ordered_cycles
 from sim.dispatch import Units, dispatch_cycles
 from sim.divergence import PortCheck
-from sim.dram_check import Commands, Violation, check_commands, commands_seen
+from sim.dram_check import REF, Commands, Violation, check_commands, commands_seen, refreshes_due
 from sim.gating import gate_cycles
 from sim.layer import StreamTimes
 from sim.merge import merge_cycles
@@ -121,13 +123,35 @@ class PimRun:
             for n in range(self.banks.pim.channels)
         ]
 
+    def refreshes_due(self, channel: int) -> Cycles:
+        """Return the cycles of the run in which a channel's refreshes should stand on its bus."""
+        first = refresh_offset(self.banks, channel) - self.result.since_reset + ISSUE
+        return refreshes_due(self.banks.pim, first, self.result.cycles)
+
     def violations(self) -> list[tuple[int, Violation]]:
         """Return the DRAM rules that a channel broke: channel and violation."""
-        return [
-            (channel, violation)
-            for channel, commands in enumerate(self.commands)
-            for violation in check_commands(self.banks.pim, commands)
-        ]
+        found = []
+        for channel, commands in enumerate(self.commands):
+            due = self.refreshes_due(channel)
+            first = int(due[0]) if len(due) else None
+            found += [(channel, one) for one in check_commands(self.banks.pim, commands, first_refresh=first)]
+        return found
+
+    def dram(self) -> dict[str, Any]:
+        """Return ``dram`` of :class:`sim.accelerator.Report`."""
+        counts: Counter[str] = Counter()
+        due = in_time = 0
+        for channel, commands in enumerate(self.commands):
+            inside = commands.before(self.result.cycles)
+            counts.update(inside.counts())
+            expected = self.refreshes_due(channel)
+            due += len(expected)
+            in_time += int(np.isin(expected, inside.of(REF)[:, 0]).sum())
+        return {
+            "commands": dict(counts),
+            "refreshes": {"due": due, "in_time": in_time},
+            "violations": [f"channel {channel}: {violation}" for channel, violation in self.violations()],
+        }
 
 
 def pim_job(

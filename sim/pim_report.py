@@ -182,7 +182,8 @@ def run_pim_layer(
         counters = report.counters
         _add_use(report, shape, seen.cycles, counters["mac_active"], counters["mac_commands"])
     report.mac_slots = slots
-    rules = [f"channel {channel}: {violation}" for channel, violation in run.violations()]
+    report.dram = run.dram()
+    rules = report.dram["violations"]
     problems = [*result.violations, *rules, *([result.timeout] if result.timeout else [])]
     divergence = first_divergence(checks)
     if divergence is not None:

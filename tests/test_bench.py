@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from sim import accelerator, bench
+from sim.alone import run_plan
 from sim.bench import GROUPS, Bench, Figure
 from sim.routing import Routing
 from sim.rtlsim import DEFAULT_ROOT
 from sim.workload import random_workload, vector_workload
+from spec.design import Format
+from spec.load import load_design
 from tests.bench import speed
 from tests.test_layer import DATA, TINY
 
@@ -53,6 +56,53 @@ def test_utilisation_is_that_of_the_counters(tiny: Bench) -> None:
         for job in tiny.run.shape.streams.jobs()
     )
     assert figures["MAC slots of the layer"].value == 100 * fires / tiny.run.seen.cycles
+
+
+PIM = load_design("tests/tiny_pim.toml")
+
+
+@pytest.mark.slow
+def test_figures_of_a_near_memory_channel() -> None:
+    native, own_time, slots = bench.channel_figures("mixtral-8x7b", 256, PIM, DEFAULT_ROOT, 2, 3)
+    assert native.name == "native, a near-memory channel in bf16"
+    assert native.met is (native.value >= bench.NATIVE_GOAL)
+    assert native.how.endswith("cycles with 32 lanes; fastest of 5 runs")
+    assert 0 < own_time.value < 1000
+    assert slots.unit == "%"
+    shares = [float(share) for share in re.findall(r"([\d.]+)%", slots.how)]
+    assert len(shares) == 3
+    assert 0 < sum(shares) < 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mismatches": 1}, "bits differ from golden"),
+        ({"mismatches": None}, "bits differ from golden"),
+        ({"divergence": "pim.o: transfer 3"}, "pim.o: transfer 3"),
+    ],
+)
+def test_a_channel_that_is_wrong_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], message: str
+) -> None:
+    """A speed of a wrong run would be worth nothing."""
+
+    def wrong(alone, **_options):
+        report = run_plan(alone, engine="model", seed=0)
+        return dataclasses.replace(report, **{"mismatches": 0, "dram_rules_broken": 0} | changes)
+
+    monkeypatch.setattr(bench, "run_plan", wrong)
+    with pytest.raises(AssertionError, match=f"^channel of tiny_pim: {message}$"):
+        bench.channel_figures("mixtral-8x7b", 256, PIM, DEFAULT_ROOT, 2, 3)
+
+
+@pytest.mark.slow
+def test_figures_of_the_near_memory_layer() -> None:
+    model = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
+    native, own_time = bench.pim_layer_figures(model, "tiny", PIM, DEFAULT_ROOT, 6)
+    assert native.name == "native, layer `pim` in bf16"
+    assert native.met is None
+    assert own_time.how.startswith("`pim_cycles`: ")
 
 
 @pytest.mark.slow
@@ -114,5 +164,15 @@ def test_committed_page_has_every_kind_of_figure() -> None:
     assert text.startswith(bench.HEADER)
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == list(GROUPS.values())
     names = ("native, Verilator alone", "cocotb and Verilator", "amaranth.sim", "cached", "cold, compile")
+    names += tuple(
+        name.format(number_format)
+        for number_format in Format
+        for name in (
+            "native, a near-memory channel in {}",
+            "native, layer `pim` in {}",
+            "near-memory channel in {}",
+            "MAC slots of a near-memory channel in {}, of what DRAM leaves",
+        )
+    )
     for name in (*names, "mixtral_s0, 20 tokens", "MAC slots of an expert alone"):
         assert f"| {name} | " in text

@@ -57,7 +57,7 @@ def test_check_passes(capsys):
     assert main(["check", str(DATA)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "57 passed, 0 failed"
-    assert len(lines) == 13
+    assert len(lines) == 59
 
 
 def test_check_fails(capsys, tmp_path):

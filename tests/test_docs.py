@@ -19,15 +19,17 @@ from rtl.dispatch import Dispatch, DispatchConfig
 from rtl.expert import ExpertEngine
 from rtl.export import describe_ports
 from rtl.gating import Gate
-from rtl.layer import FpgaLayer, expert_config, pim_config
+from rtl.layer import FpgaLayer, PimLayer, expert_config, pim_config
 from rtl.pim import PimChannel
 from rtl.registers import RegisterFile
 from sim.expert import expert_cycles
 from sim.gating import latency
 from sim.layer import LayerShape, layer_cycles
+from sim.marked import marked
 from spec import registers
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.load import load_design, load_model
+from tests.waveforms import OF_LAYERS, WAVEFORMS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -86,6 +88,18 @@ def test_every_port_is_in_its_table(block):
             shape = member.signature.members["payload"].shape
             for key in shape.members if isinstance(shape, data.StructLayout) else ():
                 assert re.search(rf"\b{key}\b", listed[name][payload]), f"{block}: {name} carries {key}"
+
+
+def test_ports_of_the_near_memory_layer():
+    """Those that the other layer has too, and a table of its own, whose names hold an n for each channel."""
+    model, design = MODEL, load_design("pim")
+    members = PimLayer(model, design).signature.members
+    rows = tables(page("layer"), "The near-memory layer")[1][1:]
+    listed = {name for row in rows for name in re.findall(r"`([\w<>]+)`", row[0])}
+    shared = set(COMPONENTS["layer"]().signature.members)
+    own = {re.sub(r"_\d+(?=_|$)", "_<n>", name) for name in set(members) - shared}
+    assert listed == own
+    assert shared <= set(members)
 
 
 def test_verilog_ports_of_the_layer():
@@ -228,6 +242,33 @@ def test_documented_timing(name):
     gate = "1 + `Gate.latency` ([gating.md](gating.md))"
     words[gate] = 1 + latency(shape.image.gate)
     assert measured == [words[row[2]] if row[2] in words else int(row[2]) for row in rows]
+
+
+@pytest.mark.parametrize(("block", "mark"), WAVEFORMS)
+def test_waveforms_are_those_of_a_run(block, mark):
+    file = DOCS / f"{block}.md"
+    shown = marked(file.read_text(), mark, file=file)[1]
+    assert shown.splitlines() == WAVEFORMS[block, mark](), "run python -m tests.waveforms"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("block", "mark"), OF_LAYERS)
+def test_waveforms_of_layers_are_those_of_a_run(block, mark):
+    file = DOCS / f"{block}.md"
+    shown = marked(file.read_text(), mark, file=file)[1]
+    assert shown.splitlines() == OF_LAYERS[block, mark](), "run python -m tests.waveforms"
+
+
+@pytest.mark.parametrize("block", COMPONENTS)
+def test_page_of_a_block_has_what_its_reader_needs(block):
+    """A diagram, ports, latencies and a waveform."""
+    text = page(block)
+    diagram = re.search(r"^```\n(.*?)^```", text.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+    assert diagram
+    assert "-->" in diagram[1]
+    assert tables(text, "Ports")
+    assert next(header for header, *_ in tables(text, "Timing"))[-1] in ("cycles", "when")
+    assert (block, "waveform") in WAVEFORMS | OF_LAYERS
 
 
 @pytest.mark.parametrize("name", [*(f"docs/{page}" for page in PAGES), "README.md", "CONTRIBUTING.md"])

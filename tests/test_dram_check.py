@@ -7,7 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sim.dram_check import ACT, MAC, PRE, PRE_ALL, READ, REF, WRITE, Commands, check_commands
+from sim.dram_check import (
+    ACT,
+    MAC,
+    PRE,
+    PRE_ALL,
+    READ,
+    REF,
+    WRITE,
+    Commands,
+    check_commands,
+    refreshes_due,
+)
 from spec.design import BankMode, PimDesign, RegisterPath
 from tests.test_pim import DRAM, PIM
 
@@ -94,3 +105,18 @@ def test_a_trace_without_any_refresh_is_found() -> None:
     assert "refresh in time" in rules(ALL, [row(0, ACT), row(T.refi + 1, PRE)])
     assert "refresh in time" in rules(ALL, [*late[:2], row(T.refi + 1, REF)])
     assert "refresh in time" not in rules(ALL, late)
+
+
+def test_refreshes_that_fall_due() -> None:
+    for first in range(-2 * T.refi, T.refi):
+        due = refreshes_due(ALL, first, 3 * T.refi)
+        assert due.tolist() == [n for n in range(3 * T.refi) if n >= first and (n - first) % T.refi == 0]
+    assert not len(refreshes_due(replace(ALL, refresh=False), 0, 1000))
+
+
+def test_commands_are_counted() -> None:
+    commands = trace([row(0, ACT), row(30, PRE_ALL), row(50, REF)], [row(9, MAC), row(13, MAC)])
+    counts = {"ACT": 1, "PRE": 0, "PREA": 1, "REF": 1, "MAC": 2, "WR": 0, "RD": 0}
+    assert commands.counts() == commands.before(51).counts() == counts
+    assert commands.before(50).counts() == counts | {"REF": 0}
+    assert commands.before(13).counts() == counts | {"PREA": 0, "REF": 0, "MAC": 1}

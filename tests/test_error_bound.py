@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golden.error_bound import Bounded, dot, output_error_bound, times
+from golden.error_bound import Bounded, dot, dot_int8, output_error_bound, times
+from golden.experts import calibrate
 from golden.formats import bf16_decode, bf16_encode
 from golden.formats import dot as dot_bf16
+from golden.int8 import FixedScale, quantise, quantise_rows
 from golden.layer import layer
 from golden.layer_bf16 import layer_bf16
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_tokens, random_weights
 from sim.workload import vector_workload
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Format
 from spec.errors import InputError
 from spec.geometry import ImageGeometry
 from spec.hardware import check_hardware
@@ -27,17 +29,30 @@ DESIGN: DesignSpec = load_design("fpga")
 MODELS = ("mixtral-8x7b", "deepseek-v3", "gpt-oss-20b", "switch-base-128")
 
 
-def errors(model: ModelSpec, weights: LayerWeights, wrong: LayerWeights, seed: int) -> np.ndarray:
-    """Return each output's error over its bound, the hardware's layer having ``wrong`` weights."""
-    image = ImageGeometry.of(model, DESIGN)
+def errors(
+    model: ModelSpec,
+    weights: LayerWeights,
+    wrong: LayerWeights,
+    seed: int,
+    number_format: Format = Format.BF16,
+    *,
+    too_small: float = 1.0,
+) -> np.ndarray:
+    """Return each output's error over its bound, the hardware's layer having ``wrong`` weights.
+
+    In int8 the scales are calibrated on the tokens times ``too_small``.
+    """
+    image = ImageGeometry.of(model, dataclasses.replace(DESIGN, format=number_format))
     tokens = bf16_encode(random_tokens(model, 24, seed))
     values = bf16_decode(tokens)
     real = layer(model, weights, values)
-    ours = layer_bf16(model, image, wrong, tokens, window_tokens=DESIGN.window_tokens)
+    int8 = number_format is Format.INT8
+    scales = calibrate(model, weights, too_small * values) if int8 else None
+    ours = layer_bf16(model, image, wrong, tokens, window_tokens=DESIGN.window_tokens, scales=scales)
     same = (np.sort(ours.routing.ids) == np.sort(real.ids)).all(axis=1)
     assert same.sum() >= 20, f"seed {seed}: other experts for {(~same).sum()} tokens"
     error = np.abs(bf16_decode(ours.output) - real.output)
-    bound = output_error_bound(model, image, weights, values, real)
+    bound = output_error_bound(model, image, weights, values, real, scales)
     assert (error[bound == 0] == 0).all()
     return (error / np.where(bound == 0, 1.0, bound))[same]
 
@@ -50,6 +65,40 @@ def test_bound_holds_and_is_near(name: str, seed: int) -> None:
     largest = errors(model, weights, weights, seed).max()
     print(f"{name}, seed {seed}: largest error {largest:.3f} of its bound")
     assert 0.05 < largest <= 1.0
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("too_small", [1.0, 0.5])
+def test_int8_bound_holds(name: str, too_small: float) -> None:
+    """With scales of smaller tokens, what lies beyond 127 steps is in the bound."""
+    model = load_model(name).scaled(64)
+    weights = random_weights(model, 3)
+    largest = errors(model, weights, weights, 3, Format.INT8, too_small=too_small).max()
+    print(f"{name}: largest error {largest:.3f} of its bound in int8")
+    assert 0.01 < largest <= 1.0
+
+
+@pytest.mark.parametrize("name", ["up", "down", "gate"])
+def test_a_matrix_of_the_wrong_sign_breaks_the_int8_bound(name: str) -> None:
+    model = load_model("mixtral-8x7b").scaled(64)
+    weights = random_weights(model, 1)
+    wrong = dataclasses.replace(weights, **{name: -4 * getattr(weights, name)})
+    assert errors(model, weights, wrong, 1, Format.INT8).max() > 1.0
+
+
+@pytest.mark.parametrize("bias", [None, 0.3, 1e7])
+def test_int8_sums_are_within_their_bound_and_near(bias: float | None) -> None:
+    """Also where a bias is so large that it makes the row's steps larger."""
+    rng = np.random.default_rng(4)
+    weight = rng.standard_normal((8, 48)).astype(np.float32)
+    x = bf16_encode(rng.standard_normal((256, 48)))
+    scale = FixedScale.of(127 / 2.5)  # some inputs lie beyond 127 steps
+    offset = None if bias is None else np.full(8, bias, np.float32)
+    exact = Bounded(bf16_decode(x).astype(float), np.zeros(x.shape))
+    real = dot_int8(exact, weight, scale, offset).rounded()
+    error = np.abs(bf16_decode(quantise_rows(weight, offset, scale).product(quantise(x, scale))) - real.value)
+    assert (error <= real.error).all()
+    assert error.max() > 0.1 * real.error[error.argmax() // 8].max()
 
 
 @pytest.mark.parametrize("name", ["up", "down", "gate"])

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from amaranth import Module, Signal
+from amaranth import Cat, Const, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -45,6 +45,35 @@ class Chain(wiring.Component):
             narrow.o.ready.eq(1),
             self.odd.eq(narrow.o.payload[0]),
         ]
+        return m
+
+
+class Parity(wiring.Component):
+    """Registered parity of a value."""
+
+    def __init__(self) -> None:
+        super().__init__({"i": In(16), "o": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.sync += self.o.eq(self.i.xor())
+        return m
+
+
+class Parities(wiring.Component):
+    """Four equal parities of bytes with zeros below; one of another byte that is tied in part."""
+
+    def __init__(self) -> None:
+        super().__init__({"data": In(32), "parities": Out(5)})
+
+    def elaborate(self, platform):
+        m = Module()
+        flipped = Signal(32)
+        m.d.comb += flipped.eq(~self.data)
+        values = [Cat(Const(0, 8), flipped[8 * n : 8 * n + 8]) for n in range(4)]
+        for n, value in enumerate([*values, Cat(Const(1, 8), flipped[:8])]):
+            m.submodules[f"parity_{n}"] = parity = Parity()
+            m.d.comb += [parity.i.eq(value), self.parities[n].eq(parity.o)]
         return m
 
 
@@ -93,6 +122,20 @@ def test_equal_blocks_are_one_module(tmp_path):
     text = (tmp_path / "eb_chain.v").read_text()
     assert modules_of(text) == ["eb_chain", "eb_chain_core", "eb_chain_narrow", "eb_chain_stage"]
     assert re.findall(r"^  eb_chain_stage (\w+) \(", text, re.MULTILINE) == ["stage_0", "stage_1", "stage_2"]
+
+
+def test_values_in_part_constant_are_named_ports_of_one_module(tmp_path):
+    """Amaranth numbers such ports through the design, which made each instance a module of its own."""
+    bytes_ = [f"flipped[{8 * n + 7}:{8 * n}]" for n in range(4)]
+    text = export(Parities(), "parities", tmp_path)[0].read_text()
+    assert modules_of(text) == [
+        "eb_parities",
+        "eb_parities_core",
+        "eb_parities_parity",
+        "eb_parities_parity_4",
+    ]
+    assert re.findall(r"\.in_0\((\S+)\)", text) == [*bytes_, bytes_[0]]
+    assert "port_" not in text
 
 
 def test_names_are_plain_and_registers_undefined(reader_dir):

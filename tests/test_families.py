@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from golden.vectors import read_vector
-from sim.claims.links import format_errors
+from sim.claims.numbers import layer_errors
 from sim.cli import main
 from sim.workload import vector_workload
+from spec.design import Format
 from spec.errors import InputError
 from spec.families import family_names, load_config, load_family
 from spec.hardware import check_hardware
@@ -34,7 +35,6 @@ from spec.model import (
 )
 
 DATA = Path(__file__).parent / "data"
-DESIGN = load_design("fpga")
 VECTORS = sorted(path.stem for path in DATA.glob("*.npz"))
 
 # Vectors whose terms the hardware lacks: the whole line.
@@ -81,15 +81,17 @@ def raises(message: str):
 
 @pytest.mark.parametrize("stem", VECTORS)
 def test_the_hardware_computes_a_vector_or_refuses_it(stem):
-    """What is not refused selects Hugging Face's experts, with outputs within the bound derived of bf16."""
+    """What is not refused selects the experts of float; outputs are within the bound of each format."""
     if stem in REFUSED:
         with raises(f"{REFUSED[stem]} (model {stem})"):
             check_hardware(read_vector(DATA / f"{stem}.npz").model)
         return
     work = vector_workload(str(DATA / f"{stem}.npz"), None)
-    found = format_errors(work, DESIGN)
-    assert (found.same, found.tokens) == (20, 20)
-    assert found.over_bound <= 1.0
+    for number_format in Format:
+        found = layer_errors(work, load_design("fpga", number_format))
+        assert (found.same, found.tokens) == (20, 20)
+        assert found.outputs.over_bound <= 1.0
+        assert found.experts.over_bound <= 1.0
 
 
 MIXTRAL = load_model("mixtral-8x7b")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sim.pim_layer
 from sim.cli import main
 from sim.pim_report import run_pim_layer
 from sim.routing import Routing, parse_routing
@@ -38,6 +39,25 @@ def test_vector_runs_bit_and_cycle_equal(design) -> None:
     assert report.counters is not None
     assert report.counters["tokens_out"] == len(work.tokens)
     assert report.counters["refreshes"] > 0
+    assert report.dram is not None
+    refreshes = report.dram["refreshes"]
+    assert refreshes["due"] == refreshes["in_time"] == report.dram["commands"]["REF"] > 0
+    assert report.dram["commands"]["MAC"] > report.dram["commands"]["ACT"] > 0
+    assert report.dram["violations"] == []
+
+
+@pytest.mark.slow
+def test_refreshes_a_cycle_late_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Due a cycle earlier than the hardware has them."""
+    work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), 4)
+    offset = sim.pim_layer.refresh_offset
+    monkeypatch.setattr(sim.pim_layer, "refresh_offset", lambda *arguments: offset(*arguments) - 1)
+    report = run_pim_layer(work, ONE, engine="rtl", routing="vector")
+    assert report.dram is not None
+    assert report.dram["refreshes"]["due"] > 0 == report.dram["refreshes"]["in_time"]
+    assert report.divergence is not None
+    assert report.divergence.startswith("channel 0: refresh in time: 1 cycles before cycle ")
+    assert not report.agreed
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@
     o_ar, i_r <-- router loader
 """
 
-from amaranth import Cat
+from amaranth import Cat, Signal
 from amaranth.lib.wiring import In, Out, flipped
 
 from rtl.arith import tree
@@ -17,6 +17,7 @@ from rtl.layer.shell import LayerShell
 from rtl.merge import ContributionMerge
 from rtl.pim import PimChannel, PimConfig
 from rtl.pim.layouts import ColumnKind, RowKind, column_layout, row_layout, weights_layout
+from rtl.pim.rows import REFRESH_BITS
 from rtl.stream import connect_stream
 from spec.banks import BankGeometry, refresh_offset
 from spec.design import DesignSpec
@@ -92,6 +93,11 @@ class PimLayer(LayerShell):
         for n, channel in enumerate(self.channels):
             m.submodules[f"channel_{n}"] = channel
             entries = getattr(dispatch, f"o_{n}")
+            # A register that keeps its reset value: tied to a constant each, they would not be one module.
+            first_refresh = Signal(
+                REFRESH_BITS, name=f"first_refresh_{n}", init=refresh_offset(config.banks, n)
+            )
+            m.d.sync += first_refresh.eq(first_refresh)
             connect_stream(m, entries, channel.i)
             m.d.comb += [
                 # The intake offers a beat only when all take it; stores are always ready.
@@ -100,7 +106,7 @@ class PimLayer(LayerShell):
                 channel.base_we.eq(registers.place_row & (registers.place_channel == n)),
                 channel.base_expert.eq(registers.place_expert),
                 channel.base_row.eq(registers.place_value),
-                channel.refresh_offset.eq(refresh_offset(config.banks, n)),
+                channel.refresh_offset.eq(first_refresh),
                 getattr(self, f"mem_{n}_en").eq(channel.mem_en),
                 getattr(self, f"mem_{n}_addr").eq(channel.mem_addr),
                 channel.mem_data.eq(getattr(self, f"mem_{n}_data")),

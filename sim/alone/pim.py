@@ -57,6 +57,10 @@ class PimAlone(EngineAlone):
     @cached_property
     def times(self) -> ChannelCycles:
         """The cycle model's answer: transfers and commands."""
+        return self.model()
+
+    def model(self) -> ChannelCycles:
+        """Run the cycle model."""
         plan = self.plan
         return channel_cycles(
             ChannelShape(banks=self.banks),

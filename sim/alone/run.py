@@ -90,7 +90,7 @@ def run_plan(
     ``waves`` and differences as in :func:`sim.accelerator.run_layer`; ``trace`` as in
     :func:`sim.pim_report.run_pim_layer`.
     """
-    plan, model = alone.plan, alone.plan.model
+    plan = alone.plan
     load_compiled()
     started = time.perf_counter()
     modelled = alone.modelled()
@@ -100,12 +100,7 @@ def run_plan(
 
     progress("drawing weights and tokens, computing golden results")
     started = time.perf_counter()
-    if plan.vector is not None:
-        tokens = bf16_encode(plan.vector.flat_tokens[: plan.num_tokens])
-        operands = _operands(plan, plan.vector.weights, tokens)
-    else:
-        weights = random_weights(model, seed, experts=range(plan.num_experts))
-        operands = _operands(plan, weights, bf16_encode(random_tokens(model, plan.num_tokens, seed)))
+    operands = operands_of(plan, seed)
     report.wall_s += time.perf_counter() - started
     progress("exporting Verilog and building its simulation (cached by content)")
     rtl = alone.build(root, trace=waves is not None)
@@ -135,6 +130,15 @@ def run_plan(
         report.divergence = "; ".join(problems)
     report.waveform = str(vcd.path) if vcd else None
     return report
+
+
+def operands_of(plan: Plan, seed: int) -> Operands:
+    """Return the vector's weights and tokens, or seeded ones, with golden's results."""
+    if plan.vector is not None:
+        tokens = bf16_encode(plan.vector.flat_tokens[: plan.num_tokens])
+        return _operands(plan, plan.vector.weights, tokens)
+    weights = random_weights(plan.model, seed, experts=range(plan.num_experts))
+    return _operands(plan, weights, bf16_encode(random_tokens(plan.model, plan.num_tokens, seed)))
 
 
 def _operands(plan: Plan, weights: LayerWeights, tokens: Bits16) -> Operands:

@@ -1,4 +1,4 @@
-"""What the claims are measured on: recorded layers and presets, each run once."""
+"""What the claims are measured on: recorded layers and presets on each accelerator, each run once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from golden.vectors import open_vector
 from sim.accelerator import Progress, Report, run_layer
 from sim.alone import run_experts
+from sim.pim_report import run_pim_layer
 from sim.routing import parse_routing
 from sim.workload import DEFAULT_TOKENS, Workload, random_workload, scaled_model, vector_workload
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Engine, Format
 from spec.errors import require
 from spec.geometry import ceil_div
 from spec.load import load_design
@@ -19,12 +20,39 @@ from spec.registers import EXPERT_BITS
 
 PRESETS = ("mixtral-8x7b", "deepseek-v3", "qwen3-30b-a3b", "gpt-oss-20b", "switch-base-128")
 SCALE = 64
-RANDOM = (
-    *((name, DEFAULT_TOKENS, "uniform") for name in PRESETS),
-    ("mixtral-8x7b", 256, "zipf:1"),
-    ("deepseek-v3", 80, "uniform"),
+Random = tuple[str, int, str]
+"""A preset at scale 64, tokens, routing."""
+EVERY_PRESET: tuple[Random, ...] = tuple((name, DEFAULT_TOKENS, "uniform") for name in PRESETS)
+SEVERAL_WINDOWS: tuple[Random, ...] = (("mixtral-8x7b", 256, "zipf:1"), ("deepseek-v3", 80, "uniform"))
+"""Blocks hold each other up."""
+EACH_FFN = ("mixtral_s0", "deepseek_v3_s0", "gpt_oss_s0", "switch_transformers_s0")
+"""A gated expert, one beside a shared one, a clamped one with biases, a ReLU."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What runs on a design in a number format.
+
+    Attributes
+    ----------
+    vectors : recorded layers by name, None for all of the folder.
+    random : presets with random weights and tokens.
+    """
+
+    design: str
+    format: Format
+    vectors: tuple[str, ...] | None
+    random: tuple[Random, ...]
+
+
+# Each hardware is built once, for a minute or two; int8 is run on every kind of expert rather than
+# everything, and at float's side every layer is compared (link int8).
+SUITES = (
+    Suite("fpga", Format.BF16, None, EVERY_PRESET + SEVERAL_WINDOWS),
+    Suite("pim", Format.BF16, None, EVERY_PRESET + SEVERAL_WINDOWS),
+    Suite("fpga", Format.INT8, EACH_FFN, EVERY_PRESET[:1]),
+    Suite("pim", Format.INT8, EACH_FFN, EVERY_PRESET[:1]),
 )
-"""Presets, tokens, routing; the last ones fill several windows, so that blocks hold each other up."""
 FAMILIES = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe", "switch_transformers")
 """Families whose vectors run through the Verilog here; ``docs/families.md`` has the others."""
 ALONE_MODEL, ALONE_SCALE = "mixtral-8x7b", 16
@@ -40,6 +68,11 @@ class Run:
     report: Report
 
     @property
+    def on(self) -> str:
+        """Accelerator and number format."""
+        return f"{self.report.design} {self.report.format}"
+
+    @property
     def bits(self) -> int:
         """Bits that are compared with golden: outputs, and unless the gate is bypassed ids and weights."""
         report = self.report
@@ -50,7 +83,7 @@ class Run:
     @property
     def alone(self) -> bool:
         """Whether the expert engine runs alone."""
-        return set(self.report.blocks) == {"expert"}
+        return len(self.report.blocks) == 1
 
     @property
     def layer_difference(self) -> float:
@@ -65,8 +98,36 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """A layer to be run: workload and design."""
+
+    name: str
+    command: str
+    work: Workload
+    design: DesignSpec
+
+    @property
+    def on(self) -> str:
+        """Accelerator and number format."""
+        return f"{self.design.name} {self.design.format}"
+
+    def run(self, root: Path, progress: Progress) -> Run:
+        """Run it through the Verilog and the models."""
+        run = run_pim_layer if self.design.engine is Engine.PIM else run_layer
+        report = run(
+            self.work,
+            self.design,
+            engine="both",
+            routing="uniform" if self.work.target_ids is not None else "vector",
+            root=root,
+            progress=lambda text: progress(f"{self.name} on {self.on}: {text}"),
+        )
+        return Run(self.name, self.command, report)
+
+
+@dataclass(frozen=True)
 class Measurement:
-    """What the links are measured on: the vectors of a folder, the design, where builds are kept."""
+    """What the links are measured on: the vectors of a folder, the designs, where builds are kept."""
 
     vectors: Path
     root: Path
@@ -74,47 +135,69 @@ class Measurement:
 
     @cached_property
     def design(self) -> DesignSpec:
-        """The design of every run."""
+        """The design on which an expert runs alone; layers are drawn for its windows."""
         return load_design("fpga")
 
-    @property
-    def vector_paths(self) -> list[Path]:
-        """The recorded layers of :data:`FAMILIES`."""
+    @cached_property
+    def recorded(self) -> dict[str, Workload]:
+        """The vectors of :data:`FAMILIES` by their names."""
         paths = sorted(self.vectors.glob("*.npz"))
         require(bool(paths), "holds no .npz file", key=str(self.vectors))
-        return [path for path in paths if open_vector(path).meta.get("family") in FAMILIES]
+        return {
+            path.stem: vector_workload(str(path), None)
+            for path in paths
+            if open_vector(path).meta.get("family") in FAMILIES
+        }
 
     @cached_property
-    def workloads(self) -> list[tuple[str, str, Workload]]:
-        """Name, command and workload: the recorded layers, then presets at scale 64."""
-        found = [
-            (path.stem, f"expertbank sim --model {path}", vector_workload(str(path), None))
-            for path in self.vector_paths
-        ]
-        for model, tokens, routing in RANDOM:
-            name = f"{model} / {SCALE}, {tokens} tokens"
-            self.progress(f"drawing weights and tokens of {name}")
-            work = random_workload(
+    def drawn(self) -> dict[Random, Workload]:
+        """Presets at scale 64, with random weights and tokens."""
+        found = {}
+        for model, tokens, routing in dict.fromkeys(one for suite in SUITES for one in suite.random):
+            self.progress(f"drawing weights and tokens of {random_name(model, tokens)}")
+            found[model, tokens, routing] = random_workload(
                 scaled_model(model, SCALE), tokens, parse_routing(routing), 0, self.design.window_tokens
             )
-            options = "" if routing == "uniform" else f" --routing {routing}"
-            found.append((name, f"expertbank sim --model {model} --tokens {tokens}{options}", work))
+        return found
+
+    @cached_property
+    def workloads(self) -> dict[str, Workload]:
+        """Every layer by its name: vectors, then presets."""
+        random = {random_name(model, tokens): work for (model, tokens, _), work in self.drawn.items()}
+        return self.recorded | random
+
+    @cached_property
+    def planned(self) -> list[Planned]:
+        """Every layer on every accelerator that it runs on."""
+        found = []
+        for suite in SUITES:
+            design = load_design(suite.design, suite.format)
+            require(
+                design.window_tokens == self.design.window_tokens,
+                f"must be {self.design.window_tokens} as in {self.design.name}, not {design.window_tokens}",
+                key=f"{design.name}: window_tokens",
+            )
+            options = ("" if suite.design == "fpga" else f" --design {suite.design}") + (
+                "" if suite.format is Format.BF16 else f" --format {suite.format}"
+            )
+            for name in self.recorded if suite.vectors is None else suite.vectors:
+                if name in self.recorded:
+                    command = f"expertbank sim --model {self.vectors / name}.npz{options}"
+                    found.append(Planned(name, command, self.recorded[name], design))
+            for model, tokens, routing in suite.random:
+                command = f"expertbank sim --model {model} --tokens {tokens}{options}"
+                command += "" if routing == "uniform" else f" --routing {routing}"
+                work = self.drawn[model, tokens, routing]
+                found.append(Planned(random_name(model, tokens), command, work, design))
         return found
 
     @cached_property
     def layers(self) -> list[Run]:
-        """Every workload through Verilog and model."""
+        """Every planned layer through Verilog and model."""
         runs = []
-        for name, command, work in self.workloads:
-            report = run_layer(
-                work,
-                self.design,
-                engine="both",
-                routing="uniform" if work.target_ids is not None else "vector",
-                root=self.root,
-                progress=lambda text, name=name: self.progress(f"{name}: {text}"),  # type: ignore[misc]
-            )
-            runs.append(Run(name, command, report))
+        for number, plan in enumerate(self.planned, 1):
+            self.progress(f"layer {number} of {len(self.planned)}")
+            runs.append(plan.run(self.root, self.progress))
         return runs
 
     @cached_property
@@ -144,3 +227,8 @@ class Measurement:
             progress=lambda text: self.progress(f"{name}: {text}"),
         )
         return Run(name, command, report)
+
+
+def random_name(model: str, tokens: int) -> str:
+    """Return the name of a preset's layer."""
+    return f"{model} / {SCALE}, {tokens} tokens"

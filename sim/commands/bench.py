@@ -19,6 +19,8 @@ SCALE = 64
 def command(model_name: str, tokens: int, cold_build: bool, as_json: bool) -> int:
     """Measure simulation speed and build time of a layer, the model's own time, utilisation.
 
+    Also of the near-memory design: a channel alone and the layer, in bf16 and int8.
+
     `make bench` adds cocotb and amaranth.sim and writes docs/benchmarks.md. The exit status does not
     depend on the figures: they are the machine's.
     """
