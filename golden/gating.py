@@ -77,7 +77,7 @@ def route(
         given = router_query is not None and router_key is not None
         require(given, "must be given with router='attention'", key="router_query and router_key")
         matrices += [part for part in (router_query, router_key) if part is not None]
-    matrix, *queries_and_keys = (part.astype(np.float64).T for part in matrices)
+    matrix, *query_and_key = (part.astype(np.float64).T for part in matrices)
     logits = np.empty((num_tokens, gating.num_experts))
     ids = np.empty((num_tokens, k), np.int64)
     selected = np.empty((num_tokens, k))
@@ -87,8 +87,9 @@ def route(
         some = slice(start, start + _TOKENS_AT_A_TIME)
         x = tokens[some].astype(np.float64)
         z = np.matmul(x, matrix, out=logits[some])
-        if queries_and_keys:
-            z[...] = attend(*(x @ part for part in queries_and_keys), z)
+        if query_and_key:
+            query, key = query_and_key
+            z[...] = attend(x @ query, x @ key, z)
         if logit_bias is not None:
             z += logit_bias
         if gating.logit_deviation:
@@ -127,7 +128,8 @@ def standardise(logits: F64, deviation: float) -> F64:
     """Return ``(T, E)`` logits with a mean of 0 and this standard deviation in each row; equal ones are 0."""
     centred = logits - logits.mean(axis=1, keepdims=True)
     spread = np.sqrt((centred * centred).mean(axis=1, keepdims=True))
-    return deviation * np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    unit: F64 = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    return deviation * unit
 
 
 def _score_prototypes(gating: GatingSpec, kind: Score, logits: F64, out: F64) -> F64:

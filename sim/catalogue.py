@@ -12,19 +12,25 @@ from spec.model import ModelSpec
 HEADER = """\
 # models
 
-The presets of `spec/models/`, and what their numbers are held against. Written by `make models-page`; do not edit.
-`tests/test_catalogue.py` compares it with the presets, and the presets with their figures.
+The presets of `spec/models/`, and what their numbers are held against. Written by `make models-page`; do not
+edit. `tests/test_catalogue.py` compares it with the presets, and the presets with their figures.
 
-A preset's `[sources]` gives its numbers a source and a grade: A read from a release, B from the paper, C recalled or
-inferred, D a choice of this project. The grade below is that of most of its numbers; exceptions are in the file.
+A preset's `[sources]` gives its numbers a source and a grade: A read from a release, B from the paper, C
+recalled or inferred, D a choice of this project. The grade below is that of most of its numbers; exceptions
+are in the file.
 
 *Experts*: billions of parameters in the routed experts of all layers, from the preset's numbers, beside the
-published figure, of which the last digit is rounded. *Total*: of the whole model, from these and from the attention,
-vocabulary and dense layers of its `[backbone]`, norms and most biases left out; the published total lies within 1 %, unless
-the row says `-`: [below](#not-checked) is why. *Hardware*: whether gate, dispatcher and engines have all
-terms; else the fields whose values they lack ([families.md](families.md)): float golden has them, `sim` and
-`verilog` refuse them in one line.
+published figure, of which the last digit is rounded. *Total*: of the whole model, from these and from the
+attention, vocabulary and dense layers of its `[backbone]`, norms and most biases left out; the published
+total lies within 1 %, unless the row says `-`: [below](#not-checked) is why. *Hardware*: whether gate,
+dispatcher and engines have all terms; else the fields whose values they lack ([families.md](families.md)):
+float golden has them, `sim` and `verilog` refuse them in one line.
 
+"""
+SURVEY = """\
+Table 1 of the survey (JEIT 2025) against the presets, which follow the releases; its rows are in the
+presets' `[survey]`. Differences of rounding are left out. Its LLaMA4 of 2000B has no preset: no dimensions
+are published.
 """
 COLUMNS = (
     "name",
@@ -121,9 +127,7 @@ def page() -> str:
             "## Not checked\n",
             _table(("name", "what", "why"), unchecked),
             "## Where the survey differs\n",
-            "Table 1 of the survey (JEIT 2025) against the presets, which follow the releases; its rows are in the"
-            " presets'\n`[survey]`. Differences of rounding are left out. Its LLaMA4 of 2000B has no preset: no"
-            " dimensions are published.\n",
+            SURVEY,
             _table(("name", "survey, not preset"), differences),
             "## Notes\n",
             "\n".join(notes) + "\n",

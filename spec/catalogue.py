@@ -83,7 +83,7 @@ class Backbone:
     heads, kv_heads, head_dim : of an attention with a key and a value head for each group of query heads.
     q_lora_rank, kv_lora_rank, d_nope, d_rope, d_value : of a multi-head latent attention (arXiv 2405.04434,
         section 2.1) instead; a q_lora_rank of 0 means that queries are projected directly.
-    other_params_b : billions of parameters that none of these counts: other kinds of layers, a vision encoder.
+    other_params_b : billions of parameters that none of these counts: other layers, a vision encoder.
     """
 
     vocab_size: int

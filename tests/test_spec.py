@@ -235,7 +235,8 @@ def test_experts_that_do_not_fit_the_banks_are_refused():
 
 
 def test_unknown_presets_and_missing_files(tmp_path):
-    with raises(f"model: is neither a preset ({MODELS}) nor a .toml file: 'gpt-5'"):
+    listed = f"'expertbank models' lists {len(preset_names('models'))}"
+    with raises(f"model: is neither a preset ({listed}) nor a .toml file: 'gpt-5'"):
         load_model("gpt-5")
     with raises("design: is neither a preset (fpga, pim) nor a .toml file: 'tpu'"):
         load_design("tpu")
@@ -361,9 +362,10 @@ BAD_ROWS = {
         ROW.replace("\ndown =", "\nsideways ="),
         (
             "weights.sideways: unknown weight; known are"
-            " router, logit_bias, selection_bias, gate, up, down, gate_bias, up_bias, down_bias,"
-            " shared_gate, shared_up, shared_down, shared_gate_bias, shared_up_bias, shared_down_bias,"
-            " shared_expert_gate, hash_table, latent_in, latent_in_bias, latent_out, latent_out_bias,"
+            " router, router_query, router_key, logit_bias, selection_bias, gate, up, down, gate_bias,"
+            " up_bias, down_bias, shared_gate, shared_up, shared_down, shared_gate_bias, shared_up_bias,"
+            " shared_down_bias, shared_expert_gate, hash_table, latent_in, latent_in_bias, latent_out,"
+            " latent_out_bias,"
             " output_bias"
         ),
     ),
@@ -375,7 +377,8 @@ BAD_ROWS = {
         ROW.replace("default = 1", "fallback = 1"),
         (
             "model.num_moe_layers.fallback: unknown key;"
-            " known are by_layer, combine, count, default, keys, only, other, otherwise, replace, values,"
+            " known are by_layer, combine, count, default, keys, only, other, otherwise, replace, rest,"
+            " values,"
             " when_false, when_true"
         ),
     ),
