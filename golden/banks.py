@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.expert_int8 import ActivationScales
+from golden.formats import bf16_encode
+from golden.image import router_tiles
 from golden.layer_bf16 import pack_expert
 from golden.weights import LayerWeights
 from spec.banks import BankGeometry
@@ -22,7 +24,7 @@ def channel_image(
     """Return the tiles that a channel's storage holds, (tiles, bytes of a tile).
 
     Row ``n`` is tile number ``n`` as :mod:`spec.banks` counts: one burst of each unit after the other.
-    What belongs to no expert is zero.
+    What belongs to no expert, and not to the router, is zero.
 
     Parameters
     ----------
@@ -34,7 +36,11 @@ def channel_image(
     width = banks.image.routed.tile_bytes
     tiles = np.zeros((max(ends, default=0) * banks.bursts_per_row, width), dtype=np.uint8)
     for expert, base in bases.items():
-        image = pack_expert(banks.image, weights, expert, scales).image()
+        if banks.image.router and expert == banks.router_number:
+            words = router_tiles(banks.image.router, bf16_encode(weights.router), weights.logit_bias)
+            image = words.view(np.uint8)
+        else:
+            image = pack_expert(banks.image, weights, expert, scales).image()
         start = base * banks.bursts_per_row
         tiles[start : start + banks.kind(expert).num_tiles] = image.reshape(-1, width)
     return tiles

@@ -116,7 +116,13 @@ def combine_weights(
     A logit that is off by e changes a score by a factor of at most exp(e), and the sum of the scores by
     which it is divided by as much.
     """
-    logits = dot(Bounded(x, np.zeros_like(x)), weights.router, image.gate.cols, weights.logit_bias)
+    logits = dot(
+        Bounded(x, np.zeros_like(x)),
+        weights.router,
+        image.router_cols,
+        weights.logit_bias,
+        num_ones=image.router.num_ones if image.router else 1,
+    )
     logit_error = logits.error.max(axis=1, keepdims=True) + LOGIT_STEP
     relative = np.expm1(2 * logit_error) + WEIGHT_ERROR
     return Bounded(result.weights, np.abs(result.weights) * relative).rounded()
@@ -171,16 +177,21 @@ def _activated(spec: FfnSpec, g: Bounded, u: Bounded) -> Bounded:
 
 
 def dot(
-    x: Bounded, weight: NDArray[np.floating], cols: int, bias: NDArray[np.floating] | None = None
+    x: Bounded,
+    weight: NDArray[np.floating],
+    cols: int,
+    bias: NDArray[np.floating] | None = None,
+    *,
+    num_ones: int = 1,
 ) -> Bounded:
-    """Return ``x @ weight.T + bias``, summed as the hardware sums it.
+    """Return ``x @ weight.T + bias``, summed as the hardware sums it, the bias as ``num_ones`` products.
 
     A burst of ``cols`` products loses less than ``cols * 2**-22`` of its largest one, and each
     addition to the accumulator half a unit in its last place.
     """
     matrix = weight.astype(np.float64)
     offset = np.zeros(len(matrix)) if bias is None else bias.astype(np.float64)
-    bursts = ceil_div(matrix.shape[1] + 1, cols)
+    bursts = ceil_div(matrix.shape[1] + num_ones, cols)
     lost = cols * 2.0 ** -(PRODUCT_FRACTION_BITS + GUARD_BITS) + bursts * F32_ROUNDING
     products = x.largest @ np.abs(matrix).T + np.abs(offset)
     return Bounded(x.value @ matrix.T + offset, x.error @ np.abs(matrix).T + lost * products)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.formats import F32, Bits16, dot, f32_flush
+from golden.formats import BF16_ONE, F32, Bits16, bf16_encode, dot, f32_flush
 from golden.functions import (
     FIXED_MAX,
     FRACTION_BITS,
@@ -27,6 +27,7 @@ from golden.functions import (
     score_from,
     sigmoid,
 )
+from spec.geometry import LOGIT_BIAS_INPUTS
 from spec.model import GatingSpec, GroupScore, Normalise, Score
 
 I64 = NDArray[np.int64]
@@ -120,6 +121,23 @@ def select(gating: GatingSpec, logits: I64, bias: I64 | None) -> RoutingBf16:
     return RoutingBf16(ids=ids, weights=weights, logits=logits)
 
 
+def banked_router(router: Bits16, logit_bias: F32 | None) -> Bits16:
+    """Return the router's rows as the banks hold them: a logit bias as three inputs more.
+
+    The bias is cut into bf16 numbers of one sign that add up to it, the largest first: 8 significant bits
+    each, 24 together. Parts below 2^-126 are lost, as everywhere.
+    """
+    if logit_bias is None:
+        return router
+    rest = f32_flush(logit_bias)
+    parts = []
+    for _ in range(LOGIT_BIAS_INPUTS):
+        part = (rest.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+        parts.append(bf16_encode(part))
+        rest = rest - part
+    return np.concatenate([router, np.stack(parts, axis=1)], axis=1)
+
+
 def route_bf16(
     gating: GatingSpec,
     router: Bits16,
@@ -127,6 +145,8 @@ def route_bf16(
     cols: int,
     logit_bias: F32 | None = None,
     selection_bias: NDArray[Any] | None = None,
+    *,
+    banked: bool = False,
 ) -> RoutingBf16:
     """Route tokens as the hardware does.
 
@@ -134,10 +154,16 @@ def route_bf16(
     ----------
     router : (experts, d_model) bf16 patterns.
     tokens : (tokens, d_model) bf16 patterns.
-    cols : products per burst of the gate (``GateGeometry.cols``).
+    cols : products per burst (``ImageGeometry.router_cols``).
     logit_bias, selection_bias : (experts,) float32, where the algebra has them.
+    banked : the products are made in the banks, where a logit bias is more inputs.
     """
-    initial = None if logit_bias is None else f32_flush(logit_bias)
-    logits = fixed_from_f32(dot(tokens, router, cols, initial))
+    if banked:
+        matrix = banked_router(router, logit_bias)
+        ones = np.full((len(tokens), matrix.shape[1] - router.shape[1]), BF16_ONE, dtype=np.uint16)
+        sums = dot(np.concatenate([tokens, ones], axis=1), matrix, cols)
+    else:
+        sums = dot(tokens, router, cols, None if logit_bias is None else f32_flush(logit_bias))
+    logits = fixed_from_f32(sums)
     bias = None if selection_bias is None else selection_bias_fixed(selection_bias)
     return select(gating, logits, bias)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from golden.expert_int8 import ExpertInt8
 from golden.formats import Bits16, f32_flush
-from golden.gating_bf16 import selection_bias_fixed
+from golden.gating_bf16 import banked_router, selection_bias_fixed
 from golden.int8 import MatrixInt8
-from spec.geometry import FfnGeometry, GateGeometry
+from spec.geometry import FfnGeometry, GateGeometry, RouterGeometry
 
 _Element = TypeVar("_Element", bound=np.generic)
 
@@ -29,7 +29,8 @@ def router_image(
 
     Words in the order of the product: all rows of the first ``cols`` inputs, then of the next; a
     word holds the row's experts after each other, ``cols`` inputs each. Then a padded word of 32-bit
-    biases for each row. What belongs to no expert or input is zero, as is the rest of a word.
+    biases for each row. What belongs to no expert or input is zero, as is the rest of a word. Where the
+    banks hold the router (:func:`router_tiles`), only the words of a selection bias are left.
     """
     rows, lanes, cols, beats = (
         geometry.num_rows,
@@ -41,11 +42,14 @@ def router_image(
     present = np.array([[place is not None for place in row] for row in places])
     experts = np.array([[place or 0 for place in row] for row in places], dtype=np.int64)
 
-    padded = np.zeros((len(router), beats * cols), dtype=np.uint16)
-    padded[:, : geometry.d_model] = router
-    words = np.where(present[:, :, None], padded[experts], 0)  # (rows, lanes, beats * cols)
-    words = words.reshape(rows, lanes, beats, cols).transpose(2, 0, 1, 3).reshape(beats * rows, lanes * cols)
-    parts = [np.pad(words, ((0, 0), (0, geometry.lanes - lanes * cols))).ravel()]
+    parts = [np.zeros(0, dtype=np.uint16)]
+    if not geometry.banked:
+        padded = np.zeros((len(router), beats * cols), dtype=np.uint16)
+        padded[:, : geometry.d_model] = router
+        words = np.where(present[:, :, None], padded[experts], 0)  # (rows, lanes, beats * cols)
+        words = words.reshape(rows, lanes, beats, cols).transpose(2, 0, 1, 3)
+        words = words.reshape(beats * rows, lanes * cols)
+        parts.append(np.pad(words, ((0, 0), (0, geometry.lanes - lanes * cols))).ravel())
     if geometry.has_bias:
         if geometry.gating.logit_bias:
             assert logit_bias is not None
@@ -57,6 +61,26 @@ def router_image(
         word[:, :lanes] = np.where(present, bias[experts], 0)
         parts.append(word.view(np.uint16).ravel())
     return np.concatenate(parts).astype(np.uint16)
+
+
+def router_tiles(
+    geometry: RouterGeometry, router: Bits16, logit_bias: NDArray[np.float32] | None = None
+) -> NDArray[np.uint16]:
+    """Return the router's tiles as 16-bit elements, in the order in which the banks' lanes take them.
+
+    Parameters
+    ----------
+    router : (experts, d_model) bf16 patterns.
+    logit_bias : (experts,) float32, where the algebra has it.
+    """
+    gate = geometry.gate
+    matrix = banked_router(router, logit_bias)
+    placed = np.zeros((geometry.num_places, matrix.shape[1]), dtype=np.uint16)
+    for place in range(geometry.num_places):
+        expert = gate.expert_at(*divmod(place, gate.logits_per_cycle))
+        if expert is not None:
+            placed[place] = matrix[expert]
+    return tiles(placed, geometry.rows, geometry.cols).ravel()
 
 
 def tiles(matrix: NDArray[_Element], rows: int, cols: int) -> NDArray[_Element]:

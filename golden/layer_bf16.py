@@ -70,9 +70,10 @@ def layer_bf16(
         model.gating,
         bf16_encode(weights.router),
         tokens,
-        image.gate.cols,
+        image.router_cols,
         weights.logit_bias,
         weights.selection_bias,
+        banked=image.gate.banked,
     )
     num_experts = model.gating.num_experts
     streams = dispatch_streams(

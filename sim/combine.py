@@ -19,6 +19,7 @@ room for all that the contract allows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -158,29 +159,58 @@ def _token_outputs(
         last[token] = after
 
 
+class Adder(NamedTuple):
+    """What beats have done to the sums.
+
+    Attributes
+    ----------
+    at : when the last beat was taken, when it and the one before were accepted.
+    touched : (slots, words) when each sum was last read.
+    word : (tokens,) next word of each token's contribution.
+    written : (tokens,) when each token's last sums are written (0 without any).
+    """
+
+    at: Cycles
+    touched: Cycles
+    word: Cycles
+    written: Cycles
+
+
+@njit(cache=True)
+def new_adder(num_tokens: int, num_slots: int, words: int) -> Adder:
+    """Return an adder that has had no beat."""
+    none = np.zeros(num_tokens, np.int64)
+    return Adder(np.full(3, NEVER), np.full((num_slots, words), NEVER), none, none.copy())
+
+
+@njit(cache=True)
+def add(adder: Adder, token: int, arrival: int) -> int:
+    """Return when the next beat, of this token and offered from ``arrival`` on, is taken."""
+    num_slots, words = adder.touched.shape
+    slot, word = token % num_slots, adder.word[token]
+    entered, accept, accept_before = adder.at
+    entered = max(np.int64(arrival), entered + 1, accept_before + 1, np.int64(0))
+    accept_before = accept
+    accept = max(entered + REGISTER_CYCLES, accept + 1, adder.touched[slot, word] + ACCUMULATE_DISTANCE)
+    adder.at[0], adder.at[1], adder.at[2] = entered, accept, accept_before
+    adder.touched[slot, word] = accept
+    adder.word[token] += 1
+    if adder.word[token] == words:
+        adder.word[token] = 0
+        adder.written[token] = accept + ADD_CYCLES
+    return int(entered)
+
+
 @njit(cache=True)
 def _add(
     tokens: Cycles, arrivals: Cycles, num_tokens: int, num_slots: int, words: int
 ) -> tuple[Cycles, Cycles]:
     """Return the cycles of ``i``, and when each token's last sums are written (0 without any)."""
     i = np.empty(tokens.size, np.int64)
-    written = np.zeros(num_tokens, np.int64)
-    word = np.zeros(num_tokens, np.int64)
-    touched = np.full((num_slots, words), NEVER)
-    entered = accept = accept_before = np.int64(NEVER)
+    adder = new_adder(num_tokens, num_slots, words)
     for n in range(tokens.size):
-        token = tokens[n]
-        slot = token % num_slots
-        entered = max(arrivals[n], entered + 1, accept_before + 1, np.int64(0))
-        i[n] = entered
-        accept_before = accept
-        accept = max(entered + REGISTER_CYCLES, accept + 1, touched[slot, word[token]] + ACCUMULATE_DISTANCE)
-        touched[slot, word[token]] = accept
-        word[token] += 1
-        if word[token] == words:
-            word[token] = 0
-            written[token] = accept + ADD_CYCLES
-    return i, written
+        i[n] = add(adder, tokens[n], arrivals[n])
+    return i, adder.written
 
 
 @njit(cache=True)
@@ -188,12 +218,15 @@ def _emit(written: Cycles, arrivals: Cycles, words: int, ready: Spans) -> tuple[
     """Return the cycles of ``i_expect`` and ``o``."""
     i_expect = np.empty(written.size, np.int64)
     o = np.empty(written.size * words, np.int64)
-    last_in = last_out = np.int64(-1)
     for token in range(written.size):
-        last_in = max(arrivals[token], last_in + 1)
-        i_expect[token] = last_in
-        shown = max(written[token] + READ_CYCLES + REGISTER_CYCLES, last_in + EXPECT_LATENCY)
-        for word in range(words):
-            last_out = taken(max(shown, last_out + 1), ready)
-            o[token * words + word] = last_out
+        i_expect[token] = max(arrivals[token], i_expect[token - 1] + 1 if token else 0)
+        emit_token(token, written[token], i_expect[token], words, ready, o)
     return i_expect, o
+
+
+@njit(cache=True)
+def emit_token(token: int, written: int, expected: int, words: int, ready: Spans, o: Cycles) -> None:
+    """Fill the cycles of ``o`` of a token that was announced in cycle ``expected``."""
+    shown = max(written + READ_CYCLES + REGISTER_CYCLES, expected + EXPECT_LATENCY)
+    for n in range(token * words, (token + 1) * words):
+        o[n] = taken(max(shown, o[n - 1] + 1 if n else 0), ready)

@@ -103,17 +103,22 @@ def _read(begins: Cycles, counts: NDArray[np.int64], words: int, ready: Spans) -
     o = np.empty(counts.size * words, np.int64)
     free = np.int64(0)
     for token in range(counts.size):
-        begin = max(free, begins[token])
-        ranks = max(counts[token], 1)
-        for word in range(0, words, ACCUMULATE_DISTANCE):
-            first = token * words + word
-            over = first - (ROOM - ACCUMULATE_DISTANCE) - 1
-            if over >= 0:
-                begin = max(begin, o[over] + 1)
-            begin += (ranks - 1) * ACCUMULATE_DISTANCE
-            for n in range(first, token * words + min(word + ACCUMULATE_DISTANCE, words)):
-                shown = begin + n - first + RESULT_CYCLES
-                o[n] = taken(max(shown, o[n - 1] + 1) if n else shown, ready)
-            begin += ACCUMULATE_DISTANCE
-        free = begin
+        free = read_token(token, max(free, begins[token]), counts[token], words, ready, o)
     return o
+
+
+@njit(cache=True)
+def read_token(token: int, begin: int, contributions: int, words: int, ready: Spans, o: Cycles) -> int:
+    """Fill the cycles of ``o`` of a token read from ``begin`` on; return when the next one may be read."""
+    ranks = max(contributions, 1)
+    for word in range(0, words, ACCUMULATE_DISTANCE):
+        first = token * words + word
+        over = first - (ROOM - ACCUMULATE_DISTANCE) - 1
+        if over >= 0:
+            begin = max(begin, o[over] + 1)
+        begin += (ranks - 1) * ACCUMULATE_DISTANCE
+        for n in range(first, token * words + min(word + ACCUMULATE_DISTANCE, words)):
+            shown = begin + n - first + RESULT_CYCLES
+            o[n] = taken(max(shown, o[n - 1] + 1) if n else shown, ready)
+        begin += ACCUMULATE_DISTANCE
+    return begin

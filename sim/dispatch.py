@@ -177,6 +177,7 @@ class DispatchModel:
     ----------
     i, o_expect, entries : cycles as in :class:`DispatchCycles`.
     offered : (entries,) first cycle in which each entry is offered.
+    plan, state : for who goes on with :func:`fill_window` and :func:`serve_jobs` itself.
     """
 
     def __init__(
@@ -194,51 +195,51 @@ class DispatchModel:
             f"must have a pattern for each of {num_units} units, not {len(of_units)}",
             key="unit_ready",
         )
-        self._plan = _plan(streams, [expect_ready, *of_units], units)
-        self._state = _start(self._plan, () if callable(retired) else retired)
+        self.plan = _plan(streams, [expect_ready, *of_units], units)
+        self.state = _start(self.plan, () if callable(retired) else retired)
         self._service = retired if callable(retired) else None
-        self.i, self.o_expect = self._state.i, self._state.o_expect
-        self.entries, self.offered = self._state.entries, self._state.offered
+        self.i, self.o_expect = self.state.i, self.state.o_expect
+        self.entries, self.offered = self.state.entries, self.state.offered
 
     def tokens_of(self, window: int) -> slice:
         """Return the tokens that belong to a window."""
-        return slice(int(self._plan.windows[window]), int(self._plan.windows[window + 1]))
+        return slice(int(self.plan.windows[window]), int(self.plan.windows[window + 1]))
 
     def assignments_of(self, window: int) -> slice:
         """Return the beats of ``i`` that belong to a window."""
-        tokens, top_k = self.tokens_of(window), self._plan.top_k
+        tokens, top_k = self.tokens_of(window), self.plan.top_k
         return slice(tokens.start * top_k, tokens.stop * top_k)
 
     def entries_of(self, window: int) -> slice:
         """Return the entries that belong to a window."""
-        first, end = self._plan.job_bounds[self._plan.window_jobs[window : window + 2]].tolist()
+        first, end = self.plan.job_bounds[self.plan.window_jobs[window : window + 2]].tolist()
         return slice(first, end)
 
     def opened(self, window: int) -> int:
         """Return the first cycle in which a beat of the window, the next one to be filled, may be taken."""
-        return int(self._state.opened[window])
+        return int(self.state.opened[window])
 
     def offer(self, end: int, arrivals: IntArray) -> None:
         """Tell when the next windows' beats of ``i`` are offered, up to window ``end - 1``."""
-        offered = self._state.now[_OFFERED]
-        first = self._plan.windows[offered] * self._plan.top_k
-        self._state.arrivals[first : first + arrivals.size] = arrivals
-        self._state.now[_OFFERED] = end
+        offered = self.state.now[OFFERED]
+        first = self.plan.windows[offered] * self.plan.top_k
+        self.state.arrivals[first : first + arrivals.size] = arrivals
+        self.state.now[OFFERED] = end
 
     def fill(self, window: int, arrivals: IntArray) -> None:
         """Take the next window's beats, offered from these cycles on."""
         self.offer(window + 1, arrivals)
-        _fill(self._plan, self._state)
+        fill_window(self.plan, self.state)
 
     def serve(self, window: int, rooms: IntArray | None = None) -> None:
         """Give a filled window's entries, each not before its cycle in ``rooms``."""
         if rooms is not None:
-            self._state.rooms[self.entries_of(window)] = rooms
+            self.state.rooms[self.entries_of(window)] = rooms
         self.run()
 
     def foresee(self, window: int) -> IntArray:
         """Return when a filled window's entries would be given if nothing held them up; serve none."""
-        state, jobs = self._state, slice(*self._plan.window_jobs[window : window + 2].tolist())
+        state, jobs = self.state, slice(*self.plan.window_jobs[window : window + 2].tolist())
         now, left = state.now.copy(), state.left.copy()
         self.run()
         state.now[:], state.left[:] = now, left
@@ -250,15 +251,15 @@ class DispatchModel:
     def run(self) -> None:
         """Serve all windows whose beats are offered."""
         while True:
-            job = _serve(self._plan, self._state, self._service is not None)
+            job = serve_jobs(self.plan, self.state, self._service is not None, 1 << 60)
             if job < 0 or self._service is None:
                 break
-            _ask(self._plan, self._state, job, self._service)
+            _ask(self.plan, self.state, job, self._service)
         require(job != _STUCK, "must let every unit give back what it holds while jobs wait", key="retired")
 
     def cycles(self) -> DispatchCycles:
         """Return the cycles, once all windows are served."""
-        plan, state = self._plan, self._state
+        plan, state = self.plan, self.state
         picked = state.job_order
         return DispatchCycles(
             i=state.i,
@@ -274,7 +275,7 @@ class DispatchModel:
         )
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What is given.
 
     Window ``w`` has tokens ``windows[w:w+2]`` and jobs ``window_jobs[w:w+2]``, job ``q`` has entries
@@ -294,7 +295,7 @@ class _Plan(NamedTuple):
     unit_jobs: int
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """What has happened up to now, and what is known of it beforehand; ``now`` holds the scalars below."""
 
     now: IntArray
@@ -321,16 +322,16 @@ class _State(NamedTuple):
 
 
 # Scalars of the state: counts, then cycles.
-_OFFERED, _FILLED, _OLDEST, _PICKS = range(4)
-_PICKED, _HEAD, _FIRST, _LEAVE, _WRITE, _TAKEN, _STARTED, _SCALARS = range(4, 12)
+OFFERED, FILLED, OLDEST, PICKS = range(4)
+_PICKED, _HEAD, _FIRST, _LEAVE, _WRITE, _TAKEN, _STARTED, NEXT_CHOICE, _SCALARS = range(4, 13)
 _DONE, _STUCK = -1, -2
 
 
-def _plan(streams: DispatchStreams, readies: Sequence[Spans], units: Units | None) -> _Plan:
+def _plan(streams: DispatchStreams, readies: Sequence[Spans], units: Units | None) -> Plan:
     windows = np.arange(streams.num_windows + 1)
     job_bounds = streams.job_bounds
     experts = streams.entry_expert[job_bounds[:-1]]
-    return _Plan(
+    return Plan(
         top_k=streams.top_k,
         decided=streams.capacity_rule is not CapacityRule.SWITCH,
         windows=np.searchsorted(streams.window, windows),
@@ -366,7 +367,7 @@ def _placed(experts: IntArray, units: Units) -> NDArray[np.uint64]:
     return placed
 
 
-def _start(plan: _Plan, retired: Sequence[ArrayLike]) -> _State:
+def _start(plan: Plan, retired: Sequence[ArrayLike]) -> State:
     num_windows, num_jobs = plan.windows.size - 1, plan.job_units.size
     pulses = [np.asarray(cycles, dtype=np.int64) for cycles in retired]
     num_units = plan.num_units
@@ -381,11 +382,11 @@ def _start(plan: _Plan, retired: Sequence[ArrayLike]) -> _State:
     for row, cycles in zip(table, pulses, strict=False):
         row[: cycles.size] = cycles
     now = np.full(_SCALARS, NEVER)
-    now[[_OFFERED, _FILLED, _OLDEST, _PICKS]] = 0
+    now[[OFFERED, FILLED, OLDEST, PICKS]] = 0
     num_assignments, num_entries = plan.windows[-1] * plan.top_k, plan.job_bounds[-1]
     room = np.full(num_windows + 2, NEVER)
     room[:2] = 0
-    return _State(
+    return State(
         now=now,
         arrivals=np.empty(num_assignments, np.int64),
         rooms=np.zeros(num_entries, np.int64),
@@ -410,7 +411,7 @@ def _start(plan: _Plan, retired: Sequence[ArrayLike]) -> _State:
     )
 
 
-def _ask(plan: _Plan, state: _State, job: int, service: Service) -> None:
+def _ask(plan: Plan, state: State, job: int, service: Service) -> None:
     """Ask the units' model when the job is done."""
     unit = int(state.job_unit[job])
     entries = state.entries[plan.job_bounds[job] : plan.job_bounds[job + 1]]
@@ -435,10 +436,12 @@ def _entries_of(jobs: IntArray, bounds: IntArray) -> IntArray:
 
 
 @njit(cache=True)
-def _serve(plan: _Plan, state: _State, one_job: bool) -> int:
+def serve_jobs(plan: Plan, state: State, one_job: bool, known: int) -> int:
     """Serve jobs of the windows offered, filling them as room comes.
 
-    Return the job if only one is wanted, or _DONE, _STUCK.
+    Return the job if only one is wanted, or _DONE, _STUCK. Nothing is chosen after cycle ``known``: all
+    pulses before it are known. ``now[NEXT_CHOICE]`` is then the cycle of the next choice if no other pulse
+    comes and no other window is closed before.
     """
     # Looking an array up in a tuple costs as much as a step of the recurrence: once is enough.
     now, room, closed, served, left = state.now, state.room, state.closed, state.served, state.left
@@ -449,12 +452,13 @@ def _serve(plan: _Plan, state: _State, one_job: bool) -> int:
     window_jobs, job_bounds, job_units = plan.window_jobs, plan.job_bounds, plan.job_units
     readies, ready_bounds, most_jobs = plan.readies, plan.ready_bounds, plan.unit_jobs
     forever = np.int64(1) << 60
-    while now[_OLDEST] < now[_OFFERED]:
-        while now[_FILLED] < now[_OFFERED] and room[now[_FILLED]] != NEVER:
-            _fill(plan, state)
-        oldest = now[_OLDEST]
+    now[NEXT_CHOICE] = forever
+    while now[OLDEST] < now[OFFERED]:
+        while now[FILLED] < now[OFFERED] and room[now[FILLED]] != NEVER:
+            fill_window(plan, state)
+        oldest = now[OLDEST]
         if room[oldest + 2] != NEVER:
-            now[_OLDEST] += 1
+            now[OLDEST] += 1
             continue
         cycle = max(closed[oldest], now[_PICKED] + 1)
         if jobs_left[oldest] == 0:
@@ -466,11 +470,14 @@ def _serve(plan: _Plan, state: _State, one_job: bool) -> int:
         cycle = max(cycle, now[_HEAD])
         younger = oldest + 1
         while True:
+            if cycle > known:
+                now[NEXT_CHOICE] = cycle
+                return _STUCK
             _see_pulses(cycle, pulses, num_pulses, seen_pulses, unit_jobs, unit_entries, unit_lengths)
             free = _free_units(unit_jobs, most_jobs)
             window = oldest
             job = _first_servable(window_jobs[oldest], window_jobs[younger], served, job_units, free)
-            if job < 0 and younger < now[_FILLED] and closed[younger] <= cycle:
+            if job < 0 and younger < now[FILLED] and closed[younger] <= cycle:
                 window = younger
                 job = _first_servable(window_jobs[younger], window_jobs[younger + 1], served, job_units, free)
             if job >= 0:
@@ -479,7 +486,7 @@ def _serve(plan: _Plan, state: _State, one_job: bool) -> int:
             for unit in range(num_pulses.size):
                 if seen_pulses[unit] < num_pulses[unit]:
                     later = min(later, pulses[unit, seen_pulses[unit]] + RETIRE_CYCLES)
-            if younger < now[_FILLED] and closed[younger] > cycle:
+            if younger < now[FILLED] and closed[younger] > cycle:
                 later = min(later, closed[younger])
             if later == forever:
                 return _STUCK
@@ -495,8 +502,8 @@ def _serve(plan: _Plan, state: _State, one_job: bool) -> int:
             unit_entries[unit] += length
         served[job] = True
         job_unit[job] = unit
-        job_order[now[_PICKS]] = job
-        now[_PICKS] += 1
+        job_order[now[PICKS]] = job
+        now[PICKS] += 1
         now[_PICKED] = cycle
 
         now[_HEAD] = max(cycle + PICK_CYCLES, now[_FIRST])
@@ -519,12 +526,12 @@ def _serve(plan: _Plan, state: _State, one_job: bool) -> int:
 
 
 @njit(cache=True)
-def _fill(plan: _Plan, state: _State) -> None:
+def fill_window(plan: Plan, state: State) -> None:
     """Take the next window's assignments."""
     now, top_k, decided = state.now, plan.top_k, plan.decided
     arrivals, i, o_expect = state.arrivals, state.i, state.o_expect
     ready = plan.readies[: plan.ready_bounds[1]]
-    window = now[_FILLED]
+    window = now[FILLED]
     first, end = plan.windows[window], plan.windows[window + 1]
     room = state.room[window]
     given = np.int64(NEVER)
@@ -552,7 +559,7 @@ def _fill(plan: _Plan, state: _State) -> None:
         o_expect[token] = taken(shown, ready)
     now[_WRITE] = write
     now[_TAKEN] = enters
-    now[_FILLED] = window + 1
+    now[FILLED] = window + 1
     state.closed[window] = write + CLOSE_CYCLES
 
 

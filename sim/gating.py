@@ -19,6 +19,8 @@ from spec.model import Normalise, Score
 
 PRODUCT_PIPELINE = 9
 """Address to logit: RAM 1, burst 5, accumulator 3."""
+STORE_PIPELINE = 1
+"""Address to logit where the banks computed it: RAM 1."""
 TO_FIXED = 1
 SIGMOID = 8
 """Sigmoid 7, biased key 1."""
@@ -37,7 +39,8 @@ def latency(geometry: GateGeometry) -> int:
     """Return the cycles from a token's launch to its first assignment being valid on the output."""
     gating = geometry.gating
     softmax = gating.score is Score.SOFTMAX
-    cycles = geometry.product_cycles + PRODUCT_PIPELINE + TO_FIXED + (0 if softmax else SIGMOID)
+    cycles = geometry.product_cycles + (STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE)
+    cycles += TO_FIXED + (0 if softmax else SIGMOID)
     if gating.grouped:
         cycles += geometry.num_rows - 1 + GROUP_RANK
     score = EXP_SCORE if softmax else 0
@@ -75,12 +78,42 @@ def gate_cycles(geometry: GateGeometry, arrivals: Cycles, ready: Spans = ALWAYS)
     offered = np.asarray(arrivals, dtype=np.int64).reshape(-1, len(steps)) - steps
     model = GateModel(geometry, len(offered))
     model.run(offered.max(axis=1), ready=ready)
-    first = np.concatenate([[0], model.last_in + 1])[: len(offered)]
-    buffers = geometry.num_token_buffers
-    freed = model.launch[:-buffers] + geometry.product_cycles + 1
-    first[buffers:] = np.maximum(first[buffers:], freed)
-    i = np.maximum.accumulate(np.maximum(offered, first[:, None]), axis=1) + steps
-    return GateCycles(i.ravel(), model.launch, model.o)
+    return GateCycles(model.beats_in(np.asarray(arrivals, dtype=np.int64)), model.launch, model.o)
+
+
+@dataclass(frozen=True)
+class BankedGateCycles:
+    """``launch`` (tokens,), ``freed`` (groups,) and the handshake cycles ``o`` (tokens * k,)."""
+
+    launch: Cycles
+    freed: Cycles
+    o: Cycles
+
+
+def banked_gate_cycles(
+    geometry: GateGeometry, logits: Cycles, group_ends: Cycles, ready: Spans = ALWAYS
+) -> BankedGateCycles:
+    """Return what the gate does with logits that the banks compute.
+
+    Parameters
+    ----------
+    logits : (tokens,) cycle in which the last of each token's logits comes, ascending.
+    group_ends : (groups,) last token of each group.
+    ready : readiness of the output.
+    """
+    launch = np.empty(len(logits), dtype=np.int64)
+    o = np.empty(len(logits) * geometry.gating.top_k, dtype=np.int64)
+    _launch(
+        np.asarray(logits, dtype=np.int64),
+        ready,
+        geometry.gating.top_k,
+        geometry.interval,
+        latency(geometry),
+        num_credits(geometry),
+        launch,
+        o,
+    )
+    return BankedGateCycles(launch, launch[group_ends] + geometry.product_cycles, o)
 
 
 class GateModel:
@@ -96,7 +129,7 @@ class GateModel:
     def __init__(self, geometry: GateGeometry, num_tokens: int) -> None:
         self.geometry = geometry
         # What the recurrence needs of it, once: windows are many.
-        self._sizes = (
+        self.sizes = (
             geometry.input_beats,
             geometry.gating.top_k,
             geometry.product_cycles,
@@ -120,17 +153,29 @@ class GateModel:
         room : first cycle in which the output may take an assignment of these tokens.
         ready : readiness of the output.
         """
-        _walk(
+        walk_tokens(
             self.num_done,
             arrivals,
             room,
             ready,
-            self._sizes,
+            self.sizes,
             self.last_in,
             self.launch,
             self.o,
         )
         self.num_done += len(arrivals)
+
+    def beats_in(self, arrivals: Cycles) -> Cycles:
+        """Return when the beats, offered from these cycles on, were taken, once all tokens were."""
+        geometry = self.geometry
+        steps = np.arange(geometry.input_beats)
+        offered = arrivals.reshape(-1, len(steps)) - steps
+        first = np.concatenate([[0], self.last_in + 1])[: len(offered)]
+        buffers = geometry.num_token_buffers
+        freed = self.launch[:-buffers] + geometry.product_cycles + 1
+        first[buffers:] = np.maximum(first[buffers:], freed)
+        i: Cycles = np.maximum.accumulate(np.maximum(offered, first[:, None]), axis=1) + steps
+        return i.ravel()
 
     @property
     def o_offered(self) -> Cycles:
@@ -142,7 +187,7 @@ class GateModel:
 
 
 @njit(cache=True)
-def _walk(
+def walk_tokens(
     first: int,
     arrivals: Cycles,
     room: int,
@@ -175,3 +220,29 @@ def _walk(
             if slot:
                 offered = max(offered, o[slot - 1] + 1)
             o[slot] = taken(max(offered, room), ready)
+
+
+@njit(cache=True)
+def _launch(
+    logits: Cycles,
+    ready: Spans,
+    top_k: int,
+    interval: int,
+    latency: int,
+    num_credits: int,
+    launch: Cycles,
+    o: Cycles,
+) -> None:
+    """Fill ``launch`` and ``o`` of a gate whose tokens come as logits."""
+    for token in range(len(logits)):
+        start = logits[token] + 1
+        if token:
+            start = max(start, launch[token - 1] + interval)
+        if token >= num_credits:
+            start = max(start, o[(token - num_credits) * top_k + top_k - 1] + 1)
+        launch[token] = start
+        for slot in range(token * top_k, (token + 1) * top_k):
+            offered = start + latency + slot - token * top_k
+            if slot:
+                offered = max(offered, o[slot - 1] + 1)
+            o[slot] = taken(offered, ready)

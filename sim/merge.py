@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -68,40 +69,110 @@ def _merge(arrivals: Cycles, bounds: Cycles, ready: Spans) -> tuple[Cycles, Cycl
     o = np.empty(total, np.int64)
     source = np.empty(total, np.int64)
     number = np.empty(total, np.int64)
-    gone = np.zeros(num_inputs, np.int64)  # beats given
-    shown = np.full(num_inputs, np.int64(1) << 60)  # when the next one can be given
-    for u in range(num_inputs):
-        for n in range(bounds[u], min(bounds[u] + 2, bounds[u + 1])):
-            i[n] = max(arrivals[n], 0)
-            if n > bounds[u]:
-                i[n] = max(i[n], i[n - 1] + 1)
-        if bounds[u] < bounds[u + 1]:
-            shown[u] = i[bounds[u]] + REGISTER_CYCLES
-    turn = 0
-    given = np.int64(NEVER)
+    merger = new_merger(num_inputs)
     for m in range(total):
-        cycle = max(given + 1, shown.min())
-        if m >= 2:
-            cycle = max(cycle, o[m - 2] + 1)
-        chosen = -1
-        for step in range(num_inputs):
-            u = (turn + step) % num_inputs
-            if chosen < 0 and shown[u] <= cycle:
-                chosen = u
-        given = cycle
-        turn = (chosen + 1) % num_inputs
-        source[m] = chosen
-        number[m] = gone[chosen]
-        left = given + REGISTER_CYCLES
-        if m:
-            left = max(left, o[m - 1] + 1)
-        o[m] = taken(left, ready)
-        # Room in the input's register for the beat after the next one.
-        gone[chosen] += 1
-        n = bounds[chosen] + gone[chosen]
-        if n + 1 < bounds[chosen + 1]:
-            i[n + 1] = max(arrivals[n + 1], i[n] + 1, given + 1)
-        shown[chosen] = np.int64(1) << 60
-        if n < bounds[chosen + 1]:
-            shown[chosen] = max(i[n] + REGISTER_CYCLES, given + 1)
+        for u in range(num_inputs):
+            while bounds[u] + merger.entered[u] < bounds[u + 1] and has_room(merger, u):
+                n = bounds[u] + merger.entered[u]
+                i[n] = enter(merger, u, arrivals[n])
+        cycle = next_given(merger)
+        u = give(merger, cycle)
+        source[m] = u
+        number[m] = merger.given[u] - 1
+        o[m] = leave(merger, cycle, ready)
     return i, o, source, number
+
+
+class Merger(NamedTuple):
+    """What is inside.
+
+    Attributes
+    ----------
+    entered, given : per input, beats that came in, and those that went on from its register.
+    inside : (inputs, 2) when those in it came in: beat n at n % 2.
+    last_in : per input, when its last beat came in.
+    last_given, last_given_2 : per input, when the last beat given and the one before were given.
+    at : the input whose turn it is, cycle of the last beat given, of the last one out and the one before.
+    """
+
+    entered: Cycles
+    given: Cycles
+    inside: Cycles
+    last_in: Cycles
+    last_given: Cycles
+    last_given_2: Cycles
+    at: Cycles
+
+
+_TURN, _LAST_GIVEN, _OUT, _OUT_2 = range(4)
+
+
+@njit(cache=True)
+def new_merger(num_inputs: int) -> Merger:
+    """Return an empty merger."""
+    none, before = np.zeros(num_inputs, np.int64), np.full(num_inputs, NEVER)
+    at = np.full(4, NEVER)
+    at[_TURN] = 0
+    inside = np.zeros((num_inputs, 2), np.int64)
+    return Merger(none, none.copy(), inside, before, before.copy(), before.copy(), at)
+
+
+@njit(cache=True)
+def has_room(merger: Merger, u: int) -> bool:
+    """Whether it is known when the next beat can enter an input's register, which holds two."""
+    return bool(merger.entered[u] < merger.given[u] + 2)
+
+
+@njit(cache=True)
+def enter(merger: Merger, u: int, arrival: int) -> int:
+    """Return when an input takes its next beat, offered from ``arrival`` on; there must be room."""
+    n = merger.entered[u]
+    # The beat two before this one is the last one given, or the one before that.
+    given = merger.last_given[u] if n > merger.given[u] else merger.last_given_2[u]
+    cycle = max(np.int64(arrival), merger.last_in[u] + 1, given + 1, np.int64(0))
+    merger.last_in[u] = cycle
+    merger.inside[u, n % 2] = cycle
+    merger.entered[u] += 1
+    return int(cycle)
+
+
+@njit(cache=True)
+def next_given(merger: Merger) -> int:
+    """Return when the next beat would be given, of those inside; beyond all cycles if there is none."""
+    first = np.int64(1) << 60
+    for u in range(merger.entered.size):
+        first = min(first, _shown(merger, u))
+    return int(max(first, merger.at[_LAST_GIVEN] + 1, merger.at[_OUT_2] + 1))
+
+
+@njit(cache=True)
+def _shown(merger: Merger, u: int) -> np.int64:
+    """Return when an input's first beat can be given."""
+    n = merger.given[u]
+    if n == merger.entered[u]:
+        return np.int64(1) << 60
+    return max(merger.inside[u, n % 2] + REGISTER_CYCLES, merger.last_given[u] + 1)
+
+
+@njit(cache=True)
+def give(merger: Merger, cycle: int) -> int:
+    """Give the next beat in this cycle (:func:`next_given`); return the input that it is from."""
+    num_inputs = merger.entered.size
+    u = merger.at[_TURN]
+    while _shown(merger, u) > cycle:
+        u = (u + 1) % num_inputs
+    merger.at[_TURN] = (u + 1) % num_inputs
+    merger.at[_LAST_GIVEN] = cycle
+    merger.given[u] += 1
+    merger.last_given_2[u] = merger.last_given[u]
+    merger.last_given[u] = cycle
+    return int(u)
+
+
+@njit(cache=True)
+def leave(merger: Merger, given: int, ready: Spans) -> int:
+    """Return when the beat given in this cycle leaves the output's register."""
+    cycle = taken(max(given + REGISTER_CYCLES, merger.at[_OUT] + 1), ready)
+    merger.at[_OUT_2] = merger.at[_OUT]
+    merger.at[_OUT] = cycle
+    return int(cycle)

@@ -3,13 +3,19 @@
 Event by event in order of time: whatever can be issued first is issued, and each command moves the
 earliest times of those that depend on it. Idle cycles cost nothing. Exact under any arrivals, output
 stalls and positions in the refresh interval, command by command. Names follow the RTL.
+
+What a channel does depends on others in two ways: when its jobs come, and when its outputs are taken.
+:func:`advance` goes on until it needs to know more of either. Who joins the channel with others
+(:mod:`sim.channels`; :func:`channel_cycles` for one alone) tells it (:func:`add_job`, :func:`take_output`)
+and lets it go on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -17,6 +23,7 @@ from numpy.typing import NDArray
 
 from sim.expert import ARRAY_LATENCY, activation_latency
 from sim.streams import ALWAYS, Cycles, Spans, taken
+from sim.streams import NEVER as LONG_AGO
 from spec.banks import BankGeometry, CommandTiming
 from spec.geometry import ceil_div
 
@@ -29,6 +36,11 @@ QUEUE_LATENCY = 2
 ISSUE = 1
 """From the decision to issue a command to the bus."""
 NEVER = np.int64(1) << 60
+"""When something happens that does not happen, or is not known yet."""
+ROUTED, SHARED, ROUTER = 0, 1, 2
+"""What a job is for: a routed expert, the shared one, the router in the banks."""
+HALVES = 2
+"""Reads of a logit."""
 
 
 class Row(IntEnum):
@@ -48,7 +60,7 @@ class Column(IntEnum):
     READ = 3
 
 
-class _Shape(NamedTuple):
+class ChannelNumbers(NamedTuple):
     """What the recurrence needs to know; integers all."""
 
     sides: int
@@ -100,12 +112,13 @@ class ChannelShape:
         """Output beats per token and job."""
         return ceil_div(self.banks.image.routed.d_model, self.banks.pim.act_lanes)
 
-    def _numbers(self) -> _Shape:
+    def numbers(self) -> ChannelNumbers:
+        """Return what the recurrence needs to know of the channel."""
         banks, pim, routed = self.banks, self.banks.pim, self.banks.image.routed
         timing = CommandTiming.of(pim)
-        distances = {name: getattr(timing, name) for name in _Shape._fields if hasattr(timing, name)}
+        distances = {name: getattr(timing, name) for name in ChannelNumbers._fields if hasattr(timing, name)}
         distances["tile_gap"] = timing.tile_gap(0)
-        return _Shape(
+        return ChannelNumbers(
             sides=banks.sides,
             bursts_per_row=banks.bursts_per_row,
             group_tokens=pim.tokens_per_burst,
@@ -121,7 +134,7 @@ class ChannelShape:
             **distances,
         )
 
-    def _table(self) -> NDArray[np.int64]:
+    def table(self) -> NDArray[np.int64]:
         """Return per kind: hidden blocks, in tiles, out blocks, hidden tiles, visits."""
         image = self.banks.image
         return np.array(
@@ -134,9 +147,90 @@ class ChannelShape:
                     self.banks.visits(kind),
                 ]
                 for kind in (image.routed, image.shared or image.routed)
-            ],
+            ]
+            + [self._router_row()],
             dtype=np.int64,
         )
+
+    def _router_row(self) -> list[int]:
+        router = self.banks.image.router
+        return [router.hidden_blocks, router.in_tiles, 0, 0, self.banks.visits(router)] if router else [0] * 5
+
+
+GAPS = ("refresh", "row", "jobs", "lanes", "results", "inputs", "other")
+"""What time between MACs goes to, as in :data:`sim.pim_slots.SLOTS`."""
+_REFRESH, _ROW, _JOBS, _LANES, _RESULTS, _INPUTS, _OTHER = range(len(GAPS))
+
+
+class _Gap(NamedTuple):
+    """What tells the time before a MAC apart (:func:`_count_gap`); cycles of decisions, not on the bus."""
+
+    end: int
+    seen: int
+    refreshed: int
+    opened: int
+    lanes: int
+    read: int
+    write: int
+
+
+@dataclass(frozen=True)
+class ChannelTotals:
+    """What a run counts by itself, without the commands.
+
+    Attributes
+    ----------
+    fires : tokens that met a tile.
+    macs, mac_gap : MAC commands, and the least time from one to the next.
+    gaps : time between MACs, by the names of :data:`GAPS`.
+    first, last : the time before the first MAC and after the last one.
+    last_mac : when the last MAC was decided.
+    """
+
+    fires: int
+    macs: int
+    mac_gap: int
+    gaps: tuple[int, ...]
+    first: _Gap
+    last: _Gap
+    last_mac: int
+
+    @classmethod
+    def of(cls, s: ChannelNumbers, channels: Channels, channel: int) -> ChannelTotals:
+        """Return the totals of a channel."""
+        c = channels.at[channel]
+        first = (
+            c.first_mac,
+            c.first_seen,
+            c.first_refreshed,
+            c.first_opened,
+            -1,
+            c.first_read,
+            c.first_write,
+        )
+        last = (-1, -1, -1, -1, c.lanes_until, c.last_read, c.last_write)
+        return cls(
+            fires=int(c.fires),
+            macs=int(c.macs),
+            mac_gap=s.mac_gap,
+            gaps=tuple(channels.gaps[channel].tolist()),
+            first=_Gap(*(int(cycle) for cycle in first)),
+            last=_Gap(*(int(cycle) for cycle in last)),
+            last_mac=int(c.last_mac),
+        )
+
+    def mac_slots(self, start: int, end: int) -> dict[str, int]:
+        """Return where the cycles ``start <= c < end`` went, as :func:`sim.pim_slots.mac_slots`."""
+        start, end = start - ISSUE, end - ISSUE
+        gaps = np.array(self.gaps, dtype=np.int64)
+        if self.macs:
+            _count_gap(gaps, start, start - 1, self.first._replace(lanes=start), False)
+            last = self.last._replace(end=end)
+            _count_gap(gaps, self.last_mac + self.mac_gap, self.last_mac, last, True)
+        else:
+            gaps[_JOBS] = end - start
+        used = {"mac": min(self.macs * self.mac_gap, end - start)}
+        return used | dict(zip(GAPS, gaps.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -147,18 +241,22 @@ class ChannelCycles:
     ----------
     i, o : (entries,), (output beats,) cycles of the transfers.
     offered : (output beats,) first cycle in which each beat is offered.
+    logits : (tokens of jobs with the router,) cycle in which the last of each token's logits is given.
     retired : (jobs,) cycle in which each job is done with.
     rows, columns : (commands, 3) cycle on the bus, kind, side.
     fires : tokens that met a tile.
+    totals : what the run counted by itself, for a comparison with the commands.
     """
 
     i: Cycles
     o: Cycles
     offered: Cycles
+    logits: Cycles
     retired: Cycles
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
     fires: int
+    totals: ChannelTotals
 
     def mac_slots(self, timing: CommandTiming) -> dict[str, int]:
         """Return where the cycles from the first MAC command to the last one's end went.
@@ -191,179 +289,358 @@ class ChannelCycles:
 
 def channel_cycles(
     shape: ChannelShape,
-    shared: NDArray[np.bool_],
+    kinds: NDArray[np.bool_] | NDArray[np.int64],
     last: NDArray[np.bool_],
     arrivals: Cycles,
     *,
     first_refresh: int,
     ready: Spans = ALWAYS,
     tail: int = 0,
+    told: bool = True,
 ) -> ChannelCycles:
     """Return when a channel takes its entries, issues its commands and gives its results.
 
     Parameters
     ----------
-    shared, last : (entries,) whether the entry's expert is the shared one; whether it ends its job.
+    kinds, last : (entries,) what the entry is for (``ROUTED``, ``SHARED``, ``ROUTER``; without a router
+        whether it is the shared expert); whether it ends its job.
     arrivals : (entries,) first cycle in which each entry is offered, ascending.
     first_refresh : cycle in which the first refresh falls due.
     ready : readiness of ``o`` (:func:`sim.streams.readiness`).
     tail : cycles after the last output for which commands are still told.
+    told : whether commands are; without, what repeats is taken at once.
     """
     ends = np.flatnonzero(last)
-    counts = np.diff(np.concatenate([[-1], ends])).astype(np.int64)
-    i, o, offered, retired, rows, columns, fires = _run(
-        shape._numbers(),
-        shape._table(),
-        shared[ends].astype(np.int64),
-        counts,
+    firsts = np.concatenate([[-1], ends]).astype(np.int64) + 1
+    numbers, table = shape.numbers(), shape.table()
+    routed = int(np.count_nonzero(kinds == ROUTER))
+    channels = new_channels(numbers, table, [first_refresh], len(ends), routed)
+    taken_at = np.empty(len(arrivals), dtype=np.int64)
+    offered, o = (np.empty((len(arrivals) - routed) * shape.words, dtype=np.int64) for _ in range(2))
+    rows, columns = (np.empty((1024 if told else 0, 3), dtype=np.int64) for _ in range(2))
+    while not _alone(
+        numbers,
+        table,
+        channels,
+        kinds[ends].astype(np.int64),
+        firsts,
         np.ascontiguousarray(arrivals, dtype=np.int64),
-        first_refresh,
+        taken_at,
+        offered,
+        o,
         ready,
         tail,
+        rows,
+        columns,
+    ):
+        rows, columns = np.concatenate([rows, rows]), np.concatenate([columns, columns])
+    c = channels.at[0]
+    return ChannelCycles(
+        i=taken_at,
+        o=o,
+        offered=offered,
+        logits=channels.logit_at[0],
+        retired=channels.jobs[0, RETIRED],
+        rows=rows[: c.num_rows].copy(),
+        columns=columns[: c.num_columns].copy(),
+        fires=int(c.fires),
+        totals=ChannelTotals.of(numbers, channels, 0),
     )
-    return ChannelCycles(i, o, offered, retired, rows, columns, int(fires))
+
+
+_FROM_0 = (
+    # Jobs that are known, and those inside: see :func:`add_job`.
+    "jobs",
+    # Walks (visits, MACs, loads of inputs, reads): job, group, cycle from which it is shown within a job.
+    *(f"{walk}_{field}" for walk in "vmld" for field in ("job", "group", "from")),
+    "v_visit",
+    # Row bus.
+    *("act_ok", "row_free", "refresh_end", "closed_all"),
+    # Column bus.
+    *("column_free", "mac_ok", "write_ok", "read_ok"),
+    # MACs: phase (hidden or output), block, matrix, tile in it, command in that; bank and place in its row.
+    *("m_out", "m_block", "m_matrix", "m_tile", "m_step", "m_column", "m_side", "started"),
+    # Loads of inputs.
+    *("l_word", "l_token", "room_from"),
+    # Reads of blocks: phase, block, token, matrix; totals of what was read and written.
+    *("d_out", "d_block", "d_token", "d_matrix", "blocks_read"),
+    *("hidden_reads", "hidden_writes", "output_reads", "w_block", "routed"),
+    # Outputs: beats in the output register and gone from it, and the reads that they belong to.
+    *("filled", "filled_reads", "filled_part", "gone", "gone_reads", "gone_part"),
+    # Counts; what tells the time before the first MAC and after the last one apart.
+    *("fires", "macs", "last_mac", "lanes_until"),
+    *("first_mac", "first_seen", "first_refreshed", "first_opened", "first_read", "first_write"),
+    *("num_rows", "num_columns"),
+)
+_FROM_BEFORE = (
+    # The last entry; for each walk the cycle in which it ended its last job.
+    *("last_i", "v_end", "m_end", "l_end", "d_end"),
+    # The last ACT.
+    "acts_end",
+    # Output register: last read emptied, last beat in, last two gone.
+    *("last_pop", "out_in", "out_taken", "out_taken_2"),
+)
+_LONG_AGO = ("last_refresh", "last_read", "last_write")
+_FROM_1 = tuple(f"{walk}_between" for walk in "vmld")
+"""Whether a walk is between two jobs."""
+_SCALARS = np.dtype(
+    (np.record, [(name, np.int64) for name in (*_FROM_0, *_FROM_BEFORE, *_LONG_AGO, *_FROM_1, "refresh")])
+)
+
+
+class Channels(NamedTuple):
+    """What channels are doing; the first axis of everything is the channel, the second a name below.
+
+    Few arrays, because each costs compiling time in every function that gets them. ``logit_at``: per token of
+    a job with the router, when the last of its logits was given.
+    """
+
+    at: Any
+    jobs: Cycles
+    flags: NDArray[np.bool_]
+    sides: Cycles
+    word_at: Cycles
+    hidden_at: Cycles
+    blocks: Cycles
+    results: Cycles
+    logit_at: Cycles
+    gaps: Cycles
+
+
+KIND, COUNT, FIRST, COMPLETE, RETIRED = range(5)
+"""Per job: what it is for, entries, the first one's number, when its last one was taken, when it was
+done with (or NEVER)."""
+_ASSIGNED, _OPENED, _USABLE, _STALE = range(4)
+_ASSIGNED_AT, _VISIT_DONE, _RCD_OK, _RAS_OK, _RC_OK, _RP_OK, _RTP_OK = range(7)
+_BLOCK_FROM, _BLOCK_READ = range(2)
+"""When each of the last four blocks can be read, was read."""
+_QUEUE_FROM, _QUEUE_LAST, _WRITTEN_AT = range(3)
+"""Hidden results: from when they can be written, whether they end their block, when they were written."""
+OUT_FROM, OUT_PARTS, OUT_ENTRY, OUT_WORD, POPPED_AT, FILLED_AT = range(3, 9)
+"""Reads of outputs: from when they are shown, beats, entry, first word; when the last beat went on into the
+output register (or NEVER). When the beats in that register came in."""
+RESULTS = 2 * DEPTH
+"""Results are kept modulo this."""
+
+
+def new_channels(
+    s: ChannelNumbers, table: NDArray[np.int64], first_refreshes: Sequence[int], jobs: int, routed: int = 0
+) -> Channels:
+    """Return empty channels that take at most so many jobs each, and so many tokens for the router.
+
+    ``first_refreshes``: of each channel.
+    """
+    count, never = len(first_refreshes), int(NEVER)
+    at = np.zeros(count, dtype=_SCALARS)
+    for names, start in ((_FROM_BEFORE, -1), (_LONG_AGO, LONG_AGO), (_FROM_1, 1)):
+        for name in names:
+            at[name] = start
+    at["refresh"] = first_refreshes if s.refi else NEVER
+
+    def full(size: int, *starts: int) -> Cycles:
+        return np.tile(np.array(starts, dtype=np.int64)[:, None], (count, 1, size))
+
+    return Channels(
+        at=at,
+        jobs=full(jobs, 0, 0, 0, never, never),
+        flags=np.zeros((count, 4, s.sides), dtype=np.bool_),
+        sides=full(s.sides, -1, -1, 0, 0, 0, 0, 0),
+        word_at=np.full((count, s.token_words), NEVER),
+        hidden_at=np.full((count, int(table[:, 0].max())), NEVER),
+        blocks=full(4, never, -1),
+        results=full(RESULTS, 0, 0, -1, 0, 0, 0, 0, -1, 0),
+        logit_at=np.zeros((count, routed), dtype=np.int64),
+        gaps=np.zeros((count, len(GAPS)), dtype=np.int64),
+    )
 
 
 @njit(cache=True)
-def _grown(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return the array with room for ``count`` rows at least."""
-    if count <= len(rows):
-        return rows
-    larger = np.empty((max(count, 2 * len(rows)), 3), dtype=np.int64)
-    larger[: len(rows)] = rows
-    return larger
+def _alone(
+    s: ChannelNumbers,
+    table: NDArray[np.int64],
+    channels: Channels,
+    kinds: NDArray[np.int64],
+    firsts: NDArray[np.int64],
+    arrivals: Cycles,
+    i: Cycles,
+    offered: Cycles,
+    o: Cycles,
+    ready: Spans,
+    tail: int,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+) -> bool:
+    """Run one channel to its end; return False if there is no room for more commands.
+
+    Parameters
+    ----------
+    kinds, firsts : of each job, what it is for, and its first entry; last their number.
+    i, offered, o, rows, columns : filled.
+    """
+    c = channels.at[0]
+    while True:
+        while c.jobs < len(kinds) and (c.jobs < BANKS or channels.jobs[0, RETIRED, c.jobs - BANKS] < NEVER):
+            first, end = firsts[c.jobs], firsts[c.jobs + 1]
+            add_job(channels, 0, kinds[c.jobs], first, arrivals[first:end], i[first:end])
+        last_result = c.out_taken
+        if c.routed:
+            last_result = max(last_result, channels.logit_at[0, c.routed - 1])
+        until = NEVER if c.d_job < len(kinds) else last_result + tail - ISSUE
+        # The next job comes when one is done with, at the earliest a cycle after that.
+        advance(s, table, channels, 0, NEVER, 1, np.int64(0), until, len(rows) > 0, rows, columns)
+        fill_register(channels, 0)
+        while c.gone < c.filled:
+            place = c.gone
+            offered[place] = output_offered(channels, 0)
+            o[place] = taken(offered[place], ready)
+            take_output(channels, 0, o[place])
+            fill_register(channels, 0)
+        if no_room(s, c, rows, columns):
+            return False
+        if c.d_job == len(kinds) and until < NEVER:
+            return True
 
 
 @njit(cache=True)
-def _walk_from(job: int, end: int, completed: int, complete: Cycles) -> int:
+def add_job(channels: Channels, channel: int, kind: int, first: int, arrivals: Cycles, i: Cycles) -> None:
+    """Give a channel its next job; the one before the last must be done with.
+
+    Parameters
+    ----------
+    kind : what it is for.
+    first : number of its first entry.
+    arrivals : when each of its entries is offered.
+    i : filled with when each is taken: one per cycle, into a free bank.
+    """
+    c = channels.at[channel]
+    job = c.jobs
+    free = channels.jobs[channel, RETIRED, job - BANKS] + 1 if job >= BANKS else np.int64(0)
+    for entry in range(len(arrivals)):
+        c.last_i = max(arrivals[entry], c.last_i + 1, free)
+        i[entry] = c.last_i
+    jobs = channels.jobs[channel]
+    jobs[KIND, job], jobs[COUNT, job], jobs[FIRST, job] = kind, len(arrivals), first
+    jobs[COMPLETE, job] = c.last_i
+    c.jobs += 1
+
+
+@njit(cache=True)
+def fill_register(channels: Channels, channel: int) -> None:
+    """Let results into a channel's output register, as far as it has room."""
+    c = channels.at[channel]
+    results = channels.results[channel]
+    while c.filled_reads < c.output_reads and c.filled < c.gone + 2:
+        at = c.filled_reads % RESULTS
+        if c.filled_part == 0:
+            c.out_in = max(c.out_in, results[OUT_FROM, at] - 1, c.last_pop)
+        before_last = c.out_taken if c.filled > c.gone else c.out_taken_2
+        c.out_in = max(c.out_in + 1, before_last + 1)
+        results[FILLED_AT, c.filled % 2] = c.out_in
+        c.filled += 1
+        c.filled_part += 1
+        if c.filled_part == results[OUT_PARTS, at]:
+            c.filled_part = 0
+            c.filled_reads += 1
+            c.last_pop = c.out_in
+            results[POPPED_AT, at] = c.out_in
+
+
+@njit(cache=True)
+def output_offered(channels: Channels, channel: int) -> int:
+    """Return when the first beat in a channel's output register, which is not empty, is offered."""
+    c = channels.at[channel]
+    return int(max(channels.results[channel, FILLED_AT, c.gone % 2] + 1, c.out_taken + 1))
+
+
+@njit(cache=True)
+def take_output(channels: Channels, channel: int, cycle: int) -> None:
+    """Take the first beat from a channel's output register."""
+    c = channels.at[channel]
+    c.out_taken_2 = c.out_taken
+    c.out_taken = cycle
+    c.gone += 1
+    c.gone_part += 1
+    if c.gone_part == channels.results[channel, OUT_PARTS, c.gone_reads % RESULTS]:
+        c.gone_part = 0
+        c.gone_reads += 1
+
+
+@njit(cache=True)
+def no_room(s: ChannelNumbers, c: Any, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> bool:
+    """Whether commands are told, and there is no room for those of the next event."""
+    return len(rows) > 0 and (
+        c.num_rows + max(s.act_steps, s.pre_steps) > len(rows) or c.num_columns == len(columns)
+    )
+
+
+@njit(cache=True)
+def _walk_from(job: int, end: int, jobs: int, complete: Cycles) -> int:
     """Return the cycle from which a walk shows a job, when it showed the one before until ``end``."""
-    if job >= completed:
+    if job >= jobs:
         return int(NEVER)
     return int(max(complete[job] + 1, end + 1) + 1)
 
 
 @njit(cache=True)
-def _run(
-    s: _Shape,
+def advance(
+    s: ChannelNumbers,
     table: NDArray[np.int64],
-    kinds: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    arrivals: Cycles,
-    first_refresh: int,
-    ready: Spans,
-    tail: int,
-) -> tuple[Cycles, Cycles, Cycles, Cycles, NDArray[np.int64], NDArray[np.int64], int]:
-    jobs = len(kinds)
-    num_out = np.int64(0)
-    num_columns = np.int64(0)
-    max_hidden = np.int64(1)
-    for job in range(jobs):
-        hidden_blocks, in_tiles, out_blocks, hidden_tiles, _ = table[kinds[job]]
-        groups = -(-counts[job] // s.group_tokens)
-        num_out += counts[job] * s.words
-        tiles = hidden_blocks * s.matrices * in_tiles + out_blocks * hidden_tiles
-        num_columns += groups * tiles * s.mac_steps
-        num_columns += counts[job] * (hidden_blocks * (s.matrices + 1) + out_blocks + s.token_words)
-        max_hidden = max(max_hidden, hidden_blocks)
-    i = np.empty(len(arrivals), dtype=np.int64)
-    o = np.empty(num_out, dtype=np.int64)
-    offered = np.empty(num_out, dtype=np.int64)
-    retired = np.full(jobs, NEVER, dtype=np.int64)
-    rows = np.empty((1024, 3), dtype=np.int64)
-    columns = np.empty((num_columns, 3), dtype=np.int64)
-    row_count = np.int64(0)
-    column_count = np.int64(0)
-    fires = np.int64(0)
-    never = NEVER
+    channels: Channels,
+    channel: int,
+    next_job: int,
+    reaction: int,
+    next_pop: int,
+    until: int,
+    walked: bool,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+) -> int:
+    """Let a channel go on as far as it can; return the first cycle of which not all is known yet.
 
-    # Jobs that are complete inside.
-    complete = np.empty(jobs, dtype=np.int64)
-    completed = 0
-    entry = np.int64(0)
-    last_i = np.int64(-1)
+    It stops where the next event could depend on a job that is not known or on an output that is not
+    known to be taken; when it has no job (what an idle channel has to refresh until the next one it does
+    when that is there); or after ``until``.
 
-    # Walks: job, group, cycle from which it is shown (within a job) or in which the last one ended.
-    v_job, v_group, v_visit = 0, 0, 0
-    v_from, v_end, v_between = np.int64(0), np.int64(-1), True
-    m_job, m_group = 0, 0
-    m_from, m_end, m_between = np.int64(0), np.int64(-1), True
-    l_job, l_group = 0, 0
-    l_from, l_end, l_between = np.int64(0), np.int64(-1), True
-    d_job, d_group = 0, 0
-    d_from, d_end, d_between = np.int64(0), np.int64(-1), True
-
-    # Sides.
-    assigned = np.zeros(s.sides, dtype=np.bool_)
-    opened = np.zeros(s.sides, dtype=np.bool_)
-    usable = np.zeros(s.sides, dtype=np.bool_)
-    stale = np.zeros(s.sides, dtype=np.bool_)
-    assigned_at = np.full(s.sides, -1, dtype=np.int64)
-    visit_done = np.full(s.sides, -1, dtype=np.int64)
-    rcd_ok = np.zeros(s.sides, dtype=np.int64)
-    ras_ok = np.zeros(s.sides, dtype=np.int64)
-    rc_ok = np.zeros(s.sides, dtype=np.int64)
-    rp_ok = np.zeros(s.sides, dtype=np.int64)
-    rtp_ok = np.zeros(s.sides, dtype=np.int64)
-    act_ok = np.int64(0)
-    row_free = np.int64(0)
-    refresh = np.int64(first_refresh) if s.refi else never
-    refresh_end = np.int64(0)
-    closed_all = False
-
-    # Columns.
-    column_free = np.int64(0)
-    mac_ok, write_ok, read_ok = np.int64(0), np.int64(0), np.int64(0)
-
-    # MACs.
-    m_out, m_block, m_matrix, m_tile = 0, 0, 0, 0
-    m_step, m_column, m_side = 0, 0, 0
-    started = 0
+    Parameters
+    ----------
+    next_job : first cycle in which the next job can be complete.
+    reaction : least cycles from a job being done, or outputs being read, to a job coming because of it.
+    next_pop : no output of which it is not known yet goes on into the output register before.
+    walked : one event after the other; else what repeats is taken at once.
+    rows, columns : filled with the commands, or of length 0; filled only if walked.
+    """
+    c = channels.at[channel]
+    jobs, flags, sides = channels.jobs[channel], channels.flags[channel], channels.sides[channel]
+    results, gaps = channels.results[channel], channels.gaps[channel]
+    kinds, counts, complete, retired = jobs[KIND], jobs[COUNT], jobs[COMPLETE], jobs[RETIRED]
+    assigned, opened, usable, stale = flags[_ASSIGNED], flags[_OPENED], flags[_USABLE], flags[_STALE]
+    assigned_at, visit_done = sides[_ASSIGNED_AT], sides[_VISIT_DONE]
+    rcd_ok, ras_ok, rc_ok = sides[_RCD_OK], sides[_RAS_OK], sides[_RC_OK]
+    rp_ok, rtp_ok = sides[_RP_OK], sides[_RTP_OK]
+    word_at, hidden_at = channels.word_at[channel], channels.hidden_at[channel]
+    block_from, block_read = channels.blocks[channel, _BLOCK_FROM], channels.blocks[channel, _BLOCK_READ]
+    queue_from, queue_last = results[_QUEUE_FROM], results[_QUEUE_LAST]
+    written_at, popped_at, out_from = results[_WRITTEN_AT], results[POPPED_AT], results[OUT_FROM]
+    never = np.int64(NEVER)
+    told = len(rows) > 0
     lanes_latency = s.storage_cycles + 2
-
-    # Input loads.
-    l_word, l_token = 0, 0
-    room_from = np.int64(0)
-    word_at = np.full(s.token_words, never, dtype=np.int64)
-
-    # Reads: blocks that can be read (from a cycle on), results under way.
-    block_from = np.full(4, never, dtype=np.int64)
-    block_read = np.full(4, np.int64(-1), dtype=np.int64)
-    d_out, d_block, d_token, d_matrix = 0, 0, 0, 0
-    blocks_read = 0
-    hidden_at = np.full(max_hidden, never, dtype=np.int64)
-    hidden_reads, hidden_writes, output_reads = 0, 0, 0
-    queue_from = np.zeros(2 * DEPTH, dtype=np.int64)
-    queue_last = np.zeros(2 * DEPTH, dtype=np.int64)
-    written_at = np.full(2 * DEPTH, np.int64(-1), dtype=np.int64)
-    popped_at = np.full(2 * DEPTH, np.int64(-1), dtype=np.int64)
-    last_pop = np.int64(-1)
-    out_in, out_taken, out_taken_2 = np.int64(-1), np.int64(-1), np.int64(-1)
-    out_count = np.int64(0)
-    w_block = 0
+    unknown_job = np.int64(next_job)
 
     while True:
-        # Entries: one per cycle into a free bank.
-        while completed < jobs and (completed < BANKS or retired[completed - BANKS] < never):
-            free = retired[completed - BANKS] + 1 if completed >= BANKS else np.int64(0)
-            for _ in range(counts[completed]):
-                last_i = max(arrivals[entry], last_i + 1, free)
-                i[entry] = last_i
-                entry += 1
-            complete[completed] = last_i
-            completed += 1
-
         # Row bus.
         best_row, best_side = never, -1
         for turn in range(s.sides):
-            side = (m_side + turn) % s.sides
+            side = (c.m_side + turn) % s.sides
             when = never
             if assigned[side] and not opened[side]:
-                when = max(assigned_at[side] + 1, rp_ok[side], rc_ok[side], act_ok, row_free, refresh_end)
-                if refresh - when < s.act_lead:
+                when = max(
+                    assigned_at[side] + 1, rp_ok[side], rc_ok[side], c.act_ok, c.row_free, c.refresh_end
+                )
+                if c.refresh - when < s.act_lead:
                     when = never
             elif usable[side] and stale[side]:
-                when = max(visit_done[side] + 1, ras_ok[side], rtp_ok[side], row_free)
-                if refresh - when < s.pre_lead:
+                when = max(visit_done[side] + 1, ras_ok[side], rtp_ok[side], c.row_free)
+                if c.refresh - when < s.pre_lead:
                     when = never
             if when < best_row:
                 best_row, best_side = when, side
@@ -372,257 +649,354 @@ def _run(
             any_open = False
             for side in range(s.sides):
                 any_open = any_open or opened[side]
-            refresh_event = refresh - s.rp if any_open and not closed_all else refresh
+            refresh_event = c.refresh - s.rp if any_open and not c.closed_all else c.refresh
 
         # MAC.
         mac_at = never
-        if m_between:
-            m_from = _walk_from(m_job, m_end, completed, complete)
-        if m_from < never and assigned[m_side] and usable[m_side] and not stale[m_side]:
-            when = max(m_from, mac_ok, column_free, rcd_ok[m_side])
-            kind = kinds[m_job]
-            if m_out:
-                needed = ((m_tile + 1) * s.cols + s.units - 1) // s.units
+        if c.m_between:
+            c.m_from = _walk_from(c.m_job, c.m_end, c.jobs, complete)
+        if c.m_from < never and assigned[c.m_side] and usable[c.m_side] and not stale[c.m_side]:
+            when = max(c.m_from, c.mac_ok, c.column_free, rcd_ok[c.m_side])
+            kind = kinds[c.m_job]
+            if c.m_out:
+                needed = ((c.m_tile + 1) * s.cols + s.units - 1) // s.units
                 when = max(when, hidden_at[min(needed, table[kind, 0]) - 1] + 1)
             else:
-                when = max(when, word_at[min(m_tile, s.token_words - 1)] + 1)
-            if m_step == 0 and m_tile == 0 and m_matrix == 0 and started >= 2:
-                read = blocks_read >= started - 1
-                when = max(when, block_read[(started - 2) % 4] + 1) if read else never
-            if when < never and refresh - when >= s.mac_lead:
+                when = max(when, word_at[min(c.m_tile, s.token_words - 1)] + 1)
+            if c.m_step == 0 and c.m_tile == 0 and c.m_matrix == 0 and c.started >= 2:
+                read = c.blocks_read >= c.started - 1
+                when = max(when, block_read[(c.started - 2) % 4] + 1) if read else never
+            if when < never and c.refresh - when >= s.mac_lead:
                 mac_at = when
 
         # Hidden write.
         hidden_write_at = never
-        if hidden_writes < hidden_reads:
-            at = hidden_writes % (2 * DEPTH)
+        if c.hidden_writes < c.hidden_reads:
+            at = c.hidden_writes % RESULTS
             when = queue_from[at]
-            if hidden_writes > 0:
-                when = max(when, written_at[(hidden_writes - 1) % (2 * DEPTH)] + 1)
-            when = max(when, write_ok, column_free, refresh_end)
-            hidden_write_at = when if when < refresh else refresh + s.rfc
+            if c.hidden_writes > 0:
+                when = max(when, written_at[(c.hidden_writes - 1) % RESULTS] + 1)
+            when = max(when, c.write_ok, c.column_free, c.refresh_end)
+            hidden_write_at = when if when < c.refresh else c.refresh + s.rfc
 
         # Read.
-        read_at = never
-        if d_between:
-            d_from = _walk_from(d_job, d_end, completed, complete)
-        if d_from < never and blocks_read < started and block_from[blocks_read % 4] < never:
-            when = max(d_from, block_from[blocks_read % 4], read_ok, column_free, refresh_end)
-            final = d_out or d_matrix == s.matrices - 1
-            if d_out:
-                if output_reads >= DEPTH:
-                    when = max(when, popped_at[(output_reads - DEPTH) % (2 * DEPTH)] + 1)
-            elif final and hidden_reads >= DEPTH:
-                if hidden_writes <= hidden_reads - DEPTH:
+        read_at, unknown_read = never, never
+        if c.d_between:
+            c.d_from = _walk_from(c.d_job, c.d_end, c.jobs, complete)
+        if c.d_from < never and c.blocks_read < c.started and block_from[c.blocks_read % 4] < never:
+            when = max(c.d_from, block_from[c.blocks_read % 4], c.read_ok, c.column_free, c.refresh_end)
+            is_router = kinds[c.d_job] == ROUTER
+            final = c.d_out or c.d_matrix == s.matrices - 1
+            if c.d_out:
+                if c.output_reads >= DEPTH:
+                    popped = popped_at[(c.output_reads - DEPTH) % RESULTS]
+                    if popped == never:
+                        shown = out_from[(c.output_reads - DEPTH) % RESULTS]
+                        unknown_read = max(when, np.int64(next_pop) + 1, shown + 1)
+                        when = never
+                    else:
+                        when = max(when, popped + 1)
+            elif final and not is_router and c.hidden_reads >= DEPTH:
+                if c.hidden_writes <= c.hidden_reads - DEPTH:
                     when = never
                 else:
-                    when = max(when, written_at[(hidden_reads - DEPTH) % (2 * DEPTH)] + 1)
+                    when = max(when, written_at[(c.hidden_reads - DEPTH) % RESULTS] + 1)
             if when < never:
-                read_at = when if when < refresh else max(when, refresh + s.rfc)
+                read_at = when if when < c.refresh else max(when, c.refresh + s.rfc)
 
         # Input write.
         load_at = never
-        if l_between:
-            l_from = _walk_from(l_job, l_end, completed, complete)
-        if l_from < never and room_from < never:
-            when = max(l_from, room_from, write_ok, column_free, refresh_end)
-            load_at = when if when < refresh else max(when, refresh + s.rfc)
+        if c.l_between:
+            c.l_from = _walk_from(c.l_job, c.l_end, c.jobs, complete)
+        if c.l_from < never and c.room_from < never:
+            when = max(c.l_from, c.room_from, c.write_ok, c.column_free, c.refresh_end)
+            load_at = when if when < c.refresh else max(when, c.refresh + s.rfc)
 
         # Visit.
         visit_at = never
-        if v_between:
-            v_from = _walk_from(v_job, v_end, completed, complete)
-        v_side = v_visit % s.sides
-        if v_from < never and not assigned[v_side]:
-            visit_at = max(v_from, visit_done[v_side] + 1)
+        if c.v_between:
+            c.v_from = _walk_from(c.v_job, c.v_end, c.jobs, complete)
+        v_side = c.v_visit % s.sides
+        if c.v_from < never and not assigned[v_side]:
+            visit_at = max(c.v_from, visit_done[v_side] + 1)
 
         now = min(best_row, refresh_event, mac_at, hidden_write_at, read_at, load_at, visit_at)
-        if d_job == jobs and now + ISSUE > out_taken + tail:
-            break
+        unknown = unknown_read
+        if (c.v_between and c.v_job == c.jobs) or (c.l_between and c.l_job == c.jobs and c.room_from < never):
+            # The first walk to show a job that is not known would do so now.
+            unknown = min(unknown, unknown_job)
+        idle = c.d_job == c.jobs and until == never
+        if idle or now >= unknown or now > until or no_room(s, c, rows, columns):
+            return int(unknown if idle else min(now, unknown))
         assert now < never
         if now == refresh_event:
-            rows = _grown(rows, row_count + 1)
-            if now < refresh:
-                closed_all = True
-                row_free = now + 1
-                rows[row_count] = (now + ISSUE, 3, 0)
+            if told:
+                rows[c.num_rows] = (now + ISSUE, 3 if now < c.refresh else 4, 0)
+                c.num_rows += 1
+            if now < c.refresh:
+                c.closed_all = 1
+                c.row_free = now + 1
                 for side in range(s.sides):
                     opened[side] = False
                     usable[side] = False
                     stale[side] = False
             else:
-                closed_all = False
-                rows[row_count] = (now + ISSUE, 4, 0)
-                refresh_end = now + s.rfc
-                refresh = now + s.refi
-            row_count += 1
+                c.closed_all = 0
+                c.last_refresh = now
+                c.refresh_end = now + s.rfc
+                c.refresh = now + s.refi
         elif now == best_row:
             side = best_side
             is_act = not opened[side]
             steps, gap = (s.act_steps, s.act_gap) if is_act else (s.pre_steps, 1)
-            rows = _grown(rows, row_count + steps)
-            for step in range(steps):
-                rows[row_count] = (now + step * gap + ISSUE, 1 if is_act else 2, side)
-                row_count += 1
             end = now + (steps - 1) * gap
-            row_free = end + 1
+            if told:
+                for step in range(steps):
+                    rows[c.num_rows] = (now + step * gap + ISSUE, 1 if is_act else 2, side)
+                    c.num_rows += 1
+            c.row_free = end + 1
             if is_act:
+                c.acts_end = end
                 opened[side] = True
                 usable[side] = True
                 rcd_ok[side] = end + s.rcd
                 ras_ok[side] = end + s.ras
                 rc_ok[side] = now + s.rc
-                act_ok = end + gap
+                c.act_ok = end + gap
             else:
                 opened[side] = False
                 usable[side] = False
                 stale[side] = False
                 rp_ok[side] = end + s.rp
         elif now == mac_at:
-            kind = kinds[m_job]
-            columns[column_count] = (now + ISSUE, 1, m_side)
-            column_count += 1
-            column_free = now + 1
-            tokens = min(s.group_tokens, counts[m_job] - m_group * s.group_tokens)
-            if m_step == 0 and m_tile == 0 and m_matrix == 0:
-                block_from[started % 4] = never
-                started += 1
-            rtp_ok[m_side] = now + s.rtp
-            write_ok = max(write_ok, now + s.mac_to_write)
-            read_ok = max(read_ok, now + s.mac_to_read)
-            m_step += 1
-            m_from, m_between = now + 1, False
-            if m_step < s.mac_steps:
-                mac_ok = max(mac_ok, now + s.mac_gap)
+            kind = kinds[c.m_job]
+            tokens = min(s.group_tokens, counts[c.m_job] - c.m_group * s.group_tokens)
+            busy = max(s.tile_gap, tokens * s.mac_cycles)
+            _count_mac(s, c, gaps, complete[c.m_job], rcd_ok[c.m_side], now)
+            if not walked and s.mac_steps == 1 and c.acts_end < now and (c.m_tile or c.m_matrix):
+                # Tiles of one row, one behind the other, as long as nothing else can happen between them.
+                others = min(best_row, refresh_event, hidden_write_at, read_at, load_at, visit_at, unknown)
+                before = min(others - 1, until, c.refresh - s.mac_lead)
+                tiles = table[kind, 3] if c.m_out else table[kind, 1]
+                more = min(tiles - 1 - c.m_tile, s.bursts_per_row - 1 - c.m_column, (before - now) // busy)
+                if more > 0:
+                    tile = c.m_tile + more
+                    if c.m_out:
+                        needed = ((tile + 1) * s.cols + s.units - 1) // s.units
+                        there = hidden_at[min(needed, table[kind, 0]) - 1] < now
+                    else:
+                        there = word_at[min(tile, s.token_words - 1)] < now
+                    if there:
+                        now += more * busy
+                        c.m_tile = tile
+                        c.m_column += more
+                        c.fires += more * tokens
+                        c.macs += more
+                        gaps[_LANES] += more * (busy - s.mac_gap)
+                        c.last_mac = now
+            if told:
+                columns[c.num_columns] = (now + ISSUE, 1, c.m_side)
+                c.num_columns += 1
+            c.column_free = now + 1
+            if c.m_step == 0 and c.m_tile == 0 and c.m_matrix == 0:
+                block_from[c.started % 4] = never
+                c.started += 1
+            rtp_ok[c.m_side] = now + s.rtp
+            c.write_ok = max(c.write_ok, now + s.mac_to_write)
+            c.read_ok = max(c.read_ok, now + s.mac_to_read)
+            c.m_step += 1
+            c.lanes_until = now + (s.mac_gap if c.m_step < s.mac_steps else busy)
+            c.m_from, c.m_between = now + 1, 0
+            if c.m_step < s.mac_steps:
+                c.mac_ok = max(c.mac_ok, now + s.mac_gap)
             else:
-                m_step = 0
-                mac_ok = max(mac_ok, now + max(s.tile_gap, tokens * s.mac_cycles))
-                fires += tokens
+                c.m_step = 0
+                c.mac_ok = max(c.mac_ok, now + busy)
+                c.fires += tokens
                 last_fire = now + lanes_latency + (tokens - 1) * s.mac_cycles
-                m_tile += 1
-                m_column += 1
+                c.m_tile += 1
+                c.m_column += 1
                 group_done = False
-                if m_tile == (table[kind, 3] if m_out else table[kind, 1]):
-                    m_tile = 0
-                    m_matrix += 1
-                    if m_out or m_matrix == s.matrices:
-                        m_matrix = 0
-                        block_from[(started - 1) % 4] = last_fire + ARRAY_LATENCY + 1
-                        m_block += 1
-                        if m_block == (table[kind, 2] if m_out else table[kind, 0]):
-                            m_block = 0
-                            if m_out:
-                                group_done = True
-                            else:
+                if c.m_tile == (table[kind, 3] if c.m_out else table[kind, 1]):
+                    c.m_tile = 0
+                    c.m_matrix += 1
+                    is_router = kind == ROUTER
+                    if c.m_out or is_router or c.m_matrix == s.matrices:
+                        c.m_matrix = 0
+                        block_from[(c.started - 1) % 4] = last_fire + ARRAY_LATENCY + 1
+                        c.m_block += 1
+                        if c.m_block == (table[kind, 2] if c.m_out else table[kind, 0]):
+                            c.m_block = 0
+                            group_done = c.m_out == 1 or is_router
+                            if not c.m_out:
                                 # The group's inputs are not needed any more.
-                                room_from = last_fire
+                                c.room_from = last_fire
                                 word_at[:] = never
-                            m_out = 1 - m_out
-                if m_column == s.bursts_per_row or group_done:
-                    m_column = 0
-                    assigned[m_side] = False
-                    stale[m_side] = True
-                    visit_done[m_side] = now
-                    m_side = 0 if group_done else (m_side + 1) % s.sides
+                            c.m_out = 0 if group_done else 1
+                if c.m_column == s.bursts_per_row or group_done:
+                    c.m_column = 0
+                    assigned[c.m_side] = False
+                    stale[c.m_side] = True
+                    visit_done[c.m_side] = now
+                    c.m_side = 0 if group_done else (c.m_side + 1) % s.sides
                 if group_done:
-                    m_group += 1
-                    if m_group * s.group_tokens >= counts[m_job]:
-                        m_job, m_group = m_job + 1, 0
-                        m_end, m_between = now, True
+                    c.m_group += 1
+                    if c.m_group * s.group_tokens >= counts[c.m_job]:
+                        c.m_job, c.m_group = c.m_job + 1, 0
+                        c.m_end, c.m_between = now, 1
         elif now == hidden_write_at:
-            columns[column_count] = (now + ISSUE, 2, 0)
-            column_count += 1
-            column_free = now + 1
-            mac_ok = max(mac_ok, now + s.write_to_mac)
-            write_ok = max(write_ok, now + s.write_to_write)
-            read_ok = max(read_ok, now + s.write_to_read)
-            at = hidden_writes % (2 * DEPTH)
+            if told:
+                columns[c.num_columns] = (now + ISSUE, 2, 0)
+                c.num_columns += 1
+            c.last_write = now
+            c.column_free = now + 1
+            c.mac_ok = max(c.mac_ok, now + s.write_to_mac)
+            c.write_ok = max(c.write_ok, now + s.write_to_write)
+            c.read_ok = max(c.read_ok, now + s.write_to_read)
+            at = c.hidden_writes % RESULTS
             written_at[at] = now
-            hidden_writes += 1
+            c.hidden_writes += 1
             if queue_last[at]:
-                hidden_at[w_block] = now
-                w_block += 1
+                hidden_at[c.w_block] = now
+                c.w_block += 1
         elif now == read_at:
-            columns[column_count] = (now + ISSUE, 3, 0)
-            column_count += 1
-            column_free = now + 1
-            mac_ok = max(mac_ok, now + s.read_to_mac)
-            write_ok = max(write_ok, now + s.read_to_write)
-            read_ok = max(read_ok, now + s.read_to_read)
-            kind = kinds[d_job]
-            tokens = min(s.group_tokens, counts[d_job] - d_group * s.group_tokens)
-            d_from, d_between = now + 1, False
-            last_block = d_block == (table[kind, 2] if d_out else table[kind, 0]) - 1
-            if not d_out and d_matrix < s.matrices - 1:
-                d_matrix += 1
+            if told:
+                columns[c.num_columns] = (now + ISSUE, 3, 0)
+                c.num_columns += 1
+            c.last_read = now
+            c.column_free = now + 1
+            c.mac_ok = max(c.mac_ok, now + s.read_to_mac)
+            c.write_ok = max(c.write_ok, now + s.read_to_write)
+            c.read_ok = max(c.read_ok, now + s.read_to_read)
+            kind = kinds[c.d_job]
+            tokens = min(s.group_tokens, counts[c.d_job] - c.d_group * s.group_tokens)
+            c.d_from, c.d_between = now + 1, 0
+            last_block = c.d_block == (table[kind, 2] if c.d_out else table[kind, 0]) - 1
+            is_router = kind == ROUTER
+            if not c.d_out and c.d_matrix < (HALVES if is_router else s.matrices) - 1:
+                c.d_matrix += 1
             else:
-                d_matrix = 0
-                if d_out:
-                    head = max(now + READ_LATENCY + QUEUE_LATENCY, last_pop + 1)
-                    parts = s.words - d_block * s.parts if last_block else s.parts
-                    out_in = max(out_in, head - 1)
-                    for _ in range(parts):
-                        out_in = max(out_in + 1, out_taken_2 + 1)
-                        out_taken_2 = out_taken
-                        offered[out_count] = max(out_in + 1, out_taken + 1)
-                        out_taken = taken(offered[out_count], ready)
-                        o[out_count] = out_taken
-                        out_count += 1
-                    last_pop = out_in
-                    popped_at[output_reads % (2 * DEPTH)] = last_pop
-                    output_reads += 1
-                else:
-                    at = hidden_reads % (2 * DEPTH)
-                    queue_from[at] = now + READ_LATENCY + s.parts - 1 + s.activation + QUEUE_LATENCY
-                    queue_last[at] = d_token == tokens - 1
-                    hidden_reads += 1
-                d_token += 1
-                if d_token == tokens:
-                    d_token = 0
-                    block_read[blocks_read % 4] = now
-                    blocks_read += 1
-                    d_block += 1
+                c.d_matrix = 0
+                if c.d_out:
+                    at = c.output_reads % RESULTS
+                    entry = c.d_group * s.group_tokens + c.d_token
+                    out_from[at] = now + READ_LATENCY + QUEUE_LATENCY
+                    results[OUT_PARTS, at] = s.words - c.d_block * s.parts if last_block else s.parts
+                    results[OUT_ENTRY, at] = jobs[FIRST, c.d_job] + entry
+                    results[OUT_WORD, at] = c.d_block * s.parts
+                    popped_at[at] = never
+                    c.output_reads += 1
+                    unknown_job = min(unknown_job, now + reaction)
+                elif is_router:
                     if last_block:
-                        d_block = 0
-                        if d_out:
+                        channels.logit_at[channel, c.routed] = now + READ_LATENCY
+                        c.routed += 1
+                else:
+                    at = c.hidden_reads % RESULTS
+                    queue_from[at] = now + READ_LATENCY + s.parts - 1 + s.activation + QUEUE_LATENCY
+                    queue_last[at] = c.d_token == tokens - 1
+                    c.hidden_reads += 1
+                c.d_token += 1
+                if c.d_token == tokens:
+                    c.d_token = 0
+                    block_read[c.blocks_read % 4] = now
+                    c.blocks_read += 1
+                    c.d_block += 1
+                    if last_block:
+                        c.d_block = 0
+                        if c.d_out or is_router:
                             hidden_at[:] = never
-                            w_block = 0
-                            d_group += 1
-                            if d_group * s.group_tokens >= counts[d_job]:
-                                retired[d_job] = now
-                                d_job, d_group = d_job + 1, 0
-                                d_end, d_between = now, True
-                        d_out = 1 - d_out
+                            c.w_block = 0
+                            c.d_group += 1
+                            if c.d_group * s.group_tokens >= counts[c.d_job]:
+                                retired[c.d_job] = now
+                                c.d_job, c.d_group = c.d_job + 1, 0
+                                c.d_end, c.d_between = now, 1
+                                unknown_job = min(unknown_job, now + reaction)
+                        c.d_out = 0 if c.d_out or is_router else 1
         elif now == load_at:
-            columns[column_count] = (now + ISSUE, 2, 0)
-            column_count += 1
-            column_free = now + 1
-            mac_ok = max(mac_ok, now + s.write_to_mac)
-            write_ok = max(write_ok, now + s.write_to_write)
-            read_ok = max(read_ok, now + s.write_to_read)
-            tokens = min(s.group_tokens, counts[l_job] - l_group * s.group_tokens)
-            l_from, l_between = now + 1, False
-            l_token += 1
-            if l_token == tokens:
-                l_token = 0
-                word_at[l_word] = now
-                l_word += 1
-                if l_word == s.token_words:
-                    l_word = 0
-                    room_from = never
-                    l_group += 1
-                    if l_group * s.group_tokens >= counts[l_job]:
-                        l_job, l_group = l_job + 1, 0
-                        l_end, l_between = now, True
+            if told:
+                columns[c.num_columns] = (now + ISSUE, 2, 0)
+                c.num_columns += 1
+            c.last_write = now
+            c.column_free = now + 1
+            c.mac_ok = max(c.mac_ok, now + s.write_to_mac)
+            c.write_ok = max(c.write_ok, now + s.write_to_write)
+            c.read_ok = max(c.read_ok, now + s.write_to_read)
+            tokens = min(s.group_tokens, counts[c.l_job] - c.l_group * s.group_tokens)
+            c.l_from, c.l_between = now + 1, 0
+            c.l_token += 1
+            if c.l_token == tokens:
+                c.l_token = 0
+                word_at[c.l_word] = now
+                c.l_word += 1
+                if c.l_word == s.token_words:
+                    c.l_word = 0
+                    c.room_from = never
+                    c.l_group += 1
+                    if c.l_group * s.group_tokens >= counts[c.l_job]:
+                        c.l_job, c.l_group = c.l_job + 1, 0
+                        c.l_end, c.l_between = now, 1
         else:
             assigned[v_side] = True
             assigned_at[v_side] = now
-            v_from, v_between = now + 1, False
-            v_visit += 1
-            if v_visit == table[kinds[v_job], 4]:
-                v_visit = 0
-                v_group += 1
-                if v_group * s.group_tokens >= counts[v_job]:
-                    v_job, v_group = v_job + 1, 0
-                    v_end, v_between = now, True
-    return i, o, offered, retired, rows[:row_count].copy(), columns[:column_count].copy(), int(fires)
+            c.v_from, c.v_between = now + 1, 0
+            c.v_visit += 1
+            if c.v_visit == table[kinds[c.v_job], 4]:
+                c.v_visit = 0
+                c.v_group += 1
+                if c.v_group * s.group_tokens >= counts[c.v_job]:
+                    c.v_job, c.v_group = c.v_job + 1, 0
+                    c.v_end, c.v_between = now, 1
+
+
+@njit(cache=True)
+def _count_mac(s: ChannelNumbers, c: Any, gaps: Cycles, given: int, opened: int, now: int) -> None:
+    """Count a MAC command, and what took the time since the one before.
+
+    Parameters
+    ----------
+    given : when the last entry of its job was taken.
+    opened : first cycle in which its row takes a MAC.
+    """
+    starts = c.m_group == 0 and c.m_out == 0 and c.m_block == 0
+    starts = starts and c.m_matrix == 0 and c.m_tile == 0 and c.m_step == 0
+    seen = given + 2 if starts else -1
+    refreshed = c.last_refresh + s.rfc
+    if c.macs:
+        gap = _Gap(now, seen, refreshed, opened, c.lanes_until, c.last_read, c.last_write)
+        _count_gap(gaps, c.last_mac + s.mac_gap, c.last_mac, gap, False)
+    else:
+        c.first_mac, c.first_seen, c.first_refreshed, c.first_opened = now, seen, refreshed, opened
+        c.first_read, c.first_write = c.last_read, c.last_write
+    c.macs += 1
+    c.last_mac = now
+
+
+@njit(cache=True)
+def _count_gap(gaps: Cycles, start: int, before: int, gap: _Gap, is_last: bool) -> None:
+    """Tell the cycles from ``start`` to the end of a gap apart, in the order of :mod:`sim.pim_slots`.
+
+    ``before``: cycle of the MAC before it.
+    """
+    end = gap.end
+    at = min(start, end)
+    at = _count_until(gaps, _JOBS, at, gap.seen, end)
+    if gap.refreshed > at:
+        at = _count_until(gaps, _REFRESH, at, max(gap.refreshed, gap.opened), end)
+    at = _count_until(gaps, _ROW, at, gap.opened, end)
+    at = _count_until(gaps, _LANES, at, gap.lanes, end)
+    if gap.read > before:
+        at = _count_until(gaps, _RESULTS, at, gap.read + 1 if gap.write > gap.read else end, end)
+    if gap.write > before and not is_last:
+        at = _count_until(gaps, _INPUTS, at, end, end)
+    # Behind the last MAC and its results there is nothing to do.
+    _count_until(gaps, _JOBS if is_last else _OTHER, at, end, end)
+
+
+@njit(cache=True)
+def _count_until(gaps: Cycles, name: int, at: int, cycle: int, end: int) -> int:
+    """Count the cycles from ``at`` up to another one under a name; return where the rest begins."""
+    upto = min(max(cycle, at), end)
+    gaps[name] += upto - at
+    return int(upto)

@@ -1,14 +1,13 @@
 """The near-memory layer: its Verilog's job for the native bench, what came back, and its cycle model.
 
-The model joins those of gate, dispatcher, channels, merger and combiner. Every time depends on earlier ones
-only; the equations are solved by repetition until nothing changes.
+The model joins those of gate, dispatcher, channels, merger and combiner: :mod:`sim.channels`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,25 @@ from golden.banks import channel_image
 from golden.dispatch_streams import DispatchStreams
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
 from sim.accelerator import scale_steps, scales_of
+from sim.channels import run_channels
 from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
 from sim.combine_ordered import ordered_cycles
 from sim.dispatch import Units, dispatch_cycles
 from sim.divergence import PortCheck
 from sim.dram_check import REF, Commands, Violation, check_commands, commands_seen, refreshes_due
-from sim.gating import gate_cycles
+from sim.gating import banked_gate_cycles, gate_cycles
 from sim.layer import StreamTimes
 from sim.merge import merge_cycles
-from sim.pim import ISSUE, ChannelCycles, ChannelShape, channel_cycles
+from sim.pim import (
+    ISSUE,
+    ROUTED,
+    SHARED,
+    ChannelCycles,
+    ChannelShape,
+    ChannelTotals,
+    channel_cycles,
+)
+from sim.router import JobMergeCycles, group_ends, job_merge_cycles, router_job_cycles
 from sim.rtlsim import (
     BankMemory,
     ReadMemory,
@@ -43,7 +52,7 @@ from sim.rtlsim import (
 )
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, size, union, without
 from sim.workload import Workload
-from spec.banks import BankGeometry, CommandTiming, refresh_offset
+from spec.banks import ROUTER_CHANNEL, BankGeometry, CommandTiming, refresh_offset
 from spec.design import DesignSpec
 from spec.geometry import ceil_div
 from spec.registers import (
@@ -54,6 +63,7 @@ from spec.registers import (
     POLICIES,
     PROBE,
     REGISTERS,
+    ROUTER_PROBE,
     STATUS_LOADED,
     STATUS_REFRESHING,
     capacity_word,
@@ -263,17 +273,47 @@ class PimShape:
         bitmaps = [sum(1 << channel for channel in channels) for channels in self.placement]
         return Units(self.num_channels, np.array(bitmaps, dtype=np.int64))
 
+    @property
+    def router_ends(self) -> Cycles:
+        """Last token of each group that a router in the banks is multiplied with."""
+        pim = self.banks.pim
+        return group_ends(self.streams.last_token, min(pim.tokens_per_burst, self.design.window_tokens))
+
     def channel(
-        self, entries: Cycles, arrivals: Cycles, first_refresh: int, ready: Spans = ALWAYS
+        self,
+        entries: Cycles,
+        arrivals: Cycles,
+        first_refresh: int,
+        ready: Spans = ALWAYS,
+        *,
+        told: bool = True,
     ) -> ChannelCycles:
-        """Return what a channel does with these entries, numbered as in the streams."""
+        """Return what a channel does with these entries, numbered as in the streams.
+
+        An entry ``-1 - n`` is that of token ``n`` for the router. ``told`` : whether commands are.
+        """
+        experts, last = self.entries_of(entries)
         return channel_cycles(
             ChannelShape(banks=self.banks),
-            self.streams.entry_expert[entries] == self.banks.num_experts,
-            self.streams.entry_last[entries],
+            np.maximum(experts - self.banks.num_experts + SHARED, ROUTED),
+            last,
             arrivals,
             first_refresh=first_refresh,
             ready=ready,
+            told=told,
+        )
+
+    def entries_of(self, numbers: Cycles) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return each entry's expert, and whether it ends its job; numbers as in :meth:`channel`."""
+        streams = self.streams
+        of_router = numbers < 0
+        if not of_router.any():
+            return streams.entry_expert[numbers], streams.entry_last[numbers]
+        known = np.append(streams.entry_expert, 0)[np.maximum(numbers, 0)]
+        ends = np.append(streams.entry_last, False)[np.maximum(numbers, 0)]
+        return (
+            np.where(of_router, self.banks.router_number, known),
+            np.where(of_router, np.isin(-1 - numbers, self.router_ends), ends),
         )
 
     def result_order(self, entries: Cycles) -> tuple[Cycles, Cycles]:
@@ -290,6 +330,24 @@ class PimShape:
 
 
 @dataclass(frozen=True)
+class RouterTimes:
+    """What a router in the banks adds.
+
+    Attributes
+    ----------
+    entries : of its jobs, before they meet those of the experts.
+    merged : entries of both kinds into its channel.
+    numbers : of the merged entries: as in the streams, ``-1 - n`` for token ``n``; empty if not known.
+    logits : (tokens,) cycle of the last of each token's logits.
+    """
+
+    entries: StreamTimes
+    merged: StreamTimes
+    logits: Cycles
+    numbers: Cycles
+
+
+@dataclass(frozen=True)
 class PimTimes:
     """All streams of a layer in one run.
 
@@ -298,7 +356,8 @@ class PimTimes:
     tokens, assignments, expects, output : streams of the layer and between its blocks.
     entries, contributions : per channel.
     merged : beats into the combiner.
-    retired : per channel, when its jobs are done with.
+    retired : per channel, when its experts' jobs are done with.
+    router : what a router in the banks does; None without one.
     unit_entries : per channel, its entries, numbered as in the dispatcher's streams.
     """
 
@@ -311,109 +370,77 @@ class PimTimes:
     output: StreamTimes
     retired: list[Cycles]
     unit_entries: list[Cycles]
+    router: RouterTimes | None = None
 
     @property
     def cycles(self) -> int:
         """Cycles from the first input beat to the last output beat, both included."""
         return int(self.output.taken[-1] - self.tokens.taken[0]) + 1
 
+    def numbered_as(self, other: PimTimes) -> PimTimes:
+        """Return the same times with another's numbers of the entries."""
+        router = self.router
+        if router is not None and other.router is not None:
+            router = replace(router, numbers=other.router.numbers)
+        return replace(self, unit_entries=other.unit_entries, router=router)
+
+    def into_channels(self) -> list[tuple[Cycles, StreamTimes]]:
+        """Return for each channel the entries that it takes, numbered as in the streams, and when."""
+        into = list(zip(self.unit_entries, self.entries, strict=True))
+        if self.router is not None:
+            into[ROUTER_CHANNEL] = (self.router.numbers, self.router.merged)
+        return into
+
 
 def pim_cycles(
-    shape: PimShape, arrivals: Cycles, refreshes: list[int]
-) -> tuple[PimTimes, list[ChannelCycles]]:
+    shape: PimShape, arrivals: Cycles, refreshes: list[int], *, walked: bool = False
+) -> tuple[PimTimes, list[ChannelTotals]]:
     """Return the times of a layer whose output is always ready, from the block models alone.
 
     Parameters
     ----------
     arrivals : (tokens * input_beats,) first cycle in which each input beat is offered.
     refreshes : for each channel the cycle of its first refresh (:func:`first_refreshes`).
+    walked : one event after the other, as a check on what is taken at once otherwise.
     """
-    streams, num_slots = shape.streams, shape.num_slots
-    beats = shape.banks.image.gate.input_beats
-    num_tokens = len(arrivals) // beats
-    first_beats = np.arange(num_slots, num_tokens) * beats
-    admitted = arrivals.astype(np.int64)
-    window_room = job_room = ALWAYS
-    held = [ALWAYS] * shape.num_channels
-    previous: list[Cycles] = []
-    for _ in range(8 * streams.num_windows + 32):
-        gate = gate_cycles(shape.banks.image.gate, admitted, window_room)
-        service = _Service(shape, refreshes, held)
-        dispatch = dispatch_cycles(
-            streams,
-            gate.o,
-            unit_ready=None if shape.units else [job_room],
-            units=shape.units,
-            retired=service if shape.units else (),
-        )
-        channels = [
-            shape.channel(entries, dispatch.entries[entries], refresh, ready)
-            for entries, refresh, ready in zip(dispatch.unit_entries, refreshes, held, strict=True)
-        ]
-        merged, inputs, combine = _combined(
-            shape, dispatch.unit_entries, [channel.offered for channel in channels], dispatch.o_expect
-        )
-        current = [gate.o, dispatch.i, dispatch.entries, merged, combine.o]
-        current += [channel.o for channel in channels]
-        if previous and all(map(np.array_equal, previous, current)):
-            break
-        previous = current
-        admitted = arrivals.astype(np.int64)
-        admitted[first_beats] = np.maximum(admitted[first_beats], combine.freed[: len(first_beats)] + 1)
-        ends = np.searchsorted(streams.window, np.arange(streams.num_windows), side="right")
-        closed = dispatch.i[ends * streams.top_k - 1]
-        window_room = union(closed[:-1] + 1, dispatch.opened[1:])
-        if shape.units is None:
-            # After job j is complete, job j + 1 waits until j - 1 is done with.
-            complete = channels[0].i[streams.entry_last]
-            job_room = union(complete[1:-1] + 1, channels[0].retired[:-2] + 1)
-        held = [union(channel.offered, taken) for channel, taken in zip(channels, inputs, strict=True)]
-    else:
-        raise AssertionError("the layer's times did not settle")
-    free = gate_cycles(shape.banks.image.gate, admitted)
+    streams, words = shape.streams, shape.words
+    beats = arrivals.astype(np.int64).reshape(-1, shape.banks.image.gate.input_beats)
+    flow = run_channels(
+        ChannelShape(banks=shape.banks),
+        shape.banks.image.gate,
+        streams,
+        shape.units,
+        shape.num_slots,
+        (beats - np.arange(beats.shape[1])).max(axis=1),
+        refreshes,
+        walked,
+    )
+    admitted = beats.copy()
+    freed = flow.o[words - 1 :: words] + FREED_LATENCY
+    waited = admitted[shape.num_slots :, 0]
+    np.maximum(waited, freed[: len(waited)] + 1, out=waited)
+    dispatch = flow.dispatched
     times = PimTimes(
-        tokens=offered_before(arrivals, gate.i),
-        assignments=offered_before(free.o, gate.o),
-        expects=offered_before(dispatch.o_expect, combine.i_expect),
+        tokens=offered_before(arrivals, flow.gate.beats_in(admitted)),
+        assignments=StreamTimes(flow.gate.o_offered, flow.gate.o),
+        expects=offered_before(dispatch.o_expect, flow.i_expect),
         entries=[
-            offered_before(dispatch.entries[entries], channel.i)
-            for entries, channel in zip(dispatch.unit_entries, channels, strict=True)
+            StreamTimes(flow.dispatch.offered[entries], dispatch.entries[entries])
+            for entries in dispatch.unit_entries
         ],
         contributions=[
-            StreamTimes(channel.offered, taken) for channel, taken in zip(channels, inputs, strict=True)
+            StreamTimes(flow.offered[entries].ravel(), flow.taken[entries].ravel())
+            for entries in dispatch.unit_entries
         ],
-        merged=offered_before(merged, merged),
-        output=offered_before(combine.o, combine.o),
-        retired=[channel.retired for channel in channels],
+        merged=StreamTimes(flow.merged, flow.merged),
+        output=offered_before(flow.o, flow.o),
+        retired=flow.retired,
         unit_entries=list(dispatch.unit_entries),
     )
-    return times, channels
+    return times, flow.totals
 
 
-class _Service:
-    """Tell the dispatcher when a channel is done with a job: run it on all the jobs it has so far."""
-
-    def __init__(self, shape: PimShape, refreshes: list[int], held: list[Spans]) -> None:
-        self.shape, self.refreshes, self.held = shape, refreshes, held
-        last = np.flatnonzero(shape.streams.entry_last)
-        self.bounds = np.concatenate([[0], last + 1])
-        self.entries: list[list[Cycles]] = [[] for _ in refreshes]
-        self.arrivals: list[list[Cycles]] = [[] for _ in refreshes]
-
-    def __call__(self, unit: int, job: int, cycles: Cycles) -> int:
-        """Return the cycle in which a unit is done with a job whose entries it took in these cycles."""
-        self.entries[unit].append(np.arange(self.bounds[job], self.bounds[job + 1]))
-        self.arrivals[unit].append(np.array(cycles))
-        channel = self.shape.channel(
-            np.concatenate(self.entries[unit]),
-            np.concatenate(self.arrivals[unit]),
-            self.refreshes[unit],
-            self.held[unit],
-        )
-        return int(channel.retired[-1])
-
-
-def _combined(
+def combined(
     shape: PimShape,
     unit_entries: Sequence[Cycles],
     offered: Sequence[Cycles],
@@ -473,6 +500,16 @@ def seen_times(run: PimRun) -> PimTimes:
     named = {name: stream(cycles, values, 2 * index) for index, name in enumerate(PROBE)}
     width = len(CHANNEL_PROBE)
     channels = range(run.banks.pim.channels)
+    router = None
+    if run.banks.image.router:
+        first = width * run.banks.pim.channels
+        assert len(ROUTER_PROBE) == 5
+        router = RouterTimes(
+            entries=stream(channel_cycles_seen, channel_values, first),
+            merged=stream(channel_cycles_seen, channel_values, first + 2),
+            logits=bits_at(channel_cycles_seen, channel_values, first + 4),
+            numbers=np.zeros(0, dtype=np.int64),
+        )
     return PimTimes(
         tokens=named["tokens"],
         assignments=named["assignments"],
@@ -483,6 +520,7 @@ def seen_times(run: PimRun) -> PimTimes:
         output=named["output"],
         retired=[bits_at(channel_cycles_seen, channel_values, width * n + 4) for n in channels],
         unit_entries=[],
+        router=router,
     )
 
 
@@ -504,7 +542,26 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
     first_beats = admitted[::beats][num_slots:]
     freed = seen.output.taken[words - 1 :: words] + FREED_LATENCY
     np.maximum(first_beats, freed[: len(first_beats)] + 1, out=first_beats)
-    gate = gate_cycles(shape.banks.image.gate, admitted, seen.assignments.waits)
+    found: list[PortCheck] = []
+    into_router_channel = np.zeros(0, dtype=np.int64)
+    if seen.router is None:
+        gate = gate_cycles(shape.banks.image.gate, admitted, seen.assignments.waits)
+        tokens_in, assigned = gate.i, gate.o
+        found.append(_cycles("gating", "i", seen.tokens.taken, tokens_in))
+    else:
+        # Whatever is let in goes into the stores at once.
+        tokens_in = admitted_cycles(admitted)
+        found.append(_cycles("layer", "i", seen.tokens.taken, tokens_in))
+        if len(seen.router.logits) != len(streams.last_token):
+            return found, None
+        banked = banked_gate_cycles(
+            shape.banks.image.gate, seen.router.logits, shape.router_ends, seen.assignments.waits
+        )
+        assigned = banked.o
+        given = router_job_cycles(
+            shape.router_ends, seen.tokens.taken[beats - 1 :: beats], banked.freed, seen.router.entries.waits
+        )
+        found.append(_cycles("router", "jobs", seen.router.entries.taken, given.o))
     dispatch = dispatch_cycles(
         streams,
         seen.assignments.offered,
@@ -513,9 +570,8 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
         units=shape.units,
         retired=seen.retired if shape.units else (),
     )
-    found = [
-        _cycles("gating", "i", seen.tokens.taken, gate.i),
-        _cycles("gating", "o", seen.assignments.taken, gate.o),
+    found += [
+        _cycles("gating", "o", seen.assignments.taken, assigned),
         _cycles("dispatch", "i", seen.assignments.taken, dispatch.i),
         _cycles("dispatch", "o_expect", seen.expects.taken, dispatch.o_expect),
     ]
@@ -526,16 +582,34 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
             return found, None
         if len(seen.contributions[n].taken) != len(entries) * words:
             return found, None
-        channel = shape.channel(entries, seen.entries[n].offered, refreshes[n], seen.contributions[n].waits)
+        into, jobs = seen.entries[n], entries
+        if seen.router is not None and n == ROUTER_CHANNEL:
+            merged_jobs = job_merge_cycles(
+                seen.router.entries.offered,
+                np.isin(np.arange(len(streams.last_token)), shape.router_ends),
+                seen.entries[n].offered,
+                streams.entry_last[entries],
+                seen.router.merged.waits,
+            )
+            found += [
+                _cycles("router", "merge i_router", seen.router.entries.taken, merged_jobs.i_router),
+                _cycles("router", "merge i_expert", seen.entries[n].taken, merged_jobs.i_expert),
+            ]
+            into = seen.router.merged
+            jobs = into_router_channel = merged_entries(merged_jobs, entries)
+        channel = shape.channel(jobs, into.offered, refreshes[n], seen.contributions[n].waits)
         channels.append(channel)
         commands = run.commands[n]
+        if into is not seen.entries[n]:
+            assert seen.router is not None
+            found.append(_cycles("pim", "o_logits", seen.router.logits, channel.logits))
         found += [
-            _cycles("pim", f"i of channel {n}", seen.entries[n].taken, channel.i),
+            _cycles("pim", f"i of channel {n}", into.taken, channel.i),
             commands_check(f"o_row of channel {n}", commands.rows, channel.rows),
             commands_check(f"o_column of channel {n}", commands.columns, channel.columns),
             _cycles("pim", f"o of channel {n}", seen.contributions[n].taken, channel.o),
         ]
-    merged, inputs, combine = _combined(
+    merged, inputs, combine = combined(
         shape,
         dispatch.unit_entries,
         [contributions.offered for contributions in seen.contributions],
@@ -551,8 +625,8 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
         _cycles("combine", "o", seen.output.taken, combine.o),
     ]
     return found, PimTimes(
-        tokens=StreamTimes(seen.tokens.offered, gate.i),
-        assignments=StreamTimes(seen.assignments.offered, gate.o),
+        tokens=StreamTimes(seen.tokens.offered, tokens_in),
+        assignments=StreamTimes(seen.assignments.offered, assigned),
         expects=StreamTimes(seen.expects.offered, dispatch.o_expect),
         entries=[
             StreamTimes(stream.offered, dispatch.entries[entries])
@@ -566,15 +640,37 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
         output=StreamTimes(seen.output.offered, combine.o),
         retired=[channel.retired for channel in channels],
         unit_entries=list(dispatch.unit_entries),
+        router=None
+        if seen.router is None
+        else RouterTimes(
+            entries=StreamTimes(seen.router.entries.offered, given.o),
+            merged=StreamTimes(seen.router.merged.offered, channels[ROUTER_CHANNEL].i),
+            logits=channels[ROUTER_CHANNEL].logits,
+            numbers=into_router_channel,
+        ),
     )
+
+
+def merged_entries(merge: JobMergeCycles, entries: Cycles) -> Cycles:
+    """Return the entries that come out of a merge: numbers of the streams, ``-1 - n`` for a routed token."""
+    some = np.append(entries, 0)
+    numbers: Cycles = np.where(merge.order < 0, merge.order, some[np.maximum(merge.order, 0)])
+    return numbers
+
+
+def admitted_cycles(offered: Cycles) -> Cycles:
+    """Return when beats are taken that nothing holds up: one per cycle."""
+    steps = np.arange(len(offered))
+    return np.maximum.accumulate(offered - steps) + steps
 
 
 def active_cycles(shape: PimShape, times: PimTimes, unit_entries: Sequence[Cycles]) -> dict[str, int]:
     """Return for each block the cycles in which it holds work and is neither starved nor blocked.
 
-    * gating: a whole token is inside, and no assignment waits to be taken;
+    * gating: a whole token, or all its logits from the banks, is inside, and no assignment waits to be
+      taken;
     * dispatch: a closed window is not yet served, and no entry waits to be taken;
-    * pim: a channel holds a whole job, and none of its results waits to be taken;
+    * pim: a channel holds a whole job, one with the router too, and none of its results waits to be taken;
     * combine: a beat goes in or out.
     """
     streams, words, beats = shape.streams, shape.words, shape.banks.image.gate.input_beats
@@ -586,14 +682,19 @@ def active_cycles(shape: PimShape, times: PimTimes, unit_entries: Sequence[Cycle
     closed = times.assignments.taken[np.searchsorted(streams.window, windows, side="right") * top_k - 1]
     served = np.full(streams.num_windows, NEVER)
     np.maximum.at(served, streams.entry_window, taken)
-    gating = union(
-        times.tokens.taken[beats - 1 :: beats] + 1, times.assignments.taken[top_k - 1 :: top_k] + 1
-    )
+    into_gate = times.tokens.taken[beats - 1 :: beats] if times.router is None else times.router.logits
+    gating = union(into_gate + 1, times.assignments.taken[top_k - 1 :: top_k] + 1)
     dispatch = union(closed + 1, served + 1)
     working = []
-    for entries, given, results in zip(unit_entries, times.entries, times.contributions, strict=True):
+    for n, entries in enumerate(unit_entries):
+        given, results = times.entries[n], times.contributions[n]
         ends = np.flatnonzero(streams.entry_last[entries])
-        inside = union(given.taken[ends] + 1, results.taken[(ends + 1) * words - 1] + 1)
+        begun, done = given.taken[ends] + 1, results.taken[(ends + 1) * words - 1] + 1
+        if times.router is not None and n == ROUTER_CHANNEL:
+            ends = shape.router_ends
+            begun = np.concatenate([begun, times.router.entries.taken[ends] + 1])
+            done = np.concatenate([done, times.router.logits[ends] + 1])
+        inside = union(begun, done)
         working.append(without(inside, results.waits))
     pim = np.concatenate(working)
     beats_of_combine = np.concatenate([times.merged.taken, times.output.taken])

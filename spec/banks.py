@@ -4,6 +4,8 @@ An expert's tiles (:class:`spec.geometry.FfnGeometry`, ``rows`` = units, ``cols`
 are stored one behind the other: tile ``t`` of an expert is one burst in each unit, row ``u`` of the
 tile in unit ``u``. ``bursts_per_row`` tiles make a *visit* (one row of one bank per unit); visit ``v``
 lies in bank ``v % sides`` of each unit, in row ``v // sides``. Experts start on whole rows of all sides.
+A router in the banks (:class:`spec.geometry.RouterGeometry`) is stored in the same way, behind the experts
+of channel 0.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from dataclasses import dataclass
 
 from spec.design import BankMode, DesignSpec, PimDesign, RegisterPath
 from spec.errors import InputError
-from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, ceil_div
+from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, RouterGeometry, ceil_div
 from spec.model import ModelSpec
 
 ROW_KIND_BITS = 3
 COLUMN_KIND_BITS = 2
+ROUTER_CHANNEL = 0
+"""Channel whose banks hold the router, if any do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,15 +188,22 @@ class BankGeometry:
         }
         return {name: max(1, (count - 1).bit_length()) for name, count in counts.items()}
 
-    def kind(self, expert: int) -> FfnGeometry:
-        """Return the shape of an expert; ``num_experts`` means the shared one."""
+    @property
+    def router_number(self) -> int:
+        """What the router is called among the experts."""
+        return self.num_experts + 1
+
+    def kind(self, expert: int) -> FfnGeometry | RouterGeometry:
+        """Return the shape of an expert; ``num_experts`` means the shared one, one more the router."""
+        if self.image.router and expert == self.router_number:
+            return self.image.router
         return self.image.shared if self.image.shared and expert == self.num_experts else self.image.routed
 
-    def visits(self, kind: FfnGeometry) -> int:
+    def visits(self, kind: FfnGeometry | RouterGeometry) -> int:
         """Return the visits of an expert of this shape, without those that only pad it to all sides."""
         return ceil_div(kind.num_tiles, self.bursts_per_row)
 
-    def reserved(self, kind: FfnGeometry) -> int:
+    def reserved(self, kind: FfnGeometry | RouterGeometry) -> int:
         """Return the visits from an expert of this shape to the next: whole rows of all sides."""
         return ceil_div(self.visits(kind), self.sides) * self.sides
 
@@ -208,14 +219,27 @@ class BankGeometry:
         return placed + ([list(range(channels))] if self.image.shared else [])
 
     def bases(self, placement: list[list[int]]) -> list[dict[int, int]]:
-        """Return for each channel the first visit of each expert it holds: in order of their numbers."""
+        """Return for each channel the first visit of each expert it holds: in order of their numbers.
+
+        A router in the banks comes last, under :attr:`router_number`.
+        """
         out: list[dict[int, int]] = [{} for _ in range(self.pim.channels)]
         used = [0] * self.pim.channels
         for expert, channels in enumerate(placement):
             for channel in channels:
                 out[channel][expert] = used[channel]
                 used[channel] += self.reserved(self.kind(expert))
+        if self.image.router:
+            out[ROUTER_CHANNEL][self.router_number] = used[ROUTER_CHANNEL]
         return out
+
+    def held(self, placement: list[list[int]]) -> list[str]:
+        """Return in words what each channel holds."""
+        counts = [sum(channel in channels for channels in placement) for channel in range(self.pim.channels)]
+        words = [f"{count} experts" for count in counts]
+        if self.image.router:
+            words[ROUTER_CHANNEL] += " and the router"
+        return words
 
     def check_fit(self, placement: list[list[int]]) -> None:
         """Raise :class:`InputError` unless every channel holds the experts placed on it."""
@@ -223,7 +247,7 @@ class BankGeometry:
             visits = sum(self.reserved(self.kind(expert)) for expert in bases)
             if visits > self.max_visits:
                 raise InputError(
-                    f"has {self.pim.dram.rows} rows per bank, but the {len(bases)} experts of channel"
-                    f" {channel} need {visits // self.sides}",
+                    f"has {self.pim.dram.rows} rows per bank, but the {self.held(placement)[channel]} of"
+                    f" channel {channel} need {visits // self.sides}",
                     key="pim.dram",
                 )

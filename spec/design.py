@@ -157,6 +157,17 @@ class RegisterPath(StrEnum):
     OWN = "own"
 
 
+class RouterPlace(StrEnum):
+    """Where the near-memory accelerator multiplies tokens with the router.
+
+    ``OWN``: on the gate's MACs, from a memory on chip. ``BANKS``: on the MACs of channel 0, in whose banks
+    the router then lies.
+    """
+
+    OWN = "own"
+    BANKS = "banks"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PimDesign:
     """Near-memory engine: channels of DRAM banks with MAC lanes beside them.
@@ -176,6 +187,7 @@ class PimDesign:
     act_lanes : results handled per cycle by the channel's activation.
     storage_cycles : cycles from a MAC command to its weights at the lanes.
     refresh : whether the banks are refreshed.
+    router : where tokens are multiplied with the router.
     """
 
     dram: DramSpec
@@ -188,6 +200,7 @@ class PimDesign:
     act_lanes: int = 4
     storage_cycles: int = 16
     refresh: bool = True
+    router: RouterPlace = RouterPlace.OWN
 
     def __post_init__(self) -> None:
         require_range("channels", self.channels, 1, 64)
@@ -225,7 +238,8 @@ class DesignSpec:
     ----------
     engine : what computes the experts; ``array`` describes an ``fpga`` engine, ``pim`` a ``pim`` engine.
     format : numbers in which the experts are computed.
-    memory : memory behind the AXI4 read master: an ``fpga``'s weights, the router of both.
+    memory : memory behind the AXI4 read master: an ``fpga``'s weights, the router of both (a ``pim``'s
+        selection bias alone, where the banks hold the router).
     stream_lanes : bf16 elements per beat of the token input stream.
     window_tokens : tokens that are dispatched together: an expert's weights are fetched once for all
         of a window's tokens. The token store holds two windows.
@@ -271,6 +285,12 @@ class DesignSpec:
                 key="pim.banks_per_unit",
             )
         if self.format is Format.INT8:
+            require(
+                self.pim is None or self.pim.router is RouterPlace.OWN,
+                "must be own with format int8 (the lanes beside the banks are int8 then, the router is bf16),"
+                " not banks",
+                key="pim.router",
+            )
             for name in ("max_d_model", "max_d_expert"):
                 value = getattr(self, name)
                 require(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from spec.design import DesignSpec, Format
+from spec.design import DesignSpec, Format, RouterPlace
 from spec.errors import require
 from spec.hardware import check_hardware
 from spec.model import FfnSpec, GatingSpec, ModelSpec
@@ -16,6 +16,8 @@ from spec.model import FfnSpec, GatingSpec, ModelSpec
 # Cycles from reading an fp32 accumulator to reading the sum: RAM read, 3 adder stages (rtl.arith).
 ACCUMULATE_DISTANCE = 4
 PAGE_BYTES = 4096
+# An fp32 logit bias as bf16 inputs of the router: their significands have 24 bits together.
+LOGIT_BIAS_INPUTS = 3
 BIAS_BITS = 32
 # An int8 channel's scale: 16-bit mantissa, 16-bit signed shift; where the FFN has biases, an int32 behind.
 SCALE_BYTES = 4
@@ -44,6 +46,8 @@ class GateGeometry:
     logits_per_cycle : experts of a row, at most what the design offers (:meth:`of` lowers it).
     stream_lanes : elements of an input beat.
     load_elements : bf16 elements of a beat of the load stream.
+    banked : the products are made in the banks (:class:`RouterGeometry`); what stays of the walk is to
+        read the rows of logits, once.
     """
 
     gating: GatingSpec
@@ -52,6 +56,7 @@ class GateGeometry:
     logits_per_cycle: int
     stream_lanes: int
     load_elements: int
+    banked: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -75,7 +80,11 @@ class GateGeometry:
         per cycle.
         """
         most = design.gate.logits_per_cycle
-        at_once = min(most, design.gate.lanes // model.d_model)
+        banked = design.pim is not None and design.pim.router is RouterPlace.BANKS
+        counts = [most >> n for n in range(most.bit_length())]
+        if not banked:
+            # (Units of a channel are a power of two.)
+            counts.append(min(most, design.gate.lanes // model.d_model) or 1)
         choices = [
             cls(
                 gating=model.gating,
@@ -84,8 +93,9 @@ class GateGeometry:
                 logits_per_cycle=logits_per_cycle,
                 stream_lanes=design.stream_lanes,
                 load_elements=design.memory.beat_elements,
+                banked=banked,
             )
-            for logits_per_cycle in [*(most >> n for n in range(most.bit_length())), at_once or 1]
+            for logits_per_cycle in counts
         ]
         return min(choices, key=lambda choice: (choice.interval, choice.product_cycles))
 
@@ -128,7 +138,7 @@ class GateGeometry:
     @property
     def num_beats(self) -> int:
         """Steps of ``cols`` inputs over a token."""
-        return ceil_div(self.d_model, self.cols)
+        return 1 if self.banked else ceil_div(self.d_model, self.cols)
 
     @property
     def num_words(self) -> int:
@@ -138,7 +148,7 @@ class GateGeometry:
     @property
     def interval(self) -> int:
         """Initiation interval of a token in cycles."""
-        return max(self.num_words, self.gating.top_k, self.input_beats)
+        return max(self.num_words, self.gating.top_k, 0 if self.banked else self.input_beats)
 
     @cached_property
     def beat_distance(self) -> int:
@@ -179,13 +189,13 @@ class GateGeometry:
 
     @property
     def has_bias(self) -> bool:
-        """Whether a bias is loaded after the router."""
-        return self.gating.logit_bias or self.gating.selection_bias
+        """Whether a bias is loaded after the router; in the banks a logit bias lies with the router."""
+        return (self.gating.logit_bias and not self.banked) or self.gating.selection_bias
 
     @property
     def router_load_beats(self) -> int:
         """Beats of the load stream that carry the router."""
-        return self.num_words * (self.lanes // self.load_elements)
+        return 0 if self.banked else self.num_words * (self.lanes // self.load_elements)
 
     @property
     def bias_row_beats(self) -> int:
@@ -207,6 +217,48 @@ class GateGeometry:
         if within >= self.experts_per_group:
             return None
         return group * self.experts_per_group + within
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterGeometry:
+    """How the router lies in the banks: ``rows`` logits x ``cols`` inputs a tile, as one more matrix.
+
+    Its rows are the lanes of the gate's rows in their order: *place* ``n`` is lane ``n %
+    logits_per_cycle`` of row ``n // logits_per_cycle`` (:meth:`GateGeometry.expert_at`). For each block
+    of ``rows`` places its tiles across the inputs follow each other. A logit bias is
+    ``LOGIT_BIAS_INPUTS`` more inputs, each always 1. What belongs to no expert or input is zero.
+
+    Names are those of :class:`FfnGeometry`, whose first blocks these tiles are like.
+    """
+
+    gate: GateGeometry
+    rows: int
+    cols: int
+
+    @property
+    def num_ones(self) -> int:
+        """Inputs behind the token's that are always 1."""
+        return LOGIT_BIAS_INPUTS if self.gate.gating.logit_bias else 0
+
+    @property
+    def num_places(self) -> int:
+        """Rows of the matrix."""
+        return self.gate.num_rows * self.gate.logits_per_cycle
+
+    @property
+    def hidden_blocks(self) -> int:
+        """Blocks of ``rows`` logits."""
+        return ceil_div(self.num_places, self.rows)
+
+    @property
+    def in_tiles(self) -> int:
+        """Tiles of a block."""
+        return ceil_div(self.gate.d_model + self.num_ones, self.cols)
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of the router."""
+        return self.hidden_blocks * self.in_tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,13 +350,15 @@ class FfnGeometry:
 class ImageGeometry:
     """The weight image in memory: router, routed experts, shared expert, each on whole 4 KiB pages.
 
-    An expert's tiles are padded to whole bursts; the padding is read and thrown away.
+    An expert's tiles are padded to whole bursts; the padding is read and thrown away. Where the banks
+    hold the ``router``, its part of the image is a selection bias at most.
     """
 
     gate: GateGeometry
     routed: FfnGeometry
     shared: FfnGeometry | None
     burst_bytes: int
+    router: RouterGeometry | None = None
 
     @classmethod
     def of(cls, model: ModelSpec, design: DesignSpec) -> ImageGeometry:
@@ -325,12 +379,20 @@ class ImageGeometry:
                 format=design.format,
             )
 
+        gate = GateGeometry.of(model, design)
+        tile = design.tile
         return cls(
-            gate=GateGeometry.of(model, design),
+            gate=gate,
             routed=ffn(model.ffn.d_expert),
             shared=ffn(model.d_shared) if model.d_shared else None,
             burst_bytes=design.memory.burst_bytes,
+            router=RouterGeometry(gate=gate, rows=tile.rows, cols=tile.cols) if gate.banked else None,
         )
+
+    @property
+    def router_cols(self) -> int:
+        """Products per burst of the router's."""
+        return self.router.cols if self.router else self.gate.cols
 
     def _pages(self, num_bytes: int) -> int:
         whole_bursts = ceil_div(num_bytes, self.burst_bytes) * self.burst_bytes

@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spec.banks import BankGeometry
+from spec.banks import ROUTER_CHANNEL, BankGeometry
 from spec.errors import InputError
 from spec.files import read_toml
 
@@ -78,14 +78,16 @@ def _check_fit(placement: Placement, banks: BankGeometry) -> None:
         if rows > banks.pim.dram.rows:
             raise InputError(
                 f"must leave each channel at most {banks.pim.dram.rows} rows per bank, but the"
-                f" {len(banks.bases(placement)[channel])} experts of channel {channel} need {rows}",
+                f" {banks.held(placement)[channel]} of channel {channel} need {rows}",
                 key="channels",
             )
 
 
 def rows_used(placement: Placement, banks: BankGeometry) -> list[int]:
-    """Return the rows of each bank that the experts of each channel take."""
+    """Return the rows of each bank that the experts of each channel take, and a router in the banks."""
     used = [0] * banks.pim.channels
+    if banks.image.router:
+        used[ROUTER_CHANNEL] += rows_of(banks.router_number, banks)
     for expert, channels in enumerate(placement):
         for channel in channels:
             used[channel] += rows_of(expert, banks)

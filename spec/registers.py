@@ -23,11 +23,11 @@ REGISTERS = {
 }
 """Byte addresses. IMAGE_PAGE: 4 KiB page of the weight image. CAPACITY: assignments that an expert
 takes per batch, 0 = dropless. POLICY: order of service, see :data:`POLICIES`. Only for ``pim``, write
-only: PLACE_EXPERT: an expert (bits 0..15; the number of routed experts means the shared one) and a
-channel (bits 16..23); PLACE_ROW: first row of that expert in that channel; PLACE_CHANNELS: set of
-channels that hold that expert, one bit each. SCALE_X, SCALE_H: what turns tokens and hidden activations
-into int8 (:attr:`golden.int8.FixedScale.word`); in int8 designs only, to be written before the first
-token."""
+only: PLACE_EXPERT: an expert (bits 0..15; the number of routed experts means the shared one, one more a
+router in the banks) and a channel (bits 16..23); PLACE_ROW: first row of that expert in that channel;
+PLACE_CHANNELS: set of channels that hold that expert, one bit each. SCALE_X, SCALE_H: what turns tokens
+and hidden activations into int8 (:attr:`golden.int8.FixedScale.word`); in int8 designs only, to be written
+before the first token."""
 
 POLICIES = (Policy.QUEUE_ORDER, Policy.LONGEST_QUEUE)
 """Values of POLICY, from 0. Hardware without the longest queue's logic serves in queue order."""
@@ -120,3 +120,12 @@ CHANNEL_PROBE = (
     "job retired",
 )
 """Bits of ``probe_channels``, for each channel in turn."""
+
+ROUTER_PROBE = (
+    "router entries transferred",
+    "router entries wait",
+    "entries of both kinds transferred",
+    "entries of both kinds wait",
+    "all logits of a token",
+)
+"""Further bits of ``probe_channels`` where the banks hold the router, of the channel that has it."""

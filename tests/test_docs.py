@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from rtl.combine import Combine, CombineConfig
 from rtl.dispatch import Dispatch, DispatchConfig
 from rtl.expert import ExpertEngine
 from rtl.export import describe_ports
-from rtl.gating import Gate
+from rtl.gating import BankedGate, Gate
 from rtl.layer import FpgaLayer, PimLayer, expert_config, pim_config
 from rtl.pim import PimChannel
 from rtl.registers import RegisterFile
@@ -27,6 +28,7 @@ from sim.gating import latency
 from sim.layer import LayerShape, layer_cycles
 from sim.marked import marked
 from spec import registers
+from spec.design import RouterPlace
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.load import load_design, load_model
 from tests.waveforms import OF_LAYERS, WAVEFORMS
@@ -63,6 +65,9 @@ def page(name: str) -> str:
     return (DOCS / f"{name}.md").read_text()
 
 
+PIM = load_design("pim")
+BANKED = replace(PIM, pim=replace(PIM.pim, router=RouterPlace.BANKS))
+
 # In int8 the engines have the ports of bf16 and more.
 COMPONENTS = {
     "gating": lambda: Gate(GateGeometry.of(MODEL, DESIGN)),
@@ -80,10 +85,28 @@ def test_every_port_is_in_its_table(block):
     component = COMPONENTS[block]()
     header, *rows = tables(page(block), "Ports")[0]
     assert header[0] == "port"
+    members = dict(component.signature.members)
+    if block == "pim":
+        # And with the router in its banks.
+        members |= PimChannel(pim_config(MODEL, BANKED)).signature.members
+    check_ports(block, header, rows, members)
+
+
+def test_every_port_of_the_gate_behind_the_banks_is_in_its_table():
+    config = pim_config(load_model("deepseek-v3").scaled(64), BANKED)
+    header, *rows = tables(page("gating"), "Behind the banks")[0]
+    check_ports("gating", header, rows, BankedGate(config.router, 4).signature.members)
+
+
+def check_ports(block, header, rows, members):
+    """Compare the first column with the members; a stream's, or structure's, fields are named."""
     listed = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
-    assert set(listed) == set(component.signature.members)
+    assert set(listed) == set(members)
     payload = header.index("payload")
-    for name, member in component.signature.members.items():
+    for name, member in members.items():
+        if not member.is_signature and block == "gating" and isinstance(member.shape, data.StructLayout):
+            for key in member.shape.members:
+                assert re.search(rf"\b{key}\b", listed[name][payload]), f"{block}: {name} carries {key}"
         if member.is_signature and isinstance(member.signature, stream.Signature):
             shape = member.signature.members["payload"].shape
             for key in shape.members if isinstance(shape, data.StructLayout) else ():

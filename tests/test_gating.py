@@ -11,9 +11,9 @@ import pytest
 from amaranth import ResetInserter, Signal
 
 import rtl.fifo
-import rtl.gating.gate
 import rtl.gating.product
 import rtl.gating.scores
+import rtl.gating.selection
 import rtl.gating.topk
 import rtl.gating.weights
 import sim.gating
@@ -791,8 +791,8 @@ PLANTED = {
         "top_k + Inverse.LATENCY + 1",
         "top_k + Inverse.LATENCY",
     ),
-    "end of batch": (rtl.gating.gate, "lasts.bit_select(read, 1)),", "lasts.bit_select(write, 1)),"),
-    "too few credits": (rtl.gating.gate, "self.geometry.interval) + 1", "self.geometry.interval)"),
+    "end of batch": (rtl.gating.selection, "lasts.bit_select(read, 1)),", "lasts.bit_select(write, 1)),"),
+    "too few credits": (rtl.gating.selection, "self.geometry.interval) + 1", "self.geometry.interval)"),
     "queue one cycle late": (rtl.fifo, "(~valid | self.o.ready)", "~valid"),
     "model: latency": (sim.gating, "PRODUCT_PIPELINE = 9", "PRODUCT_PIPELINE = 8"),
     "model: buffers": (sim.gating, "buffers = geometry.num_token_buffers", "buffers = 3"),

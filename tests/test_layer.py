@@ -405,7 +405,7 @@ def test_rule_of_capacity_and_policy(tiny_rules: accelerator.Build, seed: int) -
 def test_capacity_beyond_its_register(tiny_rules: accelerator.Build) -> None:
     """One that no sequence reaches is none; it was cut to its lowest 16 bits."""
     model = dataclasses.replace(RULES, expert_capacity=(1 << 16) + 1)
-    work = random_workload(model, 22, Routing("zipf", exponent=1.0), 0, LONGEST.window_tokens)
+    work = random_workload(model, 22, parse_routing("zipf:1"), 0, LONGEST.window_tokens)
     run = accelerator.run_rtl(tiny_rules, work, LONGEST)
     check(run)
     assert run.counters["dropped"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,19 +18,22 @@ import rtl.pim.rows
 import rtl.pim.walk
 import sim.expert
 import sim.pim
+from golden.formats import BF16_ONE, Bits16, dot
+from golden.gating_bf16 import banked_router
+from golden.image import router_tiles
 from rtl.expert.layouts import job_layout
-from rtl.gating.layouts import token_layout
+from rtl.gating.layouts import logit_part_layout, token_layout
 from rtl.pim import PimChannel, PimConfig
 from sim.dram_check import Commands, check_commands
 from sim.pim import ChannelCycles, ChannelShape
 from sim.streams import readiness
 from spec.banks import BankGeometry, CommandTiming
-from spec.design import BankMode, Format, PimDesign, RegisterPath
+from spec.design import BankMode, Format, PimDesign, RegisterPath, RouterPlace
 from spec.dram import DramSpec, DramTiming
-from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, ceil_div
+from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, RouterGeometry, ceil_div
 from spec.hardware import ACTIVATIONS
 from spec.load import load_design, load_model
-from spec.model import Activation, FfnSpec, GatingSpec
+from spec.model import Activation, FfnSpec, GatingSpec, Score
 from tests.bfm import BankStorage, Sink, Source, pack, run_streams
 from tests.block_bench import (
     DIVERGED,
@@ -67,7 +71,12 @@ def config_of(
     num_experts: int = 2,
     max_tokens: int = 4,
     stream_lanes: int = 2,
+    gating: GatingSpec | None = None,
+    logits_per_cycle: int = 1,
 ) -> PimConfig:
+    """Return a channel's configuration; with ``gating`` its banks hold that router too."""
+    if gating is not None:
+        num_experts = gating.num_experts
     spec = FfnSpec(d_expert=d_hidden, activation=activation, bias=bias)
 
     def geometry(size: int) -> FfnGeometry:
@@ -77,18 +86,21 @@ def config_of(
         )
 
     gate = GateGeometry(
-        gating=GatingSpec(num_experts=num_experts, top_k=1),
+        gating=gating or GatingSpec(num_experts=num_experts, top_k=1),
         d_model=d_model,
-        lanes=stream_lanes,
-        logits_per_cycle=1,
+        lanes=logits_per_cycle * stream_lanes,
+        logits_per_cycle=logits_per_cycle,
         stream_lanes=stream_lanes,
         load_elements=stream_lanes,
+        banked=gating is not None,
     )
+    cols = pim.lanes(number_format)
     image = ImageGeometry(
         gate=gate,
         routed=geometry(d_hidden),
         shared=geometry(d_shared) if d_shared else None,
         burst_bytes=64,
+        router=RouterGeometry(gate=gate, rows=pim.units, cols=cols) if gating is not None else None,
     )
     return PimConfig(
         image=image,
@@ -102,7 +114,10 @@ def config_of(
 
 @dataclass(frozen=True)
 class Case:
-    """One run: channel, jobs as (expert, number of tokens), first refresh, traffic, seed."""
+    """One run: channel, jobs as (expert, number of tokens), first refresh, traffic, seed.
+
+    The shared expert is ``num_experts``, the router one more.
+    """
 
     config: PimConfig
     jobs: tuple[tuple[int, int], ...]
@@ -120,19 +135,62 @@ class Run:
 
     expected: list[int]
     got: list[int]
+    expected_logits: list[int]
+    got_logits: list[int]
     model: ChannelCycles
     cycles: dict[str, np.ndarray]
 
 
-def tiles_of(config: PimConfig, experts, bases: dict[int, int], rng) -> np.ndarray:
-    """Return the banks' contents; what belongs to no expert is noise."""
+def tiles_of(config: PimConfig, images, bases: dict[int, int], rng) -> np.ndarray:
+    """Return the banks' contents; ``images``: bytes of each expert. What belongs to no expert is noise."""
     banks = config.banks
     used = max(base + banks.reserved(banks.kind(number)) for number, base in bases.items())
     tiles = rng.integers(0, 256, (used * banks.bursts_per_row, config.routed.tile_bytes), dtype=np.uint8)
-    for number, expert in enumerate(experts):
+    for number, image in images.items():
         start = bases[number] * banks.bursts_per_row
-        tiles[start : start + banks.kind(number).num_tiles] = expert.image().reshape(-1, tiles.shape[1])
+        tiles[start : start + banks.kind(number).num_tiles] = image.reshape(-1, tiles.shape[1])
     return tiles
+
+
+def random_router(rng, config: PimConfig, data: str) -> tuple[Bits16, np.ndarray | None]:
+    """Return a router's rows and its logit bias, if the algebra has one."""
+    gating = config.image.gate.gating
+    router = random_patterns(rng, (gating.num_experts, config.d_model), data)
+    bias = rng.standard_normal(gating.num_experts).astype(np.float32) if gating.logit_bias else None
+    return router, bias
+
+
+def logit_parts(config: PimConfig, router: Bits16, bias, tokens: Bits16) -> list[int]:
+    """Return the beats of ``o_logits`` of a group: per block of places all tokens, upper half first."""
+    geometry = config.router
+    assert geometry is not None
+    matrix = banked_router(router, bias)
+    ones = np.full((len(tokens), matrix.shape[1] - config.d_model), BF16_ONE, dtype=np.uint16)
+    sums = dot(np.concatenate([tokens, ones], axis=1), matrix, geometry.cols).view(np.uint32)
+    gate = geometry.gate
+    placed = np.zeros((len(tokens), geometry.hidden_blocks * geometry.rows), dtype=np.uint32)
+    # Zeros times what is no number is none.
+    placed[:] = dot(tokens, np.zeros((1, config.d_model), dtype=np.uint16), geometry.cols).view(np.uint32)
+    for place in range(geometry.num_places):
+        expert = gate.expert_at(*divmod(place, gate.logits_per_cycle))
+        if expert is not None:
+            placed[:, place] = sums[:, expert]
+    layout = logit_part_layout(geometry.rows, config.group_tokens)
+    return [
+        bits_of(
+            layout,
+            valid=1,
+            low=low,
+            token=token,
+            last_token=token == len(tokens) - 1,
+            last_block=block == geometry.hidden_blocks - 1,
+            data=placed[token, block * geometry.rows : (block + 1) * geometry.rows] >> (0 if low else 16)
+            & 0xFFFF,
+        )
+        for block in range(geometry.hidden_blocks)
+        for token in range(len(tokens))
+        for low in range(2)
+    ]
 
 
 def run_case(case: Case, *, reset_after: int | None = None) -> Run:
@@ -146,7 +204,12 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
     [bases] = banks.bases([[0]] * count)
     kept = np.arange(max(0, case.num_tokens - config.num_slots), case.num_tokens)
     entry_layout = job_layout(config)
-    entries, entry_shared, entry_last, expected = [], [], [], []
+    entries, entry_kind, entry_last, expected, expected_logits = [], [], [], [], []
+    images = {number: expert.image() for number, expert in enumerate(experts)}
+    if config.router:
+        router, logit_bias = random_router(rng, config, case.data)
+        words = router_tiles(config.router, router, logit_bias)
+        images[config.num_experts + 1] = words.view(np.uint8)
     for expert, size in case.jobs:
         chosen = np.sort(rng.permutation(kept)[:size])
         slots, weights = chosen % config.num_slots, rng.integers(0, 1 << 16, size)
@@ -154,11 +217,15 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
             bits_of(entry_layout, expert=expert, slot=slots[n], weight=weights[n], last=n == size - 1)
             for n in range(size)
         ]
-        entry_shared += [expert == config.num_experts] * size
+        entry_kind += [max(0, expert - config.num_experts + 1)] * size
         entry_last += [False] * (size - 1) + [True]
-        outputs = experts[expert].outputs(tokens[chosen])
+        if expert <= config.num_experts:
+            outputs = experts[expert].outputs(tokens[chosen])
         for start in range(0, size, config.group_tokens):
             group = slice(start, start + config.group_tokens)
+            if expert > config.num_experts:
+                expected_logits += logit_parts(config, router, logit_bias, tokens[chosen[group]])
+                continue
             expected += contributions(config, outputs[group], slots[group], weights[group])
 
     token_beats = ceil_div(config.d_model, config.stream_lanes)
@@ -174,9 +241,15 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
 
     dut = PimChannel(config)
     reset = Signal()
-    storage = BankStorage(dut, tiles_of(config, experts, bases, rng), banks.pim.storage_cycles)
+    storage = BankStorage(dut, tiles_of(config, images, bases, rng), banks.pim.storage_cycles)
     since_reset = 0
     commands: dict[str, list[tuple[int, int, int, int]]] = {"rows": [], "columns": []}
+    logits: list[tuple[int, int]] = []
+
+    async def watch_logits(ctx):
+        async for *_, valid, value in ctx.tick().sample(dut.o_logits.valid, Value.cast(dut.o_logits)):
+            if valid:
+                logits.append((since_reset - 1, int(value)))
 
     async def watch(ctx):
         nonlocal since_reset
@@ -193,6 +266,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
                 since_reset = 0
                 for trace in commands.values():
                     trace.clear()
+                logits.clear()
 
     async def prologue(ctx):
         for number, base in bases.items():
@@ -207,7 +281,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
     spent = 0 if reset_after is not None else len(bases)
     model = sim.pim.channel_cycles(
         ChannelShape(banks=banks),
-        np.array(entry_shared),
+        np.array(entry_kind),
         np.array(entry_last),
         arrivals,
         first_refresh=case.first_refresh - spent,
@@ -220,9 +294,10 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         {"o": Sink(len(expected), ready_in(pattern))},
         statics={"refresh_offset": case.first_refresh, **scale_words(scales)},
         prologue=prologue,
-        monitors=[storage.run, watch],
-        settle=SETTLE,
-        max_cycles=2000 + int(model.o[-1]),
+        monitors=[storage.run, watch, *([watch_logits] if config.router else [])],
+        # Logits are no stream: the run has to last until the last ones.
+        settle=SETTLE + max(0, last_cycle(model) - int(max(model.i[-1], *model.o[-1:]))),
+        max_cycles=2000 + last_cycle(model),
     )
     seen = {name: np.array(trace).reshape(-1, 4) - [spent, 0, 0, 0] for name, trace in commands.items()}
     violations = check_commands(
@@ -232,9 +307,27 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
     return Run(
         expected=expected,
         got=traces["o"].payloads,
+        expected_logits=expected_logits,
+        got_logits=[value for _, value in logits],
         model=model,
-        cycles={"i": traces["i"].cycles, "o": traces["o"].cycles, **seen},
+        cycles={
+            "i": traces["i"].cycles,
+            "o": traces["o"].cycles,
+            "logits": np.array([cycle for cycle, value in logits if is_last_logit(config, value)]) - spent,
+            **seen,
+        },
     )
+
+
+def last_cycle(model: ChannelCycles) -> int:
+    """Return the cycle of the last result."""
+    return int(max([*model.o[-1:], *model.logits[-1:]]))
+
+
+def is_last_logit(config: PimConfig, value: int) -> bool:
+    """Whether a beat of ``o_logits`` ends its token's."""
+    part = logit_part_layout(config.units, config.group_tokens).from_bits(value)
+    return bool(part.low and part.last_block)
 
 
 async def work_then_reset(ctx, dut, reset, beats, entries, cycles) -> None:
@@ -265,8 +358,11 @@ def check(case: Case, run: Run | None = None) -> Run:
             f" {run.expected[n]:#x}; {case}",
             pytrace=False,
         )
-    end = int(run.model.o[-1]) + SETTLE
-    for name in ("i", "rows", "columns", "o"):
+    n = first_difference(run.got_logits, run.expected_logits)
+    if n is not None:
+        pytest.fail(f"pim o_logits: beat {n} differs from golden; {case}", pytrace=False)
+    end = last_cycle(run.model) + SETTLE
+    for name in ("i", "rows", "columns", "o", "logits"):
         seen, model = run.cycles[name], getattr(run.model, name)
         if name in ("rows", "columns"):
             seen = seen[seen[:, 0] <= end, :3]
@@ -367,6 +463,49 @@ def test_more_random_channels(seed: int) -> None:
     check(random_case(seed))
 
 
+def random_router_case(seed: int) -> Case:
+    """Return a random channel that has a router too, multiplied with between the other jobs."""
+    rng = np.random.default_rng(seed + 10_000)
+    case = random_case(seed)
+    plain = case.config
+    num_groups = int(rng.choice([1, 1, 2, 3]))
+    gating = GatingSpec(
+        num_experts=num_groups * int(rng.integers(1, 6)),
+        top_k=1,
+        score=Score.SIGMOID if num_groups > 1 else Score.SOFTMAX,
+        num_groups=num_groups,
+        logit_bias=bool(rng.integers(2)),
+    )
+    routed = plain.routed
+    config = config_of(
+        plain.banks.pim,
+        d_model=plain.d_model,
+        d_hidden=routed.d_hidden,
+        d_shared=plain.image.shared.d_hidden if plain.image.shared else 0,
+        activation=routed.ffn.activation,
+        bias=routed.ffn.bias,
+        max_tokens=plain.max_tokens,
+        stream_lanes=plain.stream_lanes,
+        gating=gating,
+        logits_per_cycle=int(rng.choice([1, 2, 4, 8])),
+    )
+    jobs = [(expert % gating.num_experts, size) for expert, size in case.jobs]
+    for _ in range(int(rng.integers(1, 5))):
+        jobs.insert(int(rng.integers(len(jobs) + 1)), (gating.num_experts + 1, jobs[0][1]))
+    return replace(case, config=config, jobs=tuple(jobs))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_channels_with_the_router(seed: int) -> None:
+    check(random_router_case(seed))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(8, 150))
+def test_more_random_channels_with_the_router(seed: int) -> None:
+    check(random_router_case(seed))
+
+
 def full_size(name: str, scale: int, pim: PimDesign) -> ChannelShape:
     model = load_model(name).scaled(scale)
     design = replace(load_design("pim"), pim=pim)
@@ -396,6 +535,29 @@ def test_mac_slots_are_busy_whenever_the_dram_allows(name: str, scale: int, pair
         assert slots["row"] <= 0.01 * slots["mac"], slots
     macs = model.columns[model.columns[:, 1] == sim.pim.Column.MAC][:, 0]
     assert sum(slots.values()) == macs[-1] - macs[0] + CommandTiming.of(pim).mac_gap
+
+
+@pytest.mark.parametrize(
+    "name", ["mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "gpt-oss-20b", "switch-base-128"]
+)
+def test_documented_router_in_the_banks(name: str) -> None:
+    """Figures of the table in docs/gating.md: eight groups, one after the other."""
+    design = load_design("pim")
+    assert design.pim is not None
+    banked = replace(design, pim=replace(design.pim, router=RouterPlace.BANKS))
+    image = ImageGeometry.of(load_model(name), banked)
+    group, groups = design.pim.tokens_per_burst, 9
+    model = sim.pim.channel_cycles(
+        ChannelShape(banks=BankGeometry(image=image, pim=design.pim)),
+        np.full(group * groups, sim.pim.ROUTER),
+        np.arange(group * groups) % group == group - 1,
+        np.zeros(group * groups, dtype=np.int64),
+        first_refresh=design.pim.dram.timing.refi,
+    )
+    cycles = (model.retired[-1] - model.retired[0]) / (groups - 1)
+    own = group * ImageGeometry.of(load_model(name), design).gate.interval
+    page = (Path(__file__).parent.parent / "docs" / "gating.md").read_text(encoding="utf-8")
+    assert f"| `{name}` | {cycles:.0f} | {own} |" in page
 
 
 PLANTED = {

@@ -86,6 +86,19 @@ def test_random_tokens_placements_and_stalls(seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_layer_model_equals_hardware(seed: int) -> None:
+    """Whatever the routing and wherever the experts lie; both channels give results at once."""
+    rng = np.random.default_rng(seed)
+    work = random_workload(MODEL, int(rng.integers(20, 40)), parse_routing(f"zipf:{seed}"), seed)
+    channels: list[list[int]] = [[0], [1], [0, 1]]
+    placement = [channels[choice] for choice in rng.integers(0, 3, MODEL.gating.num_experts + 1)]
+    report = run_pim_layer(work, TWO, engine="both", routing="zipf", placement=placement)
+    assert report.agreed, (seed, report.divergence)
+    assert report.cycles["model"] == report.cycles["rtl"], (seed, report.cycles)
+
+
+@pytest.mark.slow
 def test_int8() -> None:
     """Two channels, both of which get the scales."""
     work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None)

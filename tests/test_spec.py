@@ -6,14 +6,16 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 
 from spec.banks import BankGeometry
-from spec.design import Format
+from spec.design import Format, RouterPlace
 from spec.errors import InputError
 from spec.families import family_names, load_family
 from spec.files import PRESETS
 from spec.geometry import ImageGeometry
+from spec.layout import rows_used
 from spec.load import load_design, load_dram, load_model, load_sources, preset_names
 from spec.model import FfnSpec, GatingSpec, ModelSpec
 
@@ -160,6 +162,19 @@ BAD_DESIGNS = {
         PIM.replace("banks_per_unit = 1", "banks_per_unit = 3"),
         "pim.banks_per_unit: must be a power of two in 1..4, not 3",
     ),
+    "unknown place of the router": (
+        PIM.replace('router = "own"', 'router = "gate"'),
+        "pim.router: must be one of own, banks, not 'gate'",
+    ),
+    "router in int8 banks": (
+        PIM.replace('router = "own"', 'router = "banks"').replace(
+            'engine = "pim"', 'engine = "pim"\nformat = "int8"'
+        ),
+        (
+            "pim.router: must be own with format int8 (the lanes beside the banks are int8 then, the router"
+            " is bf16), not banks"
+        ),
+    ),
     "unknown key": (
         FPGA.replace("latency_cycles", "latency"),
         ("memory.latency: unknown key; known are burst_beats, latency_cycles, max_outstanding, width_bits"),
@@ -232,6 +247,34 @@ def test_contradicting_timings_are_one_line(tmp_path, change, message):
 def test_experts_that_do_not_fit_the_banks_are_refused():
     with raises("pim.dram: has 65536 rows per bank, but the 129 experts of channel 0 need 693504"):
         BankGeometry.of(load_model("deepseek-v3"), load_design("pim"))
+    with raises(
+        "pim.dram: has 65536 rows per bank, but the 129 experts and the router of channel 0 need 693728"
+    ):
+        BankGeometry.of(load_model("deepseek-v3"), with_banked_router(load_design("pim")))
+
+
+def with_banked_router(design):
+    return dataclasses.replace(design, pim=dataclasses.replace(design.pim, router=RouterPlace.BANKS))
+
+
+def test_the_router_in_the_banks_lies_behind_the_experts_of_channel_0():
+    model = load_model("qwen3-30b-a3b").scaled(16)
+    own, banked = (
+        BankGeometry.of(model, design)
+        for design in (load_design("pim"), with_banked_router(load_design("pim")))
+    )
+    router = banked.image.router
+    assert router is not None
+    assert own.image.router is None
+    # 128 experts in blocks of 16, 2048 / 16 inputs in tiles of 16.
+    assert (router.hidden_blocks, router.in_tiles) == (8, 8)
+    mine, others = banked.bases(banked.round_robin()), own.bases(own.round_robin())
+    assert mine[1] == others[1]
+    assert mine[0].pop(banked.router_number) == len(others[0]) * own.reserved(own.image.routed)
+    assert mine[0] == others[0]
+    assert banked.image.gate.load_beats == 0
+    more = np.subtract(rows_used(banked.round_robin(), banked), rows_used(own.round_robin(), own))
+    assert more.tolist() == [banked.reserved(router), 0]
 
 
 def test_unknown_presets_and_missing_files(tmp_path):

@@ -9,11 +9,15 @@ from rtl.ram import Ram, ReadSignature
 
 
 def job_record_layout(config: EngineConfig):
-    """Return what the rest of the engine knows of a job: expert, whether it is shared, last token."""
+    """Return what the rest of the engine knows of a job: expert, whether it is shared, last token.
+
+    ``router`` is there where an engine has it: no expert, but a product with the router.
+    """
     return data.StructLayout(
         {
-            "expert": unsigned(bits_for(config.num_experts + 1)),
+            "expert": unsigned(config.expert_bits),
             "shared": unsigned(1),
+            **({"router": unsigned(1)} if config.router else {}),
             "last_token": unsigned(bits_for(config.max_tokens)),
         }
     )
@@ -106,6 +110,8 @@ class JobLists(wiring.Component):
                     record.shared.eq(entry.expert == config.num_experts),
                     record.last_token.eq(token),
                 ]
+                if config.router:
+                    m.d.sync += record.router.eq(entry.expert == config.num_experts + 1)
         with m.If(self.complete):
             m.d.sync += [write_bank.eq(~write_bank), busy.bit_select(write_bank, 1).eq(1)]
         return m

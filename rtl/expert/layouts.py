@@ -6,7 +6,7 @@ from amaranth import unsigned
 from amaranth.lib import data
 
 from spec.design import Format
-from spec.geometry import PAGE_BYTES, FfnGeometry, ImageGeometry, ceil_div
+from spec.geometry import PAGE_BYTES, FfnGeometry, ImageGeometry, RouterGeometry, ceil_div
 
 ADDRESS_BITS = 40
 PAGE_BITS = ADDRESS_BITS - (PAGE_BYTES - 1).bit_length()
@@ -64,6 +64,22 @@ class EngineConfig:
         return self.image.gate.gating.num_experts
 
     @property
+    def router(self) -> RouterGeometry | None:
+        """Geometry of the router, if this engine multiplies with it; its index is ``num_experts`` + 1."""
+        return self.image.router
+
+    @property
+    def expert_bits(self) -> int:
+        """Bits of an expert's index."""
+        return bits_for(self.num_experts + (2 if self.router else 1))
+
+    @property
+    def tile_bits(self) -> int:
+        """Bits of a tile's place among those of a block."""
+        tiles = [max(kind.in_tiles, kind.hidden_tiles) for kind in self.kinds]
+        return bits_for(max(tiles + ([self.router.in_tiles] if self.router else [])))
+
+    @property
     def d_model(self) -> int:
         """Elements of a token."""
         return self.image.routed.d_model
@@ -107,7 +123,7 @@ def job_layout(config: EngineConfig):
     """Return an entry of a job: a token for an expert; ``last`` ends the job (the expert's tokens)."""
     return data.StructLayout(
         {
-            "expert": unsigned(bits_for(config.num_experts + 1)),
+            "expert": unsigned(config.expert_bits),
             "slot": unsigned(bits_for(config.num_slots)),
             **rank_member(config.ranks),
             "weight": unsigned(16),

@@ -171,12 +171,11 @@ class Sequencer(wiring.Component):
 
 def tag_layout(config: EngineConfig):
     """Return what a slot carries through the sequencer's stages."""
-    max_tiles = max(max(kind.in_tiles, kind.hidden_tiles) for kind in config.kinds)
     max_hidden = max(kind.hidden_blocks for kind in config.kinds)
     return data.StructLayout(
         {
             "slot": slot_layout(config),
-            "tile": unsigned(bits_for(max_tiles)),
+            "tile": unsigned(config.tile_bits),
             "beyond": unsigned(1),
             "hidden_needed": unsigned(bits_for(max_hidden + 1)),
             "out": unsigned(1),
@@ -300,6 +299,8 @@ class InputMask(wiring.Component):
     -------
     i : In(cols * 16), o : Out(cols * 16)
     tile, out, shared : In
+    router : In(1), where the engine has one
+        These are inputs of the router, whose logit bias asks for several ones.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -308,9 +309,10 @@ class InputMask(wiring.Component):
         super().__init__(
             {
                 "i": In(width),
-                "tile": In(tag_layout(config)["tile"].shape),
+                "tile": In(config.tile_bits),
                 "out": In(1),
                 "shared": In(1),
+                **({"router": In(1)} if config.router else {}),
                 "o": Out(width),
             }
         )
@@ -319,24 +321,31 @@ class InputMask(wiring.Component):
         m = Module()
         config = self.config
         cols = config.routed.cols
-        bias = config.routed.ffn.bias
-        sizes = {"token": config.d_model, "routed": config.routed.d_hidden}
+        bias = int(config.routed.ffn.bias)
+        # Inputs, and how many ones come behind them.
+        sizes = {0: (config.d_model, bias), 1: (config.routed.d_hidden, bias)}
         if config.image.shared:
-            sizes["shared"] = config.image.shared.d_hidden
-        chosen = Signal(range(3))
+            sizes[2] = (config.image.shared.d_hidden, bias)
+        chosen = Signal(range(4 if config.router else 3))
         m.d.comb += chosen.eq(Mux(self.out, Mux(self.shared, 2, 1), 0))
+        if config.router:
+            sizes[3] = (config.d_model, config.router.num_ones)
+            with m.If(self.router):
+                m.d.comb += chosen.eq(3)
         m.d.comb += self.o.eq(self.i)
         with m.Switch(chosen):
-            for number, size in enumerate(sizes.values()):
+            for number, (size, ones) in sizes.items():
                 with m.Case(number):
-                    # Tiles before the boundary are whole; the one at it is cut, those beyond are empty.
-                    boundary, cut = divmod(size, cols)
-                    with m.If(self.tile == boundary):
-                        for lane in range(cut, cols):
-                            one = 0x3F80 if bias and lane == cut else 0
-                            m.d.comb += self.o.word_select(lane, 16).eq(one)
+                    # Tiles before the boundary are whole; the one at it is cut, those beyond are empty
+                    # but for ones that have no place in it.
+                    boundary, end = size // cols, max(size, size + ones - 1) // cols
+                    for tile in range(boundary, end + 1):
+                        with m.If(self.tile == tile) if tile == boundary else m.Elif(self.tile == tile):
+                            for lane in range(max(0, size - tile * cols), cols):
+                                one = 0x3F80 if size <= tile * cols + lane < size + ones else 0
+                                m.d.comb += self.o.word_select(lane, 16).eq(one)
                     # Written out only where the tile's number reaches that far.
-                    if boundary < (1 << len(self.tile)) - 1:
-                        with m.Elif(self.tile > boundary):
+                    if end < (1 << len(self.tile)) - 1:
+                        with m.Elif(self.tile > end):
                             m.d.comb += self.o.eq(0)
         return m

@@ -1,6 +1,6 @@
 """The gate: router product, score, groups, top-k, weights. See ``docs/gating.md``."""
 
-from rtl.gating.gate import Gate
+from rtl.gating.gate import BankedGate, Gate
 from rtl.gating.layouts import assignment_layout, token_layout
 
-__all__ = ["Gate", "assignment_layout", "token_layout"]
+__all__ = ["BankedGate", "Gate", "assignment_layout", "token_layout"]

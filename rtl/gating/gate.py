@@ -1,19 +1,15 @@
-"""The gate: tokens in, token-expert assignments out."""
+"""The gate: tokens in, or their logits from the banks; token-expert assignments out."""
 
-from amaranth import Module, Signal, unsigned
+from amaranth import Module, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from rtl.arith import ceil_log2
-from rtl.fifo import StreamFifo
-from rtl.gating.layouts import assignment_layout, token_layout
-from rtl.gating.product import RouterProduct
-from rtl.gating.scores import GroupMask, Scores
-from rtl.gating.topk import TopK
-from rtl.gating.weights import SoftmaxTotal, Weights
+from rtl.gating.layouts import assignment_layout, logit_part_layout, token_layout
+from rtl.gating.logits import LogitStore
+from rtl.gating.product import BiasMemory, RouterProduct
+from rtl.gating.selection import Selection
 from rtl.stream import connect_stream
-from spec.geometry import GateGeometry, ceil_div
-from spec.model import Normalise, Score
+from spec.geometry import GateGeometry, RouterGeometry
 
 
 class Gate(wiring.Component):
@@ -42,94 +38,118 @@ class Gate(wiring.Component):
 
     def __init__(self, geometry: GateGeometry) -> None:
         self.geometry = geometry
-        gating = geometry.gating
         self.product = RouterProduct(geometry)
-        self.scores = Scores(geometry)
-        self.groups = GroupMask(geometry) if gating.grouped else None
-        self.topk = TopK(geometry)
-        needs_total = gating.score is Score.SOFTMAX and gating.normalise is Normalise.NONE
-        self.total = SoftmaxTotal(geometry) if needs_total else None
-        self.weights = Weights(geometry, self.total.latency if self.total else 0)
+        self.selection = Selection(geometry, self.product.latency)
         super().__init__(
             {
                 "i": In(stream.Signature(token_layout(geometry.stream_lanes))),
                 "i_load": In(stream.Signature(unsigned(geometry.load_elements * 16))),
                 "load_start": In(1),
                 "loaded": Out(1),
-                "o": Out(stream.Signature(assignment_layout(gating.num_experts))),
+                "o": Out(stream.Signature(assignment_layout(geometry.gating.num_experts))),
             }
         )
 
     @property
     def latency(self) -> int:
         """Cycles from a token's launch to its first assignment on the output."""
-        return (
-            self.product.latency
-            + self.scores.latency
-            + (self.groups.latency if self.groups else 0)
-            + self.topk.LATENCY
-            + self.weights.latency
-            + StreamFifo.LATENCY
-        )
+        return self.selection.latency
 
     @property
     def credits(self) -> int:
-        """Tokens between launch and output: enough to launch one per interval when nothing stalls."""
-        in_flight = self.latency + self.geometry.gating.top_k + 1
-        return ceil_div(in_flight, self.geometry.interval) + 1
+        """Tokens between launch and output."""
+        return self.selection.credits
 
     def elaborate(self, platform):
         m = Module()
-        geometry = self.geometry
-        top_k = geometry.gating.top_k
         m.submodules.product = product = self.product
-        m.submodules.scores = scores = self.scores
-        m.submodules.topk = topk = self.topk
-        m.submodules.weights = weights = self.weights
-        depth = 1 << ceil_log2(self.credits * top_k)
-        m.submodules.queue = queue = StreamFifo(self.o.payload.shape(), depth)
-
+        m.submodules.selection = selection = self.selection
         connect_stream(m, wiring.flipped(self.i), product.i)
         connect_stream(m, wiring.flipped(self.i_load), product.i_load)
-        connect_stream(m, queue.o, wiring.flipped(self.o))
+        connect_stream(m, selection.o, wiring.flipped(self.o))
         m.d.comb += [
             product.load_start.eq(self.load_start),
             self.loaded.eq(product.loaded),
-            scores.i.eq(product.rows),
-            topk.i.eq(scores.o),
-            weights.i.eq(topk.o),
+            product.may_launch.eq(selection.may_launch),
+            selection.launch.eq(product.launch),
+            selection.launch_last.eq(product.launch_last),
+            selection.rows.eq(product.rows),
         ]
-        if geometry.gating.selection_bias:
-            m.d.comb += [product.bias_row.eq(scores.bias_row), scores.bias.eq(product.bias)]
-        if self.groups:
-            m.submodules.groups = groups = self.groups
-            m.d.comb += [groups.i.eq(scores.o), topk.i.eq(groups.o)]
-        if self.total:
-            m.submodules.total = total = self.total
-            m.d.comb += [total.i.eq(scores.o), weights.total.eq(total.total)]
+        if self.geometry.gating.selection_bias:
+            m.d.comb += [product.bias_row.eq(selection.bias_row), selection.bias.eq(product.bias)]
+        return m
 
-        # Credits: one per token from its launch until its last assignment is taken.
-        credits = Signal(range(self.credits + 1), init=self.credits)
-        done = Signal()
-        m.d.comb += [
-            product.may_launch.eq(credits != 0),
-            done.eq(self.o.valid & self.o.ready & self.o.payload.last),
-        ]
-        m.d.sync += credits.eq(credits + done - product.launch)
 
-        # Whether a token ends its batch, from launch to its last weight.
-        lasts = Signal(1 << ceil_log2(self.credits))
-        write = Signal(ceil_log2(self.credits))
-        read = Signal(ceil_log2(self.credits))
-        with m.If(product.launch):
-            m.d.sync += [write.eq(write + 1), lasts.bit_select(write, 1).eq(product.launch_last)]
-        with m.If(weights.o.valid & weights.o.last):
-            m.d.sync += read.eq(read + 1)
+class BankedGate(wiring.Component):
+    """Route tokens whose logits the banks compute: logits stored, score, groups, top-k, weights.
+
+    A token is launched as soon as all its logits are there, at most every ``geometry.interval`` cycles,
+    and only when the output queue has room for its assignments; its first one is valid ``latency`` cycles
+    later. The logits of two groups of tokens fit in: whoever has them computed counts (``given``,
+    ``freed``). Reset empties the block; a selection bias has to be loaded again.
+    Reference: :func:`golden.gating_bf16.route_bf16`; cycle model: :func:`sim.gating.banked_gate_cycles`.
+
+    Members
+    -------
+    i : In(logit_part_layout(rows, group_tokens))
+        What a register read brings, never refused.
+    given : In(1), given_last : In(1)
+        A group of tokens is given to the banks; its last token ends the batch.
+    freed : Out(1)
+        A group's logits have been read.
+    i_load, load_start, loaded : as :class:`Gate`'s, for the selection bias
+        (``geometry.load_beats`` beats; without one, there is no ``i_load``, and ``loaded`` is always set).
+    o : Out(stream.Signature(assignment_layout(num_experts)))
+        Best expert first.
+    """
+
+    def __init__(self, router: RouterGeometry, group_tokens: int) -> None:
+        self.geometry: GateGeometry = router.gate
+        self.store = LogitStore(router, group_tokens)
+        self.selection = Selection(self.geometry, self.store.latency)
+        load = {"i_load": In(stream.Signature(unsigned(self.geometry.load_elements * 16)))}
+        super().__init__(
+            {
+                "i": In(logit_part_layout(router.rows, group_tokens)),
+                "given": In(1),
+                "given_last": In(1),
+                "freed": Out(1),
+                **(load if self.geometry.has_bias else {}),
+                "load_start": In(1),
+                "loaded": Out(1),
+                "o": Out(stream.Signature(assignment_layout(self.geometry.gating.num_experts))),
+            }
+        )
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a token's launch to its first assignment on the output."""
+        return self.selection.latency
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.store = store = self.store
+        m.submodules.selection = selection = self.selection
+        connect_stream(m, selection.o, wiring.flipped(self.o))
         m.d.comb += [
-            queue.i.valid.eq(weights.o.valid),
-            queue.i.payload.expert.eq(weights.o.index),
-            queue.i.payload.weight.eq(weights.o.weight),
-            queue.i.payload.last.eq(weights.o.last),
-            queue.i.payload.last_token.eq(lasts.bit_select(read, 1)),
+            store.i.eq(self.i),
+            store.given.eq(self.given),
+            store.given_last.eq(self.given_last),
+            self.freed.eq(store.freed),
+            store.may_launch.eq(selection.may_launch & self.loaded),
+            selection.launch.eq(store.launch),
+            selection.launch_last.eq(store.launch_last),
+            selection.rows.eq(store.rows),
         ]
+        if self.geometry.has_bias:
+            m.submodules.bias = bias = BiasMemory(self.geometry)
+            connect_stream(m, wiring.flipped(self.i_load), bias.i_load)
+            m.d.comb += [
+                bias.load_start.eq(self.load_start),
+                self.loaded.eq(bias.loaded),
+                bias.row.eq(selection.bias_row),
+                selection.bias.eq(bias.data),
+            ]
+        else:
+            m.d.comb += self.loaded.eq(1)
         return m

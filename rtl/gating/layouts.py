@@ -45,6 +45,31 @@ def logit_row_layout(lanes: int):
     )
 
 
+def logit_part_layout(rows: int, group_tokens: int):
+    """Return what a register read of the banks brings: half of the logits of a block, for one token.
+
+    An fp32 logit takes two reads, its upper 16 bits first; ``low`` is the second. ``last_token`` of its
+    group, ``last_block`` of its token.
+
+    ::
+
+        valid       1   0   1   0   1   0   1      two tokens, one block of them after the other
+        token       0       0       1       1
+        low         0       1       0       1
+        last_token  0       0       1       1
+    """
+    return data.StructLayout(
+        {
+            "valid": unsigned(1),
+            "low": unsigned(1),
+            "token": unsigned(max(1, (group_tokens - 1).bit_length())),
+            "last_token": unsigned(1),
+            "last_block": unsigned(1),
+            "data": data.ArrayLayout(unsigned(16), rows),
+        }
+    )
+
+
 def key_bits(score: Score) -> int:
     """Bits of a selection key: a logit, or a biased score of 24 fraction bits."""
     return 32 if score is Score.SOFTMAX else 34

@@ -414,44 +414,96 @@ class RouterMemory(wiring.Component):
         m.submodules.router = router = Ram(
             width=geometry.lanes * 16, depth=geometry.num_words, granularity=beat_bits
         )
-        loading_bias = Signal()
-        piece = Signal(range(max(pieces, geometry.bias_row_beats)))
-        address = Signal(range(geometry.num_words + 1))
+        complete = Signal()
+        piece = Signal(range(pieces))
+        address = Signal(range(max(2, geometry.num_words)))
         take = Signal()
         m.d.comb += [
-            self.i_load.ready.eq(~self.loaded),
-            take.eq(self.i_load.valid & self.i_load.ready),
+            take.eq(self.i_load.valid & ~complete),
+            self.i_load.ready.eq(~complete),
+            self.loaded.eq(complete),
             router.write.addr.eq(address),
             router.write.data.eq(self.i_load.payload.replicate(pieces)),
-            router.write.en.eq((take & ~loading_bias) << piece),
+            router.write.en.eq(take << piece),
             router.read_0.addr.eq(self.word),
             router.read_0.en.eq(self.en),
             self.data.eq(router.read_0.data),
         ]
         if geometry.has_bias:
-            bias_lanes = geometry.bias_row_beats
-            m.submodules.bias = bias = Ram(
-                width=bias_lanes * beat_bits, depth=geometry.num_rows, granularity=beat_bits
-            )
+            m.submodules.bias = bias = BiasMemory(geometry)
             m.d.comb += [
-                bias.write.addr.eq(address),
-                bias.write.data.eq(self.i_load.payload.replicate(bias_lanes)),
-                bias.write.en.eq((take & loading_bias) << piece),
-                bias.read_0.addr.eq(self.bias_row),
-                bias.read_0.en.eq(1),
-                self.bias.eq(bias.read_0.data),
+                bias.i_load.payload.eq(self.i_load.payload),
+                bias.i_load.valid.eq(self.i_load.valid & complete),
+                self.i_load.ready.eq(~complete | bias.i_load.ready),
+                bias.load_start.eq(self.load_start),
+                self.loaded.eq(complete & bias.loaded),
+                bias.row.eq(self.bias_row),
+                self.bias.eq(bias.data),
             ]
         with m.If(self.load_start):
-            m.d.sync += [self.loaded.eq(0), loading_bias.eq(0), piece.eq(0), address.eq(0)]
+            m.d.sync += [complete.eq(0), piece.eq(0), address.eq(0)]
         with m.Elif(take):
             m.d.sync += piece.eq(piece + 1)
-            with m.If(piece == Mux(loading_bias, geometry.bias_row_beats - 1, pieces - 1)):
+            with m.If(piece == pieces - 1):
                 m.d.sync += [piece.eq(0), address.eq(address + 1)]
-                with m.If(loading_bias & (address == geometry.num_rows - 1)):
+                with m.If(address == geometry.num_words - 1):
+                    m.d.sync += complete.eq(1)
+        return m
+
+
+class BiasMemory(wiring.Component):
+    """A bias per expert, loaded once: a padded word for each row.
+
+    Members
+    -------
+    i_load : In(stream.Signature(load_elements * 16))
+        Ready until the last word is there.
+    load_start : In(1), loaded : Out(1)
+        Take new words from the first one on; all are there.
+    row : In
+        Read address; ``data`` follows a cycle later.
+    data : Out(logits_per_cycle * 32)
+    """
+
+    def __init__(self, geometry: GateGeometry) -> None:
+        self.geometry = geometry
+        super().__init__(
+            {
+                "i_load": In(stream.Signature(unsigned(geometry.load_elements * 16))),
+                "load_start": In(1),
+                "loaded": Out(1),
+                "row": In(row_shape(geometry)),
+                "data": Out(geometry.logits_per_cycle * 32),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        geometry = self.geometry
+        beat_bits = geometry.load_elements * 16
+        pieces = geometry.bias_row_beats
+        m.submodules.words = words = Ram(
+            width=pieces * beat_bits, depth=geometry.num_rows, granularity=beat_bits
+        )
+        piece = Signal(range(pieces))
+        address = Signal(row_shape(geometry))
+        take = Signal()
+        m.d.comb += [
+            self.i_load.ready.eq(~self.loaded),
+            take.eq(self.i_load.valid & self.i_load.ready),
+            words.write.addr.eq(address),
+            words.write.data.eq(self.i_load.payload.replicate(pieces)),
+            words.write.en.eq(take << piece),
+            words.read_0.addr.eq(self.row),
+            words.read_0.en.eq(1),
+            self.data.eq(words.read_0.data),
+        ]
+        with m.If(self.load_start):
+            m.d.sync += [self.loaded.eq(0), piece.eq(0), address.eq(0)]
+        with m.Elif(take):
+            m.d.sync += piece.eq(piece + 1)
+            with m.If(piece == pieces - 1):
+                m.d.sync += [piece.eq(0), address.eq(address + 1)]
+                with m.If(address == geometry.num_rows - 1):
                     m.d.sync += self.loaded.eq(1)
-                with m.If(~loading_bias & (address == geometry.num_words - 1)):
-                    if geometry.has_bias:
-                        m.d.sync += [loading_bias.eq(1), address.eq(0)]
-                    else:
-                        m.d.sync += self.loaded.eq(1)
         return m

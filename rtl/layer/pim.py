@@ -7,22 +7,32 @@
         +-- token stores in every channel            |                 ^ |
                          +--expects------------------------------------+ +-- freed slots
     o_ar, i_r <-- router loader
+
+With the router in the banks::
+
+    i ----> token stores ----------------+
+      +---> (router jobs) --+            v
+               dispatch --> (merge) --> channel 0 --logits--> gate --> dispatch
 """
+
+from dataclasses import replace
 
 from amaranth import Cat, Signal
 from amaranth.lib.wiring import In, Out, flipped
 
 from rtl.arith import tree
+from rtl.gating import BankedGate
 from rtl.layer.shell import LayerShell
 from rtl.merge import ContributionMerge
 from rtl.pim import PimChannel, PimConfig
 from rtl.pim.layouts import ColumnKind, RowKind, column_layout, row_layout, weights_layout
 from rtl.pim.rows import REFRESH_BITS
+from rtl.router import JobMerge, RouterJobs
 from rtl.stream import connect_stream
-from spec.banks import BankGeometry, refresh_offset
+from spec.banks import ROUTER_CHANNEL, BankGeometry, refresh_offset
 from spec.design import DesignSpec
 from spec.model import ModelSpec
-from spec.registers import CHANNEL_PROBE, STATUS_REFRESHING
+from spec.registers import CHANNEL_PROBE, ROUTER_PROBE, STATUS_REFRESHING
 
 COMMANDS = {
     "activates": ("o_row", RowKind.ACT),
@@ -34,10 +44,15 @@ COMMANDS = {
 """Counters of commands: the bus that shows them, and their kind."""
 
 
-def pim_config(model: ModelSpec, design: DesignSpec) -> PimConfig:
-    """Return the configuration of a channel's engine for a model on a design."""
+def pim_config(model: ModelSpec, design: DesignSpec, channel: int = ROUTER_CHANNEL) -> PimConfig:
+    """Return the configuration of a channel's engine for a model on a design.
+
+    Channels differ where one of them has the router in its banks.
+    """
     # Where the experts lie is told at run time; whether they fit is then asked.
     banks = BankGeometry.unplaced(model, design)
+    if channel != ROUTER_CHANNEL:
+        banks = replace(banks, image=replace(banks.image, router=None))
     return PimConfig(
         image=banks.image,
         num_slots=2 * design.window_tokens,
@@ -54,7 +69,13 @@ class PimLayer(LayerShell):
 
     Beside the shell's registers the tables have to be written before the first token: for every
     expert the channels that hold it, and in each of them its first row (PLACE_EXPERT, PLACE_CHANNELS,
-    PLACE_ROW). Refreshes of the channels are spread over the refresh interval.
+    PLACE_ROW); for a router in the banks its first row, as that of expert ``num_experts`` + 1 in channel
+    0. Refreshes of the channels are spread over the refresh interval.
+
+    A router in the banks is multiplied with groups of tokens by channel 0, as jobs among those of its
+    experts (:class:`rtl.router.RouterJobs`). No two wait for each other: what is inside the channel
+    always ends (its contributions are always taken, its logits have their room before they are asked for),
+    so that whatever waits in front of it goes in.
     Reference: :func:`golden.layer_bf16.layer_bf16`; cycle model: :mod:`sim.layer`.
 
     Members
@@ -63,16 +84,18 @@ class PimLayer(LayerShell):
     mem_<n>_en, mem_<n>_addr, mem_<n>_data : its weight storage, see :class:`rtl.pim.PimChannel`.
     row_<n>, column_<n> : Out, its command buses.
     probe_channels : Out
-        For benches: :data:`spec.registers.CHANNEL_PROBE` of each channel.
+        For benches: :data:`spec.registers.CHANNEL_PROBE` of each channel, then with a router in the banks
+        :data:`spec.registers.ROUTER_PROBE`.
     """
 
     def __init__(self, model: ModelSpec, design: DesignSpec) -> None:
         config = pim_config(model, design)
         self.config = config
         count = config.banks.pim.channels
-        self.channels = [PimChannel(config) for _ in range(count)]
+        self.channels = [PimChannel(pim_config(model, design, n)) for n in range(count)]
         bits = 8 * config.routed.tile_bytes
-        members = {"probe_channels": Out(len(CHANNEL_PROBE) * count)}
+        probes = len(CHANNEL_PROBE) * count + (len(ROUTER_PROBE) if config.router else 0)
+        members = {"probe_channels": Out(probes)}
         for n in range(count):
             members |= {
                 f"mem_{n}_en": Out(config.units),
@@ -81,15 +104,19 @@ class PimLayer(LayerShell):
                 f"row_{n}": Out(row_layout(config)),
                 f"column_{n}": Out(column_layout(config)),
             }
-        super().__init__(model, design, num_units=count, **members)
+        gate = BankedGate(config.router, config.group_tokens) if config.router else None
+        super().__init__(model, design, num_units=count, gate=gate, **members)
 
     def engine(self, m, registers):
-        """Add the channels; the memory behind the AXI4 read master holds the router alone."""
+        """Add the channels; the memory behind the AXI4 read master holds the router alone, or its bias."""
         config, count = self.config, len(self.channels)
-        dispatch, loader = self.dispatch, self.loader
-        connect_stream(m, loader.o_ar, flipped(self.o_ar))
-        connect_stream(m, flipped(self.i_r), loader.i_r)
-        probes, commands = [], {name: [] for name in COMMANDS}
+        dispatch = self.dispatch
+        if self.loader is not None:
+            connect_stream(m, self.loader.o_ar, flipped(self.o_ar))
+            connect_stream(m, flipped(self.i_r), self.loader.i_r)
+        else:
+            m.d.comb += self.i_r.ready.eq(1)
+        probes, router_probes, commands = [], [], {name: [] for name in COMMANDS}
         for n, channel in enumerate(self.channels):
             m.submodules[f"channel_{n}"] = channel
             entries = getattr(dispatch, f"o_{n}")
@@ -98,7 +125,10 @@ class PimLayer(LayerShell):
                 REFRESH_BITS, name=f"first_refresh_{n}", init=refresh_offset(config.banks, n)
             )
             m.d.sync += first_refresh.eq(first_refresh)
-            connect_stream(m, entries, channel.i)
+            if channel.config.router:
+                router_probes = self._route(m, entries, channel)
+            else:
+                connect_stream(m, entries, channel.i)
             m.d.comb += [
                 # The intake offers a beat only when all take it; stores are always ready.
                 channel.i_token.payload.eq(self.intake.o_store.payload),
@@ -121,7 +151,7 @@ class PimLayer(LayerShell):
             probes.append(channel.retired)
         m.d.comb += [
             self.intake.o_store.ready.eq(1),
-            self.probe_channels.eq(Cat(*probes)),
+            self.probe_channels.eq(Cat(*probes, *router_probes)),
             registers.status[STATUS_REFRESHING].eq(self.channels[0].refreshing),
         ]
         if count == 1:
@@ -146,6 +176,34 @@ class PimLayer(LayerShell):
             **{name: popcount(bits) for name, bits in commands.items()},
         }
         return streams, events
+
+    def _route(self, m, entries, channel):
+        """Add the jobs with the router to those of a channel; give its logits to the gate.
+
+        Returns the bits of :data:`spec.registers.ROUTER_PROBE`.
+        """
+        intake, gate = self.intake, self.gate
+        m.submodules.router_jobs = jobs = RouterJobs(channel.config)
+        m.submodules.job_merge = merge = JobMerge(channel.config, entries.payload.shape())
+        connect_stream(m, jobs.o, merge.i_router)
+        connect_stream(m, entries, merge.i_expert)
+        connect_stream(m, merge.o, channel.i)
+        m.d.comb += [
+            jobs.token.eq(intake.last),
+            jobs.token_last.eq(intake.i.payload.last),
+            jobs.freed.eq(gate.freed),
+            gate.given.eq(jobs.given),
+            gate.given_last.eq(jobs.given_last),
+            gate.i.eq(channel.o_logits),
+        ]
+        logits = channel.o_logits
+        return [
+            jobs.o.valid & jobs.o.ready,
+            jobs.o.valid & ~jobs.o.ready,
+            merge.o.valid & merge.o.ready,
+            merge.o.valid & ~merge.o.ready,
+            logits.valid & logits.low & logits.last_block,
+        ]
 
 
 def popcount(bits):

@@ -8,7 +8,7 @@ from rtl.combine import Combine, CombineConfig
 from rtl.combine_ordered import OrderedCombine, OrderedConfig
 from rtl.dispatch import Dispatch, DispatchConfig, ServicePolicy
 from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_layout
-from rtl.gating import Gate, token_layout
+from rtl.gating import BankedGate, Gate, token_layout
 from rtl.registers import RegisterFile
 from rtl.stream import connect_stream
 from spec.design import DesignSpec, Format, Policy
@@ -147,7 +147,9 @@ class LayerShell(wiring.Component):
     ``last`` ends a batch (a sequence, for the capacity). Outputs leave in token order, ``act_lanes``
     elements a beat, ``last`` on the batch's last beat. Before the first token: write IMAGE_PAGE (and in
     int8 SCALE_X, SCALE_H), set CONTROL.load, wait for STATUS.loaded. Reset empties everything; the router
-    has to be loaded again. A subclass adds the engine (:meth:`engine`).
+    has to be loaded again. A subclass adds the engine (:meth:`engine`), and a gate that is not
+    :class:`rtl.gating.Gate`: one whose logits come from the engine, which then gets the tokens alone.
+    Nothing is read where that gate has nothing to load; STATUS.loaded is then always set.
 
     Members
     -------
@@ -160,7 +162,15 @@ class LayerShell(wiring.Component):
         pass (:data:`spec.registers.PROBE`). Leave it open in a product.
     """
 
-    def __init__(self, model: ModelSpec, design: DesignSpec, *, num_units: int = 1, **members) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        design: DesignSpec,
+        *,
+        num_units: int = 1,
+        gate: BankedGate | None = None,
+        **members,
+    ) -> None:
         image = ImageGeometry.of(model, design)
         self.image = image
         gating = model.gating
@@ -170,7 +180,7 @@ class LayerShell(wiring.Component):
         self.axi_read = ("o_ar", "i_r", design.memory.burst_beats)
         self.num_units = num_units
         self.int8 = design.format is Format.INT8
-        self.gate = Gate(image.gate)
+        self.gate = Gate(image.gate) if gate is None else gate
         self.dispatch = Dispatch(
             DispatchConfig(
                 num_experts=gating.num_experts,
@@ -195,7 +205,8 @@ class LayerShell(wiring.Component):
             Combine(CombineConfig(**size)) if num_units == 1 else OrderedCombine(OrderedConfig(**size))
         )
         self.intake = Intake(image.gate.input_beats, design.stream_lanes, num_slots)
-        self.loader = RouterLoader(image, beat_bits, design.memory.burst_beats)
+        loads = image.gate.load_beats > 0
+        self.loader = RouterLoader(image, beat_bits, design.memory.burst_beats) if loads else None
         output = data.StructLayout(
             {"data": data.ArrayLayout(unsigned(16), design.tile.act_lanes), "last": unsigned(1)}
         )
@@ -226,15 +237,25 @@ class LayerShell(wiring.Component):
         m = Module()
         m.submodules.registers = registers = RegisterFile(self.num_units, scales=self.int8)
         m.submodules.intake = intake = self.intake
-        m.submodules.loader = loader = self.loader
         m.submodules.gate = gate = self.gate
         m.submodules.dispatch = dispatch = self.dispatch
         m.submodules.combine = combine = self.combine
 
         # Tokens and what becomes of them.
         connect_stream(m, wiring.flipped(self.i), intake.i)
-        connect_stream(m, intake.o_gate, gate.i)
-        connect_stream(m, loader.o, gate.i_load)
+        if isinstance(gate, Gate):
+            connect_stream(m, intake.o_gate, gate.i)
+        else:
+            m.d.comb += intake.o_gate.ready.eq(1)
+        loading = Signal()
+        if self.loader is not None:
+            m.submodules.loader = loader = self.loader
+            connect_stream(m, loader.o, gate.i_load)
+            m.d.comb += [
+                loader.start.eq(registers.load),
+                loader.image_page.eq(registers.image_page),
+                loading.eq(loader.active),
+            ]
         connect_stream(m, gate.o, dispatch.i)
         connect_stream(m, dispatch.o_expect, combine.i_expect)
         m.d.comb += [
@@ -252,9 +273,7 @@ class LayerShell(wiring.Component):
             registers.reg_wdata.eq(self.reg_wdata),
             registers.reg_we.eq(self.reg_we),
             self.reg_rdata.eq(registers.reg_rdata),
-            loader.start.eq(registers.load),
             gate.load_start.eq(registers.load),
-            loader.image_page.eq(registers.image_page),
             dispatch.capacity.eq(registers.capacity),
             dispatch.policy.eq(ServicePolicy(registers.policy[: len(dispatch.policy.as_value())])),
         ]
@@ -270,14 +289,14 @@ class LayerShell(wiring.Component):
             # ``freed`` comes a cycle after the last beat, which is when the token is gone.
             busy.eq(intake.first | ((inside != 0) & ~(combine.freed & (inside == 1)))),
             # From the cycle after the register was written, so that who asks next is not told of the past.
-            registers.status[STATUS_LOADED].eq(gate.loaded & ~loader.active & ~registers.load),
+            registers.status[STATUS_LOADED].eq(gate.loaded & ~loading & ~registers.load),
             registers.status[STATUS_BUSY].eq(busy),
             registers.status[STATUS_READ_ERROR].eq(read_error),
         ]
-        self._count(m, registers, busy, streams, events)
+        self._count(m, registers, busy, loading, streams, events)
         return m
 
-    def _count(self, m, registers, busy, streams, events):
+    def _count(self, m, registers, busy, loading, streams, events):
         streams = {
             "tokens": self.i,
             "assignments": self.gate.o,
@@ -306,7 +325,7 @@ class LayerShell(wiring.Component):
             "tokens_out": self.combine.freed,
             "assignments": transfers["assignments"],
             "dropped": self.dispatch.dropped,
-            "read_beats": transfers["beats"] & ~self.loader.active,
+            "read_beats": transfers["beats"] & ~loading,
             "stall_input": waits["tokens"],
             "stall_output": waits["output"],
             **events,

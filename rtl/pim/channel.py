@@ -8,8 +8,8 @@ from rtl.arith import delay
 from rtl.expert.array import MacArray
 from rtl.expert.engine import TokenStore
 from rtl.expert.jobs import JobLists, list_layout
-from rtl.expert.layouts import bits_for, job_layout
-from rtl.gating.layouts import token_layout
+from rtl.expert.layouts import job_layout
+from rtl.gating.layouts import logit_part_layout, token_layout
 from rtl.int8 import SCALE_WORD_BITS
 from rtl.pim.columns import ColumnEngine
 from rtl.pim.layouts import ColumnKind, PimConfig, column_layout, row_layout, weights_layout
@@ -24,9 +24,10 @@ class PimChannel(wiring.Component):
     """Compute experts in the DRAM banks where their weights lie.
 
     A job is an expert and its tokens of a window, computed in groups of ``group_tokens``; a group's
-    tokens share every weight burst. Per MAC command each unit multiplies its burst with the group's
-    inputs of that tile; a block's results are read back over the bus, activated, and written to the
-    registers as inputs of the down matrix. Commands keep the DRAM's timing; a cycle is one tCK.
+    tokens share every weight burst. Where the banks hold the router, a job may be tokens and the router.
+    Per MAC command each unit multiplies its burst with the group's inputs of that tile; a block's results
+    are read back over the bus, activated, and written to the registers as inputs of the down matrix;
+    logits go to the gate as they are. Commands keep the DRAM's timing; a cycle is one tCK.
     Cycle model: :mod:`sim.pim`; layout of the weights: :mod:`spec.banks`; reference:
     :func:`golden.expert_bf16.ffn_bf16`, :func:`golden.expert_int8.ffn_int8`. Reset empties the block;
     the table of first rows stays.
@@ -51,8 +52,11 @@ class PimChannel(wiring.Component):
         Scales of tokens and of hidden activations; constant from the first token on.
     o : Out(stream.Signature(config.contribution))
         For each block of outputs all tokens of the group in turn.
+    o_logits : Out(logit_part_layout(units, group_tokens)), where the channel has the router
+        Of a job with the router: for each block of logits all tokens of the group in turn, two halves
+        each. Never refused: the job was sent when there was room for all of it.
     retired : Out(1)
-        A job is done with; its place is free from the next cycle on.
+        A job of an expert is done with; its place is free from the next cycle on.
     fire : Out(1)
         A token's inputs meet a tile.
     refreshing : Out(1)
@@ -61,12 +65,13 @@ class PimChannel(wiring.Component):
 
     def __init__(self, config: PimConfig) -> None:
         self.config = config
+        logits = logit_part_layout(config.units, config.group_tokens)
         super().__init__(
             {
                 "i_token": In(stream.Signature(token_layout(config.stream_lanes))),
                 "i": In(stream.Signature(job_layout(config))),
                 "base_we": In(1),
-                "base_expert": In(bits_for(config.num_experts + 1)),
+                "base_expert": In(config.expert_bits),
                 "base_row": In(config.row_bits),
                 "refresh_offset": In(REFRESH_BITS),
                 "o_row": Out(row_layout(config)),
@@ -76,6 +81,7 @@ class PimChannel(wiring.Component):
                 "mem_data": In(config.routed.tile_bytes * 8),
                 **(dict.fromkeys(("scale_x", "scale_h"), In(SCALE_WORD_BITS)) if config.int8 else {}),
                 "o": Out(stream.Signature(config.contribution)),
+                **({"o_logits": Out(logits)} if config.router else {}),
                 "retired": Out(1),
                 "fire": Out(1),
                 "refreshing": Out(1),
@@ -146,6 +152,11 @@ class PimChannel(wiring.Component):
             self.retired.eq(readout.retire),
             self.refreshing.eq(~rows.columns_allowed),
         ]
+        if config.router:
+            m.d.comb += [
+                self.o_logits.eq(readout.o_logits),
+                self.retired.eq(readout.retire & ~readout.retire_router),
+            ]
         self._command(m, rows, columns, macs)
         self._load(m, jobs, tokens, loads, operands)
         m.d.comb += [

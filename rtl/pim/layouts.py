@@ -45,6 +45,11 @@ class PimConfig(EngineConfig):
         """Most tokens that share a weight burst: a job's tokens are computed in groups of so many."""
         return min(self.banks.pim.tokens_per_burst, 1 << bits_for(self.max_tokens))
 
+    @property
+    def router_tokens(self) -> int:
+        """Tokens of a job with the router: a group that divides a window."""
+        return min(self.group_tokens, self.max_tokens)
+
     @cached_property
     def group(self) -> EngineConfig:
         """The engine as its lanes see it: one group of tokens at a time."""

@@ -153,6 +153,7 @@ class Operands(wiring.Component):
             mask.tile.eq(fired.tile),
             mask.out.eq(fired.out),
             mask.shared.eq(fired.shared),
+            *([mask.router.eq(fired.router)] if config.router else []),
             self.x.eq(mask.o),
         ]
         return m

@@ -10,16 +10,17 @@ from rtl.expert.activation import ActivationLane
 from rtl.expert.jobs import job_record_layout, list_bits, list_layout
 from rtl.expert.layouts import bits_for
 from rtl.fifo import StreamFifo
+from rtl.gating.layouts import logit_part_layout
 from rtl.int8 import SCALE_WORD_BITS, Quantise, scale_of
 from rtl.pim.layouts import PimConfig
-from rtl.pim.walk import GroupWalk, of_kind
+from rtl.pim.walk import GroupWalk, most_blocks, of_kind, of_router
 from rtl.ram import ReadSignature, WriteSignature, address_width
 from rtl.stream import StreamRegister, connect_stream
 
 
 def result_layout(config: PimConfig, bits: int = 16):
     """Return one token's results of all units: outputs, or hidden activations of ``bits`` each."""
-    blocks = max(max(kind.hidden_blocks, kind.out_blocks) for kind in config.kinds)
+    blocks = most_blocks(config)
     return data.StructLayout(
         {
             "data": data.ArrayLayout(unsigned(bits), config.units),
@@ -35,6 +36,8 @@ def result_layout(config: PimConfig, bits: int = 16):
 class ReadWalk(wiring.Component):
     """Order of the register reads: block by block, in each token by token, gate before up.
 
+    A logit is read in two halves, as gate and up are.
+
     Members
     -------
     complete, records : In, from :class:`rtl.expert.jobs.JobLists`.
@@ -43,6 +46,8 @@ class ReadWalk(wiring.Component):
     go : In(1)
     valid : Out(1), out : Out(1), up : Out(1)
         There is something to read: an output or a hidden result; the second of its two matrices.
+    router : Out(1), where the engine has one
+        It is a logit.
     parity, token, block, last_token, last_block : Out
     list_address : Out
     final : Out(1)
@@ -64,6 +69,7 @@ class ReadWalk(wiring.Component):
                 "valid": Out(1),
                 "out": Out(1),
                 "up": Out(1),
+                **({"router": Out(1)} if config.router else {}),
                 "parity": Out(1),
                 "token": Out(result["token"].shape),
                 "block": Out(result["block"].shape),
@@ -83,6 +89,9 @@ class ReadWalk(wiring.Component):
         m.submodules.walk = walk = GroupWalk(config)
         ready_blocks = Signal(range(3))
         record = walk.record
+        is_router = of_router(config, record)
+        if config.router:
+            m.d.comb += self.router.eq(is_router)
         m.d.comb += [
             walk.complete.eq(self.complete),
             walk.records.eq(self.records),
@@ -96,9 +105,9 @@ class ReadWalk(wiring.Component):
                 )
                 - 1
             ),
-            self.final.eq(self.out | self.up | (config.routed.num_up_matrices == 1)),
+            self.final.eq(self.out | self.up | (~is_router & (config.routed.num_up_matrices == 1))),
             self.block_read.eq(self.go & self.final & self.last_token),
-            self.group_read.eq(self.block_read & self.last_block & self.out),
+            self.group_read.eq(self.block_read & self.last_block & (self.out | is_router)),
             self.retire.eq(self.group_read & walk.group.last),
             self.list_address.eq(walk.group.number * config.group_tokens + self.token),
             self.list_address[-1].eq(walk.bank),
@@ -114,7 +123,7 @@ class ReadWalk(wiring.Component):
                 self.block.eq(Mux(self.last_block, 0, self.block + 1)),
             ]
             with m.If(self.last_block):
-                m.d.sync += self.out.eq(~self.out)
+                m.d.sync += self.out.eq(~(self.out | is_router))
         return m
 
 
@@ -123,7 +132,8 @@ class Readout(wiring.Component):
 
     A register read decided in cycle c shows its bf16 results in c + 2. Hidden results are activated
     ``act_lanes`` per cycle and wait for a register write; outputs leave as ``act_lanes`` elements per
-    beat. Reads are held back unless there is room for what they bring: ``DEPTH`` results each.
+    beat. Reads are held back unless there is room for what they bring: ``DEPTH`` results each. For logits
+    there always is: whoever asks for them has made it before.
 
     Members
     -------
@@ -138,6 +148,8 @@ class Readout(wiring.Component):
     hidden_blocks : Out
         Blocks of the group that are written.
     block_read : Out(1), retire : Out(1)
+    retire_router : Out(1), o_logits : Out(logit_part_layout(units, group_tokens)), with a router
+        The job that is done with was one with the router; half of a block of logits for a token.
     o : Out(stream.Signature(config.contribution))
     """
 
@@ -150,8 +162,13 @@ class Readout(wiring.Component):
         self.lanes = [ActivationLane(routed.ffn) for _ in range(config.act_lanes)]
         width = config.units * 32 * routed.num_up_matrices
         blocks = max(kind.hidden_blocks for kind in config.kinds)
+        router = {
+            "retire_router": Out(1),
+            "o_logits": Out(logit_part_layout(config.units, config.group_tokens)),
+        }
         super().__init__(
             {
+                **(router if config.router else {}),
                 "complete": In(1),
                 "records": In(data.ArrayLayout(job_record_layout(config), 2)),
                 "block_ready": In(1),
@@ -189,7 +206,8 @@ class Readout(wiring.Component):
             result_layout(config, config.element_bits), self.DEPTH
         )
         m.submodules.output_queue = output_queue = StreamFifo(result_layout(config), self.DEPTH)
-        hidden_room = self._credits(m, "hidden_room", walk.go & walk.final & ~walk.out, self.go_hidden)
+        is_hidden = ~walk.out & ~walk.router if config.router else ~walk.out
+        hidden_room = self._credits(m, "hidden_room", walk.go & walk.final & is_hidden, self.go_hidden)
         output_room = self._credits(
             m, "output_room", walk.go & walk.out, output_queue.o.valid & output_queue.o.ready
         )
@@ -198,7 +216,9 @@ class Readout(wiring.Component):
             walk.records.eq(self.records),
             walk.block_ready.eq(self.block_ready),
             walk.go.eq(self.go_read),
-            self.want_read.eq(walk.valid & Mux(walk.out, output_room, ~walk.final | hidden_room)),
+            self.want_read.eq(
+                walk.valid & Mux(walk.out, output_room, ~is_hidden | ~walk.final | hidden_room)
+            ),
             self.block_read.eq(walk.block_read),
             self.retire.eq(walk.retire),
             self.list.addr.eq(walk.list_address),
@@ -208,6 +228,18 @@ class Readout(wiring.Component):
             self.accumulators.en.eq(self.go_read),
         ]
         result, valid, final, out = self._read(m, walk)
+        if config.router:
+            logits = delay(m, walk.router, self.READ_LATENCY, "read_router")
+            final = final & ~logits
+            m.d.comb += [
+                self.retire_router.eq(walk.retire & walk.router),
+                self.o_logits.valid.eq(valid & logits),
+                self.o_logits.low.eq(delay(m, walk.up, self.READ_LATENCY, "read_low")),
+                self.o_logits.token.eq(result.token),
+                self.o_logits.last_token.eq(result.last_token),
+                self.o_logits.last_block.eq(result.last_block),
+                self.o_logits.data.eq(result.data),
+            ]
         self._activate(m, result, valid & final & ~out, hidden_queue)
         m.d.comb += [output_queue.i.valid.eq(valid & out), output_queue.i.payload.eq(result)]
         self._write_hidden(m, walk, hidden_queue)
@@ -221,7 +253,7 @@ class Readout(wiring.Component):
         return left != 0
 
     def _read(self, m, walk):
-        """Round what was read to bf16, as it travels from the units: one register."""
+        """Round what was read to bf16, or take half of it, as it travels from the units: one register."""
         config = self.config
         layout = result_layout(config)
         result = Signal(layout, reset_less=True)
@@ -238,8 +270,15 @@ class Readout(wiring.Component):
         arrived = delay(m, self.go_read, 1, "arrived", control=True)
         gate_width = config.units * 32
         sums = self.accumulators.data
+        # Logits are where a gate's results are.
+        second = up
+        if config.router:
+            is_router = Signal(reset_less=True)
+            with m.If(self.go_read):
+                m.d.sync += is_router.eq(walk.router)
+            second = up & ~is_router
         if config.routed.num_up_matrices == 2:
-            sums = Mux(up, sums[gate_width:], sums[:gate_width])
+            sums = Mux(second, sums[gate_width:], sums[:gate_width])
         with m.If(arrived):
             m.d.sync += [
                 result.eq(read),
@@ -248,7 +287,11 @@ class Readout(wiring.Component):
             for unit in range(config.units):
                 value = Signal(F32, name=f"sum_{unit}")
                 m.d.comb += value.eq(sums.word_select(unit, 32))
-                m.d.sync += result.data[unit].eq(bf16_from_f32(value))
+                taken = bf16_from_f32(value)
+                if config.router:
+                    low, high = value.as_value()[:16], value.as_value()[16:]
+                    taken = Mux(is_router, Mux(up, low, high), taken)
+                m.d.sync += result.data[unit].eq(taken)
         valid = delay(m, self.go_read, self.READ_LATENCY, "read_valid", control=True)
         final = delay(m, walk.final, self.READ_LATENCY, "read_final")
         out = delay(m, walk.out, self.READ_LATENCY, "read_out")

@@ -1,6 +1,6 @@
 """Walks over jobs: which group of which job each part of the channel is at."""
 
-from amaranth import Module, Mux, Signal, unsigned
+from amaranth import Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -11,9 +11,26 @@ from rtl.ram import Ram, address_width
 
 
 def of_kind(config: PimConfig, record, name: str):
-    """Return a size of the job's expert: of a routed one, or of the shared one."""
+    """Return a size of the job's expert: of a routed one, of the shared one, or of the router.
+
+    Blocks of logits are hidden blocks; the router has no outputs.
+    """
     values = [getattr(kind, name) for kind in config.kinds]
-    return Mux(record.shared, values[-1], values[0]) if len(values) == 2 else values[0]
+    value = Mux(record.shared, values[-1], values[0]) if len(values) == 2 else values[0]
+    if config.router and hasattr(config.router, name):
+        return Mux(record.router, getattr(config.router, name), value)
+    return value
+
+
+def of_router(config: PimConfig, record):
+    """Return whether the job is a product with the router."""
+    return record.router if config.router else Const(0)
+
+
+def most_blocks(config: PimConfig) -> int:
+    """Return the most blocks that a matrix has."""
+    blocks = [max(kind.hidden_blocks, kind.out_blocks) for kind in config.kinds]
+    return max(blocks + ([config.router.hidden_blocks] if config.router else []))
 
 
 class GroupWalk(wiring.Component):
@@ -101,7 +118,7 @@ class VisitWalk(wiring.Component):
                 "complete": In(1),
                 "records": In(data.ArrayLayout(job_record_layout(config), 2)),
                 "base_we": In(1),
-                "base_expert": In(bits_for(config.num_experts + 1)),
+                "base_expert": In(config.expert_bits),
                 "base_row": In(config.row_bits),
                 "free": In(config.banks.sides),
                 "valid": Out(1),
@@ -115,8 +132,13 @@ class VisitWalk(wiring.Component):
         config = self.config
         sides_log2 = (config.banks.sides - 1).bit_length()
         m.submodules.walk = walk = GroupWalk(config)
-        m.submodules.bases = bases = Ram(width=config.row_bits, depth=config.num_experts + 1)
+        experts = config.num_experts + (2 if config.router else 1)
+        m.submodules.bases = bases = Ram(width=config.row_bits, depth=experts)
         counts = [config.banks.visits(kind) for kind in config.kinds]
+        last = Mux(walk.record.shared, counts[-1], counts[0])
+        if config.router:
+            counts.append(config.banks.visits(config.router))
+            last = Mux(walk.record.router, counts[-1], last)
         visit = Signal(range(max(counts)))
         last_visit = Signal()
         m.d.comb += [
@@ -130,7 +152,7 @@ class VisitWalk(wiring.Component):
             self.side.eq(visit[:sides_log2] if sides_log2 else 0),
             self.row.eq(bases.read_0.data + (visit >> sides_log2)),
             self.valid.eq(walk.valid & self.free.bit_select(self.side, 1)),
-            last_visit.eq(visit == Mux(walk.record.shared, counts[-1], counts[0]) - 1),
+            last_visit.eq(visit == last - 1),
             walk.done.eq(self.valid & last_visit),
         ]
         with m.If(self.valid):
@@ -144,12 +166,11 @@ def mac_layout(config: PimConfig):
     ``tile`` of the inputs, of a job that is ``shared`` or not, in its ``out`` (down) matrix or before;
     accumulators of this ``parity``, set ``up``; ``first`` starts them from zero; ``last_token`` of the
     group; ``unit_done`` ends a block of outputs, ``frees_inputs`` the use of the group's inputs. In int8
-    ``scale`` marks a scale tile.
+    ``scale`` marks a scale tile; with a router in the banks ``router`` its tiles.
     """
-    tiles = max(max(kind.in_tiles, kind.hidden_tiles) for kind in config.kinds)
     return data.StructLayout(
         {
-            "tile": unsigned(bits_for(tiles)),
+            "tile": unsigned(config.tile_bits),
             "last_token": unsigned(bits_for(config.group_tokens)),
             "out": unsigned(1),
             "shared": unsigned(1),
@@ -159,6 +180,7 @@ def mac_layout(config: PimConfig):
             "unit_done": unsigned(1),
             "frees_inputs": unsigned(1),
             **({"scale": unsigned(1)} if config.int8 else {}),
+            **({"router": unsigned(1)} if config.router else {}),
         }
     )
 
@@ -166,8 +188,9 @@ def mac_layout(config: PimConfig):
 class MacWalk(wiring.Component):
     """Order of the MAC commands: hidden blocks (gate tiles, up tiles), then output blocks.
 
-    Wants to issue while a job is there and its inputs are in the registers, and, for a block's first
-    tile, the block before the last has been read out.
+    A router has one matrix of blocks, which take a group's inputs as hidden blocks do. Wants to issue
+    while a job is there and its inputs are in the registers, and, for a block's first tile, the block
+    before the last has been read out.
 
     Members
     -------
@@ -216,7 +239,8 @@ class MacWalk(wiring.Component):
         m.submodules.walk = walk = GroupWalk(config)
         record, group = walk.record, walk.group
         out, up, parity = Signal(), Signal(), Signal()
-        block = Signal(range(max(max(kind.hidden_blocks, kind.out_blocks) for kind in kinds)))
+        block = Signal(range(most_blocks(config)))
+        is_router = of_router(config, record)
         tile = Signal(self.tag.tile.shape())
         first_step, last_step = Signal(), Signal()
         last_tile, last_matrix, last_block = Signal(), Signal(), Signal()
@@ -231,7 +255,7 @@ class MacWalk(wiring.Component):
                 tile
                 == Mux(out, of_kind(config, record, "hidden_tiles"), of_kind(config, record, "in_tiles")) - 1
             ),
-            last_matrix.eq(out | up | (config.routed.num_up_matrices == 1)),
+            last_matrix.eq(out | up | is_router | (config.routed.num_up_matrices == 1)),
             last_block.eq(
                 block
                 == Mux(out, of_kind(config, record, "out_blocks"), of_kind(config, record, "hidden_blocks"))
@@ -240,7 +264,7 @@ class MacWalk(wiring.Component):
             self.tile_done.eq(self.go & last_step),
             block_done.eq(self.tile_done & last_tile & last_matrix),
             self.inputs_done.eq(block_done & last_block & ~out),
-            group_done.eq(block_done & last_block & out),
+            group_done.eq(block_done & last_block & (out | is_router)),
             self.visit_done.eq(
                 self.tile_done & ((self.column == config.banks.bursts_per_row - 1) | group_done)
             ),
@@ -282,6 +306,8 @@ class MacWalk(wiring.Component):
         ]
         if config.int8:
             m.d.comb += tag.scale.eq(last_tile)
+        if config.router:
+            m.d.comb += tag.router.eq(is_router)
         starts_block = self.go & first_step & (tile == 0) & ~up
         m.d.sync += undrained.eq(undrained + starts_block - self.block_read)
         with m.If(self.go):
@@ -295,7 +321,7 @@ class MacWalk(wiring.Component):
         with m.If(block_done):
             m.d.sync += [parity.eq(~parity), block.eq(Mux(last_block, 0, block + 1))]
             with m.If(last_block):
-                m.d.sync += out.eq(~out)
+                m.d.sync += out.eq(~(out | is_router))
         with m.If(group_done):
             m.d.sync += self.side.eq(0)
         return m

@@ -21,6 +21,7 @@ from sim.pim_slots import ChannelTrace, mac_slots
 from sim.rtlsim import BankMemory, Build, RunResult, RunSpec, Set, Sink, Source, build, pim_component
 from sim.streams import Cycles
 from spec.banks import BankGeometry, CommandTiming
+from spec.design import RouterPlace
 
 
 class PimAlone(EngineAlone):
@@ -32,7 +33,9 @@ class PimAlone(EngineAlone):
         super().__init__(plan)
         design = plan.design
         assert design.pim is not None
-        self.design = dataclasses.replace(design, pim=dataclasses.replace(design.pim, channels=1))
+        # Nothing is routed.
+        pim = dataclasses.replace(design.pim, channels=1, router=RouterPlace.OWN)
+        self.design = dataclasses.replace(design, pim=pim)
         self.banks = BankGeometry.unplaced(plan.model, self.design)
         self.banks.check_fit(self.placement)
         self.timing = CommandTiming.of(self.banks.pim)

@@ -1,0 +1,128 @@
+"""From rows of logits to token-expert assignments: score, groups, top-k, weights, queue."""
+
+from amaranth import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from rtl.arith import ceil_log2
+from rtl.fifo import StreamFifo
+from rtl.gating.layouts import assignment_layout, logit_row_layout, row_shape
+from rtl.gating.scores import GroupMask, Scores
+from rtl.gating.topk import TopK
+from rtl.gating.weights import SoftmaxTotal, Weights
+from rtl.stream import connect_stream
+from spec.geometry import GateGeometry, ceil_div
+from spec.model import Normalise, Score
+
+
+class Selection(wiring.Component):
+    """Choose a token's experts and their weights from its logits.
+
+    A token's rows come in consecutive cycles, ``latency_before`` cycles after its launch at the latest.
+    It may be launched only when the output queue has room for its assignments (``credits`` tokens), so
+    nothing in between ever stalls. Reset empties the block. Area: k comparators per logit and cycle.
+
+    Members
+    -------
+    may_launch : Out(1), launch : In(1), launch_last : In(1)
+        There is room for a token; it is launched in this cycle; it ends its batch.
+    rows : In(logit_row_layout(logits_per_cycle))
+    bias_row : Out(range(num_rows)), bias : In(logits_per_cycle * 32)
+        With a selection bias: read address, and that row's bias a cycle later.
+    o : Out(stream.Signature(assignment_layout(num_experts)))
+        Best expert first.
+    """
+
+    def __init__(self, geometry: GateGeometry, latency_before: int) -> None:
+        self.geometry = geometry
+        self.latency_before = latency_before
+        gating = geometry.gating
+        lanes = geometry.logits_per_cycle
+        self.scores = Scores(geometry)
+        self.groups = GroupMask(geometry) if gating.grouped else None
+        self.topk = TopK(geometry)
+        needs_total = gating.score is Score.SOFTMAX and gating.normalise is Normalise.NONE
+        self.total = SoftmaxTotal(geometry) if needs_total else None
+        self.weights = Weights(geometry, self.total.latency if self.total else 0)
+        members = {}
+        if gating.selection_bias:
+            members = {"bias_row": Out(row_shape(geometry)), "bias": In(lanes * 32)}
+        super().__init__(
+            {
+                **members,
+                "may_launch": Out(1),
+                "launch": In(1),
+                "launch_last": In(1),
+                "rows": In(logit_row_layout(lanes)),
+                "o": Out(stream.Signature(assignment_layout(gating.num_experts))),
+            }
+        )
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a token's launch to its first assignment on the output."""
+        return (
+            self.latency_before
+            + self.scores.latency
+            + (self.groups.latency if self.groups else 0)
+            + self.topk.LATENCY
+            + self.weights.latency
+            + StreamFifo.LATENCY
+        )
+
+    @property
+    def credits(self) -> int:
+        """Tokens between launch and output: enough to launch one per interval when nothing stalls."""
+        in_flight = self.latency + self.geometry.gating.top_k + 1
+        return ceil_div(in_flight, self.geometry.interval) + 1
+
+    def elaborate(self, platform):
+        m = Module()
+        geometry = self.geometry
+        top_k = geometry.gating.top_k
+        m.submodules.scores = scores = self.scores
+        m.submodules.topk = topk = self.topk
+        m.submodules.weights = weights = self.weights
+        depth = 1 << ceil_log2(self.credits * top_k)
+        m.submodules.queue = queue = StreamFifo(self.o.payload.shape(), depth)
+
+        connect_stream(m, queue.o, wiring.flipped(self.o))
+        m.d.comb += [
+            scores.i.eq(self.rows),
+            topk.i.eq(scores.o),
+            weights.i.eq(topk.o),
+        ]
+        if geometry.gating.selection_bias:
+            m.d.comb += [self.bias_row.eq(scores.bias_row), scores.bias.eq(self.bias)]
+        if self.groups:
+            m.submodules.groups = groups = self.groups
+            m.d.comb += [groups.i.eq(scores.o), topk.i.eq(groups.o)]
+        if self.total:
+            m.submodules.total = total = self.total
+            m.d.comb += [total.i.eq(scores.o), weights.total.eq(total.total)]
+
+        # Credits: one per token from its launch until its last assignment is taken.
+        credits = Signal(range(self.credits + 1), init=self.credits)
+        done = Signal()
+        m.d.comb += [
+            self.may_launch.eq(credits != 0),
+            done.eq(self.o.valid & self.o.ready & self.o.payload.last),
+        ]
+        m.d.sync += credits.eq(credits + done - self.launch)
+
+        # Whether a token ends its batch, from launch to its last weight.
+        lasts = Signal(1 << ceil_log2(self.credits))
+        write = Signal(ceil_log2(self.credits))
+        read = Signal(ceil_log2(self.credits))
+        with m.If(self.launch):
+            m.d.sync += [write.eq(write + 1), lasts.bit_select(write, 1).eq(self.launch_last)]
+        with m.If(weights.o.valid & weights.o.last):
+            m.d.sync += read.eq(read + 1)
+        m.d.comb += [
+            queue.i.valid.eq(weights.o.valid),
+            queue.i.payload.expert.eq(weights.o.index),
+            queue.i.payload.weight.eq(weights.o.weight),
+            queue.i.payload.last.eq(weights.o.last),
+            queue.i.payload.last_token.eq(lasts.bit_select(read, 1)),
+        ]
+        return m
