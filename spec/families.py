@@ -4,6 +4,7 @@ A row (``spec/families/<family>.toml``) has
 
 * ``source``: where the formulas were read,
 * ``model_types``: Hugging Face's ``model_type`` where that is not the file's name, or not it alone,
+* ``architectures``: class names in ``architectures`` that name this family whatever the ``model_type``,
 * ``nested``: configuration keys whose tables hold the layer's keys (``text_config``),
 * ``ignored``: keys that the reference implementation does not read, whatever their names say,
 * ``[aliases]``: another name of a key -> the key,
@@ -292,7 +293,7 @@ class Family:
     fields : dotted field of ModelSpec -> constant or :class:`FromConfig`.
     requires : configuration key -> values covered.
     weights : canonical name -> where it lies.
-    model_types, nested, ignored, aliases, defaults : as in the module's description.
+    model_types, architectures, nested, ignored, aliases, defaults : as in the module's description.
     """
 
     name: str
@@ -301,6 +302,7 @@ class Family:
     fields: dict[str, object]
     weights: dict[str, WeightSource]
     model_types: list[str]
+    architectures: list[str]
     nested: list[str]
     ignored: list[str]
     aliases: dict[str, str]
@@ -389,7 +391,10 @@ def load_family(name: str, *, folder: Path = PRESETS / "families") -> Family:
 
 
 def load_config(path: Path) -> ModelSpec:
-    """Return the model of a Hugging Face ``config.json``; its ``model_type`` names the family."""
+    """Return the model of a Hugging Face ``config.json``.
+
+    The family is the one that names its class, else the one of its ``model_type``.
+    """
     try:
         config = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
@@ -398,7 +403,13 @@ def load_config(path: Path) -> ModelSpec:
         require(isinstance(config, dict), f"must be a JSON object, not {type(config).__name__}")
         model_type = config.get("model_type")
         require(isinstance(model_type, str), f"must be a family's name, not {model_type!r}", key="model_type")
-        families = [family for family in map(load_family, family_names()) if model_type in family.model_types]
+        known_families = [load_family(name) for name in family_names()]
+        classes = config.get("architectures")
+        classes = classes if isinstance(classes, list) else []
+        families = [
+            family for family in known_families if any(one in family.architectures for one in classes)
+        ]
+        families += [family for family in known_families if model_type in family.model_types]
         if not families:
             known = ", ".join(family_names())
             raise InputError(f"must be one of {known}, not {model_type!r}", key="model_type")
@@ -410,6 +421,7 @@ def load_config(path: Path) -> ModelSpec:
 _ROW_KINDS = {
     "source": str,
     "model_types": list,
+    "architectures": list,
     "nested": list,
     "ignored": list,
     "aliases": dict,
@@ -448,6 +460,7 @@ def _parse_row(name: str, table: dict[str, Any]) -> Family:
         fields=_parse_fields(table["model"], ""),
         weights=weights,
         model_types=table.get("model_types", [name]),
+        architectures=table.get("architectures", []),
         nested=table.get("nested", []),
         ignored=table.get("ignored", []),
         aliases=table.get("aliases", {}),

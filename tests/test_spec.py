@@ -123,6 +123,30 @@ BAD_MODELS = {
         DEEPSEEK.replace("topk_groups = 4", "topk_groups = 9"),
         "gating.topk_groups: must be in 1..8, not 9",
     ),
+    "prototypes that do not divide the experts": (
+        MIXTRAL.replace("num_experts = 8\ntop_k = 2", "num_experts = 7\ntop_k = 2\nnum_prototypes = 2"),
+        "gating.num_prototypes: must divide num_experts=7 and top_k=2, not 2",
+    ),
+    "more prototypes than choices": (
+        MIXTRAL.replace("top_k = 2", "top_k = 2\nnum_prototypes = 4"),
+        "gating.num_prototypes: must be in 1..2, not 4",
+    ),
+    "prototypes and groups": (
+        DEEPSEEK.replace("num_groups = 8", "num_groups = 8\nnum_prototypes = 2"),
+        "gating.num_prototypes: must be 1 with groups, of which only some take part, not 2",
+    ),
+    "prototypes and SparseMixer": (
+        MIXTRAL.replace("top_k = 2", "top_k = 2\nnum_prototypes = 2\nselection = 'sparse_mixer'"),
+        ("gating.selection: must be 'top_k' with a selection bias, groups or prototypes, not 'sparse_mixer'"),
+    ),
+    "negative deviation": (
+        MIXTRAL.replace("top_k = 2", "top_k = 2\nlogit_deviation = -1"),
+        "gating.logit_deviation: must be in 0.0..65536, not -1.0",
+    ),
+    "unknown router": (
+        MIXTRAL.replace("top_k = 2", "top_k = 2\nrouter = 'mlp'"),
+        "gating.router: must be one of linear, attention, not 'mlp'",
+    ),
     "infinite": (DEEPSEEK.replace("scale = 2.5", "scale = inf"), "gating.scale: must be finite, not inf"),
     "not a number": (DEEPSEEK.replace("scale = 2.5", "scale = nan"), "gating.scale: must be finite, not nan"),
     "huge whole number": (
@@ -396,8 +420,8 @@ BAD_ROWS = {
     "unknown table": (
         ROW + "[router]\n",
         (
-            "router: unknown key; known are aliases, defaults, ignored, model, model_types, nested, requires,"
-            " source, weights"
+            "router: unknown key; known are aliases, architectures, defaults, ignored, model, model_types,"
+            " nested, requires, source, weights"
         ),
     ),
     "no source": (ROW.replace("source =", "# source ="), "source: is missing or of the wrong type"),
