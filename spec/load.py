@@ -11,13 +11,14 @@ import typing
 from dataclasses import replace
 from pathlib import Path
 
+from spec.catalogue import TABLES, Entry
 from spec.design import DesignSpec, Format
 from spec.dram import DramSpec
 from spec.families import load_config
-from spec.files import load_preset, preset_names, preset_path, read_toml
+from spec.files import load_preset, load_preset_with, preset_names, preset_path, read_toml
 from spec.model import ModelSpec
 
-__all__ = ["load_design", "load_dram", "load_model", "load_sources", "preset_names"]
+__all__ = ["load_design", "load_dram", "load_entry", "load_model", "load_sources", "preset_names"]
 
 
 def load_model(name: str) -> ModelSpec:
@@ -27,7 +28,13 @@ def load_model(name: str) -> ModelSpec:
     """
     if name.endswith(".json"):
         return load_config(Path(name))
-    return typing.cast("ModelSpec", load_preset(ModelSpec, "models", name, "model"))
+    return load_entry(name)[0]
+
+
+def load_entry(name: str) -> tuple[ModelSpec, Entry]:
+    """Return the model of a preset's name or a TOML file, and what the file says beside it."""
+    model, tables = load_preset_with(ModelSpec, "models", name, "model", TABLES)
+    return typing.cast("ModelSpec", model), Entry(**tables)
 
 
 def load_design(name: str, number_format: str | None = None) -> DesignSpec:
