@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim test test-fast test-long verilog bench claims lint format typecheck clean
+.PHONY: help setup check sim test test-fast test-long verilog bench claims models-page lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,9 @@ bench: $(STAMP) ## measure simulation speed, build time, model time, utilisation
 
 claims: $(STAMP) ## measure everything that is claimed, through the Verilog too; write docs/claims.md
 	@$(RUN) expertbank claims --out docs/claims.md --headlines README.md
+
+models-page: $(STAMP) ## write docs/models.md from the model presets
+	@$(RUN) expertbank models --page docs/models.md
 
 lint: $(STAMP) ## ruff and codespell
 	@$(RUN) ruff check .

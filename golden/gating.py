@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spec.errors import require
-from spec.model import Epsilon, GatingSpec, GroupMask, GroupScore, Normalise, Score, Selection
+from spec.model import Epsilon, GatingSpec, GroupMask, GroupScore, Normalise, Router, Score, Selection
 
 _TOKENS_AT_A_TIME = 1024
 """Tokens whose scores are handled together: what belongs to them stays in a core's cache."""
+
+_SHARES_AT_A_TIME = 1 << 22
+"""Numbers that the attention router holds at once: experts times experts for each token."""
 
 F64 = NDArray[np.float64]
 
@@ -22,9 +25,10 @@ class Routing:
 
     Attributes
     ----------
-    logits : (T, E) float64, the logit bias included.
+    logits : (T, E) float64, as the scores are made of them: the logit bias included, normalised where
+        ``logit_deviation`` says so.
     ids : (T, k) int64, in descending order of the selection score; of equals the lowest index first. With a
-        hash table in its order.
+        hash table in its order, with prototypes one after another.
     scores : (T, k) float64, the chosen experts' scores before they are normalised and scaled.
     weights : (T, k) float64, the weight of each chosen expert.
     """
@@ -44,27 +48,36 @@ def route(
     *,
     hash_table: NDArray[np.int64] | None = None,
     token_ids: NDArray[np.int64] | None = None,
+    router_query: NDArray[np.floating] | None = None,
+    router_key: NDArray[np.floating] | None = None,
 ) -> Routing:
     """Choose ``top_k`` experts for each token, and their weights; computed in float64.
 
     Parameters
     ----------
     gating : the algebra's settings.
-    router : (E, H).
+    router : (E, H); the values' with ``router = attention``.
     tokens : (T, H).
     logit_bias, selection_bias : (E,); given exactly where ``gating`` has them.
     hash_table, token_ids : (V, k) experts of each token id and (T,) token ids, for ``selection = hash``.
+    router_query, router_key : (E, H) each, for ``router = attention``.
 
     Sources: softmax and top-k arXiv 2101.03961 (eq. 1, 2) and 2401.04088 (section 2.1; there softmax
     over the selected, which is a softmax over all divided by the sum of the selected); sigmoid with
     selection bias and groups arXiv 2412.19437 (section 2.1.2, eq. 12 to 16); groups ranked by their best
-    score arXiv 2405.04434 (section 2.2.2); SparseMixer arXiv 2409.12136; hash arXiv 2106.04426.
+    score arXiv 2405.04434 (section 2.2.2); SparseMixer arXiv 2409.12136; hash arXiv 2106.04426;
+    attention router arXiv 2405.17976; normalised logits arXiv 2406.06563; prototypes arXiv 2105.15082.
     """
     num_tokens, k = len(tokens), gating.top_k
     if gating.selection is Selection.HASH:
         given = hash_table is not None and token_ids is not None and token_ids.shape == (num_tokens,)
         require(given, f"must be given for each of {num_tokens} tokens: experts are hashed", key="token_ids")
-    matrix = router.astype(np.float64).T
+    matrices = [router]
+    if gating.router is Router.ATTENTION:
+        given = router_query is not None and router_key is not None
+        require(given, "must be given with router='attention'", key="router_query and router_key")
+        matrices += [part for part in (router_query, router_key) if part is not None]
+    matrix, *query_and_key = (part.astype(np.float64).T for part in matrices)
     logits = np.empty((num_tokens, gating.num_experts))
     ids = np.empty((num_tokens, k), np.int64)
     selected = np.empty((num_tokens, k))
@@ -72,22 +85,57 @@ def route(
     space = np.empty((3, min(num_tokens, _TOKENS_AT_A_TIME), gating.num_experts))
     for start in range(0, num_tokens, _TOKENS_AT_A_TIME):
         some = slice(start, start + _TOKENS_AT_A_TIME)
-        z = np.matmul(tokens[some].astype(np.float64), matrix, out=logits[some])
+        x = tokens[some].astype(np.float64)
+        z = np.matmul(x, matrix, out=logits[some])
+        if query_and_key:
+            query, key = query_and_key
+            z[...] = attend(x @ query, x @ key, z)
         if logit_bias is not None:
             z += logit_bias
+        if gating.logit_deviation:
+            z[...] = standardise(z, gating.logit_deviation)
         if gating.selection is Selection.SPARSE_MIXER:
             ids[some], selected[some] = sparse_mixer(z, k, gating.jitter)
             continue
         own, ranking, spare = space[:, : len(z)]
-        scores = score(gating.score, z, out=own)
+        scores = _score_prototypes(gating, gating.score, z, own)
         if hash_table is not None and token_ids is not None:
             ids[some] = hash_table[token_ids[some]]
         else:
             ids[some] = select(gating, scores, selection_bias, out=ranking, spare=spare)
         if gating.weight_score is not None:
-            scores = score(gating.weight_score, z, out=own)
+            scores = _score_prototypes(gating, gating.weight_score, z, own)
         selected[some] = np.take_along_axis(scores, ids[some], axis=1)
     return Routing(logits, ids, selected, normalise(gating, selected))
+
+
+def attend(query: F64, key: F64, value: F64) -> F64:
+    """Return ``(T, E)`` logits of the attention router, from a query, a key and a value per expert.
+
+    An expert's logit is ``sum_j softmax_j(query * key_j) value_j``, without overflow.
+    """
+    logits = np.empty_like(value)
+    step = max(1, _SHARES_AT_A_TIME // value.shape[1] ** 2)
+    for start in range(0, len(value), step):
+        some = slice(start, start + step)
+        products = query[some, :, None] * key[some, None, :]
+        shares = score(Score.SOFTMAX, products.reshape(-1, value.shape[1])).reshape(products.shape)
+        logits[some] = np.matmul(shares, value[some, :, None])[:, :, 0]
+    return logits
+
+
+def standardise(logits: F64, deviation: float) -> F64:
+    """Return ``(T, E)`` logits with a mean of 0 and this standard deviation in each row; equal ones are 0."""
+    centred = logits - logits.mean(axis=1, keepdims=True)
+    spread = np.sqrt((centred * centred).mean(axis=1, keepdims=True))
+    unit: F64 = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    return deviation * unit
+
+
+def _score_prototypes(gating: GatingSpec, kind: Score, logits: F64, out: F64) -> F64:
+    """Return the scores of ``(T, E)`` logits, those of each prototype on their own."""
+    width = gating.num_experts // gating.num_prototypes
+    return score(kind, logits.reshape(-1, width), out=out.reshape(-1, width)).reshape(logits.shape)
 
 
 def score(kind: Score, logits: F64, *, out: F64 | None = None) -> F64:
@@ -130,7 +178,12 @@ def select(
     if gating.grouped:
         loser = -np.inf if gating.group_mask is GroupMask.MINUS_INFINITY else 0.0
         np.copyto(ranking, loser, where=~group_mask(gating, ranking, spare=spare))
-    return _take_largest(ranking, gating.top_k)
+    prototypes = gating.num_prototypes
+    width = gating.num_experts // prototypes
+    best = _take_largest(ranking.reshape(-1, width), gating.top_k // prototypes)
+    first = width * np.arange(prototypes)[:, None]
+    ids: NDArray[np.int64] = (best.reshape(len(ranking), prototypes, -1) + first).reshape(-1, gating.top_k)
+    return ids
 
 
 def normalise(

@@ -70,6 +70,8 @@ def layer(
         weights.selection_bias,
         hash_table=weights.hash_table,
         token_ids=token_ids,
+        router_query=weights.router_query,
+        router_key=weights.router_key,
     )
     lengths = [len(tokens)] if sequence_lengths is None else list(sequence_lengths)
     if model.capacity_scope is CapacityScope.BATCH:

@@ -133,10 +133,7 @@ def read_json(text: bytes, what: str) -> dict[str, Any]:
         raise InputError(f"is not UTF-8: {error.reason}", key=what) from None
     except InputError as error:
         raise error.at(key=what) from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: json's own, or a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise InputError(f"is not valid JSON: {error}", key=what) from None
     if not isinstance(value, dict):
         raise InputError(f"must be a JSON object, not {type(value).__name__}", key=what)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from spec.errors import InputError, require, require_range
 from spec.families import WEIGHT_NAMES
-from spec.model import ModelSpec
+from spec.model import ModelSpec, Router
 
 PER_EXPERT = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
 """Weights whose first axis is the expert."""
@@ -57,6 +57,7 @@ class LayerWeights:
     Attributes
     ----------
     router : (E, H).
+    router_query, router_key : (E, H), or None without an attention router, whose values are the router's.
     logit_bias, selection_bias : (E,), or None where the gating has none.
     gate : (E', F, D), or None for an FFN of two matrices.
     up : (E', F, D).
@@ -77,6 +78,8 @@ class LayerWeights:
     up: NDArray[np.float32]
     down: NDArray[np.float32]
     gate: NDArray[np.float32] | None = None
+    router_query: NDArray[np.float32] | None = None
+    router_key: NDArray[np.float32] | None = None
     logit_bias: NDArray[np.float32] | None = None
     selection_bias: NDArray[np.float32] | None = None
     gate_bias: NDArray[np.float32] | None = None
@@ -179,9 +182,12 @@ def weight_shapes(model: ModelSpec, *, num_experts: int | None = None) -> dict[s
     gating, ffn = model.gating, model.ffn
     e, h, f, s = gating.num_experts, model.d_model, ffn.d_expert, model.d_shared
     d, latent, shared_bias = model.expert_width, bool(model.d_latent), bool(s) and model.shared_bias
+    attention = gating.router is Router.ATTENTION
     n = gating.num_ffn_experts if num_experts is None else num_experts
     present = {
         "router": (True, (e, h)),
+        "router_query": (attention, (e, h)),
+        "router_key": (attention, (e, h)),
         "logit_bias": (gating.logit_bias, (e,)),
         "selection_bias": (gating.selection_bias, (e,)),
         "gate": (ffn.gated, (n, f, d)),
@@ -287,7 +293,8 @@ def _standard_deviations(model: ModelSpec) -> dict[str, float]:
     A hidden value of an FFN has a root mean square of 0.6 (silu) to 0.9 (clamped SwiGLU) where its
     pre-activations are N(0, 1); 1.5 / sqrt(width) for the down projection gives outputs of order 1.
     """
-    deviations = dict.fromkeys(("router", "gate", "up", "shared_gate", "shared_up"), model.d_model**-0.5)
+    routers = ("router", "router_query", "router_key")
+    deviations = dict.fromkeys((*routers, "gate", "up", "shared_gate", "shared_up"), model.d_model**-0.5)
     deviations["down"] = 1.5 * model.ffn.d_expert**-0.5
     deviations["shared_down"] = 1.5 * max(model.d_shared, 1) ** -0.5
     deviations |= dict.fromkeys(("gate_bias", "up_bias", "down_bias"), 0.25)

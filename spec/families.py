@@ -4,6 +4,7 @@ A row (``spec/families/<family>.toml``) has
 
 * ``source``: where the formulas were read,
 * ``model_types``: Hugging Face's ``model_type`` where that is not the file's name, or not it alone,
+* ``architectures``: class names in ``architectures`` that name this family whatever the ``model_type``,
 * ``nested``: configuration keys whose tables hold the layer's keys (``text_config``),
 * ``ignored``: keys that the reference implementation does not read, whatever their names say,
 * ``[aliases]``: another name of a key -> the key,
@@ -33,6 +34,8 @@ from spec.model import ModelSpec
 
 WEIGHT_NAMES = (
     "router",
+    "router_query",
+    "router_key",
     "logit_bias",
     "selection_bias",
     "gate",
@@ -142,6 +145,7 @@ class FromConfig:
         those that are not listed, None: they are refused.
     replace : as ``values``, but what is not listed stays as it is.
     count : how many items of a list, or letters of a text, are among these; of the first key that is present.
+    rest : what the number leaves of the sum that is divided, or of the layers that are counted.
     by_layer : the key may be a list with a value for each layer. Where these differ, ``layer_idx`` of the
         configuration says which; without it the last layer stands for all.
     only, otherwise : the keys are read only where other keys have one of these values (an empty list: any but
@@ -156,6 +160,7 @@ class FromConfig:
     other: object = None
     replace: dict[str, object] | None = None
     count: tuple[str, ...] = ()
+    rest: bool = False
     by_layer: bool = False
     only: dict[str, list[Any]] = field(default_factory=dict)
     otherwise: object = None
@@ -249,8 +254,10 @@ class FromConfig:
         divisor = numbers[place]
         require(divisor > 0, f"must be above 0, not {divisor}", key=f"config.{self.names[place]}")
         if self.combine is Combine.PERIODIC:
-            return len(range(numbers[2], numbers[0], divisor))
-        return sum(numbers[:-1]) // divisor
+            total, counted = numbers[0], len(range(numbers[2], numbers[0], divisor))
+        else:
+            total, counted = sum(numbers[:-1]), sum(numbers[:-1]) // divisor
+        return total - counted if self.rest else counted
 
 
 def _json_text(value: object) -> str:
@@ -307,7 +314,7 @@ class Family:
     requires : configuration key -> values covered.
     weights : canonical name -> where it lies.
     checkpoint : names in checkpoints, None where the row has none.
-    model_types, nested, ignored, aliases, defaults : as in the module's description.
+    model_types, architectures, nested, ignored, aliases, defaults : as in the module's description.
     """
 
     name: str
@@ -316,6 +323,7 @@ class Family:
     fields: dict[str, object]
     weights: dict[str, WeightSource]
     model_types: list[str]
+    architectures: list[str]
     nested: list[str]
     ignored: list[str]
     aliases: dict[str, str]
@@ -405,7 +413,7 @@ def load_family(name: str, *, folder: Path = PRESETS / "families") -> Family:
 
 
 def load_config(path: Path) -> ModelSpec:
-    """Return the model of a Hugging Face ``config.json``; its ``model_type`` names the family."""
+    """Return the model of a Hugging Face ``config.json``; see :func:`read_config`."""
     family, config = read_config(path)
     try:
         return family.model(config, name=path.parent.name or path.stem)
@@ -414,32 +422,42 @@ def load_config(path: Path) -> ModelSpec:
 
 
 def read_config(path: Path) -> tuple[Family, dict[str, Any]]:
-    """Return the family that a Hugging Face ``config.json`` names by its ``model_type``, and its keys."""
+    """Return the family of a Hugging Face ``config.json``, and its keys.
+
+    The family is the one that names its class, else the one of its ``model_type``.
+    """
     text = read_text(path)
     try:
         config = json.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: json's own, or a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise InputError(f"is not valid JSON: {error}", file=path) from None
     try:
         require(isinstance(config, dict), f"must be a JSON object, not {type(config).__name__}")
         model_type = config.get("model_type")
         require(isinstance(model_type, str), f"must be a family's name, not {model_type!r}", key="model_type")
-        # The row of this name comes first: most often it is the only one that is read.
-        names = sorted(family_names(), key=lambda name: name != model_type)
-        for family in map(load_family, names):
-            if model_type in family.model_types:
-                return family, config
-        raise InputError(f"must be one of {', '.join(family_names())}, not {model_type!r}", key="model_type")
+        classes = config.get("architectures")
+        classes = classes if isinstance(classes, list) else []
+        families = [
+            family for family in _known_families() if any(one in family.architectures for one in classes)
+        ]
+        families += [family for family in _known_families() if model_type in family.model_types]
+        if not families:
+            known = ", ".join(family_names())
+            raise InputError(f"must be one of {known}, not {model_type!r}", key="model_type")
     except InputError as error:
         raise error.at(file=path) from None
+    return families[0], config
+
+
+@cache
+def _known_families() -> tuple[Family, ...]:
+    return tuple(load_family(name) for name in family_names())
 
 
 _ROW_KINDS = {
     "source": str,
     "model_types": list,
+    "architectures": list,
     "nested": list,
     "ignored": list,
     "aliases": dict,
@@ -474,6 +492,7 @@ def _parse_row(name: str, table: dict[str, Any]) -> Family:
         weights=_parse_weights(table["weights"], "weights"),
         checkpoint=_parse_checkpoint(table["checkpoint"]) if "checkpoint" in table else None,
         model_types=table.get("model_types", [name]),
+        architectures=table.get("architectures", []),
         nested=table.get("nested", []),
         ignored=table.get("ignored", []),
         aliases=table.get("aliases", {}),
@@ -542,6 +561,7 @@ _FIELD_KEYS = {
     "other",
     "replace",
     "count",
+    "rest",
     "by_layer",
     "only",
     "otherwise",
@@ -589,6 +609,7 @@ def _parse_from_config(table: dict[str, Any], key: str) -> FromConfig:
         other=table.get("other"),
         replace=table.get("replace"),
         count=tuple(table.get("count", ())),
+        rest=table.get("rest", False),
         by_layer=table.get("by_layer", False),
         only=table.get("only", {}),
         otherwise=table.get("otherwise"),

@@ -14,6 +14,8 @@ from spec.errors import InputError
 
 PRESETS = Path(__file__).parent
 MAX_TEXT_BYTES = 1 << 20
+MAX_LISTED = 20
+"""Presets that a message names; of more it names the command that lists them."""
 GRADES = ("A", "B", "C", "D")
 
 
@@ -76,7 +78,8 @@ def preset_path(folder: str, name: str, key: str) -> Path:
         return Path(name)
     names = preset_names(folder)
     if name not in names:
-        raise InputError(f"is neither a preset ({', '.join(names)}) nor a .toml file: {name!r}", key=key)
+        known = ", ".join(names) if len(names) <= MAX_LISTED else f"'expertbank {folder}' lists {len(names)}"
+        raise InputError(f"is neither a preset ({known}) nor a .toml file: {name!r}", key=key)
     return PRESETS / folder / f"{name}.toml"
 
 
@@ -86,15 +89,24 @@ def load_preset(cls: type[Any], folder: str, name: str, key: str) -> Any:
     A ``[sources]`` table gives each number (by its dotted name, ``*`` for all others) a source and an
     evidence grade.
     """
+    return load_preset_with(cls, folder, name, key, {})[0]
+
+
+def load_preset_with(
+    cls: type[Any], folder: str, name: str, key: str, beside: dict[str, type[Any]]
+) -> tuple[Any, dict[str, Any]]:
+    """Return what :func:`load_preset` does, and the tables ``beside`` the spec's own that the file has."""
     path = preset_path(folder, name, key)
     table = read_toml(path)
     sources = table.pop("sources", {})
+    others = {part: table.pop(part) for part in beside if part in table}
     try:
         spec = build_spec(cls, table)
         _check_sources(sources)
+        tables = {part: _convert(beside[part], value, part) for part, value in others.items()}
     except InputError as error:
         raise error.at(file=path) from None
-    return spec
+    return spec, tables
 
 
 def _check_sources(sources: Any) -> None:

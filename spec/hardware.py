@@ -20,6 +20,7 @@ from spec.model import (
     GroupMask,
     ModelSpec,
     Normalise,
+    Router,
     Score,
     Selection,
 )
@@ -42,6 +43,11 @@ def check_hardware(model: ModelSpec) -> None:
     """Raise :class:`InputError` (key, rule, value, model) if the hardware lacks a term of ``model``."""
     for key, rule, value in _lacking(model):
         raise InputError(f"{rule} in hardware, not {_text(value)} (model {model.name})", key=key)
+
+
+def lacking_terms(model: ModelSpec) -> list[str]:
+    """Return the fields of ``model`` whose values the hardware lacks; empty where it has all."""
+    return [key for key, _, _ in _lacking(model)]
 
 
 def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
@@ -73,6 +79,7 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
         if getattr(gating, key) > largest:
             yield f"gating.{key}", f"must be at most {largest}", getattr(gating, key)
     for key, value, allowed in (
+        ("router", gating.router, (Router.LINEAR,)),
         ("selection", gating.selection, (Selection.TOP_K,)),
         ("score", gating.score, SCORES),
         ("weight_score", gating.weight_score or gating.score, (gating.score,)),
@@ -81,6 +88,10 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     ):
         if value not in allowed:
             yield f"gating.{key}", f"must be {_names(allowed)}", value.value
+    if gating.logit_deviation:
+        yield "gating.logit_deviation", "must be 0.0", gating.logit_deviation
+    if gating.num_prototypes > 1:
+        yield "gating.num_prototypes", "must be 1", gating.num_prototypes
     if gating.num_identity_experts:
         yield "gating.num_identity_experts", "must be 0", gating.num_identity_experts
     sigmoid = gating.score is Score.SIGMOID

@@ -11,13 +11,22 @@ import typing
 from dataclasses import replace
 from pathlib import Path
 
+from spec.catalogue import TABLES, Entry
 from spec.design import DesignSpec, Format
 from spec.dram import DramSpec
 from spec.families import load_config
-from spec.files import load_preset, preset_names, preset_path, read_toml
+from spec.files import load_preset, load_preset_with, preset_names, preset_path, read_toml
 from spec.model import ModelSpec
 
-__all__ = ["is_folder", "load_design", "load_dram", "load_model", "load_sources", "preset_names"]
+__all__ = [
+    "is_folder",
+    "load_design",
+    "load_dram",
+    "load_entry",
+    "load_model",
+    "load_sources",
+    "preset_names",
+]
 
 
 def load_model(name: str) -> ModelSpec:
@@ -29,7 +38,13 @@ def load_model(name: str) -> ModelSpec:
         return load_config(Path(name) / "config.json")
     if name.endswith(".json"):
         return load_config(Path(name))
-    return typing.cast("ModelSpec", load_preset(ModelSpec, "models", name, "model"))
+    return load_entry(name)[0]
+
+
+def load_entry(name: str) -> tuple[ModelSpec, Entry]:
+    """Return the model of a preset's name or a TOML file, and what the file says beside it."""
+    model, tables = load_preset_with(ModelSpec, "models", name, "model", TABLES)
+    return typing.cast("ModelSpec", model), Entry(**tables)
 
 
 def is_folder(name: str) -> bool:

@@ -29,6 +29,18 @@ class Score(StrEnum):
     NONE = "none"
 
 
+class Router(StrEnum):
+    """What gives a token its logits, one for each expert.
+
+    ``linear``: a matrix product. ``attention``: three of them, query, key and value, a number for each
+    expert; an expert's logit is the mean of the values, weighted by a softmax over its query times the
+    keys (Yuan 2.0-M32, arXiv 2405.17976, section 2.2).
+    """
+
+    LINEAR = "linear"
+    ATTENTION = "attention"
+
+
 class Selection(StrEnum):
     """How a token's experts are chosen.
 
@@ -138,6 +150,11 @@ class GatingSpec:
     num_experts, top_k : experts that the router knows, experts chosen per token.
     num_identity_experts : so many of them, the last ones, return their input (zero-computation experts,
         arXiv 2410.07348; LongCat-Flash).
+    router : the matrix product, or the attention router.
+    logit_deviation : where above 0, a token's logits are shifted and scaled to a mean of 0 and this
+        standard deviation (over the experts) before the score (Skywork-MoE, arXiv 2406.06563, section 3.1).
+    num_prototypes : the experts lie in so many equal groups, each with a softmax of its own, of which each
+        gives the same number of experts (M6-T, arXiv 2105.15082, section 3.2).
     score : softmax over all experts, sigmoid or sqrt(softplus) of each logit, or the logit itself.
     weight_score : the score that becomes the weight, where it is another one than that of the selection.
     selection : the largest selection scores, SparseMixer or a hash table.
@@ -157,6 +174,9 @@ class GatingSpec:
     num_experts: int
     top_k: int
     num_identity_experts: int = 0
+    router: Router = Router.LINEAR
+    logit_deviation: float = 0.0
+    num_prototypes: int = 1
     score: Score = Score.SOFTMAX
     weight_score: Score | None = None
     selection: Selection = Selection.TOP_K
@@ -202,6 +222,13 @@ class GatingSpec:
             f"top2_sum needs groups of at least 2 experts, not {self.group_size}",
             key="group_score",
         )
+        require_range("num_prototypes", self.num_prototypes, 1, self.top_k)
+        require(
+            self.num_experts % self.num_prototypes == 0 and self.top_k % self.num_prototypes == 0,
+            f"must divide num_experts={self.num_experts} and top_k={self.top_k}, not {self.num_prototypes}",
+            key="num_prototypes",
+        )
+        require_range("logit_deviation", self.logit_deviation, 0.0, 1 << 16)
         require_range("epsilon", self.epsilon, 0.0, 1.0)
         require(self.norm_order > 0, f"must be above 0, not {self.norm_order}", key="norm_order")
         require(
@@ -216,9 +243,14 @@ class GatingSpec:
         )
         ranks = self.selection is Selection.TOP_K
         require(
-            ranks or not (self.selection_bias or self.grouped),
-            f"must be 'top_k' with a selection bias or groups, not {self.selection.value!r}",
+            ranks or not (self.selection_bias or self.grouped or self.num_prototypes > 1),
+            f"must be 'top_k' with a selection bias, groups or prototypes, not {self.selection.value!r}",
             key="selection",
+        )
+        require(
+            self.num_prototypes == 1 or not self.grouped,
+            f"must be 1 with groups, of which only some take part, not {self.num_prototypes}",
+            key="num_prototypes",
         )
         own_weights = self.selection is Selection.SPARSE_MIXER
         require(

@@ -37,7 +37,11 @@ def reference_layer(
     ids = [None] * len(flat) if token_ids is None else token_ids.ravel().tolist()
     gates = []
     for token, token_id in zip(flat, ids, strict=True):
-        z = affine(weights.router, weights.logit_bias, token)
+        z = reference_logits(weights, token)
+        if gating.logit_deviation:
+            mean = math.fsum(z) / num_experts
+            spread = math.sqrt(math.fsum((value - mean) ** 2 for value in z) / num_experts)
+            z = [gating.logit_deviation * (value - mean) / spread if spread else 0.0 for value in z]
         gates.append((z, *reference_gate(model, weights, z, token_id)))
     length = len(flat) if model.capacity_scope == "batch" else tokens.shape[1]
     kept = []
@@ -80,6 +84,17 @@ def reference_layer(
         output=np.array(outputs).reshape(tokens.shape),
         dropped_assignments=sum(not keep for keeps in kept for keep in keeps),
     )
+
+
+def reference_logits(weights: LayerWeights, token: list[float]) -> list[float]:
+    """Return one token's logits, by a matrix or by attention among the experts."""
+    z = affine(weights.router, None, token)
+    if weights.router_query is not None:
+        queries, keys = (affine(part, None, token) for part in (weights.router_query, weights.router_key))
+        z = [dot(reference_score("softmax", [query * key for key in keys]), z) for query in queries]
+    if weights.logit_bias is None:
+        return z
+    return [a + b for a, b in zip(z, weights.logit_bias.tolist(), strict=True)]
 
 
 def reference_places(model: ModelSpec, gates: list[tuple[list[int], list[float]]]) -> set[tuple[int, int]]:
@@ -128,24 +143,29 @@ def reference_gate(
     gating = model.gating
     if gating.selection == "sparse_mixer":
         return reference_sparse_mixer(gating, z)
-    scores = reference_score(gating.score, z)
+    size = len(z) // gating.num_prototypes
+    parts = [z[start : start + size] for start in range(0, len(z), size)]
+    scores = [value for part in parts for value in reference_score(gating.score, part)]
     ranking = list(scores)
     if weights.selection_bias is not None:
         ranking = [a + b for a, b in zip(scores, weights.selection_bias.tolist(), strict=True)]
     if gating.topk_groups < gating.num_groups:
-        size = len(z) // gating.num_groups
-        members = [list(range(g * size, (g + 1) * size)) for g in range(gating.num_groups)]
+        width = len(z) // gating.num_groups
+        members = [list(range(g * width, (g + 1) * width)) for g in range(gating.num_groups)]
         best = 1 if gating.group_score == "max" else 2
         worth = [sum(sorted((ranking[e] for e in group), reverse=True)[:best]) for group in members]
         losers = sorted(range(gating.num_groups), key=lambda g: (-worth[g], g))[gating.topk_groups :]
         for expert in (e for g in losers for e in members[g]):
             ranking[expert] = 0.0 if gating.group_mask == "zero" else -math.inf
     if token_id is None:
-        chosen = sorted(range(len(z)), key=lambda e: (-ranking[e], e))[: gating.top_k]
+        chosen = []
+        for start in range(0, len(z), size):
+            best = sorted(range(start, start + size), key=lambda e: (-ranking[e], e))
+            chosen += best[: gating.top_k // gating.num_prototypes]
     else:
         chosen = weights.hash_table[token_id].tolist()
     if gating.weight_score is not None:
-        scores = reference_score(gating.weight_score, z)
+        scores = [value for part in parts for value in reference_score(gating.weight_score, part)]
     return chosen, [scores[e] for e in chosen]
 
 

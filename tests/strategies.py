@@ -17,6 +17,7 @@ from spec.model import (
     GroupScore,
     ModelSpec,
     Normalise,
+    Router,
     Score,
     Selection,
 )
@@ -59,10 +60,17 @@ def all_gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
     )
     weight_score = None if weight_score is Score.NONE else weight_score
     normalise = Normalise.NONE if mixer else draw(normal)
+    prototypes = [n for n in range(1, top_k + 1) if not (num_experts % n or top_k % n)]
+    router = draw(st.sampled_from((Router.LINEAR, *Router)))
+    alone = selection is Selection.TOP_K and topk_groups == num_groups
     return GatingSpec(
         num_experts=num_experts,
         top_k=top_k,
         num_identity_experts=draw(st.integers(0, num_experts - 1)),
+        router=router,
+        # Attention may leave logits that are next to equal; divided by their spread they would be noise.
+        logit_deviation=draw(st.sampled_from((0.0, 0.0, 1.0, 0.5))) if router is Router.LINEAR else 0.0,
+        num_prototypes=draw(st.sampled_from(prototypes)) if alone else 1,
         score=score,
         weight_score=None if mixer else weight_score,
         selection=selection,

@@ -29,6 +29,7 @@ from spec.model import (
     GroupMask,
     ModelSpec,
     Normalise,
+    Router,
     Score,
     Selection,
 )
@@ -120,6 +121,18 @@ LACKING = {
     "weight score": (
         changed(MIXTRAL, gating={"weight_score": Score.SIGMOID}),
         "gating.weight_score: must be 'softmax' in hardware, not 'sigmoid'",
+    ),
+    "attention router": (
+        changed(MIXTRAL, gating={"router": Router.ATTENTION}),
+        "gating.router: must be 'linear' in hardware, not 'attention'",
+    ),
+    "normalised logits": (
+        changed(MIXTRAL, gating={"logit_deviation": 1.0}),
+        "gating.logit_deviation: must be 0.0 in hardware, not 1.0",
+    ),
+    "prototypes": (
+        changed(MIXTRAL, gating={"num_prototypes": 2}),
+        "gating.num_prototypes: must be 1 in hardware, not 2",
     ),
     "p-norm": (
         changed(MIXTRAL, gating={"normalise": Normalise.P_NORM}),

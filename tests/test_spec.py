@@ -24,7 +24,7 @@ DEEPSEEK = (PRESETS / "models" / "deepseek-v3.toml").read_text()
 PIM = (PRESETS / "designs" / "pim.toml").read_text()
 FPGA = (PRESETS / "designs" / "fpga.toml").read_text()
 FPGA_INT8 = FPGA.replace('engine = "fpga"', 'engine = "fpga"\nformat = "int8"')
-MODELS = "deepseek-v3, gpt-oss-20b, mixtral-8x7b, qwen3-30b-a3b, switch-base-128"
+MODELS = {"deepseek-v3", "gpt-oss-20b", "mixtral-8x7b", "olmoe-1b-7b", "qwen3-30b-a3b", "switch-base-128"}
 FAMILIES = (
     "afmoe, aria, dbrx, deepseek_v2, deepseek_v3, deepseek_v4, ernie4_5_moe, glm4_moe, gpt_oss, granitemoe,"
     " granitemoeshared, hunyuan_v1_moe, jamba, jetmoe, lfm2_moe, llama4, longcat_flash, minimax, minimax_m2,"
@@ -38,7 +38,7 @@ def raises(message: str):
 
 
 def test_presets():
-    assert preset_names("models") == MODELS.split(", ")
+    assert set(preset_names("models")) >= MODELS
     assert preset_names("designs") == ["fpga", "pim"]
     assert preset_names("dram") == ["hbm2-2000"]
     assert load_model("deepseek-v3").gating.num_groups == 8
@@ -122,6 +122,30 @@ BAD_MODELS = {
     "more groups kept than there are": (
         DEEPSEEK.replace("topk_groups = 4", "topk_groups = 9"),
         "gating.topk_groups: must be in 1..8, not 9",
+    ),
+    "prototypes that do not divide the experts": (
+        MIXTRAL.replace("num_experts = 8\ntop_k = 2", "num_experts = 7\ntop_k = 2\nnum_prototypes = 2"),
+        "gating.num_prototypes: must divide num_experts=7 and top_k=2, not 2",
+    ),
+    "more prototypes than choices": (
+        MIXTRAL.replace("top_k = 2", "top_k = 2\nnum_prototypes = 4"),
+        "gating.num_prototypes: must be in 1..2, not 4",
+    ),
+    "prototypes and groups": (
+        DEEPSEEK.replace("num_groups = 8", "num_groups = 8\nnum_prototypes = 2"),
+        "gating.num_prototypes: must be 1 with groups, of which only some take part, not 2",
+    ),
+    "prototypes and SparseMixer": (
+        MIXTRAL.replace("top_k = 2", "top_k = 2\nnum_prototypes = 2\nselection = 'sparse_mixer'"),
+        ("gating.selection: must be 'top_k' with a selection bias, groups or prototypes, not 'sparse_mixer'"),
+    ),
+    "negative deviation": (
+        MIXTRAL.replace("top_k = 2", "top_k = 2\nlogit_deviation = -1"),
+        "gating.logit_deviation: must be in 0.0..65536, not -1.0",
+    ),
+    "unknown router": (
+        MIXTRAL.replace("top_k = 2", "top_k = 2\nrouter = 'mlp'"),
+        "gating.router: must be one of linear, attention, not 'mlp'",
     ),
     "infinite": (DEEPSEEK.replace("scale = 2.5", "scale = inf"), "gating.scale: must be finite, not inf"),
     "not a number": (DEEPSEEK.replace("scale = 2.5", "scale = nan"), "gating.scale: must be finite, not nan"),
@@ -278,7 +302,8 @@ def test_the_router_in_the_banks_lies_behind_the_experts_of_channel_0():
 
 
 def test_unknown_presets_and_missing_files(tmp_path):
-    with raises(f"model: is neither a preset ({MODELS}) nor a .toml file: 'gpt-5'"):
+    listed = f"'expertbank models' lists {len(preset_names('models'))}"
+    with raises(f"model: is neither a preset ({listed}) nor a .toml file: 'gpt-5'"):
         load_model("gpt-5")
     with raises("design: is neither a preset (fpga, pim) nor a .toml file: 'tpu'"):
         load_design("tpu")
@@ -395,8 +420,8 @@ BAD_ROWS = {
     "unknown table": (
         ROW + "[router]\n",
         (
-            "router: unknown key; known are aliases, checkpoint, defaults, ignored, model, model_types,"
-            " nested, requires, source, weights"
+            "router: unknown key; known are aliases, architectures, checkpoint, defaults, ignored, model,"
+            " model_types, nested, requires, source, weights"
         ),
     ),
     "no source": (ROW.replace("source =", "# source ="), "source: is missing or of the wrong type"),
@@ -404,9 +429,10 @@ BAD_ROWS = {
         ROW.replace("\ndown =", "\nsideways ="),
         (
             "weights.sideways: unknown weight; known are"
-            " router, logit_bias, selection_bias, gate, up, down, gate_bias, up_bias, down_bias,"
-            " shared_gate, shared_up, shared_down, shared_gate_bias, shared_up_bias, shared_down_bias,"
-            " shared_expert_gate, hash_table, latent_in, latent_in_bias, latent_out, latent_out_bias,"
+            " router, router_query, router_key, logit_bias, selection_bias, gate, up, down, gate_bias,"
+            " up_bias, down_bias, shared_gate, shared_up, shared_down, shared_gate_bias, shared_up_bias,"
+            " shared_down_bias, shared_expert_gate, hash_table, latent_in, latent_in_bias, latent_out,"
+            " latent_out_bias,"
             " output_bias"
         ),
     ),
@@ -418,7 +444,8 @@ BAD_ROWS = {
         ROW.replace("default = 1", "fallback = 1"),
         (
             "model.num_moe_layers.fallback: unknown key;"
-            " known are by_layer, combine, count, default, keys, only, other, otherwise, replace, values,"
+            " known are by_layer, combine, count, default, keys, only, other, otherwise, replace, rest,"
+            " values,"
             " when_false, when_true"
         ),
     ),

@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from sim.commands.output import json_option, print_json, print_table
-from spec.load import load_model, preset_names
+from spec.errors import InputError
+from spec.load import preset_names
 
 
 @click.command("models")
+@click.option(
+    "--page",
+    "page_file",
+    type=click.Path(path_type=Path),
+    help="Write the catalogue with its published figures, sources' grades and differences to this file.",
+)
 @json_option
-def command(as_json: bool) -> int:
+def command(page_file: Path | None, as_json: bool) -> int:
     """List the model presets."""
-    names = preset_names("models")
+    from sim import catalogue
+
+    if page_file is not None:
+        text = catalogue.page()
+        try:
+            page_file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot be written: {error.strerror}", file=page_file, key="page") from None
     if as_json:
-        print_json({"names": names})
-        return 0
-    rows = []
-    for name in names:
-        model = load_model(name)
-        rows.append(
-            (
-                name,
-                model.num_moe_layers,
-                model.d_model,
-                model.gating.num_experts,
-                model.gating.top_k,
-                model.gating.score,
-                model.ffn.d_expert,
-                model.d_shared or "-",
-                model.ffn.activation,
-                f"{model.expert_params / 1e6:,.1f}",
-            )
-        )
-    print_table(
-        (
-            "name",
-            "MoE layers",
-            "d_model",
-            "experts",
-            "top_k",
-            "score",
-            "d_expert",
-            "d_shared",
-            "activation",
-            "expert parameters per layer (millions)",
-        ),
-        rows,
-    )
+        print_json({"names": preset_names("models")})
+    elif page_file is None:
+        print_table(catalogue.LIST_COLUMNS, catalogue.model_rows())
     return 0
