@@ -114,7 +114,7 @@ def check_commands(
     """
     timing, dram = pim.dram.timing, pim.dram
     single = pim.bank_mode is BankMode.SINGLE_BANK
-    acts_single = single or not dram.all_bank_exempt
+    acts_single = pim.opens_singly
     act, pre = commands.of(ACT), commands.of(PRE)
     mac = commands.of(MAC, column=True)
     pre_all, ref = commands.of(PRE_ALL)[:, 0], commands.of(REF)[:, 0]
@@ -199,6 +199,56 @@ def check_commands(
         if missing < end:
             found.append(Violation("refresh in time", end, end - int(missing), 0))
     return found
+
+
+def tiles_read(banks: BankGeometry, commands: Commands) -> Ints:
+    """Return the tile that each MAC command reads, told from its column and the row that is open: (MACs,).
+
+    That is all that a DRAM sees. -1 where a bank has had no ACT, or the units' open rows differ.
+    """
+    pim = banks.pim
+    acts = commands.rows[commands.rows[:, 1] == ACT]
+    macs = commands.columns[commands.columns[:, 1] == MAC]
+    rows = np.full(len(macs), -1, dtype=np.int64)
+    for side in range(pim.banks_per_unit):
+        of_side = macs[:, 2] == side
+        opened = np.full((pim.units, len(macs)), -1, dtype=np.int64)
+        for unit in range(pim.units):
+            mine = acts[(acts[:, 2] == side) & (acts[:, 3] == (unit if pim.opens_singly else 0))]
+            known = np.concatenate([[-1], mine[:, 4]])
+            opened[unit] = known[np.searchsorted(mine[:, 0], macs[:, 0])]
+        if pim.bank_mode is BankMode.SINGLE_BANK:
+            row = np.take_along_axis(opened, macs[None, :, 3], axis=0)[0]
+        else:
+            row = np.where((opened == opened[0]).all(axis=0), opened[0], -1)
+        rows[of_side] = row[of_side]
+    visit = rows * banks.sides + macs[:, 2]
+    return np.where(rows < 0, -1, visit * banks.bursts_per_row + macs[:, 4])
+
+
+def tiles_needed(banks: BankGeometry, bases: dict[int, int], experts: Ints, last: NDArray[np.bool_]) -> Ints:
+    """Return the tiles that a channel's jobs read, one for each MAC command, in order.
+
+    Each group of a job's tokens reads all tiles of its expert once, one after the other; where units compute
+    one by one, each tile is read by one unit after the other.
+
+    Parameters
+    ----------
+    bases : first visit of each expert (:meth:`spec.banks.BankGeometry.bases`).
+    experts, last : (entries,) expert of each of the channel's entries, and whether it ends its job.
+    """
+    pim = banks.pim
+    steps = pim.units if pim.bank_mode is BankMode.SINGLE_BANK else 1
+    ends = np.flatnonzero(last)
+    tokens = np.diff(np.concatenate([[-1], ends]))
+    group = np.repeat(experts[ends], -(-tokens // pim.tokens_per_burst))
+    known, where = np.unique(group, return_inverse=True)
+    first = np.array([bases[int(expert)] * banks.bursts_per_row for expert in known], dtype=np.int64)
+    tiles = np.array([banks.kind(int(expert)).num_tiles for expert in known], dtype=np.int64)
+    macs = tiles[where] * steps
+    place = np.arange(macs.sum()) - np.repeat(np.cumsum(macs) - macs, macs)
+    needed: Ints = np.repeat(first[where], macs) + place // steps
+    return needed
 
 
 def _of_bank(commands: Ints, side: int, unit: int | None) -> Ints:

@@ -46,7 +46,7 @@ def places(pim: PimDesign, command: str) -> dict[tuple[str, str], tuple[int, int
         return {("", ""): (0, 0)}
     if command in ("PREA", "REF"):
         return {_span(groups, range(pim.dram.num_banks)): (0, 0)}
-    one_by_one = single or (command == "ACT" and not pim.dram.all_bank_exempt)
+    one_by_one = single or (command == "ACT" and pim.opens_singly)
     found: dict[tuple[str, str], tuple[int, int]] = {}
     for side in range(sides):
         if one_by_one:

@@ -22,7 +22,17 @@ from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
 from sim.combine_ordered import ordered_cycles
 from sim.dispatch import Units, dispatch_cycles
 from sim.divergence import PortCheck
-from sim.dram_check import REF, Commands, Violation, check_commands, commands_seen, refreshes_due
+from sim.dram_check import (
+    MAC,
+    REF,
+    Commands,
+    Violation,
+    check_commands,
+    commands_seen,
+    refreshes_due,
+    tiles_needed,
+    tiles_read,
+)
 from sim.gating import banked_gate_cycles, gate_cycles
 from sim.layer import StreamTimes
 from sim.merge import merge_cycles
@@ -604,6 +614,7 @@ def block_checks(run: PimRun, shape: PimShape, seen: PimTimes) -> tuple[list[Por
             assert seen.router is not None
             found.append(_cycles("pim", "o_logits", seen.router.logits, channel.logits))
         found += [
+            tiles_check(f"o_column of channel {n}, tiles", shape, n, jobs, commands),
             _cycles("pim", f"i of channel {n}", into.taken, channel.i),
             commands_check(f"o_row of channel {n}", commands.rows, channel.rows),
             commands_check(f"o_column of channel {n}", commands.columns, channel.columns),
@@ -720,6 +731,21 @@ def first_refreshes_seen(run: PimRun) -> list[int]:
 
 def _cycles(block: str, port: str, seen: Cycles, expected: Cycles) -> PortCheck:
     return PortCheck(block, port, Trace.of_cycles(seen), cycles=expected)
+
+
+def tiles_check(port: str, shape: PimShape, channel: int, entries: Cycles, commands: Commands) -> PortCheck:
+    """Compare the tiles that rows and columns on the buses name with those that the channel's jobs need."""
+    inside = Commands(commands.rows, commands.columns[commands.columns[:, 0] >= 0])
+    macs = inside.of(MAC, column=True)
+    needed = tiles_needed(
+        shape.banks, shape.banks.bases(shape.placement)[channel], *shape.entries_of(entries)
+    )
+    return PortCheck(
+        "pim",
+        port,
+        Trace(macs[:, 0], tiles_read(shape.banks, inside).astype(np.uint64).reshape(-1, 1)),
+        payloads=needed.astype(np.uint64),
+    )
 
 
 def commands_check(port: str, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> PortCheck:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spec.design import BankMode, DesignSpec, PimDesign, RegisterPath
-from spec.errors import InputError
+from spec.errors import InputError, require
 from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, RouterGeometry, ceil_div
 from spec.model import ModelSpec
 
@@ -66,7 +66,7 @@ class CommandTiming:
         """Return the distances of a design."""
         timing, groups, units = pim.dram.timing, pim.dram.bank_groups, pim.units
         single = pim.bank_mode is BankMode.SINGLE_BANK
-        open_singly = single or not pim.dram.all_bank_exempt
+        open_singly = pim.opens_singly
         # Neighbours in a series lie in different bank groups, a group comes again after `spread` commands.
         spread = min(groups, units)
 
@@ -133,6 +133,17 @@ class BankGeometry:
 
     image: ImageGeometry
     pim: PimDesign
+
+    def __post_init__(self) -> None:
+        timing = CommandTiming.of(self.pim)
+        least = timing.rfc + timing.act_lead
+        # Otherwise no row is ever opened, and the channel waits for ever.
+        require(
+            not timing.refi or timing.refi > least,
+            f"must be above rfc + {timing.act_lead} = {least} (between refreshes all banks are opened, used"
+            f" and closed), not {timing.refi}",
+            key="pim.dram.timing.refi",
+        )
 
     @classmethod
     def of(

@@ -225,6 +225,11 @@ class PimDesign:
         """Units of a channel: outputs that are computed at the same time."""
         return self.dram.num_banks // self.banks_per_unit
 
+    @property
+    def opens_singly(self) -> bool:
+        """Whether banks are opened one by one, each ACT counted against ``rrd`` and ``faw``."""
+        return self.bank_mode is BankMode.SINGLE_BANK or not self.dram.all_bank_exempt or self.units == 1
+
     def lanes(self, number_format: Format) -> int:
         """Return the MAC lanes of a unit: elements of a burst."""
         return self.dram.burst_bytes // number_format.bytes
@@ -277,6 +282,13 @@ class DesignSpec:
             else:
                 require(table is None, f"must not be given for engine {self.engine}", key=name)
         if self.pim is not None:
+            clock_ps = self.pim.dram.clock_ps
+            require(
+                abs(self.clock_hz * clock_ps * 1e-12 - 1) < 1e-3,
+                f"must be {1e12 / clock_ps:g}, a cycle for each tCK (clock_ps={clock_ps}), not"
+                f" {self.clock_hz:g}",
+                key="clock_hz",
+            )
             lanes = self.pim.lanes(self.format)
             require(
                 self.pim.units <= lanes,

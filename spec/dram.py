@@ -71,6 +71,7 @@ class DramTiming:
             key="ras",
         )
         require(self.rfc >= self.rp, f"must be at least rp={self.rp}, not {self.rfc}", key="rfc")
+        require(self.rfc < self.refi, f"must be below refi={self.refi}, not {self.rfc}", key="rfc")
         busy = self.rp + self.rfc + self.ras + self.rp
         require(
             self.refi > busy,

@@ -326,6 +326,33 @@ def test_dimension_beyond_the_designs_maximum(place, capsys, engine):
     refused(capsys, ["verilog", *arguments, "--out", "out"], message)
 
 
+@pytest.mark.parametrize(
+    ("design", "timing", "least", "lead"),
+    [
+        ({"all_bank_exempt = true": "all_bank_exempt = false"}, {"refi = 3900": "refi = 450"}, 458, 108),
+        ({"all_bank_exempt = true": "all_bank_exempt = false"}, {"faw = 15": "faw = 1000"}, 4148, 3798),
+        ({'"all_bank"': '"single_bank"'}, {"refi = 3900": "refi = 413"}, 458, 108),
+    ],
+)
+def test_no_time_between_refreshes(place, capsys, design, timing, least, lead):
+    """Banks that are opened one by one never were, and the channel waited for ever."""
+    text = (PRESETS / "dram" / "hbm2-2000.toml").read_text()
+    preset = (PRESETS / "designs" / "pim.toml").read_text().replace('"hbm2-2000"', '"d.toml"')
+    for old, new in {**design, **timing}.items():
+        assert (old in text) != (old in preset)
+        text, preset = text.replace(old, new), preset.replace(old, new)
+    (place / "d.toml").write_text(text)
+    (place / "p.toml").write_text(preset)
+    refi = re.search(r"^refi = (\d+)", text, re.MULTILINE)[1]
+    message = (
+        rf"pim\.dram\.timing\.refi: must be above rfc \+ {lead} = {least} \(between refreshes all banks are"
+        rf" opened, used and closed\), not {refi}"
+    )
+    arguments = ["--model", str(VECTOR), "--design", "p.toml"]
+    refused(capsys, ["sim", *arguments, "--engine", "model"], message)
+    refused(capsys, ["verilog", *arguments, "--out", "out"], message)
+
+
 def test_routing_that_does_not_fit(place, capsys):
     np.savez(place / "r.npz", ids=np.array([[0, 8]] * 16))
     arguments = ["sim", *PRESET_MODEL, "--engine", "model", "--routing", "r.npz"]

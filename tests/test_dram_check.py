@@ -18,9 +18,11 @@ from sim.dram_check import (
     Commands,
     check_commands,
     refreshes_due,
+    tiles_needed,
+    tiles_read,
 )
 from spec.design import BankMode, PimDesign, RegisterPath
-from tests.test_pim import DRAM, PIM
+from tests.test_pim import DRAM, PIM, config_of
 
 ALL = PIM
 SINGLE = replace(PIM, bank_mode=BankMode.SINGLE_BANK)
@@ -43,6 +45,8 @@ def row(cycle, kind, side=0, unit=0):
     return (cycle, kind, side, unit)
 
 
+ONE_UNIT = replace(PIM, banks_per_unit=4, act_lanes=1)
+"""Each ACT opens one bank; no flag exempts it."""
 PLANTED = {
     "tRCD": (ALL, [row(0, ACT)], [row(T.rcd_rd - 1, MAC)]),
     "tRAS": (ALL, [row(0, ACT), row(T.ras - 1, PRE)], []),
@@ -73,6 +77,50 @@ PLANTED = {
     ),
     "one command per cycle on the column bus": (ALL, [], [row(0, WRITE), row(0, READ)]),
 }
+
+
+def test_tiles_are_told_from_rows_and_columns():
+    """Tile = (row * sides + side) * bursts of a row + column; -1 where there is no one open row."""
+    banks = config_of(replace(PIM, banks_per_unit=2)).banks
+    assert banks.bursts_per_row == 4
+    acts = [(0, ACT, 0, 0, 3), (1, ACT, 1, 0, 5), (40, ACT, 0, 0, 7)]
+    macs = [(20, MAC, 0, 0, 1), (24, MAC, 1, 0, 2), (60, MAC, 0, 0, 0), (64, MAC, 1, 0, 3)]
+    assert tiles_read(banks, wide(acts, macs)).tolist() == [25, 46, 56, 47]
+    assert tiles_read(banks, wide(acts[1:2], macs)).tolist() == [-1, 46, -1, 47]
+    singly = config_of(replace(PIM, dram=replace(DRAM, all_bank_exempt=False))).banks
+    series = [(unit, ACT, 0, unit, 6) for unit in range(4)]
+    mac = [(20, MAC, 0, 0, 2)]
+    assert tiles_read(singly, wide(series, mac)).tolist() == [26]
+    assert tiles_read(singly, wide([*series[:3], (3, ACT, 0, 3, 5)], mac)).tolist() == [-1]
+    assert tiles_read(singly, wide(series[:3], mac)).tolist() == [-1]
+    single = config_of(SINGLE).banks
+    mixed = [(unit, ACT, 0, unit, unit) for unit in range(4)]
+    steps = [(20 + 2 * unit, MAC, 0, unit, 1) for unit in range(4)]
+    assert tiles_read(single, wide(mixed, steps)).tolist() == [1, 5, 9, 13]
+
+
+def wide(rows, columns) -> Commands:
+    """Return commands with addresses."""
+    return Commands(np.array(rows, dtype=np.int64), np.array(columns, dtype=np.int64))
+
+
+def test_tiles_that_jobs_need():
+    """Once for each group of tokens, in a job's order; one unit after the other where they compute so."""
+    banks = config_of(PIM, d_model=4, d_hidden=4).banks
+    count = banks.kind(0).num_tiles
+    one, other = np.arange(count), banks.bursts_per_row * 5 + np.arange(count)
+    experts, last = np.array([0, 0, 0, 1]), np.array([False, False, True, True])
+    bases = {0: 0, 1: 5}
+    needed = tiles_needed(banks, bases, experts, last)
+    assert needed.tolist() == [*one, *one, *other]
+    single = config_of(SINGLE, d_model=4, d_hidden=4).banks
+    assert tiles_needed(single, bases, experts, last).tolist() == np.repeat(needed, 4).tolist()
+
+
+def test_the_banks_of_a_single_unit_are_opened_one_by_one():
+    acts = [row(0, ACT), row(T.rrd_s - 1, ACT, 1)]
+    assert rules(ONE_UNIT, acts) == {"tRRD_S"}
+    assert rules(replace(ONE_UNIT, banks_per_unit=2), acts) == set()
 
 
 @pytest.mark.parametrize("name", PLANTED)

@@ -433,14 +433,14 @@ def random_case(seed: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(10))
 def test_random(seed):
     case = random_case(seed)
     check(case, run_case(case))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(1000, 1400))
+@pytest.mark.parametrize("seed", [*range(10, 16), *range(1000, 1400)])
 def test_random_wide(seed):
     case = random_case(seed)
     check(case, run_case(case))
@@ -903,7 +903,7 @@ PLANTED = {
     ),
     "accumulators too early": (rtl.expert.sequencer, "since == ACCUMULATE_DISTANCE)", "since >= 1)"),
     "unit not drained": (rtl.expert.sequencer, "(undrained != 2)", "(undrained != 3)"),
-    "no bias": (rtl.expert.sequencer, "0x3F80 if bias and lane == cut else 0", "0"),
+    "no bias": (rtl.expert.sequencer, "0x3F80 if size <= tile * cols + lane < size + ones else 0", "0"),
     "inputs beyond the matrix": (rtl.expert.sequencer, "self.tile == boundary", "self.tile == boundary + 1"),
     "accumulators of the other set": (rtl.expert.array, "(write.up == index)", "(write.up != index)"),
     "accumulators not cleared": (rtl.expert.array, "Mux(add.first, 0,", "Mux(0, 0,"),

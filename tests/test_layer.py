@@ -332,10 +332,7 @@ def test_waveform_is_bounded_and_has_readable_names(
 @pytest.mark.parametrize(
     ("family", "number_format"),
     [
-        *(
-            (name, "bf16")
-            for name in ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "switch_transformers")
-        ),
+        *((name, "bf16") for name in ("qwen3_moe", "deepseek_v3", "gpt_oss", "switch_transformers")),
         ("deepseek_v3", "int8"),
     ],
 )
@@ -437,7 +434,7 @@ def test_report_of_a_full_size_layer() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(model=models())
 def test_hardware_of_any_model_elaborates(model: ModelSpec) -> None:
     """Every payload has the same shape at both ends, down to one expert and one element."""

@@ -178,6 +178,10 @@ BAD_DESIGNS = {
         "array: must not be given for engine pim",
     ),
     "no array": (re.sub(r"\[array\]\n(\w.*\n)+", "", FPGA), "array: must be given for engine fpga"),
+    "a clock that is not the DRAM's": (
+        PIM.replace("clock_hz = 1e9", "clock_hz = 8e8"),
+        "clock_hz: must be 1e+09, a cycle for each tCK (clock_ps=1000), not 8e+08",
+    ),
     "unknown DRAM": (
         PIM.replace("hbm2-2000", "hbm9"),
         "pim.dram: is neither a preset (hbm2-2000) nor a .toml file: 'hbm9'",
@@ -248,9 +252,10 @@ def test_a_bad_design_file_is_one_line(tmp_path, text, message):
 
 BAD_TIMINGS = {
     "rc": (("rc = 48", "rc = 47"), "timing.rc: must be at least ras + rp = 34 + 14, not 47"),
-    "rfc": (
-        ("rfc = 350", "rfc = 4000"),
-        "timing.refi: must be above rp + rfc + ras + rp = 4062, or nothing runs between refreshes, not 3900",
+    "rfc": (("rfc = 350", "rfc = 4000"), "timing.rfc: must be below refi=3900, not 4000"),
+    "refi": (
+        ("rfc = 350", "rfc = 3850"),
+        "timing.refi: must be above rp + rfc + ras + rp = 3912, or nothing runs between refreshes, not 3900",
     ),
     "ccd": (("ccd_l = 4", "ccd_l = 1"), "timing.ccd_l: must be at least ccd_s=2, not 1"),
     "zero": (("rp = 14", "rp = 0"), "timing.rp: must be in 1..1048576, not 0"),

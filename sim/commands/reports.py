@@ -63,7 +63,10 @@ def print_report(report: Report) -> None:
     if report.mac_slots is not None:
         all_cycles = sum(report.mac_slots.values())
         shares = [f"{name} {count / all_cycles:.1%}" for name, count in report.mac_slots.items() if count]
-        lines.append(f"the channels' time: {', '.join(shares)}")
+        lines.append(
+            f"the channels' time: {', '.join(shares)};"
+            f" MACs {_share_of_what_is_left(report.mac_slots)} of what refresh and rows leave"
+        )
     if report.counters is not None:
         stalls = [f"{name.removeprefix('stall_')} {report.counters[name]}" for name in STALLS]
         lines.append("cycles stalled by: " + ", ".join(stalls))
@@ -214,6 +217,12 @@ def _slot(name: str) -> Callable[[Report], str]:
     return of
 
 
+def _share_of_what_is_left(slots: dict[str, int]) -> str:
+    """Return how much of the time that refresh and rows leave is MACs."""
+    left = sum(slots.values()) - slots["refresh"] - slots["row"]
+    return f"{slots['mac'] / left:.1%}" if left else NOTHING
+
+
 def _speed(report: Report) -> str:
     speed = report.simulated_cycles_per_second
     return NOTHING if speed is None else f"{speed:,.0f} cycles/s"
@@ -237,6 +246,9 @@ FACTS: dict[str, Callable[[Report], str]] = {
     "weight port": _port("expert"),
     "column slots for MACs": _port("pim"),
     **{f"channels' time, {name}": _slot(name) for name in SLOTS},
+    "MACs of what refresh and rows leave": lambda report: (
+        NOTHING if not report.mac_slots else _share_of_what_is_left(report.mac_slots)
+    ),
     **{f"cycles stalled by {name.removeprefix('stall_')}": _counter(name) for name in STALLS},
     "DRAM rules broken": lambda report: _text(report.dram_rules_broken),
     "assignments dropped": lambda report: str(report.dropped),
