@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.dispatch_streams import dispatch_streams
+from golden.dispatch_streams import DispatchStreams, dispatch_streams
 from golden.expert_int8 import ActivationScales
 from golden.experts import calibrate
 from golden.formats import Bits16, bf16_decode
@@ -203,7 +203,18 @@ def layer_shape(
 ) -> LayerShape:
     """Return a model's layer on a design, for tokens that go to the experts ``ids`` (tokens, k)."""
     image = ImageGeometry.of(model, design)
-    streams = dispatch_streams(
+    return LayerShape(image, design, streams_of(model, image, design, ids, batch_lengths))
+
+
+def streams_of(
+    model: ModelSpec,
+    image: ImageGeometry,
+    design: DesignSpec,
+    ids: IntArray,
+    batch_lengths: list[int] | None = None,
+) -> DispatchStreams:
+    """Return what the dispatcher makes of tokens that go to the experts ``ids`` (tokens, k), weights 0."""
+    return dispatch_streams(
         ids,
         np.zeros(ids.shape, dtype=np.uint16),
         num_experts=model.gating.num_experts,
@@ -214,7 +225,6 @@ def layer_shape(
         shared=image.shared is not None,
         policy=design.policy,
     )
-    return LayerShape(image, design, streams)
 
 
 def build_layer(

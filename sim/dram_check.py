@@ -135,7 +135,7 @@ def check_commands(
 
     # Rules of one bank. Where all units' banks are opened together one of them stands for all.
     for side in range(pim.banks_per_unit):
-        for unit in range(pim.units if acts_single or single else 1):
+        for unit in range(pim.units if acts_single else 1):
             opened = _of_bank(act, side, unit if acts_single else None)
             closed = np.sort(np.concatenate([_of_bank(pre, side, unit if single else None), pre_all]))
             used = _of_bank(mac, side, unit if single else None)
@@ -210,18 +210,20 @@ def tiles_read(banks: BankGeometry, commands: Commands) -> Ints:
     acts = commands.rows[commands.rows[:, 1] == ACT]
     macs = commands.columns[commands.columns[:, 1] == MAC]
     rows = np.full(len(macs), -1, dtype=np.int64)
+    # One ACT of a whole side stands for all of its units.
+    units = pim.units if pim.opens_singly else 1
     for side in range(pim.banks_per_unit):
         of_side = macs[:, 2] == side
-        opened = np.full((pim.units, len(macs)), -1, dtype=np.int64)
-        for unit in range(pim.units):
-            mine = acts[(acts[:, 2] == side) & (acts[:, 3] == (unit if pim.opens_singly else 0))]
+        here = macs[of_side]
+        opened = np.empty((units, len(here)), dtype=np.int64)
+        for unit in range(units):
+            mine = acts[(acts[:, 2] == side) & (acts[:, 3] == unit)]
             known = np.concatenate([[-1], mine[:, 4]])
-            opened[unit] = known[np.searchsorted(mine[:, 0], macs[:, 0])]
+            opened[unit] = known[np.searchsorted(mine[:, 0], here[:, 0])]
         if pim.bank_mode is BankMode.SINGLE_BANK:
-            row = np.take_along_axis(opened, macs[None, :, 3], axis=0)[0]
+            rows[of_side] = opened[here[:, 3], np.arange(len(here))]
         else:
-            row = np.where((opened == opened[0]).all(axis=0), opened[0], -1)
-        rows[of_side] = row[of_side]
+            rows[of_side] = np.where((opened == opened[0]).all(axis=0), opened[0], -1)
     visit = rows * banks.sides + macs[:, 2]
     return np.where(rows < 0, -1, visit * banks.bursts_per_row + macs[:, 4])
 

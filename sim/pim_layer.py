@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ class PimRun:
     spec: RunSpec
     result: RunResult
 
-    @property
+    @cached_property
     def commands(self) -> list[Commands]:
         """Commands of each channel."""
         probes = self.result.probes

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.dispatch_streams import dispatch_streams
 from golden.layer_bf16 import LayerBf16
 from sim.accelerator import (
     Progress,
@@ -22,6 +21,7 @@ from sim.accelerator import (
     cycles_apart,
     routing_report,
     seen_assignments,
+    streams_of,
     token_beats,
 )
 from sim.divergence import PortCheck, first_divergence, with_waveform
@@ -61,16 +61,24 @@ BLOCKS = ("gating", "dispatch", "pim", "combine")
 def load_compiled() -> None:
     """Load the model's compiled code: set-up, not part of the time of the run that comes first."""
     model, design = load_model("mixtral-8x7b").scaled(64), load_design("pim")
-    banks = BankGeometry.of(model, design)
-    streams = dispatch_streams(
-        np.arange(model.gating.top_k)[None],
-        np.zeros((1, model.gating.top_k), dtype=np.uint16),
-        num_experts=model.gating.num_experts,
-        window_tokens=design.window_tokens,
-    )
-    pim_cycles(
-        PimShape(banks, design, streams, banks.round_robin()), _arrivals(banks, 1), first_refreshes(banks)
-    )
+    shape = pim_shape(model, design, np.arange(model.gating.top_k)[None])
+    pim_cycles(shape, _arrivals(shape.banks, 1), first_refreshes(shape.banks))
+
+
+def pim_shape(
+    model: ModelSpec,
+    design: DesignSpec,
+    ids: IntArray,
+    batch_lengths: list[int] | None = None,
+    placement: Placement | None = None,
+) -> PimShape:
+    """Return a model's layer on a ``pim`` design, for tokens that go to the experts ``ids`` (tokens, k).
+
+    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
+    """
+    banks = BankGeometry.of(model, design, placement)
+    streams = streams_of(model, banks.image, design, ids, batch_lengths)
+    return PimShape(banks, design, streams, banks.round_robin() if placement is None else placement)
 
 
 def run_pim_model(
@@ -86,22 +94,10 @@ def run_pim_model(
 
     ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
     """
-    banks = BankGeometry.of(model, design, placement)
-    streams = dispatch_streams(
-        ids,
-        np.zeros(ids.shape, dtype=np.uint16),
-        num_experts=model.gating.num_experts,
-        window_tokens=design.window_tokens,
-        batch_lengths=batch_lengths,
-        capacity=model.expert_capacity,
-        capacity_rule=model.capacity_rule,
-        shared=banks.image.shared is not None,
-        policy=design.policy,
-    )
-    shape = PimShape(banks, design, streams, banks.round_robin() if placement is None else placement)
+    shape = pim_shape(model, design, ids, batch_lengths, placement)
     load_compiled()
     started = time.perf_counter()
-    times, channels = _modelled(shape, _arrivals(banks, len(ids)))
+    times, channels = _modelled(shape, _arrivals(shape.banks, len(ids)))
     wall = time.perf_counter() - started
     report = _report(
         model, shape, "model", wall, routing_report(routing, ids, model.gating.num_experts, None)
@@ -110,7 +106,7 @@ def run_pim_model(
     report.layout = _layout(
         shape,
         [len(entries) for entries in times.unit_entries],
-        [int(streams.entry_last[entries].sum()) for entries in times.unit_entries],
+        [int(shape.streams.entry_last[entries].sum()) for entries in times.unit_entries],
     )
     for name, count in active_cycles(shape, times, times.unit_entries).items():
         report.blocks[name]["model"] = count

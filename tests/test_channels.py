@@ -12,45 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golden.dispatch_streams import dispatch_streams
 from sim.combine import FREED_LATENCY, combine_cycles
 from sim.combine_ordered import ordered_cycles
 from sim.dispatch import dispatch_cycles
 from sim.gating import gate_cycles
 from sim.merge import merge_cycles
 from sim.pim_layer import PimShape, PimTimes, first_refreshes, pim_cycles
+from sim.pim_report import pim_shape
 from sim.pim_slots import ChannelTrace, mac_slots
 from sim.routing import Routing, draw_ids
-from spec.banks import BankGeometry
-from spec.design import BankMode, DesignSpec, Policy, RegisterPath
+from spec.design import BankMode, Policy, RegisterPath
 from spec.hardware import CAPACITY_RULES
 from spec.load import load_design, load_model
 from spec.model import FfnSpec, GatingSpec, ModelSpec
 
 TINY = load_design(str(Path(__file__).parent / "tiny_pim.toml"))
 PIM = load_design("pim")
-
-
-def shape_of(
-    model: ModelSpec,
-    design: DesignSpec,
-    ids: np.ndarray,
-    placement: list[list[int]] | None = None,
-    batch_lengths: list[int] | None = None,
-) -> PimShape:
-    banks = BankGeometry.of(model, design)
-    streams = dispatch_streams(
-        ids,
-        np.zeros(ids.shape, dtype=np.uint16),
-        num_experts=model.gating.num_experts,
-        window_tokens=design.window_tokens,
-        batch_lengths=batch_lengths,
-        capacity=model.expert_capacity,
-        capacity_rule=model.capacity_rule,
-        shared=banks.image.shared is not None,
-        policy=design.policy,
-    )
-    return PimShape(banks, design, streams, placement or banks.round_robin())
 
 
 def equal(what: str, got: np.ndarray, expected: np.ndarray, context) -> None:
@@ -138,7 +115,7 @@ def check(shape: PimShape, arrivals: np.ndarray, refreshes: list[int], context=N
 def test_channels_that_hinder_each_other(name: str, tokens: int) -> None:
     """Both channels give results at once: with these the times once did not settle."""
     model = load_model(name).scaled(64)
-    shape = shape_of(model, PIM, draw_ids(model.gating, Routing("uniform"), tokens, 0))
+    shape = pim_shape(model, PIM, draw_ids(model.gating, Routing("uniform"), tokens, 0))
     arrivals = np.zeros(tokens * shape.banks.image.gate.input_beats, dtype=np.int64)
     times = check(shape, arrivals, first_refreshes(shape.banks))
     assert any(len(results.waits) for results in times.contributions)
@@ -195,7 +172,7 @@ def random_shape(rng: np.random.Generator) -> PimShape:
         sorted(rng.permutation(pim.channels)[: rng.integers(1, pim.channels + 1)].tolist())
         for _ in range(experts + (model.d_shared > 0))
     ]
-    return shape_of(model, design, ids.astype(np.int64), placement, batches)
+    return pim_shape(model, design, ids.astype(np.int64), batches, placement)
 
 
 def check_random(seed: int) -> None:
