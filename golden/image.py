@@ -56,7 +56,7 @@ def router_image(
             bias = f32_flush(logit_bias).view(np.uint32)
         else:
             assert selection_bias is not None
-            bias = selection_bias_fixed(selection_bias).astype(np.int32).view(np.uint32)
+            bias = selection_bias_fixed(geometry.gating, selection_bias).astype(np.int32).view(np.uint32)
         word = np.zeros((rows, geometry.bias_row_beats * geometry.load_elements // 2), dtype=np.uint32)
         word[:, :lanes] = np.where(present, bias[experts], 0)
         parts.append(word.view(np.uint16).ravel())

@@ -10,6 +10,7 @@ from functools import cached_property
 
 from spec.design import DesignSpec, Format, RouterPlace
 from spec.errors import require
+from spec.gate_plan import GatePlan
 from spec.hardware import check_hardware
 from spec.model import FfnSpec, GatingSpec, ModelSpec
 
@@ -98,6 +99,11 @@ class GateGeometry:
             for logits_per_cycle in counts
         ]
         return min(choices, key=lambda choice: (choice.interval, choice.product_cycles))
+
+    @property
+    def plan(self) -> GatePlan:
+        """What the gating asks of scores, selection and weights."""
+        return GatePlan(self.gating)
 
     @property
     def cols(self) -> int:

@@ -10,30 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from spec.errors import InputError
+from spec.gate_plan import GatePlan
 from spec.model import (
     NO_PLACES,
     Activation,
     AppliedTo,
     CapacityRule,
     CapacityScope,
-    Epsilon,
-    GroupMask,
     ModelSpec,
     Normalise,
     Router,
-    Score,
     Selection,
 )
 
 MAX_EXPERTS = 512
 MAX_TOP_K = 16
-MAX_EPSILON = 1e-3
-MAX_SCALE = 64
+NORM_ORDERS = (0.25, 64.0)
+"""Range of the orders of a p-norm."""
 LIMITS = (0.5, 64.0)
 """Range of the bounds of a clamped activation."""
 
-SCORES = (Score.SOFTMAX, Score.SIGMOID)
-NORMALISATIONS = (Normalise.NONE, Normalise.SUM)
 CAPACITY_RULES = (CapacityRule.SWITCH, CapacityRule.GSHARD, CapacityRule.BATCH_PRIORITY)
 ACTIVATIONS = (Activation.SILU, Activation.CLAMPED_SWIGLU, Activation.RELU)
 """Activations that the engines have: the first two with a gate matrix, relu without."""
@@ -81,9 +77,6 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     for key, value, allowed in (
         ("router", gating.router, (Router.LINEAR,)),
         ("selection", gating.selection, (Selection.TOP_K,)),
-        ("score", gating.score, SCORES),
-        ("weight_score", gating.weight_score or gating.score, (gating.score,)),
-        ("normalise", gating.normalise, NORMALISATIONS),
         ("weight_applied_to", gating.weight_applied_to, (AppliedTo.OUTPUT,)),
     ):
         if value not in allowed:
@@ -94,25 +87,17 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
         yield "gating.num_prototypes", "must be 1", gating.num_prototypes
     if gating.num_identity_experts:
         yield "gating.num_identity_experts", "must be 0", gating.num_identity_experts
-    sigmoid = gating.score is Score.SIGMOID
-    if gating.selection_bias and not sigmoid:
-        yield "gating.selection_bias", f"must be false with score={gating.score.value!r}", True
     if gating.logit_bias and gating.selection_bias:
         yield "gating.logit_bias", "must be false with a selection bias", True
-    if gating.grouped:
-        if not sigmoid:
-            yield "gating.num_groups", f"must be 1 with score={gating.score.value!r}", gating.num_groups
-        if gating.group_mask is not GroupMask.MINUS_INFINITY:
-            yield "gating.group_mask", "must be 'minus_infinity'", gating.group_mask.value
-    if gating.normalise is Normalise.SUM:
-        if gating.epsilon > MAX_EPSILON:
-            yield "gating.epsilon", f"must be at most {MAX_EPSILON}", gating.epsilon
-        if gating.epsilon_rule is not Epsilon.ADDED and gating.epsilon:
-            yield "gating.epsilon_rule", "must be 'added'", gating.epsilon_rule.value
-        if gating.normalise_kept and (model.expert_capacity or model.capacity_fraction > 0):
-            yield "gating.normalise_kept", "must be false", True
-    if gating.scale >= MAX_SCALE:
-        yield "gating.scale", f"must be below {MAX_SCALE}", gating.scale
+    low, high = NORM_ORDERS
+    if gating.normalise is Normalise.P_NORM and not low <= gating.norm_order <= high:
+        yield "gating.norm_order", f"must be in {low}..{high}", gating.norm_order
+    drops = model.expert_capacity or model.capacity_fraction > 0
+    if gating.normalise is not Normalise.NONE and gating.normalise_kept and drops:
+        yield "gating.normalise_kept", "must be false", True
+    if drops and model.capacity_rule is CapacityRule.BATCH_PRIORITY and GatePlan(gating).signed:
+        # Tokens are ranked by the patterns of their weights.
+        yield "capacity_rule", "must be another one where weights are logits", model.capacity_rule.value
 
 
 def _lacking_of_ffn(model: ModelSpec) -> Iterator[tuple[str, str, object]]:

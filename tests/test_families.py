@@ -25,8 +25,6 @@ from spec.model import (
     AppliedTo,
     CapacityRule,
     CapacityScope,
-    Epsilon,
-    GroupMask,
     ModelSpec,
     Normalise,
     Router,
@@ -39,17 +37,12 @@ VECTORS = sorted(path.stem for path in DATA.glob("*.npz"))
 
 # Vectors whose terms the hardware lacks: the whole line.
 REFUSED = {
-    "deepseek_v2_s0": "gating.num_groups: must be 1 with score='softmax' in hardware, not 4",
-    "deepseek_v4_s0": "gating.score: must be 'softmax' or 'sigmoid' in hardware, not 'sqrt_softplus'",
+    "deepseek_v4_s0": "ffn.clamped: must be false with activation='silu' in hardware, not true",
     "deepseek_v4_s1": "gating.selection: must be 'top_k' in hardware, not 'hash'",
-    **dict.fromkeys(
-        ("ernie4_5_moe_s0", "ernie4_5_moe_s1"),
-        "gating.selection_bias: must be false with score='softmax' in hardware, not true",
-    ),
     **dict.fromkeys(("jetmoe_s0", "jetmoe_s1"), "output_bias: must be false in hardware, not true"),
     **dict.fromkeys(
         ("llama4_s0", "llama4_s1"),
-        "gating.score: must be 'softmax' or 'sigmoid' in hardware, not 'none'",
+        "gating.weight_applied_to: must be 'output' in hardware, not 'input'",
     ),
     **dict.fromkeys(
         ("longcat_flash_s0", "longcat_flash_s1"),
@@ -59,10 +52,8 @@ REFUSED = {
         ("nemotron_h_s0", "nemotron_h_s1"),
         "ffn.activation: must be 'relu' without a gate matrix in hardware, not 'relu2'",
     ),
-    **dict.fromkeys(
-        ("nllb_moe_s0", "nllb_moe_s1"),
-        "gating.epsilon_rule: must be 'added' in hardware, not 'clamped'",
-    ),
+    "nllb_moe_s0": "gating.normalise_kept: must be false in hardware, not true",
+    "nllb_moe_s1": "expert_output_scale: must be 1.0 in hardware, not 0.8",
     **dict.fromkeys(
         ("phimoe_s0", "phimoe_s1"),
         "gating.selection: must be 'top_k' in hardware, not 'sparse_mixer'",
@@ -118,10 +109,6 @@ LACKING = {
         changed(MIXTRAL, gating={"num_experts": 32, "top_k": 17}),
         "gating.top_k: must be at most 16 in hardware, not 17",
     ),
-    "weight score": (
-        changed(MIXTRAL, gating={"weight_score": Score.SIGMOID}),
-        "gating.weight_score: must be 'softmax' in hardware, not 'sigmoid'",
-    ),
     "attention router": (
         changed(MIXTRAL, gating={"router": Router.ATTENTION}),
         "gating.router: must be 'linear' in hardware, not 'attention'",
@@ -134,9 +121,13 @@ LACKING = {
         changed(MIXTRAL, gating={"num_prototypes": 2}),
         "gating.num_prototypes: must be 1 in hardware, not 2",
     ),
-    "p-norm": (
-        changed(MIXTRAL, gating={"normalise": Normalise.P_NORM}),
-        "gating.normalise: must be 'none' or 'sum' in hardware, not 'p_norm'",
+    "low order": (
+        changed(MIXTRAL, gating={"normalise": Normalise.P_NORM, "norm_order": 0.125}),
+        "gating.norm_order: must be in 0.25..64.0 in hardware, not 0.125",
+    ),
+    "high order": (
+        changed(MIXTRAL, gating={"normalise": Normalise.P_NORM, "norm_order": float("inf")}),
+        "gating.norm_order: must be in 0.25..64.0 in hardware, not inf",
     ),
     "input": (
         changed(MIXTRAL, gating={"weight_applied_to": AppliedTo.INPUT}),
@@ -146,25 +137,18 @@ LACKING = {
         changed(DEEPSEEK, gating={"logit_bias": True}),
         "gating.logit_bias: must be false with a selection bias in hardware, not true",
     ),
-    "mask of zero": (
-        changed(DEEPSEEK, gating={"group_mask": GroupMask.ZERO}),
-        "gating.group_mask: must be 'minus_infinity' in hardware, not 'zero'",
-    ),
-    "large epsilon": (
-        changed(MIXTRAL, gating={"epsilon": 0.5}),
-        "gating.epsilon: must be at most 0.001 in hardware, not 0.5",
-    ),
-    "clamped epsilon": (
-        changed(MIXTRAL, gating={"epsilon": 1e-12, "epsilon_rule": Epsilon.CLAMPED}),
-        "gating.epsilon_rule: must be 'added' in hardware, not 'clamped'",
-    ),
     "normalised behind the drops": (
         changed(MIXTRAL, gating={"normalise_kept": True}, expert_capacity=3),
         "gating.normalise_kept: must be false in hardware, not true",
     ),
-    "scale": (
-        changed(MIXTRAL, gating={"scale": 64.0}),
-        "gating.scale: must be below 64 in hardware, not 64.0",
+    "priority by weights that are logits": (
+        changed(
+            MIXTRAL,
+            gating={"score": Score.NONE},
+            expert_capacity=2,
+            capacity_rule=CapacityRule.BATCH_PRIORITY,
+        ),
+        "capacity_rule: must be another one where weights are logits in hardware, not 'batch_priority'",
     ),
     "GeGLU": (
         changed(MIXTRAL, ffn={"activation": Activation.GELU}),
@@ -228,7 +212,7 @@ def test_terms_without_effect_are_not_refused():
     check_hardware(
         changed(
             MIXTRAL,
-            gating={"epsilon_rule": Epsilon.CLAMPED, "group_mask": GroupMask.ZERO, "normalise_kept": True},
+            gating={"norm_order": 100.0, "normalise_kept": True},
             shared_bias=True,
             shared_expert_gate=True,
             capacity_fraction=-1.0,
