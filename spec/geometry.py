@@ -11,10 +11,13 @@ from functools import cached_property
 from spec.design import DesignSpec, Format, RouterPlace
 from spec.errors import require
 from spec.hardware import check_hardware
-from spec.model import FfnSpec, GatingSpec, ModelSpec
+from spec.model import AppliedTo, FfnSpec, GatingSpec, ModelSpec
 
 # Cycles from reading an fp32 accumulator to reading the sum: RAM read, 3 adder stages (rtl.arith).
 ACCUMULATE_DISTANCE = 4
+# An input times its weight, rounded to bf16; into int8 behind it (rtl.expert.inputs).
+INPUT_PRODUCT_CYCLES = 1
+INPUT_QUANTISER_CYCLES = 2
 PAGE_BYTES = 4096
 # An fp32 logit bias as bf16 inputs of the router: their significands have 24 bits together.
 LOGIT_BIAS_INPUTS = 3
@@ -388,6 +391,18 @@ class ImageGeometry:
             burst_bytes=design.memory.burst_bytes,
             router=RouterGeometry(gate=gate, rows=tile.rows, cols=tile.cols) if gate.banked else None,
         )
+
+    @property
+    def weighted_inputs(self) -> bool:
+        """Whether weights multiply the routed experts' inputs, and their outputs are added with weight 1."""
+        return self.gate.gating.weight_applied_to is AppliedTo.INPUT
+
+    @property
+    def input_cycles(self) -> int:
+        """Cycles that the product with their weights takes inputs between token store and lanes."""
+        if not self.weighted_inputs:
+            return 0
+        return INPUT_PRODUCT_CYCLES + (INPUT_QUANTISER_CYCLES if self.routed.format is Format.INT8 else 0)
 
     @property
     def router_cols(self) -> int:

@@ -13,7 +13,6 @@ from spec.errors import InputError
 from spec.model import (
     NO_PLACES,
     Activation,
-    AppliedTo,
     CapacityRule,
     CapacityScope,
     Epsilon,
@@ -84,7 +83,6 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
         ("score", gating.score, SCORES),
         ("weight_score", gating.weight_score or gating.score, (gating.score,)),
         ("normalise", gating.normalise, NORMALISATIONS),
-        ("weight_applied_to", gating.weight_applied_to, (AppliedTo.OUTPUT,)),
     ):
         if value not in allowed:
             yield f"gating.{key}", f"must be {_names(allowed)}", value.value

@@ -138,10 +138,6 @@ LACKING = {
         changed(MIXTRAL, gating={"normalise": Normalise.P_NORM}),
         "gating.normalise: must be 'none' or 'sum' in hardware, not 'p_norm'",
     ),
-    "input": (
-        changed(MIXTRAL, gating={"weight_applied_to": AppliedTo.INPUT}),
-        "gating.weight_applied_to: must be 'output' in hardware, not 'input'",
-    ),
     "both biases": (
         changed(DEEPSEEK, gating={"logit_bias": True}),
         "gating.logit_bias: must be false with a selection bias in hardware, not true",
