@@ -21,6 +21,7 @@ from golden.expert import activate
 from golden.expert_int8 import ActivationScales
 from golden.formats import GUARD_BITS, PRODUCT_FRACTION_BITS
 from golden.functions import FRACTION_BITS
+from golden.gating import sigmoid
 from golden.int8 import INT8_MAX, FixedScale
 from golden.layer import LayerResult
 from golden.weights import ExpertWeights, LayerWeights
@@ -105,7 +106,7 @@ def output_error_bound(
         add(rows, factor, output)
     if weights.shared_expert is not None:
         output = expert_output(model.ffn, weights.shared_expert, exact(x), cols, scales)
-        add(np.arange(count), exact(np.ones((count, 1))), output)
+        add(np.arange(count), shared_weight(image, weights, x), output)
     # The combiner: one rounding to fp32 a contribution, then the output's to bf16.
     additions = model.gating.top_k + 1
     return Bounded(value, error + additions * F32_ROUNDING * magnitude).rounded().error
@@ -129,6 +130,17 @@ def combine_weights(
     logit_error = logits.error.max(axis=1, keepdims=True) + LOGIT_STEP
     relative = np.expm1(2 * logit_error) + WEIGHT_ERROR
     return Bounded(result.weights, np.abs(result.weights) * relative).rounded()
+
+
+def shared_weight(image: ImageGeometry, weights: LayerWeights, x: F64) -> Bounded:
+    """Return the shared expert's weights (T, 1) with their bound: 1, or the sigmoid of its gate."""
+    gate = weights.shared_expert_gate
+    if gate is None:
+        return exact(np.ones((len(x), 1)))
+    num_ones = image.router.num_ones if image.router else 1
+    logit = dot(exact(x), gate, image.router_cols, num_ones=num_ones)
+    error = SIGMOID_SLOPE * (logit.error + LOGIT_STEP) + SIGMOID_ERROR
+    return Bounded(sigmoid(logit.value), error).rounded()
 
 
 def expert_output(

@@ -73,6 +73,7 @@ def layer_bf16(
         image.router_cols,
         weights.logit_bias,
         weights.selection_bias,
+        shared_gate=weights.shared_gate_bits,
         banked=image.gate.banked,
     )
     num_experts = model.gating.num_experts
@@ -85,6 +86,7 @@ def layer_bf16(
         capacity=model.expert_capacity,
         capacity_rule=model.capacity_rule,
         shared=image.shared is not None,
+        shared_weights=routing.shared,
         policy=policy,
     )
     jobs = streams.jobs()
@@ -164,7 +166,13 @@ def layer_image(
     last = max(wanted, default=-1)
     end = image.expert_page(last + 1) * PAGE_BYTES if last < num_experts else image.num_bytes
     memory = np.zeros(end, dtype=np.uint8)
-    router = router_image(image.gate, bf16_encode(weights.router), weights.logit_bias, weights.selection_bias)
+    router = router_image(
+        image.gate,
+        bf16_encode(weights.router),
+        weights.logit_bias,
+        weights.selection_bias,
+        weights.shared_gate_bits,
+    )
     memory[: 2 * router.size] = router.view(np.uint8)
     for expert in wanted:
         tiles = pack_expert(image, weights, expert, scales).image()

@@ -55,7 +55,6 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     yield from _lacking_of_ffn(model)
     for key, value, only in (
         ("d_latent", model.d_latent, 0),
-        ("shared_expert_gate", bool(model.d_shared) and model.shared_expert_gate, False),
         ("shared_bias", bool(model.d_shared) and model.shared_bias, False),
         ("expert_output_scale", model.expert_output_scale, 1.0),
         ("output_bias", model.output_bias, False),
