@@ -148,10 +148,10 @@ def dot(x: Bits16, w: Bits16, cols: int, initial: F32 | None = None) -> F32:
     """
     tokens, rows, length = len(x), len(w), x.shape[1]
     if cols <= QUICK_COLS and _quick(x) and _quick(w):
-        start = np.zeros(rows, dtype=np.float32) if initial is None else initial
+        before = np.zeros(rows, dtype=np.float32) if initial is None else initial
         if tokens < rows:
-            return _dot_quick(x, w, cols, np.broadcast_to(start, (tokens, rows)))
-        out = _dot_quick(w, x, cols, np.broadcast_to(start[:, None], (rows, tokens)))
+            return _dot_quick(x, w, cols, np.broadcast_to(before, (tokens, rows)))
+        out = _dot_quick(w, x, cols, np.broadcast_to(before[:, None], (rows, tokens)))
         return np.ascontiguousarray(out.T)
     out = np.zeros((tokens, rows), dtype=np.float32)
     if initial is not None:
