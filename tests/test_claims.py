@@ -417,8 +417,10 @@ def test_status_page_and_json(
 MISTAKES = {
     "unknown link": (
         ["--only", "colour"],
-        "only: must be one of float, formats, int8, families, rtl, blocks, layer, dram, throughput,"
-        " not 'colour'",
+        (
+            "only: must be one of float, formats, int8, families, rtl, blocks, layer, dram, throughput,"
+            " not 'colour'"
+        ),
     ),
     "part of a page": (
         ["--out", "x.md", "--only", "float"],
