@@ -27,20 +27,23 @@ class ScoreError:
     Attributes
     ----------
     slope : largest change of a score per change of the logits, none of which changes more.
-    tables : largest error at the hardware's own logits (``docs/numbers.md``).
+    absolute, relative : what the tables add at the hardware's own logits (``docs/numbers.md``), at most.
     """
 
     slope: float
-    tables: float
+    absolute: float = 0.0
+    relative: float = 0.0
 
 
 SCORE_ERRORS = {
-    Score.NONE: ScoreError(1.0, 0.0),
-    # p (1 - p), once for its own logit and once for all the others.
-    Score.SOFTMAX: ScoreError(0.5, WEIGHT_ERROR),
-    Score.SIGMOID: ScoreError(0.25, 5.9e-6),
+    Score.NONE: ScoreError(1.0),
+    # p (1 - p), once for its own logit and once for all the others; p has the errors of a weight.
+    Score.SOFTMAX: ScoreError(0.5, relative=WEIGHT_ERROR),
+    Score.SIGMOID: ScoreError(0.25, absolute=5.9e-6),
+    # 0.3191 at a logit of 0.92.
+    Score.SQRT_SOFTPLUS: ScoreError(0.32, absolute=2.9e-6, relative=3.0e-6),
 }
-"""Scores whose errors are stated."""
+"""Scores whose errors are stated; one that is not is excused none."""
 KEY_STEP = 2.0**-SELECT_BITS * 1.5
 """A score is truncated to a selection score's bits, a bias is rounded to them."""
 
@@ -110,16 +113,19 @@ def logit_bound(
     return bound
 
 
-def choice_bound(gating: GatingSpec, logit_error: F64) -> tuple[F64, F64]:
+def choice_bound(gating: GatingSpec, logits: F64, logit_error: F64) -> tuple[F64, F64]:
     """Return ``(T,)`` bounds on the margins of a token that chooses otherwise: of experts, and of groups.
 
-    A score whose error is not stated (:data:`SCORE_ERRORS`) is excused none.
+    Parameters
+    ----------
+    logits, logit_error : (T, E) in float, and (T,) how far the hardware's can be from them.
     """
     if ranked_by_logits(gating):
         of_key = logit_error
     else:
-        error = SCORE_ERRORS.get(gating.score, ScoreError(0.0, 0.0))
-        of_key = error.slope * logit_error + error.tables + KEY_STEP
+        error = SCORE_ERRORS.get(gating.score, ScoreError(0.0))
+        largest = np.abs(score(gating.score, logits)).max(axis=1)
+        of_key = error.slope * logit_error + error.absolute + error.relative * largest + KEY_STEP
     added = 2 if gating.group_score is GroupScore.TOP2_SUM else 1
     return 2 * of_key, 2 * added * of_key
 

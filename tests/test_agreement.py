@@ -63,6 +63,7 @@ GATINGS = {
         topk_groups=2,
         group_mask=GroupMask.ZERO,
     ),
+    "sqrt softplus": GatingSpec(num_experts=12, top_k=3, score=Score.SQRT_SOFTPLUS, selection_bias=True),
     "logits": GatingSpec(num_experts=12, top_k=3, score=Score.NONE, normalise=Normalise.NONE),
     "all": GatingSpec(num_experts=4, top_k=4),
 }
@@ -112,7 +113,7 @@ def test_logits_that_differ_change_only_near_ties(name):
     chosen = [np.sort(select(gating, score(gating.score, z), bias), axis=1) for z in (logits, off)]
     other = (chosen[0] != chosen[1]).any(axis=1)
     margins = choice_margins(gating, selection_keys(gating, logits[other], bias))
-    bounds = choice_bound(gating, np.full(int(other.sum()), error))
+    bounds = choice_bound(gating, logits[other], np.full(int(other.sum()), error))
     over = np.minimum(margins[0] / bounds[0], margins[1] / bounds[1])
     assert other.sum() > 100
     assert over.max() <= 1
@@ -134,10 +135,13 @@ def test_logits_keep_their_bound(name, cols, d_model):
     assert 1e-3 < over.max() <= 1
 
 
-def test_a_score_without_a_stated_error_is_excused_none():
-    assert Score.SQRT_SOFTPLUS not in SCORE_ERRORS
+def test_a_score_without_a_stated_error_is_excused_none(monkeypatch):
+    assert set(SCORE_ERRORS) == set(Score)
     gating = GatingSpec(num_experts=4, top_k=2, score=Score.SQRT_SOFTPLUS)
-    assert choice_bound(gating, np.ones(1))[0][0] < 1e-6
+    logits = np.zeros((1, 4))
+    assert choice_bound(gating, logits, np.ones(1))[0][0] > 0.6
+    monkeypatch.delitem(SCORE_ERRORS, Score.SQRT_SOFTPLUS)
+    assert choice_bound(gating, logits, np.ones(1))[0][0] < 1e-6
 
 
 def test_weights_are_compared_by_expert():
@@ -258,7 +262,7 @@ def test_verilog_that_differs_fails(bench: GateBench):
 def test_a_wrong_choice_is_no_near_tie(bench: GateBench, monkeypatch: pytest.MonkeyPatch):
     """Golden that is wrong in hardware's numbers, here in its biases, is far from any tie."""
     right = golden.gating_bf16.selection_bias_fixed
-    monkeypatch.setattr(golden.gating_bf16, "selection_bias_fixed", lambda bias: -right(bias))
+    monkeypatch.setattr(golden.gating_bf16, "selection_bias_fixed", lambda *given: -right(*given))
     found = bench.agreement(CHUNK)
     assert found.same < CHUNK
     assert found.margin_over_bound > 100

@@ -57,7 +57,7 @@ def hardware_choice(
     logits = levels << 17
     if not gating.selection_bias:
         return golden.gating_bf16.select(gating, logits, None).ids, logits
-    fixed = golden.gating_bf16.selection_bias_fixed(bias)
+    fixed = np.rint(bias * 2.0**SELECT_BITS).astype(np.int64)
     keys = (score_from(*sigmoid(logits)) >> (SCORE_BITS - SELECT_BITS)) + fixed
     return golden.gating_bf16.select(gating, logits, fixed).ids, keys
 

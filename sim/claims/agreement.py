@@ -184,9 +184,10 @@ class GateBench:
             agreed, error = compare(ours, real)
             same += int(agreed.sum())
             if not agreed.all():
-                keys = selection_keys(gating, real.logits[~agreed], weights.selection_bias)
+                logits = real.logits[~agreed]
+                keys = selection_keys(gating, logits, weights.selection_bias)
                 margins = np.stack(choice_margins(gating, keys))
-                bounds = np.stack(choice_bound(gating, logit_error[~agreed]))
+                bounds = np.stack(choice_bound(gating, logits, logit_error[~agreed]))
                 margin = max(margin, float(margins.min(axis=0).max()))
                 margin_over = max(margin_over, float((margins / bounds).min(axis=0).max()))
             if agreed.any():
