@@ -1,0 +1,25 @@
+"""DRAM standards as data: organisation and timings of each, one table of constraints for all."""
+
+from spec.dram.constraints import (
+    CONSTRAINTS,
+    PROTOCOLS,
+    Command,
+    Constraint,
+    Level,
+    ProtocolRules,
+    constraints_of,
+)
+from spec.dram.standard import DramSpec, DramTiming, Protocol
+
+__all__ = [
+    "CONSTRAINTS",
+    "PROTOCOLS",
+    "Command",
+    "Constraint",
+    "DramSpec",
+    "DramTiming",
+    "Level",
+    "Protocol",
+    "ProtocolRules",
+    "constraints_of",
+]
