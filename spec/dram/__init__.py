@@ -2,6 +2,7 @@
 
 from spec.dram.constraints import (
     CONSTRAINTS,
+    EDGE_PAIRS,
     PROTOCOLS,
     Command,
     Constraint,
@@ -13,6 +14,7 @@ from spec.dram.standard import DramSpec, DramTiming, Protocol
 
 __all__ = [
     "CONSTRAINTS",
+    "EDGE_PAIRS",
     "PROTOCOLS",
     "Command",
     "Constraint",
