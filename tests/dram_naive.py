@@ -81,7 +81,7 @@ class NaiveChannel:
     # Ready ticks.
 
     def ready(self, command: str, number: int) -> int:
-        """Return the first tick that the timings leave for a command; for PREA and REF any bank of the scope."""
+        """Return the first tick that the timings leave for a command; PREA and REF: any bank of the scope."""
         t, dram = self.t, self.dram
         scope = number // self.per_scope
         bank, here = self.banks[number], self.scope_last[scope]

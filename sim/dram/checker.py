@@ -144,7 +144,7 @@ POSTPONED = 8
 
 
 @njit(cache=True)
-def _break(found, rule, tick, distance, least):  # type: ignore[no-untyped-def]
+def _break(found: Ints, rule: int, tick: int, distance: int, least: int) -> None:
     if found[rule, 0] == 0:
         found[rule, 1], found[rule, 2], found[rule, 3] = tick, distance, least
     found[rule, 0] += 1
@@ -152,9 +152,24 @@ def _break(found, rule, tick, distance, least):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _check(
-    log, table, start, widths, interval, facts, rising, halves, pairs, first_group, first_scope, past, rows,
-    data_free, refreshes, scalars, found,
-):  # fmt: skip # type: ignore[no-untyped-def]
+    log: Ints,
+    table: Ints,
+    start: Ints,
+    widths: Ints,
+    interval: int,
+    facts: Ints,
+    rising: Ints,
+    halves: bool,
+    pairs: Ints,
+    first_group: int,
+    first_scope: int,
+    past: Ints,
+    rows: Ints,
+    data_free: Ints,
+    refreshes: Ints,
+    scalars: Ints,
+    found: Ints,
+) -> None:
     """Check commands one by one, looking back from each."""
     per_group, per_scope, two_buses, split = facts[0], facts[1], facts[2], facts[3]
     read_latency, write_latency, burst, second_act, clock_post = (
@@ -170,8 +185,8 @@ def _check(
         tick, command, bank, row = log[number, 0], log[number, 1], log[number, 2], log[number, 3]
         end = tick + widths[command] - 1
         scope = bank // per_scope
-        to_scope = command == PRE_ALL or command == REF
-        column = command == RD or command == WR
+        to_scope = command in (PRE_ALL, REF)
+        column = command in (RD, WR)
         nodes[0], nodes[1], nodes[2] = bank, first_group + bank // per_group, first_scope + scope
         # Distances.
         for rule in range(start[command], start[command + 1]):
@@ -196,10 +211,9 @@ def _check(
                 if pairs[command]:
                     scalars[PAIR_TICK], scalars[PAIR_SCOPE] = tick + pairs[command], scope
                     scalars[PAIR_BANK] = -1 if to_scope else bank
-            elif rising[command]:
-                _break(found, state + HALF, tick, 0, 1)
-            elif tick == scalars[PAIR_TICK] and scope == scalars[PAIR_SCOPE]:
-                if to_scope or scalars[PAIR_BANK] == -1 or scalars[PAIR_BANK] == bank:
+            else:
+                paired = tick == scalars[PAIR_TICK] and scope == scalars[PAIR_SCOPE]
+                if rising[command] or (paired and (to_scope or scalars[PAIR_BANK] in (-1, bank))):
                     _break(found, state + HALF, tick, 0, 1)
         if column:
             begin = end + (read_latency if command == RD else write_latency)
@@ -240,7 +254,7 @@ def _check(
         elif command == PRE_ALL:
             for other in range(scope * per_scope, (scope + 1) * per_scope):
                 rows[other] = -1
-        elif command == REF or command == REF_BANK:
+        elif command in (REF, REF_BANK):
             first = scope * per_scope if to_scope else bank
             for other in range(first, first + (per_scope if to_scope else 1)):
                 if rows[other] >= 0:

@@ -1,11 +1,11 @@
 """A DRAM channel and its controller, compiled: from requests to the tick of every command.
 
 The controller is first-ready, oldest-first with open rows, as Ramulator 2.1's for reads
-(github.com/CMU-SAFARI/ramulator2 at c5b1c3a4): a queue of reads in order of arrival, shared by the pseudo-channels;
-in each tick and on each command bus the oldest request whose command may issue, RD, ACT or PRE alike. A
-request that has opened its row leaves the queue and reads it before anything else; what the row is not open
-for is not protected. A refresh that is due stops the queue until its REF has issued. ``docs/dram.md`` states
-all rules.
+(github.com/CMU-SAFARI/ramulator2 at c5b1c3a4): a queue of reads in order of arrival, shared by the
+pseudo-channels; in each tick and on each command bus the oldest request whose command may issue, RD, ACT or
+PRE alike. A request that has opened its row leaves the queue and reads it before anything else; further
+requests to that row protect nothing. A refresh that is due stops the queue until its REF has issued.
+``docs/dram.md`` states all rules.
 
 How far commands must be apart comes from the table in :mod:`spec.dram` alone, compiled into rows of integers
 (:class:`Rules`). Each issued command pushes the earliest ticks of those that follow it at its bank, bank
@@ -114,9 +114,9 @@ class Rules:
     widths : (commands,) ticks that a command holds its bus.
     pairs : (commands,) ticks from a row command to the second half of a clock that it restricts.
     offsets : (3, banks) where a bank's, its group's and its scope's earliest ticks begin.
-    start, rows : (rows, 4) level, following command, latency, window of each row of the table, in order of the
-        preceding command, those of command c in ``start[c]`` .. ``start[c + 1]`` - 1. ``latency`` counts from
-        first tick to first tick.
+    start, rows : (rows, 4) level, following command, latency, window of each row of the table, in order of
+        the preceding command, those of command c in ``start[c]`` .. ``start[c + 1]`` - 1. ``latency`` counts
+        from first tick to first tick.
     """
 
     ticks: int
@@ -218,6 +218,7 @@ class Channel:
         self.open_row = np.full(banks, -1, dtype=np.int64)
         self.bank_state = np.zeros((2, banks), dtype=np.int64)
         self.queue = np.zeros((5, MAX_QUEUE), dtype=np.int64)
+        # Of each bank: requests to it, as bits of their places in the queue.
         self.waiting = np.zeros(banks, dtype=np.int64)
         # Of each need: requests as bits, a tick before which none can issue; the latter once more as scratch.
         self.needs = np.zeros((3, NUM_NEEDS * banks), dtype=np.int64)
@@ -236,7 +237,8 @@ class Channel:
         status, taken, logged = _run(
             rules.options, rules.interval, rules.widths, rules.pairs, rules.offsets, rules.start, rules.rows,
             self.scalars, self.earliest, self.recent, self.open_row,
-            self.bank_state, self.queue, self.waiting, self.needs, self.opened, self.raised, self.counts, self.log,
+            self.bank_state, self.queue, self.waiting, self.needs, self.opened, self.raised, self.counts,
+            self.log,
             banks, keys, arrivals, first, self.total,
         )  # fmt: skip
         return int(status), int(taken), int(logged)
@@ -247,7 +249,16 @@ class Channel:
 
 
 @njit(cache=True, inline="always")
-def _issue(command, bank, tick, earliest, recent, offsets, start, rows_after):  # type: ignore[no-untyped-def]
+def _issue(
+    command: int,
+    bank: int,
+    tick: int,
+    earliest: Ints,
+    recent: Ints,
+    offsets: Ints,
+    start: Ints,
+    rows_after: Ints,
+) -> None:
     """Push the earliest ticks of all commands that the table has after this one."""
     nodes = earliest.shape[0] // NUM_COMMANDS
     for row in range(start[command], start[command + 1]):
@@ -262,26 +273,25 @@ def _issue(command, bank, tick, earliest, recent, offsets, start, rows_after):  
             place = place + 1 if place + 1 < window else 0
             recent[ring, window] = place
             when = recent[ring, place]
-        if when > earliest[node + rows_after[row, 1]]:
-            earliest[node + rows_after[row, 1]] = when
+        earliest[node + rows_after[row, 1]] = max(earliest[node + rows_after[row, 1]], when)
 
 
 @njit(cache=True, inline="always")
-def _ready(command, bank, earliest, offsets):  # type: ignore[no-untyped-def]
+def _ready(command: int, bank: int, earliest: Ints, offsets: Ints) -> int:
     """Return the earliest tick of a command to a bank."""
-    return max(
-        earliest[offsets[0, bank] + command],
-        earliest[offsets[1, bank] + command],
-        earliest[offsets[2, bank] + command],
-    )
+    own = earliest[offsets[0, bank] + command]
+    ready: int = max(own, earliest[offsets[1, bank] + command], earliest[offsets[2, bank] + command])
+    return ready
 
 
 @njit(cache=True, inline="always")
-def _edge(tick, command, bank, scope, pair_tick, pair_scope, pair_bank):  # type: ignore[no-untyped-def]
+def _edge(
+    tick: int, command: int, bank: int, scope: int, pair_tick: int, pair_scope: int, pair_bank: int
+) -> int:
     """Return the first tick from ``tick`` on in whose half of the clock a command may start (HBM3)."""
     if tick & 1:
         return tick
-    if command != PRE and command != PRE_ALL:
+    if command not in (PRE, PRE_ALL):
         return tick + 1
     if (
         tick == pair_tick
@@ -293,12 +303,21 @@ def _edge(tick, command, bank, scope, pair_tick, pair_scope, pair_bank):  # type
 
 
 @njit(cache=True, inline="always")
-def _command_of(need):  # type: ignore[no-untyped-def]
+def _command_of(need: int) -> int:
     return RD if need == NEED_RD else WR if need == NEED_WR else ACT if need == NEED_ACT else PRE
 
 
 @njit(cache=True, inline="always")
-def _classify(place, queue, needs, open_row, bank_state, earliest, offsets, per_scope):  # type: ignore[no-untyped-def]
+def _classify(
+    place: int,
+    queue: Ints,
+    needs: Ints,
+    open_row: Ints,
+    bank_state: Ints,
+    earliest: Ints,
+    offsets: Ints,
+    per_scope: int,
+) -> None:
     """Find out what a request needs, and when it may have it at the earliest."""
     bank, key = queue[Q_BANK, place], queue[Q_KEY, place]
     row = open_row[bank]
@@ -319,7 +338,17 @@ def _classify(place, queue, needs, open_row, bank_state, earliest, offsets, per_
 
 
 @njit(cache=True, inline="always")
-def _wake(bank, queue, waiting, needs, open_row, bank_state, earliest, offsets, per_scope):  # type: ignore[no-untyped-def]
+def _wake(
+    bank: int,
+    queue: Ints,
+    waiting: Ints,
+    needs: Ints,
+    open_row: Ints,
+    bank_state: Ints,
+    earliest: Ints,
+    offsets: Ints,
+    per_scope: int,
+) -> None:
     """Look again at the requests to a bank whose state has changed."""
     places = waiting[bank]
     while places:
@@ -332,7 +361,7 @@ def _wake(bank, queue, waiting, needs, open_row, bank_state, earliest, offsets, 
 
 
 @njit(cache=True, inline="always")
-def _leave(place, queue, queued, waiting, needs, num_needs):  # type: ignore[no-untyped-def]
+def _leave(place: int, queue: Ints, queued: int, waiting: Ints, needs: Ints, num_needs: int) -> None:
     """Take a request out of the queue; the later ones move up."""
     number = queue[Q_NEED, place]
     if number != HELD:
@@ -351,9 +380,22 @@ def _leave(place, queue, queued, waiting, needs, num_needs):  # type: ignore[no-
 
 @njit(cache=True, inline="always")
 def _pick(
-    clock, columns, rows, queue, needs, earliest, offsets, per_scope, scopes, halves, act_2_bank, closed_bank,
-    pair_tick, pair_scope, pair_bank,
-):  # fmt: skip # type: ignore[no-untyped-def]
+    clock: int,
+    columns: bool,
+    rows: bool,
+    queue: Ints,
+    needs: Ints,
+    earliest: Ints,
+    offsets: Ints,
+    per_scope: int,
+    scopes: int,
+    halves: bool,
+    act_2_bank: int,
+    closed_bank: int,
+    pair_tick: int,
+    pair_scope: int,
+    pair_bank: int,
+) -> tuple[int, int]:
     """Return place and command of the oldest request that may issue in this tick; -1 if there is none.
 
     A need is looked at only if one of its requests may be ready; readiness only moves further away until
@@ -397,19 +439,41 @@ def _pick(
     for number in range(scopes * NUM_NEEDS):
         if looked_at >> number & 1:
             needs[1, number] = needs[2, number]
-    return np.int64(-1), 0
+    return -1, 0
 
 
 @njit(cache=True)
 def _run(
-    options, interval, widths, pairs, offsets, start, rows_after, scalars, earliest, recent, open_row,
-    bank_state, queue, waiting, needs, opened, raised, counts, log, banks, keys, arrivals, first, total,
-):  # fmt: skip # type: ignore[no-untyped-def]
+    options: Ints,
+    interval: int,
+    widths: Ints,
+    pairs: Ints,
+    offsets: Ints,
+    start: Ints,
+    rows_after: Ints,
+    scalars: Ints,
+    earliest: Ints,
+    recent: Ints,
+    open_row: Ints,
+    bank_state: Ints,
+    queue: Ints,
+    waiting: Ints,
+    needs: Ints,
+    opened: Ints,
+    raised: Ints,
+    counts: Ints,
+    log: Ints,
+    banks: Ints,
+    keys: Ints,
+    arrivals: Ints,
+    first: int,
+    total: int,
+) -> tuple[int, int, int]:
     """Run until requests run out, the log is full or the run is done: see :meth:`Channel.run`.
 
     ``bank_state`` : of each bank, whether a request has opened it and not read; whether ACT-2 is missing.
-    ``queue`` : in order of arrival; ``needs`` : what its requests need, see :class:`Channel`. ``opened`` : bank, key, arrival
-    number of the requests that have opened a row, in order of arrival.
+    ``queue`` : in order of arrival; ``waiting``, ``needs`` : see :class:`Channel`. ``opened`` : bank, key,
+    arrival number of the requests that have opened a row, in order of arrival.
     """
     per_scope, two_buses, halves, split = options[0], options[1] != 0, options[2] != 0, options[3] != 0
     act_2_after, read_clock, write_clock = options[4], options[5], options[6]
@@ -425,7 +489,7 @@ def _run(
     pair_tick, pair_scope, pair_bank = scalars[PAIR_TICK], scalars[PAIR_SCOPE], scalars[PAIR_BANK]
     act_2_bank, act_2_due, runs_to = scalars[ACT_2_BANK], scalars[ACT_2_DUE], scalars[CLOCK_RUNS_TO]
     read_next, read_from = scalars[READ_NEXT], scalars[READ_FROM]
-    opened_next = np.int64(0)  # a tick before which none of the opened can be read
+    opened_next = 0  # a tick before which none of the opened can be read
     status = DONE
     while True:
         if logged + MOST_PER_TICK > log.shape[0]:
@@ -535,7 +599,7 @@ def _run(
                                 command, bank, place = PRE, idle, -1
                                 break
                 if split:
-                    if (command == RD or command == WR) and clock >= runs_to:
+                    if (command in (RD, WR)) and clock >= runs_to:
                         if act_2_bank >= 0 and act_2_due <= clock + 1:
                             command = ACT_2
                         else:
@@ -547,7 +611,7 @@ def _run(
                 continue
             # Issue it.
             quiet = False
-            key = np.int64(-1)
+            key = -1
             if command == ACT_2:
                 bank = act_2_bank
                 act_2_bank = -1
@@ -559,14 +623,13 @@ def _run(
                     bank, key = opened[0, place], opened[1, place]
                 else:
                     bank, key = queue[Q_BANK, place], queue[Q_KEY, place]
-            row_shown, column_shown = np.int64(-1), np.int64(-1)
+            row_shown, column_shown = -1, -1
             scope = bank // per_scope
-            if command == RD or command == WR:
+            if command in (RD, WR):
                 row_shown, column_shown = key >> ROW_SHIFT, (key >> COLUMN_SHIFT) & COLUMN_MASK
                 served += 1
                 runs = read_clock if command == RD else write_clock
-                if clock + runs > runs_to:
-                    runs_to = clock + runs
+                runs_to = max(runs_to, clock + runs)
                 if source == FROM_OPENED:
                     opened_next = 0
                     num_opened -= 1
@@ -595,25 +658,25 @@ def _run(
             elif command == PRE_ALL:
                 for other in range(scope * per_scope, (scope + 1) * per_scope):
                     open_row[other] = -1
-            elif command == REF or command == REF_BANK:
+            elif command in (REF, REF_BANK):
                 raised_first = (raised_first + 1) % RING
                 raised_count -= 1
-            if place >= 0 and source == FROM_QUEUE and (command == RD or command == WR or command == ACT):
+            if place >= 0 and source == FROM_QUEUE and (command in (RD, WR, ACT)):
                 _leave(place, queue, queued, waiting, needs, scopes * NUM_NEEDS)
                 queued -= 1
             if halves and clock & 1 and pairs[command]:
                 pair_tick = clock + pairs[command]
                 pair_scope = scope
-                pair_bank = -1 if command == PRE_ALL or command == REF else bank
+                pair_bank = -1 if command in (PRE_ALL, REF) else bank
             _issue(command, bank, clock, earliest, recent, offsets, start, rows_after)
-            if command != CAS and command != REF and not (source == FROM_QUEUE and command == RD):
+            if command not in (CAS, REF) and not (source == FROM_QUEUE and command == RD):
                 # Whoever waits for this bank, or this scope, needs something else now.
                 first_bank, last_bank = bank, bank + 1
                 if command == PRE_ALL:
                     first_bank, last_bank = scope * per_scope, (scope + 1) * per_scope
                 for other in range(first_bank, last_bank):
                     _wake(other, queue, waiting, needs, open_row, bank_state, earliest, offsets, per_scope)
-            if two_buses and (command == RD or command == WR):
+            if two_buses and (command in (RD, WR)):
                 free_column = clock + widths[command]
             else:
                 free_row = clock + widths[command]
@@ -662,8 +725,10 @@ def _run(
 
 
 @njit(cache=True)
-def _refresh(bank, by_bank, per_scope, open_row, bank_state, earliest, offsets):  # type: ignore[no-untyped-def]
-    """Return the command that the first raised refresh needs, and its earliest tick; FAR if it may not yet."""
+def _refresh(
+    bank: int, by_bank: bool, per_scope: int, open_row: Ints, bank_state: Ints, earliest: Ints, offsets: Ints
+) -> tuple[int, int]:
+    """Return the command that the first raised refresh needs, and its earliest tick; FAR if it may not."""
     first, last = bank, bank + 1
     if not by_bank:
         first = bank // per_scope * per_scope
@@ -682,7 +747,7 @@ def _refresh(bank, by_bank, per_scope, open_row, bank_state, earliest, offsets):
 
 
 @njit(cache=True)
-def _unused(bank, queue, queued, open_row, bank_state):  # type: ignore[no-untyped-def]
+def _unused(bank: int, queue: Ints, queued: int, open_row: Ints, bank_state: Ints) -> bool:
     """Whether a bank's row is open and no request wants it."""
     if open_row[bank] < 0 or bank_state[0, bank]:
         return False
