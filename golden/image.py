@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from golden.expert_int8 import ExpertInt8
 from golden.formats import Bits16, f32_flush
-from golden.gating_bf16 import banked_router, selection_bias_fixed
+from golden.gating_bf16 import banked_router, selection_bias_fixed, with_shared_gate
 from golden.int8 import MatrixInt8
 from spec.geometry import FfnGeometry, GateGeometry, RouterGeometry
 
@@ -24,21 +24,28 @@ def router_image(
     router: Bits16,
     logit_bias: NDArray[np.float32] | None = None,
     selection_bias: NDArray[np.float32] | None = None,
+    shared_gate: Bits16 | None = None,
 ) -> NDArray[np.uint16]:
     """Return the router's image as 16-bit elements, ``load_beats * load_elements`` of them.
 
     Words in the order of the product: all rows of the first ``cols`` inputs, then of the next; a
     word holds the row's experts after each other, ``cols`` inputs each. Then a padded word of 32-bit
-    biases for each row. What belongs to no expert or input is zero, as is the rest of a word. Where the
-    banks hold the router (:func:`router_tiles`), only the words of a selection bias are left.
+    biases for each row, those of the logits before those of the selection. The gate of a shared expert,
+    (1, d_model), is one more expert, behind the others. What belongs to no expert or input is zero, as
+    is the rest of a word. Where the banks hold the router (:func:`router_tiles`), only the words of a
+    selection bias are left.
     """
+    if shared_gate is not None:
+        router, logit_bias = with_shared_gate(router, logit_bias, shared_gate)
+        if selection_bias is not None:
+            selection_bias = np.append(selection_bias, np.float32(0))
     rows, lanes, cols, beats = (
         geometry.num_rows,
         geometry.logits_per_cycle,
         geometry.cols,
         geometry.num_beats,
     )
-    places = [[geometry.expert_at(row, lane) for lane in range(lanes)] for row in range(rows)]
+    places = [[geometry.output_at(row, lane) for lane in range(lanes)] for row in range(rows)]
     present = np.array([[place is not None for place in row] for row in places])
     experts = np.array([[place or 0 for place in row] for row in places], dtype=np.int64)
 
@@ -50,13 +57,15 @@ def router_image(
         words = words.reshape(rows, lanes, beats, cols).transpose(2, 0, 1, 3)
         words = words.reshape(beats * rows, lanes * cols)
         parts.append(np.pad(words, ((0, 0), (0, geometry.lanes - lanes * cols))).ravel())
-    if geometry.has_bias:
-        if geometry.gating.logit_bias:
-            assert logit_bias is not None
-            bias = f32_flush(logit_bias).view(np.uint32)
-        else:
-            assert selection_bias is not None
-            bias = selection_bias_fixed(geometry.gating, selection_bias).astype(np.int32).view(np.uint32)
+    biases = []
+    if geometry.loads_logit_bias:
+        assert logit_bias is not None
+        biases.append(f32_flush(logit_bias).view(np.uint32))
+    if geometry.gating.selection_bias:
+        assert selection_bias is not None
+        fixed = selection_bias_fixed(geometry.gating, selection_bias)
+        biases.append(fixed.astype(np.int32).view(np.uint32))
+    for bias in biases:
         word = np.zeros((rows, geometry.bias_row_beats * geometry.load_elements // 2), dtype=np.uint32)
         word[:, :lanes] = np.where(present, bias[experts], 0)
         parts.append(word.view(np.uint16).ravel())
@@ -64,7 +73,10 @@ def router_image(
 
 
 def router_tiles(
-    geometry: RouterGeometry, router: Bits16, logit_bias: NDArray[np.float32] | None = None
+    geometry: RouterGeometry,
+    router: Bits16,
+    logit_bias: NDArray[np.float32] | None = None,
+    shared_gate: Bits16 | None = None,
 ) -> NDArray[np.uint16]:
     """Return the router's tiles as 16-bit elements, in the order in which the banks' lanes take them.
 
@@ -72,12 +84,15 @@ def router_tiles(
     ----------
     router : (experts, d_model) bf16 patterns.
     logit_bias : (experts,) float32, where the algebra has it.
+    shared_gate : (1, d_model) bf16 patterns, where the shared expert has a gate.
     """
     gate = geometry.gate
+    if shared_gate is not None:
+        router, logit_bias = with_shared_gate(router, logit_bias, shared_gate)
     matrix = banked_router(router, logit_bias)
     placed = np.zeros((geometry.num_places, matrix.shape[1]), dtype=np.uint16)
     for place in range(geometry.num_places):
-        expert = gate.expert_at(*divmod(place, gate.logits_per_cycle))
+        expert = gate.output_at(*divmod(place, gate.logits_per_cycle))
         if expert is not None:
             placed[place] = matrix[expert]
     return tiles(placed, geometry.rows, geometry.cols).ravel()

@@ -45,16 +45,18 @@ QUEUE = 2
 def latency(geometry: GateGeometry) -> int:
     """Return the cycles from a token's launch to its first assignment being valid on the output."""
     gating = geometry.gating
-    cycles = geometry.product_cycles + (STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE)
+    # From the last row that holds experts; a shared expert's gate may have one behind it.
+    cycles = geometry.product_cycles - (geometry.num_rows - geometry.expert_rows)
+    cycles += STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE
     cycles += TO_FIXED + _selection_score(geometry)
     if gating.grouped:
-        cycles += geometry.num_rows - 1 + GROUP_RANK
+        cycles += geometry.expert_rows - 1 + GROUP_RANK
     return cycles + TOPK + _weight(geometry) + PRODUCT_AND_ROUND + QUEUE
 
 
 def _selection_score(geometry: GateGeometry) -> int:
     """Return the cycles from a row of fixed-point logits to its candidates."""
-    plan, rows = geometry.plan, geometry.num_rows
+    plan, rows = geometry.plan, geometry.expert_rows
     if plan.ranked_by_logit:
         return 0
     if plan.shares_first:
@@ -70,7 +72,7 @@ def _weight(geometry: GateGeometry) -> int:
     if plan.exponentials:
         cycles = EXP_SCORE
         if plan.totals_softmax:
-            cycles += max(0, geometry.num_rows + TOTAL_TAIL + INVERSE - TOPK - EXP_SCORE)
+            cycles += max(0, geometry.expert_rows + TOTAL_TAIL + INVERSE - TOPK - EXP_SCORE)
         if plan.shares_of_chosen:
             cycles += SHARE
     elif not plan.carries_score:
@@ -84,7 +86,8 @@ def _weight(geometry: GateGeometry) -> int:
 
 def num_credits(geometry: GateGeometry) -> int:
     """Return how many tokens may be between launch and output."""
-    return ceil_div(latency(geometry) + geometry.gating.top_k + 1, geometry.interval) + 1
+    in_flight = latency(geometry) + geometry.gating.top_k + 1
+    return ceil_div(in_flight, geometry.of_experts.interval) + 1
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from spec.gate_plan import GatePlan
 from spec.model import (
     NO_PLACES,
     Activation,
-    AppliedTo,
     CapacityRule,
     CapacityScope,
     ModelSpec,
@@ -52,7 +51,6 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     yield from _lacking_of_ffn(model)
     for key, value, only in (
         ("d_latent", model.d_latent, 0),
-        ("shared_expert_gate", bool(model.d_shared) and model.shared_expert_gate, False),
         ("shared_bias", bool(model.d_shared) and model.shared_bias, False),
         ("expert_output_scale", model.expert_output_scale, 1.0),
         ("output_bias", model.output_bias, False),
@@ -77,7 +75,6 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     for key, value, allowed in (
         ("router", gating.router, (Router.LINEAR,)),
         ("selection", gating.selection, (Selection.TOP_K,)),
-        ("weight_applied_to", gating.weight_applied_to, (AppliedTo.OUTPUT,)),
     ):
         if value not in allowed:
             yield f"gating.{key}", f"must be {_names(allowed)}", value.value
@@ -87,8 +84,6 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
         yield "gating.num_prototypes", "must be 1", gating.num_prototypes
     if gating.num_identity_experts:
         yield "gating.num_identity_experts", "must be 0", gating.num_identity_experts
-    if gating.logit_bias and gating.selection_bias:
-        yield "gating.logit_bias", "must be false with a selection bias", True
     low, high = NORM_ORDERS
     if gating.normalise is Normalise.P_NORM and not low <= gating.norm_order <= high:
         yield "gating.norm_order", f"must be in {low}..{high}", gating.norm_order
