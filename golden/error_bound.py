@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.combine_bf16 import IDENTITY_FRACTION_BITS
 from golden.expert import activate
 from golden.expert_int8 import ActivationScales
 from golden.formats import GUARD_BITS, PRODUCT_FRACTION_BITS
@@ -96,7 +97,8 @@ def output_error_bound(
 
     cols = image.routed.cols
     routing = combine_weights(model, image, weights, x, result)
-    for expert in np.unique(result.ids[result.kept]):
+    served = result.ids[result.kept]
+    for expert in np.unique(served[served < image.num_experts]):
         rows, slots = np.nonzero(result.kept & (result.ids == expert))
         factor = Bounded(routing.value[rows, slots, None], routing.error[rows, slots, None])
         inputs = exact(x[rows])
@@ -104,6 +106,14 @@ def output_error_bound(
             inputs, factor = times(factor, inputs).rounded(), exact(np.ones((len(rows), 1)))
         output = expert_output(model.ffn, weights.expert(int(expert)), inputs, cols, scales)
         add(rows, factor, output)
+    if model.gating.num_identity_experts:
+        # All of a token's in one product with the sum of their weights.
+        mine = result.kept & (result.ids >= image.num_experts)
+        total, off = (
+            np.where(mine, part, 0.0).sum(axis=1, keepdims=True) for part in (routing.value, routing.error)
+        )
+        cut = model.gating.top_k * 2.0**-IDENTITY_FRACTION_BITS
+        add(np.arange(count), Bounded(total, off + cut).rounded(), exact(x))
     if weights.shared_expert is not None:
         output = expert_output(model.ffn, weights.shared_expert, exact(x), cols, scales)
         add(np.arange(count), shared_weight(image, weights, x), output)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.combine_bf16 import Contribution, combine_bf16
+from golden.combine_bf16 import Contribution, combine_bf16, identity_start, identity_weights
 from golden.dispatch_streams import DispatchStreams, Job, dispatch_streams
 from golden.expert_int8 import ActivationScales
 from golden.experts import PackedExpert
@@ -76,11 +76,11 @@ def layer_bf16(
         shared_gate=weights.shared_gate_bits,
         banked=image.gate.banked,
     )
-    num_experts = model.gating.num_experts
     streams = dispatch_streams(
         routing.ids,
         routing.weights,
-        num_experts=num_experts,
+        num_experts=image.num_experts,
+        num_identity_experts=model.gating.num_identity_experts,
         window_tokens=window_tokens,
         batch_lengths=None if batch_lengths is None else np.asarray(batch_lengths),
         capacity=model.expert_capacity,
@@ -95,7 +95,10 @@ def layer_bf16(
         Contribution(job.tokens, output_weights(image, job), result)
         for job, result in zip(jobs, results, strict=True)
     ]
-    output = combine_bf16(contributions, len(tokens), model.d_model)
+    start = None
+    if model.gating.num_identity_experts:
+        start = identity_start(identity_weights(streams.identity_sum), tokens)
+    output = combine_bf16(contributions, len(tokens), model.d_model, start)
     return LayerBf16(routing, streams, contributions, output, scales)
 
 
@@ -123,14 +126,14 @@ def _expert_results(
 def job_inputs(image: ImageGeometry, job: Job, tokens: Bits16) -> Bits16:
     """Return what a job's expert sees of its tokens: times their weights, in bf16, if they apply there."""
     inputs: Bits16 = tokens[job.tokens]
-    if image.weighted_inputs and job.expert < image.gate.gating.num_experts:
+    if image.weighted_inputs and job.expert < image.num_experts:
         return bf16_product(inputs, job.weights[:, None])
     return inputs
 
 
 def output_weights(image: ImageGeometry, job: Job) -> Bits16:
     """Return the weights of a job's results; 1 where they applied to the inputs."""
-    if image.weighted_inputs and job.expert < image.gate.gating.num_experts:
+    if image.weighted_inputs and job.expert < image.num_experts:
         return np.full_like(job.weights, BF16_ONE)
     return job.weights
 
@@ -139,7 +142,7 @@ def pack_expert(
     image: ImageGeometry, weights: LayerWeights, expert: int, scales: ActivationScales | None = None
 ) -> PackedExpert:
     """Return an expert in the image's format; ``num_experts`` as the index means the shared expert."""
-    if expert < image.gate.gating.num_experts:
+    if expert < image.num_experts:
         return PackedExpert.of(weights.expert(expert), image.routed, scales)
     assert image.shared is not None
     assert weights.shared_expert is not None
@@ -160,7 +163,7 @@ def layer_image(
     the others' pages are zero, and the image ends behind the last one needed. ``scales`` are those of
     :func:`layer_bf16`.
     """
-    num_experts = model.gating.num_experts
+    num_experts = image.num_experts
     everyone = range(num_experts + (image.shared is not None))
     wanted = everyone if experts is None else experts
     last = max(wanted, default=-1)

@@ -217,7 +217,8 @@ def streams_of(
     return dispatch_streams(
         ids,
         np.zeros(ids.shape, dtype=np.uint16),
-        num_experts=model.gating.num_experts,
+        num_experts=image.num_experts,
+        num_identity_experts=model.gating.num_identity_experts,
         window_tokens=design.window_tokens,
         batch_lengths=batch_lengths,
         capacity=model.expert_capacity,

@@ -425,6 +425,11 @@ class ImageGeometry:
         )
 
     @property
+    def num_experts(self) -> int:
+        """Routed experts that have an FFN: those of the dispatcher and of what is behind it."""
+        return self.gate.gating.num_ffn_experts
+
+    @property
     def weighted_inputs(self) -> bool:
         """Whether weights multiply the routed experts' inputs, and their outputs are added with weight 1."""
         return self.gate.gating.weight_applied_to is AppliedTo.INPUT
@@ -456,11 +461,11 @@ class ImageGeometry:
         return self._pages(self.routed.num_bytes)
 
     def expert_page(self, expert: int) -> int:
-        """Return the page at which an expert starts; ``num_experts`` means the shared one."""
+        """Return the page at which an expert starts; :attr:`num_experts` means the shared one."""
         return self.router_pages + expert * self.expert_pages
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the whole image."""
-        pages = self.expert_page(self.gate.gating.num_experts)
+        pages = self.expert_page(self.num_experts)
         return (pages + (self._pages(self.shared.num_bytes) if self.shared else 0)) * PAGE_BYTES

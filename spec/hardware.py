@@ -64,6 +64,9 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
             yield key, f"must be {_text(only)}", value
     if model.expert_capacity == NO_PLACES:
         yield "expert_capacity", "must be at least 0", model.expert_capacity
+    if model.gating.num_identity_experts and (model.expert_capacity or model.capacity_fraction > 0):
+        identity = model.gating.num_identity_experts
+        yield "gating.num_identity_experts", "must be 0 where experts have a capacity", identity
     if model.expert_capacity:
         if model.capacity_scope is not CapacityScope.SEQUENCE:
             yield "capacity_scope", "must be 'sequence'", model.capacity_scope.value
@@ -89,8 +92,6 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
         yield "gating.logit_deviation", "must be 0.0", gating.logit_deviation
     if gating.num_prototypes > 1:
         yield "gating.num_prototypes", "must be 1", gating.num_prototypes
-    if gating.num_identity_experts:
-        yield "gating.num_identity_experts", "must be 0", gating.num_identity_experts
     sigmoid = gating.score is Score.SIGMOID
     if gating.selection_bias and not sigmoid:
         yield "gating.selection_bias", f"must be false with score={gating.score.value!r}", True

@@ -53,7 +53,7 @@ REFUSED = {
     ),
     **dict.fromkeys(
         ("longcat_flash_s0", "longcat_flash_s1"),
-        "gating.num_identity_experts: must be 0 in hardware, not 4",
+        "gating.selection_bias: must be false with score='softmax' in hardware, not true",
     ),
     **dict.fromkeys(
         ("nemotron_h_s0", "nemotron_h_s1"),
@@ -137,6 +137,10 @@ LACKING = {
     "both biases": (
         changed(DEEPSEEK, gating={"logit_bias": True}),
         "gating.logit_bias: must be false with a selection bias in hardware, not true",
+    ),
+    "identity experts with a capacity": (
+        changed(MIXTRAL, gating={"num_identity_experts": 2}, expert_capacity=3),
+        "gating.num_identity_experts: must be 0 where experts have a capacity in hardware, not 2",
     ),
     "mask of zero": (
         changed(DEEPSEEK, gating={"group_mask": GroupMask.ZERO}),

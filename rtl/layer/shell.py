@@ -183,7 +183,8 @@ class LayerShell(wiring.Component):
         self.gate = Gate(image.gate) if gate is None else gate
         self.dispatch = Dispatch(
             DispatchConfig(
-                num_experts=gating.num_experts,
+                num_experts=image.num_experts,
+                num_identity_experts=gating.num_identity_experts,
                 top_k=gating.top_k,
                 window_tokens=design.window_tokens,
                 num_units=num_units,
@@ -200,6 +201,7 @@ class LayerShell(wiring.Component):
             "d_model": model.d_model,
             "lanes": design.tile.act_lanes,
             "max_count": gating.top_k + shared,
+            "stream_lanes": design.stream_lanes if gating.num_identity_experts else 0,
         }
         # Several units give a token's contributions in any order.
         self.combine = (
@@ -266,6 +268,11 @@ class LayerShell(wiring.Component):
             combine.o.ready.eq(self.o.ready),
             intake.freed.eq(combine.freed),
         ]
+        if combine.config.starts:
+            m.d.comb += [
+                combine.i_token.payload.eq(intake.o_store.payload),
+                combine.i_token.valid.eq(intake.o_store.valid),
+            ]
         streams, events = self.engine(m, registers)
 
         # Registers.
