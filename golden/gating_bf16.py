@@ -27,6 +27,7 @@ from golden.functions import (
     score_from,
     sigmoid,
 )
+from golden.gating import top_k
 from spec.geometry import LOGIT_BIAS_INPUTS
 from spec.model import GatingSpec, GroupScore, Normalise, Score
 
@@ -68,8 +69,11 @@ def epsilon_fixed(epsilon: float) -> int:
 
 
 def _top(keys: I64, count: int) -> I64:
-    """Indices of the largest keys of each row, descending, ties to the lowest index."""
-    return np.argsort(-keys, axis=-1, kind="stable")[..., :count]
+    """Indices of the largest keys of each row, descending, ties to the lowest index.
+
+    Keys are exact in float64: of at most 53 bits, or the power of two that stands for a masked one.
+    """
+    return top_k(keys.astype(np.float64), count)
 
 
 def _group_mask(gating: GatingSpec, keys: I64) -> NDArray[np.bool_]:
