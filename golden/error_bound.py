@@ -21,7 +21,7 @@ from golden.combine_bf16 import IDENTITY_FRACTION_BITS
 from golden.expert import activate
 from golden.expert_int8 import ActivationScales
 from golden.formats import GUARD_BITS, PRODUCT_FRACTION_BITS
-from golden.functions import FRACTION_BITS
+from golden.functions import FRACTION_BITS, SCALE_BITS
 from golden.gating import sigmoid
 from golden.int8 import INT8_MAX, FixedScale
 from golden.layer import LayerResult
@@ -106,6 +106,9 @@ def output_error_bound(
             inputs, factor = times(factor, inputs).rounded(), exact(np.ones((len(rows), 1)))
         output = expert_output(model.ffn, weights.expert(int(expert)), inputs, cols, scales)
         add(rows, factor, output)
+    if weights.output_bias is not None:
+        value += weights.output_bias
+        magnitude += np.abs(weights.output_bias)
     if model.gating.num_identity_experts:
         # All of a token's in one product with the sum of their weights.
         mine = result.kept & (result.ids >= image.num_experts)
@@ -139,7 +142,11 @@ def combine_weights(
     )
     logit_error = logits.error.max(axis=1, keepdims=True) + LOGIT_STEP
     relative = np.expm1(2 * logit_error) + WEIGHT_ERROR
-    return Bounded(result.weights, np.abs(result.weights) * relative).rounded()
+    factor = model.expert_output_scale
+    if factor != 1.0:
+        # It is in the gate's scale, which has 14 fraction bits.
+        relative = relative + 2.0 ** -(SCALE_BITS + 1) / image.gate.gating.scale
+    return Bounded(result.weights * factor, np.abs(result.weights) * factor * relative).rounded()
 
 
 def shared_weight(image: ImageGeometry, weights: LayerWeights, x: F64) -> Bounded:

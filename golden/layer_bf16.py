@@ -15,7 +15,7 @@ from golden.combine_bf16 import Contribution, combine_bf16, identity_start, iden
 from golden.dispatch_streams import DispatchStreams, Job, dispatch_streams
 from golden.expert_int8 import ActivationScales
 from golden.experts import PackedExpert
-from golden.formats import BF16_ONE, Bits16, bf16_encode, bf16_product
+from golden.formats import BF16_ONE, Bits16, bf16_encode, bf16_product, f32_flush
 from golden.gating_bf16 import RoutingBf16, route_bf16
 from golden.image import router_image
 from golden.weights import LayerWeights
@@ -67,7 +67,7 @@ def layer_bf16(
     policy : order of service, as in the design; a token's contributions are added in that order.
     """
     routing = route_bf16(
-        model.gating,
+        image.gate.gating,
         bf16_encode(weights.router),
         tokens,
         image.router_cols,
@@ -83,7 +83,7 @@ def layer_bf16(
         num_identity_experts=model.gating.num_identity_experts,
         window_tokens=window_tokens,
         batch_lengths=None if batch_lengths is None else np.asarray(batch_lengths),
-        capacity=model.expert_capacity,
+        capacity=model.capacity_for([len(tokens)] if batch_lengths is None else batch_lengths),
         capacity_rule=model.capacity_rule,
         shared=image.shared is not None,
         shared_weights=routing.shared,
@@ -98,6 +98,8 @@ def layer_bf16(
     start = None
     if model.gating.num_identity_experts:
         start = identity_start(identity_weights(streams.identity_sum), tokens)
+    elif weights.output_bias is not None:
+        start = np.repeat(f32_flush(weights.output_bias)[None], len(tokens), axis=0)
     output = combine_bf16(contributions, len(tokens), model.d_model, start)
     return LayerBf16(routing, streams, contributions, output, scales)
 
@@ -177,6 +179,9 @@ def layer_image(
         weights.shared_gate_bits,
     )
     memory[: 2 * router.size] = router.view(np.uint8)
+    if weights.output_bias is not None:
+        bias = f32_flush(weights.output_bias).view(np.uint8)
+        memory[2 * router.size : 2 * router.size + bias.size] = bias
     for expert in wanted:
         tiles = pack_expert(image, weights, expert, scales).image()
         start = image.expert_page(expert) * PAGE_BYTES

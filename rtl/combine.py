@@ -42,6 +42,7 @@ class CombineConfig:
     lanes : elements of a beat.
     max_count : most contributions of a token.
     stream_lanes : elements of a beat of tokens, where identity experts ask for these; else 0.
+    bias_bits : bits of a beat of the output bias, where there is one; else 0. Not both.
     """
 
     num_slots: int
@@ -49,6 +50,7 @@ class CombineConfig:
     lanes: int
     max_count: int
     stream_lanes: int = 0
+    bias_bits: int = 0
 
     def __post_init__(self) -> None:
         require(
@@ -62,8 +64,8 @@ class CombineConfig:
 
     @property
     def starts(self) -> bool:
-        """Whether sums start from something else than +0: :class:`rtl.combine_start.StartValues`."""
-        return self.stream_lanes > 0
+        """Whether sums start from something else than +0 (:mod:`rtl.combine_start`)."""
+        return self.stream_lanes > 0 or self.bias_bits > 0
 
     @property
     def words(self) -> int:
@@ -83,7 +85,7 @@ class CombineConfig:
     @property
     def expect(self) -> data.StructLayout:
         """Payload of ``i_expect``."""
-        return expect_layout(self.num_slots, self.max_count, identity=self.starts)
+        return expect_layout(self.num_slots, self.max_count, identity=self.stream_lanes > 0)
 
     @property
     def output(self) -> data.StructLayout:
@@ -445,6 +447,9 @@ class Combine(wiring.Component):
         after the contributions; before them where it has ``identity``.
     i_token : In(stream.Signature(token_layout(stream_lanes))), with identity experts: tokens in slot order,
         each before it is announced; always ready.
+    i_load : In(stream.Signature(bias_bits)), load_start : In(1), loaded : Out(1), with an output bias: its
+        fp32 values in order; the next beat is the first one; all are there, as they must before the first
+        contribution, or announcement of a token without any.
     o : Out(stream.Signature(config.output)): data, token_last (last beat of a token), last (last beat
         of the last token of a batch). Lanes beyond ``d_model`` carry the sum of what came in them.
     freed : Out(1), one cycle after a token's last beat was taken; slots are freed in token order.

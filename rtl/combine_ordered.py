@@ -259,7 +259,7 @@ class OrderedCombine(wiring.Component):
     i : In(stream.Signature(config.contribution)): slot, rank, word, weight, data, last; always ready.
     i_expect : In(stream.Signature(config.expect)): slot, count, last_token. May come before, with or
         after the contributions; before them where it has ``identity``.
-    i_token : as in :class:`rtl.combine.Combine`, with identity experts.
+    i_token, i_load, load_start, loaded : as in :class:`rtl.combine.Combine`, with identity experts or a bias.
     o : Out(stream.Signature(config.output)): data, token_last (last beat of a token), last (last beat
         of the last token of a batch). Lanes beyond ``d_model`` carry the sum of what came in them.
     freed : Out(1), one cycle after a token's last beat was taken; slots are freed in token order.

@@ -119,7 +119,9 @@ def models(draw: st.DrawFn) -> ModelSpec:
             bias=draw(st.booleans()),
         ),
         d_shared=draw(st.sampled_from((0, 0, 1, 7))),
+        shared_bias=draw(st.booleans()),
         shared_expert_gate=draw(st.booleans()),
+        output_bias=not gating.num_identity_experts and draw(st.booleans()),
         expert_capacity=capacity,
         capacity_rule=draw(st.sampled_from(CAPACITY_RULES)),
     )

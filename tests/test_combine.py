@@ -13,7 +13,7 @@ import rtl.combine
 import rtl.combine_start
 import sim.combine
 from golden.combine_bf16 import Contribution, combine_bf16, identity_start, identity_weights
-from golden.formats import bf16_decode, bf16_encode
+from golden.formats import bf16_decode, bf16_encode, f32_flush
 from rtl.combine import Combine, CombineConfig, SlotAdder
 from rtl.dispatch import DispatchConfig
 from rtl.dispatch.layouts import IDENTITY_BITS
@@ -129,6 +129,7 @@ class Starts:
     config: CombineConfig
     tokens: np.ndarray
     sums: np.ndarray
+    bias: np.ndarray
 
     @classmethod
     def draw(cls, rng, case) -> Starts | None:
@@ -139,19 +140,34 @@ class Starts:
         assert case.num_tokens <= config.num_slots
         tokens = values_of(rng, case.values, (case.num_tokens, config.d_model))
         sums = rng.integers(-1 << 40, 1 << 40, case.num_tokens) >> rng.integers(0, 40, case.num_tokens)
-        return cls(config, tokens, np.where(rng.random(case.num_tokens) < 0.3, 0, sums))
+        bias = f32_flush(rng.standard_normal(config.d_model) * np.exp2(rng.integers(-9, 9, config.d_model)))
+        return cls(config, tokens, np.where(rng.random(case.num_tokens) < 0.3, 0, sums), bias)
 
     def golden(self) -> np.ndarray:
         """Return what the sums start from, (tokens, words * lanes)."""
         start = identity_start(identity_weights(self.sums), self.tokens)
+        if self.config.bias_bits:
+            start = np.repeat(self.bias[None], len(self.tokens), axis=0)
         return np.pad(start, ((0, 0), (0, self.config.words * self.config.lanes - start.shape[1])))
 
     def of_expect(self, token: int) -> dict[str, int]:
         """Return the field of a token's announcement."""
+        if self.config.bias_bits:
+            return {}
         return {"identity": int(self.sums[token]) & ((1 << IDENTITY_BITS) - 1)}
 
+    @property
+    def port(self) -> str:
+        """Where the beats go."""
+        return "i_load" if self.config.bias_bits else "i_token"
+
     def beats(self, rng) -> list[int]:
-        """Return the beats of the tokens; elements beyond d_model are noise."""
+        """Return the beats of the bias, or of the tokens; elements beyond d_model are noise."""
+        if self.config.bias_bits:
+            per_beat = self.config.bias_bits // 16
+            halves = self.bias.view(np.uint16)
+            noise = rng.integers(0, 1 << 16, -len(halves) % per_beat).astype(np.uint16)
+            return [pack(beat) for beat in np.concatenate([halves, noise]).reshape(-1, per_beat)]
         lanes = self.config.stream_lanes
         beats = ceil_div(self.config.d_model, lanes)
         padded = rng.integers(0, 1 << 16, (len(self.tokens), beats * lanes))
@@ -262,7 +278,7 @@ def run_case(case: Case, *, module=rtl.combine, reset_after: int | None = None) 
         {
             "i": Source(expected["i"], arrivals.tolist()),
             "i_expect": Source(expected["i_expect"], expect_arrivals.tolist()),
-            **({"i_token": Source(token_beats, [0] * len(token_beats))} if starts else {}),
+            **({starts.port: Source(token_beats, [0] * len(token_beats))} if starts else {}),
         },
         {"o": Sink(len(expected["o"]), ready_in(pattern))},
         prologue=prologue,
@@ -300,13 +316,18 @@ def check(case: Case, run: Run) -> None:
     assert run.freed == run.model.freed.tolist(), f"freed: rtl {run.freed}, model {run.model.freed}; {case}"
 
 
-def identity_case(case, seed: int):
-    """Return a case of either combiner whose tokens have identity experts, as many as there are slots."""
+def identity_case(case, seed: int, *, bias: bool = False):
+    """Return a case of either combiner whose tokens have identity experts, or else an output bias.
+
+    There are as many tokens as slots.
+    """
     rng = np.random.default_rng(seed + 5000)
     lanes = 1 << int(rng.integers(3))
     config = replace(case.config, lanes=lanes, stream_lanes=1 << int(rng.integers(4)))
     counts = case.counts[: config.num_slots].copy()
     counts[rng.random(counts.size) < 0.3] = 0
+    if bias:
+        config = replace(config, stream_lanes=0, bias_bits=int(rng.choice([16, 32, 64, 256])))
     return replace(case, config=config, counts=counts, values=["normal", "extreme"][seed % 2])
 
 
@@ -315,6 +336,14 @@ def identity_case(case, seed: int):
 )
 def test_random_identity_experts(seed):
     case = identity_case(random_case(seed), seed)
+    check(case, run_case(case))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(n, marks=pytest.mark.long) for n in range(6, 60))]
+)
+def test_random_output_biases(seed):
+    case = identity_case(random_case(seed), seed, bias=True)
     check(case, run_case(case))
 
 
@@ -334,7 +363,7 @@ IDENTITY_BUGS = {
         "empty = [bf16_from_f32(value) for value in self.start.data]",
         "pass",
     ),
-    "noise beyond the token": (rtl.combine_start, "if lane >= tail:", "if False:"),
+    "noise beyond the token": (rtl.combine_start, "nothing |= word == config.words - 1", "pass"),
     "a row lost": (rtl.combine_start, "last_beat | (piece == pieces - 1)", "piece == pieces - 1"),
 }
 

@@ -143,6 +143,7 @@ class Prepared:
     model: CombineCycles
     expected: dict[str, list[int]]
     token_beats: list[int]
+    token_port: str
 
 
 def prepare(rng, case: Case, arrivals, expect_arrivals, ready, beats: Beats) -> Prepared:
@@ -194,7 +195,8 @@ def prepare(rng, case: Case, arrivals, expect_arrivals, ready, beats: Beats) -> 
             for n in range(case.num_tokens * words)
         ],
     }
-    return Prepared(arrivals, expect_arrivals, model, expected, token_beats)
+    port = starts.port if starts else ""
+    return Prepared(arrivals, expect_arrivals, model, expected, token_beats, port)
 
 
 def run_case(case: Case, *, reset_after: int | None = None) -> Run:
@@ -239,7 +241,9 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
             "i": Source(job.expected["i"], job.arrivals.tolist()),
             "i_expect": Source(job.expected["i_expect"], job.expect_arrivals.tolist()),
             **(
-                {"i_token": Source(job.token_beats, [0] * len(job.token_beats))} if case.config.starts else {}
+                {job.token_port: Source(job.token_beats, [0] * len(job.token_beats))}
+                if job.token_beats
+                else {}
             ),
         },
         {"o": Sink(len(job.expected["o"]), ready_in(pattern))},
@@ -281,6 +285,14 @@ def check(case: Case, run: Run) -> None:
 )
 def test_random_identity_experts(seed):
     case = identity_case(random_case(seed), seed)
+    check(case, run_case(case))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(n, marks=pytest.mark.long) for n in range(6, 60))]
+)
+def test_random_output_biases(seed):
+    case = identity_case(random_case(seed), seed, bias=True)
     check(case, run_case(case))
 
 

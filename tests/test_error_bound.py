@@ -77,6 +77,9 @@ TERMS = {
     "weights on the input": with_terms("mixtral-8x7b", {"weight_applied_to": AppliedTo.INPUT}),
     "shared gate": with_terms("deepseek-v3", {}, shared_expert_gate=True),
     "identity experts": with_terms("mixtral-8x7b", {"num_identity_experts": 3}),
+    "output bias": with_terms("mixtral-8x7b", {}, output_bias=True),
+    "shared biases": with_terms("deepseek-v3", {}, shared_bias=True),
+    "scaled outputs": with_terms("mixtral-8x7b", {}, expert_output_scale=0.83),
     "all": with_terms(
         "deepseek-v3",
         {"weight_applied_to": AppliedTo.INPUT, "num_identity_experts": 100},
