@@ -99,6 +99,6 @@ def calibrate(model: ModelSpec, weights: LayerWeights, tokens: NDArray[np.floati
         hidden_peak(model.ffn, weights.expert(int(expert)), tokens[(routing.ids == expert).any(axis=1)])
         for expert in np.unique(routing.ids)
     ]
-    if weights.shared_expert is not None:
-        peaks.append(hidden_peak(model.ffn, weights.shared_expert, tokens))
+    if weights.shared_expert is not None and model.shared_ffn is not None:
+        peaks.append(hidden_peak(model.shared_ffn, weights.shared_expert, tokens))
     return ActivationScales(scale_for(float(np.abs(tokens).max())), scale_for(max(peaks)))

@@ -369,9 +369,9 @@ class ImageGeometry:
         check_hardware(model)
         design.check_model(model.d_model, model.ffn.d_expert, model.d_shared, model.gating.num_experts)
 
-        def ffn(d_hidden: int) -> FfnGeometry:
+        def ffn(spec: FfnSpec, d_hidden: int) -> FfnGeometry:
             return FfnGeometry(
-                ffn=model.ffn,
+                ffn=spec,
                 d_model=model.d_model,
                 d_hidden=d_hidden,
                 rows=design.tile.rows,
@@ -383,8 +383,8 @@ class ImageGeometry:
         tile = design.tile
         return cls(
             gate=gate,
-            routed=ffn(model.ffn.d_expert),
-            shared=ffn(model.d_shared) if model.d_shared else None,
+            routed=ffn(model.ffn, model.ffn.d_expert),
+            shared=ffn(model.shared_ffn, model.d_shared) if model.shared_ffn else None,
             burst_bytes=design.memory.burst_bytes,
             router=RouterGeometry(gate=gate, rows=tile.rows, cols=tile.cols) if gate.banked else None,
         )
