@@ -247,6 +247,10 @@ def _check(
             if rows[bank] >= 0:
                 _break(found, state + CLOSED, tick, 0, 1)
             rows[bank] = row
+            # Nothing is opened while the refresh of all is due: none is postponed.
+            due = (refreshes[scope] + 1) * interval
+            if interval and not at_once and tick >= due:
+                _break(found, state + IN_TIME, tick, due - tick, 1)
         elif column and rows[bank] != row:
             _break(found, state + OPEN, tick, 0, 1)
         elif command == PRE:
