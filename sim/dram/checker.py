@@ -14,7 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from spec.dram import EDGE_PAIRS, PROTOCOLS, Command, DramSpec, constraints_of
+from sim.compiled import depends_on
+from spec.dram import EDGE_PAIRS, PROTOCOLS, Command, DramSpec, constraints, constraints_of
 
 Ints = NDArray[np.int64]
 NUM_COMMANDS = len(Command)
@@ -150,6 +151,7 @@ def _break(found: Ints, rule: int, tick: int, distance: int, least: int) -> None
     found[rule, 0] += 1
 
 
+@depends_on(constraints)
 @njit(cache=True)
 def _check(
     log: Ints,

@@ -23,7 +23,8 @@ from numba import njit
 from numba.cpython.unsafe.numbers import trailing_zeros
 from numpy.typing import NDArray
 
-from spec.dram import EDGE_PAIRS, PROTOCOLS, Command, DramSpec, constraints_of
+from sim.compiled import depends_on
+from spec.dram import EDGE_PAIRS, PROTOCOLS, Command, DramSpec, constraints, constraints_of
 
 Ints = NDArray[np.int64]
 
@@ -442,6 +443,7 @@ def _pick(
     return -1, 0
 
 
+@depends_on(constraints)
 @njit(cache=True)
 def _run(
     options: Ints,
