@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -296,6 +297,46 @@ def test_requests_arrive_when_they_say() -> None:
         (5001 + rcd, "RD", 5, 1, 2),
     ]
     assert run.ticks == 5001 + rcd
+
+
+# The page.
+
+PAGE = (Path(__file__).parent.parent / "docs" / "dram.md").read_text()
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """Return the cells of a section's table on the page, without its head."""
+    section = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+    (text,) = [part for part in section if part.startswith(f"{heading}\n")]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def test_the_page_has_every_row_of_the_table() -> None:
+    shown = [row[:6] for row in rows_of("Constraints")]
+    assert shown == [
+        [
+            row.name,
+            row.level.name.lower().replace("_", " "),
+            ", ".join(command.name for command in row.preceding),
+            ", ".join(command.name for command in row.following),
+            f"`{row.latency}`",
+            str(row.window),
+        ]
+        for row in constraints.CONSTRAINTS
+    ]
+
+
+@pytest.mark.parametrize("name", STANDARDS)
+def test_the_pages_figures_are_measured(name: str) -> None:
+    shown = [row for row in rows_of("Measured") if row[0] == name]
+    assert [row[1] for row in shown] == ["all-bank", "none"]
+    for _, refresh, *cells in shown:
+        for pattern, cell in zip(PATTERNS, cells, strict=True):
+            total = 2000 if pattern == "rowthrash" else 20000
+            run = run_pattern(name, pattern, total, refresh=RefreshMode(refresh))
+            assert cell == f"{run.cycles} / {run.cycles_per_request:.4f}"
+            assert run.broken == []
 
 
 # The engine has no distance but the table's.

@@ -228,8 +228,10 @@ REFUSED = {
     ),
     "no refresh of a bank": (
         [*stream("ddr4-2400"), "--refresh", "per-bank"],
-        "refresh: must be all-bank or none for ddr4-2400, whose banks are not refreshed one by one;"
-        " not per-bank",
+        (
+            "refresh: must be all-bank or none for ddr4-2400, whose banks are not refreshed one by one;"
+            " not per-bank"
+        ),
     ),
     "format": ([*stream(), "--format", "csv"], "format: must be one of ramulator, dramsim3, not 'csv'"),
     "mapping": (
@@ -313,8 +315,10 @@ BAD_FILES = {
     "command": (
         CHECK,
         f"{HEADER}\n1,MAC,0,0,0,0,0,0,0,0\n",
-        "f: line 2: command: must be one of ACT, PREpb, PREab, RD, WR, REFab, REFpb, ACT1, PRE, PREA, REF,"
-        " not 'MAC'",
+        (
+            "f: line 2: command: must be one of ACT, PREpb, PREab, RD, WR, REFab, REFpb, ACT1, PRE, PREA,"
+            " REF, not 'MAC'"
+        ),
     ),
     "row": (
         CHECK,
