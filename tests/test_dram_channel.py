@@ -136,7 +136,7 @@ def compare_with_naive(name: str, seed: int, count: int) -> None:
         least = timing.rfc + timing.ras + 2 * timing.rp
         dram = replace(dram, timing=replace(timing, refi=least + rng.randrange(1, 600)))
     reads = random_requests(dram, count, rng)
-    refresh, queue = rng.random() < 0.8, rng.choice([1, 4, 8, 32, 32, 32, 62])
+    refresh, queue = rng.random() < 0.8, rng.choice([1, 4, 8, 32, 32, 64, 64])
     naive = NaiveChannel(dram, refresh=refresh, queue_size=queue)
     expected = naive.run(reads)
     run, commands = logged(dram, as_requests(reads), refresh=mode(refresh), queue=queue)
