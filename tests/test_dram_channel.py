@@ -16,8 +16,10 @@ from sim.dram import stream
 from sim.dram.engine import COLUMN_SHIFT, ROW_SHIFT, Channel, RefreshMode, RowPolicy
 from sim.dram.patterns import PATTERNS, make_pattern
 from sim.dram.stream import Requests, Run, pattern_requests, run_requests
+from spec.banks import CommandTiming
+from spec.design import BankMode
 from spec.dram import Command, DramSpec, constraints, constraints_of
-from spec.load import load_dram, preset_names
+from spec.load import load_design, load_dram, preset_names
 from tests.dram_naive import NaiveChannel, Request
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "dram_streams.json").read_text())
@@ -297,6 +299,27 @@ def test_requests_arrive_when_they_say() -> None:
         (5001 + rcd, "RD", 5, 1, 2),
     ]
     assert run.ticks == 5001 + rcd
+
+
+def test_a_near_memory_channel_reads_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its distances are the timings of its standard, and follow a row that changes."""
+    pim = load_design("pim").pim
+    timing, distances = pim.dram.timing, CommandTiming.of(pim)
+    assert (distances.rcd, distances.rp, distances.ras) == (timing.rcd_rd, timing.rp, timing.ras)
+    assert (distances.rc, distances.rtp, distances.rfc) == (timing.rc, timing.rtp, timing.rfc)
+    assert (distances.mac_gap, distances.act_gap) == (timing.ccd_l, 1)
+    single = CommandTiming.of(replace(pim, bank_mode=BankMode.SINGLE_BANK))
+    assert (single.mac_gap, single.act_gap) == (timing.ccd_s, max(timing.rrd_s, -(-timing.faw // 4)))
+    changed = [
+        replace(row, latency="rcd_rd + burst") if row.name == "tRCD" else row
+        for row in constraints.CONSTRAINTS
+    ]
+    monkeypatch.setattr(constraints, "CONSTRAINTS", changed)
+    CommandTiming.of.cache_clear()
+    try:
+        assert CommandTiming.of(pim).rcd == timing.rcd_rd + timing.burst
+    finally:
+        CommandTiming.of.cache_clear()
 
 
 # The page.
