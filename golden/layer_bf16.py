@@ -66,15 +66,7 @@ def layer_bf16(
     scales : scales of the experts' inputs and hidden activations, for int8.
     policy : order of service, as in the design; a token's contributions are added in that order.
     """
-    routing = route_bf16(
-        model.gating,
-        bf16_encode(weights.router),
-        tokens,
-        image.router_cols,
-        weights.logit_bias,
-        weights.selection_bias,
-        banked=image.gate.banked,
-    )
+    routing = layer_routing(model, image, weights, tokens)
     num_experts = model.gating.num_experts
     streams = dispatch_streams(
         routing.ids,
@@ -94,6 +86,24 @@ def layer_bf16(
     ]
     output = combine_bf16(contributions, len(tokens), model.d_model)
     return LayerBf16(routing, streams, contributions, output, scales)
+
+
+def layer_routing(
+    model: ModelSpec, image: ImageGeometry, weights: LayerWeights, tokens: Bits16
+) -> RoutingBf16:
+    """Return what the accelerator's gate chooses; of the weights it takes no expert's.
+
+    Parameters are those of :func:`layer_bf16`.
+    """
+    return route_bf16(
+        model.gating,
+        bf16_encode(weights.router),
+        tokens,
+        image.router_cols,
+        weights.logit_bias,
+        weights.selection_bias,
+        banked=image.gate.banked,
+    )
 
 
 def _expert_results(

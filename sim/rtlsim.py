@@ -110,7 +110,8 @@ def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> l
     """
     check_writable(out)
     if design.engine is Engine.PIM:
-        BankGeometry.of(model, design)
+        # The banks need not hold all experts at once, but those of one token.
+        BankGeometry.unplaced(model, design).place(range(model.gating.top_k))
     from rtl.export import export
 
     layer = _layer(model, design)
