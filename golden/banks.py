@@ -39,7 +39,12 @@ def channel_image(
         if expert < banks.num_experts and not weights.holds(expert):
             continue
         if banks.image.router and expert == banks.router_number:
-            words = router_tiles(banks.image.router, bf16_encode(weights.router), weights.logit_bias)
+            words = router_tiles(
+                banks.image.router,
+                bf16_encode(weights.router),
+                weights.logit_bias,
+                weights.shared_gate_bits,
+            )
             image = words.view(np.uint8)
         else:
             image = pack_expert(banks.image, weights, expert, scales).image()

@@ -337,8 +337,12 @@ def layer_job(
 def token_beats(
     image: ImageGeometry, design: DesignSpec, tokens: Bits16, batch_lengths: list[int]
 ) -> NDArray[np.uint64]:
-    """Return the input stream's payloads: ``stream_lanes`` elements, then ``last`` of the batch."""
-    lanes, beats = design.stream_lanes, image.gate.input_beats
+    """Return the input stream's payloads of a layer; see :func:`input_payloads`."""
+    return input_payloads(design.stream_lanes, image.gate.input_beats, tokens, batch_lengths)
+
+
+def input_payloads(lanes: int, beats: int, tokens: Bits16, batch_lengths: list[int]) -> NDArray[np.uint64]:
+    """Return the payloads of ``beats`` beats a token: ``lanes`` elements, then ``last`` of the batch."""
     elements = np.zeros((len(tokens), beats * lanes), dtype=np.uint16)
     elements[:, : tokens.shape[1]] = tokens
     last = np.zeros((len(tokens), beats), dtype=np.uint16)
