@@ -132,6 +132,12 @@ def accumulate(acc: F32, addend: F64) -> F32:
     return rounded
 
 
+def bf16_product(x: Bits16, w: Bits16) -> Bits16:
+    """Return ``x * w`` rounded once to bf16, elementwise; patterns, broadcast against each other."""
+    exact = accumulate(np.zeros((), dtype=np.float32), burst_sum(x[..., None], w[..., None]))
+    return bf16_encode(exact)
+
+
 def dot(x: Bits16, w: Bits16, cols: int, initial: F32 | None = None) -> F32:
     """Return ``x @ w.T`` as the hardware computes it, in bursts of ``cols``.
 

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.formats import bf16_encode
 from spec.errors import InputError, require, require_range
 from spec.families import WEIGHT_NAMES
 from spec.model import ModelSpec, Router
@@ -121,6 +122,12 @@ class LayerWeights:
             up_bias=part(self.up_bias),
             down_bias=part(self.down_bias),
         )
+
+    @property
+    def shared_gate_bits(self) -> NDArray[np.uint16] | None:
+        """The shared expert's gate as bf16 patterns, (1, H), None where there is none."""
+        gate = self.shared_expert_gate
+        return None if gate is None or self.shared_up is None else bf16_encode(gate)
 
     @property
     def shared_expert(self) -> ExpertWeights | None:
