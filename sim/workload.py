@@ -13,7 +13,7 @@ from golden.formats import Bits16, bf16_decode, bf16_encode
 from golden.layer import layer
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_weights
-from sim.routing import IntArray, Routing, draw_ids, fitted_tokens, tokens_for
+from sim.routing import IntArray, Routing, draw_ids, fitted_tokens
 from spec.errors import InputError, require, require_range
 from spec.geometry import ceil_div
 from spec.load import is_folder, load_model
@@ -22,9 +22,6 @@ from spec.model import ModelSpec
 DEFAULT_TOKENS = 16
 MAX_IMAGE_BYTES = 1 << 30
 """Weights that a run of the Verilog holds at most; golden and reference need several times as much memory."""
-EVEN_KINDS = ("uniform", "zipf")
-"""Routing whose tokens only lean towards their sets: what they miss are experts of the same popularity or so,
-and the measured pages are of these tokens. Other kinds, and traces, are of little use if they are missed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,17 +114,14 @@ def random_workload(
     window_tokens: int | None = None,
     weights: LayerWeights | None = None,
 ) -> Workload:
-    """Return random weights, unless some are given, and tokens that lean towards the experts of ``routing``.
+    """Return random weights, unless some are given, and tokens that go to the experts of ``routing``.
 
     The reference gives out an expert's places as a design with windows of ``window_tokens`` does.
     """
     require_range("tokens", num_tokens, 1, 1 << 20)
     weights = random_weights(model, seed) if weights is None else weights
     ids = draw_ids(model.gating, routing, num_tokens, seed)
-    if routing.synthetic and routing.kind in EVEN_KINDS:
-        tokens = bf16_encode(tokens_for(ids, weights.router, seed))
-    else:
-        tokens = bf16_encode(fitted_tokens(model.gating, weights, ids, seed))
+    tokens = bf16_encode(fitted_tokens(model.gating, weights, ids, seed))
     result = layer(model, weights, bf16_decode(tokens), window_tokens=window_tokens)
     return Workload(
         model=model,
