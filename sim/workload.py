@@ -15,7 +15,7 @@ from golden.layer import layer
 from golden.layer_bf16 import layer_routing
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_weights
-from sim.routing import IntArray, Routing, draw_ids, fitted_tokens, tokens_for
+from sim.routing import IntArray, Routing, draw_ids, fitted_tokens
 from spec.errors import InputError, require, require_range
 from spec.geometry import ImageGeometry, ceil_div
 from spec.load import is_folder, load_model
@@ -24,9 +24,6 @@ from spec.model import CapacityScope, ModelSpec
 DEFAULT_TOKENS = 16
 MAX_IMAGE_BYTES = 1 << 30
 """Weights that a run of the Verilog holds at most; golden and reference need several times as much memory."""
-EVEN_KINDS = ("uniform", "zipf")
-"""Routing whose tokens only lean towards their sets: what they miss are experts of the same popularity or so,
-and the measured pages are of these tokens. Other kinds, and traces, are of little use if they are missed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +148,7 @@ def experts_used(image: ImageGeometry, weights: LayerWeights, tokens: Bits16) ->
 
 
 def _with_ffn(image: ImageGeometry, ids: IntArray) -> list[int]:
-    """Return the experts chosen in order of their numbers, without identity experts, which have no weights."""
+    """Return the experts chosen, in order of their numbers; identity experts have no weights."""
     chosen = np.unique(ids)
     found: list[int] = chosen[chosen < image.num_experts].tolist()
     return found
@@ -173,10 +170,7 @@ def draw_tokens(
     """Return tokens that lean towards the experts of ``routing``; of the weights the gate's matter alone."""
     require_range("tokens", num_tokens, 1, 1 << 20)
     ids = draw_ids(model.gating, routing, num_tokens, seed)
-    if routing.synthetic and routing.kind in EVEN_KINDS:
-        tokens = bf16_encode(tokens_for(ids, weights.router, seed))
-    else:
-        tokens = bf16_encode(fitted_tokens(model.gating, weights, ids, seed))
+    tokens = bf16_encode(fitted_tokens(model.gating, weights, ids, seed))
     return DrawnTokens(model, weights, tokens, ids)
 
 
@@ -188,7 +182,7 @@ def random_workload(
     window_tokens: int | None = None,
     weights: LayerWeights | None = None,
 ) -> Workload:
-    """Return random weights, unless some are given, and tokens that lean towards the experts of ``routing``.
+    """Return random weights, unless some are given, and tokens that go to the experts of ``routing``.
 
     The reference gives out an expert's places as a design with windows of ``window_tokens`` does.
     """
