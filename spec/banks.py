@@ -10,6 +10,7 @@ of channel 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -247,6 +248,25 @@ class BankGeometry:
         ]
         return placed + ([list(range(channels))] if self.image.shared else [])
 
+    def place(self, used: Iterable[int]) -> list[list[int]]:
+        """Return the channels of each expert, in a run whose tokens go to the routed experts ``used``.
+
+        Where all experts fit they are placed :meth:`round_robin`, whatever is used. Where they do not, the
+        banks hold only the used ones, round robin in order of their numbers, and the shared one in all
+        channels; an expert that none holds has no channels. :class:`InputError` where even these do not fit.
+        """
+        everything = self.round_robin()
+        if self.fits(everything):
+            return everything
+        channels = self.pim.channels
+        placed: list[list[int]] = [[] for _ in range(self.num_experts)]
+        # (An identity expert needs no place.)
+        for place, expert in enumerate(sorted({expert for expert in used if expert < self.num_experts})):
+            placed[expert] = [place % channels]
+        placed += everything[self.num_experts :]
+        self.check_fit(placed)
+        return placed
+
     def bases(self, placement: list[list[int]]) -> list[dict[int, int]]:
         """Return for each channel the first visit of each expert it holds: in order of their numbers.
 
@@ -270,10 +290,31 @@ class BankGeometry:
             words[ROUTER_CHANNEL] += " and the router"
         return words
 
+    def visits_used(self, placement: list[list[int]]) -> list[int]:
+        """Return the visits that the experts placed on each channel take, and a router in the banks."""
+        return [sum(self.reserved(self.kind(expert)) for expert in bases) for bases in self.bases(placement)]
+
+    def bytes_of(self, placement: list[list[int]], used: Iterable[int]) -> int:
+        """Return the bytes that are loaded for the routed experts ``used``: in all channels that hold them.
+
+        The shared expert's, and those of a router in the banks, are among them.
+        """
+        held = {*used, self.num_experts, self.router_number}
+        visits = sum(
+            self.reserved(self.kind(expert))
+            for bases in self.bases(placement)
+            for expert in bases
+            if expert in held
+        )
+        return visits * self.bursts_per_row * self.image.routed.tile_bytes
+
+    def fits(self, placement: list[list[int]]) -> bool:
+        """Whether every channel holds the experts placed on it."""
+        return max(self.visits_used(placement)) <= self.max_visits
+
     def check_fit(self, placement: list[list[int]]) -> None:
         """Raise :class:`InputError` unless every channel holds the experts placed on it."""
-        for channel, bases in enumerate(self.bases(placement)):
-            visits = sum(self.reserved(self.kind(expert)) for expert in bases)
+        for channel, visits in enumerate(self.visits_used(placement)):
             if visits > self.max_visits:
                 raise InputError(
                     f"has {self.pim.dram.rows} rows per bank, but the {self.held(placement)[channel]} of"
