@@ -413,9 +413,9 @@ class ImageGeometry:
         check_hardware(model)
         design.check_model(model.d_model, model.ffn.d_expert, model.d_shared, model.gating.num_experts)
 
-        def ffn(d_hidden: int, *, bias: bool) -> FfnGeometry:
+        def ffn(spec: FfnSpec, d_hidden: int) -> FfnGeometry:
             return FfnGeometry(
-                ffn=dataclasses.replace(model.ffn, bias=bias),
+                ffn=spec,
                 d_model=model.d_model,
                 d_hidden=d_hidden,
                 rows=design.tile.rows,
@@ -427,8 +427,8 @@ class ImageGeometry:
         tile = design.tile
         return cls(
             gate=gate,
-            routed=ffn(model.ffn.d_expert, bias=model.ffn.bias),
-            shared=ffn(model.d_shared, bias=model.shared_bias) if model.d_shared else None,
+            routed=ffn(model.ffn, model.ffn.d_expert),
+            shared=ffn(model.shared_ffn, model.d_shared) if model.shared_ffn else None,
             burst_bytes=design.memory.burst_bytes,
             router=RouterGeometry(gate=gate, rows=tile.rows, cols=tile.cols) if gate.banked else None,
             output_bias=model.output_bias,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from spec.hardware import ACTIVATIONS, CAPACITY_RULES, NORMALISATIONS, SCORES
+from spec.hardware import CAPACITY_RULES, NORMALISATIONS, SCORES
 from spec.model import (
     Activation,
     AppliedTo,
@@ -105,20 +105,34 @@ def _sizes(draw: st.DrawFn, max_experts: int) -> tuple[int, int, int, int]:
 
 
 @st.composite
+def activations(draw: st.DrawFn) -> tuple[Activation, bool, Activation | None]:
+    """Draw an activation, whether there is a gate matrix, and the shared expert's activation."""
+    activation = draw(st.sampled_from(Activation))
+    gated = activation is Activation.CLAMPED_SWIGLU or draw(st.booleans())
+    others = [kind for kind in Activation if gated or kind is not Activation.CLAMPED_SWIGLU]
+    return activation, gated, draw(st.sampled_from((None, None, *others)))
+
+
+@st.composite
 def models(draw: st.DrawFn) -> ModelSpec:
     """Draw a small valid model that the hardware has."""
     gating = draw(gatings(max_experts=12))
     capacity = 0 if gating.num_identity_experts else draw(st.sampled_from((0, 0, 1, 2)))
+    activation, gated, other = draw(activations())
     return ModelSpec(
         name="drawn",
         d_model=draw(st.integers(1, 12)),
         gating=gating,
         ffn=FfnSpec(
             d_expert=draw(st.integers(1, 9)),
-            activation=draw(st.sampled_from(ACTIVATIONS)),
+            activation=activation,
+            gate_matrix=gated,
             bias=draw(st.booleans()),
+            clamped=gated and draw(st.booleans()),
+            limit=draw(st.sampled_from((0.7, 10.0))),
         ),
         d_shared=draw(st.sampled_from((0, 0, 1, 7))),
+        shared_activation=other,
         shared_bias=draw(st.booleans()),
         shared_expert_gate=draw(st.booleans()),
         output_bias=not gating.num_identity_experts and draw(st.booleans()),

@@ -29,7 +29,7 @@ from sim.toolchain import verilator_command
 from sim.workload import random_workload, vector_workload
 from spec.design import ArrayDesign, DesignSpec, Engine, Format, GateDesign, MemoryDesign, Policy
 from spec.errors import InputError
-from spec.hardware import ACTIVATIONS, CAPACITY_RULES
+from spec.hardware import CAPACITY_RULES
 from spec.load import load_design, load_model
 from spec.model import Activation, AppliedTo, CapacityRule, FfnSpec, GatingSpec, ModelSpec
 from spec.registers import CAPACITY_BITS, REGISTERS, STATUS_LOADED, STATUS_READ_ERROR, capacity_word
@@ -198,7 +198,7 @@ def random_shape(seed: int) -> tuple[LayerShape, np.ndarray, np.ndarray | None]:
         name="random",
         d_model=int(rng.integers(1, 40)),
         gating=GatingSpec(num_experts=num_experts, top_k=top_k),
-        ffn=FfnSpec(d_expert=int(rng.integers(1, 40)), activation=Activation(rng.choice(list(ACTIVATIONS)))),
+        ffn=FfnSpec(d_expert=int(rng.integers(1, 40)), activation=Activation(rng.choice(list(Activation)))),
         d_shared=int(rng.integers(1, 40)) if seed % 2 else 0,
         expert_capacity=int(rng.integers(0, 4)) if seed % 3 == 0 else 0,
         capacity_rule=CAPACITY_RULES[seed // 3 % len(CAPACITY_RULES)],

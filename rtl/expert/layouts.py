@@ -7,6 +7,7 @@ from amaranth.lib import data
 
 from spec.design import Format
 from spec.geometry import PAGE_BYTES, FfnGeometry, ImageGeometry, RouterGeometry, ceil_div
+from spec.model import FfnSpec
 
 ADDRESS_BITS = 40
 PAGE_BITS = ADDRESS_BITS - (PAGE_BYTES - 1).bit_length()
@@ -67,6 +68,13 @@ class EngineConfig:
     def kinds(self) -> list[FfnGeometry]:
         """Geometries of routed experts and, if there is one, the shared expert."""
         return [self.image.routed] + ([self.image.shared] if self.image.shared else [])
+
+    @property
+    def other_activation(self) -> FfnSpec | None:
+        """The shared expert's FFN, if its activation is not that of the routed experts."""
+        shared = self.image.shared
+        differs = shared is not None and shared.ffn.activation is not self.routed.ffn.activation
+        return shared.ffn if differs else None
 
     @property
     def scale_bytes(self) -> int:
