@@ -15,7 +15,7 @@ from sim.cli import main
 from sim.gemv import barrier, streamed
 from sim.gemv.check import BARRIER, STREAMED, check_inputs, check_log
 from sim.gemv.commands import EVEN, ODD, Kind, PowerLimits, Product, timings
-from sim.gemv.report import Options, ablation, end_to_end, run_gemv
+from sim.gemv.report import Options, ablation, added_bits, end_to_end, run_gemv
 from sim.gemv.streamed import Additions
 from spec.errors import InputError
 from spec.files import PRESETS
@@ -321,6 +321,11 @@ def test_what_each_addition_is_worth():
     assert parts["all"] < min(
         value for name, value in parts.items() if "refresh" not in name and name != "all"
     )
+
+
+def test_what_each_addition_costs():
+    """Bits of a channel's sequencer: rows are 16384, entries 8, columns 32."""
+    assert added_bits(OURS) == {"prefetch": 15, "register_path": 3, "split": 0, "unpadded": 11}
 
 
 def test_what_surrounds_a_kernel():
