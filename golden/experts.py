@@ -22,7 +22,7 @@ from golden.image import expert_image, expert_image_int8
 from golden.weights import ExpertWeights, LayerWeights
 from spec.design import Format
 from spec.geometry import FfnGeometry
-from spec.model import ModelSpec
+from spec.model import AppliedTo, ModelSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +95,14 @@ def calibrate(model: ModelSpec, weights: LayerWeights, tokens: NDArray[np.floati
     tokens : (T, H), each with the experts that the float gate chooses for it.
     """
     routing = route(model.gating, weights.router, tokens, weights.logit_bias, weights.selection_bias)
-    peaks = [
-        hidden_peak(model.ffn, weights.expert(int(expert)), tokens[(routing.ids == expert).any(axis=1)])
-        for expert in np.unique(routing.ids)
-    ]
-    if weights.shared_expert is not None:
-        peaks.append(hidden_peak(model.ffn, weights.shared_expert, tokens))
-    return ActivationScales(scale_for(float(np.abs(tokens).max())), scale_for(max(peaks)))
+    weighted = model.gating.weight_applied_to is AppliedTo.INPUT
+    x_peaks, peaks = [], []
+    for expert in np.unique(routing.ids[routing.ids < model.gating.num_ffn_experts]):
+        rows, slots = np.nonzero(routing.ids == expert)
+        inputs = tokens[rows] * routing.weights[rows, slots, None] if weighted else tokens[rows]
+        x_peaks.append(float(np.abs(inputs).max()))
+        peaks.append(hidden_peak(model.ffn, weights.expert(int(expert)), inputs))
+    if weights.shared_expert is not None and model.shared_ffn is not None:
+        x_peaks.append(float(np.abs(tokens).max()))
+        peaks.append(hidden_peak(model.shared_ffn, weights.shared_expert, tokens))
+    return ActivationScales(scale_for(max(x_peaks)), scale_for(max(peaks)))

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.combine_bf16 import Contribution, combine_bf16
+from golden.combine_bf16 import Contribution, combine_bf16, identity_start, identity_weights
 from golden.dispatch_streams import DispatchStreams, Job, dispatch_streams
 from golden.expert_int8 import ActivationScales
 from golden.experts import PackedExpert
-from golden.formats import Bits16, bf16_encode
+from golden.formats import BF16_ONE, Bits16, bf16_encode, bf16_product, f32_flush
 from golden.gating_bf16 import RoutingBf16, route_bf16
 from golden.image import router_image
 from golden.weights import LayerWeights
@@ -66,34 +66,50 @@ def layer_bf16(
     scales : scales of the experts' inputs and hidden activations, for int8.
     policy : order of service, as in the design; a token's contributions are added in that order.
     """
-    routing = route_bf16(
-        model.gating,
-        bf16_encode(weights.router),
-        tokens,
-        image.router_cols,
-        weights.logit_bias,
-        weights.selection_bias,
-        banked=image.gate.banked,
-    )
-    num_experts = model.gating.num_experts
+    routing = layer_routing(image, weights, tokens)
     streams = dispatch_streams(
         routing.ids,
         routing.weights,
-        num_experts=num_experts,
+        num_experts=image.num_experts,
+        num_identity_experts=model.gating.num_identity_experts,
         window_tokens=window_tokens,
         batch_lengths=None if batch_lengths is None else np.asarray(batch_lengths),
-        capacity=model.expert_capacity,
+        capacity=model.capacity_for([len(tokens)] if batch_lengths is None else batch_lengths),
         capacity_rule=model.capacity_rule,
         shared=image.shared is not None,
+        shared_weights=routing.shared,
         policy=policy,
     )
     jobs = streams.jobs()
     results = _expert_results(image, weights, tokens, jobs, scales)
     contributions = [
-        Contribution(job.tokens, job.weights, result) for job, result in zip(jobs, results, strict=True)
+        Contribution(job.tokens, output_weights(image, job), result)
+        for job, result in zip(jobs, results, strict=True)
     ]
-    output = combine_bf16(contributions, len(tokens), model.d_model)
+    start = None
+    if model.gating.num_identity_experts:
+        start = identity_start(identity_weights(streams.identity_sum), tokens)
+    elif weights.output_bias is not None:
+        start = np.repeat(f32_flush(weights.output_bias)[None], len(tokens), axis=0)
+    output = combine_bf16(contributions, len(tokens), model.d_model, start)
     return LayerBf16(routing, streams, contributions, output, scales)
+
+
+def layer_routing(image: ImageGeometry, weights: LayerWeights, tokens: Bits16) -> RoutingBf16:
+    """Return what the accelerator's gate chooses; of the weights it takes no expert's.
+
+    Parameters are those of :func:`layer_bf16`.
+    """
+    return route_bf16(
+        image.gate.gating,
+        bf16_encode(weights.router),
+        tokens,
+        image.router_cols,
+        weights.logit_bias,
+        weights.selection_bias,
+        shared_gate=weights.shared_gate_bits,
+        banked=image.gate.banked,
+    )
 
 
 def _expert_results(
@@ -109,19 +125,34 @@ def _expert_results(
         by_expert.setdefault(job.expert, []).append(number)
     results: list[Bits16] = [np.zeros(0, np.uint16)] * len(jobs)
     for expert, numbers in by_expert.items():
-        rows = np.concatenate([jobs[number].tokens for number in numbers])
-        output = pack_expert(image, weights, expert, scales).outputs(tokens[rows])
+        inputs = np.concatenate([job_inputs(image, jobs[number], tokens) for number in numbers])
+        output = pack_expert(image, weights, expert, scales).outputs(inputs)
         ends = np.cumsum([len(jobs[number].tokens) for number in numbers])
         for number, part in zip(numbers, np.split(output, ends[:-1]), strict=True):
             results[number] = part
     return results
 
 
+def job_inputs(image: ImageGeometry, job: Job, tokens: Bits16) -> Bits16:
+    """Return what a job's expert sees of its tokens: times their weights, in bf16, if they apply there."""
+    inputs: Bits16 = tokens[job.tokens]
+    if image.weighted_inputs and job.expert < image.num_experts:
+        return bf16_product(inputs, job.weights[:, None])
+    return inputs
+
+
+def output_weights(image: ImageGeometry, job: Job) -> Bits16:
+    """Return the weights of a job's results; 1 where they applied to the inputs."""
+    if image.weighted_inputs and job.expert < image.num_experts:
+        return np.full_like(job.weights, BF16_ONE)
+    return job.weights
+
+
 def pack_expert(
     image: ImageGeometry, weights: LayerWeights, expert: int, scales: ActivationScales | None = None
 ) -> PackedExpert:
     """Return an expert in the image's format; ``num_experts`` as the index means the shared expert."""
-    if expert < image.gate.gating.num_experts:
+    if expert < image.num_experts:
         return PackedExpert.of(weights.expert(expert), image.routed, scales)
     assert image.shared is not None
     assert weights.shared_expert is not None
@@ -142,14 +173,23 @@ def layer_image(
     the others' pages are zero, and the image ends behind the last one needed. ``scales`` are those of
     :func:`layer_bf16`.
     """
-    num_experts = model.gating.num_experts
+    num_experts = image.num_experts
     everyone = range(num_experts + (image.shared is not None))
     wanted = everyone if experts is None else experts
     last = max(wanted, default=-1)
     end = image.expert_page(last + 1) * PAGE_BYTES if last < num_experts else image.num_bytes
     memory = np.zeros(end, dtype=np.uint8)
-    router = router_image(image.gate, bf16_encode(weights.router), weights.logit_bias, weights.selection_bias)
+    router = router_image(
+        image.gate,
+        bf16_encode(weights.router),
+        weights.logit_bias,
+        weights.selection_bias,
+        weights.shared_gate_bits,
+    )
     memory[: 2 * router.size] = router.view(np.uint8)
+    if weights.output_bias is not None:
+        bias = f32_flush(weights.output_bias).view(np.uint8)
+        memory[2 * router.size : 2 * router.size + bias.size] = bias
     for expert in wanted:
         tiles = pack_expert(image, weights, expert, scales).image()
         start = image.expert_page(expert) * PAGE_BYTES

@@ -23,20 +23,35 @@ from numpy.typing import NDArray
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, Trains, taken
 from spec.design import DesignSpec, Format
 from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, ceil_div
+from spec.model import Activation
 
 ARRAY_LATENCY = 8
 """From a slot's firing to its sums being written: burst 5, accumulator 3."""
 UNIT_VISIBLE = ARRAY_LATENCY + 1
-ACTIVATION = {2: 11, 1: 1}
-"""By number of matrices before it: round and clamp 1; with a gate also 1, sigmoid 7, 1, 1."""
+SIGMOID = 1 + 7
+"""From the value to its sigmoid: argument, table of exp 3, sum 1, table of the reciprocal 2, product 1."""
+CURVE = {
+    Activation.GELU: 1 + 3 + 2,
+    Activation.GELU_TANH: 3 + 7,
+    Activation.TANH: 1 + 2,
+    **dict.fromkeys((Activation.LINEAR, Activation.RELU, Activation.RELU2), 0),
+}
+"""From the rounded value to the activation's factors, where that is not a sigmoid of it."""
+DIRECT = (Activation.LINEAR, Activation.RELU)
+"""Activations that are rounding, and no more, without a gate matrix."""
 QUANTISER = 2
 """Behind the activation where hidden values become int8."""
 BANKS = 2
 
 
-def activation_latency(geometry: FfnGeometry) -> int:
-    """Return the cycles from a sum's drain to its hidden activation."""
-    return ACTIVATION[geometry.num_up_matrices] + (QUANTISER if geometry.format is Format.INT8 else 0)
+def activation_latency(*kinds: FfnGeometry) -> int:
+    """Return the cycles from a sum's drain to its hidden activation: of an engine's experts the longest."""
+    activations = {kind.ffn.activation for kind in kinds}
+    # Round and clamp 1, product 1, round 1.
+    latency = 1
+    if kinds[0].ffn.gated or not activations <= set(DIRECT):
+        latency += max(CURVE.get(activation, SIGMOID) for activation in activations) + 2
+    return latency + (QUANTISER if kinds[0].format is Format.INT8 else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,20 +238,26 @@ def expert_cycles(
 HIDDEN_BLOCKS, IN_TILES, OUT_BLOCKS, HIDDEN_TILES, BURSTS, TILES = range(6)
 """Columns of the table of kinds."""
 
-AR, R, LEFT, LEFT_2, RELEASED, RELEASED_2, F0, F1, FIRE, START = range(10)
-D0, D1_FREE, DRAINED, DRAINED_2, OUT_IN, OUT, OUT_2 = range(10, 17)
+MOST_STAGES = 3
+"""Of the product of inputs and weights, between f1 and f2."""
+AR, R, LEFT, LEFT_2, RELEASED, RELEASED_2, START, FIRE = range(8)
+F0 = FIRE + MOST_STAGES + 2
+D0, D1_FREE, DRAINED, DRAINED_2, OUT_IN, OUT, OUT_2 = range(F0 + 1, F0 + 8)
 """Times that the next tile or unit depends on, the first columns of the states.
 
 Weight side: last address and beat taken, the last two beats out of the input register, the last two
-tiles released. Array side: last slot's leaving of f0, f1 and f2 (it fires), start of the last tile.
+tiles released. Array side: start of the last tile, last slot's leaving of f2 (it fires) and, from
+``FIRE + 1`` to ``F0``, of the stages before, f0 the last (in the columns of stages that are not there too).
 Drain side: last read, when d1 is next free, last reads of the last two units; last beat into the output
 register, last two out of it."""
-TILE_TIMES, HIDDEN_TIMES, OUT_TIMES = 10, 14, 17
+TILE_TIMES, HIDDEN_TIMES, OUT_TIMES = D0, OUT_IN, OUT_2 + 1
 """How many of them a tile, a hidden unit and an output unit touch."""
-BEATS, WAITED, PASSED, WALKED, OUTPUTS, ROWS = range(17, 23)
+BEATS, WAITED, PASSED, WALKED, OUTPUTS, ROWS = range(OUT_2 + 1, OUT_2 + 7)
 """Counts, further columns: beats read, cycles waited for tiles, tiles; tiles walked, output beats
 recorded, rows of trains. The first three go on in a repetition."""
-PLACE, OLDEST, RING = range(23, 26)
+FIRST = ROWS + 1
+"""A tile's first slot's leaving of f2 and of the stages before, up to f0; columns as from ``FIRE`` on."""
+PLACE, OLDEST, RING = range(FIRST + MOST_STAGES + 3, FIRST + MOST_STAGES + 6)
 """Beats of the last burst so far; from ``RING`` on the last beats of the last ``max_outstanding`` bursts,
 the oldest one in the column that ``OLDEST`` names."""
 NOW, BEFORE_TILES, BEFORE_UNITS = range(3)
@@ -255,6 +276,7 @@ class Sizes(NamedTuple):
     burst_beats: int
     activation: int
     latency: int
+    input_stages: int
 
 
 class Bench(NamedTuple):
@@ -292,9 +314,11 @@ class ExpertModel:
             words=shape.words,
             tile_beats=shape.tile_beats,
             burst_beats=shape.burst_beats,
-            activation=activation_latency(routed),
+            activation=activation_latency(*shape.kinds),
             latency=latency,
+            input_stages=shape.image.input_cycles,
         )
+        assert shape.image.input_cycles <= MOST_STAGES
         self._most_blocks = int(self._table[:, OUT_BLOCKS].max())
         self._bench = bench
         self._hidden_done = np.empty(int(self._table[:, HIDDEN_BLOCKS].max()), dtype=np.int64)
@@ -576,25 +600,31 @@ def _tiles(
         else:
             _load(sizes.tile_beats, now[RELEASED_2], ask_from, now, sizes)
 
-        # Its slots. The first one waits for the tile, and for what it needs; the others follow.
+        # Its slots. The first one waits for the tile, and for what it needs; the others follow. A stage is
+        # left when the next one is.
         full = now[LEFT] + 1
-        f0 = max(walk_from, now[F0] + 1, now[F1])
-        f1 = max(f0 + 1, now[FIRE])
-        if num_hidden:
-            needed = ((tile + 1) * sizes.cols + sizes.rows - 1) // sizes.rows
-            f1 = max(f1, hidden_done[min(needed, num_hidden) - 1])
-        fire = max(f1 + 1, full, now[START] + ACCUMULATE_DISTANCE)
+        f0, f1 = sizes.input_stages + 2, sizes.input_stages + 1
+        left = max(walk_from, now[FIRE + f0] + 1, now[FIRE + f1])
+        now[FIRST + f0] = left
+        for stage in range(f1, 0, -1):
+            left = max(left + 1, now[FIRE + stage - 1])
+            if num_hidden and stage == f1:
+                needed = ((tile + 1) * sizes.cols + sizes.rows - 1) // sizes.rows
+                left = max(left, hidden_done[min(needed, num_hidden) - 1])
+            now[FIRST + stage] = left
+        fire = max(left + 1, full, now[START] + ACCUMULATE_DISTANCE)
         if tile == 0:
             fire = max(fire, now[DRAINED_2] + 1)
             first = fire
         if bench is not None:
-            bench.wait_from[now[PASSED]] = f1 + 1
-            bench.wait_to[now[PASSED]] = max(full, f1 + 1)
-        now[WAITED] += max(0, full - f1 - 1)
-        now[START] = fire
+            bench.wait_from[now[PASSED]] = left + 1
+            bench.wait_to[now[PASSED]] = max(full, left + 1)
+        now[WAITED] += max(0, full - left - 1)
+        now[START] = now[FIRST] = fire
         now[FIRE] = fire + tokens - 1
-        now[F1] = now[FIRE] - 1 if tokens > 1 else f1
-        now[F0] = now[FIRE] - 2 if tokens > 2 else f1 if tokens > 1 else f0
+        for stage in range(1, MOST_STAGES + 3):
+            behind = min(stage, f0)
+            now[FIRE + stage] = now[FIRE] - behind if tokens > behind else now[FIRST + behind - tokens + 1]
         now[RELEASED_2] = now[RELEASED]
         now[RELEASED] = now[FIRE]
         now[PASSED] += 1
@@ -608,7 +638,7 @@ def _tiles(
             tile += repeats * (tile - since)
             _repeat(now, before, TILE_TIMES, repeats)
             search = False
-        elif tile - since >= within and (num_hidden == 0 or now[F1] >= hidden_done[-1]):
+        elif tile - since >= within and (num_hidden == 0 or now[FIRE + f1] >= hidden_done[-1]):
             # From here on no hidden block is waited for.
             _keep(now, before)
             since = tile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sim.accelerator import (
 from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.dram_check import REF, Commands
 from sim.dram_trace import trace_text
+from sim.energy import energy_of, pim_counts
 from sim.pim import ChannelTotals
 from sim.pim_banked import banked_cycles
 from sim.pim_layer import (
@@ -74,11 +75,13 @@ def pim_shape(
 ) -> PimShape:
     """Return a model's layer on a ``pim`` design, for tokens that go to the experts ``ids`` (tokens, k).
 
-    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
+    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.place`.
     """
-    banks = BankGeometry.of(model, design, placement)
+    banks = BankGeometry.unplaced(model, design)
+    placed = banks.place(np.unique(ids).tolist()) if placement is None else placement
+    banks.check_fit(placed)
     streams = streams_of(model, banks.image, design, ids, batch_lengths)
-    return PimShape(banks, design, streams, banks.round_robin() if placement is None else placement)
+    return PimShape(banks, design, streams, placed)
 
 
 def run_pim_model(
@@ -92,7 +95,7 @@ def run_pim_model(
 ) -> Report:
     """Return the cycle model's answer for a routing; no weights, no Verilog.
 
-    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
+    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.place`.
     """
     shape = pim_shape(model, design, ids, batch_lengths, placement)
     load_compiled()
@@ -103,7 +106,8 @@ def run_pim_model(
         model, shape, "model", wall, routing_report(routing, ids, model.gating.num_experts, None)
     )
     _add_model(report, shape, times, channels)
-    report.layout = _layout(
+    _add_layout(
+        report,
         shape,
         [len(entries) for entries in times.unit_entries],
         [int(shape.streams.entry_last[entries].sum()) for entries in times.unit_entries],
@@ -171,9 +175,7 @@ def run_pim_layer(
     report.counters = counters_of(result.reads)
     report.simulated_cycles_per_second = result.cycles_per_second
     report.reference = compare_with_float(workload, golden)
-    report.layout = _layout(
-        shape, [len(stream.taken) for stream in seen.entries], list(map(len, seen.retired))
-    )
+    _add_layout(report, shape, [len(stream.taken) for stream in seen.entries], list(map(len, seen.retired)))
     payloads = _payload_checks(run, golden)
     report.mismatches = sum(_differing_bits(check) for check in payloads)
     checks = list(payloads)
@@ -193,8 +195,7 @@ def run_pim_layer(
     if result.timeout is None and len(seen.output.taken):
         report.cycles["rtl"] = seen.cycles
         report.seconds = seen.cycles / design.clock_hz
-        counters = report.counters
-        _add_use(report, shape, seen.cycles, counters["mac_active"], counters["mac_commands"])
+        _add_use(report, shape, seen.cycles, report.counters)
     report.mac_slots = slots
     report.dram = run.dram()
     rules = report.dram["violations"]
@@ -217,7 +218,7 @@ def build_pim_layer(
 ) -> Build:
     """Return the compiled bench of a layer's exported Verilog; builds are cached by content."""
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
-    config = (anonymous, dataclasses.replace(design, name="design"))
+    config = (anonymous, design.hardware)
     return build("layer", layer_component(model, design), config=config, trace=trace, root=root)
 
 
@@ -287,15 +288,17 @@ def _report(model: ModelSpec, shape: PimShape, engine: str, wall: float, routing
     )
 
 
-def _layout(shape: PimShape, assignments: list[int], jobs: list[int]) -> dict[str, Any]:
-    """Return what each channel holds and how much of the run's work it did; lists with a value per channel.
+def _add_layout(report: Report, shape: PimShape, assignments: list[int], jobs: list[int]) -> None:
+    """Put into the report what each channel holds and how much of the run's work it did, a value per channel.
 
     ``rows`` are those that experts, and a router in the banks, take in each bank, ``assignments`` pairs of
-    token and expert.
+    token and expert; ``only`` is how many experts the banks hold, where they do not hold all.
     """
     banks, placement = shape.banks, shape.placement
-    return {
+    held = sum(map(bool, placement))
+    report.layout = {
         "file": None,
+        "only": held if held < len(placement) else None,
         "experts": [
             sum(channel in channels for channels in placement) for channel in range(banks.pim.channels)
         ],
@@ -311,20 +314,41 @@ def _add_model(report: Report, shape: PimShape, times: PimTimes, channels: list[
     cycles = times.cycles
     report.cycles["model"] = cycles
     report.seconds = cycles / shape.design.clock_hz
-    macs = sum(channel.macs for channel in channels)
-    _add_use(report, shape, cycles, sum(channel.fires for channel in channels), macs)
+    counters = {
+        "mac_active": sum(channel.fires for channel in channels),
+        "mac_commands": sum(channel.macs for channel in channels),
+        "activates": sum(channel.activates for channel in channels),
+        "register_writes": sum(channel.writes for channel in channels),
+        "register_reads": sum(channel.reads for channel in channels),
+    }
+    _add_use(report, shape, cycles, counters)
     start, end = int(times.tokens.taken[0]), int(times.output.taken[-1]) + 1
     report.mac_slots = total([channel.mac_slots(start, end) for channel in channels])
 
 
-def _add_use(report: Report, shape: PimShape, cycles: int, fires: int, macs: int) -> None:
-    """Put the shares of lanes and column slots that were used into the report."""
+def _add_use(report: Report, shape: PimShape, cycles: int, counters: Mapping[str, int]) -> None:
+    """Put the shares of lanes and column slots that were used into the report, and the energy.
+
+    ``counters``: those of :data:`spec.registers.COUNTERS` that count MACs and commands.
+    """
     pim = shape.banks.pim
     total = cycles * pim.channels
     report.utilisation = {
-        "mac": fires * pim.mac_cycles / total,
-        "bandwidth": macs * CommandTiming.of(pim).mac_gap / total,
+        "mac": counters["mac_active"] * pim.mac_cycles / total,
+        "bandwidth": counters["mac_commands"] * CommandTiming.of(pim).mac_gap / total,
     }
+    design = shape.design
+    if design.energy is not None:
+        counts = pim_counts(
+            shape.banks.image,
+            design,
+            shape.streams,
+            fires=counters["mac_active"],
+            commands=counters,
+            cycles=cycles,
+        )
+        report.energy = energy_of(design.energy, counts, cycles / design.clock_hz)
+        report.energy_j = report.energy.total
 
 
 def _commands_and_first_refresh(run: PimRun) -> list[Commands]:

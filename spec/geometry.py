@@ -5,16 +5,20 @@ Golden, RTL, packer and cycle model all take them from here, so that they cannot
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
 from spec.design import DesignSpec, Format, RouterPlace
 from spec.errors import require
 from spec.hardware import check_hardware
-from spec.model import FfnSpec, GatingSpec, ModelSpec
+from spec.model import AppliedTo, FfnSpec, GatingSpec, ModelSpec
 
 # Cycles from reading an fp32 accumulator to reading the sum: RAM read, 3 adder stages (rtl.arith).
 ACCUMULATE_DISTANCE = 4
+# An input times its weight, rounded to bf16; into int8 behind it (rtl.expert.inputs).
+INPUT_PRODUCT_CYCLES = 1
+INPUT_QUANTISER_CYCLES = 2
 PAGE_BYTES = 4096
 # An fp32 logit bias as bf16 inputs of the router: their significands have 24 bits together.
 LOGIT_BIAS_INPUTS = 3
@@ -27,6 +31,14 @@ SCALE_BIAS_BYTES = 4
 def ceil_div(a: int, b: int) -> int:
     """Return ``ceil(a / b)`` for non-negative integers."""
     return -(-a // b)
+
+
+def _gating(model: ModelSpec) -> GatingSpec:
+    """Return a model's gating with the factor of the experts' outputs in its weights, where it is applied."""
+    factor = model.expert_output_scale
+    if factor == 1.0:
+        return model.gating
+    return dataclasses.replace(model.gating, scale=model.gating.scale * factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +60,7 @@ class GateGeometry:
     load_elements : bf16 elements of a beat of the load stream.
     banked : the products are made in the banks (:class:`RouterGeometry`); what stays of the walk is to
         read the rows of logits, once.
+    shared_gate : the shared expert has a gate: one more product, behind those of the experts.
     """
 
     gating: GatingSpec
@@ -57,6 +70,7 @@ class GateGeometry:
     stream_lanes: int
     load_elements: int
     banked: bool = False
+    shared_gate: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -87,13 +101,14 @@ class GateGeometry:
             counts.append(min(most, design.gate.lanes // model.d_model) or 1)
         choices = [
             cls(
-                gating=model.gating,
+                gating=_gating(model),
                 d_model=model.d_model,
                 lanes=design.gate.lanes,
                 logits_per_cycle=logits_per_cycle,
                 stream_lanes=design.stream_lanes,
                 load_elements=design.memory.beat_elements,
                 banked=banked,
+                shared_gate=model.d_shared > 0 and model.shared_expert_gate,
             )
             for logits_per_cycle in counts
         ]
@@ -129,11 +144,33 @@ class GateGeometry:
         return ceil_div(self.experts_per_group, self.logits_per_cycle)
 
     @property
-    def num_rows(self) -> int:
-        """Rows of the product."""
+    def of_experts(self) -> GateGeometry:
+        """The same for the experts alone, without what the gate of a shared expert adds."""
+        return dataclasses.replace(self, shared_gate=False) if self.shared_gate else self
+
+    @property
+    def expert_rows(self) -> int:
+        """Rows that hold experts."""
         if self.groups_share_rows:
             return ceil_div(self.gating.num_experts, self.logits_per_cycle)
         return self.num_groups * self.rows_per_group
+
+    @property
+    def _last_row_experts(self) -> int:
+        """Experts of the last row that holds any."""
+        if self.groups_share_rows:
+            return self.gating.num_experts - (self.expert_rows - 1) * self.logits_per_cycle
+        return self.experts_per_group - (self.rows_per_group - 1) * self.logits_per_cycle
+
+    @property
+    def shared_gate_lane(self) -> int:
+        """Lane of the shared expert's gate: behind the last expert, lane 0 of a row of its own if need be."""
+        return self._last_row_experts % self.logits_per_cycle
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the product."""
+        return self.expert_rows + (self.shared_gate and self.shared_gate_lane == 0)
 
     @property
     def num_beats(self) -> int:
@@ -214,9 +251,15 @@ class GateGeometry:
             return expert if expert < self.gating.num_experts else None
         group, row_in_group = divmod(row, self.rows_per_group)
         within = row_in_group * self.logits_per_cycle + lane
-        if within >= self.experts_per_group:
+        if within >= self.experts_per_group or row >= self.expert_rows:
             return None
         return group * self.experts_per_group + within
+
+    def output_at(self, row: int, lane: int) -> int | None:
+        """Return as :meth:`expert_at`, and ``num_experts`` for the shared expert's gate."""
+        if self.shared_gate and (row, lane) == (self.num_rows - 1, self.shared_gate_lane):
+            return self.gating.num_experts
+        return self.expert_at(row, lane)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,7 +394,7 @@ class ImageGeometry:
     """The weight image in memory: router, routed experts, shared expert, each on whole 4 KiB pages.
 
     An expert's tiles are padded to whole bursts; the padding is read and thrown away. Where the banks
-    hold the ``router``, its part of the image is a selection bias at most.
+    hold the ``router``, its part of the image is a selection bias at most. An output bias follows the router.
     """
 
     gate: GateGeometry
@@ -359,6 +402,7 @@ class ImageGeometry:
     shared: FfnGeometry | None
     burst_bytes: int
     router: RouterGeometry | None = None
+    output_bias: bool = False
 
     @classmethod
     def of(cls, model: ModelSpec, design: DesignSpec) -> ImageGeometry:
@@ -369,9 +413,9 @@ class ImageGeometry:
         check_hardware(model)
         design.check_model(model.d_model, model.ffn.d_expert, model.d_shared, model.gating.num_experts)
 
-        def ffn(d_hidden: int) -> FfnGeometry:
+        def ffn(spec: FfnSpec, d_hidden: int) -> FfnGeometry:
             return FfnGeometry(
-                ffn=model.ffn,
+                ffn=spec,
                 d_model=model.d_model,
                 d_hidden=d_hidden,
                 rows=design.tile.rows,
@@ -383,11 +427,29 @@ class ImageGeometry:
         tile = design.tile
         return cls(
             gate=gate,
-            routed=ffn(model.ffn.d_expert),
-            shared=ffn(model.d_shared) if model.d_shared else None,
+            routed=ffn(model.ffn, model.ffn.d_expert),
+            shared=ffn(model.shared_ffn, model.d_shared) if model.shared_ffn else None,
             burst_bytes=design.memory.burst_bytes,
             router=RouterGeometry(gate=gate, rows=tile.rows, cols=tile.cols) if gate.banked else None,
+            output_bias=model.output_bias,
         )
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts that have an FFN: those of the dispatcher and of what is behind it."""
+        return self.gate.gating.num_ffn_experts
+
+    @property
+    def weighted_inputs(self) -> bool:
+        """Whether weights multiply the routed experts' inputs, and their outputs are added with weight 1."""
+        return self.gate.gating.weight_applied_to is AppliedTo.INPUT
+
+    @property
+    def input_cycles(self) -> int:
+        """Cycles that the product with their weights takes inputs between token store and lanes."""
+        if not self.weighted_inputs:
+            return 0
+        return INPUT_PRODUCT_CYCLES + (INPUT_QUANTISER_CYCLES if self.routed.format is Format.INT8 else 0)
 
     @property
     def router_cols(self) -> int:
@@ -399,9 +461,19 @@ class ImageGeometry:
         return ceil_div(whole_bursts, PAGE_BYTES)
 
     @property
+    def bias_beats(self) -> int:
+        """Beats of the output bias, fp32 values, behind the router's."""
+        return ceil_div(2 * self.gate.d_model, self.gate.load_elements) if self.output_bias else 0
+
+    @property
+    def load_beats(self) -> int:
+        """Beats of what is loaded before the first token: the router's, and the output bias."""
+        return self.gate.load_beats + self.bias_beats
+
+    @property
     def router_pages(self) -> int:
         """Pages of the router's image; it starts at page 0."""
-        return self._pages(self.gate.load_beats * self.gate.load_elements * 2)
+        return self._pages(self.load_beats * self.gate.load_elements * 2)
 
     @property
     def expert_pages(self) -> int:
@@ -409,11 +481,11 @@ class ImageGeometry:
         return self._pages(self.routed.num_bytes)
 
     def expert_page(self, expert: int) -> int:
-        """Return the page at which an expert starts; ``num_experts`` means the shared one."""
+        """Return the page at which an expert starts; :attr:`num_experts` means the shared one."""
         return self.router_pages + expert * self.expert_pages
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the whole image."""
-        pages = self.expert_page(self.gate.gating.num_experts)
+        pages = self.expert_page(self.num_experts)
         return (pages + (self._pages(self.shared.num_bytes) if self.shared else 0)) * PAGE_BYTES

@@ -15,6 +15,7 @@ from spec.catalogue import TABLES, Entry
 from spec.design import DesignSpec, Format
 from spec.device import PimDevice
 from spec.dram import DramSpec
+from spec.energy import EnergyTable
 from spec.errors import InputError
 from spec.families import load_config
 from spec.files import load_preset, load_preset_with, preset_names, preset_path, read_toml
@@ -26,6 +27,7 @@ __all__ = [
     "load_design",
     "load_device",
     "load_dram",
+    "load_energy",
     "load_entry",
     "load_model",
     "load_sources",
@@ -84,6 +86,11 @@ def design_names() -> list[str]:
 def load_dram(name: str) -> DramSpec:
     """Return the DRAM standard of a preset's name or of a TOML file; :class:`InputError` on bad input."""
     return typing.cast("DramSpec", load_preset(DramSpec, DramSpec.PRESET_FOLDER, name, "dram"))
+
+
+def load_energy(name: str) -> EnergyTable:
+    """Return the energy table of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("EnergyTable", load_preset(EnergyTable, EnergyTable.PRESET_FOLDER, name, "energy"))
 
 
 def load_sources(kind: str, name: str) -> dict[str, dict[str, str]]:

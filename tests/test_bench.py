@@ -16,7 +16,7 @@ from sim.routing import Routing
 from sim.rtlsim import DEFAULT_ROOT
 from sim.workload import random_workload, vector_workload
 from spec.design import Format
-from spec.load import load_design
+from spec.load import load_design, preset_names
 from tests.bench import speed
 from tests.test_layer import DATA, TINY
 
@@ -44,6 +44,21 @@ def test_figures_of_a_layer(tiny: Bench) -> None:
     (model,) = bench.model_figures([("tiny", tiny.run.shape)])
     assert 0 < model.value < 1000
     assert model.met is (model.value < bench.MODEL_GOAL_MS)
+
+
+@pytest.mark.slow
+def test_golden_is_timed_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "GATING_TOKENS", 1 << 12)
+    monkeypatch.setattr(bench, "HARDWARE_TOKENS", 1 << 11)
+    real, hardware = bench.golden_figures()
+    assert 0 < real.value < bench.GATING_GOAL_S
+    assert real.met is True
+    assert real.how.startswith("`golden.gating.route`: 4,096 tokens to 256 experts, top 8 in 4 of 8 groups")
+    assert real.goal == "below 10 s"
+    assert hardware.value > 0
+    assert hardware.met is None
+    monkeypatch.setattr(bench, "GATING_GOAL_S", 1e-6)
+    assert bench.golden_figures()[0].met is False
 
 
 @pytest.mark.slow
@@ -103,6 +118,17 @@ def test_figures_of_the_near_memory_layer() -> None:
     assert native.name == "native, layer `pim` in bf16"
     assert native.met is None
     assert own_time.how.startswith("`pim_cycles`: ")
+
+
+def test_figures_of_the_dram_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = bench.dram_figures(200)
+    assert [figure.name.split(",")[1].strip() for figure in figures] == list(bench.DRAM_GOALS)
+    for figure in figures:
+        each = re.findall(r"([a-z0-9-]+) [\d.]+ M", figure.how)
+        assert each == preset_names("dram")
+        assert figure.met is (figure.value >= bench.DRAM_GOALS[figure.name.split(",")[1].strip()])
+    monkeypatch.setattr(bench, "DRAM_GOALS", {"random": 10**12})
+    assert bench.dram_figures(50)[0].met is False
 
 
 @pytest.mark.slow
@@ -174,5 +200,6 @@ def test_committed_page_has_every_kind_of_figure() -> None:
             "MAC slots of a near-memory channel in {}, of what DRAM leaves",
         )
     )
+    names += ("gating, float", "gating, the hardware's numbers")
     for name in (*names, "mixtral_s0, 20 tokens", "MAC slots of an expert alone"):
         assert f"| {name} | " in text

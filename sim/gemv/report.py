@@ -176,7 +176,7 @@ def added_bits(device: PimDevice) -> dict[str, int]:
     """Return the register bits, of a channel, that each addition of the schedule asks of its sequencer.
 
     ``prefetch``: the next row and its side. ``register_path``: the entry to be written. ``split``: none, the
-    host adds. ``unpadded``: the accumulator's number counts modulo the outputs of a pass (counter and modulus),
+    host adds. ``unpadded``: the accumulator counts modulo the outputs of a pass (counter and modulus),
     and the column counts on across passes.
     """
     dram = device.timed

@@ -2,17 +2,20 @@
 
 from spec.dram.constraints import (
     CONSTRAINTS,
+    EDGE_PAIRS,
     PROTOCOLS,
     Command,
     Constraint,
     Level,
     ProtocolRules,
+    clocks_between,
     constraints_of,
 )
 from spec.dram.standard import DramSpec, DramTiming, Protocol
 
 __all__ = [
     "CONSTRAINTS",
+    "EDGE_PAIRS",
     "PROTOCOLS",
     "Command",
     "Constraint",
@@ -21,5 +24,6 @@ __all__ = [
     "Level",
     "Protocol",
     "ProtocolRules",
+    "clocks_between",
     "constraints_of",
 ]

@@ -101,8 +101,8 @@ class DramTiming:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            low = 0 if field.name in OPTIONAL_TIMINGS else 1
-            require_range(field.name, getattr(self, field.name), low, 1 << 20)
+            least = 0 if field.name in OPTIONAL_TIMINGS else 1
+            require_range(field.name, getattr(self, field.name), least, 1 << 20)
         for low, high in (("ccd_s", "ccd_l"), ("rrd_s", "rrd_l"), ("wtr_s", "wtr_l"), ("burst", "ccd_s")):
             require(
                 getattr(self, low) <= getattr(self, high),
