@@ -416,6 +416,7 @@ def dram_figures(total: int = DRAM_REQUESTS) -> list[Figure]:
                 met=slowest >= goal,
             )
         )
+    return figures
 
 
 def gemv_figures() -> list[Figure]:
