@@ -19,6 +19,7 @@ from sim.dram.stream import Requests, Run, pattern_requests, run_requests
 from spec.banks import CommandTiming
 from spec.design import BankMode
 from spec.dram import Command, DramSpec, constraints, constraints_of
+from spec.errors import InputError
 from spec.load import load_design, load_dram, preset_names
 from tests.dram_naive import NaiveChannel, Request
 
@@ -272,6 +273,15 @@ def test_every_option_keeps_the_rules(name: str, refresh: RefreshMode, policy: R
     if refresh is PER_BANK:
         due = clocks * dram.pseudo_channels * dram.num_banks / dram.timing.refi
         assert run.commands["REF_BANK"] == pytest.approx(due, rel=0.02, abs=3)
+
+
+def test_refreshes_that_leave_no_time_are_refused() -> None:
+    """A run would have no end."""
+    dram = load_dram("hbm2-2000")
+    dram = replace(dram, timing=replace(dram.timing, refi_pb=2))
+    message = r"^refresh: leaves no time between refreshes: 256 of hbm2-2000 wait at tick \d+$"
+    with pytest.raises(InputError, match=message):
+        run_requests(dram, pattern_requests(dram, "random", 10**6), refresh=PER_BANK)
 
 
 def test_a_closed_row_helps_random_streams_and_not_those_that_hit() -> None:
