@@ -18,7 +18,6 @@ Checked against 16 of its cycle counts (``tests/data/pim_hbm2_gemv.json``): 15 a
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from sim.gemv.commands import (
@@ -55,6 +54,7 @@ from sim.gemv.commands import (
     WRITE_TO_READ_S,
     Log,
     Product,
+    compiled,
     require_rows,
 )
 from spec.device import PimDevice
@@ -84,7 +84,7 @@ _STEADY = 17
 """Numbers of :func:`_relative`."""
 
 
-@njit(cache=True)
+@compiled
 def _emit(state, counts, log, cycle, kind, bank, row):  # type: ignore[no-untyped-def]
     counts[kind] += 1
     if log.shape[0] > 0:
@@ -93,7 +93,7 @@ def _emit(state, counts, log, cycle, kind, bank, row):  # type: ignore[no-untype
     state[_LOGGED] += 1
 
 
-@njit(cache=True)
+@compiled
 def _serve(machine, queue, n, all_bank, until_closed):  # type: ignore[no-untyped-def]
     """Serve a group: the first ``n`` accesses (or runs of ``left`` equal ones) of the queue.
 
@@ -224,13 +224,13 @@ def _serve(machine, queue, n, all_bank, until_closed):  # type: ignore[no-untype
             state[_LAST_RD] = groups[b // per_group, 1] = banks[b, 3] = last
 
 
-@njit(cache=True)
+@compiled
 def _access(machine, queue, kind, bank, row, count):  # type: ignore[no-untyped-def]
     queue[0][0], queue[1][0], queue[2][0], queue[3][0] = kind, bank, row, count
     _serve(machine, queue, 1, True, -1)
 
 
-@njit(cache=True)
+@compiled
 def _machine(T, bank_groups, num_banks, start, refresh, log, counts):  # type: ignore[no-untyped-def]
     """Return a machine that starts in a cycle with all banks closed, in step with the refreshes."""
     state = np.full(_NUM_STATE, -FAR // 2, dtype=np.int64)
@@ -247,7 +247,7 @@ def _machine(T, bank_groups, num_banks, start, refresh, log, counts):  # type: i
     return T, state, banks, groups, acts, counts, log
 
 
-@njit(cache=True)
+@compiled
 def _queue(places):  # type: ignore[no-untyped-def]
     return (
         np.zeros(places, dtype=np.int64),
@@ -257,7 +257,7 @@ def _queue(places):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(cache=True)
+@compiled
 def _ordinary(T, bank_groups, banks_per_group, kind, used, bursts, row_bursts, start, refresh, log, counts):  # type: ignore[no-untyped-def]
     """Read or write ``bursts`` of each of the first ``used`` banks; return the cycle behind the last."""
     num_banks = bank_groups * banks_per_group
@@ -274,7 +274,7 @@ def _ordinary(T, bank_groups, banks_per_group, kind, used, bursts, row_bursts, s
     return machine[1][_NOW]
 
 
-@njit(cache=True)
+@compiled
 def _relative(machine, seen):  # type: ignore[no-untyped-def]
     """Write down what the commands to come depend on, in cycles from now; long ago is all the same."""
     T, state, banks, groups, _acts, _counts, _log = machine
@@ -293,7 +293,7 @@ def _relative(machine, seen):  # type: ignore[no-untyped-def]
     seen[16] = state[_OPEN]
 
 
-@njit(cache=True)
+@compiled
 def _tiles(machine, queue, side, first, tiles, entries, row_bursts, steady):  # type: ignore[no-untyped-def]
     """Serve the tiles of one side, one behind the other.
 
@@ -339,7 +339,7 @@ def _tiles(machine, queue, side, first, tiles, entries, row_bursts, steady):  # 
         tile += 1
 
 
-@njit(cache=True)
+@compiled
 def _kernel(  # type: ignore[no-untyped-def]
     T, bank_groups, banks_per_group, outputs, inputs, batch, entries, row_bursts, refresh, log, counts
 ):
@@ -459,7 +459,7 @@ def run(
     return cycles, counts, place
 
 
-@njit(cache=True)
+@compiled
 def _many(T, bank_groups, banks_per_group, entries, row_bursts, refresh, shapes, cycles):  # type: ignore[no-untyped-def]
     log, counts = np.zeros((0, 4), dtype=np.int64), np.zeros(NUM_KINDS, dtype=np.int64)
     for i in range(shapes.shape[0]):
