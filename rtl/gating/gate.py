@@ -76,15 +76,15 @@ class Gate(wiring.Component):
         m.submodules.selection = selection = self.selection
         connect_stream(m, wiring.flipped(self.i), product.i)
         connect_stream(m, wiring.flipped(self.i_load), product.i_load)
-        connect_stream(
-            m, insert_shared_gate(m, self.geometry, product.rows, selection), wiring.flipped(self.o)
-        )
+        rows, assignments = insert_shared_gate(m, self.geometry, product.rows, selection)
+        connect_stream(m, assignments, wiring.flipped(self.o))
         m.d.comb += [
             product.load_start.eq(self.load_start),
             self.loaded.eq(product.loaded),
             product.may_launch.eq(selection.may_launch),
             selection.launch.eq(product.launch),
             selection.launch_last.eq(product.launch_last),
+            selection.rows.eq(rows),
         ]
         if self.geometry.gating.selection_bias:
             m.d.comb += [product.bias_row.eq(selection.bias_row), selection.bias.eq(product.bias)]
@@ -141,7 +141,8 @@ class BankedGate(wiring.Component):
         m = Module()
         m.submodules.store = store = self.store
         m.submodules.selection = selection = self.selection
-        connect_stream(m, insert_shared_gate(m, self.geometry, store.rows, selection), wiring.flipped(self.o))
+        rows, assignments = insert_shared_gate(m, self.geometry, store.rows, selection)
+        connect_stream(m, assignments, wiring.flipped(self.o))
         m.d.comb += [
             store.i.eq(self.i),
             store.given.eq(self.given),
@@ -150,6 +151,7 @@ class BankedGate(wiring.Component):
             store.may_launch.eq(selection.may_launch & self.loaded),
             selection.launch.eq(store.launch),
             selection.launch_last.eq(store.launch_last),
+            selection.rows.eq(rows),
         ]
         if self.geometry.has_bias:
             m.submodules.bias = bias = BiasMemory(self.geometry)

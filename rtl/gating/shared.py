@@ -86,21 +86,19 @@ class SharedGate(wiring.Component):
 
 
 def insert_shared_gate(m, geometry: GateGeometry, rows, selection):
-    """Connect rows of logits and selection, around the shared expert's gate if there is one.
+    """Put the shared expert's gate, if there is one, around the selection.
 
-    Returns the stream of assignments. ``rows`` ends with the product's last row.
+    Returns the rows that the selection gets, and the stream of assignments. ``rows`` : of the product.
     """
     if not geometry.shared_gate:
-        m.d.comb += selection.rows.eq(rows)
-        return selection.o
+        return rows, selection.o
     m.submodules.shared_gate = gate = SharedGate(geometry, selection.credits)
     behind = geometry.num_rows - geometry.expert_rows
     assert SharedGate.LATENCY + behind <= selection.latency - selection.latency_before
     m.d.comb += [
         gate.rows_in.eq(rows),
-        selection.rows.eq(gate.rows),
         gate.i.payload.eq(selection.o.payload),
         gate.i.valid.eq(selection.o.valid),
         selection.o.ready.eq(gate.i.ready),
     ]
-    return gate.o
+    return gate.rows, gate.o

@@ -61,7 +61,7 @@ FIRST_COMMAND = 1
 RECENT = 16
 """Row commands that are remembered to keep their bus to one a cycle; more than can be placed out of order."""
 MARGIN = 1
-"""Cycles between the last ACT that may close before a refresh and what tRAS asks for: PRE of the other side."""
+"""Cycles between the last ACT that may close before a refresh and what tRAS asks for: the other PRE."""
 (
     _DUE,
     _BUSY,
