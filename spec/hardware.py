@@ -24,14 +24,12 @@ from spec.model import (
 
 MAX_EXPERTS = 512
 MAX_TOP_K = 16
-MAX_SCALE = 1 << 16
-"""That of :class:`spec.model.GatingSpec`, for both factors of a weight."""
 NORM_ORDERS = (0.25, 64.0)
 """Range of the orders of a p-norm."""
 LIMITS = (0.5, 64.0)
 """Range of the bounds of a clamped activation."""
-MAX_SCALED_OUTPUT = 64
-"""What a factor of the experts' outputs, times the gate's scale, is below."""
+MAX_SCALED_OUTPUT = 1 << 16
+"""What a factor of the experts' outputs, times the gate's scale, is below: the bound of a scale."""
 
 CAPACITY_RULES = (CapacityRule.SWITCH, CapacityRule.GSHARD, CapacityRule.BATCH_PRIORITY)
 
