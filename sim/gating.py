@@ -40,10 +40,21 @@ NORM = 18
 total's logarithm 1, exp2 2, total 1."""
 PRODUCT_AND_ROUND = 2
 QUEUE = 2
+SHARED_GATE = 11
+"""Of the shared expert's gate: fixed point 1, sigmoid 7, rounded 1, queue 2."""
 
 
 def latency(geometry: GateGeometry) -> int:
     """Return the cycles from a token's launch to its first assignment being valid on the output."""
+    if not geometry.shared_gate:
+        return _latency(geometry)
+    # The weight of the shared expert has to be there too.
+    product = geometry.product_cycles + (STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE)
+    return max(_latency(geometry), product + SHARED_GATE)
+
+
+def _latency(geometry: GateGeometry) -> int:
+    """Return the same as far as the experts go."""
     gating = geometry.gating
     # From the last row that holds experts; a shared expert's gate may have one behind it.
     cycles = geometry.product_cycles - (geometry.num_rows - geometry.expert_rows)
