@@ -15,6 +15,9 @@ from spec.model import FfnSpec, GatingSpec, ModelSpec
 
 # Cycles from reading an fp32 accumulator to reading the sum: RAM read, 3 adder stages (rtl.arith).
 ACCUMULATE_DISTANCE = 4
+# From a scale tile's slot to the next one's, in a grouped format: until then its scales wait for the tokens
+# that fired before it to reach the multiplication (burst 5, accumulator 3).
+SCALE_DISTANCE = 8
 PAGE_BYTES = 4096
 # An fp32 logit bias as bf16 inputs of the router: their significands have 24 bits together.
 LOGIT_BIAS_INPUTS = 3
@@ -22,6 +25,8 @@ BIAS_BITS = 32
 # An int8 channel's scale: 16-bit mantissa, 16-bit signed shift; where the FFN has biases, an int32 behind.
 SCALE_BYTES = 4
 SCALE_BIAS_BYTES = 4
+# Before the scales of an output in a grouped format, where the FFN has biases: bf16.
+GROUPED_BIAS_BITS = 16
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -272,6 +277,15 @@ class FfnGeometry:
     In bf16 a bias is one more input that is always 1. In int8 a *scale tile* comes behind the tiles of
     each block and matrix: its row has in its first bytes what turns that output's integer sum into
     bf16 (:func:`golden.image.scale_tiles`), the bias included.
+
+    In a grouped format a *scale tile* comes before the tiles of each *span* of a block and matrix: its row
+    holds that output's scales of the span's groups (:func:`golden.image.grouped_scale_tiles`). A span is as
+    many whole groups as a row has room for scales; the last one of a block may be shorter, as may its last
+    group.
+
+    Attributes
+    ----------
+    group : inputs that share a scale, whole tiles; 0 where the format has no groups.
     """
 
     ffn: FfnSpec
@@ -280,8 +294,23 @@ class FfnGeometry:
     rows: int
     cols: int
     format: Format = Format.BF16
+    group: int = 0
 
     def __post_init__(self) -> None:
+        if self.format.grouped:
+            require(
+                self.group > 0 and self.group % self.cols == 0,
+                f"must be whole tiles of cols={self.cols} inputs (a tile must not split a group), not"
+                f" {self.group}",
+                key="group",
+            )
+            require(
+                self.span_groups >= 1,
+                f"must be at least {ceil_div(self.bias_bits + self.format.scale_bits, self.format.bits)} in"
+                f" {self.format} (a row of a tile holds a scale{' and a bias' if self.ffn.bias else ''}), not"
+                f" {self.cols}",
+                key="cols",
+            )
         require(
             self.format is not Format.INT8 or self.cols >= self.scale_bytes,
             f"must be at least {self.scale_bytes} in int8 (a row of a tile holds a channel's scale"
@@ -295,20 +324,45 @@ class FfnGeometry:
         return SCALE_BYTES + (SCALE_BIAS_BYTES if self.ffn.bias else 0)
 
     @property
+    def bias_bits(self) -> int:
+        """Bits of an output's bias in a scale tile of a grouped format."""
+        return GROUPED_BIAS_BITS if self.ffn.bias else 0
+
+    @property
+    def group_tiles(self) -> int:
+        """Tiles of a group."""
+        return self.group // self.cols
+
+    @property
+    def span_groups(self) -> int:
+        """Groups whose scales lie in one scale tile."""
+        return (self.cols * self.format.bits - self.bias_bits) // self.format.scale_bits
+
+    @property
+    def span_tiles(self) -> int:
+        """Tiles of weights behind a scale tile; 0 where the format has no groups."""
+        return self.span_groups * self.group_tiles if self.format.grouped else 0
+
+    @property
     def element_bits(self) -> int:
-        """Bits of a weight, and of what it is multiplied with."""
-        return self.format.bits
+        """Bits of what a weight is multiplied with."""
+        return self.format.operand_bits
 
     @property
     def tile_bytes(self) -> int:
-        """Bytes of a tile."""
-        return self.rows * self.cols * self.format.bytes
+        """Bytes of a tile, which are whole ones."""
+        return self.rows * self.cols * self.format.bits // 8
+
+    def _met_tiles(self, inputs: int) -> int:
+        """Return the tiles of a block with so many inputs that tokens meet."""
+        if self.format is Format.INT8:
+            return ceil_div(inputs, self.cols) + 1
+        return ceil_div(inputs + (self.ffn.bias and not self.format.grouped), self.cols)
 
     def _tiles(self, inputs: int) -> int:
         """Return the tiles of a block with so many inputs."""
-        if self.format is Format.INT8:
-            return ceil_div(inputs, self.cols) + 1
-        return ceil_div(inputs + self.ffn.bias, self.cols)
+        met = self._met_tiles(inputs)
+        return met + (ceil_div(met, self.span_tiles) if self.format.grouped else 0)
 
     @property
     def hidden_blocks(self) -> int:
@@ -317,7 +371,7 @@ class FfnGeometry:
 
     @property
     def in_tiles(self) -> int:
-        """Tiles of a gate or up block: across the inputs, then the scale tile."""
+        """Tiles of a gate or up block: across the inputs, and the scale tiles."""
         return self._tiles(self.d_model)
 
     @property
@@ -327,8 +381,18 @@ class FfnGeometry:
 
     @property
     def hidden_tiles(self) -> int:
-        """Tiles of a down block: across the inputs, then the scale tile."""
+        """Tiles of a down block: across the inputs, and the scale tiles."""
         return self._tiles(self.d_hidden)
+
+    @property
+    def met_in_tiles(self) -> int:
+        """Those of a gate or up block that a token meets: without the scale tiles of a grouped format."""
+        return self._met_tiles(self.d_model)
+
+    @property
+    def met_hidden_tiles(self) -> int:
+        """Those of a down block that a token meets."""
+        return self._met_tiles(self.d_hidden)
 
     @property
     def num_up_matrices(self) -> int:
@@ -339,6 +403,12 @@ class FfnGeometry:
     def num_tiles(self) -> int:
         """Tiles of an expert."""
         return self.hidden_blocks * self.num_up_matrices * self.in_tiles + self.out_blocks * self.hidden_tiles
+
+    @property
+    def num_met_tiles(self) -> int:
+        """Tiles of an expert that a token meets."""
+        hidden = self.hidden_blocks * self.num_up_matrices * self.met_in_tiles
+        return hidden + self.out_blocks * self.met_hidden_tiles
 
     @property
     def num_bytes(self) -> int:
@@ -377,6 +447,7 @@ class ImageGeometry:
                 rows=design.tile.rows,
                 cols=design.tile.cols,
                 format=design.format,
+                group=design.scale_group,
             )
 
         gate = GateGeometry.of(model, design)

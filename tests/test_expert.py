@@ -18,9 +18,11 @@ import rtl.expert.loader
 import rtl.expert.sequencer
 import sim.expert
 from golden.expert import ffn
+from golden.expert_grouped import ExpertGrouped
 from golden.expert_int8 import ActivationScales, ExpertInt8
 from golden.experts import ExpertBits, PackedExpert
 from golden.formats import Bits16, bf16_decode, bf16_encode
+from golden.grouped import MatrixGrouped
 from golden.int8 import FixedScale, MatrixInt8
 from rtl.expert import ExpertConfig, ExpertEngine
 from rtl.expert.layouts import contribution_layout, job_layout
@@ -93,6 +95,7 @@ def config_of(
     activation: Activation = Activation.SILU,
     bias: bool = False,
     number_format: Format = Format.BF16,
+    group: int = 0,
     num_experts: int = 2,
     max_tokens: int = 4,
     stream_lanes: int = 2,
@@ -105,7 +108,7 @@ def config_of(
 
     def geometry(size: int) -> FfnGeometry:
         return FfnGeometry(
-            ffn=spec, d_model=d_model, d_hidden=size, rows=rows, cols=cols, format=number_format
+            ffn=spec, d_model=d_model, d_hidden=size, rows=rows, cols=cols, format=number_format, group=group
         )
 
     gate = GateGeometry(
@@ -159,6 +162,25 @@ def random_matrix(rng, rows: int, inputs: int, bias: bool) -> MatrixInt8:
     )
 
 
+def random_grouped(rng, geometry: FfnGeometry, rows: int, inputs: int, data: str) -> MatrixGrouped:
+    """Return a matrix in a grouped format, results mostly of order 1; any element, scale and bias if wild."""
+    number_format, groups = geometry.format, ceil_div(inputs, geometry.group)
+    codes = rng.integers(0, 1 << number_format.bits, (rows, inputs)).astype(np.uint8)
+    exponents = rng.integers(117, 126, (rows, groups)).astype(np.uint32)
+    scales = {
+        Format.FP8: exponents - 7 << 23 | rng.integers(0, 1 << 23, exponents.shape, dtype=np.uint32),
+        Format.MXFP4: exponents,
+        Format.INT4: exponents << 7 | rng.integers(0, 1 << 7, exponents.shape, dtype=np.uint32),
+    }[number_format]
+    if data == "patterns":
+        wild = rng.integers(0, 1 << number_format.scale_bits, scales.shape, dtype=np.uint32)
+        scales = np.where(rng.random(scales.shape) < 0.2, wild, scales)
+    elif number_format is Format.FP8:
+        codes[codes & 0x7F == 0x7F] = 0x7E
+    bias = random_patterns(rng, (rows,), data) if geometry.ffn.bias else None
+    return MatrixGrouped(number_format, geometry.group, codes, scales.astype(np.uint32), bias)
+
+
 def random_expert(
     rng, geometry: FfnGeometry, data: str = "normal", scales: ActivationScales | None = None
 ) -> PackedExpert:
@@ -170,6 +192,13 @@ def random_expert(
             down=random_matrix(rng, d_model, hidden, spec.bias),
         )
         return PackedExpert(geometry, numbers, scales)
+    if geometry.format.grouped:
+        stored = ExpertGrouped(
+            gate=random_grouped(rng, geometry, hidden, d_model, data) if spec.gated else None,
+            up=random_grouped(rng, geometry, hidden, d_model, data),
+            down=random_grouped(rng, geometry, d_model, hidden, data),
+        )
+        return PackedExpert(geometry, stored, None)
 
     def draw(present: bool, *shape: int) -> Bits16 | None:
         return random_patterns(rng, shape, data) if present else None
@@ -392,6 +421,11 @@ def random_case(seed: int) -> Case:
     rows, cols = one_of(1, 2, 4), one_of(1, 2, 4)
     if number_format is Format.INT8:
         cols = 8 if bias else one_of(4, 8)
+    group = 0
+    if number_format.grouped:
+        least = (number_format.scale_bits + 16 * bias) // number_format.bits
+        cols = one_of(*(n for n in (2, 4, 8) if n >= least and rows * n * number_format.bits >= 16))
+        group = cols * one_of(1, 1, 2, 4)
     config = config_of(
         d_model=int(rng.integers(1, 10)),
         d_hidden=int(rng.integers(1, 10)),
@@ -402,10 +436,11 @@ def random_case(seed: int) -> Case:
         activation=Activation(rng.choice(list(ACTIVATIONS))),
         bias=bias,
         number_format=number_format,
+        group=group,
         num_experts=int(rng.integers(1, 4)),
         max_tokens=one_of(1, 2, 4),
         stream_lanes=one_of(*(n for n in (1, 2, 4) if cols % n == 0)),
-        beat_elements=one_of(*(n for n in (1, 2, 4, 8) if rows * cols * number_format.bytes % (2 * n) == 0)),
+        beat_elements=one_of(*(n for n in (1, 2, 4, 8) if rows * cols * number_format.bits % (16 * n) == 0)),
         burst_beats=one_of(1, 2, 4),
         max_outstanding=int(rng.integers(1, 5)),
     )
@@ -453,6 +488,9 @@ def small(jobs, *, num_tokens: int = 6, **changes) -> Case:
 
 
 INT8 = {"number_format": Format.INT8, "rows": 4, "cols": 4, "act_lanes": 2}
+FP8 = {"number_format": Format.FP8, "rows": 4, "cols": 4, "act_lanes": 2, "group": 8}
+MXFP4 = {"number_format": Format.MXFP4, "rows": 4, "cols": 8, "act_lanes": 2, "group": 16}
+INT4 = {"number_format": Format.INT4, "rows": 4, "cols": 8, "act_lanes": 2, "group": 16}
 CORNERS = {
     "one_token": small([(0, 1)], num_tokens=1),
     "max_tokens": small([(0, 4), (1, 4), (0, 4)]),
@@ -512,6 +550,19 @@ CORNERS = {
         [(0, 3), (1, 2)], d_hidden=5, bias=True, activation=Activation.RELU, **{**INT8, "cols": 8}
     ),
     "int8_shared_smaller_than_routed": small([(2, 3), (0, 2), (2, 1)], d_hidden=7, d_shared=1, **INT8),
+    "fp8_one_token": small([(0, 1)], num_tokens=1, d_model=9, **FP8),
+    "fp8_max_tokens": small([(0, 4), (1, 4), (0, 4)], d_model=20, d_hidden=17, **FP8),
+    "fp8_clamped_with_bias": small(
+        [(0, 3), (1, 2)], d_model=9, bias=True, activation=Activation.CLAMPED_SWIGLU, **{**FP8, "cols": 8}
+    ),
+    "fp8_nans_and_infinities": small([(0, 4), (1, 4)], d_model=7, data="patterns", **FP8),
+    "mxfp4_several_groups_a_scale_tile": small(
+        [(0, 3), (2, 1), (1, 1)], d_model=70, d_hidden=33, d_shared=5, **MXFP4
+    ),
+    "mxfp4_a_scale_tile_for_each_tile": small(
+        [(0, 1), (1, 2), (0, 1)], d_model=5, d_hidden=6, **{**MXFP4, "cols": 2, "group": 2, "act_lanes": 1}
+    ),
+    "int4_last_group_partial": small([(0, 2), (1, 3)], d_model=17, d_hidden=9, bias=True, **INT4),
     "int8_nans_and_infinities": small([(0, 4), (1, 4)], d_model=7, data="patterns", **INT8),
 }
 
@@ -731,6 +782,11 @@ def random_load(seed: int) -> Load:
 
     rows, cols = one_of(1, 2, 4, 8, 16), one_of(1, 2, 4, 8, 16)
     most = 60 if seed % 3 else 300
+    # Every fourth one in a grouped format, of tiles of at least a beat.
+    number_format = list(Format)[2 + seed // 4 % 3] if seed % 4 == 1 else Format.BF16
+    if number_format.grouped:
+        rows, cols = max(rows, 4), 16 if number_format is Format.FP8 else max(cols, 8)
+    width = rows * cols * number_format.bits // 16
     config = config_of(
         d_model=int(rng.integers(1, most)),
         d_hidden=int(rng.integers(1, most)),
@@ -740,9 +796,11 @@ def random_load(seed: int) -> Load:
         act_lanes=one_of(*(n for n in (1, 2, 4, 8, 16) if n <= min(rows, cols))),
         activation=Activation(rng.choice(list(ACTIVATIONS))),
         bias=bool(rng.integers(2)),
+        number_format=number_format,
+        group=cols * one_of(1, 2, 4) if number_format.grouped else 0,
         max_tokens=32,
         stream_lanes=1,
-        beat_elements=one_of(*(n for n in (1, 2, 4, 8, 16) if rows * cols % n == 0)),
+        beat_elements=one_of(*(n for n in (1, 2, 4, 8, 16) if width % n == 0)),
         burst_beats=one_of(1, 2, 4, 8, 16, 64),
         max_outstanding=one_of(1, 2, 3, 5, 16, 64),
     )
@@ -908,7 +966,11 @@ PLANTED = {
     "accumulators of the other set": (rtl.expert.array, "(write.up == index)", "(write.up != index)"),
     "accumulators not cleared": (rtl.expert.array, "Mux(add.first, 0,", "Mux(0, 0,"),
     "int8: no bias": (rtl.expert.array, "Mux(add.scale, bias, burst.o)", "Mux(add.scale, 0, burst.o)"),
-    "int8: scales of any tile": (rtl.expert.array, "self.fire & self.slot.scale", "self.fire"),
+    "int8: scales of any tile": (
+        rtl.expert.array,
+        "with m.If(self.fire & self.slot.scale):\n            m.d.sync += channel",
+        "with m.If(self.fire):\n            m.d.sync += channel",
+    ),
     "int8: scales multiplied": (rtl.expert.array, "Mux(add.scale, bias, burst.o)", "burst.o"),
     "int8: first tile scaled": (rtl.expert.sequencer, "tag.slot.scale.eq(last_tile)", "tag.slot.scale.eq(1)"),
     "int8: hidden scaled as tokens": (
@@ -935,7 +997,7 @@ PLANTED = {
     "bank freed too late": (rtl.expert.jobs, "~busy.bit_select(write_bank, 1)", "~busy.any()"),
     "token store not wrapped": (rtl.expert.engine, "word == ram.depth - 1", "word == ram.depth - 2"),
     "model: unit visible": (sim.expert, "UNIT_VISIBLE = ARRAY_LATENCY + 1", "UNIT_VISIBLE = ARRAY_LATENCY"),
-    "model: outstanding": (sim.expert, "needed = ((tile + 1) * sizes.cols", "needed = (tile * sizes.cols"),
+    "model: outstanding": (sim.expert, "needed = ((weights + 1) * sizes", "needed = (weights * sizes"),
     "model: tile buffers": (sim.expert, "now[RELEASED_2] = now[RELEASED]", "now[RELEASED_2] = NEVER"),
     "model: quantiser": (sim.expert, "QUANTISER = 2", "QUANTISER = 1"),
 }
@@ -984,6 +1046,61 @@ def test_planted_bug_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, *PLANTED[bug])
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check_revealing_cases()
+
+
+GROUPED_PLANTED = {
+    "scale of the group before": (
+        rtl.expert.array,
+        "scales.eq(scales >> routed.format.scale_bits)",
+        "scales.eq(scales)",
+    ),
+    "scales too early": (
+        rtl.expert.array,
+        'self.fire & self.slot.scale, self.SUM_LATENCY, "scales_go"',
+        'self.fire & self.slot.scale, self.SUM_LATENCY - 2, "scales_go"',
+    ),
+    "scale tile overtaken by the next": (
+        rtl.expert.sequencer,
+        "accumulators_free.eq(scale_since == SCALE_DISTANCE)",
+        "accumulators_free.eq(scale_since >= 6)",
+    ),
+    "group's sums not cleared": (rtl.expert.array, "Mux(add.group_first, 0,", "Mux(0, 0,"),
+    "group's sums kept": (rtl.expert.sequencer, "group_tile.eq(0)", "group_tile.eq(1)"),
+    "no bias": (rtl.expert.array, "Mux(scaled.first_group, start,", "Mux(scaled.first_group, 0,"),
+    "bias in every group": (rtl.expert.sequencer, "tile < routed.group_tiles", "1"),
+    "model: scaling": (sim.expert, "SCALING = 5", "SCALING = 4"),
+    "model: scale tiles": (sim.expert, "now[SCALED] + SCALE_DISTANCE", "now[SCALED] + 1"),
+    "model: hidden blocks": (sim.expert, "(place > 0)", "0"),
+}
+
+
+def check_grouped_cases() -> None:
+    """Run what these bugs show in: several groups a scale tile, a scale tile for each tile, few tokens."""
+    jobs = [(0, 3), (2, 4), (1, 1), (1, 1)]
+    sizes = {"d_shared": 9, "rows": 4, "cols": 8, "bias": True, "num_tokens": 11, "latency": 1}
+    fast = {"beat_elements": 8, "burst_beats": 4, "max_outstanding": 8}
+    for number_format, changes in (
+        (Format.MXFP4, {"d_model": 37, "d_hidden": 20, "group": 16}),
+        (Format.INT4, {"d_model": 20, "d_hidden": 17, "group": 8}),
+    ):
+        case = small(jobs, **sizes, **fast, **changes, number_format=number_format)
+        check(case, run_case(case))
+
+
+def test_unbroken_groups_pass(monkeypatch):
+    line = "class Sequencer(wiring.Component):"
+    plant_bug(monkeypatch, rtl.expert.sequencer, line, line)
+    check_grouped_cases()
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [pytest.param(bug, marks=[pytest.mark.long] * (n % 3 != 0)) for n, bug in enumerate(GROUPED_PLANTED)],
+)
+def test_planted_bug_in_groups_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *GROUPED_PLANTED[bug])
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_grouped_cases()
 
 
 def test_divergence_is_named(monkeypatch):

@@ -28,7 +28,7 @@ from sim.dram_check import Commands, check_commands, tiles_needed, tiles_read
 from sim.pim import ChannelCycles, ChannelShape
 from sim.streams import readiness
 from spec.banks import BankGeometry, CommandTiming
-from spec.design import BankMode, Format, PimDesign, RegisterPath, RouterPlace
+from spec.design import PIM_FORMATS, BankMode, Format, PimDesign, RegisterPath, RouterPlace
 from spec.dram import DramSpec, DramTiming
 from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, RouterGeometry, ceil_div
 from spec.hardware import ACTIVATIONS
@@ -385,7 +385,7 @@ def check(case: Case, run: Run | None = None) -> Run:
 
 
 def test_one_token() -> None:
-    for number_format in Format:
+    for number_format in PIM_FORMATS:
         check(Case(config_of(number_format=number_format), ((0, 1),), num_tokens=1))
 
 
@@ -438,7 +438,7 @@ def random_case(seed: int) -> Case:
         d_shared=one_of(0, int(rng.integers(1, 20))),
         activation=one_of(*ACTIVATIONS),
         bias=bool(rng.integers(2)),
-        number_format=one_of(*Format),
+        number_format=one_of(*PIM_FORMATS),
         max_tokens=max_tokens,
         stream_lanes=one_of(1, 2, 4),
     )

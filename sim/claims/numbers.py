@@ -205,7 +205,7 @@ def _expert_errors(
         assert weights is not None
         ours.append(bf16_decode(contribution.results).astype(np.float64))
         real.append(ffn(work.model.ffn, x=x[job.tokens], **vars(weights)))
-        bounds.append(expert_output(work.model.ffn, weights, x[job.tokens], image.routed.cols, scales).error)
+        bounds.append(expert_output(work.model.ffn, weights, x[job.tokens], image.routed, scales).error)
     everything = np.concatenate(real)
     return Errors.of(np.concatenate(ours), everything, np.concatenate(bounds), float(everything.std()))
 

@@ -1,0 +1,52 @@
+"""An expert whose weights are stored in a grouped format, bit for bit.
+
+Tokens, hidden activations and results are bf16, the sums before the activation fp32, as in
+:mod:`golden.expert_bf16`; sums over stored weights are those of :mod:`golden.grouped`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from golden.expert_bf16 import activate
+from golden.formats import Bits16, bf16_encode
+from golden.grouped import MatrixGrouped, quantise_groups
+from golden.weights import ExpertWeights
+from spec.design import Format
+from spec.model import FfnSpec
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertGrouped:
+    """One expert's matrices in a grouped format; ``gate`` is None for a two-matrix FFN."""
+
+    gate: MatrixGrouped | None
+    up: MatrixGrouped
+    down: MatrixGrouped
+
+
+def group_expert(weights: ExpertWeights, number_format: Format, group: int) -> ExpertGrouped:
+    """Return an expert's matrices in a grouped format."""
+    return ExpertGrouped(
+        gate=None
+        if weights.gate is None
+        else quantise_groups(weights.gate, number_format, group, weights.gate_bias),
+        up=quantise_groups(weights.up, number_format, group, weights.up_bias),
+        down=quantise_groups(weights.down, number_format, group, weights.down_bias),
+    )
+
+
+def ffn_grouped(ffn: FfnSpec, x: Bits16, expert: ExpertGrouped, cols: int) -> Bits16:
+    """Return an expert's outputs as bf16 patterns (tokens, d_model).
+
+    Parameters
+    ----------
+    x : (tokens, d_model) bf16 patterns.
+    cols : products per burst of the array.
+    """
+    first = expert.up.product(x, cols)
+    if expert.gate is None:
+        hidden = activate(ffn, first)
+    else:
+        hidden = activate(ffn, expert.gate.product(x, cols), first)
+    return bf16_encode(expert.down.product(hidden, cols))
