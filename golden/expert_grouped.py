@@ -6,11 +6,16 @@ Tokens, hidden activations and results are bf16, the sums before the activation 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from golden.expert_bf16 import activate
 from golden.formats import Bits16, bf16_encode
-from golden.grouped import MatrixGrouped, quantise_groups
+from golden.grouped import MatrixGrouped, kept_groups, quantise_groups
+from golden.stored_formats import StoredWeight
 from golden.weights import ExpertWeights
 from spec.design import Format
 from spec.model import FfnSpec
@@ -25,14 +30,27 @@ class ExpertGrouped:
     down: MatrixGrouped
 
 
-def group_expert(weights: ExpertWeights, number_format: Format, group: int) -> ExpertGrouped:
-    """Return an expert's matrices in a grouped format."""
+def group_expert(
+    weights: ExpertWeights,
+    number_format: Format,
+    group: int,
+    stored: Mapping[str, StoredWeight] | None = None,
+) -> ExpertGrouped:
+    """Return an expert's matrices in a grouped format.
+
+    ``stored`` is how a checkpoint stores them, by name: what is stored the same way is kept bit for bit
+    (:func:`golden.grouped.kept_groups`), all else quantised from its values.
+    """
+    own = stored or {}
+
+    def matrix(name: str, values: NDArray[np.float32], bias: NDArray[np.float32] | None) -> MatrixGrouped:
+        kept = kept_groups(own[name], number_format, group, bias) if name in own else None
+        return kept or quantise_groups(values, number_format, group, bias)
+
     return ExpertGrouped(
-        gate=None
-        if weights.gate is None
-        else quantise_groups(weights.gate, number_format, group, weights.gate_bias),
-        up=quantise_groups(weights.up, number_format, group, weights.up_bias),
-        down=quantise_groups(weights.down, number_format, group, weights.down_bias),
+        gate=None if weights.gate is None else matrix("gate", weights.gate, weights.gate_bias),
+        up=matrix("up", weights.up, weights.up_bias),
+        down=matrix("down", weights.down, weights.down_bias),
     )
 
 

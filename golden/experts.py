@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from golden.expert_int8 import (
 from golden.formats import Bits16, bf16_encode
 from golden.gating import route
 from golden.image import expert_image, expert_image_grouped, expert_image_int8
+from golden.stored_formats import StoredWeight
 from golden.weights import ExpertWeights, LayerWeights
 from spec.design import Format
 from spec.geometry import FfnGeometry
@@ -64,13 +66,20 @@ class PackedExpert:
 
     @classmethod
     def of(
-        cls, weights: ExpertWeights, geometry: FfnGeometry, scales: ActivationScales | None = None
+        cls,
+        weights: ExpertWeights,
+        geometry: FfnGeometry,
+        scales: ActivationScales | None = None,
+        stored: Mapping[str, StoredWeight] | None = None,
     ) -> PackedExpert:
-        """Return an expert in the numbers of its geometry; int8 needs the ``scales`` of its inputs."""
+        """Return an expert in the numbers of its geometry; int8 needs the ``scales`` of its inputs.
+
+        ``stored`` is how a checkpoint stores its matrices, which a grouped format keeps where it can.
+        """
         if geometry.format is Format.BF16:
             return cls(geometry, ExpertBits.of(weights), None)
         if geometry.format.grouped:
-            return cls(geometry, group_expert(weights, geometry.format, geometry.group), None)
+            return cls(geometry, group_expert(weights, geometry.format, geometry.group, stored), None)
         assert scales is not None
         return cls(geometry, quantise_expert(weights, scales), scales)
 

@@ -40,7 +40,7 @@ from golden.formats import (
     dot,
     f32_flush,
 )
-from golden.stored_formats import E8M0_NAN, FP4_VALUES
+from golden.stored_formats import E8M0_NAN, FP4_VALUES, StoredWeight
 from spec.design import Format
 from spec.geometry import ceil_div
 
@@ -167,6 +167,38 @@ def quantise_groups(
         scales.astype(np.uint32),
         None if bias is None else bf16_encode(bias),
     )
+
+
+def kept_groups(
+    stored: StoredWeight, number_format: Format, group: int, bias: NDArray[np.float32] | None = None
+) -> MatrixGrouped | None:
+    """Return a checkpoint's matrix with its own elements and scales, bit for bit.
+
+    None where the format has others: other elements, groups of another size, or groups across outputs. Rows
+    that share a scale may be of any number. Of an fp32 scale that is subnormal nothing is left in hardware.
+
+    Parameters
+    ----------
+    bias : (rows,) float32, or None; rounded to bf16.
+    """
+    matrix = stored.matrix
+    fits = number_format is (Format.MXFP4 if matrix.packed else Format.FP8)
+    if not fits or matrix.scales is None or (stored.in_out and matrix.packed):
+        return None
+    if group != (matrix.block_rows if stored.in_out else matrix.block_cols):
+        return None
+    codes = matrix.codes if not stored.in_out else matrix.codes.T
+    scales = matrix.scales if not stored.in_out else matrix.scales.T
+    rows = np.arange(*stored.part.indices(len(codes)))
+    codes = np.ascontiguousarray(codes[stored.part]).view(np.uint8)
+    if matrix.packed:
+        codes = np.stack([codes & 0xF, codes >> 4], axis=-1).reshape(len(codes), -1)
+    block = matrix.block_cols if stored.in_out else matrix.block_rows
+    patterns = np.ascontiguousarray(scales[rows // block]).view(np.uint32)
+    if matrix.packed:
+        # Powers of two, of which the least one is a subnormal.
+        patterns = patterns >> np.uint32(23)
+    return MatrixGrouped(number_format, group, codes, patterns, None if bias is None else bf16_encode(bias))
 
 
 def _scale_patterns(number_format: Format, largest: F64) -> NDArray[Any]:

@@ -7,18 +7,20 @@ that are N(0, 1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.stored_formats import StoredWeight
 from spec.errors import InputError, require, require_range
 from spec.families import WEIGHT_NAMES
 from spec.model import ModelSpec, Router
 
+MATRICES = ("gate", "up", "down")
 PER_EXPERT = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
 """Weights whose first axis is the expert."""
 
@@ -72,6 +74,8 @@ class LayerWeights:
     latent_in, latent_in_bias : (D, H) and (D,), or None.
     latent_out, latent_out_bias : (H, D) and (H,), or None.
     output_bias : (H,), or None.
+    stored : of matrices that a checkpoint stores quantised, per expert, what their values are of; a format
+        that stores weights the same way takes these. Whoever replaces such a matrix replaces this, too.
     """
 
     router: NDArray[np.float32]
@@ -98,6 +102,7 @@ class LayerWeights:
     latent_out: NDArray[np.float32] | None = None
     latent_out_bias: NDArray[np.float32] | None = None
     output_bias: NDArray[np.float32] | None = None
+    stored: Mapping[str, Sequence[StoredWeight]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in WEIGHT_NAMES:
@@ -121,6 +126,11 @@ class LayerWeights:
             up_bias=part(self.up_bias),
             down_bias=part(self.down_bias),
         )
+
+    def stored_expert(self, number: int | None) -> dict[str, StoredWeight]:
+        """Return how a checkpoint stores a routed expert's quantised matrices; None is the shared one."""
+        prefix, place = ("shared_", 0) if number is None else ("", number)
+        return {name: self.stored[prefix + name][place] for name in MATRICES if prefix + name in self.stored}
 
     @property
     def shared_expert(self) -> ExpertWeights | None:
@@ -232,7 +242,7 @@ def random_weights(model: ModelSpec, seed: int, *, experts: Sequence[int] | None
         require_range("experts", expert, 0, num_experts - 1)
     deviations = _standard_deviations(model)
     one_expert = weight_shapes(model, num_experts=1)
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         name: np.empty(shape, np.float32)
         for name, shape in weight_shapes(model, num_experts=len(chosen)).items()
     }
