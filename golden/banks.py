@@ -37,7 +37,12 @@ def channel_image(
     tiles = np.zeros((max(ends, default=0) * banks.bursts_per_row, width), dtype=np.uint8)
     for expert, base in bases.items():
         if banks.image.router and expert == banks.router_number:
-            words = router_tiles(banks.image.router, bf16_encode(weights.router), weights.logit_bias)
+            words = router_tiles(
+                banks.image.router,
+                bf16_encode(weights.router),
+                weights.logit_bias,
+                weights.shared_gate_bits,
+            )
             image = words.view(np.uint8)
         else:
             image = pack_expert(banks.image, weights, expert, scales).image()

@@ -111,6 +111,7 @@ def dispatch_streams(
     capacity: int = 0,
     capacity_rule: CapacityRule = CapacityRule.SWITCH,
     shared: bool = False,
+    shared_weights: ArrayLike | None = None,
     policy: Policy = Policy.QUEUE_ORDER,
 ) -> DispatchStreams:
     """Return what the dispatcher emits for a run of tokens.
@@ -122,6 +123,7 @@ def dispatch_streams(
     batch_lengths : (batches,) tokens of each batch, summing to the tokens; default one batch.
     capacity : most assignments that an expert takes of a batch; 0: no limit.
     capacity_rule : in which order they claim its places, window by window.
+    shared_weights : (tokens,) bf16 bits, weights of the shared expert; 1 by default.
     policy : order of the jobs of a window; the shared expert's is the first in any case.
 
     Raises
@@ -161,7 +163,9 @@ def dispatch_streams(
         everyone = np.arange(num_tokens, dtype=np.int64)
         token = np.concatenate([everyone, token])
         expert = np.concatenate([np.full(num_tokens, num_experts), expert])
-        weight = np.concatenate([np.full(num_tokens, BF16_ONE, dtype=np.uint16), weight])
+        ones = np.full(num_tokens, BF16_ONE, dtype=np.uint16)
+        own = ones if shared_weights is None else np.asarray(shared_weights, dtype=np.uint16)
+        weight = np.concatenate([own, weight])
         index = np.concatenate([np.full(num_tokens, -1), index])
     rank = _ranks(token, index)
     preference = np.zeros_like(token)

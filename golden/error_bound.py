@@ -21,12 +21,13 @@ from golden.expert import activate
 from golden.expert_int8 import ActivationScales
 from golden.formats import GUARD_BITS, PRODUCT_FRACTION_BITS, bf16_decode
 from golden.functions import FRACTION_BITS
+from golden.gating import sigmoid
 from golden.grouped import quantise_groups
 from golden.int8 import INT8_MAX, FixedScale
 from golden.layer import LayerResult
 from golden.weights import ExpertWeights, LayerWeights
 from spec.geometry import FfnGeometry, ImageGeometry, ceil_div
-from spec.model import Activation, FfnSpec, ModelSpec
+from spec.model import Activation, AppliedTo, FfnSpec, ModelSpec
 
 F64 = NDArray[np.float64]
 
@@ -97,12 +98,15 @@ def output_error_bound(
     routing = combine_weights(model, image, weights, x, result)
     for expert in np.unique(result.ids[result.kept]):
         rows, slots = np.nonzero(result.kept & (result.ids == expert))
-        output = expert_output(model.ffn, weights.expert(int(expert)), x[rows], image.routed, scales)
         factor = Bounded(routing.value[rows, slots, None], routing.error[rows, slots, None])
+        inputs = exact(x[rows])
+        if model.gating.weight_applied_to is AppliedTo.INPUT:
+            inputs, factor = times(factor, inputs).rounded(), exact(np.ones((len(rows), 1)))
+        output = expert_output(model.ffn, weights.expert(int(expert)), inputs, image.routed, scales)
         add(rows, factor, output)
     if weights.shared_expert is not None:
-        output = expert_output(model.ffn, weights.shared_expert, x, image.routed, scales)
-        add(np.arange(count), Bounded(np.ones((count, 1)), np.zeros((count, 1))), output)
+        output = expert_output(model.ffn, weights.shared_expert, exact(x), image.routed, scales)
+        add(np.arange(count), shared_weight(image, weights, x), output)
     # The combiner: one rounding to fp32 a contribution, then the output's to bf16.
     additions = model.gating.top_k + 1
     return Bounded(value, error + additions * F32_ROUNDING * magnitude).rounded().error
@@ -117,7 +121,7 @@ def combine_weights(
     which it is divided by as much.
     """
     logits = dot(
-        Bounded(x, np.zeros_like(x)),
+        exact(x),
         weights.router,
         image.router_cols,
         weights.logit_bias,
@@ -128,14 +132,25 @@ def combine_weights(
     return Bounded(result.weights, np.abs(result.weights) * relative).rounded()
 
 
+def shared_weight(image: ImageGeometry, weights: LayerWeights, x: F64) -> Bounded:
+    """Return the shared expert's weights (T, 1) with their bound: 1, or the sigmoid of its gate."""
+    gate = weights.shared_expert_gate
+    if gate is None:
+        return exact(np.ones((len(x), 1)))
+    num_ones = image.router.num_ones if image.router else 1
+    logit = dot(exact(x), gate, image.router_cols, num_ones=num_ones)
+    error = SIGMOID_SLOPE * (logit.error + LOGIT_STEP) + SIGMOID_ERROR
+    return Bounded(sigmoid(logit.value), error).rounded()
+
+
 def expert_output(
     spec: FfnSpec,
     weights: ExpertWeights,
-    x: F64,
+    x: Bounded,
     geometry: FfnGeometry,
     scales: ActivationScales | None = None,
 ) -> Bounded:
-    """Return one expert's output (n, H) for tokens (n, H), in the geometry's format; int8 has ``scales``."""
+    """Return one expert's output (n, H) for inputs (n, H), in the geometry's format; int8 has ``scales``."""
 
     def product(
         operand: Bounded,
@@ -150,12 +165,11 @@ def expert_output(
         return dot_int8(operand, matrix, scale, bias).rounded()
 
     x_scale, hidden_scale = (None, None) if scales is None else (scales.x, scales.hidden)
-    exact = Bounded(x, np.zeros_like(x))
-    u = product(exact, weights.up, weights.up_bias, x_scale)
+    u = product(x, weights.up, weights.up_bias, x_scale)
     if weights.gate is None:
         hidden = Bounded(np.maximum(u.value, 0.0), u.error)
     else:
-        hidden = _activated(spec, product(exact, weights.gate, weights.gate_bias, x_scale), u)
+        hidden = _activated(spec, product(x, weights.gate, weights.gate_bias, x_scale), u)
     return product(hidden, weights.down, weights.down_bias, hidden_scale)
 
 
@@ -242,6 +256,11 @@ def dot_int8(
     of_bias = steps * input_step * (1 + SCALE_ROUNDING) / 2
     error = inputs.error @ matrix.T + rounded + SCALE_ROUNDING * magnitude + of_bias
     return Bounded(x.value @ weight.astype(np.float64).T + offset, error)
+
+
+def exact(values: F64) -> Bounded:
+    """Return values that the hardware has as they are."""
+    return Bounded(values, np.zeros_like(values))
 
 
 def times(a: Bounded, b: Bounded) -> Bounded:

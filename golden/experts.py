@@ -25,7 +25,7 @@ from golden.stored_formats import StoredWeight
 from golden.weights import ExpertWeights, LayerWeights
 from spec.design import Format
 from spec.geometry import FfnGeometry
-from spec.model import ModelSpec
+from spec.model import AppliedTo, ModelSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +111,14 @@ def calibrate(model: ModelSpec, weights: LayerWeights, tokens: NDArray[np.floati
     tokens : (T, H), each with the experts that the float gate chooses for it.
     """
     routing = route(model.gating, weights.router, tokens, weights.logit_bias, weights.selection_bias)
-    peaks = [
-        hidden_peak(model.ffn, weights.expert(int(expert)), tokens[(routing.ids == expert).any(axis=1)])
-        for expert in np.unique(routing.ids)
-    ]
+    weighted = model.gating.weight_applied_to is AppliedTo.INPUT
+    x_peaks, peaks = [], []
+    for expert in np.unique(routing.ids):
+        rows, slots = np.nonzero(routing.ids == expert)
+        inputs = tokens[rows] * routing.weights[rows, slots, None] if weighted else tokens[rows]
+        x_peaks.append(float(np.abs(inputs).max()))
+        peaks.append(hidden_peak(model.ffn, weights.expert(int(expert)), inputs))
     if weights.shared_expert is not None:
+        x_peaks.append(float(np.abs(tokens).max()))
         peaks.append(hidden_peak(model.ffn, weights.shared_expert, tokens))
-    return ActivationScales(scale_for(float(np.abs(tokens).max())), scale_for(max(peaks)))
+    return ActivationScales(scale_for(max(x_peaks)), scale_for(max(peaks)))

@@ -39,6 +39,13 @@ BF16_BIAS = 127
 # Bound on temporaries of :func:`dot`, in elements.
 CHUNK_ELEMENTS = 1 << 21
 
+# Where exponents are this near 0, fp32 holds products and aligned products exactly (:func:`_dot_quick`).
+QUICK_EXPONENT = 50
+# A burst of at most so many aligned products of 24 bits has a sum of 32 bits.
+QUICK_COLS = 128
+# Products handled together: they stay in a core's cache.
+QUICK_PRODUCTS, QUICK_INNER = 1 << 16, 1 << 9
+
 
 def bf16_encode(values: NDArray[Any]) -> Bits16:
     """Round float values to bf16 patterns (to nearest even, subnormals to +0), any shape.
@@ -111,13 +118,24 @@ def accumulate(acc: F32, addend: F64) -> F32:
         total = a + b
         b_part = total - a
         error = (a - (total - b_part)) + (b - b_part)
-        bits = total.view(np.int64)
-        inexact = np.isfinite(total) & (error != 0) & ((bits & 1) == 0)
-        away = (error > 0) == (total > 0)
-        odd = (bits + np.where(inexact, np.where(away, 1, -1), 0)).view(np.float64)
-        rounded = odd.astype(np.float32)
-    rounded = np.where(np.abs(odd) < F32_MIN_NORMAL, np.float32(0), rounded).astype(np.float32)
-    return np.where(np.isnan(odd), np.uint32(F32_NAN).view(np.float32), rounded).astype(np.float32)
+        # Nearly always nothing is lost. (That of an infinity or a NaN is NaN.)
+        some_lost = bool(error.any())
+        if some_lost:
+            bits = total.view(np.int64)
+            inexact = np.isfinite(total) & (error != 0) & ((bits & 1) == 0)
+            away = (error > 0) == (total > 0)
+            total = (bits + np.where(inexact, np.where(away, 1, -1), 0)).view(np.float64)
+        rounded: F32 = total.astype(np.float32)
+    rounded[np.abs(total) < F32_MIN_NORMAL] = 0.0
+    if some_lost:
+        rounded.view(np.uint32)[np.isnan(total)] = F32_NAN
+    return rounded
+
+
+def bf16_product(x: Bits16, w: Bits16) -> Bits16:
+    """Return ``x * w`` rounded once to bf16, elementwise; patterns, broadcast against each other."""
+    exact = accumulate(np.zeros((), dtype=np.float32), burst_sum(x[..., None], w[..., None]))
+    return bf16_encode(exact)
 
 
 def dot(x: Bits16, w: Bits16, cols: int, initial: F32 | None = None) -> F32:
@@ -135,6 +153,12 @@ def dot(x: Bits16, w: Bits16, cols: int, initial: F32 | None = None) -> F32:
     (tokens, rows) float32.
     """
     tokens, rows, length = len(x), len(w), x.shape[1]
+    if cols <= QUICK_COLS and _quick(x) and _quick(w):
+        before = np.zeros(rows, dtype=np.float32) if initial is None else initial
+        if tokens < rows:
+            return _dot_quick(x, w, cols, np.broadcast_to(before, (tokens, rows)))
+        out = _dot_quick(w, x, cols, np.broadcast_to(before[:, None], (rows, tokens)))
+        return np.ascontiguousarray(out.T)
     out = np.zeros((tokens, rows), dtype=np.float32)
     if initial is not None:
         out[:] = initial
@@ -146,3 +170,56 @@ def dot(x: Bits16, w: Bits16, cols: int, initial: F32 | None = None) -> F32:
             acc = accumulate(acc, burst_sum(x[:, None, chunk], w[None, row : row + rows_at_once, chunk]))
         out[:, row : row + rows_at_once] = acc
     return out
+
+
+def _quick(bits: Bits16) -> bool:
+    """Whether :func:`_dot_quick` may take these values."""
+    exponent = bits & 0x7F80
+    near = exponent - np.uint16((BF16_BIAS - QUICK_EXPONENT) << 7) <= np.uint16(2 * QUICK_EXPONENT << 7)
+    return bool((near | (exponent == 0)).all())
+
+
+def _dot_quick(outer: Bits16, inner: Bits16, cols: int, initial: F32) -> F32:
+    """Return ``(outer, inner)`` dot products as :func:`dot` does, without integers of 64 bits.
+
+    A product of two bf16 values is exact in fp32, and so is a product times a power of two; a conversion to
+    integer truncates the magnitude. Exponents are those that :func:`_quick` allows.
+    """
+    out = np.array(initial, dtype=np.float32, order="C")
+    (outer_values, outer_exponents), (inner_values, inner_exponents) = _factors(outer), _factors(inner)
+    step = max(1, min(len(inner), QUICK_INNER))
+    outer_step = min(max(1, QUICK_PRODUCTS // (cols * step)), max(1, len(outer)))
+    # Work space, taken once: fresh memory for each burst would cost as much as the arithmetic.
+    shape = (min(cols, outer.shape[1]), outer_step, step)
+    spaces = [np.empty(shape, dtype) for dtype in (np.int16, np.float32, np.int32)]
+    for i in range(0, len(inner), step):
+        some = slice(i, i + step)
+        for o in range(0, len(outer), outer_step):
+            part = slice(o, o + outer_step)
+            acc = out[part, some]
+            for start in range(0, outer.shape[1], cols):
+                chunk = slice(start, start + cols)
+                used = (slice(min(cols, outer.shape[1] - start)), slice(acc.shape[0]), slice(acc.shape[1]))
+                exponents, products, aligned = (space[used] for space in spaces)
+                np.add(outer_exponents[chunk, part, None], inner_exponents[chunk, None, some], out=exponents)
+                largest = np.maximum.reduce(exponents, axis=0).astype(np.int32)
+                # All products of a burst may be zero; then the scale does not matter.
+                np.maximum(largest, -2 * QUICK_EXPONENT, out=largest)
+                power = PRODUCT_FRACTION_BITS + GUARD_BITS - largest
+                scale = ((power + BF16_BIAS) << 23).view(np.float32)
+                np.multiply(outer_values[chunk, part, None], inner_values[chunk, None, some], out=products)
+                products *= scale
+                np.copyto(aligned, products, casting="unsafe")
+                total = aligned[0]
+                for product in aligned[1:]:
+                    total += product
+                acc = accumulate(acc, total / scale.astype(np.float64))
+            out[part, some] = acc
+    return out
+
+
+def _factors(bits: Bits16) -> tuple[F32, NDArray[np.int16]]:
+    """Return values and exponents of ``(n, length)`` patterns as ``(length, n)``; a zero's is far below."""
+    exponent = ((bits >> 7) & 0xFF).astype(np.int16)
+    unbiased = np.where(exponent == 0, np.int16(-4 * BF16_BIAS), exponent - np.int16(BF16_BIAS))
+    return np.ascontiguousarray(bf16_decode(bits).T), np.ascontiguousarray(unbiased.T)

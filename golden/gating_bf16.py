@@ -6,7 +6,7 @@ The algebra is that of :mod:`golden.gating`; what is added is where numbers are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from golden.functions import (
     score_from,
     sigmoid,
 )
+from golden.gating import top_k
 from spec.geometry import LOGIT_BIAS_INPUTS
 from spec.model import GatingSpec, GroupScore, Normalise, Score
 
@@ -42,11 +43,13 @@ class RoutingBf16:
     ids : (tokens, k) int64, best first; ties to the lowest index.
     weights : (tokens, k) bf16 patterns.
     logits : (tokens, experts) int64 with 20 fraction bits.
+    shared : (tokens,) bf16 patterns, the weight of the shared expert where it has a gate, else None.
     """
 
     ids: I64
     weights: Bits16
     logits: I64
+    shared: Bits16 | None = None
 
 
 def selection_bias_fixed(bias: NDArray[Any]) -> I64:
@@ -66,8 +69,11 @@ def epsilon_fixed(epsilon: float) -> int:
 
 
 def _top(keys: I64, count: int) -> I64:
-    """Indices of the largest keys of each row, descending, ties to the lowest index."""
-    return np.argsort(-keys, axis=-1, kind="stable")[..., :count]
+    """Indices of the largest keys of each row, descending, ties to the lowest index.
+
+    Keys are exact in float64: of at most 53 bits, or the power of two that stands for a masked one.
+    """
+    return top_k(keys.astype(np.float64), count)
 
 
 def _group_mask(gating: GatingSpec, keys: I64) -> NDArray[np.bool_]:
@@ -146,6 +152,7 @@ def route_bf16(
     logit_bias: F32 | None = None,
     selection_bias: NDArray[Any] | None = None,
     *,
+    shared_gate: Bits16 | None = None,
     banked: bool = False,
 ) -> RoutingBf16:
     """Route tokens as the hardware does.
@@ -156,8 +163,13 @@ def route_bf16(
     tokens : (tokens, d_model) bf16 patterns.
     cols : products per burst (``ImageGeometry.router_cols``).
     logit_bias, selection_bias : (experts,) float32, where the algebra has them.
+    shared_gate : (1, d_model) bf16 patterns, the gate of the shared expert if it has one: one more row of
+        the router, without a bias, whose sigmoid is that expert's weight.
     banked : the products are made in the banks, where a logit bias is more inputs.
     """
+    num_experts = len(router)
+    if shared_gate is not None:
+        router, logit_bias = with_shared_gate(router, logit_bias, shared_gate)
     if banked:
         matrix = banked_router(router, logit_bias)
         ones = np.full((len(tokens), matrix.shape[1] - router.shape[1]), BF16_ONE, dtype=np.uint16)
@@ -166,4 +178,22 @@ def route_bf16(
         sums = dot(tokens, router, cols, None if logit_bias is None else f32_flush(logit_bias))
     logits = fixed_from_f32(sums)
     bias = None if selection_bias is None else selection_bias_fixed(selection_bias)
-    return select(gating, logits, bias)
+    routing = select(gating, logits[:, :num_experts], bias)
+    if shared_gate is None:
+        return routing
+    return replace(routing, shared=shared_weight(logits[:, num_experts]))
+
+
+def with_shared_gate(
+    router: Bits16, logit_bias: F32 | None, shared_gate: Bits16
+) -> tuple[Bits16, F32 | None]:
+    """Return router and logit bias with the row of the shared expert's gate, whose bias is zero."""
+    if logit_bias is not None:
+        logit_bias = np.append(logit_bias, np.float32(0)).astype(np.float32)
+    return np.concatenate([router, shared_gate]), logit_bias
+
+
+def shared_weight(logits: I64) -> Bits16:
+    """Return the sigmoid of logits with 20 fraction bits, rounded to bf16."""
+    scores = score_from(*sigmoid(logits))
+    return bf16_from_integer(np.zeros_like(scores), scores, np.full_like(scores, -SCORE_BITS))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from golden.expert_grouped import ExpertGrouped
 from golden.expert_int8 import ExpertInt8
 from golden.formats import Bits16, f32_flush
-from golden.gating_bf16 import banked_router, selection_bias_fixed
+from golden.gating_bf16 import banked_router, selection_bias_fixed, with_shared_gate
 from golden.grouped import MatrixGrouped
 from golden.int8 import MatrixInt8
 from spec.geometry import FfnGeometry, GateGeometry, RouterGeometry, ceil_div
@@ -26,21 +26,27 @@ def router_image(
     router: Bits16,
     logit_bias: NDArray[np.float32] | None = None,
     selection_bias: NDArray[np.float32] | None = None,
+    shared_gate: Bits16 | None = None,
 ) -> NDArray[np.uint16]:
     """Return the router's image as 16-bit elements, ``load_beats * load_elements`` of them.
 
     Words in the order of the product: all rows of the first ``cols`` inputs, then of the next; a
     word holds the row's experts after each other, ``cols`` inputs each. Then a padded word of 32-bit
-    biases for each row. What belongs to no expert or input is zero, as is the rest of a word. Where the
-    banks hold the router (:func:`router_tiles`), only the words of a selection bias are left.
+    biases for each row. The gate of a shared expert, (1, d_model), is one more expert, behind the others.
+    What belongs to no expert or input is zero, as is the rest of a word. Where the banks hold the router
+    (:func:`router_tiles`), only the words of a selection bias are left.
     """
+    if shared_gate is not None:
+        router, logit_bias = with_shared_gate(router, logit_bias, shared_gate)
+        if selection_bias is not None:
+            selection_bias = np.append(selection_bias, np.float32(0))
     rows, lanes, cols, beats = (
         geometry.num_rows,
         geometry.logits_per_cycle,
         geometry.cols,
         geometry.num_beats,
     )
-    places = [[geometry.expert_at(row, lane) for lane in range(lanes)] for row in range(rows)]
+    places = [[geometry.output_at(row, lane) for lane in range(lanes)] for row in range(rows)]
     present = np.array([[place is not None for place in row] for row in places])
     experts = np.array([[place or 0 for place in row] for row in places], dtype=np.int64)
 
@@ -66,7 +72,10 @@ def router_image(
 
 
 def router_tiles(
-    geometry: RouterGeometry, router: Bits16, logit_bias: NDArray[np.float32] | None = None
+    geometry: RouterGeometry,
+    router: Bits16,
+    logit_bias: NDArray[np.float32] | None = None,
+    shared_gate: Bits16 | None = None,
 ) -> NDArray[np.uint16]:
     """Return the router's tiles as 16-bit elements, in the order in which the banks' lanes take them.
 
@@ -74,12 +83,15 @@ def router_tiles(
     ----------
     router : (experts, d_model) bf16 patterns.
     logit_bias : (experts,) float32, where the algebra has it.
+    shared_gate : (1, d_model) bf16 patterns, where the shared expert has a gate.
     """
     gate = geometry.gate
+    if shared_gate is not None:
+        router, logit_bias = with_shared_gate(router, logit_bias, shared_gate)
     matrix = banked_router(router, logit_bias)
     placed = np.zeros((geometry.num_places, matrix.shape[1]), dtype=np.uint16)
     for place in range(geometry.num_places):
-        expert = gate.expert_at(*divmod(place, gate.logits_per_cycle))
+        expert = gate.output_at(*divmod(place, gate.logits_per_cycle))
         if expert is not None:
             placed[place] = matrix[expert]
     return tiles(placed, geometry.rows, geometry.cols).ravel()

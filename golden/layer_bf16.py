@@ -15,7 +15,7 @@ from golden.combine_bf16 import Contribution, combine_bf16
 from golden.dispatch_streams import DispatchStreams, Job, dispatch_streams
 from golden.expert_int8 import ActivationScales
 from golden.experts import PackedExpert
-from golden.formats import Bits16, bf16_encode
+from golden.formats import BF16_ONE, Bits16, bf16_encode, bf16_product
 from golden.gating_bf16 import RoutingBf16, route_bf16
 from golden.image import router_image
 from golden.weights import LayerWeights
@@ -73,6 +73,7 @@ def layer_bf16(
         image.router_cols,
         weights.logit_bias,
         weights.selection_bias,
+        shared_gate=weights.shared_gate_bits,
         banked=image.gate.banked,
     )
     num_experts = model.gating.num_experts
@@ -85,12 +86,14 @@ def layer_bf16(
         capacity=model.expert_capacity,
         capacity_rule=model.capacity_rule,
         shared=image.shared is not None,
+        shared_weights=routing.shared,
         policy=policy,
     )
     jobs = streams.jobs()
     results = _expert_results(image, weights, tokens, jobs, scales)
     contributions = [
-        Contribution(job.tokens, job.weights, result) for job, result in zip(jobs, results, strict=True)
+        Contribution(job.tokens, output_weights(image, job), result)
+        for job, result in zip(jobs, results, strict=True)
     ]
     output = combine_bf16(contributions, len(tokens), model.d_model)
     return LayerBf16(routing, streams, contributions, output, scales)
@@ -109,12 +112,27 @@ def _expert_results(
         by_expert.setdefault(job.expert, []).append(number)
     results: list[Bits16] = [np.zeros(0, np.uint16)] * len(jobs)
     for expert, numbers in by_expert.items():
-        rows = np.concatenate([jobs[number].tokens for number in numbers])
-        output = pack_expert(image, weights, expert, scales).outputs(tokens[rows])
+        inputs = np.concatenate([job_inputs(image, jobs[number], tokens) for number in numbers])
+        output = pack_expert(image, weights, expert, scales).outputs(inputs)
         ends = np.cumsum([len(jobs[number].tokens) for number in numbers])
         for number, part in zip(numbers, np.split(output, ends[:-1]), strict=True):
             results[number] = part
     return results
+
+
+def job_inputs(image: ImageGeometry, job: Job, tokens: Bits16) -> Bits16:
+    """Return what a job's expert sees of its tokens: times their weights, in bf16, if they apply there."""
+    inputs: Bits16 = tokens[job.tokens]
+    if image.weighted_inputs and job.expert < image.gate.gating.num_experts:
+        return bf16_product(inputs, job.weights[:, None])
+    return inputs
+
+
+def output_weights(image: ImageGeometry, job: Job) -> Bits16:
+    """Return the weights of a job's results; 1 where they applied to the inputs."""
+    if image.weighted_inputs and job.expert < image.gate.gating.num_experts:
+        return np.full_like(job.weights, BF16_ONE)
+    return job.weights
 
 
 def pack_expert(
@@ -148,7 +166,13 @@ def layer_image(
     last = max(wanted, default=-1)
     end = image.expert_page(last + 1) * PAGE_BYTES if last < num_experts else image.num_bytes
     memory = np.zeros(end, dtype=np.uint8)
-    router = router_image(image.gate, bf16_encode(weights.router), weights.logit_bias, weights.selection_bias)
+    router = router_image(
+        image.gate,
+        bf16_encode(weights.router),
+        weights.logit_bias,
+        weights.selection_bias,
+        weights.shared_gate_bits,
+    )
     memory[: 2 * router.size] = router.view(np.uint8)
     for expert in wanted:
         tiles = pack_expert(image, weights, expert, scales).image()

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.formats import bf16_encode
 from golden.stored_formats import StoredWeight
 from spec.errors import InputError, require, require_range
 from spec.families import WEIGHT_NAMES
@@ -131,6 +132,12 @@ class LayerWeights:
         """Return how a checkpoint stores a routed expert's quantised matrices; None is the shared one."""
         prefix, place = ("shared_", 0) if number is None else ("", number)
         return {name: self.stored[prefix + name][place] for name in MATRICES if prefix + name in self.stored}
+
+    @property
+    def shared_gate_bits(self) -> NDArray[np.uint16] | None:
+        """The shared expert's gate as bf16 patterns, (1, H), None where there is none."""
+        gate = self.shared_expert_gate
+        return None if gate is None or self.shared_up is None else bf16_encode(gate)
 
     @property
     def shared_expert(self) -> ExpertWeights | None:

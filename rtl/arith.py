@@ -85,6 +85,25 @@ def bf16_from_f32(value):
     return Mux(is_nan, BF16_NAN, rounded)
 
 
+def bf16_product(m, x, w, name: str):
+    """Return a combinational bf16 pattern nearest to the product of two bf16 numbers.
+
+    Reference: :func:`golden.formats.bf16_product`. Area: an 8x8 multiplier.
+    """
+    x_zero, w_zero = x.exponent == 0, w.exponent == 0
+    x_top, w_top = x.exponent.all(), w.exponent.all()
+    nan = (x_top & (x.fraction.any() | w_zero)) | (w_top & (w.fraction.any() | x_zero))
+    sign = x.sign ^ w.sign
+    magnitude = Signal(16, name=f"{name}_magnitude")
+    power = Signal(signed(11), name=f"{name}_power")
+    m.d.comb += [
+        magnitude.eq(Mux(x_zero | w_zero, 0, Cat(x.fraction, Const(1, 1)) * Cat(w.fraction, Const(1, 1)))),
+        power.eq(x.exponent + w.exponent - (2 * BF16_BIAS + PRODUCT_FRACTION_BITS)),
+    ]
+    rounded = round_to_bf16(m, sign, magnitude, power, name)
+    return Mux(nan, BF16_NAN, Mux(x_top | w_top, Cat(Const(0x7F80, 15), sign), rounded))
+
+
 def burst_layout(cols: int):
     """Return the layout of a burst's sum: a significand that holds it exactly, its exponent, specials."""
     return data.StructLayout(

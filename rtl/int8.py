@@ -31,8 +31,14 @@ class Quantise(wiring.Component):
 
     Area: an 8x16 multiplier. Reference: :func:`golden.int8.quantise`.
 
+    Parameters
+    ----------
+    stalls : whether each stage goes on only when it is told to.
+
     Members
     -------
+    en : In(2), with ``stalls``
+        The first, the second stage takes what is before it.
     i : In(BF16)
     scale : In(scale_layout())
         The mantissa's top bit is set.
@@ -41,8 +47,10 @@ class Quantise(wiring.Component):
 
     LATENCY = 2
 
-    def __init__(self) -> None:
-        super().__init__({"i": In(BF16), "scale": In(scale_layout()), "o": Out(INT8)})
+    def __init__(self, *, stalls: bool = False) -> None:
+        self.stalls = stalls
+        en = {"en": In(self.LATENCY)} if stalls else {}
+        super().__init__({**en, "i": In(BF16), "scale": In(scale_layout()), "o": Out(INT8)})
 
     def elaborate(self, platform):
         m = Module()
@@ -58,7 +66,7 @@ class Quantise(wiring.Component):
         s1_sign = Signal(reset_less=True)
         m.d.comb += right.eq((BF16_BIAS + 7) - value.exponent - scale.shift)
         nan = top & value.fraction.any()
-        m.d.sync += [
+        first = [
             s1_product.eq(Mux(zero | nan, 0, Cat(value.fraction, Const(1, 1)) * scale.mantissa)),
             s1_amount.eq(Mux(right > most, most - least, right - least)),
             s1_large.eq(~nan & ~zero & (top | (right < least))),
@@ -75,7 +83,14 @@ class Quantise(wiring.Component):
             magnitude.eq(Mux(s1_large | (rounded > INT8_MAX), INT8_MAX, rounded)),
             self.o.eq(out),
         ]
-        m.d.sync += out.eq(Mux(s1_sign, -magnitude, magnitude))
+        second = out.eq(Mux(s1_sign, -magnitude, magnitude))
+        if not self.stalls:
+            m.d.sync += [first, second]
+            return m
+        with m.If(self.en[0]):
+            m.d.sync += first
+        with m.If(self.en[1]):
+            m.d.sync += second
         return m
 
 

@@ -19,6 +19,7 @@ from golden.experts import calibrate
 from golden.formats import Bits16, bf16_decode
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
 from sim.divergence import PortCheck, first_divergence, with_waveform
+from sim.energy import Energy, energy_of, fpga_counts
 from sim.layer import (
     BLOCKS,
     LayerCycles,
@@ -114,6 +115,7 @@ class Report:
     dropped: int
     wall_s: float
     routing: dict[str, Any]
+    energy: Energy | None = None
     counters: dict[str, int] | None = None
     dram: dict[str, Any] | None = None
     reference: dict[str, Any] | None = None
@@ -136,6 +138,7 @@ class Report:
         not_run = {"model": None, "rtl": None}
         return {
             **dataclasses.asdict(self),
+            "energy": None if self.energy is None else self.energy.as_json(),
             "blocks": {
                 name: self.blocks.get(name, not_run) for name in ("gating", "dispatch", engine, "combine")
             },
@@ -236,7 +239,7 @@ def build_layer(
     return build(
         "layer",
         layer_component(model, design),
-        config=(anonymous, dataclasses.replace(design, name="design")),
+        config=(anonymous, design.hardware),
         trace=trace,
         root=root,
     )
@@ -334,8 +337,12 @@ def layer_job(
 def token_beats(
     image: ImageGeometry, design: DesignSpec, tokens: Bits16, batch_lengths: list[int]
 ) -> NDArray[np.uint64]:
-    """Return the input stream's payloads: ``stream_lanes`` elements, then ``last`` of the batch."""
-    lanes, beats = design.stream_lanes, image.gate.input_beats
+    """Return the input stream's payloads of a layer; see :func:`input_payloads`."""
+    return input_payloads(design.stream_lanes, image.gate.input_beats, tokens, batch_lengths)
+
+
+def input_payloads(lanes: int, beats: int, tokens: Bits16, batch_lengths: list[int]) -> NDArray[np.uint64]:
+    """Return the payloads of ``beats`` beats a token: ``lanes`` elements, then ``last`` of the batch."""
     elements = np.zeros((len(tokens), beats * lanes), dtype=np.uint16)
     elements[:, : tokens.shape[1]] = tokens
     last = np.zeros((len(tokens), beats), dtype=np.uint16)
@@ -620,6 +627,11 @@ def _report(
                 for name, count in active_cycles(shape, expected, waits, wait_tile).items():
                     blocks[name]["model"] = count
     total = cycles["rtl"] if cycles["rtl"] is not None else cycles["model"]
+    seconds = (total or 0) / design.clock_hz
+    energy = None
+    if design.energy is not None and total:
+        counts = fpga_counts(shape.image, design, shape.streams, fires=fires, read_beats=beats)
+        energy = energy_of(design.energy, counts, seconds)
     return Report(
         model=model.name,
         design=design.name,
@@ -633,8 +645,9 @@ def _report(
         cycles=cycles,
         blocks=blocks,
         mismatches=None,
-        seconds=(total or 0) / design.clock_hz,
-        energy_j=None,
+        seconds=seconds,
+        energy_j=None if energy is None else energy.total,
+        energy=energy,
         utilisation={
             "mac": fires / total if total else 0.0,
             "bandwidth": beats / total if total else 0.0,

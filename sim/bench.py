@@ -11,16 +11,21 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from golden.formats import bf16_encode
+from golden.gating import route
+from golden.gating_bf16 import route_bf16
+from golden.weights import random_tokens, random_weights
 from sim import accelerator, toolchain
 from sim.accelerator import LayerRun, Progress, token_beats
 from sim.alone import operands_of, plan_experts, run_experts, run_plan
@@ -33,11 +38,15 @@ from sim.rtlsim import PROJECT, Build, RunSpec, build_exported, exported, layer_
 from sim.workload import Workload, random_workload, scaled_model
 from spec.banks import CommandTiming
 from spec.design import PIM_FORMATS, DesignSpec
-from spec.geometry import ImageGeometry
+from spec.geometry import GateGeometry, ImageGeometry
 from spec.load import load_design, load_model
 from spec.model import ModelSpec
 
 REPEATS = 5
+GATING_MODEL, GATING_INPUTS, GATING_TOKENS = "deepseek-v3", 64, 1 << 20
+"""256 experts, top 8 in 4 of 8 groups; few inputs, so that it is the gating that is measured."""
+GATING_GOAL_S = 10.0
+HARDWARE_TOKENS, GATING_CHUNK = 1 << 17, 1 << 10
 NATIVE_GOAL = 100_000
 """Simulated cycles per second with 256 MACs."""
 MODEL_GOAL_MS = 1.0
@@ -52,6 +61,7 @@ GROUPS = {
     "simulation": "Simulation speed",
     "build": "Build time",
     "model": "The cycle model's own time",
+    "golden": "Golden's own time",
     "utilisation": "Utilisation",
 }
 
@@ -305,6 +315,73 @@ def model_figures(layers: Sequence[tuple[str, LayerShape]]) -> list[Figure]:
     return figures
 
 
+def gating_seconds(kind: str, num_tokens: int) -> float:
+    """Return the processor time of golden's gating: ``float``, or in the ``hardware``'s numbers.
+
+    For one core the linear algebra must not have more, which is settled before NumPy is loaded
+    (:func:`golden_figures`).
+    """
+    model = replace(load_model(GATING_MODEL), d_model=GATING_INPUTS)
+    weights = random_weights(model, 0, experts=())
+    tokens = random_tokens(model, num_tokens, 0)
+    if kind == "float":
+        started = time.process_time()
+        route(model.gating, weights.router, tokens, weights.logit_bias, weights.selection_bias)
+        return time.process_time() - started
+    geometry = GateGeometry.of(model, load_design("fpga"))
+    router, patterns = bf16_encode(weights.router), bf16_encode(tokens)
+    started = time.process_time()
+    for start in range(0, num_tokens, GATING_CHUNK):
+        some = patterns[start : start + GATING_CHUNK]
+        route_bf16(model.gating, router, some, geometry.cols, weights.logit_bias, weights.selection_bias)
+    return time.process_time() - started
+
+
+def golden_figures() -> list[Figure]:
+    """Return golden's time for the gating of many tokens, each in a process with one core."""
+
+    def seconds(kind: str, num_tokens: int) -> float:
+        code = f"import sim.bench; print(sim.bench.gating_seconds({kind!r}, {num_tokens}))"
+        one_core = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **one_core},
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return float(done.stdout)
+
+    def figure(name: str, value: float, how: str, goal: float | None) -> Figure:
+        gating = load_model(GATING_MODEL).gating
+        return Figure(
+            group="golden",
+            name=f"gating, {name}",
+            value=value,
+            unit="s",
+            how=f"{how} to {gating.num_experts} experts, top {gating.top_k} in {gating.topk_groups} of"
+            f" {gating.num_groups} groups, {GATING_INPUTS} inputs; processor time on one core",
+            goal=f"below {goal:g} s" if goal else "",
+            met=value < goal if goal else None,
+        )
+
+    return [
+        figure(
+            "float",
+            seconds("float", GATING_TOKENS),
+            f"`golden.gating.route`: {GATING_TOKENS:,} tokens",
+            GATING_GOAL_S,
+        ),
+        figure(
+            "the hardware's numbers",
+            seconds("hardware", HARDWARE_TOKENS),
+            f"`golden.gating_bf16.route_bf16`: {HARDWARE_TOKENS:,} tokens, {GATING_CHUNK:,} at a time,",
+            None,
+        ),
+    ]
+
+
 def utilisation_figures(bench: Bench) -> list[Figure]:
     """Return how busy MACs and weight port are, in the layer and in a large expert alone."""
     counters, cycles = bench.run.counters, bench.run.seen.cycles
@@ -353,6 +430,8 @@ def measure(
     figures += build_figures(bench, root, cold=cold)
     progress("model time and utilisation")
     figures += model_figures([(bench.name, bench.run.shape)])
+    progress("golden's gating: half a minute")
+    figures += golden_figures()
     figures += utilisation_figures(bench)
     return bench, figures + near_memory_figures(root, progress)
 

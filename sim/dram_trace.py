@@ -15,12 +15,12 @@ command goes to several banks at once: to every bank of every group that is name
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from sim.dram.lines import MAX_CYCLE, at_line, numbered_lines, whole_number
 from sim.dram_check import ACT, MAC, PRE, PRE_ALL, READ, REF, WRITE, Commands
 from spec.design import BankMode, PimDesign
 from spec.errors import InputError
@@ -31,8 +31,6 @@ ROW_COMMANDS = {"ACT": ACT, "PRE": PRE, "PREA": PRE_ALL, "REF": REF}
 COLUMN_COMMANDS = {"MAC": MAC, "WR": WRITE, "RD": READ}
 """On the column bus. MAC reads a burst into the lanes; WR and RD go to registers and to no bank."""
 COMMANDS = (*ROW_COMMANDS, *COLUMN_COMMANDS)
-MAX_LINE = 256
-MAX_CYCLE = 1 << 48
 
 
 def places(pim: PimDesign, command: str) -> dict[tuple[str, str], tuple[int, int]]:
@@ -92,18 +90,18 @@ def read_trace(path: Path, pim: PimDesign) -> list[Commands]:
     known = {name: places(pim, name) for name in COMMANDS}
     found: list[tuple[list[tuple[int, ...]], list[tuple[int, ...]]]] = [([], []) for _ in range(pim.channels)]
     before = -MAX_CYCLE
-    for number, text in _lines(path):
+    for number, text in numbered_lines(path):
         try:
             if number == 1:
                 _require(text == HEADER, "", f"must be {HEADER}, not {text!r}")
                 continue
             fields = text.split(",")
             _require(len(fields) == 7, "", f"must have 7 fields, not {len(fields)}")
-            cycle = _number("cycle", fields[0], -MAX_CYCLE, MAX_CYCLE)
+            cycle = whole_number("cycle", fields[0], -MAX_CYCLE, MAX_CYCLE)
             _require(
                 cycle >= before, "cycle", f"must be at least {before}, that of the line above, not {cycle}"
             )
-            channel = _number("channel", fields[1], 0, pim.channels - 1)
+            channel = whole_number("channel", fields[1], 0, pim.channels - 1)
             name, span = fields[2], (fields[3], fields[4])
             _require(name in known, "command", f"must be one of {', '.join(COMMANDS)}, not {name!r}")
             _require(span in known[name], "bank_group,bank", _where(name, known[name], span))
@@ -113,43 +111,17 @@ def read_trace(path: Path, pim: PimDesign) -> list[Commands]:
                 ("column", fields[6], "MAC", pim.dram.bursts_per_row),
             ):
                 if name == owner:
-                    address = _number(field, value, 0, limit - 1)
+                    address = whole_number(field, value, 0, limit - 1)
                 else:
                     _require(value == "", field, f"must be empty for {name}, not {value!r}")
         except InputError as error:
-            key = f"line {number}: {error.key}" if error.key else f"line {number}"
-            raise InputError(error.rule, file=path, key=key) from None
+            raise at_line(error, path, number) from None
         before = cycle
         kind = ROW_COMMANDS.get(name) or COLUMN_COMMANDS[name]
         found[channel][name in COLUMN_COMMANDS].append((cycle, kind, *known[name][span], address))
     if not any(rows or columns for rows, columns in found):
         raise InputError("holds no command", file=path)
     return [Commands(*(np.array(bus, dtype=np.int64).reshape(-1, 5) for bus in buses)) for buses in found]
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Give numbers and lines of a file, no more of it in memory than a line; the first one in any case."""
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            number = 0
-            while (line := file.readline(MAX_LINE + 1)) or number == 0:
-                number += 1
-                if len(line) > MAX_LINE:
-                    raise InputError(
-                        f"must have at most {MAX_LINE} characters", file=path, key=f"line {number}"
-                    )
-                yield number, line.removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8: {error.reason}", file=path) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=path) from None
-
-
-def _number(key: str, text: str, low: int, high: int) -> int:
-    value = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
-    if value is None or not low <= value <= high:
-        raise InputError(f"must be a whole number in {low}..{high}, not {text!r}", key=key)
-    return value
 
 
 def _require(ok: bool, key: str, rule: str) -> None:

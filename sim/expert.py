@@ -234,21 +234,27 @@ def expert_cycles(
 HIDDEN_BLOCKS, IN_TILES, OUT_BLOCKS, HIDDEN_TILES, BURSTS, TILES, SCALE_TILES = range(7)
 """Columns of the table of kinds."""
 
-AR, R, LEFT, LEFT_2, RELEASED, RELEASED_2, F0, F1, FIRE, START, SCALED = range(11)
-D0, D1_FREE, DRAINED, DRAINED_2, OUT_IN, OUT, OUT_2 = range(11, 18)
+MOST_STAGES = 3
+"""Of the product of inputs and weights, between f1 and f2."""
+AR, R, LEFT, LEFT_2, RELEASED, RELEASED_2, SCALED, START, FIRE = range(9)
+F0 = FIRE + MOST_STAGES + 2
+D0, D1_FREE, DRAINED, DRAINED_2, OUT_IN, OUT, OUT_2 = range(F0 + 1, F0 + 8)
 """Times that the next tile or unit depends on, the first columns of the states.
 
 Weight side: last address and beat taken, the last two beats out of the input register, the last two
-tiles released. Array side: last slot's leaving of f0, f1 and f2 (it fires), start of the last tile, the last
-scale tile's slot (where there is none, that start, too).
+tiles released. Array side: the last scale tile's slot (where there is none, the same as the next), start of
+the last tile that tokens meet, last slot's leaving of f2 (it fires) and, from
+``FIRE + 1`` to ``F0``, of the stages before, f0 the last (in the columns of stages that are not there too).
 Drain side: last read, when d1 is next free, last reads of the last two units; last beat into the output
 register, last two out of it."""
-TILE_TIMES, HIDDEN_TIMES, OUT_TIMES = 11, 15, 18
+TILE_TIMES, HIDDEN_TIMES, OUT_TIMES = D0, OUT_IN, OUT_2 + 1
 """How many of them a tile, a hidden unit and an output unit touch."""
-BEATS, WAITED, PASSED, WALKED, OUTPUTS, ROWS = range(18, 24)
+BEATS, WAITED, PASSED, WALKED, OUTPUTS, ROWS = range(OUT_2 + 1, OUT_2 + 7)
 """Counts, further columns: beats read, cycles waited for tiles, tiles; tiles walked, output beats
 recorded, rows of trains. The first three go on in a repetition."""
-PLACE, OLDEST, RING = range(24, 27)
+FIRST = ROWS + 1
+"""A tile's first slot's leaving of f2 and of the stages before, up to f0; columns as from ``FIRE`` on."""
+PLACE, OLDEST, RING = range(FIRST + MOST_STAGES + 3, FIRST + MOST_STAGES + 6)
 """Beats of the last burst so far; from ``RING`` on the last beats of the last ``max_outstanding`` bursts,
 the oldest one in the column that ``OLDEST`` names."""
 NOW, BEFORE_TILES, BEFORE_UNITS = range(3)
@@ -269,6 +275,7 @@ class Sizes(NamedTuple):
     visible: int
     span: int
     latency: int
+    input_stages: int
 
 
 class Bench(NamedTuple):
@@ -310,7 +317,9 @@ class ExpertModel:
             visible=unit_visible(routed),
             span=1 + routed.span_tiles,
             latency=latency,
+            input_stages=shape.image.input_cycles,
         )
+        assert shape.image.input_cycles <= MOST_STAGES
         self._most_blocks = int(self._table[:, OUT_BLOCKS].max())
         self._bench = bench
         self._hidden_done = np.empty(int(self._table[:, HIDDEN_BLOCKS].max()), dtype=np.int64)
@@ -602,23 +611,27 @@ def _tiles(
         else:
             _load(sizes.tile_beats, now[RELEASED_2], ask_from, now, sizes)
 
-        # Its slots. The first one waits for the tile, and for what it needs; the others follow. A scale
-        # tile has one slot, of no token.
+        # Its slots. The first one waits for the tile, and for what it needs; the others follow. A stage is
+        # left when the next one is. A scale tile has one slot, of no token.
         place = tile % sizes.span
         scales = sizes.span > 1 and place == 0
         tokens = 1 if scales else job_tokens
         full = now[LEFT] + 1
-        f0 = max(walk_from, now[F0] + 1, now[F1])
-        f1 = max(f0 + 1, now[FIRE])
-        if num_hidden:
-            weights = tile - (tile // sizes.span + (place > 0) if sizes.span > 1 else 0)
-            needed = ((weights + 1) * sizes.cols + sizes.rows - 1) // sizes.rows
-            f1 = max(f1, hidden_done[min(needed, num_hidden) - 1])
+        f0, f1 = sizes.input_stages + 2, sizes.input_stages + 1
+        left = max(walk_from, now[FIRE + f0] + 1, now[FIRE + f1])
+        now[FIRST + f0] = left
+        for stage in range(f1, 0, -1):
+            left = max(left + 1, now[FIRE + stage - 1])
+            if num_hidden and stage == f1:
+                weights = tile - (tile // sizes.span + (place > 0) if sizes.span > 1 else 0)
+                needed = ((weights + 1) * sizes.cols + sizes.rows - 1) // sizes.rows
+                left = max(left, hidden_done[min(needed, num_hidden) - 1])
+            now[FIRST + stage] = left
         if scales:
-            fire = max(f1 + 1, full, now[SCALED] + SCALE_DISTANCE)
+            fire = max(left + 1, full, now[SCALED] + SCALE_DISTANCE)
             now[SCALED] = fire
         else:
-            fire = max(f1 + 1, full, now[START] + ACCUMULATE_DISTANCE)
+            fire = max(left + 1, full, now[START] + ACCUMULATE_DISTANCE)
             if starts_unit and tile == (sizes.span > 1):
                 fire = max(fire, now[DRAINED_2] + 1)
             now[START] = fire
@@ -627,12 +640,14 @@ def _tiles(
         if tile == 0:
             first = fire
         if bench is not None:
-            bench.wait_from[now[PASSED]] = f1 + 1
-            bench.wait_to[now[PASSED]] = max(full, f1 + 1)
-        now[WAITED] += max(0, full - f1 - 1)
+            bench.wait_from[now[PASSED]] = left + 1
+            bench.wait_to[now[PASSED]] = max(full, left + 1)
+        now[WAITED] += max(0, full - left - 1)
+        now[FIRST] = fire
         now[FIRE] = fire + tokens - 1
-        now[F1] = now[FIRE] - 1 if tokens > 1 else f1
-        now[F0] = now[FIRE] - 2 if tokens > 2 else f1 if tokens > 1 else f0
+        for stage in range(1, MOST_STAGES + 3):
+            behind = min(stage, f0)
+            now[FIRE + stage] = now[FIRE] - behind if tokens > behind else now[FIRST + behind - tokens + 1]
         now[RELEASED_2] = now[RELEASED]
         now[RELEASED] = now[FIRE]
         now[PASSED] += 1
@@ -646,7 +661,7 @@ def _tiles(
             tile += repeats * (tile - since)
             _repeat(now, before, TILE_TIMES, repeats)
             search = False
-        elif tile - since >= within and (num_hidden == 0 or now[F1] >= hidden_done[-1]):
+        elif tile - since >= within and (num_hidden == 0 or now[FIRE + f1] >= hidden_done[-1]):
             # From here on no hidden block is waited for.
             _keep(now, before)
             since = tile

@@ -39,22 +39,25 @@ def latency(geometry: GateGeometry) -> int:
     """Return the cycles from a token's launch to its first assignment being valid on the output."""
     gating = geometry.gating
     softmax = gating.score is Score.SOFTMAX
-    cycles = geometry.product_cycles + (STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE)
+    # From the last row that holds experts; a shared expert's gate may have one behind it.
+    cycles = geometry.product_cycles - (geometry.num_rows - geometry.expert_rows)
+    cycles += STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE
     cycles += TO_FIXED + (0 if softmax else SIGMOID)
     if gating.grouped:
-        cycles += geometry.num_rows - 1 + GROUP_RANK
+        cycles += geometry.expert_rows - 1 + GROUP_RANK
     score = EXP_SCORE if softmax else 0
     cycles += TOPK + score
     if gating.normalise is Normalise.SUM:
         cycles += gating.top_k + INVERSE + 1
     elif softmax:
-        cycles += max(0, geometry.num_rows + TOTAL_TAIL + INVERSE - TOPK - score)
+        cycles += max(0, geometry.expert_rows + TOTAL_TAIL + INVERSE - TOPK - score)
     return cycles + PRODUCT_AND_ROUND + QUEUE
 
 
 def num_credits(geometry: GateGeometry) -> int:
     """Return how many tokens may be between launch and output."""
-    return ceil_div(latency(geometry) + geometry.gating.top_k + 1, geometry.interval) + 1
+    in_flight = latency(geometry) + geometry.gating.top_k + 1
+    return ceil_div(in_flight, geometry.of_experts.interval) + 1
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,7 @@ class ChannelTotals:
     ----------
     fires : tokens that met a tile.
     macs, mac_gap : MAC commands, and the least time from one to the next.
+    activates, writes, reads : ACT commands, register writes and register reads.
     gaps : time between MACs, by the names of :data:`GAPS`.
     first, last : the time before the first MAC and after the last one.
     last_mac : when the last MAC was decided.
@@ -190,6 +191,9 @@ class ChannelTotals:
     fires: int
     macs: int
     mac_gap: int
+    activates: int
+    writes: int
+    reads: int
     gaps: tuple[int, ...]
     first: _Gap
     last: _Gap
@@ -213,6 +217,9 @@ class ChannelTotals:
             fires=int(c.fires),
             macs=int(c.macs),
             mac_gap=s.mac_gap,
+            activates=int(c.activates),
+            writes=int(c.writes),
+            reads=int(c.reads),
             gaps=tuple(channels.gaps[channel].tolist()),
             first=_Gap(*(int(cycle) for cycle in first)),
             last=_Gap(*(int(cycle) for cycle in last)),
@@ -367,6 +374,8 @@ _FROM_0 = (
     *("hidden_reads", "hidden_writes", "output_reads", "w_block", "routed"),
     # Outputs: beats in the output register and gone from it, and the reads that they belong to.
     *("filled", "filled_reads", "filled_part", "gone", "gone_reads", "gone_part"),
+    # Commands that are counted.
+    *("activates", "writes", "reads"),
     # Counts; what tells the time before the first MAC and after the last one apart.
     *("fires", "macs", "last_mac", "lanes_until"),
     *("first_mac", "first_seen", "first_refreshed", "first_opened", "first_read", "first_write"),
@@ -756,6 +765,7 @@ def advance(
                     c.num_rows += 1
             c.row_free = end + 1
             if is_act:
+                c.activates += steps
                 c.acts_end = end
                 opened[side] = True
                 usable[side] = True
@@ -848,6 +858,7 @@ def advance(
             if told:
                 columns[c.num_columns] = (now + ISSUE, 2, 0)
                 c.num_columns += 1
+            c.writes += 1
             c.last_write = now
             c.column_free = now + 1
             c.mac_ok = max(c.mac_ok, now + s.write_to_mac)
@@ -863,6 +874,7 @@ def advance(
             if told:
                 columns[c.num_columns] = (now + ISSUE, 3, 0)
                 c.num_columns += 1
+            c.reads += 1
             c.last_read = now
             c.column_free = now + 1
             c.mac_ok = max(c.mac_ok, now + s.read_to_mac)
@@ -918,6 +930,7 @@ def advance(
             if told:
                 columns[c.num_columns] = (now + ISSUE, 2, 0)
                 c.num_columns += 1
+            c.writes += 1
             c.last_write = now
             c.column_free = now + 1
             c.mac_ok = max(c.mac_ok, now + s.write_to_mac)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sim.accelerator import (
 from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.dram_check import REF, Commands
 from sim.dram_trace import trace_text
+from sim.energy import energy_of, pim_counts
 from sim.pim import ChannelTotals
 from sim.pim_banked import banked_cycles
 from sim.pim_layer import (
@@ -193,8 +194,7 @@ def run_pim_layer(
     if result.timeout is None and len(seen.output.taken):
         report.cycles["rtl"] = seen.cycles
         report.seconds = seen.cycles / design.clock_hz
-        counters = report.counters
-        _add_use(report, shape, seen.cycles, counters["mac_active"], counters["mac_commands"])
+        _add_use(report, shape, seen.cycles, report.counters)
     report.mac_slots = slots
     report.dram = run.dram()
     rules = report.dram["violations"]
@@ -217,7 +217,7 @@ def build_pim_layer(
 ) -> Build:
     """Return the compiled bench of a layer's exported Verilog; builds are cached by content."""
     anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
-    config = (anonymous, dataclasses.replace(design, name="design"))
+    config = (anonymous, design.hardware)
     return build("layer", layer_component(model, design), config=config, trace=trace, root=root)
 
 
@@ -311,20 +311,41 @@ def _add_model(report: Report, shape: PimShape, times: PimTimes, channels: list[
     cycles = times.cycles
     report.cycles["model"] = cycles
     report.seconds = cycles / shape.design.clock_hz
-    macs = sum(channel.macs for channel in channels)
-    _add_use(report, shape, cycles, sum(channel.fires for channel in channels), macs)
+    counters = {
+        "mac_active": sum(channel.fires for channel in channels),
+        "mac_commands": sum(channel.macs for channel in channels),
+        "activates": sum(channel.activates for channel in channels),
+        "register_writes": sum(channel.writes for channel in channels),
+        "register_reads": sum(channel.reads for channel in channels),
+    }
+    _add_use(report, shape, cycles, counters)
     start, end = int(times.tokens.taken[0]), int(times.output.taken[-1]) + 1
     report.mac_slots = total([channel.mac_slots(start, end) for channel in channels])
 
 
-def _add_use(report: Report, shape: PimShape, cycles: int, fires: int, macs: int) -> None:
-    """Put the shares of lanes and column slots that were used into the report."""
+def _add_use(report: Report, shape: PimShape, cycles: int, counters: Mapping[str, int]) -> None:
+    """Put the shares of lanes and column slots that were used into the report, and the energy.
+
+    ``counters``: those of :data:`spec.registers.COUNTERS` that count MACs and commands.
+    """
     pim = shape.banks.pim
     total = cycles * pim.channels
     report.utilisation = {
-        "mac": fires * pim.mac_cycles / total,
-        "bandwidth": macs * CommandTiming.of(pim).mac_gap / total,
+        "mac": counters["mac_active"] * pim.mac_cycles / total,
+        "bandwidth": counters["mac_commands"] * CommandTiming.of(pim).mac_gap / total,
     }
+    design = shape.design
+    if design.energy is not None:
+        counts = pim_counts(
+            shape.banks.image,
+            design,
+            shape.streams,
+            fires=counters["mac_active"],
+            commands=counters,
+            cycles=cycles,
+        )
+        report.energy = energy_of(design.energy, counts, cycles / design.clock_hz)
+        report.energy_j = report.energy.total
 
 
 def _commands_and_first_refresh(run: PimRun) -> list[Commands]:

@@ -10,6 +10,7 @@ from typing import TypedDict
 
 from golden.checkpoint import CheckpointLayer
 from sim import accelerator, alone, pim_report, step, workload
+from sim.energy import check_table
 from sim.routing import IntArray, Routing, draw_ids
 from sim.toolchain import check_parent
 from spec.banks import BankGeometry
@@ -90,6 +91,7 @@ class Request:
             check_parent(self.trace, "trace")
         if self.layout is not None:
             require(self.experts is None, "cannot be combined with --experts", key="layout")
+        check_table(design)
         if self.experts is not None:
             return self._experts(design, self.experts, progress)
         if self.phase is not None:

@@ -47,7 +47,7 @@ from sim.toolchain import (
 from spec.banks import BankGeometry
 from spec.design import DesignSpec, Engine
 from spec.errors import InputError
-from spec.geometry import ImageGeometry
+from spec.geometry import GateGeometry, ImageGeometry
 from spec.model import ModelSpec
 
 PROJECT = Path(__file__).parent.parent
@@ -101,6 +101,17 @@ def pim_component(model: ModelSpec, design: DesignSpec) -> Callable[[], object]:
         return PimChannel(pim_config(model, design))
 
     return channel
+
+
+def gate_component(geometry: GateGeometry) -> Callable[[], object]:
+    """Return what makes the gate alone, for :func:`build`."""
+
+    def gate() -> object:
+        from rtl.gating import Gate
+
+        return Gate(geometry)
+
+    return gate
 
 
 def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:

@@ -144,6 +144,15 @@ class BankGeometry:
             f" and closed), not {timing.refi}",
             key="pim.dram.timing.refi",
         )
+        # From the decision of a register write: when the first MAC reads the word, and when it is there.
+        latest = timing.write_to_mac + self.pim.storage_cycles
+        needed = 2 + self.image.input_cycles
+        require(
+            latest >= needed,
+            f"must be at least {needed - timing.write_to_mac} where weights multiply the experts' inputs,"
+            f" not {self.pim.storage_cycles}",
+            key="pim.storage_cycles",
+        )
 
     @classmethod
     def of(

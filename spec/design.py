@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from spec.dram import DramSpec
+from spec.energy import EnergyTable
 from spec.errors import InputError, require, require_range
 
 
@@ -274,6 +275,7 @@ class DesignSpec:
     policy : order of service of the dispatcher's queues.
     max_d_model, max_d_expert, max_experts : largest model that the design accepts.
     clock_hz : clock used to turn cycles into seconds.
+    energy : what events cost; a preset's name in TOML. None: no energy is counted.
     """
 
     name: str
@@ -291,6 +293,7 @@ class DesignSpec:
     max_d_expert: int = 32768
     max_experts: int = 512
     clock_hz: float = 100e6
+    energy: EnergyTable | None = None
 
     def __post_init__(self) -> None:
         _require_power_of_two("stream_lanes", self.stream_lanes, 1, 256)
@@ -392,6 +395,11 @@ class DesignSpec:
     def scale_group(self) -> int:
         """Inputs that share a scale; 0 where the format has no groups."""
         return self.group if self.group is not None else DEFAULT_GROUP.get(self.format, 0)
+
+    @property
+    def hardware(self) -> DesignSpec:
+        """The design without its name and without what its Verilog does not depend on."""
+        return replace(self, name="design", energy=None)
 
     @property
     def tile(self) -> ArrayDesign:

@@ -5,19 +5,23 @@ Golden, RTL, packer and cycle model all take them from here, so that they cannot
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
 from spec.design import DesignSpec, Format, RouterPlace
 from spec.errors import require
 from spec.hardware import check_hardware
-from spec.model import FfnSpec, GatingSpec, ModelSpec
+from spec.model import AppliedTo, FfnSpec, GatingSpec, ModelSpec
 
 # Cycles from reading an fp32 accumulator to reading the sum: RAM read, 3 adder stages (rtl.arith).
 ACCUMULATE_DISTANCE = 4
 # From a scale tile's slot to the next one's, in a grouped format: until then its scales wait for the tokens
 # that fired before it to reach the multiplication (burst 5, accumulator 3).
 SCALE_DISTANCE = 8
+# An input times its weight, rounded to bf16; into int8 behind it (rtl.expert.inputs).
+INPUT_PRODUCT_CYCLES = 1
+INPUT_QUANTISER_CYCLES = 2
 PAGE_BYTES = 4096
 # An fp32 logit bias as bf16 inputs of the router: their significands have 24 bits together.
 LOGIT_BIAS_INPUTS = 3
@@ -53,6 +57,7 @@ class GateGeometry:
     load_elements : bf16 elements of a beat of the load stream.
     banked : the products are made in the banks (:class:`RouterGeometry`); what stays of the walk is to
         read the rows of logits, once.
+    shared_gate : the shared expert has a gate: one more product, behind those of the experts.
     """
 
     gating: GatingSpec
@@ -62,6 +67,7 @@ class GateGeometry:
     stream_lanes: int
     load_elements: int
     banked: bool = False
+    shared_gate: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -99,6 +105,7 @@ class GateGeometry:
                 stream_lanes=design.stream_lanes,
                 load_elements=design.memory.beat_elements,
                 banked=banked,
+                shared_gate=model.d_shared > 0 and model.shared_expert_gate,
             )
             for logits_per_cycle in counts
         ]
@@ -134,11 +141,33 @@ class GateGeometry:
         return ceil_div(self.experts_per_group, self.logits_per_cycle)
 
     @property
-    def num_rows(self) -> int:
-        """Rows of the product."""
+    def of_experts(self) -> GateGeometry:
+        """The same for the experts alone, without what the gate of a shared expert adds."""
+        return dataclasses.replace(self, shared_gate=False) if self.shared_gate else self
+
+    @property
+    def expert_rows(self) -> int:
+        """Rows that hold experts."""
         if self.groups_share_rows:
             return ceil_div(self.gating.num_experts, self.logits_per_cycle)
         return self.num_groups * self.rows_per_group
+
+    @property
+    def _last_row_experts(self) -> int:
+        """Experts of the last row that holds any."""
+        if self.groups_share_rows:
+            return self.gating.num_experts - (self.expert_rows - 1) * self.logits_per_cycle
+        return self.experts_per_group - (self.rows_per_group - 1) * self.logits_per_cycle
+
+    @property
+    def shared_gate_lane(self) -> int:
+        """Lane of the shared expert's gate: behind the last expert, lane 0 of a row of its own if need be."""
+        return self._last_row_experts % self.logits_per_cycle
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the product."""
+        return self.expert_rows + (self.shared_gate and self.shared_gate_lane == 0)
 
     @property
     def num_beats(self) -> int:
@@ -219,9 +248,15 @@ class GateGeometry:
             return expert if expert < self.gating.num_experts else None
         group, row_in_group = divmod(row, self.rows_per_group)
         within = row_in_group * self.logits_per_cycle + lane
-        if within >= self.experts_per_group:
+        if within >= self.experts_per_group or row >= self.expert_rows:
             return None
         return group * self.experts_per_group + within
+
+    def output_at(self, row: int, lane: int) -> int | None:
+        """Return as :meth:`expert_at`, and ``num_experts`` for the shared expert's gate."""
+        if self.shared_gate and (row, lane) == (self.num_rows - 1, self.shared_gate_lane):
+            return self.gating.num_experts
+        return self.expert_at(row, lane)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -459,6 +494,18 @@ class ImageGeometry:
             burst_bytes=design.memory.burst_bytes,
             router=RouterGeometry(gate=gate, rows=tile.rows, cols=tile.cols) if gate.banked else None,
         )
+
+    @property
+    def weighted_inputs(self) -> bool:
+        """Whether weights multiply the routed experts' inputs, and their outputs are added with weight 1."""
+        return self.gate.gating.weight_applied_to is AppliedTo.INPUT
+
+    @property
+    def input_cycles(self) -> int:
+        """Cycles that the product with their weights takes inputs between token store and lanes."""
+        if not self.weighted_inputs:
+            return 0
+        return INPUT_PRODUCT_CYCLES + (INPUT_QUANTISER_CYCLES if self.routed.format is Format.INT8 else 0)
 
     @property
     def router_cols(self) -> int:

@@ -13,7 +13,6 @@ from spec.errors import InputError
 from spec.model import (
     NO_PLACES,
     Activation,
-    AppliedTo,
     CapacityRule,
     CapacityScope,
     Epsilon,
@@ -56,7 +55,6 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     yield from _lacking_of_ffn(model)
     for key, value, only in (
         ("d_latent", model.d_latent, 0),
-        ("shared_expert_gate", bool(model.d_shared) and model.shared_expert_gate, False),
         ("shared_bias", bool(model.d_shared) and model.shared_bias, False),
         ("expert_output_scale", model.expert_output_scale, 1.0),
         ("output_bias", model.output_bias, False),
@@ -84,7 +82,6 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
         ("score", gating.score, SCORES),
         ("weight_score", gating.weight_score or gating.score, (gating.score,)),
         ("normalise", gating.normalise, NORMALISATIONS),
-        ("weight_applied_to", gating.weight_applied_to, (AppliedTo.OUTPUT,)),
     ):
         if value not in allowed:
             yield f"gating.{key}", f"must be {_names(allowed)}", value.value

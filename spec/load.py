@@ -14,6 +14,7 @@ from pathlib import Path
 from spec.catalogue import TABLES, Entry
 from spec.design import DesignSpec, Format
 from spec.dram import DramSpec
+from spec.energy import EnergyTable
 from spec.families import load_config
 from spec.files import load_preset, load_preset_with, preset_names, preset_path, read_toml
 from spec.model import ModelSpec
@@ -22,6 +23,7 @@ __all__ = [
     "is_folder",
     "load_design",
     "load_dram",
+    "load_energy",
     "load_entry",
     "load_model",
     "load_sources",
@@ -67,6 +69,11 @@ def load_design(name: str, number_format: str | None = None) -> DesignSpec:
 def load_dram(name: str) -> DramSpec:
     """Return the DRAM standard of a preset's name or of a TOML file; :class:`InputError` on bad input."""
     return typing.cast("DramSpec", load_preset(DramSpec, DramSpec.PRESET_FOLDER, name, "dram"))
+
+
+def load_energy(name: str) -> EnergyTable:
+    """Return the energy table of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("EnergyTable", load_preset(EnergyTable, EnergyTable.PRESET_FOLDER, name, "energy"))
 
 
 def load_sources(kind: str, name: str) -> dict[str, dict[str, str]]:

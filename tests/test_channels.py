@@ -17,6 +17,7 @@ from sim.combine_ordered import ordered_cycles
 from sim.dispatch import dispatch_cycles
 from sim.gating import gate_cycles
 from sim.merge import merge_cycles
+from sim.pim import Column, Row
 from sim.pim_layer import PimShape, PimTimes, first_refreshes, pim_cycles
 from sim.pim_report import pim_shape
 from sim.pim_slots import ChannelTrace, mac_slots
@@ -76,6 +77,8 @@ def check(shape: PimShape, arrivals: np.ndarray, refreshes: list[int], context=N
         equal(f"channel {n} o", results.taken, channel.o, context)
         equal(f"channel {n} retired", times.retired[n], channel.retired, context)
         assert totals[n] == channel.totals, (n, context)
+        commands = channel.count(Row.ACT), channel.count(Column.WRITE), channel.count(Column.READ)
+        assert (totals[n].activates, totals[n].writes, totals[n].reads) == commands, (n, context)
         experts, last = streams.entry_expert[entries], streams.entry_last[entries]
         trace = ChannelTrace.of(shape.banks, experts, last, given.taken, channel.rows, channel.columns)
         span = int(times.tokens.taken[0]), int(times.output.taken[-1]) + 1
@@ -146,7 +149,9 @@ def random_shape(rng: np.random.Generator) -> PimShape:
     refi = int(rng.integers(120, 900))
     pim = replace(
         TINY.pim,
-        dram=replace(TINY.pim.dram, row_bytes=one_of(16, 64, 256), timing=replace(timing, refi=refi)),
+        dram=replace(
+            TINY.pim.dram, rows=1 << 14, row_bytes=one_of(16, 64, 256), timing=replace(timing, refi=refi)
+        ),
         channels=int(rng.integers(1, 6)),
         banks_per_unit=one_of(1, 2),
         bank_mode=one_of(*BankMode),

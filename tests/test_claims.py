@@ -17,9 +17,10 @@ import sim.claims.numbers
 import sim.claims.throughput
 from golden.formats import bf16_decode, bf16_encode
 from sim.accelerator import Report, layer_job, run_model, token_beats
+from sim.claims.builds import build_all
 from sim.claims.hardware import blocks_link, dram_link, layer_link, rtl_link
 from sim.claims.links import LINKS, Producer
-from sim.claims.measurement import Measurement, Planned, Run
+from sim.claims.measurement import EACH_FFN, Measurement, Planned, Run
 from sim.claims.numbers import formats_link, int8_link
 from sim.claims.page import HEADER, Claim, Link, Table, headlines, page, section, summary_rows
 from sim.claims.throughput import ChannelUse, needed_interval, throughput_link
@@ -33,6 +34,7 @@ from sim.rtlsim import DEFAULT_ROOT
 from spec.banks import BankGeometry
 from spec.design import PIM_FORMATS, Engine, Format
 from spec.geometry import GateGeometry, ImageGeometry
+from spec.hardware import lacking_terms
 from spec.load import load_design, load_model
 
 ROOT = Path(__file__).parent.parent
@@ -160,6 +162,7 @@ class Ran:
 
     layers: list[Run]
     experts: list[Run]
+    refused: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 def failing(link: Link) -> list[tuple[str, str]]:
@@ -211,6 +214,51 @@ def test_runs_are_counted_by_accelerator_and_format(agreed: Report) -> None:
     reports = [agreed, agreed, dataclasses.replace(agreed, design="pim", format="int8")]
     (claim,) = rtl_link(Ran([run_of(report) for report in reports], [])).claims
     assert claim.text == "Verilog against golden, 2 runs on fpga bf16, 1 on pim int8: bits that differ"
+
+
+def test_every_layer_that_the_hardware_has_runs_in_verilog(measurement: Measurement) -> None:
+    """All families, on one accelerator at least; the others are named with what is lacking."""
+    running = {plan.name for plan in measurement.planned}
+    assert running >= set(measurement.recorded)
+    assert set(measurement.recorded) | set(measurement.refused) == set(measurement.folder)
+    for name, vector in measurement.folder.items():
+        assert measurement.refused.get(name, []) == lacking_terms(vector.model)
+    assert {"afmoe_s0", "dbrx_s1", "hunyuan_v1_moe_s0"} <= running
+    on = {(plan.name, plan.on) for plan in measurement.planned}
+    assert {(name, f"{design} bf16") for name in EACH_FFN for design in ("fpga", "pim")} <= on
+
+
+def test_layers_that_are_not_run_are_named(agreed: Report) -> None:
+    link = rtl_link(Ran([run_of(agreed)], [], {"phimoe_s0": ["gating.selection", "gating.score"]}))
+    assert link.tables[1].rows == [("phimoe_s0", "`gating.selection`, `gating.score`")]
+
+
+def test_equal_hardware_is_built_once(measurement: Measurement) -> None:
+    """Names do not matter to it: layers of several families share a build."""
+    plans = {(plan.name, plan.on): plan for plan in measurement.planned}
+    one, other = (plans[name, "fpga bf16"] for name in ("mixtral_s0", "granitemoe_s1"))
+    assert one.hardware == other.hardware
+    assert one.hardware != plans["mixtral_s0", "pim bf16"].hardware
+    assert one.hardware != plans["dbrx_s0", "fpga bf16"].hardware
+    assert len({plan.hardware for plan in measurement.planned}) < len(plans)
+
+
+def touch(path: Path) -> None:
+    if path.exists():
+        raise RuntimeError(f"{path.name} is there")
+    path.write_text("built")
+
+
+@pytest.mark.slow
+def test_builds_run_in_processes_of_their_own(tmp_path: Path) -> None:
+    said: list[str] = []
+    jobs = [(name, (tmp_path / name,)) for name in ("a", "b", "c")]
+    build_all(touch, jobs, said.append)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+    assert sorted(text.partition(": ")[2] for text in said) == ["a", "b", "c"]
+    assert [text.partition(":")[0] for text in said] == [f"built {n} of 3" for n in (1, 2, 3)]
+    with pytest.raises(RuntimeError, match=r"^a is there$"):
+        build_all(touch, jobs[:1], said.append)
 
 
 def seen_dram(
@@ -369,7 +417,10 @@ def test_status_page_and_json(
 MISTAKES = {
     "unknown link": (
         ["--only", "colour"],
-        "only: must be one of float, formats, int8, rtl, blocks, layer, dram, throughput, not 'colour'",
+        (
+            "only: must be one of float, formats, int8, families, rtl, blocks, layer, dram, throughput,"
+            " not 'colour'"
+        ),
     ),
     "part of a page": (
         ["--out", "x.md", "--only", "float"],

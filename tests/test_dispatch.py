@@ -142,9 +142,13 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
     weights = rng.integers(0, 1 << 16, size=case.ids.shape, dtype=np.uint16)
     if case.weights is not None:
         weights = case.weights
+    shared_weights = None
+    if config.shared_gate:
+        shared_weights = rng.integers(0, 1 << 16, size=case.num_tokens, dtype=np.uint16)
     streams = dispatch_streams(
         case.ids,
         weights,
+        shared_weights=shared_weights,
         num_experts=config.num_experts,
         window_tokens=config.window_tokens,
         batch_lengths=case.batches,
@@ -158,6 +162,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
             config.assignment,
             expert=case.ids[t, j],
             weight=weights[t, j],
+            **({} if shared_weights is None else {"shared": shared_weights[t]}),
             last=j == config.top_k - 1,
             # Only the last beat's flag matters; the others carry noise.
             last_token=streams.last_token[t] if j == config.top_k - 1 else rng.integers(2),

@@ -163,6 +163,23 @@ def test_random_rules(seed, rule):
     check_conservation(case, run)
 
 
+@pytest.mark.parametrize("seed", seeds(6, 60))
+def test_random_shared_gates(seed):
+    """The shared expert's entries have the weights that came with the tokens."""
+    case = random_case(seed, rule=CAPACITY_RULES[seed % 3], num_units=1 + seed // 3 % 3)
+    case = replace(case, config=replace(case.config, shared=True, shared_gate=True))
+    run = run_case(case)
+    check(case, run)
+    shared = run.streams.entry_weight[run.streams.entry_expert == case.config.num_experts]
+    assert len(shared) == case.num_tokens
+    assert (shared != BF16_ONE).any()
+
+
+def test_a_shared_gate_needs_a_shared_expert():
+    with pytest.raises(InputError, match=r"\Ashared_gate: needs a shared expert\Z"):
+        DispatchConfig(num_experts=2, top_k=1, window_tokens=1, shared_gate=True)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_reset_in_the_middle(seed):
     rule = CAPACITY_RULES[seed % 3]

@@ -21,11 +21,11 @@ from golden.expert import ffn
 from golden.expert_grouped import ExpertGrouped
 from golden.expert_int8 import ActivationScales, ExpertInt8
 from golden.experts import ExpertBits, PackedExpert
-from golden.formats import Bits16, bf16_decode, bf16_encode
+from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode, bf16_product
 from golden.grouped import MatrixGrouped
 from golden.int8 import FixedScale, MatrixInt8
 from rtl.expert import ExpertConfig, ExpertEngine
-from rtl.expert.layouts import contribution_layout, job_layout
+from rtl.expert.layouts import EngineConfig, contribution_layout, job_layout
 from rtl.gating.layouts import token_layout
 from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel
 from sim.streams import expanded, readiness
@@ -33,7 +33,7 @@ from spec.design import Format
 from spec.geometry import PAGE_BYTES, FfnGeometry, GateGeometry, ImageGeometry, ceil_div
 from spec.hardware import ACTIVATIONS
 from spec.load import load_design, load_model
-from spec.model import Activation, FfnSpec, GatingSpec
+from spec.model import Activation, AppliedTo, FfnSpec, GatingSpec
 from tests.bfm import (
     ReadMemory,
     Sink,
@@ -230,6 +230,13 @@ def output_layout(config: ExpertConfig):
     return contribution_layout(config.num_slots, config.words, config.act_lanes)
 
 
+def weighted(config: EngineConfig, expert: int, inputs: Bits16, weights: Bits16) -> tuple[Bits16, Bits16]:
+    """Return what a job's expert sees of its tokens, and the weights of its results."""
+    if config.weighted_inputs and expert < config.num_experts:
+        return bf16_product(inputs, weights[:, None]), np.full_like(weights, BF16_ONE)
+    return inputs, weights
+
+
 def contributions(config: ExpertConfig, outputs: Bits16, slots, weights) -> list[int]:
     """Return the output beats of a job: for each block of rows all tokens in turn."""
     lanes, words = config.act_lanes, config.words
@@ -282,7 +289,8 @@ def run_case(case: Case, *, reset_after: int | None = None, error_beat: int | No
         ]
         entry_shared += [expert == config.num_experts] * count
         entry_last += [False] * (count - 1) + [True]
-        expected_o += contributions(config, experts[expert].outputs(tokens[chosen]), slots, weights)
+        inputs, given = weighted(config, expert, tokens[chosen], weights.astype(np.uint16))
+        expected_o += contributions(config, experts[expert].outputs(inputs), slots, given)
         burst_bytes = config.image.burst_bytes
         start = (case.page + config.image.expert_page(expert)) * PAGE_BYTES
         bursts += [start + n * burst_bytes for n in range(ceil_div(kinds[expert].num_bytes, burst_bytes))]
@@ -416,7 +424,7 @@ def random_case(seed: int) -> Case:
     def one_of(*values: int) -> int:
         return int(rng.choice(values))
 
-    number_format = Format(rng.choice(list(Format)))
+    number_format = list(Format)[(seed + seed // 5) % 5]
     bias = bool(rng.integers(2))
     rows, cols = one_of(1, 2, 4), one_of(1, 2, 4)
     if number_format is Format.INT8:
@@ -472,6 +480,32 @@ def random_case(seed: int) -> Case:
 def test_random(seed):
     case = random_case(seed)
     check(case, run_case(case))
+
+
+def weighted_image(image: ImageGeometry) -> ImageGeometry:
+    """Return an image whose experts see weighted tokens."""
+    gating = replace(image.gate.gating, weight_applied_to=AppliedTo.INPUT)
+    return replace(image, gate=replace(image.gate, gating=gating))
+
+
+def weighted_case(seed: int) -> Case:
+    """Return a random case whose experts see weighted tokens."""
+    case = random_case(seed)
+    return replace(case, config=replace(case.config, image=weighted_image(case.config.image)))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(n, marks=pytest.mark.long) for n in range(8, 200))]
+)
+def test_random_weighted_inputs(seed):
+    case = weighted_case(seed)
+    check(case, run_case(case))
+
+
+def test_random_weighted_inputs_reach_all_formats_and_the_shared_expert():
+    cases = [weighted_case(seed) for seed in range(8)]
+    assert {case.config.routed.format for case in cases} == set(Format)
+    assert any(expert == case.config.num_experts for case in cases for expert, _ in case.jobs)
 
 
 @pytest.mark.long

@@ -8,11 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import golden.formats
 from golden.formats import (
     BF16_NAN,
     F32_NAN,
     GUARD_BITS,
     PRODUCT_FRACTION_BITS,
+    QUICK_EXPONENT,
     accumulate,
     bf16_decode,
     bf16_encode,
@@ -305,9 +307,72 @@ def test_dot_takes_bursts_in_order_from_the_initial_value():
     assert not np.array_equal(dot(x, w, 4, initial), dot(x[:, ::-1], w[:, ::-1], 4, initial))
 
 
+def slow_dot(monkeypatch, *arguments):
+    """Return the dot product by :func:`burst_sum`, whatever the values are."""
+    with monkeypatch.context() as patch:
+        patch.setattr(golden.formats, "QUICK_COLS", 0)
+        return dot(*arguments)
+
+
 def test_dot_in_chunks_is_the_same(monkeypatch):
     rng = np.random.default_rng(3)
     x, w = bf16_numbers(rng, (3, 9)), bf16_numbers(rng, (7, 9))
-    whole = dot(x, w, 4)
-    monkeypatch.setattr("golden.formats.CHUNK_ELEMENTS", 24)
-    assert np.array_equal(dot(x, w, 4), whole)
+    whole = slow_dot(monkeypatch, x, w, 4)
+    monkeypatch.setattr(golden.formats, "CHUNK_ELEMENTS", 24)
+    assert np.array_equal(slow_dot(monkeypatch, x, w, 4), whole)
+
+
+@pytest.mark.parametrize("cols", [1, 3, 16, 128])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (70, 5)], ids=str)
+@pytest.mark.parametrize("kind", ["near", "far", "limits", "zeros", "equal"])
+def test_quick_dot_is_the_slow_one(monkeypatch, cols, shape, kind):
+    """fp32 and integers of 32 bits have every bit that the definition has in 64."""
+    rng = np.random.default_rng(cols)
+    low, high = golden.formats.BF16_BIAS - QUICK_EXPONENT, golden.formats.BF16_BIAS + QUICK_EXPONENT
+    spread = {
+        "near": (120, 131),
+        "far": (low, high + 1),
+        "limits": (0, 2),
+        "zeros": (0, 3),
+        "equal": (127, 128),
+    }
+    length = 2 * cols + max(0, cols - 2)
+    patterns = []
+    for count in shape:
+        exponent = rng.integers(*spread[kind], (count, length))
+        if kind == "limits":
+            exponent = np.where(exponent == 0, low, high)
+        if kind == "zeros":
+            exponent = np.array([0, low, high])[exponent]
+        fraction = (
+            rng.choice([0, 1, 127], (count, length))
+            if kind == "limits"
+            else rng.integers(0, 128, (count, length))
+        )
+        sign = rng.integers(0, 2, (count, length)) if kind != "equal" else 0
+        patterns.append((sign << 15 | exponent << 7 | fraction).astype(np.uint16))
+    if kind == "equal":  # the largest sum of all
+        patterns = [np.full_like(part, 0x3FFF) for part in patterns]
+    x, w = patterns
+    assert golden.formats._quick(x)
+    assert golden.formats._quick(w)
+    monkeypatch.setattr(golden.formats, "QUICK_PRODUCTS", 100 * cols)
+    monkeypatch.setattr(golden.formats, "QUICK_INNER", 16)
+    for initial in (None, rng.standard_normal(len(w)).astype(np.float32)):
+        want = slow_dot(monkeypatch, x, w, cols, initial)
+        with monkeypatch.context() as patch:
+            patch.setattr(golden.formats, "burst_sum", None)  # it is not called
+            got = dot(x, w, cols, initial)
+        assert np.array_equal(f32_bits(got), f32_bits(want))
+        assert got.flags.c_contiguous
+
+
+@pytest.mark.parametrize("pattern", [0x7F80, 0x7FC0, 0x7F7F, 0x0080, 0xFFFF])
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_too_large_or_small_is_left_to_the_definition(monkeypatch, pattern, side):
+    rng = np.random.default_rng(5)
+    operands = [bf16_numbers(rng, (4, 20)), bf16_numbers(rng, (6, 20))]
+    operands[side][1, 7] = pattern
+    assert not golden.formats._quick(operands[side])
+    assert golden.formats._quick(operands[1 - side])
+    assert np.array_equal(f32_bits(dot(*operands, 8)), f32_bits(slow_dot(monkeypatch, *operands, 8)))

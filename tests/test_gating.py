@@ -14,6 +14,7 @@ import rtl.fifo
 import rtl.gating.product
 import rtl.gating.scores
 import rtl.gating.selection
+import rtl.gating.shared
 import rtl.gating.topk
 import rtl.gating.weights
 import sim.gating
@@ -85,6 +86,7 @@ class Operands:
     bias: np.ndarray | None
     image: np.ndarray
     routing: RoutingBf16
+    shared_gate: Bits16 | None
 
 
 def operands_of(case: Case, rng) -> Operands:
@@ -118,12 +120,19 @@ def operands_of(case: Case, rng) -> Operands:
         router = np.where(rng.random(shape) < 0.1, rng.integers(0, 1 << 16, shape), router).astype(np.uint16)
     logit_bias = bias if gating.logit_bias else None
     selection_bias = bias if gating.selection_bias else None
+    shared_gate = None
+    if geometry.shared_gate:
+        shared_gate = bf16_encode(rng.standard_normal((1, d_model)) * rng.choice([0.1, 1, 30]))
+    image = router_image(geometry, router, logit_bias, selection_bias, shared_gate)
     return Operands(
         router=router,
         tokens=tokens,
         bias=bias,
-        image=router_image(geometry, router, logit_bias, selection_bias).reshape(-1, geometry.load_elements),
-        routing=route_bf16(gating, router, tokens, geometry.cols, logit_bias, selection_bias),
+        image=image.reshape(-1, geometry.load_elements),
+        routing=route_bf16(
+            gating, router, tokens, geometry.cols, logit_bias, selection_bias, shared_gate=shared_gate
+        ),
+        shared_gate=shared_gate,
     )
 
 
@@ -145,10 +154,11 @@ def input_beats(case: Case, tokens: Bits16, ends_batch: np.ndarray, rng) -> list
 
 def expected_beats(case: Case, routing: RoutingBf16, ends_batch: np.ndarray) -> list[int]:
     top_k = case.geometry.gating.top_k
-    layout = assignment_layout(case.geometry.gating.num_experts)
+    layout = assignment_layout(case.geometry.gating.num_experts, shared_gate=case.geometry.shared_gate)
     return [
         bits_of(
             layout,
+            **({} if routing.shared is None else {"shared": routing.shared[token]}),
             expert=routing.ids[token, n],
             weight=routing.weights[token, n],
             last=n == top_k - 1,
@@ -282,6 +292,41 @@ def check_random(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_random(seed):
     check_random(seed)
+
+
+def shared_gate_case(seed: int) -> Case:
+    """Return a random case whose shared expert has a gate."""
+    case = random_case(seed)
+    return replace(case, geometry=replace(case.geometry, shared_gate=True))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(n, marks=pytest.mark.long) for n in range(2000, 2200))]
+)
+def test_random_shared_gates(seed):
+    case = shared_gate_case(seed)
+    run = run_case(case)
+    check(case, run)
+    assert run.gate.latency == sim.gating.latency(case.geometry), str(case)
+    assert run.gate.credits == sim.gating.num_credits(case.geometry), str(case)
+
+
+def test_random_shared_gates_reach_a_free_lane_and_a_row_of_their_own():
+    geometries = [shared_gate_case(seed).geometry for seed in range(8)]
+    assert {geometry.num_rows - geometry.expert_rows for geometry in geometries} == {0, 1}
+    assert {geometry.num_groups > 1 for geometry in geometries} == {False, True}
+
+
+def test_the_shared_gates_weight_is_a_sigmoid():
+    """Against float, within the rounding to bf16 and the error of the sigmoid."""
+    rng = np.random.default_rng(5)
+    router, gate, tokens = (
+        bf16_encode(rng.standard_normal(shape)) for shape in ((4, 32), (1, 32), (200, 32))
+    )
+    weights = route_bf16(gating_of(4, 2), router, tokens, 16, shared_gate=gate).shared
+    real = 1 / (1 + np.exp(-(bf16_decode(tokens).astype(float) @ bf16_decode(gate).astype(float).T)[:, 0]))
+    assert (np.abs(bf16_decode(weights) - real) <= real * 2.0**-8 + 1.2e-5).all()
+    assert real.min() < 0.01 < 0.99 < real.max()
 
 
 @pytest.mark.long
@@ -836,6 +881,45 @@ def test_planted_bug_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, *PLANTED[bug])
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check_revealing_cases()
+
+
+SHARED_GATE = {
+    "a weight given away too early": (
+        rtl.gating.shared,
+        "self.o.valid & self.o.ready & self.o.payload.last",
+        "self.o.valid & self.o.ready",
+    ),
+    "the gate among the experts": (rtl.gating.shared, "row.valid & ~row.last", "row.valid"),
+    "another lane": (
+        rtl.gating.shared,
+        "row.logits[geometry.shared_gate_lane]",
+        "row.logits[geometry.shared_gate_lane ^ 1]",
+    ),
+    "model: counted from the gate's row": (
+        sim.gating,
+        "geometry.product_cycles - (geometry.num_rows - geometry.expert_rows)",
+        "geometry.product_cycles",
+    ),
+}
+
+
+def check_shared_gates() -> None:
+    """Run a gate in a row of its own, and one in a lane that was free."""
+    for num_experts in (8, 7):
+        case = small(gating_of(num_experts, 2), num_tokens=3, stalls="half")
+        case = replace(case, geometry=replace(case.geometry, shared_gate=True))
+        check(case, run_case(case))
+
+
+def test_small_shared_gates():
+    check_shared_gates()
+
+
+@pytest.mark.parametrize("bug", SHARED_GATE)
+def test_bug_planted_in_the_shared_gate_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *SHARED_GATE[bug])
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_shared_gates()
 
 
 def test_divergence_is_named(monkeypatch):

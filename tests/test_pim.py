@@ -30,6 +30,7 @@ from sim.streams import readiness
 from spec.banks import BankGeometry, CommandTiming
 from spec.design import PIM_FORMATS, BankMode, Format, PimDesign, RegisterPath, RouterPlace
 from spec.dram import DramSpec, DramTiming
+from spec.errors import InputError
 from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, RouterGeometry, ceil_div
 from spec.hardware import ACTIVATIONS
 from spec.load import load_design, load_model
@@ -45,7 +46,15 @@ from tests.block_bench import (
     plant_bug,
     ready_in,
 )
-from tests.test_expert import contributions, random_expert, random_patterns, random_scales, scale_words
+from tests.test_expert import (
+    contributions,
+    random_expert,
+    random_patterns,
+    random_scales,
+    scale_words,
+    weighted,
+    weighted_image,
+)
 
 TIMING = DramTiming(
     burst=1, cl=4, cwl=2, rcd_rd=5, rcd_wr=4, rp=5, ras=9, rc=14, rtp=2, wr=4, ccd_s=2, ccd_l=4,
@@ -220,7 +229,8 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         entry_kind += [max(0, expert - config.num_experts + 1)] * size
         entry_last += [False] * (size - 1) + [True]
         if expert <= config.num_experts:
-            outputs = experts[expert].outputs(tokens[chosen])
+            inputs, weights = weighted(config, expert, tokens[chosen], weights.astype(np.uint16))
+            outputs = experts[expert].outputs(inputs)
         for start in range(0, size, config.group_tokens):
             group = slice(start, start + config.group_tokens)
             if expert > config.num_experts:
@@ -475,6 +485,36 @@ def test_random_channels(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10, 200))
 def test_more_random_channels(seed: int) -> None:
     check(random_case(seed))
+
+
+def weighted_case(seed: int) -> Case:
+    """Return a random channel whose experts see weighted tokens, every other one with a router too."""
+    case = random_router_case(seed) if seed % 4 == 3 else random_case(seed)
+    config, image = case.config, weighted_image(case.config.image)
+    pim = config.banks.pim
+    least = 2 + image.input_cycles - CommandTiming.of(pim).write_to_mac
+    pim = replace(pim, storage_cycles=max(pim.storage_cycles, least))
+    return replace(case, config=replace(config, image=image, banks=BankGeometry(image=image, pim=pim)))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(n, marks=pytest.mark.long) for n in range(8, 100))]
+)
+def test_random_weighted_inputs(seed: int) -> None:
+    check(weighted_case(seed))
+
+
+def test_weighted_inputs_must_be_there_when_they_are_read() -> None:
+    pim = replace(PIM, register_path=RegisterPath.OWN, storage_cycles=1)
+    image = weighted_image(config_of(pim, number_format=Format.INT8).image)
+    with pytest.raises(InputError) as caught:
+        BankGeometry(image=image, pim=pim)
+    assert str(caught.value) == (
+        "pim.storage_cycles: must be at least 4 where weights multiply the experts' inputs, not 1"
+    )
+    enough = replace(pim, storage_cycles=4)
+    config = config_of(enough, number_format=Format.INT8)
+    check(Case(replace(config, image=image, banks=BankGeometry(image=image, pim=enough)), ((0, 2), (1, 1))))
 
 
 def random_router_case(seed: int) -> Case:

@@ -14,9 +14,9 @@ import rtl.gating.logits
 import rtl.router
 import sim.gating
 import sim.router
-from golden.formats import bf16_decode, bf16_encode, f32_flush
+from golden.formats import bf16_decode, bf16_encode, dot, f32_flush
 from golden.functions import fixed_from_f32
-from golden.gating_bf16 import route_bf16, select, selection_bias_fixed
+from golden.gating_bf16 import route_bf16, select, selection_bias_fixed, shared_weight
 from golden.image import router_image, router_tiles
 from rtl.arith import delay
 from rtl.dispatch import DispatchConfig
@@ -340,8 +340,13 @@ def check_gate(case: Case) -> BankedGate:
     patterns = rng.integers(
         0, 1 << 32, (case.num_tokens, router.hidden_blocks * router.rows), dtype=np.uint32
     )
+    shared = None
+    if gate.shared_gate:
+        own = f32_flush(rng.standard_normal((case.num_tokens, 1)) * 4)
+        shared = shared_weight(fixed_from_f32(own[:, 0]))
+        logits = np.concatenate([logits, own], axis=1)
     for place in range(router.num_places):
-        expert = gate.expert_at(*divmod(place, gate.logits_per_cycle))
+        expert = gate.output_at(*divmod(place, gate.logits_per_cycle))
         if expert is not None:
             patterns[:, place] = logits[:, expert].view(np.uint32)
     dut = PartsAsStream(router, case.group_tokens)
@@ -380,10 +385,11 @@ def check_gate(case: Case) -> BankedGate:
             if low and part["last_block"]:
                 complete.append(now)
     model = sim.gating.banked_gate_cycles(gate, np.array(complete), ends, readiness(pattern))
-    layout = assignment_layout(gating.num_experts)
+    layout = assignment_layout(gating.num_experts, shared_gate=gate.shared_gate)
     expected = [
         bits_of(
             layout,
+            **({} if shared is None else {"shared": shared[token]}),
             expert=routing.ids[token, n],
             weight=routing.weights[token, n],
             last=n == gating.top_k - 1,
@@ -397,7 +403,8 @@ def check_gate(case: Case) -> BankedGate:
         if bias is None:
             assert ctx.get(dut.loaded)
             return
-        image = router_image(gate, np.zeros((gating.num_experts, gate.d_model), np.uint16), None, bias)
+        router_rows, own = (np.zeros((count, gate.d_model), np.uint16) for count in (gating.num_experts, 1))
+        image = router_image(gate, router_rows, None, bias, own if gate.shared_gate else None)
         assert len(image) == gate.load_beats * gate.load_elements
         await load_router(ctx, dut, image.reshape(-1, gate.load_elements))
 
@@ -441,6 +448,46 @@ def test_gate_behind_the_banks(seed: int) -> None:
     gate = check_gate(case)
     assert gate.latency == sim.gating.latency(case.router.gate)
     assert gate.selection.credits == sim.gating.num_credits(case.router.gate)
+
+
+def shared_gate_case(seed: int) -> Case:
+    """Return a random gate behind the banks whose shared expert has a gate too."""
+    case = random_case(seed)
+    router = replace(case.router, gate=replace(case.router.gate, shared_gate=True))
+    return replace(case, router=router)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_shared_gate_behind_the_banks(seed: int) -> None:
+    case = shared_gate_case(seed)
+    gate = check_gate(case)
+    assert gate.latency == sim.gating.latency(case.router.gate)
+    assert gate.selection.credits == sim.gating.num_credits(case.router.gate)
+
+
+@pytest.mark.parametrize("logit_bias", [False, True])
+def test_tiles_of_a_router_with_a_shared_gate(logit_bias: bool) -> None:
+    """The banks' sums of its tiles are golden's logits, the gate's behind those of the experts."""
+    rng = np.random.default_rng(3)
+    geometry = shared_gate_case(3).router
+    gate = geometry.gate
+    gating = replace(gate.gating, logit_bias=logit_bias, selection_bias=False)
+    geometry = replace(geometry, gate=replace(gate, gating=gating))
+    num_experts = gating.num_experts
+    router, own, tokens = (
+        bf16_encode(rng.standard_normal((count, gate.d_model))) for count in (num_experts, 1, 5)
+    )
+    bias = rng.standard_normal(num_experts).astype(np.float32) if logit_bias else None
+    tiles = router_tiles(geometry, router, bias, own)
+    tiles = tiles.reshape(geometry.hidden_blocks, geometry.in_tiles, geometry.rows, geometry.cols)
+    matrix = tiles.transpose(0, 2, 1, 3).reshape(geometry.hidden_blocks * geometry.rows, -1)
+    place = (gate.num_rows - 1) * gate.logits_per_cycle + gate.shared_gate_lane
+    assert np.array_equal(matrix[place, : gate.d_model], own[0])
+    assert not matrix[place, gate.d_model :].any()
+    routing = route_bf16(gating, router, tokens, geometry.cols, bias, shared_gate=own, banked=True)
+    assert np.array_equal(
+        routing.shared, shared_weight(fixed_from_f32(dot(tokens, own, geometry.cols)[:, 0]))
+    )
 
 
 @pytest.mark.long

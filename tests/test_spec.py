@@ -32,6 +32,17 @@ FAMILIES = (
 )
 
 
+DRAM_STANDARDS = [
+    "ddr4-2400",
+    "ddr4-3200",
+    "ddr5-4800",
+    "gddr6-14000",
+    "hbm2-2000",
+    "hbm3-6400",
+    "lpddr5-6400",
+]
+
+
 def raises(message: str):
     """Expect one InputError with exactly this message."""
     return pytest.raises(InputError, match=rf"\A{re.escape(message)}\Z")
@@ -40,7 +51,7 @@ def raises(message: str):
 def test_presets():
     assert set(preset_names("models")) >= MODELS
     assert preset_names("designs") == ["fpga", "pim"]
-    assert preset_names("dram") == ["hbm2-2000"]
+    assert preset_names("dram") == DRAM_STANDARDS
     assert load_model("deepseek-v3").gating.num_groups == 8
     assert load_design("fpga").tile.rows == 16
     assert load_design("pim").tile.cols == 16
@@ -184,7 +195,7 @@ BAD_DESIGNS = {
     ),
     "unknown DRAM": (
         PIM.replace("hbm2-2000", "hbm9"),
-        "pim.dram: is neither a preset (hbm2-2000) nor a .toml file: 'hbm9'",
+        f"pim.dram: is neither a preset ({', '.join(DRAM_STANDARDS)}) nor a .toml file: 'hbm9'",
     ),
     "more units than lanes": (
         PIM.replace("banks_per_unit = 1", "banks_per_unit = 3"),
@@ -251,7 +262,7 @@ def test_a_bad_design_file_is_one_line(tmp_path, text, message):
 
 
 BAD_TIMINGS = {
-    "rc": (("rc = 48", "rc = 47"), "timing.rc: must be at least ras + rp = 34 + 14, not 47"),
+    "rc": (("rc = 48", "rc = 46"), "timing.rc: must be at least ras + rp - 1 = 34 + 14 - 1, not 46"),
     "rfc": (("rfc = 350", "rfc = 4000"), "timing.rfc: must be below refi=3900, not 4000"),
     "refi": (
         ("rfc = 350", "rfc = 3850"),

@@ -121,7 +121,8 @@ class Decide(wiring.Component):
     @property
     def stored(self) -> data.StructLayout:
         """What is kept of an assignment."""
-        return data.StructLayout({"expert": range(self.config.num_experts), "weight": 16})
+        shared = {"shared": 16} if self.config.shared_gate else {}
+        return data.StructLayout({"expert": range(self.config.num_experts), "weight": 16, **shared})
 
     def elaborate(self, platform):
         m = Module()
@@ -146,7 +147,7 @@ class Decide(wiring.Component):
             ),
             store.write.en.eq(accept),
             store.write.addr.eq(Cat(place, parity)),
-            store.write.data.eq(Cat(self.i.payload.expert, self.i.payload.weight)),
+            store.write.data.eq(Cat(self.i.payload[name] for name in self.stored.members)),
         ]
         with m.If(accept):
             m.d.sync += place.j.eq(place.j + 1)
@@ -215,8 +216,7 @@ class Decide(wiring.Component):
         self._claim(m, claim, last_j & last_turn & final, row, store, keeps)
         stored = data.View(self.stored, store.read_0.data)
         m.d.comb += [
-            self.o.payload.expert.eq(stored.expert),
-            self.o.payload.weight.eq(stored.weight),
+            *(self.o.payload[name].eq(stored[name]) for name in self.stored.members),
             self.o.payload.keep.eq(keeps.read_0.data),
         ]
         with m.If(~self.o.valid | self.o.ready):

@@ -117,6 +117,9 @@ class Dispatch(wiring.Component):
         wiring.connect(m, enqueue.push, tables.push)
         if config.ranks:
             wiring.connect(m, enqueue.ranks, tables.ranks)
+        if config.shared_gate:
+            wiring.connect(m, enqueue.shared_weight, tables.shared_weight)
+            wiring.connect(m, walker.shared_read, tables.shared_read)
         wiring.connect(m, picker.clear, tables.clear)
         connect_stream(m, picker.o, walker.i)
         wiring.connect(m, walker.queue, tables.queue)

@@ -5,7 +5,14 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.arith import tree
-from rtl.dispatch.layouts import DispatchConfig, close_port, lookup_port, push_port, ranks_port
+from rtl.dispatch.layouts import (
+    DispatchConfig,
+    close_port,
+    lookup_port,
+    push_port,
+    ranks_port,
+    shared_weight_port,
+)
 from rtl.ram import Ram
 from rtl.stream import StreamRegister, connect_stream
 from spec.model import CapacityRule
@@ -144,6 +151,7 @@ class Enqueue(wiring.Component):
     lookup, push : Out, the queue whose tail is needed next cycle; the entry to append.
     close : Out, the window whose last entry is being pushed in this cycle (or dropped).
     ranks : Out, with a token's last entry, if the configuration asks for ranks.
+    shared_weight : Out, with a token's last entry, where the shared expert has a gate.
     """
 
     def __init__(self, config: DispatchConfig) -> None:
@@ -162,6 +170,8 @@ class Enqueue(wiring.Component):
             members["capacity"] = In(config.capacity_bits)
         if config.ranks:
             members["ranks"] = Out(ranks_port(config))
+        if config.shared_gate:
+            members["shared_weight"] = Out(shared_weight_port(config))
         super().__init__(members)
 
     def elaborate(self, platform):
@@ -228,6 +238,12 @@ class Enqueue(wiring.Component):
             m.d.sync += s1_valid.eq(accept)
         if config.ranks:
             self._rank(m, s1_fire, s1, s1_place, keep)
+        if config.shared_gate:
+            m.d.comb += [
+                self.shared_weight.valid.eq(s1_fire & s1.last),
+                self.shared_weight.slot.eq(s1_place.slot),
+                self.shared_weight.weight.eq(s1.shared),
+            ]
         return m
 
     def _keep(self, m, accept, s1, s1_fire):

@@ -34,6 +34,7 @@ class DispatchConfig:
     num_units : expert engines, one output stream each.
     unit_jobs : jobs that each of several units holds; one unit says with ``ready`` what it can take.
     shared : the model has a shared expert, numbered ``num_experts``, which serves every token.
+    shared_gate : its weight comes with the token's assignments; else it is 1.
     capacity_bits : width of the capacity input, hence its largest value.
     capacity_rule : in which order assignments claim an expert's places.
     longest_queue : build the policy ``LONGEST_QUEUE``.
@@ -46,6 +47,7 @@ class DispatchConfig:
     num_units: int = 1
     unit_jobs: int = 2
     shared: bool = False
+    shared_gate: bool = False
     capacity_bits: int = 16
     capacity_rule: CapacityRule = CapacityRule.SWITCH
     longest_queue: bool = False
@@ -65,6 +67,7 @@ class DispatchConfig:
         )
         require_range("num_units", self.num_units, 1, 64)
         require_range("unit_jobs", self.unit_jobs, 1, 16)
+        require(self.shared or not self.shared_gate, "needs a shared expert", key="shared_gate")
         require_range("capacity_bits", self.capacity_bits, 1, 32)
 
     @property
@@ -105,7 +108,7 @@ class DispatchConfig:
     @property
     def assignment(self) -> data.StructLayout:
         """Payload of ``i``."""
-        return assignment_layout(self.num_experts)
+        return assignment_layout(self.num_experts, shared_gate=self.shared_gate)
 
     @property
     def decided(self) -> data.StructLayout:
@@ -206,6 +209,11 @@ def ranks_port(config: DispatchConfig) -> wiring.Signature:
     return wiring.Signature(
         {"valid": Out(1), "slot": Out(range(config.num_slots)), "ranks": Out(config.token_ranks)}
     )
+
+
+def shared_weight_port(config: DispatchConfig) -> wiring.Signature:
+    """Write a token's weight for the shared expert."""
+    return wiring.Signature({"valid": Out(1), "slot": Out(range(config.num_slots)), "weight": Out(16)})
 
 
 def queue_read_port(config: DispatchConfig) -> wiring.Signature:

@@ -12,8 +12,9 @@ from rtl.dispatch.layouts import (
     push_port,
     queue_read_port,
     ranks_port,
+    shared_weight_port,
 )
-from rtl.ram import Ram
+from rtl.ram import Ram, ReadSignature
 
 
 class QueueTables(wiring.Component):
@@ -36,6 +37,7 @@ class QueueTables(wiring.Component):
     clear : In, forget this queue's bit.
     queue : In, read head and tail of a job's queue; data one cycle later, held.
     entry : In, read an entry's weight, successor and rank; data one cycle later, held.
+    shared_weight, shared_read : In, write and read tokens' weights for the shared expert; if it has a gate.
     place_* : In, write port of the placement table; placement : Out, the table; with several units only.
     """
 
@@ -56,6 +58,9 @@ class QueueTables(wiring.Component):
             members["lengths"] = Out(data.ArrayLayout(lengths, 2))
         if config.ranks:
             members["ranks"] = In(ranks_port(config))
+        if config.shared_gate:
+            members["shared_weight"] = In(shared_weight_port(config))
+            members["shared_read"] = In(ReadSignature(16, config.num_slots))
         if config.num_units > 1:
             members |= place_members(config)
             members["placement"] = Out(config.placement)
@@ -73,6 +78,14 @@ class QueueTables(wiring.Component):
             self._lengths(m, was_empty)
         if config.ranks:
             self._ranks(m)
+        if config.shared_gate:
+            m.submodules.shared_weights = weights = Ram(width=16, depth=config.num_slots)
+            m.d.comb += [
+                weights.write.en.eq(self.shared_weight.valid),
+                weights.write.addr.eq(self.shared_weight.slot),
+                weights.write.data.eq(self.shared_weight.weight),
+            ]
+            wiring.connect(m, wiring.flipped(self.shared_read), weights.read_0)
         if config.num_units > 1:
             self._placement(m)
         return m

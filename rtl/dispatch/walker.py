@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from golden.formats import BF16_ONE
 from rtl.dispatch.layouts import DispatchConfig, close_port, entry_read_port, queue_read_port
+from rtl.ram import ReadSignature
 
 
 class Walker(wiring.Component):
@@ -21,14 +22,17 @@ class Walker(wiring.Component):
     queue, entry : Out, read ports of :class:`rtl.dispatch.tables.QueueTables`.
     close : In, from :class:`rtl.dispatch.enqueue.Enqueue`: the last slot of a window.
     drained, drained_parity : Out, the last entry of a window is taken in this cycle.
+    shared_read : Out, read port of the tokens' weights for the shared expert, where it has a gate.
     o : Out(stream.Signature(entry))
     o_unit : Out, the unit that serves the entry at ``o``.
     """
 
     def __init__(self, config: DispatchConfig) -> None:
         self.config = config
+        gate = {"shared_read": Out(ReadSignature(16, config.num_slots))} if config.shared_gate else {}
         super().__init__(
             {
+                **gate,
                 "i": In(stream.Signature(config.job)),
                 "queue": Out(queue_read_port(config)),
                 "entry": Out(entry_read_port(config)),
@@ -115,7 +119,11 @@ class Walker(wiring.Component):
             m.d.sync += [entry.slot.eq(slot), entry.j.eq(0), slot.eq(slot + 1)]
         with m.If(take_head & head_is_shared):
             m.d.sync += [tail.slot.eq(last_slots[head_job.parity]), tail.j.eq(0)]
+        weight = BF16_ONE
+        if config.shared_gate:
+            m.d.comb += [self.shared_read.en.eq(take_shared), self.shared_read.addr.eq(slot)]
+            weight = self.shared_read.data
         with m.If(is_shared):
-            m.d.comb += self.o.payload.weight.eq(BF16_ONE)
+            m.d.comb += self.o.payload.weight.eq(weight)
             if config.ranks:
                 m.d.comb += self.o.payload.rank.eq(0)

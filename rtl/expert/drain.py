@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from rtl.arith import F32, bf16_from_f32, delay
 from rtl.expert.activation import ActivationLane
-from rtl.expert.jobs import JobPointer, job_record_layout, list_bits
+from rtl.expert.jobs import JobPointer, job_record_layout, list_bits, list_layout
 from rtl.expert.layouts import ExpertConfig, bits_for, contribution_layout
 from rtl.int8 import SCALE_WORD_BITS, Quantise, scale_of
 from rtl.ram import ReadSignature, WriteSignature
@@ -156,11 +156,12 @@ class Drain(wiring.Component):
 
         # Outputs: rounded to bf16, one beat per group of lanes.
         beat = register.i.payload
+        entry = list_layout(config)(self.list.data)
         last = Signal()
         m.d.comb += [
             register.i.valid.eq(d1_valid & d1.out),
-            beat.slot.eq(self.list.data[16:]),
-            beat.weight.eq(self.list.data[:16]),
+            beat.slot.eq(entry.slot),
+            beat.weight.eq(entry.weight),
             beat.word.eq(d1.unit * (rows // lanes) + part),
             last.eq(d1.last_unit & last_part),
             beat.last.eq(last),

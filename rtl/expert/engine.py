@@ -29,7 +29,8 @@ class TokenStore(wiring.Component):
     """Keep the tokens' elements, ``cols`` per word, slots in turn. Always ready.
 
     In int8 they are quantised on their way in, so that a beat is stored two cycles later: sooner than
-    an entry that is sent in the cycle after the token's last beat reads it.
+    an entry that is sent in the cycle after the token's last beat reads it. Inputs that are multiplied
+    with a weight are quantised behind the product instead (:class:`rtl.expert.inputs.WeightedInputs`).
     The environment sends no token whose slot is still in use.
 
     Members
@@ -42,15 +43,16 @@ class TokenStore(wiring.Component):
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
+        self.quantises = config.int8 and not config.weighted_inputs
         self.ram = Ram(
-            width=config.routed.cols * config.element_bits,
+            width=config.routed.cols * config.stored_bits,
             depth=config.num_slots * config.token_words,
-            granularity=config.stream_lanes * config.element_bits,
+            granularity=config.stream_lanes * config.stored_bits,
         )
         super().__init__(
             {
                 "i": In(stream.Signature(token_layout(config.stream_lanes))),
-                **({"scale_x": In(SCALE_WORD_BITS)} if config.int8 else {}),
+                **({"scale_x": In(SCALE_WORD_BITS)} if self.quantises else {}),
                 "read": In(ReadSignature(self.ram.width, self.ram.depth)),
             }
         )
@@ -67,7 +69,7 @@ class TokenStore(wiring.Component):
         last_beat = Signal()
         elements = self.i.payload.data.as_value()
         wait = 0
-        if config.int8:
+        if self.quantises:
             quantised = []
             for lane in range(config.stream_lanes):
                 quantise = m.submodules[f"quantise_{lane}"] = Quantise()
@@ -167,7 +169,8 @@ class ExpertEngine(wiring.Component):
             granularity=config.act_lanes * config.element_bits,
         )
         if config.int8:
-            m.d.comb += [tokens.scale_x.eq(self.scale_x), drain.scale_h.eq(self.scale_h)]
+            quantiser = tokens if tokens.quantises else sequencer
+            m.d.comb += [quantiser.scale_x.eq(self.scale_x), drain.scale_h.eq(self.scale_h)]
         connect_stream(m, wiring.flipped(self.i_token), tokens.i)
         connect_stream(m, wiring.flipped(self.i), jobs.i)
         connect_stream(m, wiring.flipped(self.i_r), loader.i_r)

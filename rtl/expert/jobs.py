@@ -4,6 +4,7 @@ from amaranth import Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from golden.formats import BF16_ONE
 from rtl.expert.layouts import EngineConfig, bits_for, job_layout, rank_member
 from rtl.ram import Ram, ReadSignature
 
@@ -24,12 +25,16 @@ def job_record_layout(config: EngineConfig):
 
 
 def list_layout(config: EngineConfig):
-    """Return a list entry: what of a job's entry is kept for each token."""
+    """Return a list entry: what of a job's entry is kept for each token.
+
+    ``weight`` goes with the result; ``input_weight``, where there is one, multiplies the inputs.
+    """
     return data.StructLayout(
         {
             "weight": unsigned(16),
             "slot": unsigned(bits_for(config.num_slots)),
             **rank_member(config.ranks),
+            **({"input_weight": unsigned(16)} if config.weighted_inputs else {}),
         }
     )
 
@@ -87,13 +92,17 @@ class JobLists(wiring.Component):
         kept = Signal(list_layout(config))
         if config.ranks:
             m.d.comb += kept.rank.eq(entry.rank)
+        # A shared expert's weight, where it has one, is its output's in any case.
+        weighted, routed = config.weighted_inputs, entry.expert < config.num_experts
+        if weighted:
+            m.d.comb += kept.input_weight.eq(Mux(routed, entry.weight, BF16_ONE))
         m.d.comb += [
             self.i.ready.eq(~busy.bit_select(write_bank, 1)),
             take.eq(self.i.valid & self.i.ready),
             self.complete.eq(take & entry.last),
             lists.write.addr[:-1].eq(token),
             lists.write.addr[-1].eq(write_bank),
-            kept.weight.eq(entry.weight),
+            kept.weight.eq(Mux(routed, BF16_ONE, entry.weight) if weighted else entry.weight),
             kept.slot.eq(entry.slot),
             lists.write.data.eq(kept),
             lists.write.en.eq(take),

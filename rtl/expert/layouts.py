@@ -59,6 +59,16 @@ class EngineConfig:
         return self.routed.element_bits
 
     @property
+    def weighted_inputs(self) -> bool:
+        """Whether inputs are multiplied with weights between token store and lanes."""
+        return self.image.weighted_inputs
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of a token's element in the store: those of a product are multiplied first."""
+        return 16 if self.weighted_inputs else self.element_bits
+
+    @property
     def kinds(self) -> list[FfnGeometry]:
         """Geometries of routed experts and, if there is one, the shared expert."""
         return [self.image.routed] + ([self.image.shared] if self.image.shared else [])

@@ -1,11 +1,13 @@
 """Order of the array's work: which token meets which tile, and when it may."""
 
-from amaranth import Module, Mux, Signal, unsigned
+from amaranth import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from rtl.expert.jobs import JobPointer, job_record_layout, list_bits
+from rtl.expert.inputs import WeightedInputs
+from rtl.expert.jobs import JobPointer, job_record_layout, list_bits, list_layout
 from rtl.expert.layouts import EngineConfig, ExpertConfig, bits_for
+from rtl.int8 import SCALE_WORD_BITS
 from rtl.ram import ReadSignature, address_width
 from spec.geometry import ACCUMULATE_DISTANCE, SCALE_DISTANCE
 
@@ -41,6 +43,8 @@ class Sequencer(wiring.Component):
     * f0 names the token of a slot and starts the read of the job's list;
     * f1 starts the read of the token's inputs (``tokens`` or ``hidden``); the hidden ones wait until
       they have been computed;
+    * w1, w2, ... where weights multiply the inputs (:class:`rtl.expert.inputs.WeightedInputs`): the hidden
+      ones go along as they are;
     * f2 has the inputs and *fires* (gives the slot to the array) when the tile is there, the
       accumulators' last sum of this token is written, and, for a unit's first slot, the unit before
       the last has been drained.
@@ -48,7 +52,8 @@ class Sequencer(wiring.Component):
     In a grouped format a scale tile is one slot, of no token: it needs no accumulators, and fires when the
     scale tile before it has gone its way through the array (``SCALE_DISTANCE``).
 
-    The first slot of a job that waits in cycle c fires in c + 4 at the earliest; then one slot per cycle.
+    The first slot of a job that waits in cycle c fires in c + 4 at the earliest, later by the stages w; then
+    one slot per cycle.
 
     Members
     -------
@@ -62,6 +67,7 @@ class Sequencer(wiring.Component):
     fire : Out(1), slot : Out(slot_layout(config))
     x : Out(cols * element_bits)
         The inputs of the firing slot; in bf16 with the constant 1 of a bias.
+    scale_x : In(SCALE_WORD_BITS), in int8 where weights multiply the inputs
     wait_tile, wait_accumulators, wait_hidden : Out(1)
         Why nothing fires.
     """
@@ -76,7 +82,7 @@ class Sequencer(wiring.Component):
                 "complete": In(1),
                 "records": In(data.ArrayLayout(job_record_layout(config), 2)),
                 "list": Out(ReadSignature(list_bits(config), self.list_depth)),
-                "tokens": Out(ReadSignature(width, token_depth)),
+                "tokens": Out(ReadSignature(config.routed.cols * config.stored_bits, token_depth)),
                 "hidden": Out(ReadSignature(width, hidden_depth)),
                 "hidden_bank": In(1),
                 "hidden_units": In(range(max_hidden + 1)),
@@ -86,6 +92,7 @@ class Sequencer(wiring.Component):
                 "fire": Out(1),
                 "slot": Out(slot_layout(config)),
                 "x": Out(width),
+                **({"scale_x": In(SCALE_WORD_BITS)} if config.int8 and config.weighted_inputs else {}),
                 "wait_tile": Out(1),
                 "wait_accumulators": Out(1),
                 "wait_hidden": Out(1),
@@ -117,23 +124,32 @@ class Sequencer(wiring.Component):
 
         # f1: the inputs are read while f2 is free or being left, hidden ones once they exist.
         hidden_ready = Signal()
-        slot_index = self.list.data[16:]
+        slot_index = list_layout(config)(self.list.data).slot
+        # Behind f1: the stages of the product, if there are any, then f2.
+        stages = config.image.input_cycles
+        valids = [Signal(name=f"w{n + 1}_valid") for n in range(stages)] + [f2_valid]
+        tags = [Signal(tag, name=f"w{n + 1}", reset_less=True) for n in range(stages)] + [f2]
+        leaves = [Signal(name=f"w{n + 1}_leave") for n in range(stages)] + [self.fire]
         m.d.comb += [
             # The job before may not be drained yet; its count says nothing about this one.
             hidden_ready.eq(
                 ~f1.out | ((self.hidden_bank == f1.bank) & (self.hidden_units >= f1.hidden_needed))
             ),
-            f1_leave.eq(f1_valid & (~f2_valid | self.fire) & hidden_ready),
+            f1_leave.eq(f1_valid & (~valids[0] | leaves[0]) & hidden_ready),
             self.wait_hidden.eq(f1_valid & ~f2_valid & ~hidden_ready),
             self.tokens.addr.eq(slot_index * config.token_words + Mux(f1.beyond, 0, f1.tile)),
             self.tokens.en.eq(f1_leave & ~f1.out),
             self.hidden.addr.eq(f1.slot.token * config.hidden_words + Mux(f1.beyond, 0, f1.tile)),
             self.hidden.en.eq(f1_leave & f1.out),
         ]
-        with m.If(f1_leave):
-            m.d.sync += [f2_valid.eq(1), f2.eq(f1)]
-        with m.Elif(self.fire):
-            m.d.sync += f2_valid.eq(0)
+        for n in range(stages):
+            m.d.comb += leaves[n].eq(valids[n] & (~valids[n + 1] | leaves[n + 1]))
+        enters = [f1_leave, *leaves[:-1]]
+        for n, before in enumerate([f1, *tags[:-1]]):
+            with m.If(enters[n]):
+                m.d.sync += [valids[n].eq(1), tags[n].eq(before)]
+            with m.Elif(leaves[n]):
+                m.d.sync += valids[n].eq(0)
 
         # f2: fire when nothing is missing.
         since = Signal(range(ACCUMULATE_DISTANCE + 1), init=ACCUMULATE_DISTANCE)
@@ -168,7 +184,10 @@ class Sequencer(wiring.Component):
             m.d.sync += since.eq(since + 1)
         m.d.sync += undrained.eq(undrained + (self.fire & start_unit) - self.unit_drained)
 
-        inputs = Mux(f2.out, self.hidden.data, self.tokens.data)
+        hidden, tokens = self.hidden.data, self.tokens.data
+        if stages:
+            hidden, tokens = self._weighted(m, enters)
+        inputs = Mux(f2.out, hidden, tokens)
         if config.int8:
             # Weights beyond the matrix are zero, and zero times whatever is read there is zero.
             m.d.comb += self.x.eq(inputs)
@@ -183,6 +202,28 @@ class Sequencer(wiring.Component):
             self.x.eq(mask.o),
         ]
         return m
+
+    def _weighted(self, m, enters):
+        """Return the hidden inputs and those of the token, times their weight, as they stand at f2."""
+        config = self.config
+        m.submodules.weighted = weighted = WeightedInputs(config)
+        weight = Signal(16, reset_less=True)
+        with m.If(enters[0]):
+            m.d.sync += weight.eq(list_layout(config)(self.list.data).input_weight)
+        m.d.comb += [
+            weighted.en.eq(Cat(*enters[1:])),
+            weighted.i.eq(self.tokens.data),
+            weighted.weight.eq(weight),
+        ]
+        if config.int8:
+            m.d.comb += weighted.scale_x.eq(self.scale_x)
+        hidden = self.hidden.data
+        for n, enter in enumerate(enters[1:]):
+            register = Signal.like(hidden, name=f"hidden_{n + 2}", reset_less=True)
+            with m.If(enter):
+                m.d.sync += register.eq(hidden)
+            hidden = register
+        return hidden, weighted.o
 
 
 def tag_layout(config: EngineConfig):

@@ -8,8 +8,18 @@ from rtl.gating.layouts import assignment_layout, logit_part_layout, token_layou
 from rtl.gating.logits import LogitStore
 from rtl.gating.product import BiasMemory, RouterProduct
 from rtl.gating.selection import Selection
+from rtl.gating.shared import insert_shared_gate
 from rtl.stream import connect_stream
 from spec.geometry import GateGeometry, RouterGeometry
+
+
+def _rows_behind(geometry: GateGeometry) -> int:
+    """Return how many rows of the product come after those of the experts."""
+    return geometry.num_rows - geometry.expert_rows
+
+
+def _assignment(geometry: GateGeometry):
+    return assignment_layout(geometry.gating.num_experts, shared_gate=geometry.shared_gate)
 
 
 class Gate(wiring.Component):
@@ -32,21 +42,21 @@ class Gate(wiring.Component):
         Image of the router, ``geometry.load_beats`` beats (:func:`golden.image.router_image`).
     load_start : In(1), loaded : Out(1)
         Take a new image (no token may be inside); the image is complete.
-    o : Out(stream.Signature(assignment_layout(num_experts)))
-        Best expert first.
+    o : Out(stream.Signature(assignment_layout(num_experts, shared_gate=...)))
+        Best expert first; with the weight of a shared expert that has a gate.
     """
 
     def __init__(self, geometry: GateGeometry) -> None:
         self.geometry = geometry
         self.product = RouterProduct(geometry)
-        self.selection = Selection(geometry, self.product.latency)
+        self.selection = Selection(geometry.of_experts, self.product.latency - _rows_behind(geometry))
         super().__init__(
             {
                 "i": In(stream.Signature(token_layout(geometry.stream_lanes))),
                 "i_load": In(stream.Signature(unsigned(geometry.load_elements * 16))),
                 "load_start": In(1),
                 "loaded": Out(1),
-                "o": Out(stream.Signature(assignment_layout(geometry.gating.num_experts))),
+                "o": Out(stream.Signature(_assignment(geometry))),
             }
         )
 
@@ -66,14 +76,15 @@ class Gate(wiring.Component):
         m.submodules.selection = selection = self.selection
         connect_stream(m, wiring.flipped(self.i), product.i)
         connect_stream(m, wiring.flipped(self.i_load), product.i_load)
-        connect_stream(m, selection.o, wiring.flipped(self.o))
+        connect_stream(
+            m, insert_shared_gate(m, self.geometry, product.rows, selection), wiring.flipped(self.o)
+        )
         m.d.comb += [
             product.load_start.eq(self.load_start),
             self.loaded.eq(product.loaded),
             product.may_launch.eq(selection.may_launch),
             selection.launch.eq(product.launch),
             selection.launch_last.eq(product.launch_last),
-            selection.rows.eq(product.rows),
         ]
         if self.geometry.gating.selection_bias:
             m.d.comb += [product.bias_row.eq(selection.bias_row), selection.bias.eq(product.bias)]
@@ -99,14 +110,14 @@ class BankedGate(wiring.Component):
         A group's logits have been read.
     i_load, load_start, loaded : as :class:`Gate`'s, for the selection bias
         (``geometry.load_beats`` beats; without one, there is no ``i_load``, and ``loaded`` is always set).
-    o : Out(stream.Signature(assignment_layout(num_experts)))
-        Best expert first.
+    o : Out(stream.Signature(assignment_layout(num_experts, shared_gate=...)))
+        Best expert first; with the weight of a shared expert that has a gate.
     """
 
     def __init__(self, router: RouterGeometry, group_tokens: int) -> None:
         self.geometry: GateGeometry = router.gate
         self.store = LogitStore(router, group_tokens)
-        self.selection = Selection(self.geometry, self.store.latency)
+        self.selection = Selection(self.geometry.of_experts, self.store.latency - _rows_behind(self.geometry))
         load = {"i_load": In(stream.Signature(unsigned(self.geometry.load_elements * 16)))}
         super().__init__(
             {
@@ -117,7 +128,7 @@ class BankedGate(wiring.Component):
                 **(load if self.geometry.has_bias else {}),
                 "load_start": In(1),
                 "loaded": Out(1),
-                "o": Out(stream.Signature(assignment_layout(self.geometry.gating.num_experts))),
+                "o": Out(stream.Signature(_assignment(self.geometry))),
             }
         )
 
@@ -130,7 +141,7 @@ class BankedGate(wiring.Component):
         m = Module()
         m.submodules.store = store = self.store
         m.submodules.selection = selection = self.selection
-        connect_stream(m, selection.o, wiring.flipped(self.o))
+        connect_stream(m, insert_shared_gate(m, self.geometry, store.rows, selection), wiring.flipped(self.o))
         m.d.comb += [
             store.i.eq(self.i),
             store.given.eq(self.given),
@@ -139,7 +150,6 @@ class BankedGate(wiring.Component):
             store.may_launch.eq(selection.may_launch & self.loaded),
             selection.launch.eq(store.launch),
             selection.launch_last.eq(store.launch_last),
-            selection.rows.eq(store.rows),
         ]
         if self.geometry.has_bias:
             m.submodules.bias = bias = BiasMemory(self.geometry)

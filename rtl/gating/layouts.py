@@ -13,10 +13,11 @@ def token_layout(stream_lanes: int):
     return data.StructLayout({"data": data.ArrayLayout(unsigned(16), stream_lanes), "last": unsigned(1)})
 
 
-def assignment_layout(num_experts: int):
+def assignment_layout(num_experts: int, *, shared_gate: bool = False):
     """Return a token-expert assignment.
 
-    ``last`` is set on the last assignment of a token, ``last_token`` on all of the batch's last token.
+    ``last`` is set on the last assignment of a token, ``last_token`` on all of the batch's last token;
+    ``shared``, where the shared expert has a gate, is its weight for the token, on all of the token's.
     """
     return data.StructLayout(
         {
@@ -24,6 +25,7 @@ def assignment_layout(num_experts: int):
             "weight": unsigned(16),
             "last": unsigned(1),
             "last_token": unsigned(1),
+            **({"shared": unsigned(16)} if shared_gate else {}),
         }
     )
 

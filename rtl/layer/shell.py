@@ -188,6 +188,7 @@ class LayerShell(wiring.Component):
                 window_tokens=design.window_tokens,
                 num_units=num_units,
                 shared=shared,
+                shared_gate=image.gate.shared_gate,
                 capacity_bits=CAPACITY_BITS,
                 capacity_rule=model.capacity_rule,
                 longest_queue=design.policy is Policy.LONGEST_QUEUE,

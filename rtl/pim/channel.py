@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from rtl.arith import delay
 from rtl.expert.array import MacArray
 from rtl.expert.engine import TokenStore
+from rtl.expert.inputs import WeightedInputs
 from rtl.expert.jobs import JobLists, list_layout
 from rtl.expert.layouts import job_layout
 from rtl.gating.layouts import logit_part_layout, token_layout
@@ -110,7 +111,9 @@ class PimChannel(wiring.Component):
         wiring.connect(m, readout.accumulators, array.drain)
         wiring.connect(m, readout.hidden, operands.hidden)
         if config.int8:
-            m.d.comb += [tokens.scale_x.eq(self.scale_x), readout.scale_h.eq(self.scale_h)]
+            m.d.comb += readout.scale_h.eq(self.scale_h)
+        if tokens.quantises:
+            m.d.comb += tokens.scale_x.eq(self.scale_x)
         for user in (visits, macs, loads, readout):
             m.d.comb += [user.complete.eq(jobs.complete), user.records.eq(jobs.records)]
 
@@ -198,9 +201,25 @@ class PimChannel(wiring.Component):
         m.d.comb += self.o_row.eq(rows.o)
 
     def _load(self, m, jobs, tokens, loads, operands):
-        """Fetch what an input write carries: the token's slot, then its word, then into the registers."""
+        """Fetch what an input write carries: the token's slot, then its word, then into the registers.
+
+        The product with a weight makes that later, still before the word is first read for a MAC
+        (:class:`spec.banks.BankGeometry` sees to that).
+        """
         config = self.config
-        slot = list_layout(config)(jobs.read_mac.data).slot
+        entry = list_layout(config)(jobs.read_mac.data)
+        slot = entry.slot
+        inputs, wait = tokens.read.data, 2 + config.image.input_cycles
+        if config.weighted_inputs:
+            m.submodules.weighted = weighted = WeightedInputs(config)
+            m.d.comb += [
+                weighted.en.eq(~0),
+                weighted.i.eq(tokens.read.data),
+                weighted.weight.eq(delay(m, entry.input_weight, 1, "load_weight")),
+            ]
+            if config.int8:
+                m.d.comb += weighted.scale_x.eq(self.scale_x)
+            inputs = weighted.o
         word = delay(m, loads.word, 1, "load_word")
         address = Signal(range(operands.input_depth + 1))
         m.d.comb += [
@@ -209,7 +228,7 @@ class PimChannel(wiring.Component):
             tokens.read.addr.eq(slot * config.token_words + word),
             tokens.read.en.eq(delay(m, loads.go, 1, "load_reads", control=True)),
             address.eq(loads.token * config.token_words + loads.word),
-            operands.inputs.addr.eq(delay(m, address, 2, "load_address")),
-            operands.inputs.data.eq(tokens.read.data),
-            operands.inputs.en.eq(delay(m, loads.go, 2, "load_writes", control=True)),
+            operands.inputs.addr.eq(delay(m, address, wait, "load_address")),
+            operands.inputs.data.eq(inputs),
+            operands.inputs.en.eq(delay(m, loads.go, wait, "load_writes", control=True)),
         ]

@@ -13,6 +13,7 @@ from golden.layer_bf16 import layer_image
 from sim.accelerator import token_beats
 from sim.alone.plan import EngineAlone, Operands, Plan, Totals
 from sim.divergence import PortCheck
+from sim.energy import fpga_engine_counts
 from sim.expert import EngineShape, ExpertCycles, ExpertModel, expert_cycles
 from sim.rtlsim import Build, ReadMemory, RunResult, RunSpec, Sink, Source, Trace, build, expert_component
 from spec.geometry import PAGE_BYTES
@@ -43,7 +44,7 @@ class ExpertAlone(EngineAlone):
         model = ExpertModel(self.shape, plan.design.memory.latency_cycles)
         jobs = model.run(plan.shared, plan.last, plan.arrivals)
         cycles = int(jobs.results[-1] - jobs.i[0]) + 1
-        return Totals(cycles, jobs.fires / cycles, jobs.read_beats / cycles)
+        return self._totals(cycles, jobs.fires, jobs.read_beats)
 
     def times(self) -> ExpertCycles:
         """Return the cycle model's answer, beat by beat."""
@@ -57,7 +58,7 @@ class ExpertAlone(EngineAlone):
         model, design = self.plan.model, self.plan.design
         # The hardware does not depend on the names of presets or on how many layers there are.
         anonymous = dataclasses.replace(model, name="model", num_moe_layers=1, num_dense_layers=0)
-        config = (anonymous, dataclasses.replace(design, name="design"))
+        config = (anonymous, design.hardware)
         return build("expert", expert_component(model, design), config=config, trace=trace, root=root)
 
     def job(self, rtl: Build, operands: Operands) -> RunSpec:
@@ -87,7 +88,14 @@ class ExpertAlone(EngineAlone):
         """Return what a run showed that came to its end."""
         cycles = int(result.streams["o"].cycles[-1] - result.streams["i"].cycles[0]) + 1
         fires, beats = result.probes["fire"][0], result.memories["o_ar"].r_cycles
-        return Totals(cycles, len(fires) / cycles, len(beats) / cycles)
+        return self._totals(cycles, len(fires), len(beats))
+
+    def _totals(self, cycles: int, fires: int, beats: int) -> Totals:
+        """Return the totals of a run."""
+        counts = fpga_engine_counts(
+            self.plan.design, fires=fires, read_beats=beats, hidden_values=self.plan.hidden_values
+        )
+        return Totals(cycles, fires / cycles, beats / cycles, counts)
 
     def checks(self, rtl: Build, operands: Operands, result: RunResult, *, cycles: bool) -> list[PortCheck]:
         """Return the comparisons: first the results with golden; with ``cycles`` all ports with the model."""

@@ -15,7 +15,8 @@ from sim.accelerator import token_beats
 from sim.alone.plan import EngineAlone, Operands, Plan, Totals
 from sim.divergence import PortCheck
 from sim.dram_check import Commands, Violation, check_commands, commands_seen
-from sim.pim import ISSUE, ChannelCycles, ChannelShape, channel_cycles
+from sim.energy import pim_engine_counts
+from sim.pim import ISSUE, ChannelCycles, ChannelShape, Column, Row, channel_cycles
 from sim.pim_layer import commands_check
 from sim.pim_slots import ChannelTrace, mac_slots
 from sim.rtlsim import BankMemory, Build, RunResult, RunSpec, Set, Sink, Source, build, pim_component
@@ -86,12 +87,23 @@ class PimAlone(EngineAlone):
         plan, cycles = self.plan, end - start
         trace = ChannelTrace.of(self.banks, plan.experts, plan.last, entries, rows, columns)
         slots = mac_slots(self.banks, trace, start, end)
-        return Totals(cycles, fires * self.banks.pim.mac_cycles / cycles, slots["mac"] / cycles, slots)
+        commands = {
+            "activates": int(np.count_nonzero(rows[:, 1] == Row.ACT)),
+            "mac_commands": int(np.count_nonzero(columns[:, 1] == Column.MAC)),
+            "register_writes": int(np.count_nonzero(columns[:, 1] == Column.WRITE)),
+            "register_reads": int(np.count_nonzero(columns[:, 1] == Column.READ)),
+        }
+        counts = pim_engine_counts(
+            self.design, fires=fires, commands=commands, cycles=cycles, hidden_values=plan.hidden_values
+        )
+        return Totals(
+            cycles, fires * self.banks.pim.mac_cycles / cycles, slots["mac"] / cycles, counts, slots
+        )
 
     def build(self, root: Path, *, trace: bool) -> Build:
         """Return the compiled bench of the channel's exported Verilog; builds are cached by content."""
         anonymous = dataclasses.replace(self.plan.model, name="model", num_moe_layers=1, num_dense_layers=0)
-        config = (anonymous, dataclasses.replace(self.design, name="design"))
+        config = (anonymous, self.design.hardware)
         component = pim_component(self.plan.model, self.design)
         return build("pim", component, config=config, trace=trace, root=root)
 

@@ -16,6 +16,7 @@ from golden.formats import Bits16
 from golden.vectors import Vector
 from golden.weights import LayerWeights
 from sim.divergence import PortCheck
+from sim.energy import Counts
 from sim.rtlsim import Build, RunResult, RunSpec
 from sim.streams import Cycles
 from spec.design import DesignSpec
@@ -77,6 +78,11 @@ class Plan:
         return np.full(len(self.experts), loaded, dtype=np.int64)
 
     @property
+    def hidden_values(self) -> int:
+        """Values that go through the activation."""
+        return len(self.experts) * self.model.ffn.d_expert
+
+    @property
     def shared(self) -> NDArray[np.bool_]:
         """Whether a job entry's expert is the shared one: never."""
         return np.zeros(len(self.experts), dtype=np.bool_)
@@ -108,12 +114,14 @@ class Totals:
     ----------
     mac : of the slots in which a tile meets a token.
     bandwidth : of the engine's access to its weights.
+    counts : events that cost energy.
     mac_slots : where a channel's cycles went (:data:`sim.pim_slots.SLOTS`).
     """
 
     cycles: int
     mac: float
     bandwidth: float
+    counts: Counts
     mac_slots: dict[str, int] | None = None
 
 

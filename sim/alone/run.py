@@ -21,6 +21,7 @@ from sim.alone.pim import PimAlone
 from sim.alone.plan import EngineAlone, Operands, Plan, Totals
 from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.dram_trace import trace_text
+from sim.energy import Energy, energy_of
 from sim.rtlsim import DEFAULT_ROOT, RunResult, Waveform
 from sim.toolchain import write_atomically
 from sim.workload import check_image, is_vector, scaled_model
@@ -183,6 +184,7 @@ def _differing_bits(check: PortCheck) -> int:
 def _report(alone: EngineAlone, engine: str, totals: Totals, wall_s: float) -> Report:
     """Return the report of the cycle model's run; without its cycles for engine ``rtl``."""
     plan, model = alone.plan, alone.plan.model
+    energy = _energy(alone, totals)
     modelled = None if engine == "rtl" else totals.cycles
     return Report(
         model=model.name,
@@ -198,7 +200,8 @@ def _report(alone: EngineAlone, engine: str, totals: Totals, wall_s: float) -> R
         blocks={alone.BLOCK: {"model": modelled, "rtl": None}},
         mismatches=None,
         seconds=totals.cycles / plan.design.clock_hz,
-        energy_j=None,
+        energy_j=None if energy is None else energy.total,
+        energy=energy,
         utilisation={"mac": totals.mac, "bandwidth": totals.bandwidth},
         dropped=0,
         wall_s=wall_s,
@@ -224,6 +227,16 @@ def _add_run(report: Report, alone: EngineAlone, result: RunResult) -> None:
     report.seconds = totals.cycles / alone.plan.design.clock_hz
     report.utilisation = {"mac": totals.mac, "bandwidth": totals.bandwidth}
     report.mac_slots = totals.mac_slots
+    report.energy = _energy(alone, totals)
+    report.energy_j = None if report.energy is None else report.energy.total
+
+
+def _energy(alone: EngineAlone, totals: Totals) -> Energy | None:
+    """Return the energy of the engine alone; None where the design has no table."""
+    design = alone.plan.design
+    if design.energy is None:
+        return None
+    return energy_of(design.energy, totals.counts, totals.cycles / design.clock_hz)
 
 
 def _compare_with_float(plan: Plan, operands: Operands) -> dict[str, object]:

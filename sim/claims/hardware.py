@@ -12,7 +12,8 @@ from sim.dram_check import COMMANDS
 
 HOW_RTL = f"""\
 Selected experts, combine weights and outputs, bit for bit, of both accelerators in Verilator, with experts
-in bf16 and in int8; of an expert alone the outputs. `/ {SCALE}` is `--scale {SCALE}`: widths divided by
+in bf16 and in int8; of an expert alone the outputs. Every recorded layer whose terms the hardware has runs
+on `fpga`; `spec/hardware.py` refuses the others. `/ {SCALE}` is `--scale {SCALE}`: widths divided by
 {SCALE}; experts, groups and k as they are."""
 HOW_BLOCKS = """\
 Each block's model is given the arrivals and the ready patterns recorded at its ports; every handshake at
@@ -73,7 +74,14 @@ def rtl_link(measurement: Measurement) -> Link:
                     )
                     for run in runs
                 ],
-            )
+            ),
+            Table(
+                ("recorded layer that is not run", "terms that the hardware lacks"),
+                [
+                    (name, ", ".join(f"`{term}`" for term in terms))
+                    for name, terms in measurement.refused.items()
+                ],
+            ),
         ],
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sim.claims.agreement import families_link
 from sim.claims.hardware import blocks_link, dram_link, layer_link, rtl_link
 from sim.claims.measurement import Measurement
 from sim.claims.numbers import float_link, formats_link, int8_link
@@ -25,6 +26,7 @@ LINKS = (
     Producer("float", float_link),
     Producer("formats", formats_link),
     Producer("int8", int8_link),
+    Producer("families", families_link, needs_verilog=True),
     Producer("rtl", rtl_link, needs_verilog=True),
     Producer("blocks", blocks_link, needs_verilog=True),
     Producer("layer", layer_link, needs_verilog=True),

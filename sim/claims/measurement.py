@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from golden.vectors import open_vector
-from sim.accelerator import Progress, Report, run_layer
+from golden.vectors import Vector, read_vector
+from sim.accelerator import Progress, Report, build_layer, run_layer
 from sim.alone import run_experts
-from sim.pim_report import run_pim_layer
+from sim.claims.builds import build_all
+from sim.pim_report import build_pim_layer, run_pim_layer
 from sim.routing import parse_routing
 from sim.workload import DEFAULT_TOKENS, Workload, random_workload, scaled_model, vector_workload
 from spec.design import DesignSpec, Engine, Format
 from spec.errors import require
 from spec.geometry import ceil_div
+from spec.hardware import lacking_terms
 from spec.load import load_design
+from spec.model import ModelSpec
 from spec.registers import EXPERT_BITS
 
 PRESETS = ("mixtral-8x7b", "deepseek-v3", "qwen3-30b-a3b", "gpt-oss-20b", "switch-base-128")
@@ -27,6 +32,8 @@ SEVERAL_WINDOWS: tuple[Random, ...] = (("mixtral-8x7b", 256, "zipf:1"), ("deepse
 """Blocks hold each other up."""
 EACH_FFN = ("mixtral_s0", "deepseek_v3_s0", "gpt_oss_s0", "switch_transformers_s0")
 """A gated expert, one beside a shared one, a clamped one with biases, a ReLU."""
+ON_BOTH = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe", "switch_transformers")
+"""Families whose recorded layers run on both accelerators in bf16; those of all others on ``fpga``."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +42,24 @@ class Suite:
 
     Attributes
     ----------
-    vectors : recorded layers by name, None for all of the folder.
+    vectors : whether a recorded layer runs, by its name and its family.
     random : presets with random weights and tokens.
     """
 
     design: str
     format: Format
-    vectors: tuple[str, ...] | None
+    vectors: Callable[[str, str], bool]
     random: tuple[Random, ...]
 
 
 # Each hardware is built once, for a minute or two; int8 is run on every kind of expert rather than
 # everything, and at float's side every layer is compared (link int8).
 SUITES = (
-    Suite("fpga", Format.BF16, None, EVERY_PRESET + SEVERAL_WINDOWS),
-    Suite("pim", Format.BF16, None, EVERY_PRESET + SEVERAL_WINDOWS),
-    Suite("fpga", Format.INT8, EACH_FFN, EVERY_PRESET[:1]),
-    Suite("pim", Format.INT8, EACH_FFN, EVERY_PRESET[:1]),
+    Suite("fpga", Format.BF16, lambda _name, _family: True, EVERY_PRESET + SEVERAL_WINDOWS),
+    Suite("pim", Format.BF16, lambda _name, family: family in ON_BOTH, EVERY_PRESET + SEVERAL_WINDOWS),
+    Suite("fpga", Format.INT8, lambda name, _family: name in EACH_FFN, EVERY_PRESET[:1]),
+    Suite("pim", Format.INT8, lambda name, _family: name in EACH_FFN, EVERY_PRESET[:1]),
 )
-FAMILIES = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe", "switch_transformers")
-"""Families whose vectors run through the Verilog here; ``docs/families.md`` has the others."""
 ALONE_MODEL, ALONE_SCALE = "mixtral-8x7b", 16
 """An expert alone, with 16 x 56 tiles of 16 x 16."""
 
@@ -111,6 +116,12 @@ class Planned:
         """Accelerator and number format."""
         return f"{self.design.name} {self.design.format}"
 
+    @property
+    def hardware(self) -> tuple[ModelSpec, DesignSpec]:
+        """What the Verilog is made of; names and layers do not matter to it."""
+        model = dataclasses.replace(self.work.model, name="model", num_moe_layers=1, num_dense_layers=0)
+        return model, self.design
+
     def run(self, root: Path, progress: Progress) -> Run:
         """Run it through the Verilog and the models."""
         run = run_pim_layer if self.design.engine is Engine.PIM else run_layer
@@ -139,15 +150,26 @@ class Measurement:
         return load_design("fpga")
 
     @cached_property
-    def recorded(self) -> dict[str, Workload]:
-        """The vectors of :data:`FAMILIES` by their names."""
+    def folder(self) -> dict[str, Vector]:
+        """All recorded layers of the folder by their names."""
         paths = sorted(self.vectors.glob("*.npz"))
         require(bool(paths), "holds no .npz file", key=str(self.vectors))
+        return {path.stem: read_vector(path) for path in paths}
+
+    @cached_property
+    def recorded(self) -> dict[str, Workload]:
+        """The recorded layers that the hardware has, by their names."""
         return {
-            path.stem: vector_workload(str(path), None)
-            for path in paths
-            if open_vector(path).meta.get("family") in FAMILIES
+            name: vector_workload(str(self.vectors / f"{name}.npz"), None)
+            for name in self.folder
+            if name not in self.refused
         }
+
+    @cached_property
+    def refused(self) -> dict[str, list[str]]:
+        """The terms that the hardware lacks of each recorded layer that it has not."""
+        lacking = {name: lacking_terms(vector.model) for name, vector in self.folder.items()}
+        return {name: terms for name, terms in lacking.items() if terms}
 
     @cached_property
     def drawn(self) -> dict[Random, Workload]:
@@ -180,10 +202,10 @@ class Measurement:
             options = ("" if suite.design == "fpga" else f" --design {suite.design}") + (
                 "" if suite.format is Format.BF16 else f" --format {suite.format}"
             )
-            for name in self.recorded if suite.vectors is None else suite.vectors:
-                if name in self.recorded:
+            for name, work in self.recorded.items():
+                if suite.vectors(name, self.folder[name].family):
                     command = f"expertbank sim --model {self.vectors / name}.npz{options}"
-                    found.append(Planned(name, command, self.recorded[name], design))
+                    found.append(Planned(name, command, work, design))
             for model, tokens, routing in suite.random:
                 command = f"expertbank sim --model {model} --tokens {tokens}{options}"
                 command += "" if routing == "uniform" else f" --routing {routing}"
@@ -194,6 +216,9 @@ class Measurement:
     @cached_property
     def layers(self) -> list[Run]:
         """Every planned layer through Verilog and model."""
+        wanted = {plan.hardware: plan for plan in self.planned}
+        jobs = [(f"{plan.name} on {plan.on}", (*plan.hardware, self.root)) for plan in wanted.values()]
+        build_all(_build, jobs, self.progress)
         runs = []
         for number, plan in enumerate(self.planned, 1):
             self.progress(f"layer {number} of {len(self.planned)}")
@@ -227,6 +252,11 @@ class Measurement:
             progress=lambda text: self.progress(f"{name}: {text}"),
         )
         return Run(name, command, report)
+
+
+def _build(model: ModelSpec, design: DesignSpec, root: Path) -> None:
+    """Build a layer's Verilog, as its run does."""
+    (build_pim_layer if design.engine is Engine.PIM else build_layer)(model, design, root)
 
 
 def random_name(model: str, tokens: int) -> str:

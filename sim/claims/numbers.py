@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from golden.combine_bf16 import Contribution
 from golden.dispatch_streams import Job
-from golden.error_bound import expert_output, output_error_bound
+from golden.error_bound import exact, expert_output, output_error_bound
 from golden.expert import ffn
 from golden.expert_int8 import ActivationScales
 from golden.formats import bf16_decode
 from golden.layer import layer
-from golden.layer_bf16 import layer_bf16
+from golden.layer_bf16 import job_inputs, layer_bf16
 from sim.accelerator import scales_of
 from sim.check import COMBINE_TOLERANCE, OUTPUT_TOLERANCE, check_folder
 from sim.claims.measurement import Measurement
@@ -197,15 +197,15 @@ def _expert_errors(
     pairs: list[tuple[Job, Contribution]],
 ) -> Errors:
     """Return the errors of all jobs' results."""
-    x = bf16_decode(work.tokens).astype(np.float64)
     ours, real, bounds = [], [], []
     for job, contribution in pairs:
         routed = job.expert < work.model.gating.num_experts
         weights = work.weights.expert(job.expert) if routed else work.weights.shared_expert
         assert weights is not None
         ours.append(bf16_decode(contribution.results).astype(np.float64))
-        real.append(ffn(work.model.ffn, x=x[job.tokens], **vars(weights)))
-        bounds.append(expert_output(work.model.ffn, weights, x[job.tokens], image.routed, scales).error)
+        inputs = bf16_decode(job_inputs(image, job, work.tokens)).astype(np.float64)
+        real.append(ffn(work.model.ffn, x=inputs, **vars(weights)))
+        bounds.append(expert_output(work.model.ffn, weights, exact(inputs), image.routed, scales).error)
     everything = np.concatenate(real)
     return Errors.of(np.concatenate(ours), everything, np.concatenate(bounds), float(everything.std()))
 

@@ -13,6 +13,7 @@ from spec.registers import COUNTERS
 if TYPE_CHECKING:
     # At run time commands import it in their functions, which --help does not wait for.
     from sim.accelerator import Report
+    from sim.energy import Energy
 
 SLOTS = ("mac", "refresh", "row", "jobs", "lanes", "results", "inputs", "other")
 """As :data:`sim.pim_slots.SLOTS`, which --help does not wait for either."""
@@ -76,6 +77,8 @@ def print_report(report: Report) -> None:
             f"simulated {report.simulated_cycles_per_second:,.0f} cycles/s; {report.wall_s:.2f} s in all"
         )
     lines.append(f"modelled time {report.seconds * 1e6:,.1f} us")
+    if report.energy is not None:
+        lines.append(_energy(report.energy))
     lines += [f"waveform {report.waveform}"] if report.waveform else []
     if report.layout is not None:
         lines.append(_layout(report.layout))
@@ -98,6 +101,24 @@ def _routing(report: Report) -> str:
         f"routing {routing['requested']}{seed}: {routing['experts_used']} experts used,"
         f" at most {routing['max_load']} tokens on one"
     )
+
+
+def _energy(energy: Energy) -> str:
+    """Return an energy with its uncertainty, and its parts in descending order."""
+    parts = sorted(energy.components.items(), key=lambda part: -part[1])
+    shares = ", ".join(f"{name} {joules / energy.total:.1%}" for name, joules in parts)
+    return (
+        f"energy {_joules(energy.total)} by table {energy.table} ({_joules(energy.low)} to"
+        f" {_joules(energy.high)} over its figures' ranges): {shares}"
+    )
+
+
+def _joules(joules: float) -> str:
+    """Return an energy with four digits, in a unit that leaves at most three of them before the point."""
+    for unit, name in ((1.0, "J"), (1e-3, "mJ"), (1e-6, "uJ")):
+        if joules >= unit:
+            return f"{joules / unit:.4g} {name}"
+    return f"{joules / 1e-9:.4g} nJ"
 
 
 def _layout(layout: dict[str, Any]) -> str:

@@ -1,0 +1,64 @@
+"""Inputs times weights, for models whose experts see weighted tokens."""
+
+from amaranth import Cat, Module, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from rtl.arith import BF16, bf16_product
+from rtl.expert.layouts import EngineConfig
+from rtl.int8 import SCALE_WORD_BITS, Quantise, scale_of
+
+
+class WeightedInputs(wiring.Component):
+    """Multiply a word of a token's inputs with a weight, round to bf16; in int8 then quantise.
+
+    Latency :attr:`spec.geometry.ImageGeometry.input_cycles`, as many stages, each of which goes on when it
+    is told to. References: :func:`golden.formats.bf16_product`, :func:`golden.int8.quantise`.
+    Area: ``cols`` 8x8 multipliers, in int8 also ``cols`` quantisers (in place of the token store's).
+
+    Members
+    -------
+    en : In(input_cycles)
+        The first, second, ... stage takes what is before it.
+    i : In(cols * 16)
+    weight : In(16)
+    scale_x : In(SCALE_WORD_BITS), in int8
+    o : Out(cols * element_bits)
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        cols = config.routed.cols
+        super().__init__(
+            {
+                "en": In(config.image.input_cycles),
+                "i": In(cols * 16),
+                "weight": In(16),
+                **({"scale_x": In(SCALE_WORD_BITS)} if config.int8 else {}),
+                "o": Out(cols * config.element_bits),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        assert len(self.en) == 1 + (Quantise.LATENCY if config.int8 else 0)
+        outputs = []
+        for lane in range(config.routed.cols):
+            product = Signal(16, name=f"product_{lane}", reset_less=True)
+            value = data.View(BF16, self.i.word_select(lane, 16))
+            rounded = bf16_product(m, value, data.View(BF16, self.weight), f"lane_{lane}")
+            with m.If(self.en[0]):
+                m.d.sync += product.eq(rounded)
+            if config.int8:
+                quantise = m.submodules[f"quantise_{lane}"] = Quantise(stalls=True)
+                m.d.comb += [
+                    quantise.en.eq(self.en[1:]),
+                    quantise.i.eq(product),
+                    quantise.scale.eq(scale_of(self.scale_x)),
+                ]
+                outputs.append(quantise.o)
+            else:
+                outputs.append(product)
+        m.d.comb += self.o.eq(Cat(*outputs))
+        return m

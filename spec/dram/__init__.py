@@ -1,0 +1,27 @@
+"""DRAM standards as data: organisation and timings of each, one table of constraints for all."""
+
+from spec.dram.constraints import (
+    CONSTRAINTS,
+    EDGE_PAIRS,
+    PROTOCOLS,
+    Command,
+    Constraint,
+    Level,
+    ProtocolRules,
+    constraints_of,
+)
+from spec.dram.standard import DramSpec, DramTiming, Protocol
+
+__all__ = [
+    "CONSTRAINTS",
+    "EDGE_PAIRS",
+    "PROTOCOLS",
+    "Command",
+    "Constraint",
+    "DramSpec",
+    "DramTiming",
+    "Level",
+    "Protocol",
+    "ProtocolRules",
+    "constraints_of",
+]
