@@ -14,6 +14,9 @@ format     element                                     scale
 zero, in ascending order, each with one rounding (:func:`golden.formats.dot`). The group's sum is multiplied
 with its scale, exactly, and rounded once to fp32 (:func:`scaled`). The product is added to the running fp32
 sum with one rounding; groups in ascending order. The running sum starts at the bias, or at zero.
+Where a burst holds several groups (lanes beside banks), the groups of a burst have their own aligned sums;
+their products are added in pairs, these in pairs, and so on, one rounding each, and the last of these to the
+running sum.
 
 Subnormal scales in fp32 and bf16 are zero, as all subnormal inputs are. The e8m0 scale 2**-127 is no
 subnormal: the product alone decides.
@@ -119,15 +122,23 @@ class MatrixGrouped:
     def product(self, inputs: Bits16, cols: int) -> F32:
         """Return ``inputs @ matrix.T`` plus the bias, (tokens, rows) float32, in bursts of ``cols``.
 
-        ``inputs``: (tokens, inputs) bf16 patterns.
+        ``inputs``: (tokens, inputs) bf16 patterns. ``cols`` and the group are powers of two.
         """
         start = np.zeros(len(self.codes), np.float32) if self.bias is None else bf16_decode(self.bias)
         total = np.broadcast_to(f32_flush(start), (len(inputs), len(self.codes)))
         elements, factors = self.elements(), scale_values(self.format, self.scales)
-        for number in range(self.scales.shape[1]):
-            part = slice(number * self.group, (number + 1) * self.group)
-            sums = scaled(dot(inputs[:, part], elements[:, part], cols), factors[:, number])
-            total = accumulate(total, sums.astype(np.float64))
+        together = max(1, cols // self.group)
+        nothing = np.zeros(total.shape, np.float32)
+        for first in range(0, self.scales.shape[1], together):
+            sums = [nothing] * together
+            for number in range(first, min(first + together, self.scales.shape[1])):
+                part = slice(number * self.group, (number + 1) * self.group)
+                of_group = dot(inputs[:, part], elements[:, part], cols)
+                sums[number - first] = scaled(of_group, factors[:, number])
+            while len(sums) > 1:
+                pairs = zip(sums[::2], sums[1::2], strict=True)
+                sums = [accumulate(one, other.astype(np.float64)) for one, other in pairs]
+            total = accumulate(total, sums[0].astype(np.float64))
         return total
 
 

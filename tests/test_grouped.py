@@ -102,6 +102,21 @@ def test_sums_are_made_group_by_group(number_format):
         assert f32_of(int(ours[token, row])) == total, (token, row)
 
 
+def test_groups_of_a_burst_are_added_in_pairs():
+    """Four groups of a burst: (1 + -1) + (tiny + tiny), not (1 + -1 + tiny) + tiny; then to the bias."""
+    tiny = 2.0**-24
+    codes = np.array([[1, 0xF, 1, 1]], np.uint8)
+    scales = np.array([[0x3F80, 0x3F80, 0x3380, 0x3380]], np.uint32)  # 1, 1, 2**-24, 2**-24
+    matrix = MatrixGrouped(Format.INT4, 1, codes, scales, bf16_encode(np.array([1.0])))
+    one = bf16_encode(np.ones((1, 4)))
+    assert matrix.product(one, 4).tolist() == [[1 + 2 * tiny]]
+    assert matrix.product(one, 2).tolist() == [[1 + 2 * tiny]]
+    # One after the other: 1 + tiny is a tie, to even.
+    assert matrix.product(one, 1).tolist() == [[1.0]]
+    partial = replace(matrix, codes=codes[:, :3], scales=scales[:, :3])
+    assert partial.product(one[:, :3], 4).tolist() == [[1.0]]
+
+
 @pytest.mark.parametrize("number_format", FORMATS)
 @pytest.mark.parametrize("group", [4, 32])
 def test_the_nearest_elements_are_stored(number_format, group):
