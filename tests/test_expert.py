@@ -763,6 +763,32 @@ def test_documented_utilisation():
     assert bursts == {1: "13.8", 4: "55.2", 7: "96.5", 8: "99.9"}
 
 
+def test_documented_utilisation_of_stored_weights():
+    """The table of docs/expert.md."""
+
+    def run(number_format: Format, group: int, tokens: int) -> ExpertCycles:
+        config = sixteen_tiles(d_model=1024, d_hidden=512, number_format=number_format, group=group)
+        return steady(config, tokens, 1)
+
+    def used(number_format: Format, group: int, counts: tuple[int, ...]) -> list[tuple[str, str]]:
+        runs = [run(number_format, group, tokens) for tokens in counts]
+        return [(f"{100 * mac_utilisation(c):.1f}", f"{100 * port_utilisation(c):.1f}") for c in runs]
+
+    fp8, mxfp4, int4 = (Format.FP8, 128), (Format.MXFP4, 32), (Format.INT4, 32)
+    counts = (1, 4, 8, 16, 32)
+    assert used(*fp8, counts[:1] + counts[2:]) == [
+        *(("12.5", "99.8"), ("97.3", "99.8"), ("98.8", "50.8"), ("99.4", "25.6")),
+    ]
+    assert used(*mxfp4, counts) == [
+        *(("25.0", "99.6"), ("95.6", "99.6"), ("98.5", "51.8"), ("99.2", "26.2"), ("99.6", "13.2")),
+    ]
+    assert used(*int4, counts) == [
+        *(("25.0", "99.6"), ("91.7", "99.6"), ("97.0", "53.6"), ("98.5", "27.5"), ("99.2", "13.9")),
+    ]
+    last = [int(run(*kind, 1).o[-1]) for kind in ((Format.BF16, 0), fp8, mxfp4, int4)]
+    assert [f"{100 * cycles / last[0]:.1f}" for cycles in last[1:]] == ["51.6", "26.7", "28.2"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_utilisation_in_hardware(tokens):
