@@ -195,7 +195,8 @@ class CheckpointLayer:
             for part, place in zip(places, out if weight in PER_EXPERT else [out], strict=True):
                 part.fill(place)
             arrays[weight] = out
-        return LayerWeights(**arrays, stored=stored)
+        held = None if experts is None else tuple(experts)
+        return LayerWeights(**arrays, held=held, stored=stored)
 
     def _source(self, weight: str, expert: int) -> WeightSource:
         """Return where a weight lies: the first of its possible places that has a tensor."""
