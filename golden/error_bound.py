@@ -159,8 +159,8 @@ def combine_weights(
     relative = np.expm1(2 * logit_error) + WEIGHT_ERROR
     factor = model.expert_output_scale
     if factor != 1.0:
-        # It is in the gate's scale, which has 14 fraction bits.
-        relative = relative + 2.0 ** -(SCALE_BITS + 1) / image.gate.gating.scale
+        # It is in the gate's scale, which has 14 fraction bits, or as many behind its first one.
+        relative = relative + 2.0 ** -(SCALE_BITS + 1) / np.clip(image.gate.gating.scale, 0.25, 1.0)
     return Bounded(result.weights * factor, np.abs(result.weights) * factor * relative).rounded()
 
 

@@ -30,8 +30,6 @@ NORM_ORDERS = (0.25, 64.0)
 """Range of the orders of a p-norm."""
 LIMITS = (0.5, 64.0)
 """Range of the bounds of a clamped activation."""
-MAX_SCALED_OUTPUT = 64
-"""What a factor of the experts' outputs, times the gate's scale, is below."""
 
 CAPACITY_RULES = (CapacityRule.SWITCH, CapacityRule.GSHARD, CapacityRule.BATCH_PRIORITY)
 
@@ -61,9 +59,9 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
         terms = "identity experts" if identity else "weights on the input"
         yield "expert_output_scale", f"must be 1.0 with {terms}", model.expert_output_scale
     elif model.expert_output_scale != 1.0 and not (
-        0 < model.expert_output_scale * model.gating.scale < MAX_SCALED_OUTPUT
+        0 < model.expert_output_scale * model.gating.scale < MAX_SCALE
     ):
-        rule = f"must be above 0 and, times gating.scale, below {MAX_SCALED_OUTPUT}"
+        rule = f"must be above 0 and, times gating.scale, below {MAX_SCALE}"
         yield "expert_output_scale", rule, model.expert_output_scale
     if model.expert_capacity == NO_PLACES and model.capacity_fraction <= 0:
         yield "expert_capacity", "must be at least 0", model.expert_capacity
