@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.expert import activate
+from golden.combine_bf16 import IDENTITY_FRACTION_BITS
+from golden.expert import activate, activation
+from golden.expert_bf16 import QUICK_GELU_ALPHA, clamps, limit_bf16
 from golden.expert_int8 import ActivationScales
-from golden.formats import GUARD_BITS, PRODUCT_FRACTION_BITS
-from golden.functions import FRACTION_BITS
+from golden.formats import GUARD_BITS, PRODUCT_FRACTION_BITS, bf16_decode
+from golden.functions import FRACTION_BITS, SCALE_BITS
 from golden.gating import sigmoid
 from golden.int8 import INT8_MAX, FixedScale
 from golden.layer import LayerResult
@@ -39,10 +41,24 @@ WEIGHT_ERROR = 2e-5
 """Relative, of a combine weight before it is rounded: tables, reciprocal, truncations."""
 LOGIT_STEP = 2.0**-FRACTION_BITS
 ALPHA_ROUNDING = 2.0**-17
-"""The clamped SwiGLU's factor has 16 fraction bits."""
-SILU_SLOPE = 1.1
-"""Above the largest slope of x sigmoid(x), 1.0998; x sigmoid(alpha x) has the same."""
+"""The factor of the sigmoid's argument in clamped SwiGLU and quick GELU has 16 fraction bits."""
 SIGMOID_SLOPE = 0.25
+SLOPE = {
+    Activation.LINEAR: 1.0,
+    Activation.RELU: 1.0,
+    Activation.TANH: 1.0,
+    Activation.SIGMOID: SIGMOID_SLOPE,
+    **dict.fromkeys((Activation.SILU, Activation.CLAMPED_SWIGLU, Activation.QUICK_GELU), 1.1),
+    **dict.fromkeys((Activation.GELU, Activation.GELU_TANH), 1.13),
+}
+"""Above the largest slope of an activation: of x sigmoid(alpha x) 1.0998, of GELU 1.1290 both ways. That of
+the square of relu has no end."""
+CDF_ERROR = 5.3e-6
+"""Absolute, of what GELU multiplies its argument with, against the real function of a bf16 number."""
+GELU_TANH_ERROR = 5.7e-6
+"""The same of its approximation by tanh."""
+TANH_ERROR = 5.2e-6
+"""Relative, of the tabulated tanh of a bf16 number."""
 SCALE_ROUNDING = 2.0**-16
 """Relative, of a channel's scale in int8, which has 16 significant bits."""
 BIAS_STEPS = 2.0**30
@@ -96,7 +112,8 @@ def output_error_bound(
 
     cols = image.routed.cols
     routing = combine_weights(model, image, weights, x, result)
-    for expert in np.unique(result.ids[result.kept]):
+    served = result.ids[result.kept]
+    for expert in np.unique(served[served < image.num_experts]):
         rows, slots = np.nonzero(result.kept & (result.ids == expert))
         factor = Bounded(routing.value[rows, slots, None], routing.error[rows, slots, None])
         inputs = exact(x[rows])
@@ -104,8 +121,19 @@ def output_error_bound(
             inputs, factor = times(factor, inputs).rounded(), exact(np.ones((len(rows), 1)))
         output = expert_output(model.ffn, weights.expert(int(expert)), inputs, cols, scales)
         add(rows, factor, output)
-    if weights.shared_expert is not None:
-        output = expert_output(model.ffn, weights.shared_expert, exact(x), cols, scales)
+    if weights.output_bias is not None:
+        value += weights.output_bias
+        magnitude += np.abs(weights.output_bias)
+    if model.gating.num_identity_experts:
+        # All of a token's in one product with the sum of their weights.
+        mine = result.kept & (result.ids >= image.num_experts)
+        total, off = (
+            np.where(mine, part, 0.0).sum(axis=1, keepdims=True) for part in (routing.value, routing.error)
+        )
+        cut = model.gating.top_k * 2.0**-IDENTITY_FRACTION_BITS
+        add(np.arange(count), Bounded(total, off + cut).rounded(), exact(x))
+    if weights.shared_expert is not None and model.shared_ffn is not None:
+        output = expert_output(model.shared_ffn, weights.shared_expert, exact(x), cols, scales)
         add(np.arange(count), shared_weight(image, weights, x), output)
     # The combiner: one rounding to fp32 a contribution, then the output's to bf16.
     additions = model.gating.top_k + 1
@@ -129,7 +157,11 @@ def combine_weights(
     )
     logit_error = logits.error.max(axis=1, keepdims=True) + LOGIT_STEP
     relative = np.expm1(2 * logit_error) + WEIGHT_ERROR
-    return Bounded(result.weights, np.abs(result.weights) * relative).rounded()
+    factor = model.expert_output_scale
+    if factor != 1.0:
+        # It is in the gate's scale, which has 14 fraction bits.
+        relative = relative + 2.0 ** -(SCALE_BITS + 1) / image.gate.gating.scale
+    return Bounded(result.weights * factor, np.abs(result.weights) * factor * relative).rounded()
 
 
 def shared_weight(image: ImageGeometry, weights: LayerWeights, x: F64) -> Bounded:
@@ -165,29 +197,53 @@ def expert_output(
     x_scale, hidden_scale = (None, None) if scales is None else (scales.x, scales.hidden)
     u = product(x, weights.up, weights.up_bias, x_scale)
     if weights.gate is None:
-        hidden = Bounded(np.maximum(u.value, 0.0), u.error)
+        hidden = _factor(spec, u)
+        if spec.activation not in (Activation.LINEAR, Activation.RELU):
+            hidden = hidden.rounded()
     else:
-        hidden = _activated(spec, product(x, weights.gate, weights.gate_bias, x_scale), u)
+        hidden = _gated(spec, product(x, weights.gate, weights.gate_bias, x_scale), u)
     return product(hidden, weights.down, weights.down_bias, hidden_scale)
 
 
-def _activated(spec: FfnSpec, g: Bounded, u: Bounded) -> Bounded:
-    """Return the gated activation. Clamping brings no two values further apart."""
-    # What the up value is multiplied with: the activation where that factor is 1.
-    if spec.activation is Activation.CLAMPED_SWIGLU:
+def _gated(spec: FfnSpec, g: Bounded, u: Bounded) -> Bounded:
+    """Return the gated activation. Clamping brings no two values further apart than the bounds are."""
+    if clamps(spec):
         limit = spec.limit
-        g = Bounded(np.minimum(g.value, limit), g.error)
-        u = Bounded(np.clip(u.value, -limit, limit), u.error)
-        factor = activate(spec, g.value, np.zeros_like(g.value))
-        step = (1 + spec.alpha) * LOGIT_STEP + ALPHA_ROUNDING * g.largest
+        off = abs(float(bf16_decode(np.array([limit_bf16(spec)]))[0]) - limit)
+        g = Bounded(np.minimum(g.value, limit), g.error + off)
+        u = Bounded(np.clip(u.value, -limit, limit), u.error + off)
+    if spec.activation is Activation.CLAMPED_SWIGLU:
         # The operand of the addition of 1 is cut to fixed point, the sum rounded to bf16.
         u = Bounded(u.value + 1.0, u.error + LOGIT_STEP).rounded()
+    return times(_factor(spec, g), u).rounded()
+
+
+def _factor(spec: FfnSpec, g: Bounded) -> Bounded:
+    """Return the activation of one argument, before it is rounded: what an up value is multiplied with."""
+    kind = spec.activation
+    if kind is Activation.CLAMPED_SWIGLU:
+        value = activate(spec, g.value, np.zeros_like(g.value))
     else:
-        factor = activate(spec, g.value, np.ones_like(g.value))
-        step = np.full_like(g.value, LOGIT_STEP)
-    sigmoid_error = SIGMOID_ERROR + SIGMOID_SLOPE * step
-    scaled = Bounded(factor, SILU_SLOPE * g.error + sigmoid_error * g.largest)
-    return times(scaled, u).rounded()
+        value = activation(kind, g.value)
+    slope = 2 * g.largest if kind is Activation.RELU2 else SLOPE[kind]
+    match kind:
+        case Activation.LINEAR | Activation.RELU | Activation.RELU2:
+            own = np.zeros_like(g.value)
+        case Activation.GELU:
+            own = CDF_ERROR * g.largest
+        case Activation.GELU_TANH:
+            own = GELU_TANH_ERROR * g.largest
+        case Activation.TANH:
+            own = TANH_ERROR * np.minimum(g.largest, 1.0)
+        case Activation.SILU:
+            own = (SIGMOID_ERROR + SIGMOID_SLOPE * LOGIT_STEP) * g.largest
+        case Activation.SIGMOID:
+            own = np.full_like(g.value, SIGMOID_ERROR + SIGMOID_SLOPE * LOGIT_STEP)
+        case Activation.CLAMPED_SWIGLU | Activation.QUICK_GELU:
+            alpha = QUICK_GELU_ALPHA if kind is Activation.QUICK_GELU else spec.alpha
+            step = (1 + alpha) * LOGIT_STEP + ALPHA_ROUNDING * g.largest
+            own = (SIGMOID_ERROR + SIGMOID_SLOPE * step) * g.largest
+    return Bounded(value, slope * g.error + own)
 
 
 def dot(

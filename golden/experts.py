@@ -97,12 +97,12 @@ def calibrate(model: ModelSpec, weights: LayerWeights, tokens: NDArray[np.floati
     routing = route(model.gating, weights.router, tokens, weights.logit_bias, weights.selection_bias)
     weighted = model.gating.weight_applied_to is AppliedTo.INPUT
     x_peaks, peaks = [], []
-    for expert in np.unique(routing.ids):
+    for expert in np.unique(routing.ids[routing.ids < model.gating.num_ffn_experts]):
         rows, slots = np.nonzero(routing.ids == expert)
         inputs = tokens[rows] * routing.weights[rows, slots, None] if weighted else tokens[rows]
         x_peaks.append(float(np.abs(inputs).max()))
         peaks.append(hidden_peak(model.ffn, weights.expert(int(expert)), inputs))
-    if weights.shared_expert is not None:
+    if weights.shared_expert is not None and model.shared_ffn is not None:
         x_peaks.append(float(np.abs(tokens).max()))
-        peaks.append(hidden_peak(model.ffn, weights.shared_expert, tokens))
+        peaks.append(hidden_peak(model.shared_ffn, weights.shared_expert, tokens))
     return ActivationScales(scale_for(max(x_peaks)), scale_for(max(peaks)))

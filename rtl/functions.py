@@ -1,6 +1,6 @@
 """Elementary functions as pipelines of fixed latency, bit for bit those of :mod:`golden.functions`.
 
-Tables are small ROMs (256 entries) read synchronously.
+Tables are small ROMs (256 entries, 1024 of functions of bf16 numbers) read synchronously.
 """
 
 from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
@@ -9,58 +9,68 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from golden.functions import (
+    BF16_UNIT,
+    CUBIC_BITS,
     EXP_ARG_BITS,
     EXP_BASE,
     EXP_DESCENT,
+    FAR_EXPONENT,
+    FIXED_MAX,
     FRACTION_BITS,
-    INTERPOLATION_BITS,
+    GELU_CUBIC,
+    GELU_LINEAR,
     LOG2E,
     MAX_SHIFT,
+    NEAR_BITS,
     ONE,
     RECIPROCAL_BASE,
     RECIPROCAL_DESCENT,
-    TABLE_BITS,
+    SQUARE_BITS,
+    TAIL_BASE,
+    TAIL_DESCENT,
+    TANH_BASE,
+    TANH_DESCENT,
 )
-from rtl.arith import delay
+from rtl.arith import BF16, delay
 
 BASE_BITS = FRACTION_BITS + 1
-DESCENT_BITS = INTERPOLATION_BITS
 
 
 class InterpolatedTable(wiring.Component):
-    """A falling function on a 20-bit argument: ROM of base and descent, linear in between.
+    """A falling function: ROM of base and descent, linear in between.
 
+    The position's upper bits choose one of the table's segments (a power of two of them).
     Latency 2 cycles, one result per cycle.
 
     Members
     -------
-    position : In(20)
+    position : In(position_bits)
     o : Out(21)
     """
 
     LATENCY = 2
 
-    def __init__(self, base, descent) -> None:
+    def __init__(self, base, descent, position_bits: int = FRACTION_BITS) -> None:
         self.base = [int(value) for value in base]
         self.descent = [int(value) for value in descent]
-        super().__init__({"position": In(FRACTION_BITS), "o": Out(BASE_BITS)})
+        super().__init__({"position": In(position_bits), "o": Out(BASE_BITS)})
 
     def elaborate(self, platform):
         m = Module()
         rows = [base | descent << BASE_BITS for base, descent in zip(self.base, self.descent, strict=True)]
-        m.submodules.rom = rom = Memory(
-            shape=unsigned(BASE_BITS + DESCENT_BITS), depth=1 << TABLE_BITS, init=rows
-        )
+        descent_bits = max(self.descent).bit_length()
+        interpolation_bits = len(self.position) - (len(rows) - 1).bit_length()
+        m.submodules.rom = rom = Memory(shape=unsigned(BASE_BITS + descent_bits), depth=len(rows), init=rows)
         port = rom.read_port()
-        fraction = delay(m, self.position[:INTERPOLATION_BITS], 1, "fraction")
+        fraction = delay(m, self.position[:interpolation_bits], 1, "fraction")
         base = port.data[:BASE_BITS]
         descent = port.data[BASE_BITS:]
-        drop = Signal(DESCENT_BITS)
+        drop = Signal(descent_bits)
         out = Signal(BASE_BITS, reset_less=True)
         m.d.comb += [
-            port.addr.eq(self.position[INTERPOLATION_BITS:]),
+            port.addr.eq(self.position[interpolation_bits:]),
             port.en.eq(1),
-            drop.eq((descent * fraction) >> INTERPOLATION_BITS),
+            drop.eq((descent * fraction) >> interpolation_bits),
             self.o.eq(out),
         ]
         m.d.sync += out.eq(base - drop)
@@ -197,4 +207,141 @@ def fixed_from_f32(m, value, name: str):
     with m.Elif(value.exponent > unity - 24):
         m.d.comb += magnitude.eq(significand >> (unity - value.exponent)[:5])
     m.d.comb += out.eq(Mux(value.sign | nan, -magnitude, magnitude))
+    return out
+
+
+class NormalCdf(wiring.Component):
+    """The normal distribution's Phi(x) as mantissa and shift. Latency 6 cycles, one result per cycle.
+
+    Reference: :func:`golden.functions.normal_cdf`.
+
+    Members
+    -------
+    x : In(BF16)
+    mantissa : Out(21)
+    shift : Out(6)
+    """
+
+    LATENCY = 1 + ExpNegative.LATENCY + 2
+
+    def __init__(self) -> None:
+        super().__init__({"x": In(BF16), "mantissa": Out(BASE_BITS), "shift": Out(6)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.exp = exp = ExpNegative()
+        m.submodules.table = table = InterpolatedTable(TAIL_BASE, TAIL_DESCENT, NEAR_BITS + FRACTION_BITS)
+        exponent = self.x.exponent
+        far = exponent >= FAR_EXPONENT
+        significand = _significand(self.x)
+        d = _placed(m, significand, exponent, 1, FRACTION_BITS, "d")
+        half_square = _placed(m, significand * significand, exponent, 2, FRACTION_BITS - 1, "half_square")
+        s1_d = delay(m, d, 1, "s1_d")
+        s1_half_square = Signal(EXP_ARG_BITS + 1, reset_less=True)
+        m.d.sync += s1_half_square.eq(Mux(far, 1 << EXP_ARG_BITS, half_square))
+        m.d.comb += [
+            exp.d.eq(s1_half_square),
+            table.position.eq(delay(m, s1_d, exp.LATENCY - table.LATENCY, "s2_d")),
+        ]
+        tail = Signal(BASE_BITS, reset_less=True)
+        m.d.sync += tail.eq((exp.mantissa * table.o) >> FRACTION_BITS)
+        shift = Signal(6)
+        negative = delay(m, self.x.sign, 1 + exp.LATENCY + 1, "negative")
+        m.d.comb += shift.eq(delay(m, exp.shift, 1, "exp_shift") + 1)
+        out_mantissa = Signal(BASE_BITS, reset_less=True)
+        out_shift = Signal(6, reset_less=True)
+        m.d.sync += [
+            out_mantissa.eq(Mux(negative, tail, ONE - (tail >> shift))),
+            out_shift.eq(Mux(negative, shift, 0)),
+        ]
+        m.d.comb += [self.mantissa.eq(out_mantissa), self.shift.eq(out_shift)]
+        return m
+
+
+class GeluTanhArgument(wiring.Component):
+    """The argument of the sigmoid in GELU's approximation by tanh. Latency 3 cycles, one per cycle.
+
+    Reference: :func:`golden.functions.gelu_tanh_argument`.
+
+    Members
+    -------
+    x : In(BF16)
+    z : Out(signed(32))
+        20 fraction bits.
+    """
+
+    LATENCY = 3
+
+    def __init__(self) -> None:
+        super().__init__({"x": In(BF16), "z": Out(signed(32))})
+
+    def elaborate(self, platform):
+        m = Module()
+        significand = _significand(self.x)
+        square = _placed(m, significand * significand, self.x.exponent, 2, SQUARE_BITS, "square")
+        s1_square = delay(m, square, 1, "s1_square")
+        cubic = Signal(FRACTION_BITS + NEAR_BITS)
+        s2_factor = Signal(FRACTION_BITS + NEAR_BITS, reset_less=True)
+        m.d.comb += cubic.eq((s1_square * GELU_CUBIC) >> (SQUARE_BITS + CUBIC_BITS - FRACTION_BITS))
+        m.d.sync += s2_factor.eq(GELU_LINEAR + cubic)
+        x = BF16(delay(m, self.x.as_value(), 2, "x"))
+        placed = _placed(m, _significand(x) * s2_factor, x.exponent, 1, 0, "z")
+        magnitude = Mux(x.exponent >= FAR_EXPONENT, FIXED_MAX, placed)
+        s3_z = Signal(signed(32), reset_less=True)
+        m.d.sync += s3_z.eq(Mux(x.sign, -magnitude, magnitude))
+        m.d.comb += self.z.eq(s3_z)
+        return m
+
+
+class TanhRatio(wiring.Component):
+    """tanh(x) / x, or 1 from abs(x) = 8 on. Latency 3 cycles, one result per cycle.
+
+    Reference: :func:`golden.functions.tanh_ratio`.
+
+    Members
+    -------
+    x : In(BF16)
+    o : Out(21)
+    """
+
+    LATENCY = 1 + InterpolatedTable.LATENCY
+
+    def __init__(self) -> None:
+        super().__init__({"x": In(BF16), "o": Out(BASE_BITS)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.table = table = InterpolatedTable(TANH_BASE, TANH_DESCENT, NEAR_BITS + FRACTION_BITS)
+        d = _placed(m, _significand(self.x), self.x.exponent, 1, FRACTION_BITS, "d")
+        far = delay(m, self.x.exponent >= FAR_EXPONENT, self.LATENCY, "far")
+        m.d.comb += [
+            table.position.eq(delay(m, d, 1, "s1_d")),
+            self.o.eq(Mux(far, ONE, table.o)),
+        ]
+        return m
+
+
+def _significand(x):
+    return Mux(x.exponent == 0, 0, Cat(x.fraction, Const(1, 1)))
+
+
+def _placed(m, value, exponent, power: int, fraction_bits: int, name: str):
+    """Return a combinational ``value * 2**(power * (exponent - BF16_UNIT) + fraction_bits)``, truncated.
+
+    For what depends on a bf16 number of this exponent, near zero: 0 from ``FAR_EXPONENT`` on.
+    """
+    most = power * (FAR_EXPONENT - 1 - BF16_UNIT) + fraction_bits
+    left = Signal(signed(11), name=f"{name}_left")
+    out = Signal(max(1, len(value) + most), name=name)
+    m.d.comb += left.eq(power * (exponent - BF16_UNIT) + fraction_bits)
+    with m.If(exponent < FAR_EXPONENT):
+        with m.If(left < 0):
+            right = Signal(range(len(value) + 1), name=f"{name}_right")
+            m.d.comb += [
+                right.eq(Mux(left < -len(value), len(value), -left)),
+                out.eq(value >> right),
+            ]
+        if most >= 0:
+            with m.Else():
+                m.d.comb += out.eq(value << left[: max(1, most.bit_length())])
     return out

@@ -23,20 +23,35 @@ from numpy.typing import NDArray
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, Trains, taken
 from spec.design import DesignSpec, Format
 from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, ceil_div
+from spec.model import Activation
 
 ARRAY_LATENCY = 8
 """From a slot's firing to its sums being written: burst 5, accumulator 3."""
 UNIT_VISIBLE = ARRAY_LATENCY + 1
-ACTIVATION = {2: 11, 1: 1}
-"""By number of matrices before it: round and clamp 1; with a gate also 1, sigmoid 7, 1, 1."""
+SIGMOID = 1 + 7
+"""From the value to its sigmoid: argument, table of exp 3, sum 1, table of the reciprocal 2, product 1."""
+CURVE = {
+    Activation.GELU: 1 + 3 + 2,
+    Activation.GELU_TANH: 3 + 7,
+    Activation.TANH: 1 + 2,
+    **dict.fromkeys((Activation.LINEAR, Activation.RELU, Activation.RELU2), 0),
+}
+"""From the rounded value to the activation's factors, where that is not a sigmoid of it."""
+DIRECT = (Activation.LINEAR, Activation.RELU)
+"""Activations that are rounding, and no more, without a gate matrix."""
 QUANTISER = 2
 """Behind the activation where hidden values become int8."""
 BANKS = 2
 
 
-def activation_latency(geometry: FfnGeometry) -> int:
-    """Return the cycles from a sum's drain to its hidden activation."""
-    return ACTIVATION[geometry.num_up_matrices] + (QUANTISER if geometry.format is Format.INT8 else 0)
+def activation_latency(*kinds: FfnGeometry) -> int:
+    """Return the cycles from a sum's drain to its hidden activation: of an engine's experts the longest."""
+    activations = {kind.ffn.activation for kind in kinds}
+    # Round and clamp 1, product 1, round 1.
+    latency = 1
+    if kinds[0].ffn.gated or not activations <= set(DIRECT):
+        latency += max(CURVE.get(activation, SIGMOID) for activation in activations) + 2
+    return latency + (QUANTISER if kinds[0].format is Format.INT8 else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +314,7 @@ class ExpertModel:
             words=shape.words,
             tile_beats=shape.tile_beats,
             burst_beats=shape.burst_beats,
-            activation=activation_latency(routed),
+            activation=activation_latency(*shape.kinds),
             latency=latency,
             input_stages=shape.image.input_cycles,
         )

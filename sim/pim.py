@@ -130,7 +130,7 @@ class ChannelShape:
             token_words=ceil_div(routed.d_model, routed.cols),
             mac_cycles=pim.mac_cycles,
             storage_cycles=pim.storage_cycles,
-            activation=activation_latency(routed),
+            activation=activation_latency(routed, banks.image.shared or routed),
             **distances,
         )
 

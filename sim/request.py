@@ -208,7 +208,7 @@ class Request:
         if given:
             if self.engine == "model":
                 return run_model(given.reference_ids, "vector", given.batch_lengths)
-            used = workload.experts_used(model, banks.image, given.weights, given.tokens)
+            used = workload.experts_used(banks.image, given.weights, given.tokens)
             placement = layout or banks.place(used)
             return lambda: run_layer(given, "vector", placement)
         count, name = self.tokens or workload.DEFAULT_TOKENS, self.routing.layer_name()

@@ -15,18 +15,15 @@ from golden.layer import layer
 from golden.layer_bf16 import layer_routing
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_weights
-from sim.routing import IntArray, Routing, draw_ids, fitted_tokens, tokens_for
+from sim.routing import IntArray, Routing, draw_ids, fitted_tokens
 from spec.errors import InputError, require, require_range
 from spec.geometry import ImageGeometry, ceil_div
 from spec.load import is_folder, load_model
-from spec.model import ModelSpec
+from spec.model import CapacityScope, ModelSpec
 
 DEFAULT_TOKENS = 16
 MAX_IMAGE_BYTES = 1 << 30
 """Weights that a run of the Verilog holds at most; golden and reference need several times as much memory."""
-EVEN_KINDS = ("uniform", "zipf")
-"""Routing whose tokens only lean towards their sets: what they miss are experts of the same popularity or so,
-and the measured pages are of these tokens. Other kinds, and traces, are of little use if they are missed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +84,14 @@ def vector_workload(path: str, num_tokens: int | None) -> Workload:
         lengths = [int(n) for n in np.diff(np.concatenate([[0], ends])) if n]
     count = len(tokens) if num_tokens is None else num_tokens
     model = vector.model
-    # Sequences matter for the capacity alone; without one all tokens are one batch.
+    # Sequences matter for their own capacity alone; without one all tokens are one batch.
+    limited = model.expert_capacity != 0 or model.capacity_fraction > 0
+    by_sequence = limited and model.capacity_scope is CapacityScope.SEQUENCE
     return Workload(
         model=model,
         weights=vector.weights,
         tokens=bf16_encode(tokens[:count]),
-        batch_lengths=lengths if model.expert_capacity else [count],
+        batch_lengths=lengths if by_sequence else [count],
         target_ids=None,
         reference=vector.output.reshape(tokens.shape)[:count].astype(np.float64),
         reference_ids=vector.topk_indices[:count],
@@ -118,14 +117,14 @@ class DrawnTokens:
 
     def used(self, image: ImageGeometry) -> list[int]:
         """Return the routed experts that the hardware sends the tokens to, in order of their numbers."""
-        return experts_used(self.model, image, self.gate, self.tokens)
+        return experts_used(image, self.gate, self.tokens)
 
     def needed(self, image: ImageGeometry) -> list[int]:
         """Return :meth:`used` and what the float gate chooses, which near a tie is another one."""
         gate = self.gate
         values = bf16_decode(self.tokens)
         ids = route(self.model.gating, gate.router, values, gate.logit_bias, gate.selection_bias).ids
-        return sorted({*self.used(image), *np.unique(ids).tolist()})
+        return sorted({*self.used(image), *_with_ffn(image, ids)})
 
     def workload(self, weights: LayerWeights, window_tokens: int | None = None) -> Workload:
         """Return the tokens' run with the experts that they need; see :func:`random_workload`."""
@@ -143,10 +142,16 @@ class DrawnTokens:
         )
 
 
-def experts_used(model: ModelSpec, image: ImageGeometry, weights: LayerWeights, tokens: Bits16) -> list[int]:
-    """Return the routed experts that the hardware sends tokens to, in order of their numbers."""
-    chosen: list[int] = np.unique(layer_routing(model, image, weights, tokens).ids).tolist()
-    return chosen
+def experts_used(image: ImageGeometry, weights: LayerWeights, tokens: Bits16) -> list[int]:
+    """Return the routed experts with an FFN that the hardware sends tokens to, in order of their numbers."""
+    return _with_ffn(image, layer_routing(image, weights, tokens).ids)
+
+
+def _with_ffn(image: ImageGeometry, ids: IntArray) -> list[int]:
+    """Return the experts chosen, in order of their numbers; identity experts have no weights."""
+    chosen = np.unique(ids)
+    found: list[int] = chosen[chosen < image.num_experts].tolist()
+    return found
 
 
 def check_image(num_bytes: int) -> None:
@@ -165,10 +170,7 @@ def draw_tokens(
     """Return tokens that lean towards the experts of ``routing``; of the weights the gate's matter alone."""
     require_range("tokens", num_tokens, 1, 1 << 20)
     ids = draw_ids(model.gating, routing, num_tokens, seed)
-    if routing.synthetic and routing.kind in EVEN_KINDS:
-        tokens = bf16_encode(tokens_for(ids, weights.router, seed))
-    else:
-        tokens = bf16_encode(fitted_tokens(model.gating, weights, ids, seed))
+    tokens = bf16_encode(fitted_tokens(model.gating, weights, ids, seed))
     return DrawnTokens(model, weights, tokens, ids)
 
 
@@ -180,7 +182,7 @@ def random_workload(
     window_tokens: int | None = None,
     weights: LayerWeights | None = None,
 ) -> Workload:
-    """Return random weights, unless some are given, and tokens that lean towards the experts of ``routing``.
+    """Return random weights, unless some are given, and tokens that go to the experts of ``routing``.
 
     The reference gives out an expert's places as a design with windows of ``window_tokens`` does.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from spec.hardware import ACTIVATIONS, CAPACITY_RULES, NORMALISATIONS, SCORES
+from spec.hardware import CAPACITY_RULES, NORMALISATIONS, SCORES
 from spec.model import (
     Activation,
     AppliedTo,
@@ -41,6 +41,8 @@ def gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
         normalise=draw(st.sampled_from(NORMALISATIONS)),
         epsilon=draw(st.sampled_from((0.0, 1e-20, 1e-6))),
         scale=draw(st.sampled_from((1.0, 2.5))),
+        num_identity_experts=draw(st.sampled_from((0, 0, num_experts // 3))),
+        weight_applied_to=draw(st.sampled_from(AppliedTo)),
     )
 
 
@@ -103,19 +105,38 @@ def _sizes(draw: st.DrawFn, max_experts: int) -> tuple[int, int, int, int]:
 
 
 @st.composite
+def activations(draw: st.DrawFn) -> tuple[Activation, bool, Activation | None]:
+    """Draw an activation, whether there is a gate matrix, and the shared expert's activation."""
+    activation = draw(st.sampled_from(Activation))
+    gated = activation is Activation.CLAMPED_SWIGLU or draw(st.booleans())
+    others = [kind for kind in Activation if gated or kind is not Activation.CLAMPED_SWIGLU]
+    return activation, gated, draw(st.sampled_from((None, None, *others)))
+
+
+@st.composite
 def models(draw: st.DrawFn) -> ModelSpec:
     """Draw a small valid model that the hardware has."""
+    gating = draw(gatings(max_experts=12))
+    capacity = 0 if gating.num_identity_experts else draw(st.sampled_from((0, 0, 1, 2)))
+    activation, gated, other = draw(activations())
     return ModelSpec(
         name="drawn",
         d_model=draw(st.integers(1, 12)),
-        gating=draw(gatings(max_experts=12)),
+        gating=gating,
         ffn=FfnSpec(
             d_expert=draw(st.integers(1, 9)),
-            activation=draw(st.sampled_from(ACTIVATIONS)),
+            activation=activation,
+            gate_matrix=gated,
             bias=draw(st.booleans()),
+            clamped=gated and draw(st.booleans()),
+            limit=draw(st.sampled_from((0.7, 10.0))),
         ),
         d_shared=draw(st.sampled_from((0, 0, 1, 7))),
-        expert_capacity=draw(st.sampled_from((0, 0, 1, 2))),
+        shared_activation=other,
+        shared_bias=draw(st.booleans()),
+        shared_expert_gate=draw(st.booleans()),
+        output_bias=not gating.num_identity_experts and draw(st.booleans()),
+        expert_capacity=capacity,
         capacity_rule=draw(st.sampled_from(CAPACITY_RULES)),
     )
 

@@ -4,16 +4,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 from amaranth import Module, Signal, signed
+from amaranth.back.verilog import convert
 from amaranth.hdl import Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from golden import functions
 from golden.expert_bf16 import activate
-from golden.formats import accumulate, bf16_encode, burst_sum, f32_flush
+from golden.formats import accumulate, bf16_decode, bf16_encode, burst_sum, f32_flush
 from golden.functions import FIXED_MAX, ONE
 from rtl.arith import (
     BF16,
@@ -30,8 +34,18 @@ from rtl.arith import (
     tree,
 )
 from rtl.expert.activation import ActivationLane
-from rtl.functions import ExpNegative, InterpolatedTable, Reciprocal, Sigmoid, fixed_from_f32
-from spec.hardware import ACTIVATIONS
+from rtl.functions import (
+    ExpNegative,
+    GeluTanhArgument,
+    InterpolatedTable,
+    NormalCdf,
+    Reciprocal,
+    Sigmoid,
+    TanhRatio,
+    fixed_from_f32,
+)
+from sim.expert import activation_latency
+from spec.geometry import FfnGeometry
 from spec.model import Activation, FfnSpec
 from tests.bfm import (
     pack,
@@ -317,20 +331,99 @@ def test_sigmoid():
         agree(got[name], want, f"sigmoid {name}", z)
 
 
-@pytest.mark.parametrize("limit", [7.0, 0.5])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activation_lane(activation, limit):
-    ffn = FfnSpec(d_expert=4, activation=activation, limit=limit)
+def bf16_corners(rng, count: int) -> np.ndarray:
+    """Return bf16 patterns: any, and those whose functions are neither 0 nor what their ends are."""
+    near = bf16_encode(rng.choice([-1, 1], count) * np.exp2(rng.uniform(-14, 4, count)))
+    corners = [0, 0x8000, 1, 0x8001, 0x0080, 0x7F80, 0xFF80, 0x7FC0, 0xFF81, 0x7F7F, 0xFF7F]
+    corners += [
+        sign | value + n for value in (0x4100, 0x40D5, 0x40B6) for n in (-1, 0, 1) for sign in (0, 0x8000)
+    ]
+    return np.concatenate([corners, near, rng.integers(0, 1 << 16, count)]).astype(np.uint16)
+
+
+def test_normal_cdf():
+    x = bf16_corners(np.random.default_rng(10), 700)
+    got = run_pipeline(NormalCdf(), {"x": x}, ["mantissa", "shift"], NormalCdf.LATENCY)
+    for name, want in zip(("mantissa", "shift"), functions.normal_cdf(x), strict=True):
+        agree(got[name], want, f"normal cdf {name}", x)
+
+
+def test_gelu_tanh_argument():
+    x = bf16_corners(np.random.default_rng(11), 700)
+    got = run_pipeline(GeluTanhArgument(), {"x": x}, ["z"], GeluTanhArgument.LATENCY)["z"]
+    agree(got, functions.gelu_tanh_argument(x), "argument of gelu_tanh", x)
+
+
+def test_tanh_ratio():
+    x = bf16_corners(np.random.default_rng(12), 700)
+    got = run_pipeline(TanhRatio(), {"x": x}, ["o"], TanhRatio.LATENCY)["o"]
+    agree(got, functions.tanh_ratio(x), "tanh ratio", x)
+
+
+FFNS = [
+    FfnSpec(d_expert=4, activation=activation, gate_matrix=gated, clamped=clamped, limit=limit)
+    for activation in Activation
+    for gated in (True, False)
+    for clamped, limit in ((False, 7.0), (False, 0.5), (True, 10.0))
+    # Two matrices cannot clamp; clamped SwiGLU always does; else no bound counts without the flag.
+    if (gated or not (clamped or activation is Activation.CLAMPED_SWIGLU))
+    and (clamped is (limit != 7.0) if activation is not Activation.CLAMPED_SWIGLU else not clamped)
+]
+"""Every activation, with and without a gate matrix, clamped and not."""
+
+
+def name_of(ffn: FfnSpec) -> str:
+    return f"{ffn.activation}{'-gated' if ffn.gated else ''}{f'-{ffn.limit}' if ffn.clamped else ''}"
+
+
+def lane_inputs(ffn: FfnSpec, count: int = 250) -> dict[str, np.ndarray]:
+    """Return gate and up sums: any fp32 numbers, bf16 corners, all pairs of what is special."""
     rng = np.random.default_rng(8)
-    gate, up = f32_patterns(rng, 1500), rng.permutation(f32_patterns(rng, 1500))
+    limit = ffn.limit
     specials = np.array([0, 1, -1, 30, -30, np.inf, -np.inf, np.nan, 3e38, -3e38, limit, -limit, -1e-6])
     pairs = np.stack(np.meshgrid(specials, specials), axis=-1).reshape(-1, 2).astype(np.float32)
-    gate, up = np.concatenate([gate, pairs[:, 0]]), np.concatenate([up, pairs[:, 1]])
+    gate = np.concatenate([f32_patterns(rng, count), pairs[:, 0], bf16_decode(bf16_corners(rng, count))])
+    up = rng.permutation(f32_patterns(rng, len(gate) - len(pairs)))
+    # As a sum has it: no subnormals, no -0.
+    gate = f32_flush(gate)
+    return {"gate": gate, "up": np.concatenate([up[:count], pairs[:, 1], up[count:]])}
+
+
+@pytest.mark.parametrize("ffn", FFNS, ids=map(name_of, FFNS))
+def test_activation_lane(ffn):
+    values = lane_inputs(ffn)
     lane = ActivationLane(ffn)
-    got = run_pipeline(lane, {"gate": gate.view(np.uint32), "up": up.view(np.uint32)}, ["o"], lane.latency)[
-        "o"
-    ]
-    agree(got, activate(ffn, gate, up), f"{activation} with limit {limit}", gate, up)
+    words = {name: value.view(np.uint32) for name, value in values.items()}
+    got = run_pipeline(lane, words, ["o"], lane.latency)["o"]
+    want = activate(ffn, values["gate"], values["up"] if ffn.gated else None)
+    agree(got, want, name_of(ffn), *values.values())
+
+
+PAIRS = [
+    (ffn, dataclasses.replace(ffn, activation=other, gate_matrix=ffn.gated))
+    for ffn in FFNS
+    for other in Activation
+    if other is not ffn.activation and (ffn.gated or other is not Activation.CLAMPED_SWIGLU)
+]
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(5), *(pytest.param(n, marks=pytest.mark.long) for n in range(5, 40))]
+)
+def test_activation_lane_of_two(seed):
+    """Any two activations in one lane, another one in each cycle."""
+    rng = np.random.default_rng(seed)
+    ffn, other = PAIRS[rng.integers(len(PAIRS))]
+    values = lane_inputs(ffn)
+    shared = rng.integers(0, 2, len(values["gate"]))
+    lane = ActivationLane(ffn, other)
+    assert lane.latency == max(ActivationLane(kind).latency for kind in (ffn, other))
+    words = {name: value.view(np.uint32) for name, value in values.items()}
+    got = run_pipeline(lane, words | {"shared": shared}, ["o"], lane.latency)["o"]
+    routed, own = (
+        activate(kind, values["gate"], values["up"] if ffn.gated else None) for kind in (ffn, other)
+    )
+    agree(got, np.where(shared, own, routed), f"{name_of(ffn)} and {name_of(other)}", *values.values())
 
 
 def test_latencies_as_stated():
@@ -338,8 +431,51 @@ def test_latencies_as_stated():
     assert (Burst.LATENCY, Accumulate.LATENCY) == (5, 3)
     stages = (InterpolatedTable, Reciprocal, ExpNegative, Sigmoid)
     assert [stage.LATENCY for stage in stages] == [2, 2, 3, 7]
-    latencies = {kind: ActivationLane(FfnSpec(d_expert=1, activation=kind)).latency for kind in ACTIVATIONS}
-    assert latencies == {Activation.SILU: 11, Activation.CLAMPED_SWIGLU: 11, Activation.RELU: 1}
+    assert [stage.LATENCY for stage in (NormalCdf, GeluTanhArgument, TanhRatio)] == [6, 3, 3]
+    latencies = {(ffn.activation, ffn.gated): ActivationLane(ffn).latency for ffn in FFNS}
+    gated = {
+        Activation.SILU: 11,
+        Activation.CLAMPED_SWIGLU: 11,
+        Activation.QUICK_GELU: 11,
+        Activation.SIGMOID: 11,
+        Activation.GELU: 9,
+        Activation.GELU_TANH: 13,
+        Activation.TANH: 6,
+        Activation.RELU: 3,
+        Activation.RELU2: 3,
+        Activation.LINEAR: 3,
+    }
+    single = gated | {Activation.RELU: 1, Activation.LINEAR: 1}
+    del single[Activation.CLAMPED_SWIGLU]
+    assert latencies == {(kind, True): cycles for kind, cycles in gated.items()} | {
+        (kind, False): cycles for kind, cycles in single.items()
+    }
+    for ffn in FFNS:
+        geometry = FfnGeometry(ffn=ffn, d_model=1, d_hidden=1, rows=1, cols=1)
+        assert activation_latency(geometry) == latencies[ffn.activation, ffn.gated]
+
+
+TABLES = {
+    # What a lane has of ROMs: bits of a word, words.
+    Activation.RELU: [],
+    Activation.RELU2: [],
+    Activation.LINEAR: [],
+    Activation.SILU: [(33, 256), (33, 256)],
+    Activation.CLAMPED_SWIGLU: [(33, 256), (33, 256)],
+    Activation.QUICK_GELU: [(33, 256), (33, 256)],
+    Activation.SIGMOID: [(33, 256), (33, 256)],
+    Activation.GELU_TANH: [(33, 256), (33, 256)],
+    Activation.GELU: [(33, 256), (34, 1024)],
+    Activation.TANH: [(33, 1024)],
+}
+
+
+@pytest.mark.parametrize("ffn", [ffn for ffn in FFNS if not ffn.clamped and ffn.limit == 7.0], ids=name_of)
+def test_a_lane_has_no_other_activations_tables(ffn):
+    """The ROMs in a lane's Verilog are those of its activation alone."""
+    text = convert(ActivationLane(ffn), emit_src=False)
+    roms = re.findall(r"reg \[(\d+):0\] \w+ \[(\d+):0\];", text)
+    assert sorted((int(bits) + 1, int(words) + 1) for bits, words in roms) == TABLES[ffn.activation]
 
 
 def test_pipeline_bench_finds_a_wrong_latency():

@@ -23,7 +23,7 @@ from spec.errors import InputError
 from spec.geometry import ImageGeometry
 from spec.hardware import check_hardware
 from spec.load import load_design, load_model
-from spec.model import ModelSpec
+from spec.model import Activation, AppliedTo, ModelSpec
 
 DESIGN: DesignSpec = load_design("fpga")
 MODELS = ("mixtral-8x7b", "deepseek-v3", "gpt-oss-20b", "switch-base-128")
@@ -67,6 +67,37 @@ def test_bound_holds_and_is_near(name: str, seed: int) -> None:
     assert 0.05 < largest <= 1.0
 
 
+def with_terms(name: str, gating: dict[str, object], **changes: object) -> ModelSpec:
+    """Return a small preset with terms that it has not."""
+    model = load_model(name).scaled(64)
+    return dataclasses.replace(model, gating=dataclasses.replace(model.gating, **gating), **changes)
+
+
+TERMS = {
+    "weights on the input": with_terms("mixtral-8x7b", {"weight_applied_to": AppliedTo.INPUT}),
+    "shared gate": with_terms("deepseek-v3", {}, shared_expert_gate=True),
+    "identity experts": with_terms("mixtral-8x7b", {"num_identity_experts": 3}),
+    "output bias": with_terms("mixtral-8x7b", {}, output_bias=True),
+    "shared biases": with_terms("deepseek-v3", {}, shared_bias=True),
+    "scaled outputs": with_terms("mixtral-8x7b", {}, expert_output_scale=0.83),
+    "all": with_terms(
+        "deepseek-v3",
+        {"weight_applied_to": AppliedTo.INPUT, "num_identity_experts": 100},
+        shared_expert_gate=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("number_format", Format)
+def test_bound_holds_with_terms_of_other_families(name: str, number_format: Format) -> None:
+    model = TERMS[name]
+    weights = random_weights(model, 2)
+    largest = errors(model, weights, weights, 2, number_format).max()
+    print(f"{name} in {number_format}: largest error {largest:.3f} of its bound")
+    assert 0.01 < largest <= 1.0
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("too_small", [1.0, 0.5])
 def test_int8_bound_holds(name: str, too_small: float) -> None:
@@ -76,6 +107,33 @@ def test_int8_bound_holds(name: str, too_small: float) -> None:
     largest = errors(model, weights, weights, 3, Format.INT8, too_small=too_small).max()
     print(f"{name}: largest error {largest:.3f} of its bound in int8")
     assert 0.01 < largest <= 1.0
+
+
+KINDS = [
+    (activation, gated)
+    for activation in Activation
+    for gated in (True, False)
+    if gated or activation is not Activation.CLAMPED_SWIGLU
+]
+
+
+@pytest.mark.parametrize(("activation", "gated"), KINDS)
+def test_bound_holds_for_every_activation(activation: Activation, gated: bool) -> None:
+    """Of routed experts or of a shared one, clamped to what is no bf16 number."""
+    mixtral = load_model("mixtral-8x7b").scaled(64)
+    plain = dataclasses.replace(mixtral.ffn, gate_matrix=gated, clamped=gated, limit=3.3)
+    ffn = dataclasses.replace(plain, activation=activation, gate_matrix=gated)
+    other = Activation.GELU if activation is Activation.SILU else Activation.SILU
+    shared = dataclasses.replace(
+        mixtral, ffn=plain, d_shared=224, shared_activation=activation, shared_bias=True
+    )
+    routed = dataclasses.replace(mixtral, ffn=ffn, d_shared=32, shared_activation=other)
+    for seed, model in enumerate((routed, shared)):
+        weights = random_weights(model, seed)
+        for number_format in Format:
+            largest = errors(model, weights, weights, seed, number_format).max()
+            print(f"{activation}, {number_format}: largest error {largest:.3f} of its bound")
+            assert (0.03 if number_format is Format.BF16 else 0.003) < largest <= 1.0
 
 
 @pytest.mark.parametrize("name", ["up", "down", "gate"])

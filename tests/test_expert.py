@@ -29,7 +29,6 @@ from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel
 from sim.streams import expanded, readiness
 from spec.design import Format
 from spec.geometry import PAGE_BYTES, FfnGeometry, GateGeometry, ImageGeometry, ceil_div
-from spec.hardware import ACTIVATIONS
 from spec.load import load_design, load_model
 from spec.model import Activation, AppliedTo, FfnSpec, GatingSpec
 from tests.bfm import (
@@ -82,6 +81,35 @@ class Run:
     events: dict[str, int]
 
 
+def ffns(
+    d_hidden: int,
+    *,
+    shared_activation: Activation | None = None,
+    shared_bias: bool | None = None,
+    **ffn,
+) -> tuple[FfnSpec, FfnSpec]:
+    """Return the FFNs of routed and shared experts; the latter's unless told otherwise that of the former."""
+    routed = FfnSpec(d_expert=d_hidden, **ffn)
+    changes = {"gate_matrix": routed.gated, "activation": shared_activation, "bias": shared_bias}
+    return routed, replace(routed, **{key: value for key, value in changes.items() if value is not None})
+
+
+def random_ffn(rng) -> dict[str, object]:
+    """Return any FFNs that a model can have, as :func:`ffns` takes them."""
+    activation = Activation(rng.choice(list(Activation)))
+    gated = activation is Activation.CLAMPED_SWIGLU or bool(rng.integers(2))
+    others = [kind for kind in Activation if gated or kind is not Activation.CLAMPED_SWIGLU]
+    return {
+        "activation": activation,
+        "gate_matrix": gated,
+        "bias": bool(rng.integers(2)),
+        "clamped": gated and bool(rng.integers(2)),
+        "limit": float(rng.choice([0.7, 10.0])),
+        "shared_activation": Activation(rng.choice(others)) if rng.integers(2) else None,
+        "shared_bias": bool(rng.integers(2)),
+    }
+
+
 def config_of(
     *,
     d_model: int = 4,
@@ -90,8 +118,6 @@ def config_of(
     rows: int = 2,
     cols: int = 2,
     act_lanes: int = 1,
-    activation: Activation = Activation.SILU,
-    bias: bool = False,
     number_format: Format = Format.BF16,
     num_experts: int = 2,
     max_tokens: int = 4,
@@ -99,11 +125,15 @@ def config_of(
     beat_elements: int = 2,
     burst_beats: int = 2,
     max_outstanding: int = 4,
+    **ffn,
 ) -> ExpertConfig:
-    """Return an engine; small unless told otherwise. ``beat_elements`` are 16-bit ones."""
-    spec = FfnSpec(d_expert=d_hidden, activation=activation, bias=bias)
+    """Return an engine; small unless told otherwise.
 
-    def geometry(size: int) -> FfnGeometry:
+    ``beat_elements`` are 16-bit ones, ``ffn`` as in :func:`ffns`.
+    """
+    routed, shared = ffns(d_hidden, **ffn)
+
+    def geometry(spec: FfnSpec, size: int) -> FfnGeometry:
         return FfnGeometry(
             ffn=spec, d_model=d_model, d_hidden=size, rows=rows, cols=cols, format=number_format
         )
@@ -118,8 +148,8 @@ def config_of(
     )
     image = ImageGeometry(
         gate=gate,
-        routed=geometry(d_hidden),
-        shared=geometry(d_shared) if d_shared else None,
+        routed=geometry(routed, d_hidden),
+        shared=geometry(shared, d_shared) if d_shared else None,
         burst_bytes=beat_elements * 2 * burst_beats,
     )
     return ExpertConfig(
@@ -396,10 +426,10 @@ def random_case(seed: int) -> Case:
         return int(rng.choice(values))
 
     number_format = Format(rng.choice(list(Format)))
-    bias = bool(rng.integers(2))
+    spec = random_ffn(rng)
     rows, cols = one_of(1, 2, 4), one_of(1, 2, 4)
     if number_format is Format.INT8:
-        cols = 8 if bias else one_of(4, 8)
+        cols = 8 if spec["bias"] or spec["shared_bias"] else one_of(4, 8)
     config = config_of(
         d_model=int(rng.integers(1, 10)),
         d_hidden=int(rng.integers(1, 10)),
@@ -407,8 +437,7 @@ def random_case(seed: int) -> Case:
         rows=rows,
         cols=cols,
         act_lanes=one_of(*(n for n in (1, 2, 4) if n <= min(rows, cols))),
-        activation=Activation(rng.choice(list(ACTIVATIONS))),
-        bias=bias,
+        **spec,
         number_format=number_format,
         num_experts=int(rng.integers(1, 4)),
         max_tokens=one_of(1, 2, 4),
@@ -451,6 +480,37 @@ def weighted_image(image: ImageGeometry) -> ImageGeometry:
     """Return an image whose experts see weighted tokens."""
     gating = replace(image.gate.gating, weight_applied_to=AppliedTo.INPUT)
     return replace(image, gate=replace(image.gate, gating=gating))
+
+
+def with_own_bias(image: ImageGeometry) -> ImageGeometry:
+    """Return an image whose shared expert has biases where the routed ones have none, and the reverse."""
+    assert image.shared
+    spec = image.shared.ffn
+    return replace(image, shared=replace(image.shared, ffn=replace(spec, bias=not spec.bias)))
+
+
+def own_bias_case(seed: int) -> Case:
+    """Return a random case with a shared expert that differs in its biases."""
+    case = random_case(2 * seed + 1)
+    config = case.config
+    if config.int8 and config.routed.cols < 8:
+        config = replace(config, image=replace(config.image, **eight_columns(config.image)))
+    jobs = [*case.jobs, (config.num_experts, 1)]
+    return replace(case, config=replace(config, image=with_own_bias(config.image)), jobs=tuple(jobs[-4:]))
+
+
+def eight_columns(image: ImageGeometry) -> dict[str, FfnGeometry]:
+    """Return the kinds of experts on tiles wide enough for a bias in int8."""
+    assert image.shared
+    return {name: replace(getattr(image, name), cols=8) for name in ("routed", "shared")}
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(n, marks=pytest.mark.long) for n in range(6, 60))]
+)
+def test_random_biases_of_the_shared_expert_alone(seed):
+    case = own_bias_case(seed)
+    check(case, run_case(case))
 
 
 def weighted_case(seed: int) -> Case:
@@ -518,6 +578,34 @@ CORNERS = {
     "nans_and_infinities_relu": small([(0, 4), (1, 4)], data="patterns", activation=Activation.RELU),
     "nans_and_infinities_clamped": small(
         [(0, 4), (1, 4)], data="patterns", activation=Activation.CLAMPED_SWIGLU
+    ),
+    "gelu": small([(0, 3), (1, 2)], d_hidden=5, bias=True, activation=Activation.GELU),
+    "gelu_tanh_of_two_matrices": small(
+        [(0, 3), (1, 2)], d_hidden=5, activation=Activation.GELU_TANH, gate_matrix=False
+    ),
+    "relu2": small([(0, 3), (1, 2)], d_hidden=5, bias=True, activation=Activation.RELU2),
+    "linear_of_two_matrices": small([(0, 3), (1, 2)], activation=Activation.LINEAR, gate_matrix=False),
+    "clamped_silu": small([(0, 3), (1, 2)], clamped=True, limit=1.25),
+    "nans_and_infinities_gelu": small([(0, 4), (1, 4)], data="patterns", activation=Activation.GELU),
+    "nans_and_infinities_relu2": small([(0, 4), (1, 4)], data="patterns", activation=Activation.RELU2),
+    "nans_and_infinities_tanh": small([(0, 4), (1, 4)], data="patterns", activation=Activation.TANH),
+    "shared_of_another_activation": small(
+        [(0, 2), (2, 3), (1, 1), (2, 1)], d_shared=5, shared_activation=Activation.GELU
+    ),
+    "only_the_shared_one_clamps": small(
+        [(0, 2), (2, 3), (1, 1)], d_shared=5, limit=0.5, shared_activation=Activation.CLAMPED_SWIGLU
+    ),
+    "shared_without_biases": small([(0, 2), (2, 3), (1, 1)], d_shared=4, bias=True, shared_bias=False),
+    "biases_of_the_shared_one": small([(0, 2), (2, 3), (1, 1)], d_shared=4, shared_bias=True),
+    "int8_biases_of_the_shared_one": small(
+        [(0, 2), (2, 3), (1, 1)], d_shared=4, shared_bias=True, **{**INT8, "cols": 8}
+    ),
+    "int8_shared_of_another_activation": small(
+        [(0, 2), (2, 3), (1, 1)],
+        d_shared=5,
+        activation=Activation.RELU2,
+        shared_activation=Activation.SIGMOID,
+        **INT8,
     ),
     "one_outstanding_burst": small([(0, 2), (1, 1)], d_model=3, d_hidden=3, max_outstanding=1, latency=12),
     "padding_of_a_burst": small(
@@ -772,8 +860,7 @@ def random_load(seed: int) -> Load:
         rows=rows,
         cols=cols,
         act_lanes=one_of(*(n for n in (1, 2, 4, 8, 16) if n <= min(rows, cols))),
-        activation=Activation(rng.choice(list(ACTIVATIONS))),
-        bias=bool(rng.integers(2)),
+        **random_ffn(rng),
         max_tokens=32,
         stream_lanes=1,
         beat_elements=one_of(*(n for n in (1, 2, 4, 8, 16) if rows * cols % n == 0)),
@@ -890,10 +977,19 @@ def test_wrong_repetition_is_found(monkeypatch, bug):
 # Golden in the hardware's numbers against golden in float.
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_against_float(activation):
+@pytest.mark.parametrize(
+    ("activation", "gated"),
+    [
+        (activation, gated)
+        for activation in Activation
+        for gated in (True, False)
+        if gated or activation is not Activation.CLAMPED_SWIGLU
+    ],
+)
+def test_against_float(activation, gated):
     """Error relative to the output's standard deviation; most of it is the rounding of hidden values."""
-    spec = FfnSpec(d_expert=192, activation=activation, bias=activation is Activation.CLAMPED_SWIGLU)
+    bias = activation is Activation.CLAMPED_SWIGLU
+    spec = FfnSpec(d_expert=192, activation=activation, gate_matrix=gated, bias=bias)
     geometry = FfnGeometry(ffn=spec, d_model=128, d_hidden=192, rows=16, cols=16)
     rng = np.random.default_rng(0)
     expert = random_expert(rng, geometry)
@@ -914,12 +1010,18 @@ def test_against_float(activation):
     print(
         f"{activation}: largest {error.max():.4f}, rms {np.sqrt(np.mean(error**2)):.5f} of the output's std"
     )
-    assert error.max() < FLOAT_ERROR
-    assert np.sqrt(np.mean(error**2)) < FLOAT_ERROR_RMS
+    largest, rms = FLOAT_ERROR.get((activation, gated), (0.022, 0.0036))
+    assert error.max() < largest
+    assert np.sqrt(np.mean(error**2)) < rms
 
 
-FLOAT_ERROR, FLOAT_ERROR_RMS = 0.022, 0.0036
-"""Measured: see docs/numbers.md."""
+FLOAT_ERROR = {
+    (Activation.RELU2, True): (0.0261, 0.0045),
+    (Activation.RELU2, False): (0.0281, 0.004),
+    (Activation.GELU, True): (0.0237, 0.0036),
+    (Activation.GELU_TANH, True): (0.0238, 0.0036),
+}
+"""Measured, largest and rms, where not (0.022, 0.0036) hold: see docs/numbers.md."""
 
 
 # The checks themselves must fail where hardware or model is wrong.
@@ -951,6 +1053,8 @@ PLANTED = {
         "drain.scale_h.eq(self.scale_x)",
     ),
     "int8: token stored too early": (rtl.expert.engine, 'delay(m, word, wait, "word")', "word"),
+    "activation of the other": (rtl.expert.drain, "unit.shared.eq(d1.shared)", "unit.shared.eq(0)"),
+    "biases of the other": (rtl.expert.sequencer, "Mux(self.shared, shared_in, 0) if shared_in", "0 if 1"),
     "job's padding kept": (rtl.expert.loader, "store.eq(take & ~padding)", "store.eq(take)"),
     "tile one cycle late": (rtl.expert.loader, "| (self.release & (read == write))", ""),
     "one burst too few at a time": (
@@ -971,6 +1075,12 @@ PLANTED = {
     "model: unit visible": (sim.expert, "UNIT_VISIBLE = ARRAY_LATENCY + 1", "UNIT_VISIBLE = ARRAY_LATENCY"),
     "model: outstanding": (sim.expert, "needed = ((tile + 1) * sizes.cols", "needed = (tile * sizes.cols"),
     "model: tile buffers": (sim.expert, "now[RELEASED_2] = now[RELEASED]", "now[RELEASED_2] = NEVER"),
+    "model: latency of GELU": (sim.expert, "GELU: 1 + 3 + 2", "GELU: 1 + 3 + 1"),
+    "model: the other's latency": (
+        sim.expert,
+        "{kind.ffn.activation for kind in kinds}",
+        "{kinds[0].ffn.activation}",
+    ),
     "model: quantiser": (sim.expert, "QUANTISER = 2", "QUANTISER = 1"),
 }
 
@@ -997,6 +1107,15 @@ def revealing_cases() -> list[Case]:
             **{**mixed, "cols": 8, "d_model": 9, "number_format": Format.INT8},
             num_tokens=11,
         ),
+        small(
+            [(0, 2), (2, 2)],
+            d_shared=4,
+            bias=True,
+            activation=Activation.GELU,
+            shared_activation=Activation.RELU2,
+            shared_bias=False,
+        ),
+        small([(0, 2), (2, 2)], d_shared=4, activation=Activation.LINEAR, shared_bias=True),
     ]
 
 

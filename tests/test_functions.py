@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -10,16 +11,21 @@ import pytest
 from golden.formats import BF16_NAN, bf16_decode, bf16_encode
 from golden.functions import (
     FIXED_MAX,
+    GELU_CUBIC,
     ONE,
     SCORE_BITS,
     bf16_from_integer,
     exp_negative,
     fixed_from_f32,
     floor_log2,
+    gelu_tanh_argument,
+    is_nan,
+    normal_cdf,
     reciprocal,
     scaled_product,
     score_from,
     sigmoid,
+    tanh_ratio,
 )
 from tests.exact import nearest_bf16
 
@@ -75,6 +81,68 @@ def test_sigmoid_error():
 def test_sigmoid_ends():
     z = np.array([-FIXED_MAX, -23 * ONE, 0, 23 * ONE, FIXED_MAX])
     assert value_of(*sigmoid(z)).tolist() == [0, 0, 0.5, 1, 1]
+
+
+EVERY_BF16 = np.arange(1 << 16).astype(np.uint16)
+FINITE = EVERY_BF16[(EVERY_BF16 & 0x7F80) != 0x7F80]
+ENDS = np.array([0x7F80, 0xFF80, 0x7F7F, 0xFF7F, 0, 0x8000, 1, 0x8001, 0x80FF], dtype=np.uint16)
+"""Infinities, the largest finite numbers, zeros, subnormals, the smallest normal one."""
+
+
+def test_normal_cdf_error():
+    """Of every finite bf16 number."""
+    x = bf16_decode(FINITE).astype(np.float64)
+    value = value_of(*normal_cdf(FINITE))
+    real = np.array([math.erfc(-y / math.sqrt(2)) / 2 for y in x])
+    assert 5.2e-6 < np.abs(value - real).max() < 5.3e-6
+    inner = x >= -6.66
+    assert 1.0e-5 < np.abs(value[inner] / real[inner] - 1).max() < 1.1e-5
+    assert (value[~inner] == 0).all() and (value[inner] > 0).all()
+    assert (value[x >= 6.66] == 1).all()
+    order = np.argsort(x)
+    assert (np.diff(value[order]) >= 0).all(), "not monotone"
+
+
+def test_gelu_tanh_error():
+    """Of every finite bf16 number: the factor before it, against the definition by tanh."""
+    x = bf16_decode(FINITE).astype(np.float64)
+    z = gelu_tanh_argument(FINITE)
+    value = value_of(*sigmoid(z))
+    y = np.sqrt(2 / np.pi) * (x + 0.044715 * np.minimum(np.abs(x), 1e3) ** 2 * x)
+    real = np.where(y > 0, (1 + np.tanh(y)) / 2, 1 / (1 + np.exp(np.minimum(-2 * y, 700))))
+    assert 5.6e-6 < np.abs(value - real).max() < 5.7e-6
+    inner = (y >= -11) & (x != 0)
+    assert 1.3e-5 < np.abs(value[inner] / real[inner] - 1).max() < 1.4e-5
+    assert (np.abs(z[np.abs(x) >= 8]) == FIXED_MAX).all()
+
+
+def test_tanh_error():
+    """Of every finite bf16 number."""
+    x = bf16_decode(FINITE).astype(np.float64)
+    far = np.abs(x) >= 8
+    value = np.where(far, np.sign(x), x * tanh_ratio(FINITE) / ONE)
+    there = x != 0
+    assert 5.1e-6 < np.abs(value[there] / np.tanh(x[there]) - 1).max() < 5.2e-6
+    assert (tanh_ratio(FINITE)[far] == ONE).all()
+    assert np.abs(value - np.tanh(x))[far].max() < 2.3e-7
+
+
+def test_ends_of_the_functions_of_bf16_numbers():
+    cdf = value_of(*normal_cdf(ENDS))
+    assert cdf.tolist() == [1, 0, 1, 0, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert gelu_tanh_argument(ENDS).tolist() == [FIXED_MAX, -FIXED_MAX] * 2 + [0] * 5
+    assert tanh_ratio(ENDS).tolist() == [ONE] * 9
+    # Of NaN anything, but nothing that the next step cannot take.
+    nan = EVERY_BF16[is_nan(EVERY_BF16)]
+    for mantissa, shift in (normal_cdf(nan), sigmoid(gelu_tanh_argument(nan))):
+        assert ((mantissa >= 0) & (mantissa <= ONE) & (shift >= 0) & (shift <= 32)).all()
+
+
+def test_a_wrong_constant_is_found(monkeypatch):
+    """A control of the comparisons: the cubic term off by a thousandth."""
+    monkeypatch.setattr("golden.functions.GELU_CUBIC", GELU_CUBIC + GELU_CUBIC // 1000)
+    with pytest.raises(AssertionError):
+        test_gelu_tanh_error()
 
 
 def test_score_is_truncated():

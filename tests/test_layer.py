@@ -29,9 +29,9 @@ from sim.toolchain import verilator_command
 from sim.workload import random_workload, vector_workload
 from spec.design import ArrayDesign, DesignSpec, Engine, Format, GateDesign, MemoryDesign, Policy
 from spec.errors import InputError
-from spec.hardware import ACTIVATIONS, CAPACITY_RULES
+from spec.hardware import CAPACITY_RULES
 from spec.load import load_design, load_model
-from spec.model import Activation, CapacityRule, FfnSpec, GatingSpec, ModelSpec
+from spec.model import Activation, AppliedTo, CapacityRule, FfnSpec, GatingSpec, ModelSpec
 from spec.registers import CAPACITY_BITS, REGISTERS, STATUS_LOADED, STATUS_READ_ERROR, capacity_word
 from tests.icarus import check_icarus
 from tests.layer_beats import beat_by_beat, late
@@ -139,6 +139,21 @@ def test_int8_against_hugging_face(int8_gpt_oss: tuple[accelerator.Build, ModelS
     )
 
 
+@pytest.fixture(scope="module")
+def tiny_terms() -> tuple[accelerator.Build, ModelSpec]:
+    """Return a layer with every term that goes with the others."""
+    model = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
+    gating = dataclasses.replace(model.gating, num_identity_experts=3, weight_applied_to=AppliedTo.INPUT)
+    model = dataclasses.replace(model, gating=gating, shared_expert_gate=True, shared_bias=True)
+    return accelerator.build_layer(model, TINY), model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_random_tokens_with_every_term(tiny_terms: tuple[accelerator.Build, ModelSpec], seed: int) -> None:
+    check_under_stalls(*tiny_terms, TINY, seed)
+
+
 def test_experts_alone_in_int8() -> None:
     """Weight beats halve, the scale tiles aside."""
     cycles = {}
@@ -183,7 +198,7 @@ def random_shape(seed: int) -> tuple[LayerShape, np.ndarray, np.ndarray | None]:
         name="random",
         d_model=int(rng.integers(1, 40)),
         gating=GatingSpec(num_experts=num_experts, top_k=top_k),
-        ffn=FfnSpec(d_expert=int(rng.integers(1, 40)), activation=Activation(rng.choice(list(ACTIVATIONS)))),
+        ffn=FfnSpec(d_expert=int(rng.integers(1, 40)), activation=Activation(rng.choice(list(Activation)))),
         d_shared=int(rng.integers(1, 40)) if seed % 2 else 0,
         expert_capacity=int(rng.integers(0, 4)) if seed % 3 == 0 else 0,
         capacity_rule=CAPACITY_RULES[seed // 3 % len(CAPACITY_RULES)],

@@ -32,7 +32,6 @@ from spec.design import BankMode, Format, PimDesign, RegisterPath, RouterPlace
 from spec.dram import DramSpec, DramTiming
 from spec.errors import InputError
 from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, RouterGeometry, ceil_div
-from spec.hardware import ACTIVATIONS
 from spec.load import load_design, load_model
 from spec.model import Activation, FfnSpec, GatingSpec, Score
 from tests.bfm import BankStorage, Sink, Source, pack, run_streams
@@ -48,12 +47,15 @@ from tests.block_bench import (
 )
 from tests.test_expert import (
     contributions,
+    ffns,
     random_expert,
+    random_ffn,
     random_patterns,
     random_scales,
     scale_words,
     weighted,
     weighted_image,
+    with_own_bias,
 )
 
 TIMING = DramTiming(
@@ -74,21 +76,23 @@ def config_of(
     d_model: int = 8,
     d_hidden: int = 6,
     d_shared: int = 0,
-    activation: Activation = Activation.SILU,
-    bias: bool = False,
     number_format: Format = Format.BF16,
     num_experts: int = 2,
     max_tokens: int = 4,
     stream_lanes: int = 2,
     gating: GatingSpec | None = None,
     logits_per_cycle: int = 1,
+    **ffn,
 ) -> PimConfig:
-    """Return a channel's configuration; with ``gating`` its banks hold that router too."""
+    """Return a channel's configuration; with ``gating`` its banks hold that router too.
+
+    ``ffn`` as in :func:`tests.test_expert.ffns`.
+    """
     if gating is not None:
         num_experts = gating.num_experts
-    spec = FfnSpec(d_expert=d_hidden, activation=activation, bias=bias)
+    routed, shared = ffns(d_hidden, **ffn)
 
-    def geometry(size: int) -> FfnGeometry:
+    def geometry(spec: FfnSpec, size: int) -> FfnGeometry:
         cols = pim.lanes(number_format)
         return FfnGeometry(
             ffn=spec, d_model=d_model, d_hidden=size, rows=pim.units, cols=cols, format=number_format
@@ -106,8 +110,8 @@ def config_of(
     cols = pim.lanes(number_format)
     image = ImageGeometry(
         gate=gate,
-        routed=geometry(d_hidden),
-        shared=geometry(d_shared) if d_shared else None,
+        routed=geometry(routed, d_hidden),
+        shared=geometry(shared, d_shared) if d_shared else None,
         burst_bytes=64,
         router=RouterGeometry(gate=gate, rows=pim.units, cols=cols) if gating is not None else None,
     )
@@ -394,6 +398,20 @@ def check(case: Case, run: Run | None = None) -> Run:
     return run
 
 
+@pytest.mark.parametrize("number_format", Format)
+def test_the_shared_expert_has_another_activation(number_format: Format) -> None:
+    """And no biases, whose ones the others have in a tile of its own."""
+    config = config_of(
+        d_shared=8,
+        activation=Activation.RELU2,
+        bias=True,
+        shared_activation=Activation.GELU,
+        shared_bias=False,
+        number_format=number_format,
+    )
+    check(Case(config, ((0, 3), (2, 3), (1, 1), (2, 2)), stalls="half"))
+
+
 def test_one_token() -> None:
     for number_format in Format:
         check(Case(config_of(number_format=number_format), ((0, 1),), num_tokens=1))
@@ -446,8 +464,7 @@ def random_case(seed: int) -> Case:
         d_model=int(rng.integers(1, 20)),
         d_hidden=int(rng.integers(1, 20)),
         d_shared=one_of(0, int(rng.integers(1, 20))),
-        activation=one_of(*ACTIVATIONS),
-        bias=bool(rng.integers(2)),
+        **random_ffn(rng),
         number_format=one_of(*Format),
         max_tokens=max_tokens,
         stream_lanes=one_of(1, 2, 4),
@@ -487,6 +504,17 @@ def test_more_random_channels(seed: int) -> None:
     check(random_case(seed))
 
 
+def ffn_of(config: PimConfig) -> dict[str, object]:
+    """Return a configuration's FFNs, as ``ffns`` takes them."""
+    routed, shared = config.routed.ffn, (config.image.shared or config.routed).ffn
+    return {
+        **{name: getattr(routed, name) for name in ("activation", "bias", "clamped", "limit")},
+        "gate_matrix": routed.gated,
+        "shared_activation": shared.activation,
+        "shared_bias": shared.bias,
+    }
+
+
 def weighted_case(seed: int) -> Case:
     """Return a random channel whose experts see weighted tokens, every other one with a router too."""
     case = random_router_case(seed) if seed % 4 == 3 else random_case(seed)
@@ -502,6 +530,25 @@ def weighted_case(seed: int) -> Case:
 )
 def test_random_weighted_inputs(seed: int) -> None:
     check(weighted_case(seed))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_biases_of_the_shared_expert_alone(seed: int) -> None:
+    case = random_case(seed)
+    plain = case.config
+    config = config_of(
+        plain.banks.pim,
+        d_model=plain.d_model,
+        d_hidden=plain.routed.d_hidden,
+        d_shared=5,
+        bias=bool(seed % 2),
+        number_format=list(Format)[seed // 2],
+        max_tokens=plain.max_tokens,
+        stream_lanes=plain.stream_lanes,
+    )
+    image = with_own_bias(config.image)
+    banks = BankGeometry(image=image, pim=plain.banks.pim)
+    check(replace(case, config=replace(config, image=image, banks=banks), jobs=((2, 1), (0, 1), (2, 1))))
 
 
 def test_weighted_inputs_must_be_there_when_they_are_read() -> None:
@@ -536,8 +583,7 @@ def random_router_case(seed: int) -> Case:
         d_model=plain.d_model,
         d_hidden=routed.d_hidden,
         d_shared=plain.image.shared.d_hidden if plain.image.shared else 0,
-        activation=routed.ffn.activation,
-        bias=routed.ffn.bias,
+        **ffn_of(plain),
         max_tokens=plain.max_tokens,
         stream_lanes=plain.stream_lanes,
         gating=gating,
@@ -630,6 +676,8 @@ PLANTED = {
     "accumulators taken too early": (rtl.pim.walk, "(undrained == 2)", "(undrained == 3)"),
     "hidden activations not waited for": (rtl.pim.walk, ">= hidden_needed", "+ 1 >= hidden_needed"),
     "the wrong place among hidden": (rtl.pim.readout, "block >> copies_log2", "block"),
+    "activation of the other": (rtl.pim.readout, "lane.shared.eq(result.shared)", "lane.shared.eq(0)"),
+    "the model's activation": (sim.pim, "banks.image.shared or routed)", "routed)"),
     "the model's lanes": (sim.pim, "storage_cycles + 2", "storage_cycles + 1"),
     "the model's rows": (sim.pim, "rp_ok[side] = end + s.rp", "rp_ok[side] = end + s.rp + 1"),
 }
@@ -648,6 +696,7 @@ def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         Case(config_of(slow_reads, d_model=8, d_hidden=4), jobs),
         # MACs catch up with the inputs of four tokens.
         Case(config_of(replace(pim, tokens_per_burst=4), d_model=96, d_hidden=2), ((0, 4),)),
+        Case(config_of(pim, d_shared=3, shared_activation=Activation.GELU_TANH), ((2, 2), (0, 1))),
     ]
     with pytest.raises(DIVERGED):
         [check(case) for case in cases]

@@ -112,11 +112,11 @@ class MacArray(wiring.Component):
         # Kept from the slot's firing to its addition. The next scale tile comes at least
         # ACCUMULATE_DISTANCE + 1 cycles after this one's last slot: a tile of weights lies between.
         assert Burst.LATENCY <= ACCUMULATE_DISTANCE + 1
-        channel = Signal(8 * self.config.routed.scale_bytes, name=f"channel_{row}", reset_less=True)
+        channel = Signal(8 * self.config.scale_bytes, name=f"channel_{row}", reset_less=True)
         with m.If(self.fire & self.slot.scale):
             m.d.sync += channel.eq(weights[: len(channel)])
         addend = Signal(signed(32), name=f"addend_{row}")
-        bias = channel[8 * SCALE_BYTES :].as_signed() if self.config.routed.ffn.bias else 0
+        bias = channel[8 * SCALE_BYTES :].as_signed() if self.config.scale_bytes > SCALE_BYTES else 0
         m.d.comb += [
             burst.x.eq(self.x),
             burst.w.eq(weights),

@@ -44,7 +44,7 @@ class Drain(wiring.Component):
         lanes = config.act_lanes
         sets = routed.num_up_matrices
         self.list_depth = 2 << bits_for(config.max_tokens)
-        self.lanes = [ActivationLane(routed.ffn) for _ in range(lanes)]
+        self.lanes = [ActivationLane(routed.ffn, config.other_activation) for _ in range(lanes)]
         super().__init__(
             {
                 "complete": In(1),
@@ -143,6 +143,8 @@ class Drain(wiring.Component):
             m.d.comb += unit.gate.eq(results[0].word_select(lane, 32))
             if len(results) == 2:
                 m.d.comb += unit.up.eq(results[1].word_select(lane, 32))
+            if config.other_activation:
+                m.d.comb += unit.shared.eq(d1.shared)
             if config.int8:
                 quantise = m.submodules[f"quantise_{lane}"] = Quantise()
                 m.d.comb += [quantise.i.eq(unit.o), quantise.scale.eq(scale_of(self.scale_h))]
@@ -204,6 +206,7 @@ class DrainWalk(wiring.Component):
                 "last_token": unsigned(1),
                 "last_unit": unsigned(1),
                 "last_part": unsigned(bits_for(config.routed.rows // config.act_lanes)),
+                **({"shared": unsigned(1)} if config.other_activation else {}),
             }
         )
         super().__init__(
@@ -257,6 +260,8 @@ class DrainWalk(wiring.Component):
             self.tag.last_unit.eq(last_unit),
             self.tag.last_part.eq(Mux(out & last_unit, tail_parts - 1, parts - 1)),
         ]
+        if config.other_activation:
+            m.d.comb += self.tag.shared.eq(record.shared)
         m.d.sync += ready_units.eq(ready_units + self.unit_ready - self.unit_drained)
         with m.If(step):
             m.d.sync += token.eq(Mux(last_token, 0, token + 1))

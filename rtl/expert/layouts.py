@@ -7,6 +7,7 @@ from amaranth.lib import data
 
 from spec.design import Format
 from spec.geometry import PAGE_BYTES, FfnGeometry, ImageGeometry, RouterGeometry, ceil_div
+from spec.model import FfnSpec
 
 ADDRESS_BITS = 40
 PAGE_BITS = ADDRESS_BITS - (PAGE_BYTES - 1).bit_length()
@@ -69,9 +70,24 @@ class EngineConfig:
         return [self.image.routed] + ([self.image.shared] if self.image.shared else [])
 
     @property
+    def other_activation(self) -> FfnSpec | None:
+        """The shared expert's FFN, if its activation is not that of the routed experts."""
+        shared = self.image.shared
+        differs = shared is not None and shared.ffn.activation is not self.routed.ffn.activation
+        return shared.ffn if differs else None
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of a channel's scale, and bias where some kind of expert has one, in an int8 scale tile.
+
+        Where only one kind has biases, the other's are the zeros that fill its scale tiles up.
+        """
+        return max(kind.scale_bytes for kind in self.kinds)
+
+    @property
     def num_experts(self) -> int:
         """Routed experts; the shared one has this number as its index."""
-        return self.image.gate.gating.num_experts
+        return self.image.num_experts
 
     @property
     def router(self) -> RouterGeometry | None:

@@ -29,6 +29,7 @@ def result_layout(config: PimConfig, bits: int = 16):
             "last_token": unsigned(1),
             "last_block": unsigned(1),
             "entry": list_layout(config),
+            **({"shared": unsigned(1)} if config.other_activation else {}),
         }
     )
 
@@ -48,6 +49,8 @@ class ReadWalk(wiring.Component):
         There is something to read: an output or a hidden result; the second of its two matrices.
     router : Out(1), where the engine has one
         It is a logit.
+    shared : Out(1), where the shared expert has an activation of its own
+        It is the shared expert's.
     parity, token, block, last_token, last_block : Out
     list_address : Out
     final : Out(1)
@@ -70,6 +73,7 @@ class ReadWalk(wiring.Component):
                 "out": Out(1),
                 "up": Out(1),
                 **({"router": Out(1)} if config.router else {}),
+                **({"shared": Out(1)} if config.other_activation else {}),
                 "parity": Out(1),
                 "token": Out(result["token"].shape),
                 "block": Out(result["block"].shape),
@@ -92,6 +96,8 @@ class ReadWalk(wiring.Component):
         is_router = of_router(config, record)
         if config.router:
             m.d.comb += self.router.eq(is_router)
+        if config.other_activation:
+            m.d.comb += self.shared.eq(record.shared)
         m.d.comb += [
             walk.complete.eq(self.complete),
             walk.records.eq(self.records),
@@ -159,7 +165,7 @@ class Readout(wiring.Component):
     def __init__(self, config: PimConfig, *, accumulator_depth: int, hidden_depth: int) -> None:
         self.config = config
         routed = config.routed
-        self.lanes = [ActivationLane(routed.ffn) for _ in range(config.act_lanes)]
+        self.lanes = [ActivationLane(routed.ffn, config.other_activation) for _ in range(config.act_lanes)]
         width = config.units * 32 * routed.num_up_matrices
         blocks = max(kind.hidden_blocks for kind in config.kinds)
         router = {
@@ -267,6 +273,8 @@ class Readout(wiring.Component):
                 read.last_token.eq(walk.last_token),
                 read.last_block.eq(walk.last_block),
             ]
+            if config.other_activation:
+                m.d.sync += read.shared.eq(walk.shared)
         arrived = delay(m, self.go_read, 1, "arrived", control=True)
         gate_width = config.units * 32
         sums = self.accumulators.data
@@ -335,6 +343,8 @@ class Readout(wiring.Component):
                     up.eq(result.data.as_value().word_select(place, lanes * 16).word_select(number, 16)),
                     lane.up.eq(Cat(Const(0, 16), up.as_value())),
                 ]
+            if config.other_activation:
+                m.d.comb += lane.shared.eq(result.shared)
             if config.int8:
                 quantise = m.submodules[f"quantise_{number}"] = Quantise()
                 m.d.comb += [quantise.i.eq(lane.o), quantise.scale.eq(scale_of(self.scale_h))]

@@ -199,13 +199,15 @@ def _expert_errors(
     """Return the errors of all jobs' results."""
     ours, real, bounds = [], [], []
     for job, contribution in pairs:
-        routed = job.expert < work.model.gating.num_experts
+        routed = job.expert < image.num_experts
         weights = work.weights.expert(job.expert) if routed else work.weights.shared_expert
+        spec = work.model.ffn if routed else work.model.shared_ffn
         assert weights is not None
+        assert spec is not None
         ours.append(bf16_decode(contribution.results).astype(np.float64))
         inputs = bf16_decode(job_inputs(image, job, work.tokens)).astype(np.float64)
-        real.append(ffn(work.model.ffn, x=inputs, **vars(weights)))
-        bounds.append(expert_output(work.model.ffn, weights, exact(inputs), image.routed.cols, scales).error)
+        real.append(ffn(spec, x=inputs, **vars(weights)))
+        bounds.append(expert_output(spec, weights, exact(inputs), image.routed.cols, scales).error)
     everything = np.concatenate(real)
     return Errors.of(np.concatenate(ours), everything, np.concatenate(bounds), float(everything.std()))
 
