@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from golden.combine_bf16 import identity_sums
 from golden.dispatch import dispatch
 from golden.formats import BF16_ONE
 from spec.design import Policy
@@ -51,6 +52,8 @@ class DispatchStreams:
         then ascending index.
     entry_weight : (entries,) uint16, bf16 bits.
     entry_last : (entries,) bool, last entry of its job.
+    identity_sum : (tokens,) int64, sum of the token's weights of identity experts, as ``o_expect`` has it
+        (:func:`golden.combine_bf16.identity_sums`); these are no entries.
     """
 
     top_k: int
@@ -69,6 +72,7 @@ class DispatchStreams:
     entry_rank: IntArray
     entry_weight: NDArray[np.uint16]
     entry_last: NDArray[np.bool_]
+    identity_sum: IntArray
 
     @property
     def dropped(self) -> int:
@@ -106,6 +110,7 @@ def dispatch_streams(
     weights: ArrayLike,
     *,
     num_experts: int,
+    num_identity_experts: int = 0,
     window_tokens: int,
     batch_lengths: ArrayLike | None = None,
     capacity: int = 0,
@@ -119,7 +124,7 @@ def dispatch_streams(
     Parameters
     ----------
     ids, weights : (tokens, top_k) expert of each assignment and its bf16 bits, in order of arrival.
-    num_experts, window_tokens, shared : as in the dispatcher's configuration.
+    num_experts, num_identity_experts, window_tokens, shared : as in the dispatcher's configuration.
     batch_lengths : (batches,) tokens of each batch, summing to the tokens; default one batch.
     capacity : most assignments that an expert takes of a batch; 0: no limit.
     capacity_rule : in which order they claim its places, window by window.
@@ -141,7 +146,7 @@ def dispatch_streams(
     num_tokens, top_k = experts.shape
     lengths = np.asarray([num_tokens] if batch_lengths is None else batch_lengths, dtype=np.int64)
     lengths = lengths[lengths > 0] if batch_lengths is None else lengths
-    _check(experts, lengths, num_experts)
+    _check(experts, lengths, num_experts + num_identity_experts)
 
     kept = dispatch(
         experts,
@@ -155,9 +160,11 @@ def dispatch_streams(
     slot = np.arange(num_tokens, dtype=np.int64) % (2 * window_tokens)
 
     # Every entry in order of arrival, the shared expert's first; then a stable sort into queues.
-    token = np.repeat(np.arange(num_tokens, dtype=np.int64), top_k)[kept.ravel()]
-    expert = experts[kept]
-    weight = weight_bits[kept]
+    identity = kept & (experts >= num_experts)
+    served = kept & ~identity
+    token = np.repeat(np.arange(num_tokens, dtype=np.int64), top_k)[served.ravel()]
+    expert = experts[served]
+    weight = weight_bits[served]
     index = expert  # The shared expert comes before all others.
     if shared:
         everyone = np.arange(num_tokens, dtype=np.int64)
@@ -183,7 +190,7 @@ def dispatch_streams(
         last_token=last_token,
         window=window,
         expect_slot=slot,
-        expect_count=np.count_nonzero(kept, axis=1).astype(np.int64) + int(shared),
+        expect_count=np.count_nonzero(served, axis=1).astype(np.int64) + int(shared),
         entry_window=window[token],
         entry_token=token,
         entry_expert=expert,
@@ -191,6 +198,7 @@ def dispatch_streams(
         entry_rank=rank,
         entry_weight=weight,
         entry_last=np.append(queue[1:] != queue[:-1], np.ones(min(1, queue.size), dtype=np.bool_)),
+        identity_sum=identity_sums(weight_bits, identity),
     )
 
 

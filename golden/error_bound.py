@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.combine_bf16 import IDENTITY_FRACTION_BITS
 from golden.expert import activate, activation
 from golden.expert_bf16 import QUICK_GELU_ALPHA, clamps, limit_bf16
 from golden.expert_int8 import ActivationScales
 from golden.formats import GUARD_BITS, PRODUCT_FRACTION_BITS, bf16_decode
-from golden.functions import FRACTION_BITS
+from golden.functions import FRACTION_BITS, SCALE_BITS
 from golden.gating import sigmoid
 from golden.int8 import INT8_MAX, FixedScale
 from golden.layer import LayerResult
@@ -111,7 +112,8 @@ def output_error_bound(
 
     cols = image.routed.cols
     routing = combine_weights(model, image, weights, x, result)
-    for expert in np.unique(result.ids[result.kept]):
+    served = result.ids[result.kept]
+    for expert in np.unique(served[served < image.num_experts]):
         rows, slots = np.nonzero(result.kept & (result.ids == expert))
         factor = Bounded(routing.value[rows, slots, None], routing.error[rows, slots, None])
         inputs = exact(x[rows])
@@ -119,6 +121,17 @@ def output_error_bound(
             inputs, factor = times(factor, inputs).rounded(), exact(np.ones((len(rows), 1)))
         output = expert_output(model.ffn, weights.expert(int(expert)), inputs, cols, scales)
         add(rows, factor, output)
+    if weights.output_bias is not None:
+        value += weights.output_bias
+        magnitude += np.abs(weights.output_bias)
+    if model.gating.num_identity_experts:
+        # All of a token's in one product with the sum of their weights.
+        mine = result.kept & (result.ids >= image.num_experts)
+        total, off = (
+            np.where(mine, part, 0.0).sum(axis=1, keepdims=True) for part in (routing.value, routing.error)
+        )
+        cut = model.gating.top_k * 2.0**-IDENTITY_FRACTION_BITS
+        add(np.arange(count), Bounded(total, off + cut).rounded(), exact(x))
     if weights.shared_expert is not None and model.shared_ffn is not None:
         output = expert_output(model.shared_ffn, weights.shared_expert, exact(x), cols, scales)
         add(np.arange(count), shared_weight(image, weights, x), output)
@@ -144,7 +157,11 @@ def combine_weights(
     )
     logit_error = logits.error.max(axis=1, keepdims=True) + LOGIT_STEP
     relative = np.expm1(2 * logit_error) + WEIGHT_ERROR
-    return Bounded(result.weights, np.abs(result.weights) * relative).rounded()
+    factor = model.expert_output_scale
+    if factor != 1.0:
+        # It is in the gate's scale, which has 14 fraction bits.
+        relative = relative + 2.0 ** -(SCALE_BITS + 1) / image.gate.gating.scale
+    return Bounded(result.weights * factor, np.abs(result.weights) * factor * relative).rounded()
 
 
 def shared_weight(image: ImageGeometry, weights: LayerWeights, x: F64) -> Bounded:

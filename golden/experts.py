@@ -97,7 +97,7 @@ def calibrate(model: ModelSpec, weights: LayerWeights, tokens: NDArray[np.floati
     routing = route(model.gating, weights.router, tokens, weights.logit_bias, weights.selection_bias)
     weighted = model.gating.weight_applied_to is AppliedTo.INPUT
     x_peaks, peaks = [], []
-    for expert in np.unique(routing.ids):
+    for expert in np.unique(routing.ids[routing.ids < model.gating.num_ffn_experts]):
         rows, slots = np.nonzero(routing.ids == expert)
         inputs = tokens[rows] * routing.weights[rows, slots, None] if weighted else tokens[rows]
         x_peaks.append(float(np.abs(inputs).max()))

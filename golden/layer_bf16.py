@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.combine_bf16 import Contribution, combine_bf16
+from golden.combine_bf16 import Contribution, combine_bf16, identity_start, identity_weights
 from golden.dispatch_streams import DispatchStreams, Job, dispatch_streams
 from golden.expert_int8 import ActivationScales
 from golden.experts import PackedExpert
-from golden.formats import BF16_ONE, Bits16, bf16_encode, bf16_product
+from golden.formats import BF16_ONE, Bits16, bf16_encode, bf16_product, f32_flush
 from golden.gating_bf16 import RoutingBf16, route_bf16
 from golden.image import router_image
 from golden.weights import LayerWeights
@@ -67,7 +67,7 @@ def layer_bf16(
     policy : order of service, as in the design; a token's contributions are added in that order.
     """
     routing = route_bf16(
-        model.gating,
+        image.gate.gating,
         bf16_encode(weights.router),
         tokens,
         image.router_cols,
@@ -76,14 +76,14 @@ def layer_bf16(
         shared_gate=weights.shared_gate_bits,
         banked=image.gate.banked,
     )
-    num_experts = model.gating.num_experts
     streams = dispatch_streams(
         routing.ids,
         routing.weights,
-        num_experts=num_experts,
+        num_experts=image.num_experts,
+        num_identity_experts=model.gating.num_identity_experts,
         window_tokens=window_tokens,
         batch_lengths=None if batch_lengths is None else np.asarray(batch_lengths),
-        capacity=model.expert_capacity,
+        capacity=model.capacity_for([len(tokens)] if batch_lengths is None else batch_lengths),
         capacity_rule=model.capacity_rule,
         shared=image.shared is not None,
         shared_weights=routing.shared,
@@ -95,7 +95,12 @@ def layer_bf16(
         Contribution(job.tokens, output_weights(image, job), result)
         for job, result in zip(jobs, results, strict=True)
     ]
-    output = combine_bf16(contributions, len(tokens), model.d_model)
+    start = None
+    if model.gating.num_identity_experts:
+        start = identity_start(identity_weights(streams.identity_sum), tokens)
+    elif weights.output_bias is not None:
+        start = np.repeat(f32_flush(weights.output_bias)[None], len(tokens), axis=0)
+    output = combine_bf16(contributions, len(tokens), model.d_model, start)
     return LayerBf16(routing, streams, contributions, output, scales)
 
 
@@ -123,14 +128,14 @@ def _expert_results(
 def job_inputs(image: ImageGeometry, job: Job, tokens: Bits16) -> Bits16:
     """Return what a job's expert sees of its tokens: times their weights, in bf16, if they apply there."""
     inputs: Bits16 = tokens[job.tokens]
-    if image.weighted_inputs and job.expert < image.gate.gating.num_experts:
+    if image.weighted_inputs and job.expert < image.num_experts:
         return bf16_product(inputs, job.weights[:, None])
     return inputs
 
 
 def output_weights(image: ImageGeometry, job: Job) -> Bits16:
     """Return the weights of a job's results; 1 where they applied to the inputs."""
-    if image.weighted_inputs and job.expert < image.gate.gating.num_experts:
+    if image.weighted_inputs and job.expert < image.num_experts:
         return np.full_like(job.weights, BF16_ONE)
     return job.weights
 
@@ -139,7 +144,7 @@ def pack_expert(
     image: ImageGeometry, weights: LayerWeights, expert: int, scales: ActivationScales | None = None
 ) -> PackedExpert:
     """Return an expert in the image's format; ``num_experts`` as the index means the shared expert."""
-    if expert < image.gate.gating.num_experts:
+    if expert < image.num_experts:
         return PackedExpert.of(weights.expert(expert), image.routed, scales)
     assert image.shared is not None
     assert weights.shared_expert is not None
@@ -160,7 +165,7 @@ def layer_image(
     the others' pages are zero, and the image ends behind the last one needed. ``scales`` are those of
     :func:`layer_bf16`.
     """
-    num_experts = model.gating.num_experts
+    num_experts = image.num_experts
     everyone = range(num_experts + (image.shared is not None))
     wanted = everyone if experts is None else experts
     last = max(wanted, default=-1)
@@ -174,6 +179,9 @@ def layer_image(
         weights.shared_gate_bits,
     )
     memory[: 2 * router.size] = router.view(np.uint8)
+    if weights.output_bias is not None:
+        bias = f32_flush(weights.output_bias).view(np.uint8)
+        memory[2 * router.size : 2 * router.size + bias.size] = bias
     for expert in wanted:
         tiles = pack_expert(image, weights, expert, scales).image()
         start = image.expert_page(expert) * PAGE_BYTES

@@ -104,6 +104,34 @@ def bf16_product(m, x, w, name: str):
     return Mux(nan, BF16_NAN, Mux(x_top | w_top, Cat(Const(0x7F80, 15), sign), rounded))
 
 
+def f32_product(m, x, w, name: str):
+    """Return the exact product of two bf16 numbers as a combinational fp32 pattern.
+
+    What is below the normal range is +0. Area: an 8x8 multiplier.
+    """
+    x_zero, w_zero = x.exponent == 0, w.exponent == 0
+    x_top, w_top = x.exponent.all(), w.exponent.all()
+    nan = (x_top & (x.fraction.any() | w_zero)) | (w_top & (w.fraction.any() | x_zero))
+    magnitude = Signal(16, name=f"{name}_magnitude")
+    exponent = Signal(signed(11), name=f"{name}_exponent")
+    out = Signal(F32, name=f"{name}_product")
+    m.d.comb += [
+        magnitude.eq(Cat(x.fraction, Const(1, 1)) * Cat(w.fraction, Const(1, 1))),
+        exponent.eq(x.exponent + w.exponent - BF16_BIAS + magnitude[15]),
+    ]
+    with m.If(nan):
+        m.d.comb += out.eq(F32_NAN)
+    with m.Elif(x_top | w_top | (~x_zero & ~w_zero & (exponent >= 255))):
+        m.d.comb += [out.sign.eq(x.sign ^ w.sign), out.exponent.eq(255)]
+    with m.Elif(~x_zero & ~w_zero & (exponent >= 1)):
+        m.d.comb += [
+            out.sign.eq(x.sign ^ w.sign),
+            out.exponent.eq(exponent),
+            out.fraction.eq(Mux(magnitude[15], magnitude[:15] << 8, magnitude[:14] << 9)),
+        ]
+    return out
+
+
 def burst_layout(cols: int):
     """Return the layout of a burst's sum: a significand that holds it exactly, its exponent, specials."""
     return data.StructLayout(

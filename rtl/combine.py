@@ -21,6 +21,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.arith import BF16, F32, Accumulate, Burst, bf16_from_f32, delay
+from rtl.combine_start import add_start, start_members, start_read
 from rtl.dispatch import expect_layout
 from rtl.expert.layouts import contribution_layout
 from rtl.fifo import StreamFifo
@@ -40,12 +41,16 @@ class CombineConfig:
     d_model : elements of a token.
     lanes : elements of a beat.
     max_count : most contributions of a token.
+    stream_lanes : elements of a beat of tokens, where identity experts ask for these; else 0.
+    bias_bits : bits of a beat of the output bias, where there is one; else 0. Not both.
     """
 
     num_slots: int
     d_model: int
     lanes: int
     max_count: int
+    stream_lanes: int = 0
+    bias_bits: int = 0
 
     def __post_init__(self) -> None:
         require(
@@ -56,6 +61,11 @@ class CombineConfig:
         require_range("d_model", self.d_model, 1, 1 << 16)
         require_range("lanes", self.lanes, 1, 1024)
         require_range("max_count", self.max_count, 1, 1024)
+
+    @property
+    def starts(self) -> bool:
+        """Whether sums start from something else than +0 (:mod:`rtl.combine_start`)."""
+        return self.stream_lanes > 0 or self.bias_bits > 0
 
     @property
     def words(self) -> int:
@@ -75,7 +85,7 @@ class CombineConfig:
     @property
     def expect(self) -> data.StructLayout:
         """Payload of ``i_expect``."""
-        return expect_layout(self.num_slots, self.max_count)
+        return expect_layout(self.num_slots, self.max_count, identity=self.stream_lanes > 0)
 
     @property
     def output(self) -> data.StructLayout:
@@ -187,6 +197,7 @@ class SlotAdder(wiring.Component):
     clear : In, forget a slot; its accumulators start from +0 again.
     counted, count : Out and In, as in :class:`ContributionCounts`.
     sums : In(ReadSignature), the accumulators; row ``Cat(slot, word)``.
+    start : Out, where sums do not start from +0: what they start from.
     """
 
     READ_AT = Burst.LATENCY - Ram.LATENCY
@@ -202,6 +213,7 @@ class SlotAdder(wiring.Component):
                 "counted": Out(config.num_slots),
                 "count": In(config.count_read),
                 "sums": In(config.sum_read),
+                **({"start": Out(start_read(config))} if config.starts else {}),
             }
         )
 
@@ -253,13 +265,23 @@ class SlotAdder(wiring.Component):
             ram.write.addr.eq(rows[self.WRITE_AT]),
             ram.write.data.eq(new),
         ]
+        starts = [0] * config.lanes
+        if config.starts:
+            # Early enough for a register behind the product.
+            read_at = Burst.LATENCY - Ram.LATENCY - 1
+            m.d.comb += [
+                self.start.en.eq(valids[read_at]),
+                self.start.slot.eq(rows[read_at][: len(self.start.slot)]),
+                self.start.word.eq(rows[read_at][len(self.start.slot) :]),
+            ]
+            starts = [delay(m, value.as_value(), 1, f"start_{n}") for n, value in enumerate(self.start.data)]
         for lane in range(config.lanes):
             m.submodules[f"product_{lane}"] = product = Burst(1)
             m.submodules[f"sum_{lane}"] = total = Accumulate(1)
             m.d.comb += [
                 product.x[0].eq(data.View(BF16, self.i.payload.data[lane])),
                 product.w[0].eq(data.View(BF16, self.i.payload.weight)),
-                total.acc.eq(Mux(first_now, 0, old[lane].as_value())),
+                total.acc.eq(Mux(first_now, starts[lane], old[lane].as_value())),
                 total.addend.eq(product.o),
                 new[lane].eq(total.o),
             ]
@@ -326,6 +348,7 @@ class Emitter(wiring.Component):
     i : In(stream.Signature(expect))
     counted, count, sums, clear : In and Out, state of :class:`SlotAdder`; a slot is cleared with the
         read of its last word.
+    start : Out, as in :class:`SlotAdder`, for a token without contributions.
     o : Out(stream.Signature(output))
     """
 
@@ -338,6 +361,7 @@ class Emitter(wiring.Component):
                 "count": Out(config.count_read),
                 "sums": Out(config.sum_read),
                 "clear": Out(config.clear),
+                **({"start": Out(start_read(config))} if config.starts else {}),
                 "o": Out(stream.Signature(config.output)),
             }
         )
@@ -373,8 +397,12 @@ class Emitter(wiring.Component):
             self.sums.en.eq(read),
             self.sums.addr.eq(Cat(token.slot, word)),
         ]
+        empty = [0] * config.lanes
+        if config.starts:
+            m.d.comb += [self.start.en.eq(read), self.start.slot.eq(token.slot), self.start.word.eq(word)]
+            empty = [bf16_from_f32(value) for value in self.start.data]
         for lane in range(config.lanes):
-            m.d.comb += self.o.payload.data[lane].eq(Mux(word_empty, 0, bf16_from_f32(sums[lane])))
+            m.d.comb += self.o.payload.data[lane].eq(Mux(word_empty, empty[lane], bf16_from_f32(sums[lane])))
         with m.If(room):
             m.d.sync += [
                 self.o.valid.eq(read),
@@ -416,7 +444,12 @@ class Combine(wiring.Component):
     -------
     i : In(stream.Signature(config.contribution)): slot, word, weight, data, last.
     i_expect : In(stream.Signature(config.expect)): slot, count, last_token. May come before, with or
-        after the contributions.
+        after the contributions; before them where it has ``identity``.
+    i_token : In(stream.Signature(token_layout(stream_lanes))), with identity experts: tokens in slot order,
+        each before it is announced; always ready.
+    i_load : In(stream.Signature(bias_bits)), load_start : In(1), loaded : Out(1), with an output bias: its
+        fp32 values in order; the next beat is the first one; all are there, as they must before the first
+        contribution, or announcement of a token without any.
     o : Out(stream.Signature(config.output)): data, token_last (last beat of a token), last (last beat
         of the last token of a batch). Lanes beyond ``d_model`` carry the sum of what came in them.
     freed : Out(1), one cycle after a token's last beat was taken; slots are freed in token order.
@@ -431,6 +464,7 @@ class Combine(wiring.Component):
             {
                 "i": In(stream.Signature(config.contribution)),
                 "i_expect": In(stream.Signature(config.expect)),
+                **start_members(config),
                 "o": Out(stream.Signature(config.output)),
                 "freed": Out(1),
             }
@@ -455,5 +489,6 @@ class Combine(wiring.Component):
         wiring.connect(m, emitter.sums, adder.sums)
         wiring.connect(m, emitter.clear, adder.clear)
         m.d.comb += emitter.counted.eq(adder.counted)
+        add_start(m, self, [adder, emitter])
         m.d.sync += self.freed.eq(self.o.valid & self.o.ready & self.o.payload.token_last)
         return m

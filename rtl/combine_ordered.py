@@ -24,6 +24,7 @@ from amaranth.lib.wiring import In, Out
 
 from rtl.arith import BF16, F32, Accumulate, Burst, bf16_from_f32, delay
 from rtl.combine import CombineConfig, ContributionCounts, OldestToken
+from rtl.combine_start import add_start, start_members, start_read
 from rtl.expert.layouts import contribution_layout
 from rtl.fifo import StreamFifo
 from rtl.ram import Ram
@@ -257,7 +258,8 @@ class OrderedCombine(wiring.Component):
     -------
     i : In(stream.Signature(config.contribution)): slot, rank, word, weight, data, last; always ready.
     i_expect : In(stream.Signature(config.expect)): slot, count, last_token. May come before, with or
-        after the contributions.
+        after the contributions; before them where it has ``identity``.
+    i_token, i_load, load_start, loaded : as in :class:`rtl.combine.Combine`, with identity experts or a bias.
     o : Out(stream.Signature(config.output)): data, token_last (last beat of a token), last (last beat
         of the last token of a batch). Lanes beyond ``d_model`` carry the sum of what came in them.
     freed : Out(1), one cycle after a token's last beat was taken; slots are freed in token order.
@@ -274,6 +276,7 @@ class OrderedCombine(wiring.Component):
             {
                 "i": In(stream.Signature(config.contribution)),
                 "i_expect": In(stream.Signature(config.expect)),
+                **start_members(config),
                 "o": Out(stream.Signature(config.output)),
                 "freed": Out(1),
             }
@@ -310,6 +313,7 @@ class OrderedCombine(wiring.Component):
         read_to_sum = Ram.LATENCY + Burst.LATENCY
         read_to_result = read_to_sum + Accumulate.LATENCY
         first = delay(m, step.first, read_to_sum, "first")
+        starts, of_none = self._starts(m, step, read_to_sum)
         empty = delay(m, step.empty, read_to_result, "empty")
         m.d.comb += [
             results.valid.eq(delay(m, step.valid & step.final, read_to_result, "result", control=True)),
@@ -323,7 +327,25 @@ class OrderedCombine(wiring.Component):
             m.d.comb += [
                 product.x[0].eq(data.View(BF16, read.data[lane])),
                 product.w[0].eq(data.View(BF16, read.weight)),
-                total.acc.eq(Mux(first, 0, before.as_value())),
+                total.acc.eq(Mux(first, starts[lane], before.as_value())),
                 total.addend.eq(product.o),
-                results.payload.data[lane].eq(Mux(empty, 0, bf16_from_f32(data.View(F32, total.o)))),
+                results.payload.data[lane].eq(
+                    Mux(empty, of_none[lane], bf16_from_f32(data.View(F32, total.o)))
+                ),
             ]
+
+    def _starts(self, m, step, read_to_sum):
+        """Return what each lane's sum starts from, and the result of a token without contributions."""
+        if not self.config.starts:
+            return [0] * self.config.lanes, [0] * self.config.lanes
+        reader = wiring.Signature({"start": Out(start_read(self.config))}).create()
+        add_start(m, self, [reader])
+        m.d.comb += [
+            reader.start.en.eq(step.valid),
+            reader.start.slot.eq(step.place.slot),
+            reader.start.word.eq(step.place.word),
+        ]
+        values = [value.as_value() for value in reader.start.data]
+        starts = [delay(m, value, read_to_sum - Ram.LATENCY, f"start_{n}") for n, value in enumerate(values)]
+        late = [delay(m, value, Accumulate.LATENCY, f"start_late_{n}") for n, value in enumerate(starts)]
+        return starts, [bf16_from_f32(data.View(F32, value)) for value in late]

@@ -220,10 +220,11 @@ def streams_of(
     return dispatch_streams(
         ids,
         np.zeros(ids.shape, dtype=np.uint16),
-        num_experts=model.gating.num_experts,
+        num_experts=image.num_experts,
+        num_identity_experts=model.gating.num_identity_experts,
         window_tokens=design.window_tokens,
         batch_lengths=batch_lengths,
-        capacity=model.expert_capacity,
+        capacity=model.capacity_for([len(ids)] if batch_lengths is None else batch_lengths),
         capacity_rule=model.capacity_rule,
         shared=image.shared is not None,
         policy=design.policy,
@@ -317,7 +318,8 @@ def layer_job(
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
             reg_write(
-                REGISTERS["CAPACITY"], capacity_word(model.expert_capacity, max(workload.batch_lengths))
+                REGISTERS["CAPACITY"],
+                capacity_word(model.capacity_for(workload.batch_lengths), max(workload.batch_lengths)),
             ),
             *scale_steps(scales),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),

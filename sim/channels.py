@@ -218,7 +218,7 @@ def run_channels(
             num_slots=num_slots,
             words=shape.words,
             arrivals=arrivals,
-            job_kinds=(experts == gate.gating.num_experts).astype(np.int64),
+            job_kinds=(experts == gate.gating.num_ffn_experts).astype(np.int64),
             entry_token=streams.entry_token.astype(np.int64),
             contributions=contributions,
             commands=np.empty((0, 3), dtype=np.int64),

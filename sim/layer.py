@@ -50,7 +50,7 @@ class LayerShape:
     @property
     def entry_shared(self) -> NDArray[np.bool_]:
         """Whether each entry's expert is the shared one."""
-        shared: NDArray[np.bool_] = self.streams.entry_expert == self.image.gate.gating.num_experts
+        shared: NDArray[np.bool_] = self.streams.entry_expert == self.image.num_experts
         return shared
 
     @property

@@ -225,7 +225,8 @@ def pim_job(
         prologue=[
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
             reg_write(
-                REGISTERS["CAPACITY"], capacity_word(model.expert_capacity, max(workload.batch_lengths))
+                REGISTERS["CAPACITY"],
+                capacity_word(model.capacity_for(workload.batch_lengths), max(workload.batch_lengths)),
             ),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             *scale_steps(scales),

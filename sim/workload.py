@@ -17,7 +17,7 @@ from sim.routing import IntArray, Routing, draw_ids, fitted_tokens, tokens_for
 from spec.errors import InputError, require, require_range
 from spec.geometry import ceil_div
 from spec.load import is_folder, load_model
-from spec.model import ModelSpec
+from spec.model import CapacityScope, ModelSpec
 
 DEFAULT_TOKENS = 16
 MAX_IMAGE_BYTES = 1 << 30
@@ -85,12 +85,14 @@ def vector_workload(path: str, num_tokens: int | None) -> Workload:
         lengths = [int(n) for n in np.diff(np.concatenate([[0], ends])) if n]
     count = len(tokens) if num_tokens is None else num_tokens
     model = vector.model
-    # Sequences matter for the capacity alone; without one all tokens are one batch.
+    # Sequences matter for their own capacity alone; without one all tokens are one batch.
+    limited = model.expert_capacity != 0 or model.capacity_fraction > 0
+    by_sequence = limited and model.capacity_scope is CapacityScope.SEQUENCE
     return Workload(
         model=model,
         weights=vector.weights,
         tokens=bf16_encode(tokens[:count]),
-        batch_lengths=lengths if model.expert_capacity else [count],
+        batch_lengths=lengths if by_sequence else [count],
         target_ids=None,
         reference=vector.output.reshape(tokens.shape)[:count].astype(np.float64),
         reference_ids=vector.topk_indices[:count],

@@ -175,7 +175,7 @@ class BankGeometry:
     @property
     def num_experts(self) -> int:
         """Routed experts; the shared one has this number as its index."""
-        return self.image.gate.gating.num_experts
+        return self.image.num_experts
 
     @property
     def sides(self) -> int:

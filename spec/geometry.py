@@ -33,6 +33,14 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def _gating(model: ModelSpec) -> GatingSpec:
+    """Return a model's gating with the factor of the experts' outputs in its weights, where it is applied."""
+    factor = model.expert_output_scale
+    if factor == 1.0:
+        return model.gating
+    return dataclasses.replace(model.gating, scale=model.gating.scale * factor)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GateGeometry:
     """How the router product lies on the gate's MACs.
@@ -93,7 +101,7 @@ class GateGeometry:
             counts.append(min(most, design.gate.lanes // model.d_model) or 1)
         choices = [
             cls(
-                gating=model.gating,
+                gating=_gating(model),
                 d_model=model.d_model,
                 lanes=design.gate.lanes,
                 logits_per_cycle=logits_per_cycle,
@@ -386,7 +394,7 @@ class ImageGeometry:
     """The weight image in memory: router, routed experts, shared expert, each on whole 4 KiB pages.
 
     An expert's tiles are padded to whole bursts; the padding is read and thrown away. Where the banks
-    hold the ``router``, its part of the image is a selection bias at most.
+    hold the ``router``, its part of the image is a selection bias at most. An output bias follows the router.
     """
 
     gate: GateGeometry
@@ -394,6 +402,7 @@ class ImageGeometry:
     shared: FfnGeometry | None
     burst_bytes: int
     router: RouterGeometry | None = None
+    output_bias: bool = False
 
     @classmethod
     def of(cls, model: ModelSpec, design: DesignSpec) -> ImageGeometry:
@@ -422,7 +431,13 @@ class ImageGeometry:
             shared=ffn(model.shared_ffn, model.d_shared) if model.shared_ffn else None,
             burst_bytes=design.memory.burst_bytes,
             router=RouterGeometry(gate=gate, rows=tile.rows, cols=tile.cols) if gate.banked else None,
+            output_bias=model.output_bias,
         )
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts that have an FFN: those of the dispatcher and of what is behind it."""
+        return self.gate.gating.num_ffn_experts
 
     @property
     def weighted_inputs(self) -> bool:
@@ -446,9 +461,19 @@ class ImageGeometry:
         return ceil_div(whole_bursts, PAGE_BYTES)
 
     @property
+    def bias_beats(self) -> int:
+        """Beats of the output bias, fp32 values, behind the router's."""
+        return ceil_div(2 * self.gate.d_model, self.gate.load_elements) if self.output_bias else 0
+
+    @property
+    def load_beats(self) -> int:
+        """Beats of what is loaded before the first token: the router's, and the output bias."""
+        return self.gate.load_beats + self.bias_beats
+
+    @property
     def router_pages(self) -> int:
         """Pages of the router's image; it starts at page 0."""
-        return self._pages(self.gate.load_beats * self.gate.load_elements * 2)
+        return self._pages(self.load_beats * self.gate.load_elements * 2)
 
     @property
     def expert_pages(self) -> int:
@@ -456,11 +481,11 @@ class ImageGeometry:
         return self._pages(self.routed.num_bytes)
 
     def expert_page(self, expert: int) -> int:
-        """Return the page at which an expert starts; ``num_experts`` means the shared one."""
+        """Return the page at which an expert starts; :attr:`num_experts` means the shared one."""
         return self.router_pages + expert * self.expert_pages
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the whole image."""
-        pages = self.expert_page(self.gate.gating.num_experts)
+        pages = self.expert_page(self.num_experts)
         return (pages + (self._pages(self.shared.num_bytes) if self.shared else 0)) * PAGE_BYTES

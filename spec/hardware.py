@@ -13,8 +13,8 @@ from spec.errors import InputError
 from spec.model import (
     NO_PLACES,
     Activation,
+    AppliedTo,
     CapacityRule,
-    CapacityScope,
     Epsilon,
     GroupMask,
     ModelSpec,
@@ -51,21 +51,27 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     """Yield key, rule and value of each term that the hardware lacks."""
     yield from _lacking_of_gating(model)
     yield from _lacking_of_ffn(model)
-    for key, value, only in (
-        ("d_latent", model.d_latent, 0),
-        ("expert_output_scale", model.expert_output_scale, 1.0),
-        ("output_bias", model.output_bias, False),
-        ("capacity_fraction", max(model.capacity_fraction, 0.0), 0.0),
+    if model.d_latent:
+        yield "d_latent", "must be 0", model.d_latent
+    identity, on_input = model.gating.num_identity_experts, model.gating.weight_applied_to is AppliedTo.INPUT
+    if model.output_bias and identity:
+        yield "output_bias", "must be false with identity experts", True
+    # It is a factor of the gate's weights.
+    if model.expert_output_scale != 1.0 and (identity or on_input):
+        terms = "identity experts" if identity else "weights on the input"
+        yield "expert_output_scale", f"must be 1.0 with {terms}", model.expert_output_scale
+    elif model.expert_output_scale != 1.0 and not (
+        0 < model.expert_output_scale * model.gating.scale < MAX_SCALE
     ):
-        if value != only:
-            yield key, f"must be {_text(only)}", value
-    if model.expert_capacity == NO_PLACES:
+        rule = f"must be above 0 and, times gating.scale, below {MAX_SCALE}"
+        yield "expert_output_scale", rule, model.expert_output_scale
+    if model.expert_capacity == NO_PLACES and model.capacity_fraction <= 0:
         yield "expert_capacity", "must be at least 0", model.expert_capacity
-    if model.expert_capacity:
-        if model.capacity_scope is not CapacityScope.SEQUENCE:
-            yield "capacity_scope", "must be 'sequence'", model.capacity_scope.value
-        if model.capacity_rule not in CAPACITY_RULES:
-            yield "capacity_rule", f"must be {_names(CAPACITY_RULES)}", model.capacity_rule.value
+    limited = model.expert_capacity or model.capacity_fraction > 0
+    if identity and limited:
+        yield "gating.num_identity_experts", "must be 0 where experts have a capacity", identity
+    if limited and model.capacity_rule not in CAPACITY_RULES:
+        yield "capacity_rule", f"must be {_names(CAPACITY_RULES)}", model.capacity_rule.value
 
 
 def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
@@ -86,8 +92,6 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
         yield "gating.logit_deviation", "must be 0.0", gating.logit_deviation
     if gating.num_prototypes > 1:
         yield "gating.num_prototypes", "must be 1", gating.num_prototypes
-    if gating.num_identity_experts:
-        yield "gating.num_identity_experts", "must be 0", gating.num_identity_experts
     sigmoid = gating.score is Score.SIGMOID
     if gating.selection_bias and not sigmoid:
         yield "gating.selection_bias", f"must be false with score={gating.score.value!r}", True

@@ -7,6 +7,7 @@ of these terms the hardware has.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil
@@ -417,6 +418,20 @@ class ModelSpec:
         if self.capacity_fraction > 0:
             return ceil(self.capacity_fraction * num_tokens)
         return self.expert_capacity
+
+    def capacity_for(self, lengths: Sequence[int]) -> int:
+        """Return the capacity that an expert has for each of these sequences, as the hardware has it: one.
+
+        Raises :class:`InputError` where it is a share of the tokens and they differ too much.
+        """
+        capacities = sorted({self.capacity_of(length) for length in lengths})
+        require(
+            len(capacities) <= 1,
+            f"must give all sequences of a run the same capacity in hardware, not {capacities}"
+            f" (model {self.name})",
+            key="capacity_fraction",
+        )
+        return capacities[0] if capacities else 0
 
     @property
     def expert_params(self) -> int:

@@ -41,6 +41,8 @@ def gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
         normalise=draw(st.sampled_from(NORMALISATIONS)),
         epsilon=draw(st.sampled_from((0.0, 1e-20, 1e-6))),
         scale=draw(st.sampled_from((1.0, 2.5))),
+        num_identity_experts=draw(st.sampled_from((0, 0, num_experts // 3))),
+        weight_applied_to=draw(st.sampled_from(AppliedTo)),
     )
 
 
@@ -115,10 +117,12 @@ def activations(draw: st.DrawFn) -> tuple[Activation, bool, Activation | None]:
 def models(draw: st.DrawFn) -> ModelSpec:
     """Draw a small valid model that the hardware has."""
     activation, gated, other = draw(activations())
+    gating = draw(gatings(max_experts=12))
+    capacity = 0 if gating.num_identity_experts else draw(st.sampled_from((0, 0, 1, 2)))
     return ModelSpec(
         name="drawn",
         d_model=draw(st.integers(1, 12)),
-        gating=draw(gatings(max_experts=12)),
+        gating=gating,
         ffn=FfnSpec(
             d_expert=draw(st.integers(1, 9)),
             activation=activation,
@@ -130,7 +134,9 @@ def models(draw: st.DrawFn) -> ModelSpec:
         d_shared=draw(st.sampled_from((0, 0, 1, 7))),
         shared_activation=other,
         shared_bias=draw(st.booleans()),
-        expert_capacity=draw(st.sampled_from((0, 0, 1, 2))),
+        shared_expert_gate=draw(st.booleans()),
+        output_bias=not gating.num_identity_experts and draw(st.booleans()),
+        expert_capacity=capacity,
         capacity_rule=draw(st.sampled_from(CAPACITY_RULES)),
     )
 

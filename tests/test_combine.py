@@ -10,16 +10,18 @@ import pytest
 from amaranth import ResetInserter, Signal
 
 import rtl.combine
+import rtl.combine_start
 import sim.combine
-from golden.combine_bf16 import Contribution, combine_bf16
-from golden.formats import bf16_decode, bf16_encode
+from golden.combine_bf16 import Contribution, combine_bf16, identity_start, identity_weights
+from golden.formats import bf16_decode, bf16_encode, f32_flush
 from rtl.combine import Combine, CombineConfig, SlotAdder
 from rtl.dispatch import DispatchConfig
+from rtl.dispatch.layouts import IDENTITY_BITS
 from sim.combine import CombineCycles, combine_cycles
 from sim.streams import readiness
 from spec.errors import InputError
-from spec.geometry import ACCUMULATE_DISTANCE
-from tests.bfm import Sink, Source, Trace, run_streams
+from spec.geometry import ACCUMULATE_DISTANCE, ceil_div
+from tests.bfm import Sink, Source, Trace, pack, run_streams
 from tests.block_bench import (
     DIVERGED,
     TRAFFIC,
@@ -28,6 +30,7 @@ from tests.block_bench import (
     check_stream,
     mutated_module,
     pattern_of,
+    plant_bug,
     ready_in,
 )
 
@@ -119,7 +122,60 @@ def schedule(case: Case, tokens, arrivals, expect_arrivals, ready):
         arrivals, expect_arrivals = after, expect_after
 
 
-def golden_tokens(case: Case, tokens, weights, data) -> np.ndarray:
+@dataclass(frozen=True)
+class Starts:
+    """Tokens and their sums of weights of identity experts; all tokens are inside at the same time."""
+
+    config: CombineConfig
+    tokens: np.ndarray
+    sums: np.ndarray
+    bias: np.ndarray
+
+    @classmethod
+    def draw(cls, rng, case) -> Starts | None:
+        """Return random ones, None where sums start from +0."""
+        config = case.config
+        if not config.starts:
+            return None
+        assert case.num_tokens <= config.num_slots
+        tokens = values_of(rng, case.values, (case.num_tokens, config.d_model))
+        sums = rng.integers(-1 << 40, 1 << 40, case.num_tokens) >> rng.integers(0, 40, case.num_tokens)
+        bias = f32_flush(rng.standard_normal(config.d_model) * np.exp2(rng.integers(-9, 9, config.d_model)))
+        return cls(config, tokens, np.where(rng.random(case.num_tokens) < 0.3, 0, sums), bias)
+
+    def golden(self) -> np.ndarray:
+        """Return what the sums start from, (tokens, words * lanes)."""
+        start = identity_start(identity_weights(self.sums), self.tokens)
+        if self.config.bias_bits:
+            start = np.repeat(self.bias[None], len(self.tokens), axis=0)
+        return np.pad(start, ((0, 0), (0, self.config.words * self.config.lanes - start.shape[1])))
+
+    def of_expect(self, token: int) -> dict[str, int]:
+        """Return the field of a token's announcement."""
+        if self.config.bias_bits:
+            return {}
+        return {"identity": int(self.sums[token]) & ((1 << IDENTITY_BITS) - 1)}
+
+    @property
+    def port(self) -> str:
+        """Where the beats go."""
+        return "i_load" if self.config.bias_bits else "i_token"
+
+    def beats(self, rng) -> list[int]:
+        """Return the beats of the bias, or of the tokens; elements beyond d_model are noise."""
+        if self.config.bias_bits:
+            per_beat = self.config.bias_bits // 16
+            halves = self.bias.view(np.uint16)
+            noise = rng.integers(0, 1 << 16, -len(halves) % per_beat).astype(np.uint16)
+            return [pack(beat) for beat in np.concatenate([halves, noise]).reshape(-1, per_beat)]
+        lanes = self.config.stream_lanes
+        beats = ceil_div(self.config.d_model, lanes)
+        padded = rng.integers(0, 1 << 16, (len(self.tokens), beats * lanes))
+        padded[:, : self.config.d_model] = self.tokens
+        return [pack(beat) for beat in padded.reshape(-1, lanes)]
+
+
+def golden_tokens(case: Case, tokens, weights, data, start=None) -> np.ndarray:
     """Return golden's (tokens, words * lanes); round ``r`` is each token's r-th contribution."""
     config = case.config
     firsts = [np.flatnonzero(tokens == token)[:: config.words] for token in range(case.num_tokens)]
@@ -132,7 +188,7 @@ def golden_tokens(case: Case, tokens, weights, data) -> np.ndarray:
                 tokens=np.array(of), weights=weights[[firsts[t][rank] for t in of]], results=np.array(results)
             )
         )
-    return combine_bf16(contributions, case.num_tokens, config.words * config.lanes)
+    return combine_bf16(contributions, case.num_tokens, config.words * config.lanes, start)
 
 
 def run_case(case: Case, *, module=rtl.combine, reset_after: int | None = None) -> Run:
@@ -150,14 +206,18 @@ def run_case(case: Case, *, module=rtl.combine, reset_after: int | None = None) 
     last_token = rng.random(case.num_tokens) < 0.3
 
     pattern = pattern_of(rng, case.stalls)
-    arrivals, expect_arrivals, model = schedule(
-        case,
-        tokens,
-        arrivals_of(rng, case.gaps, tokens.size),
-        arrivals_of(rng, case.expect_gaps, case.num_tokens) * (1 if case.expect_gaps == "none" else 5),
-        readiness(pattern),
-    )
-    results = golden_tokens(case, tokens, weights, data).reshape(-1, config.lanes)
+    arrivals = arrivals_of(rng, case.gaps, tokens.size)
+    expect_arrivals = arrivals_of(rng, case.expect_gaps, case.num_tokens)
+    expect_arrivals = expect_arrivals * (1 if case.expect_gaps == "none" else 5)
+    starts = Starts.draw(rng, case)
+    token_beats = starts.beats(rng) if starts else []
+    if starts:
+        # First tokens, then their announcements, then contributions.
+        expect_arrivals = expect_arrivals + len(token_beats)
+        arrivals = arrivals + int(expect_arrivals.max(initial=0)) + 3
+    arrivals, expect_arrivals, model = schedule(case, tokens, arrivals, expect_arrivals, readiness(pattern))
+    start = starts.golden() if starts else None
+    results = golden_tokens(case, tokens, weights, data, start).reshape(-1, config.lanes)
     expected = {
         "i": [
             bits_of(
@@ -171,7 +231,13 @@ def run_case(case: Case, *, module=rtl.combine, reset_after: int | None = None) 
             for n in range(tokens.size)
         ],
         "i_expect": [
-            bits_of(config.expect, slot=t % config.num_slots, count=case.counts[t], last_token=last_token[t])
+            bits_of(
+                config.expect,
+                slot=t % config.num_slots,
+                count=case.counts[t],
+                last_token=last_token[t],
+                **(starts.of_expect(t) if starts else {}),
+            )
             for t in range(case.num_tokens)
         ],
         "o": [
@@ -212,6 +278,7 @@ def run_case(case: Case, *, module=rtl.combine, reset_after: int | None = None) 
         {
             "i": Source(expected["i"], arrivals.tolist()),
             "i_expect": Source(expected["i_expect"], expect_arrivals.tolist()),
+            **({starts.port: Source(token_beats, [0] * len(token_beats))} if starts else {}),
         },
         {"o": Sink(len(expected["o"]), ready_in(pattern))},
         prologue=prologue,
@@ -247,6 +314,71 @@ def check(case: Case, run: Run) -> None:
     for name, payloads in run.expected.items():
         check_stream("combine", name, run.traces[name], payloads, getattr(run.model, name), case)
     assert run.freed == run.model.freed.tolist(), f"freed: rtl {run.freed}, model {run.model.freed}; {case}"
+
+
+def identity_case(case, seed: int, *, bias: bool = False):
+    """Return a case of either combiner whose tokens have identity experts, or else an output bias.
+
+    There are as many tokens as slots.
+    """
+    rng = np.random.default_rng(seed + 5000)
+    lanes = 1 << int(rng.integers(3))
+    config = replace(case.config, lanes=lanes, stream_lanes=1 << int(rng.integers(4)))
+    counts = case.counts[: config.num_slots].copy()
+    counts[rng.random(counts.size) < 0.3] = 0
+    if bias:
+        config = replace(config, stream_lanes=0, bias_bits=int(rng.choice([16, 32, 64, 256])))
+    return replace(case, config=config, counts=counts, values=["normal", "extreme"][seed % 2])
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(n, marks=pytest.mark.long) for n in range(8, 100))]
+)
+def test_random_identity_experts(seed):
+    case = identity_case(random_case(seed), seed)
+    check(case, run_case(case))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(n, marks=pytest.mark.long) for n in range(6, 60))]
+)
+def test_random_output_biases(seed):
+    case = identity_case(random_case(seed), seed, bias=True)
+    check(case, run_case(case))
+
+
+IDENTITY_BUGS = {
+    "a part of another word": (
+        rtl.combine,
+        "rows[read_at][len(self.start.slot) :]",
+        "rows[0][len(self.start.slot) :]",
+    ),
+    "a weight of nothing times infinity": (
+        rtl.combine_start,
+        "nothing = weight.exponent == 0",
+        "nothing = 0",
+    ),
+    "not for tokens without contributions": (
+        rtl.combine,
+        "empty = [bf16_from_f32(value) for value in self.start.data]",
+        "pass",
+    ),
+    "noise beyond the token": (rtl.combine_start, "nothing |= word == config.words - 1", "pass"),
+    "a row lost": (rtl.combine_start, "last_beat | (piece == pieces - 1)", "piece == pieces - 1"),
+}
+
+
+def check_identity_cases() -> None:
+    for seed in range(8):
+        case = identity_case(random_case(seed), seed)
+        check(case, run_case(case))
+
+
+@pytest.mark.parametrize("bug", IDENTITY_BUGS)
+def test_bug_planted_in_the_identity_experts_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *IDENTITY_BUGS[bug])
+    with pytest.raises(DIVERGED):
+        check_identity_cases()
 
 
 def random_case(seed: int) -> Case:

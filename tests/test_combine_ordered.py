@@ -31,7 +31,7 @@ from tests.block_bench import (
     plant_bug,
     ready_in,
 )
-from tests.test_combine import values_of
+from tests.test_combine import Starts, identity_case, values_of
 
 ORDERS = ("beats", "contributions", "tokens")
 
@@ -116,7 +116,7 @@ def schedule(case: Case, beats: Beats, arrivals, expect_arrivals, ready):
         arrivals, expect_arrivals = after, expect_after
 
 
-def golden_tokens(case: Case, weights: np.ndarray, data: np.ndarray) -> np.ndarray:
+def golden_tokens(case: Case, weights: np.ndarray, data: np.ndarray, start=None) -> np.ndarray:
     """Return golden's (tokens, words * lanes), from (tokens, ranks) weights and their results."""
     config = case.config
     contributions = []
@@ -124,7 +124,7 @@ def golden_tokens(case: Case, weights: np.ndarray, data: np.ndarray) -> np.ndarr
         of = np.flatnonzero(case.counts > rank)
         results = data[of, rank].reshape(of.size, config.words * config.lanes)
         contributions.append(Contribution(tokens=of, weights=weights[of, rank], results=results))
-    return combine_bf16(contributions, case.num_tokens, config.words * config.lanes)
+    return combine_bf16(contributions, case.num_tokens, config.words * config.lanes, start)
 
 
 def drawn_values(rng, kind: str, shape) -> np.ndarray:
@@ -142,6 +142,8 @@ class Prepared:
     expect_arrivals: np.ndarray
     model: CombineCycles
     expected: dict[str, list[int]]
+    token_beats: list[int]
+    token_port: str
 
 
 def prepare(rng, case: Case, arrivals, expect_arrivals, ready, beats: Beats) -> Prepared:
@@ -151,8 +153,15 @@ def prepare(rng, case: Case, arrivals, expect_arrivals, ready, beats: Beats) -> 
     data = drawn_values(rng, case.values, (case.num_tokens, config.max_count, words, config.lanes))
     weights = drawn_values(rng, case.values, (case.num_tokens, config.max_count))
     last_token = rng.random(case.num_tokens) < 0.3
+    starts = Starts.draw(rng, case)
+    token_beats = starts.beats(rng) if starts else []
+    if starts:
+        # First tokens, then their announcements, then contributions.
+        expect_arrivals = expect_arrivals + len(token_beats)
+        arrivals = arrivals + int(expect_arrivals.max(initial=0)) + 3
     arrivals, expect_arrivals, model = schedule(case, beats, arrivals, expect_arrivals, ready)
-    results = golden_tokens(case, weights, data).reshape(-1, config.lanes)
+    results = golden_tokens(case, weights, data, starts.golden() if starts else None)
+    results = results.reshape(-1, config.lanes)
     expected = {
         "i": [
             bits_of(
@@ -167,7 +176,13 @@ def prepare(rng, case: Case, arrivals, expect_arrivals, ready, beats: Beats) -> 
             for token, rank, word in zip(beats.token, beats.rank, beats.word, strict=True)
         ],
         "i_expect": [
-            bits_of(config.expect, slot=t % config.num_slots, count=case.counts[t], last_token=last_token[t])
+            bits_of(
+                config.expect,
+                slot=t % config.num_slots,
+                count=case.counts[t],
+                last_token=last_token[t],
+                **(starts.of_expect(t) if starts else {}),
+            )
             for t in range(case.num_tokens)
         ],
         "o": [
@@ -180,7 +195,8 @@ def prepare(rng, case: Case, arrivals, expect_arrivals, ready, beats: Beats) -> 
             for n in range(case.num_tokens * words)
         ],
     }
-    return Prepared(arrivals, expect_arrivals, model, expected)
+    port = starts.port if starts else ""
+    return Prepared(arrivals, expect_arrivals, model, expected, token_beats, port)
 
 
 def run_case(case: Case, *, reset_after: int | None = None) -> Run:
@@ -224,6 +240,11 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         {
             "i": Source(job.expected["i"], job.arrivals.tolist()),
             "i_expect": Source(job.expected["i_expect"], job.expect_arrivals.tolist()),
+            **(
+                {job.token_port: Source(job.token_beats, [0] * len(job.token_beats))}
+                if job.token_beats
+                else {}
+            ),
         },
         {"o": Sink(len(job.expected["o"]), ready_in(pattern))},
         prologue=prologue,
@@ -257,6 +278,22 @@ def check(case: Case, run: Run) -> None:
     for name, payloads in run.expected.items():
         check_stream("combine", name, run.traces[name], payloads, getattr(run.model, name), case)
     assert run.freed == run.model.freed.tolist(), f"freed: rtl {run.freed}, model {run.model.freed}; {case}"
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(n, marks=pytest.mark.long) for n in range(8, 100))]
+)
+def test_random_identity_experts(seed):
+    case = identity_case(random_case(seed), seed)
+    check(case, run_case(case))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(n, marks=pytest.mark.long) for n in range(6, 60))]
+)
+def test_random_output_biases(seed):
+    case = identity_case(random_case(seed), seed, bias=True)
+    check(case, run_case(case))
 
 
 def random_case(seed: int) -> Case:

@@ -20,6 +20,7 @@ import sim.dispatch
 from golden.dispatch_streams import BF16_ONE, DispatchStreams, dispatch_streams
 from rtl.dispatch import Dispatch, DispatchConfig
 from rtl.dispatch.first import FirstOf
+from rtl.dispatch.layouts import IDENTITY_BITS
 from sim.dispatch import DispatchCycles, Units, dispatch_cycles
 from sim.streams import readiness, taken
 from spec.design import Policy
@@ -149,6 +150,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         case.ids,
         weights,
         shared_weights=shared_weights,
+        num_identity_experts=config.num_identity_experts,
         num_experts=config.num_experts,
         window_tokens=config.window_tokens,
         batch_lengths=case.batches,
@@ -227,10 +229,21 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
 
 
 def expected_counts(config, streams) -> list[int]:
+    mask = (1 << IDENTITY_BITS) - 1
     return [
-        bits_of(config.expect, slot=slot, count=count, last_token=last)
-        for slot, count, last in zip(
-            streams.expect_slot, streams.expect_count, streams.last_token, strict=True
+        bits_of(
+            config.expect,
+            slot=slot,
+            count=count,
+            last_token=last,
+            **({"identity": int(total) & mask} if config.num_identity_experts else {}),
+        )
+        for slot, count, last, total in zip(
+            streams.expect_slot,
+            streams.expect_count,
+            streams.last_token,
+            streams.identity_sum,
+            strict=True,
         )
     ]
 

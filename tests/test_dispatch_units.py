@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ import rtl.dispatch.picker
 import rtl.dispatch.tables
 import rtl.dispatch.units
 import sim.dispatch
+from golden.combine_bf16 import identity_sums, identity_weights
 from golden.dispatch_streams import dispatch_streams
-from golden.formats import BF16_ONE
+from golden.formats import BF16_ONE, bf16_decode, bf16_encode
 from rtl.dispatch import Dispatch, DispatchConfig
 from rtl.dispatch.decide import Decide
 from rtl.dispatch.first import FirstOf
@@ -26,6 +28,7 @@ from spec.errors import InputError
 from spec.hardware import CAPACITY_RULES
 from spec.model import CapacityRule
 from tests.block_bench import DIVERGED, TRAFFIC, plant_bug
+from tests.exact import nearest_bf16
 from tests.test_dispatch import Case, Run, check, experts_of_tokens, run_case
 
 
@@ -173,6 +176,40 @@ def test_random_shared_gates(seed):
     shared = run.streams.entry_weight[run.streams.entry_expert == case.config.num_experts]
     assert len(shared) == case.num_tokens
     assert (shared != BF16_ONE).any()
+
+
+def identity_case(seed: int) -> Case:
+    """Return a random case with identity experts behind the others; some tokens have no other."""
+    rng = np.random.default_rng(seed + 7000)
+    case = random_case(seed, rule=CAPACITY_RULES[seed % 3], num_units=1 + seed // 3 % 3)
+    config = replace(case.config, num_identity_experts=int(rng.integers(1, 9)))
+    skew = float(rng.choice([-2, 0, 1]))
+    ids = experts_of_tokens(rng, case.num_tokens, config.num_routed, config.top_k, skew=skew)
+    return replace(case, config=config, ids=ids, capacity=0)
+
+
+@pytest.mark.parametrize("seed", seeds(9, 90))
+def test_random_identity_experts(seed):
+    """They get no queue; the sum of a token's weights for them is announced with it."""
+    case = identity_case(seed)
+    run = run_case(case)
+    check(case, run)
+    served = (case.ids < case.config.num_experts).sum(axis=1)
+    assert np.array_equal(run.streams.expect_count, served + case.config.shared)
+    assert run.dropped == 0
+
+
+def test_sums_of_identity_weights():
+    """Against exact arithmetic: cut off below 2**-32 each, added, rounded once."""
+    rng = np.random.default_rng(3)
+    weights = bf16_encode(rng.standard_normal((300, 5)) * np.exp2(rng.integers(-40, 18, (300, 5))))
+    identity = rng.random((300, 5)) < 0.6
+    sums = identity_sums(weights, identity)
+    for row, mask, total in zip(bf16_decode(weights), identity, sums.tolist(), strict=True):
+        exact = [Fraction(float(value)) * 2**32 for value in row[mask]]
+        assert total == sum(int(value) for value in exact)  # int() cuts off towards zero
+    wanted = [nearest_bf16(Fraction(total, 2**32)) for total in sums.tolist()]
+    assert identity_weights(sums).tolist() == wanted
 
 
 def test_a_shared_gate_needs_a_shared_expert():

@@ -23,7 +23,7 @@ from spec.errors import InputError
 from spec.geometry import ImageGeometry
 from spec.hardware import check_hardware
 from spec.load import load_design, load_model
-from spec.model import Activation, ModelSpec
+from spec.model import Activation, AppliedTo, ModelSpec
 
 DESIGN: DesignSpec = load_design("fpga")
 MODELS = ("mixtral-8x7b", "deepseek-v3", "gpt-oss-20b", "switch-base-128")
@@ -65,6 +65,37 @@ def test_bound_holds_and_is_near(name: str, seed: int) -> None:
     largest = errors(model, weights, weights, seed).max()
     print(f"{name}, seed {seed}: largest error {largest:.3f} of its bound")
     assert 0.05 < largest <= 1.0
+
+
+def with_terms(name: str, gating: dict[str, object], **changes: object) -> ModelSpec:
+    """Return a small preset with terms that it has not."""
+    model = load_model(name).scaled(64)
+    return dataclasses.replace(model, gating=dataclasses.replace(model.gating, **gating), **changes)
+
+
+TERMS = {
+    "weights on the input": with_terms("mixtral-8x7b", {"weight_applied_to": AppliedTo.INPUT}),
+    "shared gate": with_terms("deepseek-v3", {}, shared_expert_gate=True),
+    "identity experts": with_terms("mixtral-8x7b", {"num_identity_experts": 3}),
+    "output bias": with_terms("mixtral-8x7b", {}, output_bias=True),
+    "shared biases": with_terms("deepseek-v3", {}, shared_bias=True),
+    "scaled outputs": with_terms("mixtral-8x7b", {}, expert_output_scale=0.83),
+    "all": with_terms(
+        "deepseek-v3",
+        {"weight_applied_to": AppliedTo.INPUT, "num_identity_experts": 100},
+        shared_expert_gate=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("number_format", Format)
+def test_bound_holds_with_terms_of_other_families(name: str, number_format: Format) -> None:
+    model = TERMS[name]
+    weights = random_weights(model, 2)
+    largest = errors(model, weights, weights, 2, number_format).max()
+    print(f"{name} in {number_format}: largest error {largest:.3f} of its bound")
+    assert 0.01 < largest <= 1.0
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -482,6 +482,37 @@ def weighted_image(image: ImageGeometry) -> ImageGeometry:
     return replace(image, gate=replace(image.gate, gating=gating))
 
 
+def with_own_bias(image: ImageGeometry) -> ImageGeometry:
+    """Return an image whose shared expert has biases where the routed ones have none, and the reverse."""
+    assert image.shared
+    spec = replace(image.shared.ffn, bias=not image.routed.ffn.bias)
+    return replace(image, shared=replace(image.shared, ffn=spec))
+
+
+def own_bias_case(seed: int) -> Case:
+    """Return a random case with a shared expert that differs in its biases."""
+    case = random_case(2 * seed + 1)
+    config = case.config
+    if config.int8 and config.routed.cols < 8:
+        config = replace(config, image=replace(config.image, **eight_columns(config.image)))
+    jobs = [*case.jobs, (config.num_experts, 1)]
+    return replace(case, config=replace(config, image=with_own_bias(config.image)), jobs=tuple(jobs[-4:]))
+
+
+def eight_columns(image: ImageGeometry) -> dict[str, FfnGeometry]:
+    """Return the kinds of experts on tiles wide enough for a bias in int8."""
+    assert image.shared
+    return {name: replace(getattr(image, name), cols=8) for name in ("routed", "shared")}
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(n, marks=pytest.mark.long) for n in range(6, 60))]
+)
+def test_random_biases_of_the_shared_expert_alone(seed):
+    case = own_bias_case(seed)
+    check(case, run_case(case))
+
+
 def weighted_case(seed: int) -> Case:
     """Return a random case whose experts see weighted tokens."""
     case = random_case(seed)
@@ -1023,7 +1054,7 @@ PLANTED = {
     ),
     "int8: token stored too early": (rtl.expert.engine, 'delay(m, word, wait, "word")', "word"),
     "activation of the other": (rtl.expert.drain, "unit.shared.eq(d1.shared)", "unit.shared.eq(0)"),
-    "biases of the other": (rtl.expert.sequencer, "Mux(self.shared, shared_in, 0) if shared_in", "0 if 1"),
+    "biases of the other": (rtl.expert.sequencer, "m.If(self.shared & ~self.out)", "m.If(0)"),
     "job's padding kept": (rtl.expert.loader, "store.eq(take & ~padding)", "store.eq(take)"),
     "tile one cycle late": (rtl.expert.loader, "| (self.release & (read == write))", ""),
     "one burst too few at a time": (

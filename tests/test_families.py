@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from golden.vectors import read_vector
+from sim.accelerator import layer_job
 from sim.claims.numbers import layer_errors
 from sim.cli import main
-from sim.workload import vector_workload
+from sim.routing import parse_routing
+from sim.workload import random_workload, vector_workload
 from spec.design import Format
 from spec.errors import InputError
 from spec.families import family_names, load_config, load_family
@@ -46,14 +48,13 @@ REFUSED = {
         ("ernie4_5_moe_s0", "ernie4_5_moe_s1"),
         "gating.selection_bias: must be false with score='softmax' in hardware, not true",
     ),
-    **dict.fromkeys(("jetmoe_s0", "jetmoe_s1"), "output_bias: must be false in hardware, not true"),
     **dict.fromkeys(
         ("llama4_s0", "llama4_s1"),
         "gating.score: must be 'softmax' or 'sigmoid' in hardware, not 'none'",
     ),
     **dict.fromkeys(
         ("longcat_flash_s0", "longcat_flash_s1"),
-        "gating.num_identity_experts: must be 0 in hardware, not 4",
+        "gating.selection_bias: must be false with score='softmax' in hardware, not true",
     ),
     "nemotron_h_s1": "d_latent: must be 0 in hardware, not 16",
     **dict.fromkeys(
@@ -135,6 +136,10 @@ LACKING = {
         changed(DEEPSEEK, gating={"logit_bias": True}),
         "gating.logit_bias: must be false with a selection bias in hardware, not true",
     ),
+    "identity experts with a capacity": (
+        changed(MIXTRAL, gating={"num_identity_experts": 2}, expert_capacity=3),
+        "gating.num_identity_experts: must be 0 where experts have a capacity in hardware, not 2",
+    ),
     "mask of zero": (
         changed(DEEPSEEK, gating={"group_mask": GroupMask.ZERO}),
         "gating.group_mask: must be 'minus_infinity' in hardware, not 'zero'",
@@ -168,21 +173,29 @@ LACKING = {
         "ffn.limit: must be in 0.5..64.0 in hardware, not 0.25",
     ),
     "latent": (changed(MIXTRAL, d_latent=64), "d_latent: must be 0 in hardware, not 64"),
-    "scaled outputs": (
-        changed(MIXTRAL, expert_output_scale=0.8),
-        "expert_output_scale: must be 1.0 in hardware, not 0.8",
+    "scaled outputs of weighted inputs": (
+        changed(MIXTRAL, gating={"weight_applied_to": AppliedTo.INPUT}, expert_output_scale=0.8),
+        "expert_output_scale: must be 1.0 with weights on the input in hardware, not 0.8",
     ),
-    "capacity by tokens": (
-        changed(MIXTRAL, capacity_fraction=0.25),
-        "capacity_fraction: must be 0.0 in hardware, not 0.25",
+    "scaled outputs beside identity experts": (
+        changed(MIXTRAL, gating={"num_identity_experts": 2}, expert_output_scale=0.8),
+        "expert_output_scale: must be 1.0 with identity experts in hardware, not 0.8",
+    ),
+    "outputs scaled too much": (
+        changed(DEEPSEEK, expert_output_scale=25.6),
+        "expert_output_scale: must be above 0 and, times gating.scale, below 64 in hardware, not 25.6",
+    ),
+    "no outputs": (
+        changed(MIXTRAL, expert_output_scale=0.0),
+        "expert_output_scale: must be above 0 and, times gating.scale, below 64 in hardware, not 0.0",
+    ),
+    "output bias beside identity experts": (
+        changed(MIXTRAL, gating={"num_identity_experts": 2}, output_bias=True),
+        "output_bias: must be false with identity experts in hardware, not true",
     ),
     "no place at all": (
         changed(MIXTRAL, expert_capacity=NO_PLACES),
         "expert_capacity: must be at least 0 in hardware, not -1",
-    ),
-    "capacity of the batch": (
-        changed(MIXTRAL, expert_capacity=2, capacity_scope=CapacityScope.BATCH),
-        "capacity_scope: must be 'sequence' in hardware, not 'batch'",
     ),
     "priority by score": (
         changed(MIXTRAL, expert_capacity=2, capacity_rule=CapacityRule.SCORE_PRIORITY),
@@ -206,6 +219,31 @@ def test_every_activation_is_in_hardware(activation, gated):
         check_hardware(changed(MIXTRAL, ffn=ffn))
         other = {"d_shared": 16, "shared_activation": activation, "shared_bias": True}
         check_hardware(changed(MIXTRAL, ffn={"gate_matrix": gated}, **other))
+
+
+def test_capacity_as_a_share_of_the_tokens():
+    """Of each sequence, which must have the same then; of a batch."""
+    model = changed(MIXTRAL, capacity_fraction=0.25)
+    assert model.capacity_for([16, 13, 14]) == 4
+    with raises(
+        "capacity_fraction: must give all sequences of a run the same capacity in hardware, not [3, 4]"
+        " (model mixtral-8x7b)"
+    ):
+        model.capacity_for([12, 16])
+    assert model.capacity_for([]) == 0
+    assert changed(MIXTRAL, expert_capacity=3).capacity_for([12, 16]) == 3
+
+
+@pytest.mark.parametrize("scope", CapacityScope)
+def test_the_hardware_drops_what_float_drops(scope):
+    model = changed(
+        MIXTRAL.scaled(128), capacity_fraction=0.2, capacity_scope=scope, capacity_rule=CapacityRule.GSHARD
+    )
+    work = random_workload(model, 24, parse_routing("zipf:1"), 3, window_tokens=32)
+    design = dataclasses.replace(load_design("fpga"), window_tokens=32)
+    _, golden, _ = layer_job(work, design)
+    assert np.array_equal(golden.streams.kept, work.reference_kept)
+    assert 0 < golden.streams.dropped < golden.streams.kept.size
 
 
 def test_terms_without_effect_are_not_refused():

@@ -31,7 +31,7 @@ from spec.design import ArrayDesign, DesignSpec, Engine, Format, GateDesign, Mem
 from spec.errors import InputError
 from spec.hardware import CAPACITY_RULES
 from spec.load import load_design, load_model
-from spec.model import Activation, CapacityRule, FfnSpec, GatingSpec, ModelSpec
+from spec.model import Activation, AppliedTo, CapacityRule, FfnSpec, GatingSpec, ModelSpec
 from spec.registers import CAPACITY_BITS, REGISTERS, STATUS_LOADED, STATUS_READ_ERROR, capacity_word
 from tests.icarus import check_icarus
 from tests.layer_beats import beat_by_beat, late
@@ -137,6 +137,21 @@ def test_int8_against_hugging_face(int8_gpt_oss: tuple[accelerator.Build, ModelS
     assert error["scales"]["x"] * float(np.abs(bf16_decode(work.tokens)).max()) == pytest.approx(
         127, rel=1e-4
     )
+
+
+@pytest.fixture(scope="module")
+def tiny_terms() -> tuple[accelerator.Build, ModelSpec]:
+    """Return a layer with every term that goes with the others."""
+    model = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
+    gating = dataclasses.replace(model.gating, num_identity_experts=3, weight_applied_to=AppliedTo.INPUT)
+    model = dataclasses.replace(model, gating=gating, shared_expert_gate=True, shared_bias=True)
+    return accelerator.build_layer(model, TINY), model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_random_tokens_with_every_term(tiny_terms: tuple[accelerator.Build, ModelSpec], seed: int) -> None:
+    check_under_stalls(*tiny_terms, TINY, seed)
 
 
 def test_experts_alone_in_int8() -> None:

@@ -55,6 +55,7 @@ from tests.test_expert import (
     scale_words,
     weighted,
     weighted_image,
+    with_own_bias,
 )
 
 TIMING = DramTiming(
@@ -529,6 +530,25 @@ def weighted_case(seed: int) -> Case:
 )
 def test_random_weighted_inputs(seed: int) -> None:
     check(weighted_case(seed))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_biases_of_the_shared_expert_alone(seed: int) -> None:
+    case = random_case(seed)
+    plain = case.config
+    config = config_of(
+        plain.banks.pim,
+        d_model=plain.d_model,
+        d_hidden=plain.routed.d_hidden,
+        d_shared=5,
+        bias=bool(seed % 2),
+        number_format=list(Format)[seed // 2],
+        max_tokens=plain.max_tokens,
+        stream_lanes=plain.stream_lanes,
+    )
+    image = with_own_bias(config.image)
+    banks = BankGeometry(image=image, pim=plain.banks.pim)
+    check(replace(case, config=replace(config, image=image, banks=banks), jobs=((2, 1), (0, 1), (2, 1))))
 
 
 def test_weighted_inputs_must_be_there_when_they_are_read() -> None:

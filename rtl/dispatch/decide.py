@@ -122,7 +122,7 @@ class Decide(wiring.Component):
     def stored(self) -> data.StructLayout:
         """What is kept of an assignment."""
         shared = {"shared": 16} if self.config.shared_gate else {}
-        return data.StructLayout({"expert": range(self.config.num_experts), "weight": 16, **shared})
+        return data.StructLayout({"expert": range(self.config.num_routed), "weight": 16, **shared})
 
     def elaborate(self, platform):
         m = Module()

@@ -1,11 +1,13 @@
 """Assignments in: capacity, queues, what the combiner has to wait for."""
 
-from amaranth import Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth import Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from rtl.arith import tree
+from golden.combine_bf16 import IDENTITY_FRACTION_BITS, IDENTITY_MOST_SHIFT
+from rtl.arith import BF16, tree
 from rtl.dispatch.layouts import (
+    IDENTITY_BITS,
     DispatchConfig,
     close_port,
     lookup_port,
@@ -211,11 +213,14 @@ class Enqueue(wiring.Component):
         s1_tokens = Signal(config.queue_length)
         s1_fire = Signal()
         keep = self._keep(m, accept, s1, s1_fire)
-        expect_ready = self._count_kept(m, s1_valid, s1_fire, s1, s1_place.slot, keep)
+        served, identity = keep, None
+        if config.num_identity_experts:
+            served, identity = self._identity(m, s1, s1_fire, keep)
+        expect_ready = self._count_kept(m, s1_valid, s1_fire, s1, s1_place.slot, served, identity)
         m.d.comb += [
             s1_blocked.eq(s1.last & ~expect_ready),
             s1_fire.eq(s1_valid & ~s1_blocked),
-            self.push.valid.eq(s1_fire & keep),
+            self.push.valid.eq(s1_fire & served),
             self.push.queue.expert.eq(s1.expert),
             self.push.queue.parity.eq(s1_parity),
             self.push.entry.eq(s1_place),
@@ -237,7 +242,7 @@ class Enqueue(wiring.Component):
         with m.If(~(s1_valid & s1_blocked)):
             m.d.sync += s1_valid.eq(accept)
         if config.ranks:
-            self._rank(m, s1_fire, s1, s1_place, keep)
+            self._rank(m, s1_fire, s1, s1_place, served)
         if config.shared_gate:
             m.d.comb += [
                 self.shared_weight.valid.eq(s1_fire & s1.last),
@@ -273,7 +278,36 @@ class Enqueue(wiring.Component):
         ]
         wiring.connect(m, wiring.flipped(self.ranks), ranks.o)
 
-    def _count_kept(self, m, s1_valid, s1_fire, s1, s1_slot, keep):
+    def _identity(self, m, s1, s1_fire, keep):
+        """Add a token's weights of identity experts; return "a unit serves this one" and the sum so far."""
+        is_identity = Signal()
+        weight = data.View(BF16, s1.weight)
+        significand = Signal(8)
+        shift = Signal(range(IDENTITY_MOST_SHIFT + 1))
+        right = Signal(range(9))
+        magnitude = Signal(8 + IDENTITY_MOST_SHIFT)
+        total, total_now = Signal(signed(IDENTITY_BITS)), Signal(signed(IDENTITY_BITS))
+        unity = 134 - IDENTITY_FRACTION_BITS  # exponent of a significand that needs no shift
+        addend = Mux(is_identity & keep, Mux(weight.sign, -magnitude, magnitude), 0)
+        m.d.comb += [
+            is_identity.eq(s1.expert >= self.config.num_experts),
+            significand.eq(Mux(weight.exponent == 0, 0, Cat(weight.fraction, Const(1, 1)))),
+            total_now.eq(total + addend),
+        ]
+        with m.If(weight.exponent >= unity + IDENTITY_MOST_SHIFT):
+            m.d.comb += shift.eq(IDENTITY_MOST_SHIFT)
+        with m.Elif(weight.exponent >= unity):
+            m.d.comb += shift.eq(weight.exponent - unity)
+        with m.Elif(weight.exponent <= unity - 8):
+            m.d.comb += right.eq(8)
+        with m.Else():
+            m.d.comb += right.eq(unity - weight.exponent)
+        m.d.comb += magnitude.eq((significand >> right) << shift)
+        with m.If(s1_fire):
+            m.d.sync += total.eq(Mux(s1.last, 0, total_now))
+        return keep & ~is_identity, total_now
+
+    def _count_kept(self, m, s1_valid, s1_fire, s1, s1_slot, keep, identity):
         """Tell the combiner, with a token's last beat, what to wait for; return "there is room"."""
         config = self.config
         m.submodules.expect = expect = StreamRegister(config.expect)
@@ -287,6 +321,8 @@ class Enqueue(wiring.Component):
             expect.i.payload.count.eq(kept_now + int(config.shared)),
             expect.i.payload.last_token.eq(s1.last_token),
         ]
+        if identity is not None:
+            m.d.comb += expect.i.payload.identity.eq(identity)
         with m.If(s1_fire):
             m.d.sync += kept.eq(Mux(s1.last, 0, kept_now))
         return expect.i.ready

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from amaranth import signed
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from golden.combine_bf16 import IDENTITY_MOST_SHIFT
 from rtl.gating.layouts import assignment_layout
 from spec.design import Policy
 from spec.errors import require, require_range
@@ -29,7 +31,9 @@ class DispatchConfig:
 
     Attributes
     ----------
-    num_experts, top_k : routed experts, assignments per token.
+    num_experts, top_k : routed experts that are served by units, assignments per token.
+    num_identity_experts : routed experts behind them whose result is the token: they get no queue; the sum
+        of a token's weights for them is announced with the token. Capacity has to be 0 then.
     window_tokens : most tokens that are dispatched together, a power of two.
     num_units : expert engines, one output stream each.
     unit_jobs : jobs that each of several units holds; one unit says with ``ready`` what it can take.
@@ -52,12 +56,13 @@ class DispatchConfig:
     capacity_rule: CapacityRule = CapacityRule.SWITCH
     longest_queue: bool = False
     ranks: bool = False
+    num_identity_experts: int = 0
 
     def __post_init__(self) -> None:
         require_range("num_experts", self.num_experts, 1, 512)
         require(
-            1 <= self.top_k <= self.num_experts,
-            f"must be in 1..num_experts={self.num_experts}, not {self.top_k}",
+            1 <= self.top_k <= self.num_routed,
+            f"must be in 1..num_experts={self.num_routed}, not {self.top_k}",
             key="top_k",
         )
         require(
@@ -81,8 +86,13 @@ class DispatchConfig:
         return self.top_k + int(self.shared)
 
     @property
+    def num_routed(self) -> int:
+        """Experts that assignments name."""
+        return self.num_experts + self.num_identity_experts
+
+    @property
     def expert_bits(self) -> int:
-        """Bits that number the routed experts."""
+        """Bits that number the experts that are served."""
         return ceil_log2(self.num_experts)
 
     @property
@@ -108,7 +118,7 @@ class DispatchConfig:
     @property
     def assignment(self) -> data.StructLayout:
         """Payload of ``i``."""
-        return assignment_layout(self.num_experts, shared_gate=self.shared_gate)
+        return assignment_layout(self.num_routed, shared_gate=self.shared_gate)
 
     @property
     def decided(self) -> data.StructLayout:
@@ -118,7 +128,7 @@ class DispatchConfig:
     @property
     def expect(self) -> data.StructLayout:
         """Payload of ``o_expect``."""
-        return expect_layout(self.num_slots, self.max_count)
+        return expect_layout(self.num_slots, self.max_count, identity=self.num_identity_experts > 0)
 
     @property
     def entry(self) -> data.StructLayout:
@@ -170,9 +180,23 @@ class DispatchConfig:
         return [f"retired_{unit}" for unit in range(self.num_units)] if self.num_units > 1 else []
 
 
-def expect_layout(num_slots: int, max_count: int) -> data.StructLayout:
-    """Return what a token's slot waits for; ``last_token`` where the token ends its batch."""
-    return data.StructLayout({"slot": range(num_slots), "count": range(max_count + 1), "last_token": 1})
+IDENTITY_BITS = 1 + 8 + IDENTITY_MOST_SHIFT + 5
+"""Bits of a sum of up to 32 weights: sign, the largest weight's significand and shift, carries."""
+
+
+def expect_layout(num_slots: int, max_count: int, *, identity: bool = False) -> data.StructLayout:
+    """Return what a token's slot waits for; ``last_token`` where the token ends its batch.
+
+    ``identity``: the sum of its weights of identity experts, with ``IDENTITY_FRACTION_BITS`` fraction bits.
+    """
+    return data.StructLayout(
+        {
+            "slot": range(num_slots),
+            "count": range(max_count + 1),
+            "last_token": 1,
+            **({"identity": signed(IDENTITY_BITS)} if identity else {}),
+        }
+    )
 
 
 def lookup_port(config: DispatchConfig) -> wiring.Signature:

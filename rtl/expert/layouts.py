@@ -78,13 +78,16 @@ class EngineConfig:
 
     @property
     def scale_bytes(self) -> int:
-        """Bytes of a channel's scale and bias in a scale tile: the most that an expert has."""
+        """Bytes of a channel's scale, and bias where some kind of expert has one, in an int8 scale tile.
+
+        Where only one kind has biases, the other's are the zeros that fill its scale tiles up.
+        """
         return max(kind.scale_bytes for kind in self.kinds)
 
     @property
     def num_experts(self) -> int:
         """Routed experts; the shared one has this number as its index."""
-        return self.image.gate.gating.num_experts
+        return self.image.num_experts
 
     @property
     def router(self) -> RouterGeometry | None:

@@ -365,20 +365,22 @@ class InputMask(wiring.Component):
         bias = int(config.routed.ffn.bias)
         # Inputs, and how many ones come behind them.
         sizes = {0: (config.d_model, bias), 1: (config.routed.d_hidden, bias)}
-        shared_in = 0
+        own_bias = False
         if config.image.shared:
             shared_bias = int(config.image.shared.ffn.bias)
             sizes[2] = (config.image.shared.d_hidden, shared_bias)
-            if shared_bias != bias:
-                shared_in = 4
-                sizes[4] = (config.d_model, shared_bias)
-        chosen = Signal(range(5 if shared_in else 4 if config.router else 3))
-        first = Mux(self.shared, shared_in, 0) if shared_in else 0
-        m.d.comb += chosen.eq(Mux(self.out, Mux(self.shared, 2, 1), first))
+            own_bias = shared_bias != bias
+        chosen = Signal(range(5 if own_bias else 4 if config.router else 3))
+        m.d.comb += chosen.eq(Mux(self.out, Mux(self.shared, 2, 1), 0))
         if config.router:
             sizes[3] = (config.d_model, config.router.num_ones)
             with m.If(self.router):
                 m.d.comb += chosen.eq(3)
+        if own_bias:
+            # The same inputs as a routed expert's, but with a bias, or without.
+            sizes[4] = (config.d_model, shared_bias)
+            with m.If(self.shared & ~self.out):
+                m.d.comb += chosen.eq(4)
         m.d.comb += self.o.eq(self.i)
         with m.Switch(chosen):
             for number, (size, ones) in sizes.items():

@@ -42,7 +42,7 @@ class RouterLoader(wiring.Component):
     """
 
     def __init__(self, image: ImageGeometry, beat_bits: int, burst_beats: int) -> None:
-        self.beats = image.gate.load_beats
+        self.beats = image.load_beats
         self.burst_beats = burst_beats
         self.bursts = ceil_div(self.beats, burst_beats)
         self.burst_bytes = image.burst_bytes
@@ -183,7 +183,8 @@ class LayerShell(wiring.Component):
         self.gate = Gate(image.gate) if gate is None else gate
         self.dispatch = Dispatch(
             DispatchConfig(
-                num_experts=gating.num_experts,
+                num_experts=image.num_experts,
+                num_identity_experts=gating.num_identity_experts,
                 top_k=gating.top_k,
                 window_tokens=design.window_tokens,
                 num_units=num_units,
@@ -200,13 +201,15 @@ class LayerShell(wiring.Component):
             "d_model": model.d_model,
             "lanes": design.tile.act_lanes,
             "max_count": gating.top_k + shared,
+            "stream_lanes": design.stream_lanes if gating.num_identity_experts else 0,
+            "bias_bits": beat_bits if image.output_bias else 0,
         }
         # Several units give a token's contributions in any order.
         self.combine = (
             Combine(CombineConfig(**size)) if num_units == 1 else OrderedCombine(OrderedConfig(**size))
         )
         self.intake = Intake(image.gate.input_beats, design.stream_lanes, num_slots)
-        loads = image.gate.load_beats > 0
+        loads = image.load_beats > 0
         self.loader = RouterLoader(image, beat_bits, design.memory.burst_beats) if loads else None
         output = data.StructLayout(
             {"data": data.ArrayLayout(unsigned(16), design.tile.act_lanes), "last": unsigned(1)}
@@ -243,7 +246,15 @@ class LayerShell(wiring.Component):
         m.submodules.combine = combine = self.combine
 
         # Tokens and what becomes of them.
-        connect_stream(m, wiring.flipped(self.i), intake.i)
+        if self.image.output_bias:
+            # No token before the bias that its sum starts from.
+            m.d.comb += [
+                intake.i.payload.eq(self.i.payload),
+                intake.i.valid.eq(self.i.valid & combine.loaded),
+                self.i.ready.eq(intake.i.ready & combine.loaded),
+            ]
+        else:
+            connect_stream(m, wiring.flipped(self.i), intake.i)
         if isinstance(gate, Gate):
             connect_stream(m, intake.o_gate, gate.i)
         else:
@@ -251,7 +262,7 @@ class LayerShell(wiring.Component):
         loading = Signal()
         if self.loader is not None:
             m.submodules.loader = loader = self.loader
-            connect_stream(m, loader.o, gate.i_load)
+            self._load(m, loader)
             m.d.comb += [
                 loader.start.eq(registers.load),
                 loader.image_page.eq(registers.image_page),
@@ -266,6 +277,11 @@ class LayerShell(wiring.Component):
             combine.o.ready.eq(self.o.ready),
             intake.freed.eq(combine.freed),
         ]
+        if combine.config.stream_lanes:
+            m.d.comb += [
+                combine.i_token.payload.eq(intake.o_store.payload),
+                combine.i_token.valid.eq(intake.o_store.valid),
+            ]
         streams, events = self.engine(m, registers)
 
         # Registers.
@@ -286,16 +302,35 @@ class LayerShell(wiring.Component):
         with m.Elif(self.i_r.valid & self.i_r.ready & self.i_r.payload.resp.any()):
             m.d.sync += read_error.eq(1)
         busy = Signal()
+        loaded = gate.loaded & combine.loaded if self.image.output_bias else gate.loaded
         m.d.comb += [
             # ``freed`` comes a cycle after the last beat, which is when the token is gone.
             busy.eq(intake.first | ((inside != 0) & ~(combine.freed & (inside == 1)))),
             # From the cycle after the register was written, so that who asks next is not told of the past.
-            registers.status[STATUS_LOADED].eq(gate.loaded & ~loading & ~registers.load),
+            registers.status[STATUS_LOADED].eq(loaded & ~loading & ~registers.load),
             registers.status[STATUS_BUSY].eq(busy),
             registers.status[STATUS_READ_ERROR].eq(read_error),
         ]
         self._count(m, registers, busy, loading, streams, events)
         return m
+
+    def _load(self, m, loader):
+        """Give what is loaded to the gate, and an output bias behind it to the combiner."""
+        gate, combine = self.gate, self.combine
+        if not self.image.output_bias:
+            connect_stream(m, loader.o, gate.i_load)
+            return
+        m.d.comb += combine.load_start.eq(gate.load_start)
+        if self.image.gate.load_beats == 0:
+            connect_stream(m, loader.o, combine.i_load)
+            return
+        m.d.comb += [
+            gate.i_load.payload.eq(loader.o.payload),
+            gate.i_load.valid.eq(loader.o.valid & ~gate.loaded),
+            combine.i_load.payload.eq(loader.o.payload),
+            combine.i_load.valid.eq(loader.o.valid & gate.loaded),
+            loader.o.ready.eq(Mux(gate.loaded, combine.i_load.ready, gate.i_load.ready)),
+        ]
 
     def _count(self, m, registers, busy, loading, streams, events):
         streams = {

@@ -40,7 +40,7 @@ class Plan:
     own_layer: CheckpointLayer | None = None
 
     def __post_init__(self) -> None:
-        limit, window = self.model.gating.num_experts, self.design.window_tokens
+        limit, window = self.model.gating.num_ffn_experts, self.design.window_tokens
         require(
             1 <= self.num_experts <= limit, f"must be in 1..{limit}, not {self.num_experts}", key="experts"
         )

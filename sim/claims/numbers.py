@@ -199,7 +199,7 @@ def _expert_errors(
     """Return the errors of all jobs' results."""
     ours, real, bounds = [], [], []
     for job, contribution in pairs:
-        routed = job.expert < work.model.gating.num_experts
+        routed = job.expert < image.num_experts
         weights = work.weights.expert(job.expert) if routed else work.weights.shared_expert
         spec = work.model.ffn if routed else work.model.shared_ffn
         assert weights is not None
