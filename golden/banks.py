@@ -24,7 +24,7 @@ def channel_image(
     """Return the tiles that a channel's storage holds, (tiles, bytes of a tile).
 
     Row ``n`` is tile number ``n`` as :mod:`spec.banks` counts: one burst of each unit after the other.
-    What belongs to no expert, and not to the router, is zero.
+    What belongs to no expert, and not to the router, is zero, as are experts whose weights are not held.
 
     Parameters
     ----------
@@ -36,6 +36,8 @@ def channel_image(
     width = banks.image.routed.tile_bytes
     tiles = np.zeros((max(ends, default=0) * banks.bursts_per_row, width), dtype=np.uint8)
     for expert, base in bases.items():
+        if expert < banks.num_experts and not weights.holds(expert):
+            continue
         if banks.image.router and expert == banks.router_number:
             words = router_tiles(
                 banks.image.router,

@@ -192,7 +192,7 @@ class CheckpointLayer:
             for part, place in zip(places, out if weight in PER_EXPERT else [out], strict=True):
                 part.fill(place)
             arrays[weight] = out
-        return LayerWeights(**arrays)
+        return LayerWeights(**arrays, held=None if experts is None else tuple(experts))
 
     def _source(self, weight: str, expert: int) -> WeightSource:
         """Return where a weight lies: the first of its possible places that has a tensor."""

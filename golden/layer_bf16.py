@@ -66,16 +66,7 @@ def layer_bf16(
     scales : scales of the experts' inputs and hidden activations, for int8.
     policy : order of service, as in the design; a token's contributions are added in that order.
     """
-    routing = route_bf16(
-        image.gate.gating,
-        bf16_encode(weights.router),
-        tokens,
-        image.router_cols,
-        weights.logit_bias,
-        weights.selection_bias,
-        shared_gate=weights.shared_gate_bits,
-        banked=image.gate.banked,
-    )
+    routing = layer_routing(image, weights, tokens)
     streams = dispatch_streams(
         routing.ids,
         routing.weights,
@@ -102,6 +93,23 @@ def layer_bf16(
         start = np.repeat(f32_flush(weights.output_bias)[None], len(tokens), axis=0)
     output = combine_bf16(contributions, len(tokens), model.d_model, start)
     return LayerBf16(routing, streams, contributions, output, scales)
+
+
+def layer_routing(image: ImageGeometry, weights: LayerWeights, tokens: Bits16) -> RoutingBf16:
+    """Return what the accelerator's gate chooses; of the weights it takes no expert's.
+
+    Parameters are those of :func:`layer_bf16`.
+    """
+    return route_bf16(
+        image.gate.gating,
+        bf16_encode(weights.router),
+        tokens,
+        image.router_cols,
+        weights.logit_bias,
+        weights.selection_bias,
+        shared_gate=weights.shared_gate_bits,
+        banked=image.gate.banked,
+    )
 
 
 def _expert_results(

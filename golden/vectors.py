@@ -50,7 +50,7 @@ class Vector:
     combine : (T, E) float32.
     output : (B, S, H) float32.
     shared_output : (B, S, H) float32, or None.
-    dropped_assignments : how many assignments found no capacity.
+    dropped_assignments : how many assignments found no capacity, None where the file does not say.
     input_ids : (B, S) int64 token ids, where experts are chosen by them, else None.
     """
 
@@ -64,7 +64,7 @@ class Vector:
     combine: NDArray[np.float32]
     output: NDArray[np.float32]
     shared_output: NDArray[np.float32] | None
-    dropped_assignments: int
+    dropped_assignments: int | None
     input_ids: NDArray[np.int64] | None = None
 
     @property
@@ -131,8 +131,8 @@ def _parse(archive: Archive) -> Vector:
     applied_to = model.gating.weight_applied_to.value
     stated = meta.get("weight_applied_to", applied_to)
     require(stated == applied_to, f"must be {applied_to!r}, not {stated!r}", key="meta.weight_applied_to")
-    dropped = meta.get("dropped_assignments", 0)
-    ok = type(dropped) is int and dropped >= 0
+    dropped = meta.get("dropped_assignments")
+    ok = "dropped_assignments" not in meta or (type(dropped) is int and dropped >= 0)
     require(ok, f"must be a whole number from 0, not {dropped!r}", key="meta.dropped_assignments")
 
     tokens = _array(arrays, "input")

@@ -52,11 +52,12 @@ class ExpertWeights:
 class LayerWeights:
     """Weights of one layer, all but the hash table float32 and finite; matrices are (out, in).
 
-    With E experts, E' of them with an FFN, width H (D for the routed experts: H or the latent width),
-    expert width F and shared width Fs:
+    With E experts, E' of them with an FFN that are held here, width H (D for the routed experts: H or the
+    latent width), expert width F and shared width Fs:
 
     Attributes
     ----------
+    held : numbers of the experts that the per-expert arrays hold, in order; None for all of the model's.
     router : (E, H).
     router_query, router_key : (E, H), or None without an attention router, whose values are the router's.
     logit_bias, selection_bias : (E,), or None where the gating has none.
@@ -99,6 +100,7 @@ class LayerWeights:
     latent_out: NDArray[np.float32] | None = None
     latent_out_bias: NDArray[np.float32] | None = None
     output_bias: NDArray[np.float32] | None = None
+    held: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in WEIGHT_NAMES:
@@ -108,16 +110,21 @@ class LayerWeights:
             elif array is not None:
                 check_array(name, array)
 
+    def holds(self, number: int) -> bool:
+        """Whether a routed expert's weights are here."""
+        return self.held is None or number in self.held
+
     def expert(self, number: int) -> ExpertWeights:
-        """Return the weights of a routed expert."""
+        """Return the weights of a routed expert that is held."""
+        place = number if self.held is None else self.held.index(number)
 
         def part(array: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-            return None if array is None else array[number]
+            return None if array is None else array[place]
 
         return ExpertWeights(
             gate=part(self.gate),
-            up=self.up[number],
-            down=self.down[number],
+            up=self.up[place],
+            down=self.down[place],
             gate_bias=part(self.gate_bias),
             up_bias=part(self.up_bias),
             down_bias=part(self.down_bias),
@@ -146,8 +153,10 @@ class LayerWeights:
     def check(self, model: ModelSpec, *, num_experts: int | None = None) -> None:
         """Raise :class:`InputError` unless these are a layer of ``model``.
 
-        ``num_experts`` is how many experts the per-expert arrays hold (default: all of the model's).
+        ``num_experts`` is how many experts the per-expert arrays hold (default: as ``held`` says).
         """
+        if num_experts is None and self.held is not None:
+            num_experts = len(self.held)
         shapes = weight_shapes(model, num_experts=num_experts)
         for name in WEIGHT_NAMES:
             array = getattr(self, name)
@@ -259,7 +268,7 @@ def random_weights(model: ModelSpec, seed: int, *, experts: Sequence[int] | None
         for name in PER_EXPERT:
             if name in arrays:
                 arrays[name][slot] = _normal(rng, one_expert[name][1:], deviations[name])
-    return LayerWeights(**arrays)
+    return LayerWeights(**arrays, held=None if experts is None else tuple(experts))
 
 
 def _random_table(model: ModelSpec, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -30,6 +30,7 @@ from sim import accelerator, toolchain
 from sim.accelerator import LayerRun, Progress, token_beats
 from sim.alone import operands_of, plan_experts, run_experts, run_plan
 from sim.alone.pim import PimAlone
+from sim.dram.stream import pattern_requests, run_requests, warm
 from sim.layer import LayerShape, layer_cycles
 from sim.pim_layer import PimShape, first_refreshes, pim_cycles, pim_job
 from sim.pim_report import build_pim_layer, run_pim_layer
@@ -39,7 +40,7 @@ from sim.workload import Workload, random_workload, scaled_model
 from spec.banks import CommandTiming
 from spec.design import DesignSpec, Format
 from spec.geometry import GateGeometry, ImageGeometry
-from spec.load import load_design, load_model
+from spec.load import load_design, load_dram, load_model, preset_names
 from spec.model import ModelSpec
 
 REPEATS = 5
@@ -57,6 +58,9 @@ ALONE_MODEL, ALONE_SCALE = "mixtral-8x7b", 16
 CHANNEL_EXPERTS, CHANNEL_TOKENS = 8, 8
 """Two groups of tokens each: the lanes are as busy as they can be."""
 PIM_LAYER_SCALE, PIM_LAYER_TOKENS = 64, 128
+DRAM_GOALS = {"seq_bankfast": 3_000_000, "random": 1_000_000}
+"""Requests per second, on each standard."""
+DRAM_REQUESTS = 200_000
 GROUPS = {
     "simulation": "Simulation speed",
     "build": "Build time",
@@ -382,6 +386,35 @@ def golden_figures() -> list[Figure]:
     ]
 
 
+def dram_figures(total: int = DRAM_REQUESTS) -> list[Figure]:
+    """Return how fast requests go through the DRAM engine: of all standards the slowest, per pattern."""
+    figures = []
+    for pattern, goal in DRAM_GOALS.items():
+        speeds = {}
+        for name in preset_names("dram"):
+            dram = load_dram(name)
+            warm()
+            runs = [
+                run_requests(dram, pattern_requests(dram, pattern, total), check=False)
+                for _ in range(REPEATS)
+            ]
+            speeds[name] = total / min(run.simulate_s for run in runs)
+        slowest = min(speeds.values())
+        each = ", ".join(f"{name} {speed / 1e6:.2f} M" for name, speed in speeds.items())
+        figures.append(
+            Figure(
+                group="simulation",
+                name=f"DRAM engine, {pattern}, the slowest standard",
+                value=slowest,
+                unit="requests/s",
+                how=f"{total:,} requests, refresh included, log written; fastest of {REPEATS}: {each}",
+                goal=f"at least {goal:,}",
+                met=slowest >= goal,
+            )
+        )
+    return figures
+
+
 def utilisation_figures(bench: Bench) -> list[Figure]:
     """Return how busy MACs and weight port are, in the layer and in a large expert alone."""
     counters, cycles = bench.run.counters, bench.run.seen.cycles
@@ -428,6 +461,8 @@ def measure(
     figures = native_figures(bench)
     progress("build time" + (", from nothing: a minute or two" if cold else ""))
     figures += build_figures(bench, root, cold=cold)
+    progress("the DRAM engine")
+    figures += dram_figures()
     progress("model time and utilisation")
     figures += model_figures([(bench.name, bench.run.shape)])
     progress("golden's gating: half a minute")

@@ -71,7 +71,8 @@ def compare(file: str, vector: Vector) -> Case:
     """Compute a vector's layer and compare it with what was recorded.
 
     A case is ok if the selected experts are the same, ``combine_max_abs_err <= 1e-6 * max(1, largest
-    absolute combine weight)`` and ``output_rel_err = max |error| / std(output) <= 1e-5``.
+    absolute combine weight)`` and ``output_rel_err = max |error| / std(output) <= 1e-5``, and as many
+    assignments are dropped as were, where the file says how many.
     """
     result = layer(
         vector.model,
@@ -90,6 +91,9 @@ def compare(file: str, vector: Vector) -> Case:
     reasons = []
     if differing.size:
         reasons.append(f"{differing.size} tokens select other experts, first token {differing[0]}")
+    dropped = int((~result.kept).sum())
+    if vector.dropped_assignments not in (None, dropped):
+        reasons.append(f"{dropped} assignments are dropped, not {vector.dropped_assignments}")
     if not combine_error <= combine_bound:
         reasons.append(f"combine_max_abs_err {combine_error:.3g} > {combine_bound:.3g}")
     if not relative <= OUTPUT_TOLERANCE:

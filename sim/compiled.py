@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 Compiled = TypeVar("Compiled")
@@ -14,7 +16,20 @@ def depends_on_sim(function: Compiled) -> Compiled:
     Numba looks at the file of the function alone; what is compiled into it from other modules would stay as
     it was.
     """
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    return _stamped(function, sorted(Path(__file__).parent.glob("*.py")))
+
+
+def depends_on(*modules: ModuleType) -> Callable[[Compiled], Compiled]:
+    """Compile a cached function again when its own file or those of the modules have changed."""
+
+    def decorate(function: Compiled) -> Compiled:
+        own = Path(function.py_func.__code__.co_filename)  # type: ignore[attr-defined]
+        return _stamped(function, [own, *(Path(str(module.__file__)) for module in modules)])
+
+    return decorate
+
+
+def _stamped(function: Compiled, files: list[Path]) -> Compiled:
     stamp = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
     function._cache._cache_file._source_stamp = stamp  # type: ignore[attr-defined]
     return function

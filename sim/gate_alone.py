@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,26 +27,25 @@ PAUSED = 0.5
 
 @dataclass(frozen=True, eq=False)
 class GateOperands:
-    """A router, tokens as bf16 patterns (T, d_model), and golden's answer to them."""
+    """A router, tokens as bf16 patterns (T, d_model), and golden's answer to them.
+
+    ``shared_gate``: the (1, d_model) row of a shared expert's gate, where the geometry has one.
+    """
 
     geometry: GateGeometry
     router: Bits16
     logit_bias: NDArray[np.float32] | None
     selection_bias: NDArray[np.float32] | None
+    shared_gate: Bits16 | None
     tokens: Bits16
     routing: RoutingBf16
 
     def part(self, some: slice) -> GateOperands:
         """Return the same gate with some of the tokens."""
         routing = self.routing
-        return GateOperands(
-            self.geometry,
-            self.router,
-            self.logit_bias,
-            self.selection_bias,
-            self.tokens[some],
-            RoutingBf16(routing.ids[some], routing.weights[some], routing.logits[some]),
-        )
+        shared = None if routing.shared is None else routing.shared[some]
+        chosen = RoutingBf16(routing.ids[some], routing.weights[some], routing.logits[some], shared)
+        return dataclasses.replace(self, tokens=self.tokens[some], routing=chosen)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def gate_job(bench: Build, operands: GateOperands, rng: np.random.Generator | No
     """
     geometry, tokens, routing = operands.geometry, operands.tokens, operands.routing
     top_k, beats = geometry.gating.top_k, geometry.input_beats
-    image = router_image(geometry, operands.router, operands.logit_bias, operands.selection_bias)
+    image = router_image(
+        geometry, operands.router, operands.logit_bias, operands.selection_bias, operands.shared_gate
+    )
     load = image.reshape(-1, geometry.load_elements)
     load = np.pad(load, ((0, 0), (0, -geometry.load_elements % 4))).view(np.uint64)
     arrivals = np.full(len(tokens) * beats, len(load) + 1, dtype=np.int64)
@@ -114,15 +117,15 @@ def gate_job(bench: Build, operands: GateOperands, rng: np.random.Generator | No
     if longer is not None and model.o[-1] >= len(longer):
         longer = np.concatenate([longer, np.ones(int(model.o[-1]), bool)])
     last_slot = np.arange(top_k) == top_k - 1
-    payloads = pack(
-        stream_fields(bench.directory, bench.name, "o"),
-        {
-            "expert": routing.ids.ravel(),
-            "weight": routing.weights.ravel(),
-            "last": np.tile(last_slot, len(tokens)),
-            "last_token": np.repeat(np.arange(len(tokens)) == len(tokens) - 1, top_k),
-        },
-    )
+    columns: dict[str, NDArray[Any]] = {
+        "expert": routing.ids.ravel(),
+        "weight": routing.weights.ravel(),
+        "last": np.tile(last_slot, len(tokens)),
+        "last_token": np.repeat(np.arange(len(tokens)) == len(tokens) - 1, top_k),
+    }
+    if routing.shared is not None:
+        columns["shared"] = np.repeat(routing.shared, top_k)
+    payloads = pack(stream_fields(bench.directory, bench.name, "o"), columns)
     spec = RunSpec(
         sources={
             "i_load": Source(load),

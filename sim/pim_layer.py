@@ -88,8 +88,10 @@ AFTER_REFRESH = 4
 def placement_steps(banks: BankGeometry, placement: list[list[int]]) -> list[Step]:
     """Return the register writes that tell the layer where its experts lie.
 
-    ``placement``: channels of each expert (:meth:`spec.banks.BankGeometry.round_robin`).
+    ``placement``: channels of each expert (:meth:`spec.banks.BankGeometry.place`). One that none holds no
+    token should need: if a gate that errs sends it one, any channel serves it with what lies in row 0.
     """
+    everywhere = range(banks.pim.channels)
     steps: list[Step] = []
     for channel, bases in enumerate(banks.bases(placement)):
         for expert, base in bases.items():
@@ -100,7 +102,7 @@ def placement_steps(banks: BankGeometry, placement: list[list[int]]) -> list[Ste
     for expert, channels in enumerate(placement):
         steps += [
             reg_write(REGISTERS["PLACE_EXPERT"], expert),
-            reg_write(REGISTERS["PLACE_CHANNELS"], sum(1 << channel for channel in channels)),
+            reg_write(REGISTERS["PLACE_CHANNELS"], sum(1 << channel for channel in channels or everywhere)),
         ]
     return steps
 
@@ -212,7 +214,9 @@ def pim_job(
         memories={
             "o_ar": ReadMemory(
                 layer_image(model, banks.image, workload.weights, experts=[]),
-                latency=design.memory.latency_cycles,
+                # The router alone, loaded before cycle 0: no cycle that is reported depends on the latency,
+                # and a full-size router waits for it 7168 times.
+                latency=1,
                 max_outstanding=256,
             )
         },

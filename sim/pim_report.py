@@ -75,11 +75,13 @@ def pim_shape(
 ) -> PimShape:
     """Return a model's layer on a ``pim`` design, for tokens that go to the experts ``ids`` (tokens, k).
 
-    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
+    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.place`.
     """
-    banks = BankGeometry.of(model, design, placement)
+    banks = BankGeometry.unplaced(model, design)
+    placed = banks.place(np.unique(ids).tolist()) if placement is None else placement
+    banks.check_fit(placed)
     streams = streams_of(model, banks.image, design, ids, batch_lengths)
-    return PimShape(banks, design, streams, banks.round_robin() if placement is None else placement)
+    return PimShape(banks, design, streams, placed)
 
 
 def run_pim_model(
@@ -93,7 +95,7 @@ def run_pim_model(
 ) -> Report:
     """Return the cycle model's answer for a routing; no weights, no Verilog.
 
-    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
+    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.place`.
     """
     shape = pim_shape(model, design, ids, batch_lengths, placement)
     load_compiled()
@@ -104,7 +106,8 @@ def run_pim_model(
         model, shape, "model", wall, routing_report(routing, ids, model.gating.num_experts, None)
     )
     _add_model(report, shape, times, channels)
-    report.layout = _layout(
+    _add_layout(
+        report,
         shape,
         [len(entries) for entries in times.unit_entries],
         [int(shape.streams.entry_last[entries].sum()) for entries in times.unit_entries],
@@ -172,9 +175,7 @@ def run_pim_layer(
     report.counters = counters_of(result.reads)
     report.simulated_cycles_per_second = result.cycles_per_second
     report.reference = compare_with_float(workload, golden)
-    report.layout = _layout(
-        shape, [len(stream.taken) for stream in seen.entries], list(map(len, seen.retired))
-    )
+    _add_layout(report, shape, [len(stream.taken) for stream in seen.entries], list(map(len, seen.retired)))
     payloads = _payload_checks(run, golden)
     report.mismatches = sum(_differing_bits(check) for check in payloads)
     checks = list(payloads)
@@ -287,15 +288,17 @@ def _report(model: ModelSpec, shape: PimShape, engine: str, wall: float, routing
     )
 
 
-def _layout(shape: PimShape, assignments: list[int], jobs: list[int]) -> dict[str, Any]:
-    """Return what each channel holds and how much of the run's work it did; lists with a value per channel.
+def _add_layout(report: Report, shape: PimShape, assignments: list[int], jobs: list[int]) -> None:
+    """Put into the report what each channel holds and how much of the run's work it did, a value per channel.
 
     ``rows`` are those that experts, and a router in the banks, take in each bank, ``assignments`` pairs of
-    token and expert.
+    token and expert; ``only`` is how many experts the banks hold, where they do not hold all.
     """
     banks, placement = shape.banks, shape.placement
-    return {
+    held = sum(map(bool, placement))
+    report.layout = {
         "file": None,
+        "only": held if held < len(placement) else None,
         "experts": [
             sum(channel in channels for channels in placement) for channel in range(banks.pim.channels)
         ],

@@ -8,7 +8,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
+
 from golden.checkpoint import CheckpointLayer
+from golden.weights import random_weights
 from sim import accelerator, alone, pim_report, step, workload
 from sim.energy import check_table
 from sim.routing import IntArray, Routing, draw_ids
@@ -92,11 +95,17 @@ class Request:
         if self.layout is not None:
             require(self.experts is None, "cannot be combined with --experts", key="layout")
         check_table(design)
-        if self.experts is not None:
-            return self._experts(design, self.experts, progress)
-        if self.phase is not None:
-            return self._step(design)
-        return self._layer(design, progress)
+        try:
+            if self.experts is not None:
+                return self._experts(design, self.experts, progress)
+            if self.phase is not None:
+                return self._step(design)
+            return self._layer(design, progress)
+        except InputError as error:
+            # Of several designs it is said whose banks are too small.
+            if error.key != "pim.dram":
+                raise
+            raise error.at(file=f"design {design.name}") from None
 
     def _experts(
         self, design: DesignSpec, experts: int, progress: Progress
@@ -127,43 +136,42 @@ class Request:
             not self.vector, f"needs a model of many layers, not the vector {self.model_name}", key="phase"
         )
         model = workload.scaled_model(self.model_name, self.divisor)
-        _, placement = self._place(model, design)
+        pim = design.engine is Engine.PIM
+        banks = BankGeometry.unplaced(model, design) if pim else None
+        layout = None if banks is None else self._layout(banks)
+        if banks is None:
+            ImageGeometry.of(model, design)
         count = self.tokens or workload.DEFAULT_TOKENS
         self.routing.check_layers(model.num_moe_layers)
-        draw_ids(model.gating, self.routing, count, self.seed, moe_layer=0, phase=self.phase)
+        draw = partial(draw_ids, model.gating, self.routing, count, phase=self.phase)
+        draw(self.seed, moe_layer=0)
+        if banks is not None and layout is None and not banks.fits(banks.round_robin()):
+            # Each layer has its own tokens, and is placed for them.
+            for number in range(model.num_moe_layers):
+                banks.place(np.unique(draw(self.seed + number, moe_layer=number)).tolist())
         run = partial(step.run_step, model, design, count, self.routing, self.seed, phase=self.phase)
-        return lambda: self._named(self._seeded(run(placement=placement)))
+        return lambda: self._named(self._seeded(run(placement=layout)))
 
     def _layer(self, design: DesignSpec, progress: Progress) -> Callable[[], accelerator.Report]:
         given = workload.vector_workload(self.model_name, self.tokens) if self.vector else None
         model = given.model if given else self.model
-        image, placement = self._place(model, design)
-        pim = design.engine is Engine.PIM
-
-        def run_model(ids: IntArray, routing: str, lengths: list[int] | None = None) -> accelerator.Report:
-            if not pim:
-                return accelerator.run_model(model, design, ids, routing, lengths)
-            report = pim_report.run_pim_model(model, design, ids, routing, lengths, placement=placement)
-            return self._named(report)
+        if design.engine is Engine.PIM:
+            return self._pim_layer(model, design, given, progress)
+        image = ImageGeometry.of(model, design)
 
         def run_layer(work: workload.Workload, routing: str) -> accelerator.Report:
             options: Options = {"engine": self.engine, "routing": routing, "waves": self.waves}
-            if not pim:
-                return accelerator.run_layer(work, design, progress=progress, **options)
-            return self._named(
-                pim_report.run_pim_layer(
-                    work, design, progress=progress, placement=placement, trace=self.trace, **options
-                )
-            )
+            return accelerator.run_layer(work, design, progress=progress, **options)
 
         if given:
             if self.engine == "model":
-                return lambda: run_model(given.reference_ids, "vector", given.batch_lengths)
+                ids, lengths = given.reference_ids, given.batch_lengths
+                return lambda: accelerator.run_model(model, design, ids, "vector", lengths)
             return lambda: run_layer(given, "vector")
-        count = self.tokens or workload.DEFAULT_TOKENS
+        count, name = self.tokens or workload.DEFAULT_TOKENS, self.routing.layer_name()
         ids = draw_ids(model.gating, self.routing, count, self.seed)
         if self.engine == "model":
-            return lambda: self._seeded(run_model(ids, self.routing.layer_name()))
+            return lambda: self._seeded(accelerator.run_model(model, design, ids, name))
         workload.check_image(image.num_bytes)
 
         def run() -> accelerator.Report:
@@ -175,21 +183,68 @@ class Request:
             work = workload.random_workload(
                 model, count, self.routing, self.seed, design.window_tokens, weights
             )
-            return self._seeded(run_layer(work, self.routing.layer_name()))
+            return self._seeded(run_layer(work, name))
 
         return run
 
-    def _place(self, model: ModelSpec, design: DesignSpec) -> tuple[ImageGeometry, Placement | None]:
-        """Return the weights' geometry, and where a ``pim`` design holds the experts if a file says so.
-
-        Raises :class:`InputError` where model or experts do not fit.
-        """
-        if design.engine is not Engine.PIM:
-            return ImageGeometry.of(model, design), None
-        if self.layout is None:
-            return BankGeometry.of(model, design).image, None
+    def _pim_layer(
+        self, model: ModelSpec, design: DesignSpec, given: workload.Workload | None, progress: Progress
+    ) -> Callable[[], accelerator.Report]:
         banks = BankGeometry.unplaced(model, design)
-        return banks.image, load_layout(self.layout, banks)
+        layout = self._layout(banks)
+
+        def run_model(
+            ids: IntArray, routing: str, lengths: list[int] | None = None
+        ) -> Callable[[], accelerator.Report]:
+            placement = layout or banks.place(np.unique(ids).tolist())
+            run = partial(pim_report.run_pim_model, model, design, ids, routing, lengths)
+            return lambda: self._named(run(placement=placement))
+
+        def run_layer(work: workload.Workload, routing: str, placement: Placement) -> accelerator.Report:
+            options: Options = {"engine": self.engine, "routing": routing, "waves": self.waves}
+            run = partial(pim_report.run_pim_layer, progress=progress, trace=self.trace, **options)
+            return self._named(run(work, design, placement=placement))
+
+        if given:
+            if self.engine == "model":
+                return run_model(given.reference_ids, "vector", given.batch_lengths)
+            used = workload.experts_used(banks.image, given.weights, given.tokens)
+            placement = layout or banks.place(used)
+            return lambda: run_layer(given, "vector", placement)
+        count, name = self.tokens or workload.DEFAULT_TOKENS, self.routing.layer_name()
+        if self.engine == "model":
+            modelled = run_model(draw_ids(model.gating, self.routing, count, self.seed), name)
+            return lambda: self._seeded(modelled())
+        # The tokens come before the experts: of these only the ones that they meet are drawn or read.
+        drawn = workload.draw_tokens(
+            model,
+            count,
+            self.routing,
+            self.seed,
+            random_weights(model, self.seed, experts=[])
+            if self.own_layer is None
+            else self.own_layer.read([0]),
+        )
+        used = drawn.used(banks.image)
+        placement = layout or banks.place(used)
+        workload.check_image(banks.bytes_of(placement, used))
+
+        def run() -> accelerator.Report:
+            experts = drawn.needed(banks.image)
+            if self.own_layer is None:
+                progress("drawing weights and tokens")
+                weights = random_weights(model, self.seed, experts=experts)
+            else:
+                progress(f"reading the weights of {self.own_layer.label}")
+                weights = self.own_layer.read(experts)
+            work = drawn.workload(weights, design.window_tokens)
+            return self._seeded(run_layer(work, name, placement))
+
+        return run
+
+    def _layout(self, banks: BankGeometry) -> Placement | None:
+        """Return where the experts lie if a file says so; :class:`InputError` where they do not fit."""
+        return None if self.layout is None else load_layout(self.layout, banks)
 
     def _seeded(self, report: accelerator.Report) -> accelerator.Report:
         """Return the report with the seed of a routing that was drawn."""
@@ -198,7 +253,13 @@ class Request:
         return report
 
     def _named(self, report: accelerator.Report) -> accelerator.Report:
-        """Return the report with the file that said where the experts lie."""
-        if report.layout is not None and self.layout is not None:
+        """Return the report with the file that said where the experts lie, or with what the banks hold."""
+        if report.layout is None:
+            return report
+        if self.layout is not None:
             report.layout["file"] = str(self.layout)
+        if report.layout["only"] is not None and self.phase is None:
+            report.notes.append(
+                f"the banks hold only the {report.layout['only']} experts that these tokens use"
+            )
         return report

@@ -55,6 +55,7 @@ HARNESS = Path(__file__).with_name("harness.cpp")
 HARNESS_HEADER = Path(__file__).with_name("harness.h")
 HARNESS_TOP = Path(__file__).with_name("harness_top.cpp")
 DEFAULT_ROOT = Path("build")
+PIECE_BYTES = 1 << 20
 WAVE_CYCLES = 10_000
 """Cycles of a run's waveform (:meth:`Waveform.of_run`); a busy cycle of ``fpga`` takes about 25 kB."""
 
@@ -121,7 +122,8 @@ def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> l
     """
     check_writable(out)
     if design.engine is Engine.PIM:
-        BankGeometry.of(model, design)
+        # The banks need not hold all experts at once, but those of one token.
+        BankGeometry.unplaced(model, design).place(range(model.gating.top_k))
     from rtl.export import export
 
     layer = _layer(model, design)
@@ -660,7 +662,7 @@ class _Job:
 
     def _image(self, image: Path | NDArray[np.uint8]) -> str:
         if not isinstance(image, Path):
-            return self._array(np.ascontiguousarray(image, dtype=np.uint8))
+            return self._sparse(np.ascontiguousarray(image, dtype=np.uint8).reshape(-1))
         if not image.is_file():
             raise InputError("no such memory image", file=image)
         name = self._new_file()
@@ -713,6 +715,18 @@ class _Job:
     def _array(self, values: NDArray[np.generic]) -> str:
         name = self._new_file()
         values.tofile(self.place / name)
+        return name
+
+    def _sparse(self, image: NDArray[np.uint8]) -> str:
+        """Write a memory image; pieces that are zero, as of experts that no token meets, take no room."""
+        name = self._new_file()
+        with (self.place / name).open("wb") as file:
+            for start in range(0, len(image), PIECE_BYTES):
+                piece = image[start : start + PIECE_BYTES]
+                if piece.any():
+                    file.seek(start)
+                    file.write(piece.data)
+            file.truncate(len(image))
         return name
 
     def _new_file(self) -> str:

@@ -26,7 +26,8 @@ def run_step(
     """Return the sum over the model's MoE layers, each with a routing of its own.
 
     Of a trace each layer has the layer in its place, and the tokens of ``phase`` where the trace knows it.
-    ``placement``: of every layer's experts in a ``pim`` design (:mod:`spec.layout`).
+    ``placement``: of every layer's experts in a ``pim`` design (:mod:`spec.layout`), by default
+    :meth:`spec.banks.BankGeometry.place` for each layer's tokens.
 
     The layers run one after the other on one accelerator. Dense layers and attention are not part of
     the accelerator and not counted; the report says so.
@@ -59,9 +60,18 @@ def run_step(
         if total.layout is not None and report.layout is not None:
             for name in ("assignments", "jobs"):
                 total.layout[name] = list(map(sum, zip(total.layout[name], report.layout[name], strict=True)))
+            # Where the banks hold only what a layer's tokens use, each layer is placed by itself.
+            for name in ("experts", "rows"):
+                total.layout[name] = list(map(max, zip(total.layout[name], report.layout[name], strict=True)))
+            if report.layout["only"] is not None:
+                total.layout["only"] = max(total.layout["only"], report.layout["only"])
         # The load reported is that of the layer with the busiest expert.
         if report.routing["max_load"] > total.routing["max_load"]:
             total.routing = report.routing
     assert total is not None
+    if total.layout is not None and total.layout["only"] is not None:
+        total.notes.append(
+            f"the banks hold only the experts that a layer's tokens use, {total.layout['only']} at most"
+        )
     total.notes.append(f"{model.num_moe_layers} MoE layers; attention and dense layers are not counted")
     return total

@@ -10,21 +10,20 @@ from numpy.typing import NDArray
 
 from golden.checkpoint import Checkpoint, CheckpointLayer
 from golden.formats import Bits16, bf16_decode, bf16_encode
+from golden.gating import route
 from golden.layer import layer
+from golden.layer_bf16 import layer_routing
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_weights
-from sim.routing import IntArray, Routing, draw_ids, fitted_tokens, tokens_for
+from sim.routing import IntArray, Routing, draw_ids, fitted_tokens
 from spec.errors import InputError, require, require_range
-from spec.geometry import ceil_div
+from spec.geometry import ImageGeometry, ceil_div
 from spec.load import is_folder, load_model
 from spec.model import CapacityScope, ModelSpec
 
 DEFAULT_TOKENS = 16
 MAX_IMAGE_BYTES = 1 << 30
 """Weights that a run of the Verilog holds at most; golden and reference need several times as much memory."""
-EVEN_KINDS = ("uniform", "zipf")
-"""Routing whose tokens only lean towards their sets: what they miss are experts of the same popularity or so,
-and the measured pages are of these tokens. Other kinds, and traces, are of little use if they are missed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +100,60 @@ def vector_workload(path: str, num_tokens: int | None) -> Workload:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class DrawnTokens:
+    """Tokens of a layer whose experts need not be there yet: where they go is the gate's affair.
+
+    Attributes
+    ----------
+    gate : weights of the layer, of any number of experts.
+    tokens, target_ids : as in :class:`Workload`.
+    """
+
+    model: ModelSpec
+    gate: LayerWeights
+    tokens: Bits16
+    target_ids: IntArray
+
+    def used(self, image: ImageGeometry) -> list[int]:
+        """Return the routed experts that the hardware sends the tokens to, in order of their numbers."""
+        return experts_used(image, self.gate, self.tokens)
+
+    def needed(self, image: ImageGeometry) -> list[int]:
+        """Return :meth:`used` and what the float gate chooses, which near a tie is another one."""
+        gate = self.gate
+        values = bf16_decode(self.tokens)
+        ids = route(self.model.gating, gate.router, values, gate.logit_bias, gate.selection_bias).ids
+        return sorted({*self.used(image), *_with_ffn(image, ids)})
+
+    def workload(self, weights: LayerWeights, window_tokens: int | None = None) -> Workload:
+        """Return the tokens' run with the experts that they need; see :func:`random_workload`."""
+        result = layer(self.model, weights, bf16_decode(self.tokens), window_tokens=window_tokens)
+        return Workload(
+            model=self.model,
+            weights=weights,
+            tokens=self.tokens,
+            batch_lengths=[len(self.tokens)],
+            target_ids=self.target_ids,
+            reference=result.output.astype(np.float64),
+            reference_ids=result.ids,
+            reference_kept=result.kept,
+            reference_name="float golden",
+        )
+
+
+def experts_used(image: ImageGeometry, weights: LayerWeights, tokens: Bits16) -> list[int]:
+    """Return the routed experts with an FFN that the hardware sends tokens to, in order of their numbers."""
+    return _with_ffn(image, layer_routing(image, weights, tokens).ids)
+
+
+def _with_ffn(image: ImageGeometry, ids: IntArray) -> list[int]:
+    """Return the experts chosen, in order of their numbers; identity experts have no weights."""
+    chosen = np.unique(ids)
+    found: list[int] = chosen[chosen < image.num_experts].tolist()
+    return found
+
+
 def check_image(num_bytes: int) -> None:
     """Raise :class:`InputError` for weights that are too large to be run, before they are drawn."""
     require(
@@ -111,6 +164,16 @@ def check_image(num_bytes: int) -> None:
     )
 
 
+def draw_tokens(
+    model: ModelSpec, num_tokens: int, routing: Routing, seed: int, weights: LayerWeights
+) -> DrawnTokens:
+    """Return tokens that lean towards the experts of ``routing``; of the weights the gate's matter alone."""
+    require_range("tokens", num_tokens, 1, 1 << 20)
+    ids = draw_ids(model.gating, routing, num_tokens, seed)
+    tokens = bf16_encode(fitted_tokens(model.gating, weights, ids, seed))
+    return DrawnTokens(model, weights, tokens, ids)
+
+
 def random_workload(
     model: ModelSpec,
     num_tokens: int,
@@ -119,29 +182,12 @@ def random_workload(
     window_tokens: int | None = None,
     weights: LayerWeights | None = None,
 ) -> Workload:
-    """Return random weights, unless some are given, and tokens that lean towards the experts of ``routing``.
+    """Return random weights, unless some are given, and tokens that go to the experts of ``routing``.
 
     The reference gives out an expert's places as a design with windows of ``window_tokens`` does.
     """
-    require_range("tokens", num_tokens, 1, 1 << 20)
     weights = random_weights(model, seed) if weights is None else weights
-    ids = draw_ids(model.gating, routing, num_tokens, seed)
-    if routing.synthetic and routing.kind in EVEN_KINDS:
-        tokens = bf16_encode(tokens_for(ids, weights.router, seed))
-    else:
-        tokens = bf16_encode(fitted_tokens(model.gating, weights, ids, seed))
-    result = layer(model, weights, bf16_decode(tokens), window_tokens=window_tokens)
-    return Workload(
-        model=model,
-        weights=weights,
-        tokens=tokens,
-        batch_lengths=[num_tokens],
-        target_ids=ids,
-        reference=result.output.astype(np.float64),
-        reference_ids=result.ids,
-        reference_kept=result.kept,
-        reference_name="float golden",
-    )
+    return draw_tokens(model, num_tokens, routing, seed, weights).workload(weights, window_tokens)
 
 
 def parse_scale(text: str | None, default: int, *, vector: bool, folder: bool = False) -> int:

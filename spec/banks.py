@@ -10,9 +10,12 @@ of channel 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from spec.design import BankMode, DesignSpec, PimDesign, RegisterPath
+from spec.dram import Command, Level, clocks_between
 from spec.errors import InputError, require
 from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, RouterGeometry, ceil_div
 from spec.model import ModelSpec
@@ -62,9 +65,10 @@ class CommandTiming:
     read_to_read: int
 
     @classmethod
+    @lru_cache(maxsize=64)
     def of(cls, pim: PimDesign) -> CommandTiming:
         """Return the distances of a design."""
-        timing, groups, units = pim.dram.timing, pim.dram.bank_groups, pim.units
+        dram, timing, groups, units = pim.dram, pim.dram.timing, pim.dram.bank_groups, pim.units
         single = pim.bank_mode is BankMode.SINGLE_BANK
         open_singly = pim.opens_singly
         # Neighbours in a series lie in different bank groups, a group comes again after `spread` commands.
@@ -73,29 +77,35 @@ class CommandTiming:
         def spaced(short: int, long: int) -> int:
             return long if spread == 1 else max(short, ceil_div(long, spread))
 
+        # Distances of the DRAM's own commands are those of its table; a MAC reads as a RD does.
+        ccd_s = clocks_between(dram, Command.RD, Command.RD, Level.SCOPE)
+        ccd_l = clocks_between(dram, Command.RD, Command.RD, Level.BANK_GROUP)
+        rrd_s = clocks_between(dram, Command.ACT, Command.ACT, Level.SCOPE)
+        rrd_l = clocks_between(dram, Command.ACT, Command.ACT, Level.BANK_GROUP)
+        faw = clocks_between(dram, Command.ACT, Command.ACT, Level.SCOPE, window=4)
         own = pim.register_path is RegisterPath.OWN
         parts = units // pim.act_lanes
         return cls(
             mac_steps=units if single else 1,
-            mac_gap=spaced(timing.ccd_s, timing.ccd_l) if single else timing.ccd_l,
+            mac_gap=spaced(ccd_s, ccd_l) if single else ccd_l,
             act_steps=units if open_singly else 1,
-            act_gap=max(spaced(timing.rrd_s, timing.rrd_l), ceil_div(timing.faw, 4)) if open_singly else 1,
+            act_gap=max(spaced(rrd_s, rrd_l), ceil_div(faw, 4)) if open_singly else 1,
             pre_steps=units if single else 1,
-            rcd=timing.rcd_rd,
-            rp=timing.rp,
-            ras=timing.ras,
-            rc=timing.rc,
-            rtp=timing.rtp,
-            rfc=timing.rfc,
+            rcd=clocks_between(dram, Command.ACT, Command.RD, Level.BANK),
+            rp=clocks_between(dram, Command.PRE, Command.ACT, Level.BANK),
+            ras=clocks_between(dram, Command.ACT, Command.PRE, Level.BANK),
+            rc=clocks_between(dram, Command.ACT, Command.ACT, Level.BANK),
+            rtp=clocks_between(dram, Command.RD, Command.PRE, Level.BANK),
+            rfc=clocks_between(dram, Command.REF, Command.ACT, Level.SCOPE),
             refi=timing.refi if pim.refresh else 0,
             mac_to_write=1 if own else timing.read_to_write,
-            mac_to_read=1 if own else timing.ccd_l,
+            mac_to_read=1 if own else ccd_l,
             write_to_mac=1 if own else timing.write_to_read,
-            write_to_write=1 if own else timing.ccd_l,
+            write_to_write=1 if own else ccd_l,
             write_to_read=1 if own else timing.write_to_read,
-            read_to_mac=1 if own else timing.ccd_l,
+            read_to_mac=1 if own else ccd_l,
             read_to_write=1 if own else timing.read_to_write,
-            read_to_read=max(parts, 1 if own else timing.ccd_l),
+            read_to_read=max(parts, 1 if own else ccd_l),
         )
 
     @property
@@ -238,6 +248,25 @@ class BankGeometry:
         ]
         return placed + ([list(range(channels))] if self.image.shared else [])
 
+    def place(self, used: Iterable[int]) -> list[list[int]]:
+        """Return the channels of each expert, in a run whose tokens go to the routed experts ``used``.
+
+        Where all experts fit they are placed :meth:`round_robin`, whatever is used. Where they do not, the
+        banks hold only the used ones, round robin in order of their numbers, and the shared one in all
+        channels; an expert that none holds has no channels. :class:`InputError` where even these do not fit.
+        """
+        everything = self.round_robin()
+        if self.fits(everything):
+            return everything
+        channels = self.pim.channels
+        placed: list[list[int]] = [[] for _ in range(self.num_experts)]
+        # (An identity expert needs no place.)
+        for place, expert in enumerate(sorted({expert for expert in used if expert < self.num_experts})):
+            placed[expert] = [place % channels]
+        placed += everything[self.num_experts :]
+        self.check_fit(placed)
+        return placed
+
     def bases(self, placement: list[list[int]]) -> list[dict[int, int]]:
         """Return for each channel the first visit of each expert it holds: in order of their numbers.
 
@@ -261,10 +290,31 @@ class BankGeometry:
             words[ROUTER_CHANNEL] += " and the router"
         return words
 
+    def visits_used(self, placement: list[list[int]]) -> list[int]:
+        """Return the visits that the experts placed on each channel take, and a router in the banks."""
+        return [sum(self.reserved(self.kind(expert)) for expert in bases) for bases in self.bases(placement)]
+
+    def bytes_of(self, placement: list[list[int]], used: Iterable[int]) -> int:
+        """Return the bytes that are loaded for the routed experts ``used``: in all channels that hold them.
+
+        The shared expert's, and those of a router in the banks, are among them.
+        """
+        held = {*used, self.num_experts, self.router_number}
+        visits = sum(
+            self.reserved(self.kind(expert))
+            for bases in self.bases(placement)
+            for expert in bases
+            if expert in held
+        )
+        return visits * self.bursts_per_row * self.image.routed.tile_bytes
+
+    def fits(self, placement: list[list[int]]) -> bool:
+        """Whether every channel holds the experts placed on it."""
+        return max(self.visits_used(placement)) <= self.max_visits
+
     def check_fit(self, placement: list[list[int]]) -> None:
         """Raise :class:`InputError` unless every channel holds the experts placed on it."""
-        for channel, bases in enumerate(self.bases(placement)):
-            visits = sum(self.reserved(self.kind(expert)) for expert in bases)
+        for channel, visits in enumerate(self.visits_used(placement)):
             if visits > self.max_visits:
                 raise InputError(
                     f"has {self.pim.dram.rows} rows per bank, but the {self.held(placement)[channel]} of"

@@ -13,15 +13,19 @@ from pathlib import Path
 
 from spec.catalogue import TABLES, Entry
 from spec.design import DesignSpec, Format
+from spec.device import PimDevice
 from spec.dram import DramSpec
 from spec.energy import EnergyTable
+from spec.errors import InputError
 from spec.families import load_config
 from spec.files import load_preset, load_preset_with, preset_names, preset_path, read_toml
 from spec.model import ModelSpec
 
 __all__ = [
+    "design_names",
     "is_folder",
     "load_design",
+    "load_device",
     "load_dram",
     "load_energy",
     "load_entry",
@@ -59,8 +63,24 @@ def load_design(name: str, number_format: str | None = None) -> DesignSpec:
 
     ``number_format`` (``bf16``, ``int8``) replaces the design's own.
     """
+    if name in preset_names(PimDevice.PRESET_FOLDER):
+        accelerators = ", ".join(preset_names("designs"))
+        raise InputError(
+            f"must be an accelerator with RTL ({accelerators}), not {name!r}, a device for 'pim gemv'",
+            key="design",
+        )
     design = typing.cast("DesignSpec", load_preset(DesignSpec, "designs", name, "design"))
     return design if number_format is None else replace(design, format=Format(number_format))
+
+
+def load_device(name: str) -> PimDevice:
+    """Return the device of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("PimDevice", load_preset(PimDevice, PimDevice.PRESET_FOLDER, name, "design"))
+
+
+def design_names() -> list[str]:
+    """Return the presets of accelerators, which have RTL, and of devices, which have none."""
+    return sorted([*preset_names("designs"), *preset_names(PimDevice.PRESET_FOLDER)])
 
 
 def load_dram(name: str) -> DramSpec:

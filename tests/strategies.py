@@ -116,9 +116,9 @@ def activations(draw: st.DrawFn) -> tuple[Activation, bool, Activation | None]:
 @st.composite
 def models(draw: st.DrawFn) -> ModelSpec:
     """Draw a small valid model that the hardware has."""
-    activation, gated, other = draw(activations())
     gating = draw(gatings(max_experts=12))
     capacity = 0 if gating.num_identity_experts else draw(st.sampled_from((0, 0, 1, 2)))
+    activation, gated, other = draw(activations())
     return ModelSpec(
         name="drawn",
         d_model=draw(st.integers(1, 12)),

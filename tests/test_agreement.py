@@ -160,6 +160,9 @@ def test_weights_are_compared_by_expert():
     same, error = compare(ours, real)
     assert same.tolist() == [True, False]
     assert error == pytest.approx(np.array([[0.0, 0.25]]))
+    with_shared = dataclasses.replace(ours, shared=bf16_encode(np.array([0.5, 1.0])))
+    error = compare(with_shared, real, np.array([1.0, 5.0]))[1]
+    assert error == pytest.approx(np.array([[0.0, 0.25, 0.5]]))
 
 
 # The families' gates.
@@ -205,6 +208,16 @@ def test_agreement_of_a_gate(bench: GateBench):
     # Each chunk is drawn on its own: more tokens are other tokens.
     assert not np.array_equal(bench.tokens(0), bench.tokens(1))
     assert np.array_equal(bench.tokens(1), bench.tokens(1))
+
+
+def test_the_gate_of_a_shared_expert_is_compared(monkeypatch: pytest.MonkeyPatch):
+    gate = GateBench.of(Gate.of("qwen2_moe", load_model("qwen1.5-moe-a2.7b"), DESIGN))
+    assert gate.gate.geometry.shared_gate
+    assert gate.hardware(gate.tokens(0)).shared is not None
+    assert gate.agreement(CHUNK).weight_over_bound <= 1
+    right = golden.gating_bf16.shared_weight
+    monkeypatch.setattr(golden.gating_bf16, "shared_weight", lambda logits: right(logits + (1 << 15)))
+    assert gate.agreement(CHUNK).weight_over_bound > 2
 
 
 def run_of(**changes) -> GateRun:
@@ -293,7 +306,7 @@ def operands_of(geometry: GateGeometry, num_tokens: int) -> GateOperands:
     bias = rng.standard_normal(gating.num_experts).astype(np.float32)
     biases = (bias if gating.logit_bias else None, bias if gating.selection_bias else None)
     routing = route_bf16(gating, router, tokens, geometry.cols, *biases)
-    return GateOperands(geometry, router, *biases, tokens, routing)
+    return GateOperands(geometry, router, *biases, None, tokens, routing)
 
 
 def built(name: str):

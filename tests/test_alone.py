@@ -170,7 +170,7 @@ def test_a_full_size_expert_near_memory_by_the_model(capsys):
     assert "compare" not in counts
     assert main([*arguments, "--experts", "13"]) == 2
     message = "pim.dram: has 65536 rows per bank, but the 13 experts of channel 0 need 69888"
-    assert capsys.readouterr() == ("", f"expertbank: {message}\n")
+    assert capsys.readouterr() == ("", f"expertbank: design pim: {message}\n")
 
 
 def test_a_full_size_expert_by_the_model(capsys):

@@ -16,7 +16,7 @@ from sim.routing import Routing
 from sim.rtlsim import DEFAULT_ROOT
 from sim.workload import random_workload, vector_workload
 from spec.design import Format
-from spec.load import load_design
+from spec.load import load_design, preset_names
 from tests.bench import speed
 from tests.test_layer import DATA, TINY
 
@@ -118,6 +118,17 @@ def test_figures_of_the_near_memory_layer() -> None:
     assert native.name == "native, layer `pim` in bf16"
     assert native.met is None
     assert own_time.how.startswith("`pim_cycles`: ")
+
+
+def test_figures_of_the_dram_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = bench.dram_figures(200)
+    assert [figure.name.split(",")[1].strip() for figure in figures] == list(bench.DRAM_GOALS)
+    for figure in figures:
+        each = re.findall(r"([a-z0-9-]+) [\d.]+ M", figure.how)
+        assert each == preset_names("dram")
+        assert figure.met is (figure.value >= bench.DRAM_GOALS[figure.name.split(",")[1].strip()])
+    monkeypatch.setattr(bench, "DRAM_GOALS", {"random": 10**12})
+    assert bench.dram_figures(50)[0].met is False
 
 
 @pytest.mark.slow

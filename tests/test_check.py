@@ -320,7 +320,23 @@ def test_a_missed_drop_fails(tmp_path):
     rewrite(source, tmp_path / "v.npz", {"meta": meta})
     case = check_file(tmp_path / "v.npz")
     assert not case.ok
-    assert re.match(r"3 tokens select other experts, first token \d+; combine_max_abs_err", case.reason)
+    start = r"3 tokens select other experts, first token \d+; 0 assignments are dropped, not 3; "
+    assert re.match(start + "combine_max_abs_err", case.reason)
+
+
+@pytest.mark.parametrize(
+    ("stated", "reason"), [(3, None), (None, None), (2, "3 assignments are dropped, not 2")]
+)
+def test_drops_are_counted(tmp_path, stated, reason):
+    """Where the file says how many there were."""
+    source = DATA / "switch_transformers_s0.npz"
+    meta = meta_of(source)
+    meta["dropped_assignments"] = stated
+    if stated is None:
+        del meta["dropped_assignments"]
+    rewrite(source, tmp_path / "v.npz", {"meta": meta})
+    case = check_file(tmp_path / "v.npz")
+    assert (case.ok, case.reason) == (reason is None, reason)
 
 
 def test_the_order_within_a_row_does_not_matter(tmp_path):
@@ -451,6 +467,10 @@ BAD_FILES = {
     "negative drops": (
         change_meta(dropped_assignments=-1),
         "meta.dropped_assignments: must be a whole number from 0, not -1",
+    ),
+    "no drops at all": (
+        change_meta(dropped_assignments=None),
+        "meta.dropped_assignments: must be a whole number from 0, not None",
     ),
     "config key missing": (
         change_config(num_local_experts="removed"),

@@ -23,7 +23,7 @@ from golden.checkpoint import Checkpoint
 from golden.tensor_file import ELEMENT_BITS, TensorFile
 from golden.vectors import open_vector, read_vector
 from golden.weights import LayerWeights, random_weights
-from sim import accelerator
+from sim import accelerator, pim_report
 from sim.alone import operands_of, plan_experts
 from sim.cli import main
 from spec.errors import InputError
@@ -1007,6 +1007,27 @@ def test_a_folders_layer_through_the_verilog(tmp_path, capsys, monkeypatch):
     for layer, result in zip((1, 2), results, strict=True):
         assert result["mismatches"] == 0 and result["cycles"]["rtl"] == result["cycles"]["model"]
         assert result["notes"] == [f"weights of model.layers.{layer} in {folder}, read as float32"]
+
+
+def test_near_memory_only_a_folders_experts_that_tokens_meet_are_read(tmp_path, monkeypatch):
+    path = DATA / "deepseek_v3_s0.npz"
+    weights = random_weights(read_vector(path).model, 1)
+    folder = write_checkpoint(tmp_path / "m", config_of_vector(path), published("deepseek_v3", weights, 1))
+    works = []
+
+    def run(work, design, *, placement, **_options):
+        works.append(work)
+        return pim_report.run_pim_model(work.model, design, work.reference_ids, "", placement=placement)
+
+    monkeypatch.setattr(pim_report, "run_pim_layer", run)
+    tiny = str(Path(__file__).parent / "tiny_pim.toml")
+    assert main(["sim", "--model", str(folder), "--layer", "1", "--design", tiny, "--tokens", "1"]) == 0
+    (work,) = works
+    held = work.weights.held
+    assert set(work.reference_ids.ravel()) == set(held)
+    assert len(held) < len(weights.up)
+    assert np.array_equal(work.weights.up, weights.up[list(held)])
+    assert np.array_equal(work.weights.router, weights.router)
 
 
 def test_experts_alone_have_a_folders_weights(tmp_path):

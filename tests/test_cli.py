@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sim.cli import main
-from spec.load import preset_names
+from spec.load import design_names, preset_names
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
@@ -29,10 +29,11 @@ def run_json(capsys, *arguments: str) -> tuple[int, dict]:
 
 @pytest.mark.parametrize("kind", ["models", "designs"])
 def test_presets_are_listed(capsys, kind):
-    assert run_json(capsys, kind) == (0, {"names": preset_names(kind)})
+    names = design_names() if kind == "designs" else preset_names(kind)
+    assert run_json(capsys, kind) == (0, {"names": names})
     assert main([kind]) == 0
     captured = capsys.readouterr()
-    assert [line.split()[0] for line in captured.out.splitlines()] == ["name", *preset_names(kind)]
+    assert [line.split()[0] for line in captured.out.splitlines()] == ["name", *names]
 
 
 def test_models_shows_expert_parameters(capsys):

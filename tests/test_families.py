@@ -210,17 +210,6 @@ def test_each_term_that_the_hardware_lacks_is_one_line(model, message):
         check_hardware(model)
 
 
-@pytest.mark.parametrize("activation", Activation)
-@pytest.mark.parametrize("gated", [True, False])
-def test_every_activation_is_in_hardware(activation, gated):
-    """With and without a gate matrix, clamped where there is one, also of a shared expert alone."""
-    if gated or activation is not Activation.CLAMPED_SWIGLU:
-        ffn = {"activation": activation, "gate_matrix": gated, "clamped": gated, "limit": 10.0}
-        check_hardware(changed(MIXTRAL, ffn=ffn))
-        other = {"d_shared": 16, "shared_activation": activation, "shared_bias": True}
-        check_hardware(changed(MIXTRAL, ffn={"gate_matrix": gated}, **other))
-
-
 def test_capacity_as_a_share_of_the_tokens():
     """Of each sequence, which must have the same then; of a batch."""
     model = changed(MIXTRAL, capacity_fraction=0.25)
@@ -244,6 +233,17 @@ def test_the_hardware_drops_what_float_drops(scope):
     _, golden, _ = layer_job(work, design)
     assert np.array_equal(golden.streams.kept, work.reference_kept)
     assert 0 < golden.streams.dropped < golden.streams.kept.size
+
+
+@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize("gated", [True, False])
+def test_every_activation_is_in_hardware(activation, gated):
+    """With and without a gate matrix, clamped where there is one, also of a shared expert alone."""
+    if gated or activation is not Activation.CLAMPED_SWIGLU:
+        ffn = {"activation": activation, "gate_matrix": gated, "clamped": gated, "limit": 10.0}
+        check_hardware(changed(MIXTRAL, ffn=ffn))
+        other = {"d_shared": 16, "shared_activation": activation, "shared_bias": True}
+        check_hardware(changed(MIXTRAL, ffn={"gate_matrix": gated}, **other))
 
 
 def test_terms_without_effect_are_not_refused():

@@ -11,6 +11,7 @@ import pytest
 import golden.formats
 from golden.formats import (
     BF16_NAN,
+    ENCODED_AT_ONCE,
     F32_NAN,
     GUARD_BITS,
     PRODUCT_FRACTION_BITS,
@@ -54,6 +55,7 @@ def test_bf16_decode_is_that_of_ml_dtypes_but_for_subnormals():
 def test_bf16_encode_is_that_of_ml_dtypes_for_normal_numbers():
     rng = np.random.default_rng(0)
     patterns = rng.integers(0, 1 << 32, 200_000, dtype=np.uint64).astype(np.uint32)
+    assert len(patterns) > 3 * ENCODED_AT_ONCE
     # Ties, and the values beside them, at every bf16 number.
     ties = (ALL_BF16.astype(np.uint32) << 16) | 0x8000
     patterns = np.concatenate([patterns, ties - 1, ties, ties + 1])

@@ -547,6 +547,15 @@ def test_a_subset_of_experts_agrees_with_the_full_set():
     for name in weight_shapes(model):
         expected = getattr(full, name)
         assert np.array_equal(getattr(some, name), expected[[3, 1]] if name in PER_EXPERT else expected)
+    assert some.held == (3, 1)
+    some.check(model)
+    for number in (1, 3):
+        assert some.holds(number)
+        for name, array in vars(full.expert(number)).items():
+            assert np.array_equal(array, getattr(some.expert(number), name)), name
+    assert not some.holds(0)
+    with pytest.raises(ValueError, match="not in tuple"):
+        some.expert(0)
 
 
 def test_a_subset_costs_only_its_own_memory():

@@ -255,8 +255,7 @@ def test_experts_that_do_not_fit_where_the_file_puts_them(capsys, tmp_path) -> N
     )
     assert capsys.readouterr() == ("", f"expertbank: {file}: {message}\n")
     assert main(arguments) == 2
-    assert capsys.readouterr().err == (
-        "expertbank: pim.dram: has 60 rows per bank, but the 4 experts of channel 0 need 72\n"
-    )
+    message = "pim.dram: has 60 rows per bank, but the 4 experts of channel 0 need 72"
+    assert capsys.readouterr().err == f"expertbank: design tiny_pim: {message}\n"
     file = written(tmp_path / "l.toml", [[0]] * 3 + [[1]] * 3 + [[2]] * 3 + [[3]] * 3, [4])
     assert main([*arguments, "--layout", file]) == 0

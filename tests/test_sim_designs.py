@@ -120,7 +120,7 @@ def test_what_does_not_fit_one_design_stops_all(capsys, monkeypatch) -> None:
     monkeypatch.setattr(accelerator, "run_model", lambda *_arguments: pytest.fail("something ran"))
     arguments = ["sim", "--model", "deepseek-v3", "--engine", "model", *BOTH]
     assert main(arguments) == 2
-    message = "pim.dram: has 65536 rows per bank, but the 129 experts of channel 0 need 693504"
+    message = "design pim: pim.dram: has 65536 rows per bank, but the 55 experts of channel 0 need 295680"
     assert capsys.readouterr() == ("", f"expertbank: {message}\n")
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-WARMED = re.search(r"expertbank (sim .*) >/dev/null", (ROOT / "Makefile").read_text())
+WARMED = re.findall(r"expertbank (\w+ .*) >/dev/null", (ROOT / "Makefile").read_text())
 COMMANDS = {
     "vector": "sim --model tests/data/mixtral_s0.npz --engine model",
     "shared expert, groups, several windows": "sim --model deepseek-v3 --scale 64 --tokens 70 --engine model",
@@ -16,10 +16,12 @@ COMMANDS = {
     "all layers": "sim --model gpt-oss-20b --scale 64 --phase decode --tokens 2 --engine model",
     "near memory": "sim --model deepseek-v3 --scale 64 --tokens 4 --design pim --engine model",
     "near memory, a vector": "sim --model tests/data/mixtral_s0.npz --design pim --engine model",
+    "DRAM stream": "dram stream --standard lpddr5-6400 --pattern seq_colfast --requests 99 --no-refresh",
+    "single banks": "dram stream --standard hbm3-6400 --pattern random --requests 99 --refresh per-bank",
     "expert alone": "sim --model qwen3-30b-a3b --scale 64 --experts 2 --tokens 3 --engine model",
 }
-# Runs the commands of its arguments in one process; prints what the first compiled, then what each other
-# one compiled beyond that. A compiled function is one per combination of its arguments' types.
+# Runs the commands of its arguments in one process; prints what each compiled beyond those before it.
+# A compiled function is one per combination of its arguments' types.
 SCRIPT = """
 import contextlib, io, sys
 from numba.core.dispatcher import Dispatcher
@@ -45,14 +47,16 @@ for command in sys.argv[1:]:
 
 
 def test_setup_compiles_all_that_the_models_need() -> None:
-    assert WARMED
+    assert [command.split()[0] for command in WARMED] == ["sim", "dram"]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, WARMED[1], *COMMANDS.values()],
+        [sys.executable, "-c", SCRIPT, *WARMED, *COMMANDS.values()],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    warmed, *others = done.stdout.splitlines()
-    assert warmed.count("sim.") >= 5, "the cycle models are not compiled, or not found"
+    lines = done.stdout.splitlines()
+    warmed, others = lines[: len(WARMED)], lines[len(WARMED) :]
+    assert warmed[0].count("sim.") >= 5, "the cycle models are not compiled, or not found"
+    assert warmed[1].count("sim.dram.") >= 3, "the DRAM engine is not compiled, or not found"
     assert dict(zip(COMMANDS, others, strict=True)) == dict.fromkeys(COMMANDS, "")

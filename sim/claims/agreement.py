@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from golden.agreement import choice_bound, choice_margins, logit_bound, selection_keys, weight_bound
 from golden.formats import Bits16, bf16_decode, bf16_encode
-from golden.gating import Routing, route
+from golden.gating import Routing, route, sigmoid
 from golden.gating_bf16 import RoutingBf16, route_bf16
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_tokens, random_weights
@@ -49,8 +49,8 @@ one, the largest distance in float between the k-th and the next selection score
 and the next), of logits where the hardware compares logits. It has to be a near tie: *over bound* is the
 largest margin over its derived bound (`golden/agreement.py`: twice the error that product, tables and
 rounding can make of a score). *Weights*: relative error among tokens with the same experts, the largest and
-the mean, and the largest over its derived bound; nearly all of it is the rounding to bf16, of at most
-2^-8 = 0.00391.
+the mean, and the largest over its derived bound, the weight of a shared expert that has a gate among them;
+nearly all of it is the rounding to bf16, of at most 2^-8 = 0.00391.
 *Not in hardware*: terms of the family's presets and recorded layers that the hardware lacks; a family all
 of whose gates have such a term (`gating.*`) is not measured.
 
@@ -78,9 +78,8 @@ class Gate:
         fitting = PRODUCTS // model.gating.num_experts // INPUTS * INPUTS
         d_model = max(INPUTS, min(MOST_INPUTS, fitting))
         ffn = dataclasses.replace(model.ffn, d_expert=1)
-        small = dataclasses.replace(
-            model, d_model=d_model, ffn=ffn, d_shared=0, shared_expert_gate=False, d_latent=0
-        )
+        gated = model.d_shared > 0 and model.shared_expert_gate
+        small = dataclasses.replace(model, d_model=d_model, ffn=ffn, d_shared=int(gated), d_latent=0)
         return cls(source, small, GateGeometry.of(small, design))
 
 
@@ -159,7 +158,13 @@ class GateBench:
         weights = self.weights
         router, cols = bf16_encode(weights.router), self.gate.geometry.cols
         return route_bf16(
-            self.gate.model.gating, router, tokens, cols, weights.logit_bias, weights.selection_bias
+            self.gate.model.gating,
+            router,
+            tokens,
+            cols,
+            weights.logit_bias,
+            weights.selection_bias,
+            shared_gate=weights.shared_gate_bits,
         )
 
     def real(self, tokens: Bits16) -> Routing:
@@ -170,18 +175,28 @@ class GateBench:
             self.gate.model.gating, weights.router, values, weights.logit_bias, weights.selection_bias
         )
 
+    def shared(self, tokens: Bits16) -> NDArray[np.float64] | None:
+        """Return the shared expert's weights in float, (T,), where it has a gate."""
+        gate = self.weights.shared_expert_gate
+        return None if gate is None else sigmoid(bf16_decode(tokens).astype(np.float64) @ gate[0])
+
+    def logit_bound(self, tokens: Bits16) -> NDArray[np.float64]:
+        """Return what a token's logits can be off by, that of a shared expert's gate included."""
+        weights = self.weights
+        gate = weights.shared_expert_gate
+        rows = weights.router if gate is None else np.concatenate([weights.router, gate])
+        return logit_bound(rows, bf16_decode(tokens), self.gate.geometry.cols, weights.logit_bias)
+
     def agreement(self, num_tokens: int) -> Agreement:
         """Return how the two agree on so many tokens, whole chunks."""
         gating, weights = self.gate.model.gating, self.weights
-        same = 0
+        same = count = 0
         margin = margin_over = largest = largest_over = total = 0.0
         for chunk in range(num_tokens // CHUNK):
             tokens = self.tokens(chunk)
             ours, real = self.hardware(tokens), self.real(tokens)
-            logit_error = logit_bound(
-                weights.router, bf16_decode(tokens), self.gate.geometry.cols, weights.logit_bias
-            )
-            agreed, error = compare(ours, real)
+            logit_error = self.logit_bound(tokens)
+            agreed, error = compare(ours, real, self.shared(tokens))
             same += int(agreed.sum())
             if not agreed.all():
                 logits = real.logits[~agreed]
@@ -195,7 +210,8 @@ class GateBench:
                 largest = max(largest, float(error.max()))
                 largest_over = max(largest_over, float((error.max(axis=1) / bound).max()))
                 total += float(error.sum())
-        mean = total / max(1, same * gating.top_k)
+                count += error.size
+        mean = total / max(1, count)
         return Agreement(num_tokens, same, margin, margin_over, largest, mean, largest_over)
 
     def verilog(self, num_tokens: int, root: Path) -> GateRun:
@@ -207,6 +223,7 @@ class GateBench:
             bf16_encode(weights.router),
             weights.logit_bias,
             weights.selection_bias,
+            weights.shared_gate_bits,
             tokens,
             self.hardware(tokens),
         )
@@ -214,10 +231,13 @@ class GateBench:
         return run_gate(rtl, operands, seed=SEED, waves=root / "waves")
 
 
-def compare(ours: RoutingBf16, real: Routing) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def compare(
+    ours: RoutingBf16, real: Routing, shared: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Return which tokens have the same experts, and the relative errors (those tokens, k) of their weights.
 
-    By expert: two choices closer than the error may stand in the other order.
+    By expert: two choices closer than the error may stand in the other order. With ``shared``, (T,), the
+    weight of the shared expert is one more.
     """
     our_order, real_order = np.argsort(ours.ids, axis=1), np.argsort(real.ids, axis=1)
     our_ids, real_ids = (
@@ -227,6 +247,9 @@ def compare(ours: RoutingBf16, real: Routing) -> tuple[NDArray[np.bool_], NDArra
     same: NDArray[np.bool_] = (our_ids == real_ids).all(axis=1)
     weights = bf16_decode(np.take_along_axis(ours.weights, our_order, axis=1)[same]).astype(np.float64)
     wanted = np.take_along_axis(real.weights, real_order, axis=1)[same]
+    if shared is not None and ours.shared is not None:
+        weights = np.column_stack([weights, bf16_decode(ours.shared[same])])
+        wanted = np.column_stack([wanted, shared[same]])
     difference = np.abs(weights - wanted)
     # A weight of 0 has no relative error but none.
     least = np.finfo(np.float64).tiny

@@ -1,37 +1,35 @@
-"""``expertbank designs``: the presets of hardware designs."""
+"""``expertbank designs``: the presets of hardware designs, with RTL and without."""
 
 from __future__ import annotations
 
 import click
 
 from sim.commands.output import json_option, print_json, print_table
-from spec.load import load_design, preset_names
+from spec.device import PimDevice
+from spec.load import design_names, load_design, load_device, preset_names
 
 
 @click.command("designs")
 @json_option
 def command(as_json: bool) -> int:
-    """List the design presets."""
-    names = preset_names("designs")
+    """List the design presets: accelerators, and devices for 'pim gemv' or for their numbers alone."""
+    names = design_names()
     if as_json:
         print_json({"names": names})
         return 0
-    rows = []
-    for name in names:
-        design = load_design(name)
-        rows.append(
-            (
-                name,
-                design.engine,
-                design.gate.lanes,
-                f"{design.tile.rows} x {design.tile.cols}",
-                design.memory.width_bits,
-                design.memory.latency_cycles,
-                f"{design.clock_hz / 1e6:g}",
-            )
-        )
-    print_table(
-        ("name", "engine", "gate lanes", "array", "memory bits", "memory latency (cycles)", "clock (MHz)"),
-        rows,
-    )
+    devices = set(preset_names(PimDevice.PRESET_FOLDER))
+    rows = [_device(name) if name in devices else _accelerator(name) for name in names]
+    print_table(("name", "kind", "MACs", "at", "schedule", "clock (MHz)", "RTL"), rows)
     return 0
+
+
+def _accelerator(name: str) -> tuple[object, ...]:
+    design = load_design(name)
+    tile = design.tile
+    return (name, design.engine, f"{tile.rows} x {tile.cols}", "-", "-", f"{design.clock_hz / 1e6:g}", "yes")
+
+
+def _device(name: str) -> tuple[object, ...]:
+    device = load_device(name)
+    macs = f"{device.channels} x {device.units} x {device.lanes}"
+    return (name, "device", macs, device.level, device.schedule, f"{device.clock_hz / 1e6:g}", "no")

@@ -137,6 +137,7 @@ def stream_command(
 @command.command("trace")
 @click.argument("file", type=click.Path(path_type=Path))
 @channel_options
+@click.option("--no-drain", is_flag=True, help="End as 'stream' does, when the last request is accepted.")
 @click.option("--format", "form", default="ramulator", show_default=True, help="Of the files: or dramsim3.")
 @click.option("--mapping", help="Fields of an address, the slowest first (docs/dram.md).")
 @json_option
@@ -148,6 +149,7 @@ def trace_command(
     policy: str,
     queue: int,
     commands_out: Path | None,
+    no_drain: bool,
     form: str,
     mapping: str | None,
     as_json: bool,
@@ -161,7 +163,7 @@ def trace_command(
     dram = load_dram(standard)
     file_form = _form(form)
     requests = read_requests(file, dram, file_form, _mapping(dram, form, mapping))
-    options = _options(refresh, policy, queue, no_refresh=no_refresh) | {"drain": True}
+    options = _options(refresh, policy, queue, no_refresh=no_refresh) | {"drain": not no_drain}
     return _run(dram, requests, options, commands_out, file_form, as_json=as_json)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from spec.dram import EDGE_PAIRS, PROTOCOLS, Command, DramSpec, constraints_of
+from sim.compiled import depends_on
+from spec.dram import EDGE_PAIRS, PROTOCOLS, Command, DramSpec, constraints, constraints_of
 
 Ints = NDArray[np.int64]
 NUM_COMMANDS = len(Command)
@@ -150,6 +151,7 @@ def _break(found: Ints, rule: int, tick: int, distance: int, least: int) -> None
     found[rule, 0] += 1
 
 
+@depends_on(constraints)
 @njit(cache=True)
 def _check(
     log: Ints,
@@ -247,6 +249,10 @@ def _check(
             if rows[bank] >= 0:
                 _break(found, state + CLOSED, tick, 0, 1)
             rows[bank] = row
+            # Nothing is opened while the refresh of all is due: none is postponed.
+            due = (refreshes[scope] + 1) * interval
+            if interval and not at_once and tick >= due:
+                _break(found, state + IN_TIME, tick, due - tick, 1)
         elif column and rows[bank] != row:
             _break(found, state + OPEN, tick, 0, 1)
         elif command == PRE:

@@ -23,7 +23,8 @@ from numba import njit
 from numba.cpython.unsafe.numbers import trailing_zeros
 from numpy.typing import NDArray
 
-from spec.dram import EDGE_PAIRS, PROTOCOLS, Command, DramSpec, constraints_of
+from sim.compiled import depends_on
+from spec.dram import EDGE_PAIRS, PROTOCOLS, Command, DramSpec, constraints, constraints_of
 
 Ints = NDArray[np.int64]
 
@@ -34,9 +35,9 @@ ROW_SHIFT, COLUMN_SHIFT = 20, 1
 """A request's key: row, column in bursts, and bit 0 for a write."""
 COLUMN_MASK = (1 << (ROW_SHIFT - COLUMN_SHIFT)) - 1
 
-MAX_QUEUE = 62
+MAX_QUEUE = 64
 """Places of the queue are bits of a word."""
-FAR_BITS = (1 << 62) - 1
+ALL_BUT_SIGN = (1 << 63) - 1
 QUEUE = 32
 LOG_FIELDS = 5
 """Of a command: tick, command, bank, row, column; -1 where it has none.
@@ -368,7 +369,7 @@ def _leave(place: int, queue: Ints, queued: int, waiting: Ints, needs: Ints, num
         needs[0, number] &= ~(np.int64(1) << place)
     waiting[queue[Q_BANK, place]] &= ~(np.int64(1) << place)
     below = (np.int64(1) << place) - 1
-    above = ~below & FAR_BITS
+    above = ~below & ALL_BUT_SIGN
     for number in range(num_needs):
         needs[0, number] = (needs[0, number] & below) | (needs[0, number] >> 1 & above)
     for bank in range(waiting.shape[0]):
@@ -442,6 +443,7 @@ def _pick(
     return -1, 0
 
 
+@depends_on(constraints)
 @njit(cache=True)
 def _run(
     options: Ints,

@@ -18,6 +18,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from sim.compiled import depends_on
+from sim.dram import engine
 from sim.dram.engine import COLUMN_SHIFT, ROW_SHIFT
 from spec.dram import PROTOCOLS, DramSpec
 from spec.errors import InputError
@@ -66,6 +68,7 @@ def _draw(state, size):  # type: ignore[no-untyped-def]
     return np.int64(state[0] >> np.uint64(33)) % size
 
 
+@depends_on(engine)
 @njit(cache=True)
 def _fill(pattern, first, sizes, state, banks, keys):  # type: ignore[no-untyped-def]
     channels, groups, per_group, rows, columns = max(sizes[0], 1), sizes[1], sizes[3], sizes[4], sizes[5]

@@ -54,7 +54,14 @@ RAMULATOR_NAMES = {
     Command.ACT_2: "ACT2",
     Command.CAS: "CAS",
 }
-RAMULATOR_OTHERS = {"ACT1": Command.ACT, "PRE": Command.PRE, "PREA": Command.PRE_ALL, "REF": Command.REF}
+RAMULATOR_OTHERS = {
+    "ACT1": Command.ACT,
+    "PRE": Command.PRE,
+    "PREA": Command.PRE_ALL,
+    "REF": Command.REF,
+    "CAS_RD": Command.CAS,
+    "CAS_WR": Command.CAS,
+}
 """Further names that are read."""
 DRAMSIM3_NAMES = {
     Command.ACT: "activate",

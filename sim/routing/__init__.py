@@ -2,7 +2,7 @@
 
 from sim.routing.routing import Routing, draw_ids, parse_routing, shape_of, synthetic_trace
 from sim.routing.synthetic import IntArray
-from sim.routing.tokens import fitted_tokens, tokens_for
+from sim.routing.tokens import fitted_tokens
 from sim.routing.trace import Trace, TraceShape
 
 __all__ = [
@@ -15,5 +15,4 @@ __all__ = [
     "parse_routing",
     "shape_of",
     "synthetic_trace",
-    "tokens_for",
 ]

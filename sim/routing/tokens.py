@@ -18,28 +18,15 @@ DAMPING = 1e-2
 """Of the router's mean squared row; keeps tokens small where its rows nearly depend on each other."""
 
 
-def tokens_for(ids: IntArray, router: NDArray[np.float32], seed: int) -> FloatArray:
-    """Return (tokens, d_model) tokens that lean towards their experts' router rows, plus noise.
-
-    Where the router has more experts than dimensions no token may reach its set exactly; the load that
-    comes out is reported beside the one asked for.
-    """
-    rng = np.random.default_rng([seed, STREAM, 1])
-    rows = router.astype(np.float64)
-    directions = rows / np.maximum((rows**2).sum(axis=1, keepdims=True), 1e-30)
-    wanted = LOGIT * directions[ids].sum(axis=1)
-    tokens: FloatArray = wanted + NOISE * rng.standard_normal(wanted.shape)
-    return tokens
-
-
 def fitted_tokens(gating: GatingSpec, weights: LayerWeights, ids: IntArray, seed: int) -> FloatArray:
     """Return (tokens, d_model) tokens that the gate sends to ``ids`` wherever the fit finds such ones.
 
     A token is the combination of router rows (damped least squares) whose logits are large for its experts
     and 0 for the others, plus noise. While the gate, groups and biases included, chooses others than wanted
     for the token rounded to bf16, the logits of what it misses are raised and those of what it wrongly takes
-    lowered. Biases, groups and routers with fewer dimensions than experts make this necessary: there
-    :func:`tokens_for` misses most sets. Some may stay out of reach.
+    lowered. Biases, groups and routers with fewer dimensions than experts make this necessary: the first
+    combination misses most sets there. Some may stay out of reach; the load that comes out is reported beside
+    the one asked for.
     """
     rng = np.random.default_rng([seed, STREAM, 1])
     router = weights.router.astype(np.float64)

@@ -8,6 +8,7 @@ from spec.dram.constraints import (
     Constraint,
     Level,
     ProtocolRules,
+    clocks_between,
     constraints_of,
 )
 from spec.dram.standard import DramSpec, DramTiming, Protocol
@@ -23,5 +24,6 @@ __all__ = [
     "Level",
     "Protocol",
     "ProtocolRules",
+    "clocks_between",
     "constraints_of",
 ]

@@ -186,6 +186,21 @@ def constraints_of(dram: DramSpec) -> tuple[Constraint, ...]:
     return tuple(row for row in CONSTRAINTS if row.applies(dram))
 
 
+def clocks_between(dram: DramSpec, before: Command, after: Command, level: Level, window: int = 1) -> int:
+    """Return the nominal clocks from a command to another one at the same place of a level; 0: any."""
+    return max(
+        (
+            row.clocks(dram.timing)
+            for row in constraints_of(dram)
+            if row.level is level
+            and row.window == window
+            and before in row.preceding
+            and after in row.following
+        ),
+        default=0,
+    )
+
+
 def _evaluate(node: ast.expr, timing: DramTiming) -> int:
     if isinstance(node, ast.Name):
         return int(getattr(timing, node.id))

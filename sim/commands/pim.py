@@ -1,0 +1,129 @@
+"""``expertbank pim``: products on MAC units in DRAM, by their command schedules."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from sim.commands.output import json_option, print_json, print_table
+from spec.load import load_device
+
+SHOWN = 20
+
+
+@click.group("pim")
+def command() -> None:
+    """Matrix-vector products on MAC units in DRAM."""
+
+
+@command.command("gemv")
+@click.option(
+    "--design", "design_name", required=True, help="Device with a command schedule; preset or TOML."
+)
+@click.option("--channels", type=int, required=True, help="(Pseudo-)channels that compute together.")
+@click.option("--rows", type=int, required=True, help="Outputs.")
+@click.option("--cols", type=int, required=True, help="Inputs.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Vectors.")
+@click.option("--no-refresh", is_flag=True, help="Leave refreshes out.")
+@click.option("--mac-gap", type=int, default=1, help="Least cycles from an all-bank MAC to the next.")
+@click.option("--act-gap", type=int, default=1, help="Least cycles from an all-bank ACT to the next.")
+@click.option("--hot", is_flag=True, help="Refreshes are due twice as often.")
+@click.option(
+    "--without",
+    multiple=True,
+    type=click.Choice(["prefetch", "register-path", "split", "unpadded"]),
+    help="Leave an addition of the schedule 'streamed' out; repeatable.",
+)
+@click.option("--ablation", "ablate", is_flag=True, help="Also cycles without each addition of the schedule.")
+@click.option("--end-to-end", "surround", is_flag=True, help="Also placement, read-back and reduction.")
+@click.option("--adders", type=int, default=16, help="Of the host, per channel (with --end-to-end).")
+@click.option("--interruptions", type=int, default=0, help="By ordinary traffic (with --end-to-end).")
+@click.option("--check", "check", is_flag=True, help="Replay the commands against the DRAM's constraints.")
+@click.option(
+    "--log", "log_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the commands."
+)
+@json_option
+def gemv_command(
+    design_name: str,
+    channels: int,
+    rows: int,
+    cols: int,
+    batch: int,
+    no_refresh: bool,
+    mac_gap: int,
+    act_gap: int,
+    hot: bool,
+    without: tuple[str, ...],
+    ablate: bool,
+    surround: bool,
+    adders: int,
+    interruptions: int,
+    check: bool,
+    log_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Cycles and commands of a matrix-vector product y = W x, W of rows x cols, on a device.
+
+    Commands are those of one channel; all have the same. Exit status 1 if --check finds a violation.
+    """
+    from sim.gemv.commands import PowerLimits, Product
+    from sim.gemv.report import Options, ablation, end_to_end, log_text, run_gemv
+    from sim.gemv.streamed import ALL
+    from sim.toolchain import check_parent, write_atomically
+
+    device = load_device(design_name)
+    dram = device.timed
+    product = Product(rows=rows, cols=cols, channels=channels, batch=batch)
+    left_out = {name.replace("-", "_"): False for name in without}
+    options = Options(
+        limits=PowerLimits(mac_gap=mac_gap, act_gap=act_gap, hot=hot),
+        refresh=not no_refresh,
+        additions=replace(ALL, **left_out),
+    )
+    if log_file is not None:
+        check_parent(log_file, "log")
+    run_gemv(device, Product(rows=1, cols=1, channels=1), options)  # loads what is compiled
+    start = time.perf_counter()
+    run = run_gemv(device, product, options)
+    wall = time.perf_counter() - start
+    result = {
+        "design": device.name,
+        "channels": channels,
+        "rows": rows,
+        "cols": cols,
+        "batch": batch,
+        "cycles": run.cycles,
+        "seconds": run.cycles * dram.clock_ps * 1e-12,
+        "macs": product.macs,
+        "utilisation": run.utilisation,
+        "commands": run.commands,
+        "wall_s": wall,
+    }
+    if surround:
+        result["end_to_end"] = end_to_end(run, adders=adders, interruptions=interruptions)
+    if ablate:
+        result["ablation"] = ablation(device, product, options)
+    found = []
+    if check or log_file is not None:
+        logged = run_gemv(device, product, options, log=True)
+        if check:
+            found = logged.check()
+            result["violations"] = len(found)
+            result["first_violations"] = [str(one) for one in found[:SHOWN]]
+        if log_file is not None:
+            write_atomically(log_file, log_text(logged.log))
+    if as_json:
+        print_json(result)
+    else:
+        shown = [(name, value) for name, value in result.items() if not isinstance(value, dict | list)]
+        for part in ("commands", "end_to_end", "ablation"):
+            table = result.get(part)
+            if isinstance(table, dict):
+                shown += [(f"{part.replace('_', ' ')}: {name}", value) for name, value in table.items()]
+        print_table(("what", "value"), shown)
+        for one in found[:SHOWN]:
+            click.echo(str(one))
+    return 1 if found else 0

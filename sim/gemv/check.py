@@ -1,0 +1,229 @@
+"""Replay the commands of a product against the table of DRAM constraints; knows nothing of the schedules.
+
+Every constraint is a row of :data:`spec.dram.CONSTRAINTS`: "at least so many cycles from each A to the next B
+of the same bank, bank group, channel". A MAC is a read, a command to all even or odd banks is one to each.
+Commands are as long as a cycle each. What is not in that table is said here: one command per cycle and bus,
+states of banks, refreshes in time, and the registers that MACs read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.gemv.commands import EVEN, ODD, Kind, Log, PowerLimits, limited
+from sim.gemv.streamed import Layout
+from spec.dram import Command, Constraint, DramSpec, Level, constraints_of
+
+Ints = NDArray[np.int64]
+AS_COMMAND = {
+    Command.ACT: (Kind.ACT,),
+    Command.PRE: (Kind.PRE,),
+    Command.RD: (Kind.MAC, Kind.RD),
+    Command.WR: (Kind.WR,),
+    Command.REF: (Kind.REF,),
+}
+ROW_BUS = (Kind.ACT, Kind.PRE, Kind.REF, Kind.OTHER_REF)
+BEFORE_REFRESH = ("tRP before REF", "tRC before REF")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What a schedule promises beside the table.
+
+    Attributes
+    ----------
+    one_bus : row and column commands share a bus.
+    stand_in : in a command to all even (odd) banks the controller sees the first even (odd) one alone.
+    refresh_waits : REF waits tRP after PRE; the published kernel's does not.
+    postponed : cycles that a refresh may be late.
+    register_path : register writes take a column slot and nothing else; otherwise they are writes on the bus.
+    refresh : there are refreshes.
+    """
+
+    one_bus: bool = False
+    stand_in: bool = False
+    refresh_waits: bool = True
+    postponed: int = 0
+    register_path: bool = True
+    refresh: bool = True
+
+
+BARRIER = Rules(one_bus=True, stand_in=True, refresh_waits=False, postponed=64)
+"""The published kernel's: it refreshes when the open banks have closed, at most a row's tRAS or a group of
+writes and its tWR later."""
+STREAMED = Rules()
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A broken rule: its name, the cycle of the command that breaks it, the distance it had and needs."""
+
+    rule: str
+    cycle: int
+    distance: int
+    least: int
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.distance} cycles before cycle {self.cycle}, at least {self.least}"
+
+
+def check_log(dram: DramSpec, log: Log, rules: Rules, limits: PowerLimits | None = None) -> list[Violation]:
+    """Return the violations of a log, at most one per rule and bank."""
+    limits = limits or PowerLimits()
+    dram = limited(dram, limits)
+    found: list[Violation] = []
+    kinds = log[:, 1]
+    row_bus = np.isin(kinds, ROW_BUS)
+    buses = (
+        {"the bus": log} if rules.one_bus else {"the row bus": log[row_bus], "the column bus": log[~row_bus]}
+    )
+    for name, commands in buses.items():
+        found += _spaced(f"one command per cycle on {name}", commands[:, 0], 1)
+    for row in constraints_of(dram):
+        if rules.refresh_waits or row.name not in BEFORE_REFRESH:
+            found += _constraint(dram, log, row, rules)
+    all_bank = log[:, 2] >= EVEN
+    for name, kind, least in (("MACs", Kind.MAC, limits.mac_gap), ("ACTs", Kind.ACT, limits.act_gap)):
+        found += _spaced(f"all-bank {name}", log[all_bank & (kinds == kind), 0], least)
+    for bank in range(dram.num_banks):
+        found += _states(log[_of_bank(log, bank, rules) | (kinds == Kind.REF)], bank)
+    if rules.refresh:
+        found += _refreshes(dram, log, rules.postponed)
+    return found
+
+
+def check_inputs(log: Log, layout: Layout, batch: int, per_unit: int, entries: int) -> list[Violation]:
+    """Return MACs that read an input register before its write, or after that of a later input.
+
+    The order of MACs and of register writes is that of :mod:`sim.gemv.streamed`; two writes before the inputs
+    and one behind them are of other registers. Commands take effect in their order.
+    """
+    macs = log[log[:, 1] == Kind.MAC, 0]
+    writes = log[log[:, 1] == Kind.REG, 0][2:-1]
+    found: list[Violation] = []
+    groups = [min(layout.tokens, batch - start) for start in range(0, batch, layout.tokens)]
+    passes = sum(-(-layout.outputs // (per_unit // sharing)) * sharing for sharing in groups)
+    needed = (len(groups) * layout.outputs * layout.bursts, passes * layout.bursts)
+    if (len(macs), len(writes)) != needed:
+        return [Violation("MACs and inputs of the layout", 0, len(macs) + len(writes), sum(needed))]
+    mac = write = 0
+    for sharing in groups:
+        count = -(-layout.outputs // (per_unit // sharing))
+        for number in range(count):
+            here = layout.outputs // count + (number < layout.outputs % count)
+            burst = np.arange(layout.bursts)
+            first = macs[mac + burst * here]
+            last = macs[mac + burst * here + here - 1]
+            came = writes[write : write + layout.bursts * sharing].reshape(layout.bursts, sharing)
+            depth = entries // sharing
+            late = np.flatnonzero(came[:, -1] >= first)
+            early = np.flatnonzero(came[depth:, 0] <= last[:-depth]) if depth < layout.bursts else late[:0]
+            if late.size:
+                found.append(Violation("input there", int(first[late[0]]), 0, 1))
+            if early.size:
+                found.append(Violation("input not replaced", int(last[early[0]]), 0, 1))
+            mac += layout.bursts * here
+            write += layout.bursts * sharing
+    return found
+
+
+def _of_bank(log: Log, bank: int, rules: Rules) -> NDArray[np.bool_]:
+    mine: NDArray[np.bool_] = log[:, 2] == bank
+    if not rules.stand_in or bank < 2:
+        mine = mine | (log[:, 2] == (ODD if bank % 2 else EVEN))
+    return mine
+
+
+def _constraint(dram: DramSpec, log: Log, row: Constraint, rules: Rules) -> list[Violation]:
+    """Return where a row of the table is broken."""
+
+    def chosen(commands: tuple[Command, ...]) -> NDArray[np.bool_]:
+        kinds: list[int] = [kind for command in commands for kind in AS_COMMAND.get(command, ())]
+        if Command.WR in commands and not rules.register_path:
+            kinds.append(Kind.REG)
+        mine: NDArray[np.bool_] = np.isin(log[:, 1], kinds)
+        return mine
+
+    before, after = chosen(row.preceding), chosen(row.following)
+    if (
+        row.preceding == row.following == (Command.ACT,)
+        and row.level is not Level.BANK
+        and dram.all_bank_exempt
+    ):
+        before = after = before & (log[:, 2] < EVEN)
+    least = row.clocks(dram.timing)
+    if row.level is Level.SCOPE:
+        return _distances(row.name, log[before, 0], log[after, 0], least, row.window)
+    found: list[Violation] = []
+    members = dram.banks_per_group if row.level is Level.BANK_GROUP else 1
+    for place in range(dram.num_banks // members):
+        mine = np.zeros(len(log), dtype=np.bool_)
+        for bank in range(place * members, (place + 1) * members):
+            mine |= _of_bank(log, bank, rules)
+        if row.level is Level.BANK_GROUP:
+            mine |= log[:, 1] == Kind.REG  # on the data bus they go to all units
+        where = "bank group" if row.level is Level.BANK_GROUP else "bank"
+        found += _distances(
+            f"{row.name}, {where} {place}", log[before & mine, 0], log[after & mine, 0], least, row.window
+        )
+    return found
+
+
+def _distances(name: str, before: Ints, after: Ints, least: int, window: int) -> list[Violation]:
+    """Return the first of ``after`` that is too near to the last but ``window`` - 1 of ``before``.
+
+    A command is not before itself.
+    """
+    place = np.searchsorted(before, after, side="left") - window
+    known = place >= 0
+    if not known.any():
+        return []
+    distance = after[known] - before[place[known]]
+    near = np.flatnonzero(distance < least)
+    return [Violation(name, int(after[known][near[0]]), int(distance[near[0]]), least)] if near.size else []
+
+
+def _spaced(name: str, cycles: Ints, least: int) -> list[Violation]:
+    near = np.flatnonzero(np.diff(cycles) < least)
+    if not near.size:
+        return []
+    return [Violation(name, int(cycles[near[0] + 1]), int(np.diff(cycles)[near[0]]), least)]
+
+
+def _states(log: Log, bank: int) -> list[Violation]:
+    """Return the first access to a row that is not open, ACT of an open bank, refresh of an open one."""
+    changes = np.isin(log[:, 1], (Kind.ACT, Kind.PRE))
+    # What the bank was before each command: the last ACT or PRE, if any.
+    index = np.where(changes, np.arange(len(log)), -1)
+    last = np.concatenate([[-1], np.maximum.accumulate(index)[:-1]]) if len(log) else index
+    was_open = (last >= 0) & (log[last, 1] == Kind.ACT)
+    open_row = log[last, 3]
+    column = np.isin(log[:, 1], (Kind.MAC, Kind.RD, Kind.WR))
+    found = []
+    for name, wrong in (
+        ("access to the open row", column & ~(was_open & (open_row == log[:, 3]))),
+        ("ACT of a closed bank", (log[:, 1] == Kind.ACT) & was_open),
+        ("REF of closed banks", (log[:, 1] == Kind.REF) & was_open),
+    ):
+        where = np.flatnonzero(wrong)
+        if where.size:
+            found.append(Violation(f"{name}, bank {bank}", int(log[where[0], 0]), 0, 0))
+    return found
+
+
+def _refreshes(dram: DramSpec, log: Log, postponed: int) -> list[Violation]:
+    """Return the first refresh that is early or late; the first is due half an interval after cycle 0."""
+    interval = dram.timing.refi
+    ref = log[log[:, 1] == Kind.REF, 0]
+    end = int(log[-1, 0]) if len(log) else 0
+    due = np.arange(interval // 2, max(end + 1, interval * (len(ref) + 1)), interval)
+    late = ref - due[: len(ref)]
+    wrong = np.flatnonzero((late < 0) | (late > postponed))
+    if wrong.size:
+        return [Violation("refresh when due", int(ref[wrong[0]]), int(late[wrong[0]]), postponed)]
+    if len(ref) < len(due) and due[len(ref)] + postponed < end:
+        return [Violation("refresh when due", end, end - int(due[len(ref)]), postponed)]
+    return []

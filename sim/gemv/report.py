@@ -1,0 +1,183 @@
+"""A matrix-vector product on a device: its cycles and commands, and what surrounds them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.gemv import barrier, streamed
+from sim.gemv.check import BARRIER, STREAMED, Rules, Violation, check_inputs, check_log
+from sim.gemv.commands import NO_LIMITS, Kind, Log, PowerLimits, Product, timings
+from sim.gemv.streamed import ALL, Additions
+from spec.device import PimDevice, Schedule
+from spec.errors import InputError, require, require_range
+
+COMMANDS = ("ACT", "PRE", "MAC", "WR", "REF", "RD")
+MAX_LOG = 1 << 24
+"""Commands of a log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a product is run.
+
+    Attributes
+    ----------
+    limits : of power and temperature.
+    refresh : whether the DRAM is refreshed.
+    additions : of the schedule ``STREAMED`` to the published one.
+    """
+
+    limits: PowerLimits = NO_LIMITS
+    refresh: bool = True
+    additions: Additions = ALL
+
+
+DEFAULT = Options()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A product that was run.
+
+    Attributes
+    ----------
+    cycles : from cycle 0 to the cycle behind its end.
+    counts : (kinds,) int64, commands of one channel; all channels have the same.
+    log : its commands, if wanted.
+    """
+
+    device: PimDevice
+    product: Product
+    options: Options
+    cycles: int
+    counts: NDArray[np.int64]
+    log: Log
+
+    @property
+    def utilisation(self) -> float:
+        """Multiply-accumulates of the product over those that the units had time for."""
+        device = self.device
+        in_cycle = self.product.channels * device.units * device.lanes / device.mac_cycles
+        return self.product.macs / (self.cycles * in_cycle)
+
+    @property
+    def commands(self) -> dict[str, int]:
+        """How many commands of each kind one channel has; register writes are counted with WR."""
+        counts = {name: int(self.counts[Kind[name]]) for name in COMMANDS}
+        return {**counts, "WR": counts["WR"] + int(self.counts[Kind.REG])}
+
+    def check(self) -> list[Violation]:
+        """Return the rules that the log breaks."""
+        dram, options = self.device.timed, self.options
+        if self.device.schedule is Schedule.BARRIER:
+            rules: Rules = replace(BARRIER, refresh=options.refresh)
+            return check_log(dram, self.log, rules, options.limits)
+        rules = replace(STREAMED, refresh=options.refresh, register_path=options.additions.register_path)
+        found = check_log(dram, self.log, rules, options.limits)
+        if options.additions.register_path:
+            layout = streamed.layout(
+                self.device, self.product, timings(dram, options.limits), options.additions
+            )
+            found += check_inputs(
+                self.log,
+                layout,
+                self.product.batch,
+                self.device.output_registers,
+                self.device.input_registers,
+            )
+        return found
+
+
+def run_gemv(device: PimDevice, product: Product, options: Options = DEFAULT, *, log: bool = False) -> Run:
+    """Run a product; :class:`spec.errors.InputError` if it does not fit the device."""
+    T = timings(device.timed, options.limits)
+    if device.schedule is Schedule.BARRIER:
+        require(
+            options.additions == ALL,
+            f"is of schedule streamed, which {device.name} has not",
+            key="without",
+        )
+
+    def run(logged: bool) -> tuple[int, NDArray[np.int64], Log]:
+        if device.schedule is Schedule.BARRIER:
+            return barrier.run(device, product, T, refresh=options.refresh, log=logged)
+        return streamed.run(
+            device, product, T, refresh=options.refresh, log=logged, additions=options.additions
+        )
+
+    cycles, counts, commands = run(False)
+    if log:
+        if counts.sum() > MAX_LOG:
+            raise InputError(f"must have at most {MAX_LOG} commands, not {counts.sum()}", key="log")
+        cycles, counts, commands = run(True)
+    return Run(device, product, options, cycles, counts, commands)
+
+
+def end_to_end(run: Run, *, adders: int = 16, interruptions: int = 0) -> dict[str, int]:
+    """Return the cycles of what surrounds a kernel, the kernel's, and their sum without the placement.
+
+    Parameters
+    ----------
+    adders : additions in a cycle of the host, per channel, of the lanes' and slices' partial sums. They go on
+        while results arrive.
+    interruptions : times that the kernel is left for ordinary traffic and entered again; sums and inputs stay
+        in the units' registers.
+    """
+    require_range("adders", adders, 1, 1 << 16)
+    require_range("interruptions", interruptions, 0, 1 << 20)
+    device, product, options = run.device, run.product, run.options
+    T = timings(device.timed, options.limits)
+    if device.schedule is Schedule.BARRIER:
+        tiles, inputs = barrier.tiles(device, product)
+        outputs, slices = tiles * device.output_registers, 1
+        weights = tiles * inputs * barrier.TILE_ROWS * device.timed.bursts_per_row
+        switch = barrier.visit_cycles(device, T)
+    else:
+        layout = streamed.layout(device, product, T, options.additions)
+        outputs, slices = layout.outputs, layout.slices
+        weights = outputs * layout.bursts
+        switch = streamed.visit_cycles(device, T)
+    results = outputs * product.batch
+    kernel = run.cycles + interruptions * switch
+    read = barrier.ordinary_cycles(
+        device, T, write=False, bursts=results, start=kernel, refresh=options.refresh
+    )
+    additions = results * device.units * device.lanes
+    exposed = max(0, -(-additions // adders) - read) + math.ceil(math.log2(device.lanes * slices))
+    return {
+        "placement": barrier.ordinary_cycles(
+            device, T, write=True, bursts=weights, start=0, refresh=options.refresh
+        ),
+        "kernel": run.cycles,
+        "mode_switches": interruptions * switch,
+        "read_back": read,
+        "reduction": exposed,
+        "total": kernel + read + exposed,
+    }
+
+
+def ablation(device: PimDevice, product: Product, options: Options = DEFAULT) -> dict[str, int]:
+    """Return the cycles with everything, and without each of the additions of the schedule."""
+    result = {"all": run_gemv(device, product, options).cycles}
+    for field in fields(Additions):
+        less = replace(options, additions=replace(options.additions, **{field.name: False}))
+        result[f"without {field.name}"] = run_gemv(device, product, less).cycles
+    none = Additions(**{field.name: False for field in fields(Additions)})
+    result["with none"] = run_gemv(device, product, replace(options, additions=none)).cycles
+    result["without refresh"] = run_gemv(device, product, replace(options, refresh=False)).cycles
+    return result
+
+
+def log_text(log: Log) -> str:
+    """Return a log as text: a line ``cycle,command,bank,row`` for each command."""
+    names = [kind.name for kind in Kind]
+    banks = {64: "even", 65: "odd", -1: ""}
+    lines = [
+        f"{cycle},{names[kind]},{banks.get(bank, bank)},{row if bank != -1 else ''}"
+        for cycle, kind, bank, row in log.tolist()
+    ]
+    return "\n".join(["cycle,command,bank,row", *lines]) + "\n"
