@@ -34,6 +34,8 @@ $(STAMP): pyproject.toml
 	@# The cycle models are compiled on first use and kept: their first use is now.
 	@$(RUN) expertbank sim --model mixtral-8x7b --scale 64 --tokens 1 --design fpga --design pim --engine model >/dev/null
 	@$(RUN) expertbank dram stream --standard hbm2-2000 --pattern random --requests 1 >/dev/null
+	@$(RUN) expertbank pim gemv --design hbm2-pim-samsung --channels 1 --rows 1 --cols 1 --end-to-end >/dev/null
+	@$(RUN) expertbank pim gemv --design hbm2-pim --channels 1 --rows 1 --cols 1 >/dev/null
 	@touch $@
 
 check: $(STAMP) ## float golden model against the Hugging Face vectors in tests/data

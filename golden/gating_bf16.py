@@ -1,12 +1,14 @@
 """Gating in the hardware's number formats, bit for bit.
 
 The algebra is that of :mod:`golden.gating`; what is added is where numbers are rounded: logits have
-20 fraction bits, scores 30, selection scores 24 (:mod:`golden.functions`), weights are bf16.
+20 fraction bits, scores 30, selection scores 24 or 28 (softmax shares), weights are bf16
+(:mod:`golden.functions`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import frexp, ldexp
 from typing import Any
 
 import numpy as np
@@ -19,17 +21,21 @@ from golden.functions import (
     SCALE_BITS,
     SCORE_BITS,
     SELECT_BITS,
+    SHARE_SELECT_BITS,
     bf16_from_integer,
     exp_negative,
     fixed_from_f32,
-    floor_log2,
+    norm,
+    normalised,
     reciprocal,
     score_from,
     sigmoid,
+    sqrt_softplus,
 )
 from golden.gating import top_k
+from spec.gate_plan import GatePlan
 from spec.geometry import LOGIT_BIAS_INPUTS
-from spec.model import GatingSpec, GroupScore, Normalise, Score
+from spec.model import Epsilon, GatingSpec, GroupScore, Normalise, Score
 
 I64 = NDArray[np.int64]
 
@@ -52,15 +58,24 @@ class RoutingBf16:
     shared: Bits16 | None = None
 
 
-def selection_bias_fixed(bias: NDArray[Any]) -> I64:
-    """Return selection biases as signed 32-bit integers with 24 fraction bits, nearest, saturated."""
-    scaled = np.rint(np.asarray(bias, dtype=np.float64) * (1 << SELECT_BITS))
+def select_bits(gating: GatingSpec) -> int:
+    """Return the fraction bits of biased selection scores: a softmax share of many experts is small."""
+    return SHARE_SELECT_BITS if gating.score is Score.SOFTMAX else SELECT_BITS
+
+
+def selection_bias_fixed(gating: GatingSpec, bias: NDArray[Any]) -> I64:
+    """Return selection biases as signed 32-bit integers of ``select_bits``, nearest, saturated."""
+    scaled = np.rint(np.asarray(bias, dtype=np.float64) * (1 << select_bits(gating)))
     return np.clip(scaled, -FIXED_MAX, FIXED_MAX).astype(np.int64)
 
 
-def scale_fixed(scale: float) -> int:
-    """Return the weight scale as an unsigned integer with 14 fraction bits."""
-    return round(scale * (1 << SCALE_BITS))
+def scale_fixed(scale: float) -> tuple[int, int]:
+    """Return the weight scale as ``mantissa * 2**(power - 14)``: power 0 from 1/4 to 64.
+
+    Beyond, the mantissa is in [1, 2): relative error at most 2**-15. A scale below 2**-300 is zero.
+    """
+    power = 0 if 0.25 <= scale < 64 else max(frexp(scale)[1] - 1, -300)
+    return round(ldexp(scale, SCALE_BITS - power)), power
 
 
 def epsilon_fixed(epsilon: float) -> int:
@@ -85,6 +100,37 @@ def _group_mask(gating: GatingSpec, keys: I64) -> NDArray[np.bool_]:
     return np.repeat(mask, gating.group_size, axis=1)
 
 
+def scores_fixed(kind: Score, logits: I64) -> I64:
+    """Return the scores of (tokens, experts) logits, with 30 fraction bits.
+
+    A softmax share is an exponential times the inverse of their sum, truncated.
+    """
+    if kind is Score.SIGMOID:
+        return score_from(*sigmoid(logits))
+    if kind is Score.SQRT_SOFTPLUS:
+        return sqrt_softplus(logits)
+    if kind is Score.NONE:
+        return logits << (SCORE_BITS - FRACTION_BITS)
+    exponentials = _exponentials(logits)
+    mantissa, position = inverse_of(exponentials.sum(axis=1))
+    return (exponentials * mantissa[:, None]) >> (FRACTION_BITS + position - SCORE_BITS)[:, None]
+
+
+def _exponentials(logits: I64) -> I64:
+    """Return exp(logit - largest) of each token's logits, with 30 fraction bits."""
+    return score_from(*exp_negative(logits.max(axis=1, keepdims=True) - logits))
+
+
+def inverse_of(total: I64, scale: int = 1 << SCALE_BITS) -> tuple[I64, I64]:
+    """Return ``scale / total`` as mantissa and position of the total's leading one; 0 for a total of 0.
+
+    Its value is ``mantissa * 2**(10 - position)`` for a total of 30 fraction bits.
+    """
+    position, mantissa = normalised(total)
+    inverse = (reciprocal(mantissa) * scale) >> SCALE_BITS
+    return np.where(total == 0, 0, inverse), position
+
+
 def select(gating: GatingSpec, logits: I64, bias: I64 | None) -> RoutingBf16:
     """Choose experts and weights from logits.
 
@@ -93,38 +139,53 @@ def select(gating: GatingSpec, logits: I64, bias: I64 | None) -> RoutingBf16:
     logits : (tokens, experts) int64 with 20 fraction bits.
     bias : (experts,) selection bias of :func:`selection_bias_fixed`, or None.
     """
-    scores = np.zeros_like(logits)
-    if gating.score is Score.SIGMOID:
-        scores = score_from(*sigmoid(logits))
-        keys = (scores >> (SCORE_BITS - SELECT_BITS)) + (0 if bias is None else bias)
-    else:
-        keys = logits
+    plan = GatePlan(gating)
+    scores = logits if plan.ranked_by_logit else scores_fixed(gating.score, logits)
+    keys = logits
+    if not plan.ranked_by_logit:
+        keys = (scores >> (SCORE_BITS - select_bits(gating))) + (0 if bias is None else bias)
     if gating.grouped:
-        keys = np.where(_group_mask(gating, keys), keys, np.iinfo(np.int64).min // 2)
+        loser = 0 if plan.masks_to_zero else np.iinfo(np.int64).min // 2
+        keys = np.where(_group_mask(gating, keys), keys, loser)
     ids = _top(keys, gating.top_k)
 
-    if gating.score is Score.SOFTMAX:
-        scores = score_from(*exp_negative(logits.max(axis=1, keepdims=True) - logits))
+    if plan.exponentials and not plan.shares_of_chosen:
+        scores = _exponentials(logits)
+    elif not plan.carries_score:
+        scores = scores_fixed(plan.weight_score, logits)
     selected = np.take_along_axis(scores, ids, axis=1)
-    scale = scale_fixed(gating.scale)
-    if gating.normalise is Normalise.SUM:
-        total = selected.sum(axis=1) + epsilon_fixed(gating.epsilon)
-    elif gating.score is Score.SOFTMAX:
+    scale, power = scale_fixed(gating.scale)
+    if gating.normalise is not Normalise.NONE:
+        total = _denominator(plan, selected)
+    elif plan.exponentials:
         total = scores.sum(axis=1)
     else:
         total = np.full(len(logits), 1 << SCORE_BITS, dtype=np.int64)
-    position = floor_log2(total)
-    mantissa = np.where(
-        position >= FRACTION_BITS,
-        total >> np.maximum(position - FRACTION_BITS, 0),
-        total << np.maximum(FRACTION_BITS - position, 0),
-    )
-    inverse = (reciprocal(mantissa) * scale) >> SCALE_BITS
-    inverse = np.where(total == 0, 0, inverse)
+    inverse, position = inverse_of(np.abs(total), scale)
+    magnitude = np.abs(selected)
+    if plan.signed:
+        # Logits have fewer fraction bits: the product stays within 62 bits.
+        magnitude, power = magnitude >> (SCORE_BITS - FRACTION_BITS), power + SCORE_BITS - FRACTION_BITS
     weights = bf16_from_integer(
-        np.zeros_like(selected), selected * inverse[:, None], -FRACTION_BITS - position[:, None]
+        ((selected < 0) ^ (total < 0)[:, None]).astype(np.int64),
+        magnitude * inverse[:, None],
+        power - FRACTION_BITS - position[:, None],
     )
     return RoutingBf16(ids=ids, weights=weights, logits=logits)
+
+
+def _denominator(plan: GatePlan, selected: I64) -> I64:
+    """Return what the (tokens, k) selected scores are divided by, with 30 fraction bits."""
+    gating = plan.gating
+    total: I64
+    if gating.normalise is Normalise.SUM:
+        total = selected.sum(axis=1)
+    elif plan.normalises_by_sum:
+        total = np.abs(selected).sum(axis=1)
+    else:
+        total = norm(np.abs(selected), gating.norm_order)
+    epsilon = epsilon_fixed(gating.epsilon)
+    return total + epsilon if gating.epsilon_rule is Epsilon.ADDED else np.maximum(total, epsilon)
 
 
 def banked_router(router: Bits16, logit_bias: F32 | None) -> Bits16:
@@ -177,7 +238,7 @@ def route_bf16(
     else:
         sums = dot(tokens, router, cols, None if logit_bias is None else f32_flush(logit_bias))
     logits = fixed_from_f32(sums)
-    bias = None if selection_bias is None else selection_bias_fixed(selection_bias)
+    bias = None if selection_bias is None else selection_bias_fixed(gating, selection_bias)
     routing = select(gating, logits[:, :num_experts], bias)
     if shared_gate is None:
         return routing

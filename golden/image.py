@@ -30,9 +30,10 @@ def router_image(
 
     Words in the order of the product: all rows of the first ``cols`` inputs, then of the next; a
     word holds the row's experts after each other, ``cols`` inputs each. Then a padded word of 32-bit
-    biases for each row. The gate of a shared expert, (1, d_model), is one more expert, behind the others.
-    What belongs to no expert or input is zero, as is the rest of a word. Where the banks hold the router
-    (:func:`router_tiles`), only the words of a selection bias are left.
+    biases for each row, those of the logits before those of the selection. The gate of a shared expert,
+    (1, d_model), is one more expert, behind the others. What belongs to no expert or input is zero, as
+    is the rest of a word. Where the banks hold the router (:func:`router_tiles`), only the words of a
+    selection bias are left.
     """
     if shared_gate is not None:
         router, logit_bias = with_shared_gate(router, logit_bias, shared_gate)
@@ -56,13 +57,15 @@ def router_image(
         words = words.reshape(rows, lanes, beats, cols).transpose(2, 0, 1, 3)
         words = words.reshape(beats * rows, lanes * cols)
         parts.append(np.pad(words, ((0, 0), (0, geometry.lanes - lanes * cols))).ravel())
-    if geometry.has_bias:
-        if geometry.gating.logit_bias:
-            assert logit_bias is not None
-            bias = f32_flush(logit_bias).view(np.uint32)
-        else:
-            assert selection_bias is not None
-            bias = selection_bias_fixed(selection_bias).astype(np.int32).view(np.uint32)
+    biases = []
+    if geometry.loads_logit_bias:
+        assert logit_bias is not None
+        biases.append(f32_flush(logit_bias).view(np.uint32))
+    if geometry.gating.selection_bias:
+        assert selection_bias is not None
+        fixed = selection_bias_fixed(geometry.gating, selection_bias)
+        biases.append(fixed.astype(np.int32).view(np.uint32))
+    for bias in biases:
         word = np.zeros((rows, geometry.bias_row_beats * geometry.load_elements // 2), dtype=np.uint32)
         word[:, :lanes] = np.where(present, bias[experts], 0)
         parts.append(word.view(np.uint16).ravel())

@@ -167,7 +167,7 @@ def read_weights(family: Family, model: ModelSpec, arrays: dict[str, NDArray[Any
     Raises :class:`InputError` for an array that is missing, has another shape or dtype, or holds a
     value that is not finite, and for an array that the family does not know.
     """
-    weights: dict[str, NDArray[Any]] = {}
+    weights: dict[str, Any] = {}
     used: set[str] = set()
     for name, shape in weight_shapes(model).items():
         source = family.weights.get(name)

@@ -20,18 +20,27 @@ from golden.functions import (
     GELU_CUBIC,
     GELU_LINEAR,
     LOG2E,
+    LOG_BASE,
+    LOG_DESCENT,
     MAX_SHIFT,
     NEAR_BITS,
     ONE,
+    RATIO_BASE,
+    RATIO_DESCENT,
+    RATIO_OF_ONE,
     RECIPROCAL_BASE,
     RECIPROCAL_DESCENT,
+    ROOT_BASE,
+    ROOT_DESCENT,
+    SCORE_BITS,
+    SQRT2,
     SQUARE_BITS,
     TAIL_BASE,
     TAIL_DESCENT,
     TANH_BASE,
     TANH_DESCENT,
 )
-from rtl.arith import BF16, delay
+from rtl.arith import BF16, delay, normalise
 
 BASE_BITS = FRACTION_BITS + 1
 
@@ -186,6 +195,162 @@ class Sigmoid(wiring.Component):
             out_shift.eq(Mux(negative_q, shift, 0)),
         ]
         m.d.comb += [self.mantissa.eq(out_mantissa), self.shift.eq(out_shift)]
+        return m
+
+
+class SqrtSoftplus(wiring.Component):
+    """sqrt(log(1 + exp(z))). Latency 14 cycles, one result per cycle.
+
+    Reference: :func:`golden.functions.sqrt_softplus`.
+
+    Members
+    -------
+    z : In(signed(32))
+        20 fraction bits; not -2**31.
+    o : Out(36)
+        30 fraction bits.
+    """
+
+    LATENCY = ExpNegative.LATENCY + 1 + InterpolatedTable.LATENCY + 3 + 1 + InterpolatedTable.LATENCY + 2
+    BITS = 36
+    """Bits of a result: below 64."""
+
+    def __init__(self) -> None:
+        super().__init__({"z": In(signed(32)), "o": Out(self.BITS)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.exp = exp = ExpNegative()
+        m.submodules.ratio = ratio = InterpolatedTable(RATIO_BASE, RATIO_DESCENT)
+        m.submodules.root = root = InterpolatedTable(ROOT_BASE, ROOT_DESCENT)
+        magnitude = Signal(31)
+        m.d.comb += [magnitude.eq(Mux(self.z < 0, -self.z, self.z)), exp.d.eq(magnitude >> 1)]
+
+        # s4: the square of exp(-abs(z) / 2); below 2**-20 from a shift of 11 on.
+        s4_square = Signal(BASE_BITS, reset_less=True)
+        square = Signal(BASE_BITS)
+        m.d.sync += s4_square.eq((exp.mantissa * exp.mantissa) >> FRACTION_BITS)
+        s4_shift = delay(m, exp.shift, 1, "s4_shift")
+        m.d.comb += [
+            square.eq(Mux(s4_shift > FRACTION_BITS // 2, 0, s4_square >> Cat(Const(0, 1), s4_shift[:4]))),
+            ratio.position.eq(square[:FRACTION_BITS]),
+        ]
+        s6_one = delay(m, square[FRACTION_BITS], ratio.LATENCY, "s6_one")
+
+        # s7: the result for z < 0, as mantissa and shift.
+        s7_small = Signal(BASE_BITS, reset_less=True)
+        s6_mantissa = delay(m, exp.mantissa, 1 + ratio.LATENCY, "s6_mantissa")
+        m.d.sync += s7_small.eq((s6_mantissa * Mux(s6_one, RATIO_OF_ONE, ratio.o)) >> FRACTION_BITS)
+        s7_shift = delay(m, s4_shift, ratio.LATENCY + 1, "s7_shift")
+
+        # s9: what the root is of; from 0 on at least log(2).
+        s7_absolute = Signal(BASE_BITS)
+        s8_square = Signal(BASE_BITS, reset_less=True)
+        s9_value = Signal(32, reset_less=True)
+        s8_z = delay(m, Mux(self.z < 0, 0, magnitude), 8, "s8_z")
+        m.d.comb += s7_absolute.eq(s7_small >> s7_shift)
+        m.d.sync += [
+            s8_square.eq((s7_absolute * s7_absolute) >> FRACTION_BITS),
+            s9_value.eq(s8_z + s8_square),
+        ]
+
+        # s10: its mantissa and leading place; s12: the table's root.
+        normal, zeros = normalise(m, s9_value, "value")
+        s10_fraction = Signal(FRACTION_BITS, reset_less=True)
+        s10_zeros = Signal(5, reset_less=True)
+        m.d.sync += [s10_fraction.eq(normal[-(FRACTION_BITS + 1) : -1]), s10_zeros.eq(zeros)]
+        m.d.comb += root.position.eq(s10_fraction)
+        s12_zeros = delay(m, s10_zeros, root.LATENCY, "s12_zeros")
+
+        # s13: of an odd exponent, times the root of 2; s14: moved to its place.
+        turned = Signal(BASE_BITS)
+        s13_root = Signal(BASE_BITS, reset_less=True)
+        odd = (31 - FRACTION_BITS) & 1
+        m.d.comb += turned.eq(2 * ONE - root.o)
+        m.d.sync += s13_root.eq(Mux(s12_zeros[0] ^ odd, (turned * SQRT2) >> FRACTION_BITS, turned))
+        s13_zeros = delay(m, s12_zeros, 1, "s13_zeros")
+        # The exponent is 11 - zeros; a half of it, rounded down, from -1 (13 zeros at most) to 5.
+        most = SCORE_BITS - FRACTION_BITS + (31 - FRACTION_BITS) // 2
+        places = Signal(range(most + 1))
+        out = Signal(self.BITS, reset_less=True)
+        negative = delay(m, self.z < 0, 13, "negative")
+        s13_small = delay(m, s7_small, 6, "s13_small")
+        s13_shift = delay(m, s7_shift, 6, "s13_shift")
+        m.d.comb += places.eq(most - ((s13_zeros + 1 - odd) >> 1))
+        with m.If(negative):
+            m.d.sync += out.eq((s13_small << (SCORE_BITS - FRACTION_BITS)) >> s13_shift)
+        with m.Else():
+            m.d.sync += out.eq(s13_root << places)
+        m.d.comb += self.o.eq(out)
+        return m
+
+
+class Log2(wiring.Component):
+    """log2 of an integer. Latency 4 cycles, one result per cycle; undefined for 0.
+
+    Reference: :func:`golden.functions.log2_fixed`.
+
+    Members
+    -------
+    value : In(bits)
+    o : Out(26)
+        20 fraction bits.
+    """
+
+    LATENCY = 1 + InterpolatedTable.LATENCY + 1
+    BITS = FRACTION_BITS + 6
+
+    def __init__(self, bits: int) -> None:
+        self.bits = max(bits, FRACTION_BITS + 1)
+        super().__init__({"value": In(self.bits), "o": Out(self.BITS)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.table = table = InterpolatedTable(LOG_BASE, LOG_DESCENT)
+        normal, zeros = normalise(m, self.value, "value")
+        fraction = Signal(FRACTION_BITS, reset_less=True)
+        position = Signal(6, reset_less=True)
+        m.d.sync += [
+            fraction.eq(normal[-(FRACTION_BITS + 1) : -1]),
+            position.eq(self.bits - 1 - zeros),
+        ]
+        m.d.comb += table.position.eq(fraction)
+        out = Signal(self.BITS, reset_less=True)
+        whole = Cat(Const(0, FRACTION_BITS), delay(m, position, table.LATENCY, "position"))
+        m.d.sync += out.eq(whole + ONE - 2 * table.o)
+        m.d.comb += self.o.eq(out)
+        return m
+
+
+class Exp2Negative(wiring.Component):
+    """2**-power as mantissa and shift. Latency 2 cycles, one result per cycle.
+
+    Reference: :func:`golden.functions.exp2_negative`.
+
+    Members
+    -------
+    power : In(bits)
+        20 fraction bits.
+    mantissa : Out(21)
+    shift : Out(5)
+    """
+
+    LATENCY = InterpolatedTable.LATENCY
+
+    def __init__(self, bits: int) -> None:
+        super().__init__({"power": In(bits), "mantissa": Out(BASE_BITS), "shift": Out(5)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.table = table = InterpolatedTable(EXP_BASE, EXP_DESCENT)
+        whole = self.power[FRACTION_BITS:]
+        zero = delay(m, whole > MAX_SHIFT, table.LATENCY, "zero")
+        shift = delay(m, whole[:5], table.LATENCY, "shift")
+        m.d.comb += [
+            table.position.eq(self.power[:FRACTION_BITS]),
+            self.mantissa.eq(Mux(zero, 0, table.o)),
+            self.shift.eq(Mux(zero, 0, shift)),
+        ]
         return m
 
 

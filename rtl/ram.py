@@ -1,9 +1,11 @@
 """Synchronous memory: one description, elaborated for ``amaranth.sim`` or as an instance of ``eb_ram.v``."""
 
-from amaranth import ClockSignal, Const, Instance, Module, Signal, unsigned
+from amaranth import ClockSignal, Const, Instance, Module, Mux, Shape, Signal, Value, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
+
+from rtl.arith import delay
 
 
 class ExportPlatform:
@@ -157,3 +159,46 @@ class Ram(wiring.Component):
     def _row(self, addr):
         # With one row Amaranth's memory has no address; the instance's one bit must not matter either.
         return addr if self.depth > 1 else Const(0, 1)
+
+
+class DelayLine(wiring.Component):
+    """A value as it was ``cycles`` >= 2 cycles ago, kept in a RAM used as a ring.
+
+    Members
+    -------
+    i : In(shape)
+    o : Out(shape)
+    """
+
+    def __init__(self, shape, cycles: int) -> None:
+        if cycles < 2:
+            raise ValueError(f"cycles must be at least 2, not {cycles}")
+        self.shape = shape
+        self.cycles = cycles
+        super().__init__({"i": In(shape), "o": Out(shape)})
+
+    def elaborate(self, platform):
+        m = Module()
+        depth = self.cycles - 1
+        m.submodules.ram = ram = Ram(width=Shape.cast(self.shape).width, depth=depth)
+        position = Signal(range(depth))
+        m.d.sync += position.eq(Mux(position == depth - 1, 0, position + 1))
+        m.d.comb += [
+            # The row that is written now is read first: it holds the value of ``depth`` cycles ago.
+            ram.write.addr.eq(position),
+            ram.write.data.eq(self.i),
+            ram.write.en.eq(1),
+            ram.read_0.addr.eq(position),
+            ram.read_0.en.eq(1),
+            Value.cast(self.o).eq(ram.read_0.data),
+        ]
+        return m
+
+
+def delay_line(m, value, cycles: int, name: str):
+    """Return ``value`` as it was ``cycles`` cycles ago: in registers, or in a RAM from 4 on."""
+    if cycles < 4:
+        return delay(m, value, cycles, name)
+    line = m.submodules[name] = DelayLine(unsigned(len(value)), cycles)
+    m.d.comb += line.i.eq(value)
+    return line.o

@@ -31,6 +31,9 @@ from sim.accelerator import LayerRun, Progress, token_beats
 from sim.alone import operands_of, plan_experts, run_experts, run_plan
 from sim.alone.pim import PimAlone
 from sim.dram.stream import pattern_requests, run_requests, warm
+from sim.gemv import barrier, streamed
+from sim.gemv.commands import NO_LIMITS, Product, timings
+from sim.gemv.report import run_gemv
 from sim.layer import LayerShape, layer_cycles
 from sim.pim_layer import PimShape, first_refreshes, pim_cycles, pim_job
 from sim.pim_report import build_pim_layer, run_pim_layer
@@ -40,7 +43,7 @@ from sim.workload import Workload, random_workload, scaled_model
 from spec.banks import CommandTiming
 from spec.design import DesignSpec, Format
 from spec.geometry import GateGeometry, ImageGeometry
-from spec.load import load_design, load_dram, load_model, preset_names
+from spec.load import load_design, load_device, load_dram, load_model, preset_names
 from spec.model import ModelSpec
 
 REPEATS = 5
@@ -51,6 +54,7 @@ HARDWARE_TOKENS, GATING_CHUNK = 1 << 17, 1 << 10
 NATIVE_GOAL = 100_000
 """Simulated cycles per second with 256 MACs."""
 MODEL_GOAL_MS = 1.0
+GEMV_GOAL_US, GEMV_MANY_GOAL_US, GEMV_SHAPES = 1000, 20, 10_000
 MAC_GOAL, PORT_GOAL = 0.95, 0.90
 CHANNEL_GOAL = 0.90
 """Of the cycles that DRAM timing and refresh leave."""
@@ -415,6 +419,38 @@ def dram_figures(total: int = DRAM_REQUESTS) -> list[Figure]:
     return figures
 
 
+def gemv_figures() -> list[Figure]:
+    """Return the time of a product's cycle count, alone and among many."""
+    rows = cols = 4096
+    product = Product(rows=rows, cols=cols, channels=64)
+    shapes = np.tile([product.rows, product.cols, product.channels, product.batch], (GEMV_SHAPES, 1))
+    figures = []
+    for name, many in (("hbm2-pim-samsung", barrier.many), ("hbm2-pim", streamed.many)):
+        device = load_device(name)
+        timed = timings(device.timed, NO_LIMITS)
+        cycles = run_gemv(device, product).cycles
+        if many(device, shapes[:1], timed)[0] != cycles:
+            raise AssertionError(f"{name} counts other cycles among many than alone")
+        alone = fastest_seconds(partial(run_gemv, device, product))
+        together = fastest_seconds(partial(many, device, shapes, timed)) / GEMV_SHAPES
+        for what, seconds, goal in (
+            ("alone", alone, GEMV_GOAL_US),
+            (f"one of {GEMV_SHAPES:,}", together, GEMV_MANY_GOAL_US),
+        ):
+            figures.append(
+                Figure(
+                    group="model",
+                    name=f"product {rows} x {cols} on {name}, {what}",
+                    value=1e6 * seconds,
+                    unit="us",
+                    how=f"`pim gemv` with 64 channels: {cycles:,} cycles; fastest of {REPEATS}",
+                    goal=f"below {goal:,} us",
+                    met=1e6 * seconds < goal,
+                )
+            )
+    return figures
+
+
 def utilisation_figures(bench: Bench) -> list[Figure]:
     """Return how busy MACs and weight port are, in the layer and in a large expert alone."""
     counters, cycles = bench.run.counters, bench.run.seen.cycles
@@ -465,6 +501,7 @@ def measure(
     figures += dram_figures()
     progress("model time and utilisation")
     figures += model_figures([(bench.name, bench.run.shape)])
+    figures += gemv_figures()
     progress("golden's gating: half a minute")
     figures += golden_figures()
     figures += utilisation_figures(bench)

@@ -20,7 +20,7 @@ from golden.dispatch_streams import DispatchStreams
 from spec.banks import CommandTiming
 from spec.design import DesignSpec, Format
 from spec.energy import COMPONENTS, POWERS, EnergyTable
-from spec.geometry import ImageGeometry
+from spec.geometry import ImageGeometry, ceil_div
 
 PICO, MILLI = 1e-12, 1e-3
 SUM_BITS = 32
@@ -134,7 +134,7 @@ def fpga_counts(
     engine = fpga_engine_counts(
         design, fires=fires, read_beats=read_beats, hidden_values=_hidden_values(image, streams)
     )
-    return _sum(engine, _other_counts(image, streams))
+    return _sum(engine, _other_counts(image, streams, design))
 
 
 def fpga_engine_counts(design: DesignSpec, *, fires: int, read_beats: int, hidden_values: int) -> Counts:
@@ -175,7 +175,7 @@ def pim_counts(
         cycles=cycles,
         hidden_values=_hidden_values(image, streams),
     )
-    return _sum(engine, _other_counts(image, streams))
+    return _sum(engine, _other_counts(image, streams, design))
 
 
 def pim_engine_counts(
@@ -229,13 +229,26 @@ def _mac_counts(design: DesignSpec, fires: int, hidden_values: int) -> Counts:
 
 def _hidden_values(image: ImageGeometry, streams: DispatchStreams) -> int:
     """Return how many values go through the activation."""
-    is_shared = streams.entry_expert == image.gate.gating.num_experts
+    is_shared = streams.entry_expert == image.num_experts
     shared = int(np.count_nonzero(is_shared))
     width = 0 if image.shared is None else image.shared.d_hidden
     return (len(is_shared) - shared) * image.routed.d_hidden + shared * width
 
 
-def _other_counts(image: ImageGeometry, streams: DispatchStreams) -> Counts:
+def _weighted_inputs(image: ImageGeometry, streams: DispatchStreams, design: DesignSpec) -> int:
+    """Return how many inputs are multiplied with a weight: as often as they are read for the lanes."""
+    is_shared = streams.entry_expert == image.num_experts
+    words = 0
+    for kind, entries in ((image.routed, ~is_shared), (image.shared, is_shared)):
+        if kind is not None:
+            # Near memory once for the registers, else for every tile.
+            tiles = kind.hidden_blocks * kind.num_up_matrices * kind.in_tiles
+            reads = tiles if design.pim is None else ceil_div(kind.d_model, kind.cols)
+            words += int(np.count_nonzero(entries)) * reads
+    return words * image.routed.cols
+
+
+def _other_counts(image: ImageGeometry, streams: DispatchStreams, design: DesignSpec) -> Counts:
     """Return the events outside the engine: gate, token store, combiner, streams of tokens."""
     gate, d_model = image.gate, image.routed.d_model
     tokens, elements = len(streams.window), len(streams.entry_token) * d_model
@@ -244,6 +257,14 @@ def _other_counts(image: ImageGeometry, streams: DispatchStreams) -> Counts:
     sram = products * ELEMENT_BITS  # the router
     sram += tokens * d_model * ELEMENT_BITS  # the store of tokens, written once
     sram += (2 * elements + tokens * d_model) * SUM_BITS  # the combiner's sums
+    if image.gate.gating.num_identity_experts:
+        # The combiner's own store of tokens, written and read once; a product for each sum's start.
+        sram += 2 * tokens * d_model * ELEMENT_BITS
+        products += tokens * d_model
+    if image.output_bias:
+        sram += tokens * d_model * SUM_BITS
+    if image.weighted_inputs:
+        products += _weighted_inputs(image, streams, design)
     return {
         "mac_bf16": float(products + elements),
         "compare": float(tokens * gate.gating.num_experts * gate.gating.top_k),

@@ -15,15 +15,17 @@ from numba import njit
 
 from sim.streams import ALWAYS, Cycles, Spans, taken
 from spec.geometry import GateGeometry, ceil_div
-from spec.model import Normalise, Score
+from spec.model import Score
 
 PRODUCT_PIPELINE = 9
 """Address to logit: RAM 1, burst 5, accumulator 3."""
 STORE_PIPELINE = 1
 """Address to logit where the banks computed it: RAM 1."""
 TO_FIXED = 1
-SIGMOID = 8
-"""Sigmoid 7, biased key 1."""
+FUNCTIONS = {Score.SIGMOID: 7, Score.SQRT_SOFTPLUS: 14}
+"""From a logit to its score; a logit is one, and shares take longer."""
+KEY = 1
+"""Score to key, its bias added."""
 GROUP_RANK = 4
 TOPK = 3
 EXP_SCORE = 5
@@ -31,27 +33,66 @@ EXP_SCORE = 5
 INVERSE = 4
 TOTAL_TAIL = 6
 """From the row after the last one: subtract 1, exp 3, row sum 1, total 1."""
+SHARE = 1
+"""Product with the inverse."""
+NORM = 18
+"""From the last score, with k cycles more: logarithm 4, below 1, power 1, exp2 2, sum 1, logarithm 4, root 1,
+total's logarithm 1, exp2 2, total 1."""
 PRODUCT_AND_ROUND = 2
 QUEUE = 2
+SHARED_GATE = 11
+"""Of the shared expert's gate: fixed point 1, sigmoid 7, rounded 1, queue 2."""
 
 
 def latency(geometry: GateGeometry) -> int:
     """Return the cycles from a token's launch to its first assignment being valid on the output."""
+    if not geometry.shared_gate:
+        return _latency(geometry)
+    # The weight of the shared expert has to be there too.
+    product = geometry.product_cycles + (STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE)
+    return max(_latency(geometry), product + SHARED_GATE)
+
+
+def _latency(geometry: GateGeometry) -> int:
+    """Return the same as far as the experts go."""
     gating = geometry.gating
-    softmax = gating.score is Score.SOFTMAX
     # From the last row that holds experts; a shared expert's gate may have one behind it.
     cycles = geometry.product_cycles - (geometry.num_rows - geometry.expert_rows)
     cycles += STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE
-    cycles += TO_FIXED + (0 if softmax else SIGMOID)
+    cycles += TO_FIXED + _selection_score(geometry)
     if gating.grouped:
         cycles += geometry.expert_rows - 1 + GROUP_RANK
-    score = EXP_SCORE if softmax else 0
-    cycles += TOPK + score
-    if gating.normalise is Normalise.SUM:
-        cycles += gating.top_k + INVERSE + 1
-    elif softmax:
-        cycles += max(0, geometry.expert_rows + TOTAL_TAIL + INVERSE - TOPK - score)
-    return cycles + PRODUCT_AND_ROUND + QUEUE
+    return cycles + TOPK + _weight(geometry) + PRODUCT_AND_ROUND + QUEUE
+
+
+def _selection_score(geometry: GateGeometry) -> int:
+    """Return the cycles from a row of fixed-point logits to its candidates."""
+    plan, rows = geometry.plan, geometry.expert_rows
+    if plan.ranked_by_logit:
+        return 0
+    if plan.shares_first:
+        # The rows wait for the largest logit, then their exponentials for the inverse of their sum.
+        return rows + TOTAL_TAIL + rows - 1 + INVERSE + SHARE + KEY
+    return FUNCTIONS.get(geometry.gating.score, 0) + KEY
+
+
+def _weight(geometry: GateGeometry) -> int:
+    """Return the cycles from a token's first choice to the factors of its weight."""
+    plan, top_k = geometry.plan, geometry.gating.top_k
+    cycles = 0
+    if plan.exponentials:
+        cycles = EXP_SCORE
+        if plan.totals_softmax:
+            cycles += max(0, geometry.expert_rows + TOTAL_TAIL + INVERSE - TOPK - EXP_SCORE)
+        if plan.shares_of_chosen:
+            cycles += SHARE
+    elif not plan.carries_score:
+        cycles = FUNCTIONS.get(plan.weight_score, 0)
+        # The sigmoid's mantissa and shift become a score.
+        cycles += 1 if plan.weight_score is Score.SIGMOID else 0
+    if plan.normalises_by_norm:
+        return cycles + 2 * top_k - 1 + NORM + INVERSE + 1
+    return cycles + (top_k + INVERSE + 1 if plan.normalises_by_sum else 0)
 
 
 def num_credits(geometry: GateGeometry) -> int:

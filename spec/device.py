@@ -40,6 +40,13 @@ class Schedule(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartSpec(DramSpec):
+    """The DRAM of a device, by its publisher's numbers: none of the standards of ``spec/dram``."""
+
+    PRESET_FOLDER: ClassVar[str] = "parts"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PimDevice:
     """MAC units at a DRAM's banks, bank groups, logic die or controller.
 
@@ -76,7 +83,7 @@ class PimDevice:
     internal_bytes_per_s: float = 0.0
     commands: str = ""
     schedule: Schedule = Schedule.NONE
-    dram: DramSpec | None = None
+    dram: PartSpec | None = None
 
     def __post_init__(self) -> None:
         require_range("channels", self.channels, 1, 4096)
@@ -129,7 +136,7 @@ class PimDevice:
         )
 
     @property
-    def timed(self) -> DramSpec:
+    def timed(self) -> PartSpec:
         """The DRAM of a device with a schedule; :class:`InputError` for one without."""
         if self.schedule is Schedule.NONE or self.dram is None:
             raise InputError(f"has no command schedule: {self.name!r}", key="design")

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from spec.design import DesignSpec, Format, RouterPlace
 from spec.errors import require
+from spec.gate_plan import GatePlan
 from spec.hardware import check_hardware
 from spec.model import AppliedTo, FfnSpec, GatingSpec, ModelSpec
 
@@ -113,6 +114,11 @@ class GateGeometry:
             for logits_per_cycle in counts
         ]
         return min(choices, key=lambda choice: (choice.interval, choice.product_cycles))
+
+    @property
+    def plan(self) -> GatePlan:
+        """What the gating asks of scores, selection and weights."""
+        return GatePlan(self.gating)
 
     @property
     def cols(self) -> int:
@@ -225,9 +231,19 @@ class GateGeometry:
         return ceil_div(self.d_model, self.stream_lanes)
 
     @property
+    def loads_logit_bias(self) -> bool:
+        """Whether a logit bias is loaded after the router; in the banks it lies with the router."""
+        return self.gating.logit_bias and not self.banked
+
+    @property
     def has_bias(self) -> bool:
-        """Whether a bias is loaded after the router; in the banks a logit bias lies with the router."""
-        return (self.gating.logit_bias and not self.banked) or self.gating.selection_bias
+        """Whether a bias is loaded after the router."""
+        return self.num_biases > 0
+
+    @property
+    def num_biases(self) -> int:
+        """Biases loaded after the router, each for all experts: that of the logits first."""
+        return self.loads_logit_bias + self.gating.selection_bias
 
     @property
     def router_load_beats(self) -> int:
@@ -242,7 +258,7 @@ class GateGeometry:
     @property
     def load_beats(self) -> int:
         """Beats of the load stream in all."""
-        return self.router_load_beats + (self.num_rows * self.bias_row_beats if self.has_bias else 0)
+        return self.router_load_beats + self.num_biases * self.num_rows * self.bias_row_beats
 
     def expert_at(self, row: int, lane: int) -> int | None:
         """Return the expert that lies at a row and lane, None where none does."""

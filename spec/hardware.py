@@ -10,29 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from spec.errors import InputError
+from spec.gate_plan import GatePlan
 from spec.model import (
     NO_PLACES,
     Activation,
     AppliedTo,
     CapacityRule,
-    Epsilon,
-    GroupMask,
     ModelSpec,
     Normalise,
     Router,
-    Score,
     Selection,
 )
 
 MAX_EXPERTS = 512
 MAX_TOP_K = 16
-MAX_EPSILON = 1e-3
-MAX_SCALE = 64
+MAX_SCALE = 1 << 16
+"""That of :class:`spec.model.GatingSpec`, for both factors of a weight."""
+NORM_ORDERS = (0.25, 64.0)
+"""Range of the orders of a p-norm."""
 LIMITS = (0.5, 64.0)
 """Range of the bounds of a clamped activation."""
+MAX_SCALED_OUTPUT = 64
+"""What a factor of the experts' outputs, times the gate's scale, is below."""
 
-SCORES = (Score.SOFTMAX, Score.SIGMOID)
-NORMALISATIONS = (Normalise.NONE, Normalise.SUM)
 CAPACITY_RULES = (CapacityRule.SWITCH, CapacityRule.GSHARD, CapacityRule.BATCH_PRIORITY)
 
 
@@ -61,9 +61,9 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
         terms = "identity experts" if identity else "weights on the input"
         yield "expert_output_scale", f"must be 1.0 with {terms}", model.expert_output_scale
     elif model.expert_output_scale != 1.0 and not (
-        0 < model.expert_output_scale * model.gating.scale < MAX_SCALE
+        0 < model.expert_output_scale * model.gating.scale < MAX_SCALED_OUTPUT
     ):
-        rule = f"must be above 0 and, times gating.scale, below {MAX_SCALE}"
+        rule = f"must be above 0 and, times gating.scale, below {MAX_SCALED_OUTPUT}"
         yield "expert_output_scale", rule, model.expert_output_scale
     if model.expert_capacity == NO_PLACES and model.capacity_fraction <= 0:
         yield "expert_capacity", "must be at least 0", model.expert_capacity
@@ -82,9 +82,6 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     for key, value, allowed in (
         ("router", gating.router, (Router.LINEAR,)),
         ("selection", gating.selection, (Selection.TOP_K,)),
-        ("score", gating.score, SCORES),
-        ("weight_score", gating.weight_score or gating.score, (gating.score,)),
-        ("normalise", gating.normalise, NORMALISATIONS),
     ):
         if value not in allowed:
             yield f"gating.{key}", f"must be {_names(allowed)}", value.value
@@ -92,25 +89,15 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
         yield "gating.logit_deviation", "must be 0.0", gating.logit_deviation
     if gating.num_prototypes > 1:
         yield "gating.num_prototypes", "must be 1", gating.num_prototypes
-    sigmoid = gating.score is Score.SIGMOID
-    if gating.selection_bias and not sigmoid:
-        yield "gating.selection_bias", f"must be false with score={gating.score.value!r}", True
-    if gating.logit_bias and gating.selection_bias:
-        yield "gating.logit_bias", "must be false with a selection bias", True
-    if gating.grouped:
-        if not sigmoid:
-            yield "gating.num_groups", f"must be 1 with score={gating.score.value!r}", gating.num_groups
-        if gating.group_mask is not GroupMask.MINUS_INFINITY:
-            yield "gating.group_mask", "must be 'minus_infinity'", gating.group_mask.value
-    if gating.normalise is Normalise.SUM:
-        if gating.epsilon > MAX_EPSILON:
-            yield "gating.epsilon", f"must be at most {MAX_EPSILON}", gating.epsilon
-        if gating.epsilon_rule is not Epsilon.ADDED and gating.epsilon:
-            yield "gating.epsilon_rule", "must be 'added'", gating.epsilon_rule.value
-        if gating.normalise_kept and (model.expert_capacity or model.capacity_fraction > 0):
-            yield "gating.normalise_kept", "must be false", True
-    if gating.scale >= MAX_SCALE:
-        yield "gating.scale", f"must be below {MAX_SCALE}", gating.scale
+    low, high = NORM_ORDERS
+    if gating.normalise is Normalise.P_NORM and not low <= gating.norm_order <= high:
+        yield "gating.norm_order", f"must be in {low}..{high}", gating.norm_order
+    drops = model.expert_capacity or model.capacity_fraction > 0
+    if gating.normalise is not Normalise.NONE and gating.normalise_kept and drops:
+        yield "gating.normalise_kept", "must be false", True
+    if drops and model.capacity_rule is CapacityRule.BATCH_PRIORITY and GatePlan(gating).signed:
+        # Tokens are ranked by the patterns of their weights.
+        yield "capacity_rule", "must be another one where weights are logits", model.capacity_rule.value
 
 
 def _lacking_of_ffn(model: ModelSpec) -> Iterator[tuple[str, str, object]]:

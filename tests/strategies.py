@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from spec.hardware import CAPACITY_RULES, NORMALISATIONS, SCORES
+from spec.hardware import CAPACITY_RULES
 from spec.model import (
     Activation,
     AppliedTo,
@@ -27,20 +27,23 @@ from spec.model import (
 def gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
     """Draw a valid gating that the hardware has."""
     num_groups, num_experts, topk_groups, top_k = draw(_sizes(max_experts))
-    score = Score.SIGMOID if topk_groups < num_groups else draw(st.sampled_from(SCORES))
-    selection_bias = score is Score.SIGMOID and draw(st.booleans())
+    selection_bias = draw(st.booleans())
     return GatingSpec(
         num_experts=num_experts,
         top_k=top_k,
-        score=score,
-        logit_bias=not selection_bias and draw(st.booleans()),
+        score=draw(st.sampled_from(Score)),
+        weight_score=draw(st.sampled_from((None, *Score))),
+        logit_bias=draw(st.booleans()),
         selection_bias=selection_bias,
         num_groups=num_groups,
         topk_groups=topk_groups,
         group_score=draw(st.sampled_from(GroupScore)),
-        normalise=draw(st.sampled_from(NORMALISATIONS)),
-        epsilon=draw(st.sampled_from((0.0, 1e-20, 1e-6))),
-        scale=draw(st.sampled_from((1.0, 2.5))),
+        group_mask=draw(st.sampled_from(GroupMask)),
+        normalise=draw(st.sampled_from(Normalise)),
+        epsilon=draw(st.sampled_from((0.0, 1e-20, 1e-6, 0.3))),
+        epsilon_rule=draw(st.sampled_from(Epsilon)),
+        norm_order=draw(st.sampled_from((1.0, 2.0, 3.5))),
+        scale=draw(st.sampled_from((1.0, 2.5, 100.0))),
         num_identity_experts=draw(st.sampled_from((0, 0, num_experts // 3))),
         weight_applied_to=draw(st.sampled_from(AppliedTo)),
     )

@@ -35,12 +35,15 @@ from rtl.arith import (
 )
 from rtl.expert.activation import ActivationLane
 from rtl.functions import (
+    Exp2Negative,
     ExpNegative,
     GeluTanhArgument,
     InterpolatedTable,
+    Log2,
     NormalCdf,
     Reciprocal,
     Sigmoid,
+    SqrtSoftplus,
     TanhRatio,
     fixed_from_f32,
 )
@@ -331,6 +334,32 @@ def test_sigmoid():
         agree(got[name], want, f"sigmoid {name}", z)
 
 
+def test_sqrt_softplus():
+    rng = np.random.default_rng(10)
+    corners = [0, 1, -1, ONE, -ONE, FIXED_MAX, -FIXED_MAX, 44 * ONE, -44 * ONE, -45 * ONE]
+    some = rng.integers(-1500, 1500, 1500) * np.exp2(rng.integers(-3, 21, 1500))
+    z = np.concatenate([corners, np.clip(some.astype(np.int64), -FIXED_MAX, FIXED_MAX)])
+    got = run_pipeline(SqrtSoftplus(), {"z": z}, ["o"], SqrtSoftplus.LATENCY)["o"]
+    agree(got, functions.sqrt_softplus(z), "sqrt_softplus", z)
+
+
+@pytest.mark.parametrize("bits", [36, 9])
+def test_log2(bits):
+    rng = np.random.default_rng(11)
+    value = np.append(rng.integers(1, 1 << bits, 700) >> rng.integers(0, bits, 700), [0, 1, (1 << bits) - 1])
+    value = np.maximum(value, 1)
+    got = run_pipeline(Log2(bits), {"value": value}, ["o"], Log2.LATENCY)["o"]
+    agree(got, functions.log2_fixed(value), "log2", value)
+
+
+def test_exp2_negative():
+    rng = np.random.default_rng(12)
+    power = np.append(rng.integers(0, 34 * ONE, 700), [0, 1, 32 * ONE - 1, 32 * ONE, (1 << 32) - 1])
+    got = run_pipeline(Exp2Negative(32), {"power": power}, ["mantissa", "shift"], Exp2Negative.LATENCY)
+    for name, want in zip(("mantissa", "shift"), functions.exp2_negative(power), strict=True):
+        agree(got[name], want, f"exp2 {name}", power)
+
+
 def bf16_corners(rng, count: int) -> np.ndarray:
     """Return bf16 patterns: any, and those whose functions are neither 0 nor what their ends are."""
     near = bf16_encode(rng.choice([-1, 1], count) * np.exp2(rng.uniform(-14, 4, count)))
@@ -429,8 +458,8 @@ def test_activation_lane_of_two(seed):
 def test_latencies_as_stated():
     """The figures of docs/numbers.md; each pipeline was run with its own above."""
     assert (Burst.LATENCY, Accumulate.LATENCY) == (5, 3)
-    stages = (InterpolatedTable, Reciprocal, ExpNegative, Sigmoid)
-    assert [stage.LATENCY for stage in stages] == [2, 2, 3, 7]
+    stages = (InterpolatedTable, Reciprocal, ExpNegative, Sigmoid, SqrtSoftplus, Log2, Exp2Negative)
+    assert [stage.LATENCY for stage in stages] == [2, 2, 3, 7, 14, 4, 2]
     assert [stage.LATENCY for stage in (NormalCdf, GeluTanhArgument, TanhRatio)] == [6, 3, 3]
     latencies = {(ffn.activation, ffn.gated): ActivationLane(ffn).latency for ffn in FFNS}
     gated = {

@@ -346,6 +346,10 @@ def test_needed_interval_is_the_largest_of_four() -> None:
     tiny = dataclasses.replace(model.gating, num_experts=8, num_groups=1, topk_groups=1, top_k=8)
     small = dataclasses.replace(model, gating=tiny, d_model=16)
     assert needed_interval(GateGeometry.of(small, design), design) == 8
+    shared = dataclasses.replace(small, shared_expert_gate=True)
+    assert needed_interval(GateGeometry.of(shared, design), design) == 8
+    wide = dataclasses.replace(shared, d_model=64)
+    assert needed_interval(GateGeometry.of(wide, design), design) == 9
     long = dataclasses.replace(small, gating=dataclasses.replace(tiny, num_experts=2, top_k=1), d_model=256)
     assert needed_interval(GateGeometry.of(long, design), design) == 256 // 16
 

@@ -20,6 +20,7 @@ from spec.design import BankMode, Format
 from spec.energy import COMPONENTS, FIGURES, POWERS, EnergyTable, Figure
 from spec.errors import InputError
 from spec.load import load_design, load_energy, load_model, load_sources, preset_names
+from spec.model import AppliedTo
 
 TABLES = preset_names("energy")
 TINY = Path(__file__).parent / "tiny.toml"
@@ -78,6 +79,30 @@ def test_counts_of_a_layer_by_hand():
     assert counts["logic_static"] == counts["memory_background"] == 1
     power = load_energy("ecp5-ddr4").logic_static.value * 1e-3
     assert report.energy.components["static"] == pytest.approx(power * report.seconds, rel=1e-12)
+
+
+def test_counts_of_terms_of_other_families_by_hand():
+    """As above, 5 tokens, what each term adds to it."""
+    model = load_model("mixtral-8x7b").scaled(64)
+    ids = np.tile([1, 6], (5, 1))
+
+    def counts(design: str, gating: dict[str, object], **changes: object) -> dict[str, float]:
+        other = replace(model, gating=replace(model.gating, **gating), **changes)
+        run = accelerator.run_model if design == "fpga" else run_pim_model
+        return run(other, load_design(design), ids, "given").energy.counts
+
+    plain = {design: counts(design, {}) for design in ("fpga", "pim")}
+    weighted = {"weight_applied_to": AppliedTo.INPUT}
+    # For every input tile of two matrices; near memory once for the registers.
+    assert counts("fpga", weighted)["mac_bf16"] - plain["fpga"]["mac_bf16"] == 10 * 2 * 14 * 64
+    assert counts("pim", weighted)["mac_bf16"] - plain["pim"]["mac_bf16"] == 10 * 64
+    # Expert 6 returns its input: neither its products nor those of its contributions.
+    identity = counts("fpga", {"num_identity_experts": 2})
+    assert plain["fpga"]["mac_bf16"] - identity["mac_bf16"] == 5 * 3 * 4 * 14 * 256 + 5 * 64 - 5 * 64
+    assert identity["activation"] == plain["fpga"]["activation"] / 2
+    biased = counts("fpga", {}, output_bias=True)
+    assert biased["sram_bit"] - plain["fpga"]["sram_bit"] == 5 * 64 * 32
+    assert biased["mac_bf16"] == plain["fpga"]["mac_bf16"]
 
 
 def test_counts_of_the_banks_by_hand():

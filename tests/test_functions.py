@@ -15,16 +15,21 @@ from golden.functions import (
     ONE,
     SCORE_BITS,
     bf16_from_integer,
+    exp2_negative,
     exp_negative,
     fixed_from_f32,
     floor_log2,
     gelu_tanh_argument,
     is_nan,
+    log2_fixed,
+    norm,
     normal_cdf,
     reciprocal,
     scaled_product,
     score_from,
     sigmoid,
+    sqrt_softplus,
+    square_root,
     tanh_ratio,
 )
 from tests.exact import nearest_bf16
@@ -81,6 +86,68 @@ def test_sigmoid_error():
 def test_sigmoid_ends():
     z = np.array([-FIXED_MAX, -23 * ONE, 0, 23 * ONE, FIXED_MAX])
     assert value_of(*sigmoid(z)).tolist() == [0, 0, 0.5, 1, 1]
+
+
+def test_sqrt_softplus_error():
+    z = grid(-45, 0, 173)
+    value, real = sqrt_softplus(z) / (1 << SCORE_BITS), np.sqrt(np.log1p(np.exp(z / ONE)))
+    assert 2.8e-6 < np.abs(value - real).max() < 2.9e-6
+    above = z > -20 * ONE
+    assert 1.6e-5 < np.abs(value / real - 1)[above].max() < 1.7e-5
+    assert (np.diff(value) >= 0).all(), "not monotone on this grid"
+    assert -41.59 < z[value > 0].min() / ONE < -41.58
+    z = np.sort(np.concatenate([grid(0, 30, 97), grid(0, 2047, 23757)]))
+    value, real = sqrt_softplus(z) / (1 << SCORE_BITS), np.sqrt(np.logaddexp(0, z / ONE))
+    assert 2.9e-6 < np.abs(value / real - 1).max() < 3.0e-6
+    assert (np.diff(value) >= 0).all(), "not monotone on this grid"
+
+
+def test_sqrt_softplus_ends():
+    z = np.array([-FIXED_MAX, -45 * ONE, -1, 0, 1, FIXED_MAX])
+    value = sqrt_softplus(z)
+    assert value[:2].tolist() == [0, 0]
+    assert np.abs(value[2:5] / (1 << SCORE_BITS) - np.sqrt(np.log(2))).max() < 3e-6
+    assert np.abs(value[5] / (1 << SCORE_BITS) - np.sqrt(2048)) < 1e-4
+    assert value[5] < 1 << 36
+
+
+def test_square_root_error():
+    value = np.concatenate([grid(0.5, 8, 13), np.arange(ONE, 1 << 31, 10007)])
+    error = np.abs(square_root(value) / (1 << SCORE_BITS) / np.sqrt(value / ONE) - 1).max()
+    assert 2.9e-6 < error < 3.0e-6
+
+
+def test_log2_error():
+    value = np.concatenate([np.arange(1, 5000), np.arange(1 << 24, 1 << 26, 37)])
+    assert 6.5e-6 < np.abs(log2_fixed(value) / ONE - np.log2(value)).max() < 6.7e-6
+    powers = np.arange(60)
+    assert (log2_fixed(np.int64(1) << powers) == powers * ONE).all()
+
+
+def test_exp2_error():
+    power = grid(0, 32, 101)
+    mantissa, shift = exp2_negative(power)
+    assert np.abs(value_of(mantissa, shift) * np.exp2(power / ONE) - 1).max() < 3.3e-6
+    assert (mantissa.min() > ONE // 2) and shift.max() == 31
+    assert [int(part[0]) for part in exp2_negative(np.array([32 * ONE]))] == [0, 0]
+
+
+@pytest.mark.parametrize("order", [0.25, 0.5, 1.0, 2.0, 3.5, 8.0, 64.0])
+@pytest.mark.parametrize("k", [1, 2, 5, 16])
+def test_norm_error(order, k):
+    """Values from 2**20 on, that is scores from 2**-10: below, the result is cut to whole numbers."""
+    values = np.exp2(np.random.default_rng(k).uniform(20, 36, (5000, k))).astype(np.int64)
+    largest = values.max(axis=1)
+    real = ((values / largest[:, None]) ** order).sum(axis=1) ** (1 / order) * largest
+    error = np.abs(norm(values, order) / real - 1).max()
+    print(f"order {order}, k {k}: {error:.1e}")
+    assert error < 1.7e-5
+
+
+def test_norm_of_nothing():
+    values = np.array([[0, 0, 0], [0, 7 << 20, 0], [5 << 20, 5 << 20, 0]])
+    assert norm(values, 2.0)[0] == 0
+    assert np.abs(norm(values, 2.0)[1:] / np.array([7 << 20, 5 * 2**20.5]) - 1).max() < 1.7e-5
 
 
 EVERY_BF16 = np.arange(1 << 16).astype(np.uint16)

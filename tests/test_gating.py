@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,25 +10,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 from amaranth import ResetInserter, Signal
+from amaranth.back import rtlil
 
+import golden.gating
 import rtl.fifo
+import rtl.gating.norm
 import rtl.gating.product
 import rtl.gating.scores
 import rtl.gating.selection
 import rtl.gating.shared
+import rtl.gating.softmax
 import rtl.gating.topk
 import rtl.gating.weights
 import sim.gating
 from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
 from golden.gating import route
-from golden.gating_bf16 import RoutingBf16, route_bf16
+from golden.gating_bf16 import (
+    RoutingBf16,
+    epsilon_fixed,
+    route_bf16,
+    scale_fixed,
+    select,
+    selection_bias_fixed,
+)
 from golden.image import router_image
 from rtl.gating import Gate, assignment_layout, token_layout
 from sim.streams import readiness
+from spec.gate_plan import GatePlan
 from spec.geometry import GateGeometry, ceil_div
-from spec.hardware import NORMALISATIONS, SCORES
 from spec.load import load_design, load_model
-from spec.model import GatingSpec, GroupScore, Normalise, Score
+from spec.model import Epsilon, GatingSpec, GroupMask, GroupScore, Normalise, Score
 from tests.bfm import (
     Sink,
     Source,
@@ -120,6 +132,8 @@ def operands_of(case: Case, rng) -> Operands:
         router = np.where(rng.random(shape) < 0.1, rng.integers(0, 1 << 16, shape), router).astype(np.uint16)
     logit_bias = bias if gating.logit_bias else None
     selection_bias = bias if gating.selection_bias else None
+    if geometry.num_biases == 2:
+        logit_bias = rng.permutation(bias)
     shared_gate = None
     if geometry.shared_gate:
         shared_gate = bf16_encode(rng.standard_normal((1, d_model)) * rng.choice([0.1, 1, 30]))
@@ -231,25 +245,27 @@ def check(case: Case, run: Run) -> None:
 
 
 def random_gating(rng) -> GatingSpec:
-    score = Score(rng.choice(list(SCORES)))
-    sigmoid = score is Score.SIGMOID
-    num_groups = int(rng.choice([1, 2, 3, 4])) if sigmoid else 1
+    """Draw from all terms of the algebra that the hardware has."""
+    num_groups = int(rng.choice([1, 2, 3, 4]))
     group_size = int(rng.integers(2, 7)) if num_groups > 1 else int(rng.integers(1, 25))
     topk_groups = int(rng.integers(1, num_groups + 1))
-    biases = ["none", "logit", "selection"] if sigmoid else ["none", "logit"]
-    bias = rng.choice(biases)
+    bias = rng.choice(["none", "logit", "selection", "both"])
     return GatingSpec(
         num_experts=num_groups * group_size,
         top_k=int(rng.integers(1, min(topk_groups * group_size, 16) + 1)),
-        score=score,
-        logit_bias=bool(bias == "logit"),
-        selection_bias=bool(bias == "selection"),
+        score=Score(rng.choice(list(Score))),
+        weight_score=rng.choice([None, None, *Score]),
+        logit_bias=bool(bias in ("logit", "both")),
+        selection_bias=bool(bias in ("selection", "both")),
         num_groups=num_groups,
         topk_groups=topk_groups,
         group_score=GroupScore(rng.choice(list(GroupScore))),
-        normalise=Normalise(rng.choice(list(NORMALISATIONS))),
-        epsilon=float(rng.choice([0.0, 1e-20, 1e-6])),
-        scale=float(rng.choice([1.0, 2.5, 2.446])),
+        group_mask=GroupMask(rng.choice(list(GroupMask))),
+        normalise=Normalise(rng.choice(list(Normalise))),
+        epsilon=float(rng.choice([0.0, 1e-20, 1e-6, 2.0**-23, 0.3, 1.0])),
+        epsilon_rule=Epsilon(rng.choice(list(Epsilon))),
+        norm_order=float(rng.choice([1.0, 2.0, 0.25, 3.5, 64.0])),
+        scale=float(rng.choice([1.0, 2.5, 2.446, 1000.0, 1e-4])),
     )
 
 
@@ -341,6 +357,18 @@ def gating_of(num_experts: int, top_k: int, **changes) -> GatingSpec:
 
 SIGMOID = {"score": Score.SIGMOID}
 BIASED = {**SIGMOID, "selection_bias": True}
+ERNIE = {"selection_bias": True, "epsilon": 1e-12, "epsilon_rule": Epsilon.CLAMPED}
+LLAMA4 = {"score": Score.NONE, "weight_score": Score.SIGMOID, "normalise": Normalise.NONE}
+DEEPSEEK_V2 = {
+    "num_groups": 3,
+    "topk_groups": 2,
+    "group_score": GroupScore.MAX,
+    "group_mask": GroupMask.ZERO,
+    "normalise": Normalise.NONE,
+    "scale": 16.0,
+}
+DEEPSEEK_V4 = {"score": Score.SQRT_SOFTPLUS, "selection_bias": True, "epsilon": 1e-20, "scale": 1.5}
+"""Gatings of families, but for their sizes."""
 
 
 def small(gating: GatingSpec, **changes) -> Case:
@@ -406,7 +434,85 @@ CORNERS = {
         lanes=8,
         logits_per_cycle=4,
     ),
+    "llama4": small(gating_of(8, 1, **LLAMA4)),
+    "weights_of_another_score": small(gating_of(9, 3, weight_score=Score.SQRT_SOFTPLUS, **BIASED)),
+    "softmax_of_choices_by_sigmoid": small(
+        gating_of(9, 3, weight_score=Score.SOFTMAX, normalise=Normalise.NONE, **BIASED), num_tokens=12
+    ),
+    "softmax_of_choices_by_sigmoid_one_row": small(
+        gating_of(2, 1, weight_score=Score.SOFTMAX, normalise=Normalise.NONE, **BIASED),
+        d_model=2,
+        num_tokens=12,
+    ),
+    "softmax_with_bias": small(gating_of(9, 3, **ERNIE), num_tokens=12),
+    "softmax_with_bias_one_row": small(gating_of(2, 1, **ERNIE), d_model=2, num_tokens=12),
+    "softmax_with_bias_low_shares": small(gating_of(8, 3, **ERNIE), data="negbias"),
+    "ties_softmax_biased_k_4": small(gating_of(9, 4, **ERNIE), data="ties"),
+    "ties_sqrt_softplus": small(gating_of(9, 4, **DEEPSEEK_V4), data="ties"),
+    "ties_logits": small(gating_of(9, 4, score=Score.NONE), data="ties"),
+    "deepseek_v2": small(gating_of(12, 4, **DEEPSEEK_V2), num_tokens=12),
+    "softmax_groups_by_sum": small(
+        gating_of(12, 4, num_groups=3, topk_groups=2, normalise=Normalise.NONE), num_tokens=12
+    ),
+    "softmax_groups_by_sum_of_logits": small(
+        gating_of(
+            12,
+            4,
+            num_groups=3,
+            topk_groups=1,
+            score=Score.NONE,
+            weight_score=Score.SOFTMAX,
+            normalise=Normalise.NONE,
+        ),
+        num_tokens=24,
+    ),
+    "losers_at_zero_beat_negative_scores": small(
+        gating_of(8, 3, num_groups=4, topk_groups=2, group_mask=GroupMask.ZERO, **BIASED),
+        data="negbias",
+        num_tokens=12,
+    ),
+    "losing_logits_at_zero": small(
+        gating_of(12, 5, num_groups=4, topk_groups=2, group_mask=GroupMask.ZERO, score=Score.NONE)
+    ),
+    "losing_softmax_of_logits_at_zero": small(
+        gating_of(
+            12,
+            5,
+            num_groups=3,
+            topk_groups=2,
+            group_mask=GroupMask.ZERO,
+            score=Score.NONE,
+            weight_score=Score.SOFTMAX,
+        )
+    ),
+    "deepseek_v4": small(gating_of(9, 3, **DEEPSEEK_V4), num_tokens=12),
+    "saturated_sqrt_softplus": small(gating_of(9, 3, **DEEPSEEK_V4), data="extreme"),
+    "vanishing_sqrt_softplus": small(gating_of(6, 3, score=Score.SQRT_SOFTPLUS), data="low"),
+    "weights_are_logits": small(
+        gating_of(9, 3, score=Score.NONE, normalise=Normalise.NONE, scale=100.0), num_tokens=12
+    ),
+    "sums_of_logits_with_either_sign": small(gating_of(5, 5, score=Score.NONE, epsilon=0.3), num_tokens=16),
+    "saturated_logits_none": small(gating_of(6, 3, score=Score.NONE), data="extreme", num_tokens=10),
+    "nllb": small(gating_of(9, 2, epsilon=2.0**-23, epsilon_rule=Epsilon.CLAMPED), num_tokens=12),
+    "large_least_denominator": small(
+        gating_of(9, 2, epsilon=0.6, epsilon_rule=Epsilon.CLAMPED), num_tokens=12
+    ),
+    "large_epsilon_sees_shares": small(gating_of(9, 2, epsilon=1.0), num_tokens=12),
+    "p_norm_k_1": small(gating_of(6, 1, normalise=Normalise.P_NORM, norm_order=2.0), num_tokens=12),
+    "p_norm_k_16": small(
+        gating_of(16, 16, normalise=Normalise.P_NORM, norm_order=3.0, **SIGMOID), d_model=2, num_tokens=10
+    ),
+    "p_norm_of_logits": small(
+        gating_of(9, 3, normalise=Normalise.P_NORM, norm_order=2.0, epsilon=0.3, score=Score.NONE)
+    ),
+    "p_norm_of_nothing": small(
+        gating_of(6, 3, normalise=Normalise.P_NORM, norm_order=2.0, **SIGMOID), data="low", num_tokens=10
+    ),
+    "infinities_and_nans_shares": small(gating_of(6, 3, **ERNIE), data="patterns", num_tokens=16),
+    "infinities_and_nans_none": small(gating_of(6, 3, score=Score.NONE), data="patterns", num_tokens=16),
     "logit_bias": small(gating_of(6, 2, logit_bias=True)),
+    "both_biases": small(gating_of(9, 2, logit_bias=True, **BIASED), num_tokens=12),
+    "both_biases_and_shares": small(gating_of(9, 2, logit_bias=True, **ERNIE), num_tokens=12),
     "logit_bias_wider_than_a_beat": small(
         gating_of(8, 2, logit_bias=True), logits_per_cycle=4, lanes=8, load_elements=1
     ),
@@ -435,9 +541,15 @@ def test_corner(name, traffic):
         assert (run.bias < -1).all(), "the corner was not reached: a sigmoid is at most 1"
     if name.startswith("saturated"):
         assert (np.abs(run.routing.logits) == (1 << 31) - 1).any(), "the corner was not reached"
-    if name == "vanishing_sigmoids":
+    if name in ("vanishing_sigmoids", "vanishing_sqrt_softplus", "p_norm_of_nothing"):
         assert not run.routing.weights[::2].any()
         assert run.routing.weights[1::2].any(axis=1).all()
+    if name == "losers_at_zero_beat_negative_scores":
+        winners = replace(gating, group_mask=GroupMask.MINUS_INFINITY)
+        others = select(winners, run.routing.logits, selection_bias_fixed(gating, run.bias)).ids
+        assert not (ids[:, :, None] == others[:, None]).any()
+    if name == "losing_logits_at_zero":
+        assert (run.routing.weights >> 15).any() and not (run.routing.weights >> 15).all()
     if name == "one_expert":
         assert (run.routing.weights == BF16_ONE).all()
 
@@ -466,6 +578,12 @@ LATENCY_CASES = {
     "sigmoid normalised": small(gating_of(6, 3, **BIASED)),
     "groups": small(gating_of(12, 3, num_groups=3, topk_groups=2, **BIASED)),
     "selection longer than the product": small(gating_of(16, 16), d_model=2, lanes=8, logits_per_cycle=4),
+    "shares first": small(gating_of(12, 3, **ERNIE)),
+    "shares of the chosen": small(gating_of(12, 3, epsilon=0.5)),
+    "sqrt-softplus": small(gating_of(6, 3, **DEEPSEEK_V4)),
+    "sigmoid of the chosen": small(gating_of(6, 1, **LLAMA4)),
+    "logits": small(gating_of(6, 3, score=Score.NONE)),
+    "norm": small(gating_of(6, 3, normalise=Normalise.P_NORM, norm_order=2.0)),
 }
 
 
@@ -498,6 +616,17 @@ def test_latency_by_parts():
     assert of(num_groups=4, topk_groups=2, **SIGMOID) == common + 8 + (15 + 4) + (8 + 5)
     assert of() == common + 5 + (8 + 5)
     assert of(**none) == common + 5 + (16 + 2)
+    # Terms that not every gate has.
+    logits = {"score": Score.NONE}
+    assert of(**logits, **none) == common
+    assert of(**logits, **none, selection_bias=True) == common + 1
+    assert of(**logits, **none, weight_score=Score.SIGMOID) == common + 8
+    assert of(**logits, **none, weight_score=Score.SQRT_SOFTPLUS) == common + 14
+    assert of(**none, score=Score.SQRT_SOFTPLUS) == common + 15
+    assert of(**none, selection_bias=True) == common + 2 * 16 + 11
+    assert of(epsilon=0.1) == common + 5 + (16 + 2) + 1 + (8 + 5)
+    assert of(normalise=Normalise.P_NORM) == of()
+    assert of(normalise=Normalise.P_NORM, norm_order=2.0) == common + 5 + (2 * 8 + 22)
 
 
 INTERVALS = {
@@ -766,6 +895,162 @@ def test_against_float(preset):
     assert max(errors) <= FLOAT_WEIGHT_ERROR, f"{preset}: {max(errors)}"
 
 
+def key_error(kind: Score, scores: np.ndarray) -> np.ndarray:
+    """Return how far a selection score may be from that in float: the table's error and the last place."""
+    if kind is Score.SOFTMAX:
+        return 3e-5 * scores + 2.0**-28
+    table = {Score.SIGMOID: 6e-6, Score.SQRT_SOFTPLUS: 3e-6, Score.NONE: 0.0}[kind]
+    return table * np.maximum(np.abs(scores), 1) + 2.0**-24
+
+
+def check_against_float(seed: int) -> tuple[float, float]:
+    """Compare a random gating with float, from the same logits on.
+
+    Choices may differ where selection scores are within their error of a tie; weights by bf16's rounding,
+    the scores' errors and what those make of the denominator. Returns the shares of tokens that were sure
+    of their groups and of weights that were well conditioned.
+    """
+    rng = np.random.default_rng(seed)
+    gating = random_gating(rng)
+    fixed = np.round(rng.normal(0, rng.choice([0.5, 2, 6]), (64, gating.num_experts)) * 2**20).astype(
+        np.int64
+    )
+    logits = fixed / 2.0**20
+    bias = rng.standard_normal(gating.num_experts) * 0.2 if gating.selection_bias else None
+    ours = select(gating, fixed, None if bias is None else selection_bias_fixed(gating, bias))
+
+    scores = golden.gating.score(gating.score, logits)
+    keys = scores + (0 if bias is None else bias)
+    error = key_error(gating.score, scores).max(axis=1)
+    sure = np.ones(len(keys), dtype=bool)
+    if gating.grouped:
+        groups = np.sort(keys.reshape(len(keys), gating.num_groups, -1), axis=-1)
+        ranks = groups[..., -1] + (groups[..., -2] if gating.group_score is GroupScore.TOP2_SUM else 0)
+        ranks = np.sort(ranks, axis=-1)
+        sure = ranks[:, -gating.topk_groups] - ranks[:, -gating.topk_groups - 1] > 4 * error
+        loser = -np.inf if gating.group_mask is GroupMask.MINUS_INFINITY else 0.0
+        keys = np.where(golden.gating.group_mask(gating, keys), keys, loser)
+    chosen = np.take_along_axis(keys, ours.ids, axis=1).min(axis=1)
+    np.put_along_axis(keys, ours.ids, -np.inf, axis=1)
+    assert (chosen - keys.max(axis=1) > -2 * error)[sure].all(), f"seed {seed}: {gating}"
+
+    selected = np.take_along_axis(
+        golden.gating.score(gating.weight_score or gating.score, logits), ours.ids, axis=1
+    )
+    real = golden.gating.normalise(gating, selected)
+    score_error = 3e-5 * np.abs(selected) + 2.0**-29
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bound = 2.0**-8 + 2.0**-14 + score_error / np.abs(selected)
+        if gating.normalise is not Normalise.NONE:
+            total = np.abs(selected * gating.scale / real)
+            moved = score_error
+            if gating.normalise is Normalise.P_NORM:
+                # Derivative of the norm: orders below 1 feel the smallest scores most, as far as it says it.
+                moved = score_error * (total / np.abs(selected)) ** max(0, 1 - gating.norm_order)
+                if gating.norm_order < 1:
+                    moved[score_error > 0.1 * np.abs(selected)] = np.inf
+            bound = bound + (moved.sum(axis=1, keepdims=True) + 2.0**-30) / total + 2e-5
+        well = (bound < 0.1) & (real != 0) & sure[:, None]
+        errors = np.abs(bf16_decode(ours.weights) / real - 1)
+    assert (errors <= bound)[well].all(), f"seed {seed}: {gating}"
+    return float(sure.mean()), float(well.mean())
+
+
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(200, 2000, 200))]
+)
+def test_terms_against_float(first):
+    """All terms of the algebra: what is not compared is a small part."""
+    shares = np.array([check_against_float(seed) for seed in range(first, first + 200)])
+    assert shares.mean(axis=0).min() > 0.97, shares.mean(axis=0)
+
+
+def test_shares_of_many_experts_are_told_apart():
+    """512 equal shares of 2**-9 but for logits 4e-6 apart: keys of 28 fraction bits follow them.
+
+    The resolution is 2**-28 of 1, that is 2**-19 of such a share; equal ones are ties.
+    """
+    gating = gating_of(512, 16, selection_bias=True)
+    step = 8  # of 2**-20: a share's 2**-9 changes by 4 of its last places
+    logits = np.zeros((1, 512), dtype=np.int64)
+    logits[0, 100:116] = step * (1 + np.arange(16))
+    ids = select(gating, logits, np.zeros(512, dtype=np.int64)).ids[0]
+    assert sorted(ids.tolist()) == list(range(100, 116))
+    logits[0] = 0
+    assert select(gating, logits, np.zeros(512, dtype=np.int64)).ids[0].tolist() == list(range(16))
+    # A bias of one last place breaks the tie, a bias is exact from 2**-29 of itself on.
+    one = np.zeros(512)
+    one[300] = 2.0**-28
+    assert select(gating, logits, selection_bias_fixed(gating, one)).ids[0, 0] == 300
+
+
+def test_epsilon_that_is_nothing():
+    """The plan's question and the rounded number say the same."""
+    for epsilon in (0.0, 1e-20, 2.0**-31, np.nextafter(2.0**-31, 1), 1e-6, 1.0):
+        assert GatePlan(gating_of(2, 1, epsilon=epsilon)).has_epsilon == (epsilon_fixed(epsilon) != 0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-4, 0.2, 0.25, 1.0, 2.446, 16.0, 63.9, 64.0, 1000.0, 65535.0])
+def test_scale_as_stated(scale):
+    mantissa, power = scale_fixed(scale)
+    assert mantissa < 1 << 20
+    assert abs(mantissa * 2.0 ** (power - 14) / scale - 1) <= (2.0**-13 if scale < 1 else 2.0**-15)
+
+
+# What a configuration does not use is not there.
+
+
+@functools.cache
+def netlist_of(gating: GatingSpec) -> tuple[set[str], int]:
+    """Return the modules of a gate behind its product, and how many cells they have before synthesis."""
+    selection = rtl.gating.selection.Selection(small(gating).geometry, 1)
+    text = rtlil.convert(selection, emit_src=False)
+    names = re.findall(r"^module \\top\.([^\s$]+)(?:\$\d+)?$", text, flags=re.MULTILINE)
+    return set(names), text.count("\n  cell ")
+
+
+PARTS = {
+    "mixtral": (gating_of(8, 2), {"weights.exp"}),
+    "softmax of all": (gating_of(8, 2, normalise=Normalise.NONE), {"weights.exp", "total"}),
+    "deepseek v3": (
+        gating_of(8, 2, num_groups=4, topk_groups=2, **BIASED),
+        {"scores.sigmoid_0", "scores.sigmoid_1", "groups"},
+    ),
+    "llama4": (gating_of(8, 1, **LLAMA4), {"weights.sigmoid"}),
+    "logits": (gating_of(8, 2, score=Score.NONE), set()),
+    "deepseek v2": (gating_of(12, 2, **DEEPSEEK_V2), {"weights.exp", "total", "groups"}),
+    "ernie": (gating_of(8, 2, **ERNIE), {"scores.shares"}),
+    "deepseek v4": (gating_of(8, 2, **DEEPSEEK_V4), {"scores.sqrt_softplus_0", "scores.sqrt_softplus_1"}),
+    "norm of order 1": (gating_of(8, 2, normalise=Normalise.P_NORM), {"weights.exp"}),
+    "norm": (gating_of(8, 2, normalise=Normalise.P_NORM, norm_order=2.0), {"weights.exp", "weights.norm"}),
+    "nllb": (gating_of(8, 2, epsilon=1e-6), {"weights.exp", "weights.total_inverse", "total"}),
+    "softmax of a choice by sigmoid": (
+        gating_of(8, 2, weight_score=Score.SOFTMAX, **BIASED),
+        {"scores.sigmoid_0", "scores.sigmoid_1", "weights.exp", "largest"},
+    ),
+}
+OPTIONAL = re.compile(
+    r"weights\.(exp|sigmoid|sqrt_softplus|norm|total_inverse)|scores\.(\w+_\d|shares)|total|largest|groups"
+)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_only_what_is_used_is_there(name):
+    """No group logic, no function, no sum over all experts but in the gates that need it."""
+    gating, parts = PARTS[name]
+    assert {part for part in netlist_of(gating)[0] if OPTIONAL.fullmatch(part)} == parts
+
+
+def test_terms_cost_what_they_add():
+    """Each term makes the gate's netlist larger than without it."""
+    names = ("logits", "mixtral", "softmax of all", "ernie", "norm of order 1", "nllb", "norm")
+    size = {name: netlist_of(PARTS[name][0])[1] for name in names}
+    assert size["logits"] < size["mixtral"] < size["softmax of all"] < size["ernie"]
+    assert size["mixtral"] == size["norm of order 1"] < size["nllb"]
+    assert size["mixtral"] < size["norm"]
+    assert netlist_of(gating_of(8, 2, **SIGMOID))[1] < netlist_of(gating_of(8, 2, **BIASED))[1]
+
+
 # The checks themselves must fail where hardware or model is wrong.
 
 PLANTED = {
@@ -881,6 +1166,101 @@ def test_planted_bug_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, *PLANTED[bug])
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check_revealing_cases()
+
+
+# Bugs in terms that not every gate has, each with a corner that shows it.
+PLANTED_IN_TERMS = {
+    "shares with the inverse of the token before": (
+        rtl.gating.softmax,
+        "self.geometry.num_rows - 1 + behind",
+        "self.geometry.num_rows - 2 + behind",
+        "softmax_with_bias",
+    ),
+    "shares of lanes without an expert": (
+        rtl.gating.scores,
+        "shares.i.lanes[lane].valid.eq(walk.present[lane])",
+        "shares.i.lanes[lane].valid.eq(1)",
+        "softmax_with_bias",
+    ),
+    "payload of the row before": (
+        rtl.gating.scores,
+        "Cat(*logits), self.latency - 1",
+        "Cat(*logits), self.latency",
+        "weights_of_another_score",
+    ),
+    "losers keep their scores": (
+        rtl.gating.scores,
+        "Mux(mask.bit_select(group, 1), key, zero)",
+        "Mux(1, key, zero)",
+        "losers_at_zero_beat_negative_scores",
+    ),
+    "largest logit of the winners alone": (
+        rtl.gating.scores,
+        "[self.o_all.eq(wait.o),",
+        "[self.o_all.eq(self.o),",
+        "softmax_groups_by_sum_of_logits",
+    ),
+    "largest logit of the token behind": (
+        rtl.gating.selection,
+        'TopK.LATENCY - 1, "largest',
+        'TopK.LATENCY - 2, "largest',
+        "softmax_of_choices_by_sigmoid_one_row",
+    ),
+    "clamped and added": (
+        rtl.gating.weights,
+        "epsilon if gating.epsilon_rule is Epsilon.ADDED else 0",
+        "epsilon",
+        "large_least_denominator",
+    ),
+    "epsilon of the exponentials": (
+        rtl.gating.softmax,
+        "places.eq(inverse.position - SCORE_BITS)",
+        "places.eq(0)",
+        "large_epsilon_sees_shares",
+    ),
+    "sign of the sum forgotten": (
+        rtl.gating.weights,
+        "sign = tags_q[-1] ^ ",
+        "sign = tags_q[-1] & ~",
+        "sums_of_logits_with_either_sign",
+    ),
+    "scale beyond its format": (
+        rtl.gating.weights,
+        "places = scale_power + ",
+        "places = 0 + ",
+        "weights_are_logits",
+    ),
+    "norm with the powers of the token before": (
+        rtl.gating.norm,
+        "Mux(term_first, 0, powers)",
+        "powers",
+        "p_norm_of_logits",
+    ),
+    "norm with another token's largest": (
+        rtl.gating.norm,
+        "top_k + Log2.LATENCY + 1",
+        "Log2.LATENCY + 1",
+        "p_norm_k_16",
+    ),
+    "model: shares": (
+        sim.gating,
+        "rows + TOTAL_TAIL + rows - 1 +",
+        "rows + TOTAL_TAIL + rows +",
+        "softmax_with_bias",
+    ),
+    "model: norm": (sim.gating, "2 * top_k - 1 + NORM", "2 * top_k + NORM", "p_norm_k_1"),
+}
+
+
+@pytest.mark.parametrize(
+    "bug", [pytest.param(bug, marks=[pytest.mark.long] * (n % 2)) for n, bug in enumerate(PLANTED_IN_TERMS)]
+)
+def test_planted_bug_in_a_term_is_found(monkeypatch, bug):
+    *planted, name = PLANTED_IN_TERMS[bug]
+    plant_bug(monkeypatch, *planted)
+    case = CORNERS[name]
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check(case, run_case(case))
 
 
 SHARED_GATE = {

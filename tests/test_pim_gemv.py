@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sim import bench
 from sim.cli import main
 from sim.gemv import barrier, streamed
 from sim.gemv.check import BARRIER, STREAMED, check_inputs, check_log
 from sim.gemv.commands import EVEN, ODD, Kind, PowerLimits, Product, timings
-from sim.gemv.report import Options, ablation, end_to_end, run_gemv
+from sim.gemv.report import Options, ablation, added_bits, end_to_end, run_gemv
 from sim.gemv.streamed import Additions
-from spec.load import load_device
+from spec.errors import InputError
+from spec.files import PRESETS
+from spec.load import design_names, load_device, load_sources, preset_names
 from tests import barrier_reference
 
 POINTS = json.loads((Path(__file__).parent / "data" / "pim_hbm2_gemv.json").read_text())["points"]
@@ -296,6 +299,14 @@ def test_many_at_once_are_as_one_by_one(device):
         assert together.tolist() == alone
 
 
+def test_the_benchs_figures(monkeypatch):
+    """Alone and among many the same cycles; how fast is what ``make bench`` measures."""
+    monkeypatch.setattr(bench, "GEMV_SHAPES", 20)
+    figures = bench.gemv_figures()
+    assert [figure.unit for figure in figures] == ["us"] * 4
+    assert "13,166 cycles" in figures[0].how and "9,134 cycles" in figures[3].how
+
+
 def test_what_each_addition_is_worth():
     assert ablation(OURS, BIG) == {
         "all": 9134,
@@ -310,6 +321,11 @@ def test_what_each_addition_is_worth():
     assert parts["all"] < min(
         value for name, value in parts.items() if "refresh" not in name and name != "all"
     )
+
+
+def test_what_each_addition_costs():
+    """Bits of a channel's sequencer: rows are 16384, entries 8, columns 32."""
+    assert added_bits(OURS) == {"prefetch": 15, "register_path": 3, "split": 0, "unpadded": 11}
 
 
 def test_what_surrounds_a_kernel():
@@ -411,3 +427,71 @@ def test_a_mistake_is_one_line(capsys, arguments, message):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.fullmatch(rf"expertbank: {message}\n", captured.err)
+
+
+PEAKS = {
+    "duplex": 21.3e12,
+    "duplex-bank-group-pim": 21.3e12,
+    "gddr6-aim": 1.024e12,
+    "lpddr5-pim": 102.4e9,
+    "monde": 2.048e12,
+}
+"""Operations per second of a device as published; two to a MAC."""
+
+
+def test_devices_as_published():
+    """Fixed names are listed; rates are the published ones; every number has a source."""
+    assert {"fpga", "pim", "hbm2-pim-samsung", "hbm2-pim", "hbm2-pim-quad", "duplex"} <= set(design_names())
+    for name, peak in PEAKS.items():
+        assert 2 * load_device(name).macs_per_s == pytest.approx(peak, rel=0.005)
+    # Logic-PIM reads a byte for 8 operations, its rival at the banks for one.
+    logic, bank = load_device("duplex"), load_device("duplex-bank-pim")
+    assert 2 * logic.macs_per_s / logic.internal_bytes_per_s == pytest.approx(8, rel=0.005)
+    assert 2 * bank.macs_per_s / bank.internal_bytes_per_s == pytest.approx(1, rel=0.005)
+    assert bank.internal_bytes_per_s / logic.internal_bytes_per_s == 4
+    for name in preset_names("devices"):
+        assert load_sources("devices", name)["*"]["grade"] in "ABCD"
+        assert load_device(name).name == name
+
+
+def test_a_device_without_a_schedule_runs_no_product(capsys):
+    assert main(["pim", "gemv", "--design", "duplex", *SHAPE]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "expertbank: design: has no command schedule: 'duplex'\n"
+
+
+EDITS = {
+    "level": (
+        'level = "bank_pair"',
+        'level = "bank"',
+        "level: must be bank_pair for schedule streamed, not bank",
+    ),
+    "units": ("units = 8", "units = 4", "units: must be 8, one for two of 16 banks, not 4"),
+    "lanes": ("lanes = 16", "lanes = 32", "lanes: must be 16, the 16-bit numbers of a burst, not 32"),
+    "no DRAM": ('dram = "hbm2-pim"', "", "dram: must be given for schedule streamed"),
+    "registers": ("input_registers = 8", "input_registers = 1", "input_registers: must be in 2..64, not 1"),
+    "tokens": (
+        "tokens_per_burst = 4",
+        "tokens_per_burst = 8",
+        "tokens_per_burst: must be at most 4, half of the registers, not 8",
+    ),
+    "clock": ("clock_hz = 1e9", "clock_hz = -1.0", "clock_hz: must be positive, not -1"),
+    "unknown key": ("units = 8", "units = 8\ncolour = 1", None),
+    "schedule": (
+        'schedule = "streamed"',
+        'schedule = "fast"',
+        "schedule: must be one of barrier, streamed, none, not 'fast'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), EDITS.values(), ids=EDITS.keys())
+def test_an_impossible_device(tmp_path, old, new, message):
+    text = (PRESETS / "devices" / "hbm2-pim-quad.toml").read_text()
+    assert text.count(old) == 1
+    file = tmp_path / "d.toml"
+    file.write_text(text.replace(old, new))
+    with pytest.raises(InputError) as error:
+        load_device(str(file))
+    assert str(error.value).startswith(f"{file}: {message or 'colour: unknown key; known are '}")
+    assert message is None or str(error.value) == f"{file}: {message}"

@@ -332,7 +332,8 @@ def check_gate(case: Case) -> BankedGate:
     if case.seed % 3 == 0:
         logits = np.round(logits)  # ties
     bias = rng.standard_normal(gating.num_experts).astype(np.float32) if gating.selection_bias else None
-    routing = select(gating, fixed_from_f32(logits), None if bias is None else selection_bias_fixed(bias))
+    fixed_bias = None if bias is None else selection_bias_fixed(gating, bias)
+    routing = select(gating, fixed_from_f32(logits), fixed_bias)
     ends_batch = rng.random(case.num_tokens) < 0.3
     ends_batch[-1] = True
     ends = sim.router.group_ends(ends_batch, case.group_tokens)

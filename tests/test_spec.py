@@ -38,7 +38,6 @@ DRAM_STANDARDS = [
     "ddr5-4800",
     "gddr6-14000",
     "hbm2-2000",
-    "hbm2-pim",
     "hbm3-6400",
     "lpddr5-6400",
 ]

@@ -12,7 +12,7 @@ from amaranth import Module, ResetInserter, Signal, signed, unsigned
 from amaranth.lib import data, stream
 
 from rtl.fifo import StreamFifo
-from rtl.gating.scores import DelayLine
+from rtl.ram import DelayLine
 from rtl.stream import StreamRegister, connect_stream
 from tests.bfm import (
     Sink,

@@ -7,15 +7,9 @@ from amaranth.lib.wiring import In, Out
 from rtl.gating.layouts import assignment_layout, logit_part_layout, token_layout
 from rtl.gating.logits import LogitStore
 from rtl.gating.product import BiasMemory, RouterProduct
-from rtl.gating.selection import Selection
-from rtl.gating.shared import insert_shared_gate
+from rtl.gating.shared import insert_shared_gate, selection_behind
 from rtl.stream import connect_stream
 from spec.geometry import GateGeometry, RouterGeometry
-
-
-def _rows_behind(geometry: GateGeometry) -> int:
-    """Return how many rows of the product come after those of the experts."""
-    return geometry.num_rows - geometry.expert_rows
 
 
 def _assignment(geometry: GateGeometry):
@@ -49,7 +43,7 @@ class Gate(wiring.Component):
     def __init__(self, geometry: GateGeometry) -> None:
         self.geometry = geometry
         self.product = RouterProduct(geometry)
-        self.selection = Selection(geometry.of_experts, self.product.latency - _rows_behind(geometry))
+        self.selection = selection_behind(geometry, self.product.latency)
         super().__init__(
             {
                 "i": In(stream.Signature(token_layout(geometry.stream_lanes))),
@@ -76,15 +70,15 @@ class Gate(wiring.Component):
         m.submodules.selection = selection = self.selection
         connect_stream(m, wiring.flipped(self.i), product.i)
         connect_stream(m, wiring.flipped(self.i_load), product.i_load)
-        connect_stream(
-            m, insert_shared_gate(m, self.geometry, product.rows, selection), wiring.flipped(self.o)
-        )
+        rows, assignments = insert_shared_gate(m, self.geometry, product.rows, selection)
+        connect_stream(m, assignments, wiring.flipped(self.o))
         m.d.comb += [
             product.load_start.eq(self.load_start),
             self.loaded.eq(product.loaded),
             product.may_launch.eq(selection.may_launch),
             selection.launch.eq(product.launch),
             selection.launch_last.eq(product.launch_last),
+            selection.rows.eq(rows),
         ]
         if self.geometry.gating.selection_bias:
             m.d.comb += [product.bias_row.eq(selection.bias_row), selection.bias.eq(product.bias)]
@@ -117,7 +111,7 @@ class BankedGate(wiring.Component):
     def __init__(self, router: RouterGeometry, group_tokens: int) -> None:
         self.geometry: GateGeometry = router.gate
         self.store = LogitStore(router, group_tokens)
-        self.selection = Selection(self.geometry.of_experts, self.store.latency - _rows_behind(self.geometry))
+        self.selection = selection_behind(self.geometry, self.store.latency)
         load = {"i_load": In(stream.Signature(unsigned(self.geometry.load_elements * 16)))}
         super().__init__(
             {
@@ -141,7 +135,8 @@ class BankedGate(wiring.Component):
         m = Module()
         m.submodules.store = store = self.store
         m.submodules.selection = selection = self.selection
-        connect_stream(m, insert_shared_gate(m, self.geometry, store.rows, selection), wiring.flipped(self.o))
+        rows, assignments = insert_shared_gate(m, self.geometry, store.rows, selection)
+        connect_stream(m, assignments, wiring.flipped(self.o))
         m.d.comb += [
             store.i.eq(self.i),
             store.given.eq(self.given),
@@ -150,6 +145,7 @@ class BankedGate(wiring.Component):
             store.may_launch.eq(selection.may_launch & self.loaded),
             selection.launch.eq(store.launch),
             selection.launch_last.eq(store.launch_last),
+            selection.rows.eq(rows),
         ]
         if self.geometry.has_bias:
             m.submodules.bias = bias = BiasMemory(self.geometry)

@@ -3,9 +3,17 @@
 from amaranth import unsigned
 from amaranth.lib import data
 
+from golden.functions import FRACTION_BITS, SCORE_BITS
+from golden.gating_bf16 import select_bits
 from rtl.arith import F32
+from rtl.functions import SqrtSoftplus
+from spec.gate_plan import GatePlan
 from spec.geometry import GateGeometry
-from spec.model import Score
+from spec.model import GatingSpec, Score
+
+LOGIT_BITS = 32
+SCORE_WIDTH = SCORE_BITS + 1
+"""Bits of a score of at most 1."""
 
 
 def token_layout(stream_lanes: int):
@@ -72,49 +80,82 @@ def logit_part_layout(rows: int, group_tokens: int):
     )
 
 
-def key_bits(score: Score) -> int:
-    """Bits of a selection key: a logit, or a biased score of 24 fraction bits."""
-    return 32 if score is Score.SOFTMAX else 34
+def score_bits(score: Score) -> int:
+    """Bits of the magnitude of a score; that of a logit has its 20 fraction bits, the others 30."""
+    return {Score.SQRT_SOFTPLUS: SqrtSoftplus.BITS, Score.NONE: LOGIT_BITS - 1}.get(score, SCORE_WIDTH)
 
 
-def payload_bits(score: Score) -> int:
-    """Bits that a candidate carries beside its key: a sigmoid score; a softmax needs the key only."""
-    return 0 if score is Score.SOFTMAX else 31
+def key_bits(gating: GatingSpec) -> int:
+    """Bits of a selection key: a logit, or a biased score of ``select_bits`` fraction bits.
+
+    A bias has 32 bits, and no score is larger than its range but a logit's, with 4 places more.
+    """
+    if GatePlan(gating).ranked_by_logit:
+        return LOGIT_BITS
+    if gating.score is Score.NONE:
+        return LOGIT_BITS + select_bits(gating) - FRACTION_BITS + 1
+    return 33 if gating.score is Score.SOFTMAX else 34
 
 
-def candidate_layout(score: Score):
-    """Return a candidate: whether there is one, its key in offset binary, its score."""
+def payload_bits(gating: GatingSpec) -> int:
+    """Bits that a candidate carries beside its key: a score, a logit (as a key), or nothing."""
+    plan = GatePlan(gating)
+    if plan.carries_score:
+        return score_bits(gating.score)
+    return LOGIT_BITS if plan.carries_logit else 0
+
+
+def candidate_layout(key_bits: int, payload_bits: int):
+    """Return a candidate: whether there is one, its key in offset binary, what goes along."""
     return data.StructLayout(
         {
-            "payload": unsigned(payload_bits(score)),
-            "key": unsigned(key_bits(score)),
+            "payload": unsigned(payload_bits),
+            "key": unsigned(key_bits),
             "valid": unsigned(1),
         }
     )
 
 
-def candidate_row_layout(score: Score, lanes: int, index_bits: int):
+def index_bits(gating: GatingSpec) -> int:
+    """Bits of an expert's index."""
+    return max(1, (gating.num_experts - 1).bit_length())
+
+
+def _row_layout(candidate, lanes: int, index_bits: int):
+    return data.StructLayout(
+        {
+            "valid": unsigned(1),
+            "first": unsigned(1),
+            "last": unsigned(1),
+            "index": unsigned(index_bits),
+            "lanes": data.ArrayLayout(candidate, lanes),
+        }
+    )
+
+
+def candidate_row_layout(geometry: GateGeometry):
     """Return a row of candidates; ``index`` is the expert in lane 0, the others follow."""
-    return data.StructLayout(
-        {
-            "valid": unsigned(1),
-            "first": unsigned(1),
-            "last": unsigned(1),
-            "index": unsigned(index_bits),
-            "lanes": data.ArrayLayout(candidate_layout(score), lanes),
-        }
+    gating = geometry.gating
+    candidate = candidate_layout(key_bits(gating), payload_bits(gating))
+    return _row_layout(candidate, geometry.logits_per_cycle, index_bits(gating))
+
+
+def logit_candidates_layout(geometry: GateGeometry):
+    """Return such a row whose keys are the logits."""
+    return _row_layout(
+        candidate_layout(LOGIT_BITS, 0), geometry.logits_per_cycle, index_bits(geometry.gating)
     )
 
 
-def choice_layout(score: Score, index_bits: int):
-    """Return a chosen expert with its key and score; ``first``, ``last`` of a token's choices."""
+def choice_layout(gating: GatingSpec):
+    """Return a chosen expert with its key and payload; ``first``, ``last`` of a token's choices."""
     return data.StructLayout(
         {
             "valid": unsigned(1),
             "first": unsigned(1),
             "last": unsigned(1),
-            "index": unsigned(index_bits),
-            "key": unsigned(key_bits(score)),
-            "payload": unsigned(payload_bits(score)),
+            "index": unsigned(index_bits(gating)),
+            "key": unsigned(key_bits(gating)),
+            "payload": unsigned(payload_bits(gating)),
         }
     )

@@ -110,7 +110,9 @@ class RouterProduct(wiring.Component):
         ]
         if geometry.gating.logit_bias:
             m.d.comb += router.bias_row.eq(row_read)
-        if geometry.gating.selection_bias:
+        if geometry.num_biases == 2:
+            m.d.comb += [router.selection_row.eq(self.bias_row), self.bias.eq(router.selection_bias)]
+        elif geometry.gating.selection_bias:
             m.d.comb += [router.bias_row.eq(self.bias_row), self.bias.eq(router.bias)]
         for lane in range(lanes):
             burst = m.submodules[f"burst_{lane}"] = Burst(cols)
@@ -382,19 +384,27 @@ class RouterMemory(wiring.Component):
     Members
     -------
     i_load, load_start, loaded
-        See :class:`RouterProduct`. First the router's words, then a padded word of biases per row.
+        See :class:`RouterProduct`. First the router's words, then a padded word of biases per row; with
+        two biases those of the logits, then those of the selection.
     word, en : In
         Read address of the router; ``data`` follows a cycle later.
     data : Out(lanes * 16)
     bias_row : In
         Read address of the bias; ``bias`` follows a cycle later.
     bias : Out(logits_per_cycle * 32)
+    selection_row, selection_bias : as ``bias_row`` and ``bias``
+        With two biases: that of the selection.
     """
 
     def __init__(self, geometry: GateGeometry) -> None:
         self.geometry = geometry
+        members = {}
+        if geometry.num_biases == 2:
+            bias = Out(geometry.logits_per_cycle * 32)
+            members = {"selection_row": In(row_shape(geometry)), "selection_bias": bias}
         super().__init__(
             {
+                **members,
                 "i_load": In(stream.Signature(unsigned(geometry.load_elements * 16))),
                 "load_start": In(1),
                 "loaded": Out(1),
@@ -439,6 +449,17 @@ class RouterMemory(wiring.Component):
                 self.loaded.eq(complete & bias.loaded),
                 bias.row.eq(self.bias_row),
                 self.bias.eq(bias.data),
+            ]
+        if geometry.num_biases == 2:
+            m.submodules.second_bias = second = BiasMemory(geometry)
+            m.d.comb += [
+                second.i_load.payload.eq(self.i_load.payload),
+                second.i_load.valid.eq(self.i_load.valid & complete & bias.loaded),
+                self.i_load.ready.eq(~complete | bias.i_load.ready | second.i_load.ready),
+                second.load_start.eq(self.load_start),
+                self.loaded.eq(complete & bias.loaded & second.loaded),
+                second.row.eq(self.selection_row),
+                self.selection_bias.eq(second.data),
             ]
         with m.If(self.load_start):
             m.d.sync += [complete.eq(0), piece.eq(0), address.eq(0)]

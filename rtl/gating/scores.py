@@ -1,58 +1,34 @@
 """From rows of logits to rows of candidates: score, selection bias, groups."""
 
-from amaranth import Cat, Const, Module, Mux, Shape, Signal, Value, signed
+from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.functions import FRACTION_BITS, SCORE_BITS, SELECT_BITS
+from golden.gating_bf16 import select_bits
 from rtl.arith import delay, tree
-from rtl.functions import Sigmoid, fixed_from_f32
-from rtl.gating.layouts import candidate_row_layout, key_bits, logit_row_layout, row_shape
+from rtl.functions import Sigmoid, SqrtSoftplus, fixed_from_f32
+from rtl.gating.layouts import (
+    LOGIT_BITS,
+    SCORE_WIDTH,
+    candidate_row_layout,
+    key_bits,
+    logit_row_layout,
+    row_shape,
+)
+from rtl.gating.softmax import SoftmaxShares, to_score
 from rtl.gating.topk import SortedList
-from rtl.ram import Ram
+from rtl.ram import DelayLine, delay_line
 from spec.geometry import GateGeometry
 from spec.model import GroupScore, Score
-
-
-class DelayLine(wiring.Component):
-    """A value as it was ``cycles`` >= 2 cycles ago, kept in a RAM used as a ring.
-
-    Members
-    -------
-    i : In(shape)
-    o : Out(shape)
-    """
-
-    def __init__(self, shape, cycles: int) -> None:
-        if cycles < 2:
-            raise ValueError(f"cycles must be at least 2, not {cycles}")
-        self.shape = shape
-        self.cycles = cycles
-        super().__init__({"i": In(shape), "o": Out(shape)})
-
-    def elaborate(self, platform):
-        m = Module()
-        depth = self.cycles - 1
-        m.submodules.ram = ram = Ram(width=Shape.cast(self.shape).width, depth=depth)
-        position = Signal(range(depth))
-        m.d.sync += position.eq(Mux(position == depth - 1, 0, position + 1))
-        m.d.comb += [
-            # The row that is written now is read first: it holds the value of ``depth`` cycles ago.
-            ram.write.addr.eq(position),
-            ram.write.data.eq(self.i),
-            ram.write.en.eq(1),
-            ram.read_0.addr.eq(position),
-            ram.read_0.en.eq(1),
-            Value.cast(self.o).eq(ram.read_0.data),
-        ]
-        return m
 
 
 class Scores(wiring.Component):
     """Turn logits into candidates.
 
-    Softmax: the key is the logit with 20 fraction bits. Sigmoid: the key is the score with 24
-    fraction bits plus the selection bias; the score goes along.
+    Where logits rank the experts, the key is the logit with 20 fraction bits. Else it is the score with 24
+    fraction bits (a softmax share: 28) plus the selection bias. What the weights need goes along: the
+    score, the logit, or nothing more.
     Latency ``latency`` cycles, one row per cycle.
 
     Members
@@ -65,48 +41,59 @@ class Scores(wiring.Component):
 
     def __init__(self, geometry: GateGeometry) -> None:
         self.geometry = geometry
+        self.shares = SoftmaxShares(geometry) if geometry.plan.shares_first else None
         lanes = geometry.logits_per_cycle
-        score = geometry.gating.score
         members = {}
         if geometry.gating.selection_bias:
             members = {"bias_row": Out(row_shape(geometry)), "bias": In(lanes * 32)}
-        index_bits = max(1, (geometry.gating.num_experts - 1).bit_length())
         super().__init__(
             {
                 **members,
                 "i": In(logit_row_layout(lanes)),
-                "o": Out(candidate_row_layout(score, lanes, index_bits)),
+                "o": Out(candidate_row_layout(geometry)),
             }
         )
 
     @property
+    def score_latency(self) -> int:
+        """Cycles from a row of fixed-point logits to its scores."""
+        if self.shares:
+            return self.shares.latency
+        score = self.geometry.gating.score
+        return {Score.SIGMOID: Sigmoid.LATENCY, Score.SQRT_SOFTPLUS: SqrtSoftplus.LATENCY}.get(score, 0)
+
+    @property
     def latency(self) -> int:
         """Cycles from a row of logits to its candidates."""
-        return 1 + (Sigmoid.LATENCY + 1 if self.geometry.gating.score is Score.SIGMOID else 0)
+        return 1 + (0 if self.geometry.plan.ranked_by_logit else self.score_latency + 1)
 
     def elaborate(self, platform):
         m = Module()
         geometry = self.geometry
-        sigmoid = geometry.gating.score is Score.SIGMOID
+        gating, plan = geometry.gating, geometry.plan
+        logits = []
         for lane in range(geometry.logits_per_cycle):
             fixed = Signal(signed(32), name=f"logit_{lane}", reset_less=True)
             m.d.sync += fixed.eq(fixed_from_f32(m, self.i.logits[lane], f"logit_{lane}"))
             candidate = self.o.lanes[lane]
-            if sigmoid:
-                unit = m.submodules[f"sigmoid_{lane}"] = Sigmoid()
-                score = Signal(31, name=f"score_{lane}")
-                key = Signal(signed(34), name=f"key_{lane}", reset_less=True)
-                bias = self.bias.word_select(lane, 32).as_signed() if geometry.gating.selection_bias else 0
-                m.d.comb += [
-                    unit.z.eq(fixed),
-                    score.eq((unit.mantissa << (SCORE_BITS - FRACTION_BITS)) >> unit.shift),
-                    candidate.payload.eq(delay(m, score, 1, f"score_{lane}")),
-                ]
-                m.d.sync += key.eq((score >> (SCORE_BITS - SELECT_BITS)) + bias)
-            else:
+            logits.append(offset_binary(fixed))
+            if plan.ranked_by_logit:
                 key = fixed
-            # Offset binary: the order of unsigned numbers is the order of the keys.
-            m.d.comb += candidate.key.eq(Cat(key[:-1], ~key[-1]))
+            else:
+                score = self._score(m, lane, fixed)
+                key = Signal(signed(key_bits(gating)), name=f"key_{lane}", reset_less=True)
+                bias = self.bias.word_select(lane, 32).as_signed() if gating.selection_bias else 0
+                if plan.carries_score:
+                    m.d.comb += candidate.payload.eq(delay(m, score, 1, f"score_{lane}"))
+                if gating.score is Score.NONE:
+                    m.d.sync += key.eq((score << (SELECT_BITS - FRACTION_BITS)) + bias)
+                else:
+                    m.d.sync += key.eq((score >> (SCORE_BITS - select_bits(gating))) + bias)
+            m.d.comb += candidate.key.eq(offset_binary(key))
+        if plan.carries_logit:
+            along = delay_line(m, Cat(*logits), self.latency - 1, "logits")
+            for lane in range(geometry.logits_per_cycle):
+                m.d.comb += self.o.lanes[lane].payload.eq(along.word_select(lane, LOGIT_BITS))
 
         m.d.comb += self.o.valid.eq(delay(m, self.i.valid, self.latency, "valid", control=True))
         m.submodules.walk = walk = RowWalk(geometry)
@@ -118,6 +105,8 @@ class Scores(wiring.Component):
         ]
         for lane in range(geometry.logits_per_cycle):
             m.d.comb += self.o.lanes[lane].valid.eq(walk.present[lane])
+        if self.shares:
+            self._rows_of_shares(m, logits)
         if geometry.gating.selection_bias:
             # The bias is added in the last stage; its read takes one cycle.
             counter = Signal(row_shape(geometry))
@@ -126,6 +115,45 @@ class Scores(wiring.Component):
                 m.d.sync += counter.eq(Mux(counter == geometry.num_rows - 1, 0, counter + 1))
             m.d.comb += self.bias_row.eq(counter)
         return m
+
+    def _score(self, m, lane: int, fixed):
+        """Return a lane's score ``score_latency`` cycles after its logit."""
+        kind = self.geometry.gating.score
+        if kind is Score.NONE:
+            return fixed
+        if kind is Score.SOFTMAX:
+            return self.shares.shares.word_select(lane, SCORE_WIDTH)
+        if kind is Score.SQRT_SOFTPLUS:
+            unit = m.submodules[f"sqrt_softplus_{lane}"] = SqrtSoftplus()
+            m.d.comb += unit.z.eq(fixed)
+            return unit.o
+        unit = m.submodules[f"sigmoid_{lane}"] = Sigmoid()
+        score = Signal(SCORE_WIDTH, name=f"score_{lane}")
+        m.d.comb += [unit.z.eq(fixed), score.eq(to_score(unit.mantissa, unit.shift))]
+        return score
+
+    def _rows_of_shares(self, m, logits):
+        """Give the shares the rows of logits as soon as they are there."""
+        geometry = self.geometry
+        m.submodules.shares = shares = self.shares
+        m.submodules.logit_walk = walk = RowWalk(geometry)
+        valid = delay(m, self.i.valid, 1, "fixed_valid", control=True)
+        m.d.comb += [
+            walk.step.eq(valid),
+            shares.i.valid.eq(valid),
+            shares.i.first.eq(walk.row == 0),
+            shares.i.last.eq(walk.row == geometry.num_rows - 1),
+        ]
+        for lane, logit in enumerate(logits):
+            m.d.comb += [
+                shares.i.lanes[lane].key.eq(logit),
+                shares.i.lanes[lane].valid.eq(walk.present[lane]),
+            ]
+
+
+def offset_binary(value):
+    """Return a signed value as the unsigned one of the same order."""
+    return Cat(value[:-1], ~value[-1])
 
 
 class RowWalk(wiring.Component):
@@ -219,7 +247,7 @@ class RowWalk(wiring.Component):
 
 
 class GroupMask(wiring.Component):
-    """Let only the candidates of the best ``topk_groups`` groups pass.
+    """Let only the candidates of the best ``topk_groups`` groups pass, or give the others a key of 0.
 
     The rows wait in a delay line until their token's groups are ranked.
     Latency ``latency`` cycles, one row per cycle.
@@ -227,6 +255,8 @@ class GroupMask(wiring.Component):
     Members
     -------
     i, o : In/Out(candidate_row_layout(...))
+    o_all : Out(candidate_row_layout(...))
+        Where the weights need all logits: ``o`` without the mask.
     """
 
     RANK_LATENCY = 4
@@ -234,9 +264,9 @@ class GroupMask(wiring.Component):
 
     def __init__(self, geometry: GateGeometry) -> None:
         self.geometry = geometry
-        index_bits = max(1, (geometry.gating.num_experts - 1).bit_length())
-        layout = candidate_row_layout(geometry.gating.score, geometry.logits_per_cycle, index_bits)
-        super().__init__({"i": In(layout), "o": Out(layout)})
+        layout = candidate_row_layout(geometry)
+        members = {"o_all": Out(layout)} if geometry.plan.needs_all_logits else {}
+        super().__init__({**members, "i": In(layout), "o": Out(layout)})
 
     @property
     def latency(self) -> int:
@@ -265,7 +295,14 @@ class GroupMask(wiring.Component):
             group = walk.group
             if geometry.groups_share_rows:
                 group = Mux(walk.of_next_group[lane], walk.group + 1, walk.group)
+            if geometry.plan.masks_to_zero:
+                zero = 1 << (key_bits(gating) - 1)
+                key = wait.o.lanes[lane].key
+                m.d.comb += self.o.lanes[lane].key.eq(Mux(mask.bit_select(group, 1), key, zero))
+                continue
             m.d.comb += self.o.lanes[lane].valid.eq(wait.o.lanes[lane].valid & mask.bit_select(group, 1))
+        if geometry.plan.needs_all_logits:
+            m.d.comb += [self.o_all.eq(wait.o), self.o_all.valid.eq(self.o.valid)]
         assert gating.grouped
         return m
 
@@ -284,14 +321,12 @@ class GroupRank(wiring.Component):
 
     def __init__(self, geometry: GateGeometry) -> None:
         self.geometry = geometry
-        index_bits = max(1, (geometry.gating.num_experts - 1).bit_length())
-        layout = candidate_row_layout(geometry.gating.score, geometry.logits_per_cycle, index_bits)
-        super().__init__({"i": In(layout), "mask": Out(geometry.num_groups)})
+        super().__init__({"i": In(candidate_row_layout(geometry)), "mask": Out(geometry.num_groups)})
 
     def elaborate(self, platform):
         m = Module()
         geometry = self.geometry
-        bits = key_bits(geometry.gating.score)
+        bits = key_bits(geometry.gating)
         top2_sum = geometry.gating.group_score is GroupScore.TOP2_SUM
         group_bits = max(1, (geometry.num_groups - 1).bit_length())
         m.submodules.walk = walk = RowWalk(geometry)

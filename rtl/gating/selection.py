@@ -4,15 +4,15 @@ from amaranth import Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from rtl.arith import ceil_log2
+from rtl.arith import ceil_log2, delay
 from rtl.fifo import StreamFifo
 from rtl.gating.layouts import assignment_layout, logit_row_layout, row_shape
 from rtl.gating.scores import GroupMask, Scores
+from rtl.gating.softmax import LargestLogit, SoftmaxTotal
 from rtl.gating.topk import TopK
-from rtl.gating.weights import SoftmaxTotal, Weights
+from rtl.gating.weights import Weights
 from rtl.stream import connect_stream
 from spec.geometry import GateGeometry, ceil_div
-from spec.model import Normalise, Score
 
 
 class Selection(wiring.Component):
@@ -41,8 +41,10 @@ class Selection(wiring.Component):
         self.scores = Scores(geometry)
         self.groups = GroupMask(geometry) if gating.grouped else None
         self.topk = TopK(geometry)
-        needs_total = gating.score is Score.SOFTMAX and gating.normalise is Normalise.NONE
-        self.total = SoftmaxTotal(geometry) if needs_total else None
+        plan = geometry.plan
+        seeks = plan.seeks_largest
+        self.total = SoftmaxTotal(geometry, gives_largest=seeks) if plan.totals_softmax else None
+        self.largest = LargestLogit(geometry) if seeks and not self.total else None
         self.weights = Weights(geometry, self.total.latency if self.total else 0)
         members = {}
         if gating.selection_bias:
@@ -97,9 +99,8 @@ class Selection(wiring.Component):
         if self.groups:
             m.submodules.groups = groups = self.groups
             m.d.comb += [groups.i.eq(scores.o), topk.i.eq(groups.o)]
-        if self.total:
-            m.submodules.total = total = self.total
-            m.d.comb += [total.i.eq(scores.o), weights.total.eq(total.total)]
+        if geometry.plan.needs_all_logits:
+            self._give_all_logits(m, groups.o_all if self.groups else scores.o)
 
         # Credits: one per token from its launch until its last assignment is taken.
         credits = Signal(range(self.credits + 1), init=self.credits)
@@ -126,3 +127,26 @@ class Selection(wiring.Component):
             queue.i.payload.last_token.eq(lasts.bit_select(read, 1)),
         ]
         return m
+
+    def _give_all_logits(self, m, rows):
+        """Give the sum of exponentials, or the search for the largest logit, what they need."""
+        weights, plan = self.weights, self.geometry.plan
+        if self.total:
+            m.submodules.total = unit = self.total
+        else:
+            m.submodules.largest = unit = self.largest
+        if plan.carries_logit:
+            m.d.comb += [unit.i.valid.eq(rows.valid), unit.i.first.eq(rows.first), unit.i.last.eq(rows.last)]
+            for lane, candidate in enumerate(rows.lanes):
+                m.d.comb += [
+                    unit.i.lanes[lane].key.eq(candidate.payload),
+                    unit.i.lanes[lane].valid.eq(candidate.valid),
+                ]
+        else:
+            m.d.comb += unit.i.eq(rows)
+        if self.total:
+            m.d.comb += weights.total.eq(unit.total)
+        if plan.seeks_largest:
+            # Known in the cycle after the last row, like the choices' list; they come two later.
+            largest = delay(m, unit.largest, TopK.LATENCY - 1, "largest_of_choices")
+            m.d.comb += weights.largest.eq(largest)

@@ -9,15 +9,17 @@ from rtl.arith import ceil_log2, delay, round_to_bf16
 from rtl.fifo import StreamFifo
 from rtl.functions import Sigmoid, fixed_from_f32
 from rtl.gating.layouts import assignment_layout, logit_row_layout, row_shape
+from rtl.gating.selection import Selection
 from spec.geometry import GateGeometry
 
 
 class SharedGate(wiring.Component):
     """Take the shared expert's logit out of the rows; give its weight along with the token's assignments.
 
-    Rows pass as they are, but for a last one that holds nothing else. The weight is there ``LATENCY`` cycles
-    after the token's last row, which must not be later than its first assignment at ``i``; assignments pass
-    at once. Reset empties the block. Area: a sigmoid and a queue of 16-bit weights.
+    Rows pass as they are, ``wait`` cycles later, but for a last one that holds nothing else. The weight is
+    there ``LATENCY`` cycles after the token's last row, which must not be later than its first assignment
+    at ``i``; assignments pass at once. Reset empties the block.
+    Area: a sigmoid and a queue of 16-bit weights.
     Reference: :func:`golden.gating_bf16.shared_weight`.
 
     Members
@@ -30,9 +32,10 @@ class SharedGate(wiring.Component):
 
     LATENCY = 1 + Sigmoid.LATENCY + 1 + StreamFifo.LATENCY
 
-    def __init__(self, geometry: GateGeometry, credits: int) -> None:
+    def __init__(self, geometry: GateGeometry, credits: int, wait: int) -> None:
         self.geometry = geometry
         self.credits = credits
+        self.wait = wait
         rows = logit_row_layout(geometry.logits_per_cycle)
         num_experts = geometry.gating.num_experts
         super().__init__(
@@ -47,14 +50,15 @@ class SharedGate(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         geometry, row = self.geometry, self.rows_in
-        m.d.comb += self.rows.eq(row)
+        m.d.comb += self.rows.eq(delay(m, row.as_value(), self.wait, "row", control=True))
         if geometry.num_rows > geometry.expert_rows:
             number = Signal(row_shape(geometry))
             with m.If(row.valid):
                 m.d.sync += number.eq(Mux(row.last, 0, number + 1))
+            last = number == geometry.expert_rows - 1
             m.d.comb += [
-                self.rows.valid.eq(row.valid & ~row.last),
-                self.rows.last.eq(number == geometry.expert_rows - 1),
+                self.rows.valid.eq(delay(m, row.valid & ~row.last, self.wait, "holds_experts", control=True)),
+                self.rows.last.eq(delay(m, last, self.wait, "last_of_experts")),
             ]
 
         m.submodules.sigmoid = sigmoid = Sigmoid()
@@ -85,22 +89,34 @@ class SharedGate(wiring.Component):
         return m
 
 
-def insert_shared_gate(m, geometry: GateGeometry, rows, selection):
-    """Connect rows of logits and selection, around the shared expert's gate if there is one.
+def selection_behind(geometry: GateGeometry, latency: int) -> Selection:
+    """Return the selection behind a product whose last row comes ``latency`` cycles after the launch."""
+    behind = geometry.num_rows - geometry.expert_rows
+    selection = Selection(geometry.of_experts, latency - behind)
+    if geometry.shared_gate:
+        selection.latency_before += _wait(geometry, selection)
+    return selection
 
-    Returns the stream of assignments. ``rows`` ends with the product's last row.
+
+def _wait(geometry: GateGeometry, selection: Selection) -> int:
+    """Return the cycles that rows wait before a selection that is quicker than the shared expert's weight."""
+    behind = geometry.num_rows - geometry.expert_rows
+    return max(0, SharedGate.LATENCY + behind - (selection.latency - selection.latency_before))
+
+
+def insert_shared_gate(m, geometry: GateGeometry, rows, selection):
+    """Put the shared expert's gate, if there is one, around the selection.
+
+    Returns the rows that the selection gets, and the stream of assignments. ``rows`` : of the product.
     """
     if not geometry.shared_gate:
-        m.d.comb += selection.rows.eq(rows)
-        return selection.o
-    m.submodules.shared_gate = gate = SharedGate(geometry, selection.credits)
-    behind = geometry.num_rows - geometry.expert_rows
-    assert SharedGate.LATENCY + behind <= selection.latency - selection.latency_before
+        return rows, selection.o
+    gate = SharedGate(geometry, selection.credits, _wait(geometry, selection))
+    m.submodules.shared_gate = gate
     m.d.comb += [
         gate.rows_in.eq(rows),
-        selection.rows.eq(gate.rows),
         gate.i.payload.eq(selection.o.payload),
         gate.i.valid.eq(selection.o.valid),
         selection.o.ready.eq(gate.i.ready),
     ]
-    return gate.o
+    return gate.rows, gate.o

@@ -5,7 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.arith import delay, tree
-from rtl.gating.layouts import candidate_row_layout, choice_layout, key_bits, payload_bits
+from rtl.gating.layouts import candidate_row_layout, choice_layout, index_bits, key_bits, payload_bits
 from spec.geometry import GateGeometry
 
 
@@ -82,19 +82,19 @@ class TopK(wiring.Component):
 
     def __init__(self, geometry: GateGeometry) -> None:
         self.geometry = geometry
-        score = geometry.gating.score
-        self.index_bits = max(1, (geometry.gating.num_experts - 1).bit_length())
+        self.index_bits = index_bits(geometry.gating)
         super().__init__(
             {
-                "i": In(candidate_row_layout(score, geometry.logits_per_cycle, self.index_bits)),
-                "o": Out(choice_layout(score, self.index_bits)),
+                "i": In(candidate_row_layout(geometry)),
+                "o": Out(choice_layout(geometry.gating)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
         geometry = self.geometry
-        score, top_k = geometry.gating.score, geometry.gating.top_k
+        gating, top_k = geometry.gating, geometry.gating.top_k
+        carried = payload_bits(gating)
         lanes = geometry.logits_per_cycle
         load = delay(m, self.i.valid & self.i.last, 1, "load", control=True)
         pop = Signal()
@@ -105,13 +105,13 @@ class TopK(wiring.Component):
         with m.Elif(pop):
             m.d.sync += remaining.eq(remaining - 1)
 
-        # A lane's payload is the score and the expert; the merge compares keys, then experts.
+        # A lane's payload: what the candidate carries, and the expert; the merge compares keys, then experts.
         heads = []
         wins = [Signal(name=f"wins_{lane}") for lane in range(lanes)]
         for lane in range(lanes):
             candidate = self.i.lanes[lane]
             best = m.submodules[f"lane_{lane}"] = SortedList(
-                key_bits=key_bits(score), payload_bits=payload_bits(score) + self.index_bits, size=top_k
+                key_bits=key_bits(gating), payload_bits=carried + self.index_bits, size=top_k
             )
             index = Signal(self.index_bits, name=f"index_{lane}")
             m.d.comb += [
@@ -131,7 +131,7 @@ class TopK(wiring.Component):
             heads.append(queue[0])
 
         def order(head):
-            return Cat(~head.payload[payload_bits(score) :], head.key, head.valid)
+            return Cat(~head.payload[carried:], head.key, head.valid)
 
         winner = tree(
             [(order(head), lane) for lane, head in enumerate(heads)],
@@ -151,8 +151,8 @@ class TopK(wiring.Component):
             out.first.eq(remaining == top_k),
             out.last.eq(remaining == 1),
             out.key.eq(chosen.key),
-            out.payload.eq(chosen.payload[: payload_bits(score)]),
-            out.index.eq(chosen.payload[payload_bits(score) :]),
+            out.payload.eq(chosen.payload[:carried]),
+            out.index.eq(chosen.payload[carried:]),
         ]
         m.d.comb += self.o.eq(out)
         return m

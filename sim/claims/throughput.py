@@ -22,7 +22,8 @@ HOW_THROUGHPUT = """\
 Utilisation of an expert alone counts from its first job entry to its last output beat, the memory's first
 latency included; its matrices are 16 x 56 array tiles. The cycles are the model's; link `blocks` has the
 same runs in Verilog. The gate's tokens wait at its door; needed are
-max(ceil(E x d_model / lanes), ceil(E / logits per cycle), k, ceil(d_model / stream lanes)) cycles a token.
+max(ceil(E x d_model / lanes), ceil(E / logits per cycle), k, ceil(d_model / stream lanes)) cycles a token,
+E the experts and one more where the shared expert has a gate.
 
 A near-memory channel alone computes one expert for one group of tokens. Cycles from its first
 to its last MAC by what they were for, as [pim.md](pim.md) tells them apart: the MACs themselves, refresh,
@@ -117,11 +118,12 @@ def gate_interval(geometry: GateGeometry) -> int:
 
 def needed_interval(geometry: GateGeometry, design: DesignSpec) -> int:
     """Return the cycles per token that MACs, logits per cycle, input and output allow at best."""
-    gating = geometry.gating
+    # The gate of a shared expert is one logit more.
+    logits = geometry.gating.num_experts + geometry.shared_gate
     return max(
-        ceil_div(gating.num_experts * geometry.d_model, design.gate.lanes),
-        ceil_div(gating.num_experts, design.gate.logits_per_cycle),
-        gating.top_k,
+        ceil_div(logits * geometry.d_model, design.gate.lanes),
+        ceil_div(logits, design.gate.logits_per_cycle),
+        geometry.gating.top_k,
         ceil_div(geometry.d_model, design.stream_lanes),
     )
 

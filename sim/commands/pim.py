@@ -70,7 +70,7 @@ def gemv_command(
     Commands are those of one channel; all have the same. Exit status 1 if --check finds a violation.
     """
     from sim.gemv.commands import PowerLimits, Product
-    from sim.gemv.report import Options, ablation, end_to_end, log_text, run_gemv
+    from sim.gemv.report import Options, ablation, added_bits, end_to_end, log_text, run_gemv
     from sim.gemv.streamed import ALL
     from sim.toolchain import check_parent, write_atomically
 
@@ -106,6 +106,7 @@ def gemv_command(
         result["end_to_end"] = end_to_end(run, adders=adders, interruptions=interruptions)
     if ablate:
         result["ablation"] = ablation(device, product, options)
+        result["added_bits"] = added_bits(device)
     found = []
     if check or log_file is not None:
         logged = run_gemv(device, product, options, log=True)
@@ -119,7 +120,7 @@ def gemv_command(
         print_json(result)
     else:
         shown = [(name, value) for name, value in result.items() if not isinstance(value, dict | list)]
-        for part in ("commands", "end_to_end", "ablation"):
+        for part in ("commands", "end_to_end", "ablation", "added_bits"):
             table = result.get(part)
             if isinstance(table, dict):
                 shown += [(f"{part.replace('_', ' ')}: {name}", value) for name, value in table.items()]

@@ -44,7 +44,7 @@ LOG_FIELDS = 5
 
 Banks are numbered through the channel; a command to all banks of a scope has the first one's number.
 """
-NEED_REQUESTS, LOG_FULL, DONE = 0, 1, 2
+NEED_REQUESTS, LOG_FULL, DONE, OVERRUN = range(4)
 MOST_PER_TICK = 2
 # What a run keeps between calls, besides arrays.
 (
@@ -229,7 +229,7 @@ class Channel:
         self.log = np.zeros((log_length, LOG_FIELDS), dtype=np.int64)
 
     def run(self, banks: Ints, keys: Ints, arrivals: Ints, first: int) -> tuple[int, int, int]:
-        """Go on until requests run out, the log is full, or the run is done.
+        """Go on until requests run out, the log is full, the run is done, or too many refreshes wait.
 
         ``banks``, ``keys``, ``arrivals`` : (requests,) the next ones, of which the first ``first`` were taken
         in earlier calls. Returns status, requests taken, commands in the log, which begins anew.
@@ -522,6 +522,9 @@ def _run(
         # Refreshes fall due.
         if clock == next_raise:
             next_raise += interval
+            if raised_count + max(banks_at_once, scopes) > RING:
+                status = OVERRUN  # they fall due faster than they can be issued
+                break
             if by_bank:
                 for _ in range(banks_at_once):
                     raised[(raised_first + raised_count) % RING] = next_bank

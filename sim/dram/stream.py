@@ -17,7 +17,9 @@ from sim.dram.engine import (
     LAST_TICK,
     MAX_QUEUE,
     NEED_REQUESTS,
+    OVERRUN,
     QUEUE,
+    RING,
     SERVED,
     Channel,
     Ints,
@@ -28,7 +30,7 @@ from sim.dram.engine import (
 )
 from sim.dram.patterns import make_pattern
 from spec.dram import Command, DramSpec
-from spec.errors import require, require_range
+from spec.errors import InputError, require, require_range
 from spec.load import load_dram
 
 CHUNK = 1 << 14
@@ -176,6 +178,12 @@ def run_requests(
         seconds += time.process_time() - started
         for output in outputs:
             output(channel.log[:logged])
+        if status == OVERRUN:
+            raise InputError(
+                f"leaves no time between refreshes: {RING} of {dram.name} wait at tick"
+                f" {channel.scalar(CLOCK)}",
+                key="refresh",
+            )
     clock, last = channel.scalar(CLOCK), channel.scalar(LAST_TICK)
     return Run(
         dram=dram,

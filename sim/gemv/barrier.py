@@ -18,7 +18,6 @@ Checked against 16 of its cycle counts (``tests/data/pim_hbm2_gemv.json``): 15 a
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from sim.gemv.commands import (
@@ -55,6 +54,7 @@ from sim.gemv.commands import (
     WRITE_TO_READ_S,
     Log,
     Product,
+    compiled,
     require_rows,
 )
 from spec.device import PimDevice
@@ -80,9 +80,11 @@ FIRST_COMMAND = 1
     _OPEN,
     _NUM_STATE,
 ) = range(11)
+_STEADY = 17
+"""Numbers of :func:`_relative`."""
 
 
-@njit(cache=True)
+@compiled
 def _emit(state, counts, log, cycle, kind, bank, row):  # type: ignore[no-untyped-def]
     counts[kind] += 1
     if log.shape[0] > 0:
@@ -91,7 +93,7 @@ def _emit(state, counts, log, cycle, kind, bank, row):  # type: ignore[no-untype
     state[_LOGGED] += 1
 
 
-@njit(cache=True)
+@compiled
 def _serve(machine, queue, n, all_bank, until_closed):  # type: ignore[no-untyped-def]
     """Serve a group: the first ``n`` accesses (or runs of ``left`` equal ones) of the queue.
 
@@ -222,13 +224,13 @@ def _serve(machine, queue, n, all_bank, until_closed):  # type: ignore[no-untype
             state[_LAST_RD] = groups[b // per_group, 1] = banks[b, 3] = last
 
 
-@njit(cache=True)
+@compiled
 def _access(machine, queue, kind, bank, row, count):  # type: ignore[no-untyped-def]
     queue[0][0], queue[1][0], queue[2][0], queue[3][0] = kind, bank, row, count
     _serve(machine, queue, 1, True, -1)
 
 
-@njit(cache=True)
+@compiled
 def _machine(T, bank_groups, num_banks, start, refresh, log, counts):  # type: ignore[no-untyped-def]
     """Return a machine that starts in a cycle with all banks closed, in step with the refreshes."""
     state = np.full(_NUM_STATE, -FAR // 2, dtype=np.int64)
@@ -245,7 +247,7 @@ def _machine(T, bank_groups, num_banks, start, refresh, log, counts):  # type: i
     return T, state, banks, groups, acts, counts, log
 
 
-@njit(cache=True)
+@compiled
 def _queue(places):  # type: ignore[no-untyped-def]
     return (
         np.zeros(places, dtype=np.int64),
@@ -255,7 +257,7 @@ def _queue(places):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(cache=True)
+@compiled
 def _ordinary(T, bank_groups, banks_per_group, kind, used, bursts, row_bursts, start, refresh, log, counts):  # type: ignore[no-untyped-def]
     """Read or write ``bursts`` of each of the first ``used`` banks; return the cycle behind the last."""
     num_banks = bank_groups * banks_per_group
@@ -265,14 +267,79 @@ def _ordinary(T, bank_groups, banks_per_group, kind, used, bursts, row_bursts, s
     while done < bursts:
         for i in range(used):
             # Neighbours of the queue lie in other bank groups.
-            queue[0][i], queue[1][i] = kind, (i % bank_groups) * banks_per_group + i // bank_groups
+            queue[0][i], queue[1][i] = kind, (i % bank_groups) * banks_per_group + 2 * (i // bank_groups)
             queue[2][i], queue[3][i] = done // row_bursts, min(row_bursts, bursts - done)
         _serve(machine, queue, used, False, -1)
         done += row_bursts
     return machine[1][_NOW]
 
 
-@njit(cache=True)
+@compiled
+def _relative(machine, seen):  # type: ignore[no-untyped-def]
+    """Write down what the commands to come depend on, in cycles from now; long ago is all the same."""
+    T, state, banks, groups, _acts, _counts, _log = machine
+    now = state[_NOW]
+    long_ago = -max(T[RC], T[WRITE_TO_PRE], T[WRITE_TO_READ_L], T[READ_TO_WRITE], T[MAC_GAP], T[ACT_GAP])
+    for b in range(2):
+        seen[5 * b] = banks[b, 0] != CLOSED
+        for i in range(1, 5):
+            seen[5 * b + i] = max(long_ago, banks[b, i] - now)
+    for i in range(1, 3):
+        seen[9 + i] = max(long_ago, groups[0, i] - now)
+    seen[12] = max(long_ago, state[_LAST_RD] - now)
+    seen[13] = max(long_ago, state[_LAST_WR] - now)
+    seen[14] = max(long_ago, state[_LAST_ALL_ACT] - now)
+    seen[15] = max(0, state[_BUSY] - now)
+    seen[16] = state[_OPEN]
+
+
+@compiled
+def _tiles(machine, queue, side, first, tiles, entries, row_bursts, steady):  # type: ignore[no-untyped-def]
+    """Serve the tiles of one side, one behind the other.
+
+    steady : (2, ...) of each side a state that a tile left as it found it, the tile's commands and cycles.
+        Without a log, tiles that find this state are one step, as many as end before the next refresh.
+    """
+    _T, state, banks, groups, _acts, counts, log = machine
+    before, after = np.zeros(_STEADY, dtype=np.int64), np.zeros(_STEADY, dtype=np.int64)
+    known = steady[side]
+    tile = 0
+    while tile < tiles:
+        start = state[_NOW]
+        next_refresh = min(state[_DUE], state[_OTHER_DUE])
+        if log.shape[0] == 0 and tile > 0:
+            _relative(machine, before)
+            period = known[-1]
+            if period > 0 and (before == known[:_STEADY]).all():
+                skipped = min(tiles - tile, (next_refresh - start) // period)
+                if skipped > 0:
+                    shift = skipped * period
+                    counts += skipped * known[_STEADY:-1]
+                    banks[:2, 1:] += shift
+                    groups[0] += shift
+                    for place in (_NOW, _LAST_RD, _LAST_WR, _LAST_ALL_ACT):
+                        state[place] += shift
+                    tile += skipped
+                    # No tile to come has the rows of one before.
+                    for b in range(2):
+                        if banks[b, 0] >= 0:
+                            banks[b, 0] = first + tile * TILE_ROWS - 1
+                    continue
+        counted = counts.copy()
+        _access(machine, queue, WR, 1, REGISTER_ROW, entries)
+        for row in range(TILE_ROWS):
+            # A barrier behind each 8 MACs delays nothing: they go to the same row.
+            _access(machine, queue, MAC, side, first + tile * TILE_ROWS + row, row_bursts)
+        if log.shape[0] == 0 and tile > 0 and state[_NOW] <= next_refresh:
+            _relative(machine, after)
+            if (after == before).all():
+                known[:_STEADY] = after
+                known[_STEADY:-1] = counts - counted
+                known[-1] = state[_NOW] - start
+        tile += 1
+
+
+@compiled
 def _kernel(  # type: ignore[no-untyped-def]
     T, bank_groups, banks_per_group, outputs, inputs, batch, entries, row_bursts, refresh, log, counts
 ):
@@ -281,6 +348,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     machine = _machine(T, bank_groups, num_banks, FIRST_COMMAND, refresh, log, counts)
     queue = _queue(num_banks)
     kinds, where, rows, left = queue
+    steady = np.zeros((2, _STEADY + NUM_KINDS + 1), dtype=np.int64)
     park = np.zeros(num_banks, dtype=np.int64)
     for i in range(num_banks):
         park[i] = (i % bank_groups) * banks_per_group + i // bank_groups
@@ -295,13 +363,10 @@ def _kernel(  # type: ignore[no-untyped-def]
     for output in range(outputs):
         for _item in range(batch):
             _access(machine, queue, WR, 0, REGISTER_ROW, 1)  # all-bank PIM mode, sums cleared
+            first = output * ((inputs + 1) // 2) * TILE_ROWS
             for side in range(2):
-                for tile in range(side, inputs, 2):
-                    _access(machine, queue, WR, 1, REGISTER_ROW, entries)
-                    first = (output * ((inputs + 1) // 2) + tile // 2) * TILE_ROWS
-                    for row in range(TILE_ROWS):
-                        # A barrier behind each 8 MACs delays nothing: they go to the same row.
-                        _access(machine, queue, MAC, side, first + row, row_bursts)
+                tiles = (inputs + 1 - side) // 2
+                _tiles(machine, queue, side, first, tiles, entries, row_bursts, steady)
             _access(machine, queue, WR, 1, RESULT_ROW, entries)
             _access(machine, queue, WR, 0, REGISTER_ROW, 1)  # back to all-bank mode
     for i in range(2):
@@ -394,7 +459,7 @@ def run(
     return cycles, counts, place
 
 
-@njit(cache=True)
+@compiled
 def _many(T, bank_groups, banks_per_group, entries, row_bursts, refresh, shapes, cycles):  # type: ignore[no-untyped-def]
     log, counts = np.zeros((0, 4), dtype=np.int64), np.zeros(NUM_KINDS, dtype=np.int64)
     for i in range(shapes.shape[0]):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
+from sim.compiled import depends_on
 from spec.dram import DramSpec
 from spec.errors import require, require_range
 
@@ -81,6 +85,11 @@ TIMINGS = (
     MAC_GAP,
     ACT_GAP,
 ) = range(len(TIMINGS))
+
+
+def compiled(function: Any) -> Any:
+    """Compile a function, and again when its file or this one has changed, whose constants go into it."""
+    return depends_on(sys.modules[__name__])(njit(cache=True)(function))
 
 
 @dataclass(frozen=True, kw_only=True)

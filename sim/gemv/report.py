@@ -172,6 +172,26 @@ def ablation(device: PimDevice, product: Product, options: Options = DEFAULT) ->
     return result
 
 
+def added_bits(device: PimDevice) -> dict[str, int]:
+    """Return the register bits, of a channel, that each addition of the schedule asks of its sequencer.
+
+    ``prefetch``: the next row and its side. ``register_path``: the entry to be written. ``split``: none, the
+    host adds. ``unpadded``: the accumulator counts modulo the outputs of a pass (counter and modulus),
+    and the column counts on across passes.
+    """
+    dram = device.timed
+
+    def bits(values: int) -> int:
+        return (values - 1).bit_length()
+
+    return {
+        "prefetch": bits(dram.rows) + 1,
+        "register_path": bits(device.input_registers),
+        "split": 0,
+        "unpadded": 2 * bits(device.output_registers) + bits(dram.bursts_per_row),
+    }
+
+
 def log_text(log: Log) -> str:
     """Return a log as text: a line ``cycle,command,bank,row`` for each command."""
     names = [kind.name for kind in Kind]

@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from sim.gemv.commands import (
@@ -50,6 +49,7 @@ from sim.gemv.commands import (
     WRITE_TO_READ_L,
     Log,
     Product,
+    compiled,
     require_rows,
 )
 from spec.device import PimDevice
@@ -61,7 +61,7 @@ FIRST_COMMAND = 1
 RECENT = 16
 """Row commands that are remembered to keep their bus to one a cycle; more than can be placed out of order."""
 MARGIN = 1
-"""Cycles between the last ACT that may close before a refresh and what tRAS asks for: PRE of the other side."""
+"""Cycles between the last ACT that may close before a refresh and what tRAS asks for: the other PRE."""
 (
     _DUE,
     _BUSY,
@@ -118,7 +118,7 @@ class Layout:
     tokens: int
 
 
-@njit(cache=True)
+@compiled
 def _emit(state, counts, log, cycle, kind, bank, row):  # type: ignore[no-untyped-def]
     counts[kind] += 1
     if log.shape[0] > 0:
@@ -127,7 +127,7 @@ def _emit(state, counts, log, cycle, kind, bank, row):  # type: ignore[no-untype
     state[_LOGGED] += 1
 
 
-@njit(cache=True)
+@compiled
 def _row_command(machine, cycle, kind, bank, row):  # type: ignore[no-untyped-def]
     """Issue a row command in the first free cycle from ``cycle`` on, and return it."""
     T, state, _sides, recent, counts, log, flags = machine
@@ -144,7 +144,7 @@ def _row_command(machine, cycle, kind, bank, row):  # type: ignore[no-untyped-de
     return cycle
 
 
-@njit(cache=True)
+@compiled
 def _close(machine, side, floor):  # type: ignore[no-untyped-def]
     T, _state, sides, _recent, _counts, _log, _flags = machine
     if sides[side, _OPEN] != CLOSED:
@@ -158,7 +158,7 @@ def _close(machine, side, floor):  # type: ignore[no-untyped-def]
         sides[side, _OPEN] = CLOSED
 
 
-@njit(cache=True)
+@compiled
 def _refresh(machine):  # type: ignore[no-untyped-def]
     """Close what is open, and refresh in the cycle in which it is due."""
     T, state, _sides, _recent, counts, log, _flags = machine
@@ -169,7 +169,7 @@ def _refresh(machine):  # type: ignore[no-untyped-def]
     state[_DUE] += T[REFI]
 
 
-@njit(cache=True)
+@compiled
 def _open(machine, side, row):  # type: ignore[no-untyped-def]
     """Have a row open on a side, early enough to be of use before the next refresh or behind it."""
     T, state, sides, _recent, _counts, _log, flags = machine
@@ -193,7 +193,7 @@ def _open(machine, side, row):  # type: ignore[no-untyped-def]
     sides[side, _OPEN] = row
 
 
-@njit(cache=True)
+@compiled
 def _fill_registers(machine, end):  # type: ignore[no-untyped-def]
     """Write registers in the cycles before ``end``; all of them are free."""
     _T, state, _sides, _recent, counts, log, _flags = machine
@@ -203,7 +203,7 @@ def _fill_registers(machine, end):  # type: ignore[no-untyped-def]
         state[_REG_NEXT] += 1
 
 
-@njit(cache=True)
+@compiled
 def _burst_writes(machine, count):  # type: ignore[no-untyped-def]
     """Register writes as writes on the data bus, one behind the other."""
     T, state, _sides, _recent, counts, log, _flags = machine
@@ -214,7 +214,7 @@ def _burst_writes(machine, count):  # type: ignore[no-untyped-def]
         cycle += T[CCD_L]
 
 
-@njit(cache=True)
+@compiled
 def _writes(machine, side, row, count):  # type: ignore[no-untyped-def]
     """Write the side's banks: results, or the rows of modes."""
     T, state, sides, _recent, counts, log, _flags = machine
@@ -233,7 +233,7 @@ def _writes(machine, side, row, count):  # type: ignore[no-untyped-def]
         sides[side, _WR] = state[_LAST_WR] = state[_LAST_COLUMN] = cycle
 
 
-@njit(cache=True)
+@compiled
 def _macs(machine, side, row, first, count, outputs, bursts, tokens, depth, gap):  # type: ignore[no-untyped-def]
     """MACs ``first`` .. ``first + count`` - 1 of a pass, all in one row."""
     T, state, sides, _recent, counts, log, flags = machine
@@ -282,7 +282,7 @@ def _macs(machine, side, row, first, count, outputs, bursts, tokens, depth, gap)
             state[_REG_NEXT] = max(state[_REG_NEXT], final + 1)
 
 
-@njit(cache=True)
+@compiled
 def _kernel(  # type: ignore[no-untyped-def]
     T,
     banks_per_group,
@@ -388,7 +388,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     return end, rows + 2
 
 
-@njit(cache=True)
+@compiled
 def _choose(T, rows, cols, channels, batch, units, lanes, sharing, per_unit, mac_cycles, additions):  # type: ignore[no-untyped-def]
     """Return slices, outputs, bursts, tokens of the layout that is estimated to be the fastest.
 
@@ -508,7 +508,7 @@ def run(
     return cycles, counts, place[np.lexsort((place[:, 1], place[:, 0]))]
 
 
-@njit(cache=True)
+@compiled
 def _many(  # type: ignore[no-untyped-def]
     T,
     banks_per_group,
