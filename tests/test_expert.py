@@ -528,8 +528,8 @@ def weighted_image(image: ImageGeometry) -> ImageGeometry:
 def with_own_bias(image: ImageGeometry) -> ImageGeometry:
     """Return an image whose shared expert has biases where the routed ones have none, and the reverse."""
     assert image.shared
-    spec = image.shared.ffn
-    return replace(image, shared=replace(image.shared, ffn=replace(spec, bias=not spec.bias)))
+    spec = replace(image.shared.ffn, bias=not image.routed.ffn.bias)
+    return replace(image, shared=replace(image.shared, ffn=spec))
 
 
 def own_bias_case(seed: int) -> Case:
@@ -1150,7 +1150,7 @@ PLANTED = {
     ),
     "int8: token stored too early": (rtl.expert.engine, 'delay(m, word, wait, "word")', "word"),
     "activation of the other": (rtl.expert.drain, "unit.shared.eq(d1.shared)", "unit.shared.eq(0)"),
-    "biases of the other": (rtl.expert.sequencer, "Mux(self.shared, shared_in, 0) if shared_in", "0 if 1"),
+    "biases of the other": (rtl.expert.sequencer, "m.If(self.shared & ~self.out)", "m.If(0)"),
     "job's padding kept": (rtl.expert.loader, "store.eq(take & ~padding)", "store.eq(take)"),
     "tile one cycle late": (rtl.expert.loader, "| (self.release & (read == write))", ""),
     "one burst too few at a time": (
