@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim test test-fast test-long verilog bench claims models-page lint format typecheck clean
+.PHONY: help setup check sim full-size test test-fast test-long verilog bench claims models-page lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,14 @@ sim: $(STAMP) ## a Hugging Face MoE layer through the Verilog of both accelerato
 	for model in $(if $(MODEL),'$(MODEL)',tests/data/mixtral_s0.npz tests/data/deepseek_v3_s0.npz); do \
 		$(RUN) expertbank sim --model "$$model" $(SIM_FLAGS) || { now=$$?; [ $$now -le $$status ] || status=$$now; }; \
 	done; \
+	exit $$status
+
+full-size: $(STAMP) ## a token through full-size layers and experts of two models in Verilog: docs/pim.md
+	@status=0; \
+	for model in deepseek-v3 olmoe-1b-7b; do for experts in '' '--experts 1'; do \
+		$(RUN) expertbank sim --model "$$model" --design pim --scale full --tokens 1 $$experts \
+			|| { now=$$?; [ $$now -le $$status ] || status=$$now; }; \
+	done; done; \
 	exit $$status
 
 test: $(STAMP) ## every test but the long ones

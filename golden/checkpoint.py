@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.stored_formats import MXFP4_GROUP, StoredMatrix, decode_scales
+from golden.stored_formats import MXFP4_GROUP, StoredMatrix, StoredWeight, decode_scales
 from golden.tensor_file import MAX_HEADER_BYTES, TensorFile, check_regular, read_json, shown
 from golden.weights import PER_EXPERT, LayerWeights, check_indices, weight_shapes
 from spec.errors import InputError, require, require_range
@@ -187,12 +187,16 @@ class CheckpointLayer:
                 parts.append((weight, shape, [self._part(weight, source, shape, None, used)]))
         self._check_unknown(used)
         arrays: dict[str, NDArray[Any]] = dict(indices)
+        stored: dict[str, list[StoredWeight]] = {}
         for weight, shape, places in parts:
+            if all(part.matrix.scales is not None for part in places):
+                stored[weight] = [part.stored(shape[-2]) for part in places]
             out = np.empty(shape, np.float32)
             for part, place in zip(places, out if weight in PER_EXPERT else [out], strict=True):
                 part.fill(place)
             arrays[weight] = out
-        return LayerWeights(**arrays, held=None if experts is None else tuple(experts))
+        held = None if experts is None else tuple(experts)
+        return LayerWeights(**arrays, held=held, stored=stored)
 
     def _source(self, weight: str, expert: int) -> WeightSource:
         """Return where a weight lies: the first of its possible places that has a tensor."""
@@ -388,17 +392,25 @@ class _Part:
     is_vector: bool
     lead: tuple[int, ...]
 
-    def fill(self, out: NDArray[np.float32]) -> None:
-        """Write the values to ``out``, (out, in) or (out,); :class:`InputError` if one is not finite."""
-        target = out[:, None] if self.is_vector else out
-        half = len(target)
-        part = {
+    def _taken(self, half: int) -> slice:
+        """Return the rows (columns where it lies (in, out)) that are the weight's ``half`` outputs."""
+        return {
             Take.ALL: slice(0, half, 1),
             Take.FIRST_HALF: slice(0, half, 1),
             Take.SECOND_HALF: slice(half, 2 * half, 1),
             Take.EVEN: slice(0, 2 * half, 2),
             Take.ODD: slice(1, 2 * half, 2),
         }[self.source.take]
+
+    def stored(self, outputs: int) -> StoredWeight:
+        """Return a quantised matrix of so many outputs as it is stored."""
+        return StoredWeight(self.matrix, self._taken(outputs), self.source.in_out)
+
+    def fill(self, out: NDArray[np.float32]) -> None:
+        """Write the values to ``out``, (out, in) or (out,); :class:`InputError` if one is not finite."""
+        target = out[:, None] if self.is_vector else out
+        half = len(target)
+        part = self._taken(half)
         transposed = self.source.in_out
         width = (1 if self.source.take is Take.ALL else 2) * half if transposed else target.shape[1]
         num_rows = target.shape[1] if transposed else half

@@ -7,7 +7,7 @@ approximation), and the formats add theirs (:mod:`golden.formats`, :mod:`golden.
 selected the same experts. Underflow (below 2**-126) is not counted.
 
 In int8 a value that is rounded to whole steps is off by half a step, or by what lies beyond 127 steps;
-integer sums are exact.
+integer sums are exact. In a grouped format a weight is off by what its stored value is: that is known.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from golden.expert_int8 import ActivationScales
 from golden.formats import GUARD_BITS, PRODUCT_FRACTION_BITS, bf16_decode
 from golden.functions import FRACTION_BITS, SCALE_BITS
 from golden.gating import sigmoid
+from golden.grouped import quantise_groups
 from golden.int8 import INT8_MAX, FixedScale
 from golden.layer import LayerResult
 from golden.weights import ExpertWeights, LayerWeights
-from spec.geometry import ImageGeometry, ceil_div
+from spec.geometry import FfnGeometry, ImageGeometry, ceil_div
 from spec.model import Activation, AppliedTo, FfnSpec, ModelSpec
 
 F64 = NDArray[np.float64]
@@ -110,7 +111,6 @@ def output_error_bound(
         error[rows] += product.error
         magnitude[rows] += product.largest
 
-    cols = image.routed.cols
     routing = combine_weights(model, image, weights, x, result)
     served = result.ids[result.kept]
     for expert in np.unique(served[served < image.num_experts]):
@@ -119,7 +119,7 @@ def output_error_bound(
         inputs = exact(x[rows])
         if model.gating.weight_applied_to is AppliedTo.INPUT:
             inputs, factor = times(factor, inputs).rounded(), exact(np.ones((len(rows), 1)))
-        output = expert_output(model.ffn, weights.expert(int(expert)), inputs, cols, scales)
+        output = expert_output(model.ffn, weights.expert(int(expert)), inputs, image.routed, scales)
         add(rows, factor, output)
     if weights.output_bias is not None:
         value += weights.output_bias
@@ -133,7 +133,7 @@ def output_error_bound(
         cut = model.gating.top_k * 2.0**-IDENTITY_FRACTION_BITS
         add(np.arange(count), Bounded(total, off + cut).rounded(), exact(x))
     if weights.shared_expert is not None and model.shared_ffn is not None:
-        output = expert_output(model.shared_ffn, weights.shared_expert, exact(x), cols, scales)
+        output = expert_output(model.shared_ffn, weights.shared_expert, exact(x), image.routed, scales)
         add(np.arange(count), shared_weight(image, weights, x), output)
     # The combiner: one rounding to fp32 a contribution, then the output's to bf16.
     additions = model.gating.top_k + 1
@@ -159,8 +159,8 @@ def combine_weights(
     relative = np.expm1(2 * logit_error) + WEIGHT_ERROR
     factor = model.expert_output_scale
     if factor != 1.0:
-        # It is in the gate's scale, which has 14 fraction bits.
-        relative = relative + 2.0 ** -(SCALE_BITS + 1) / image.gate.gating.scale
+        # It is in the gate's scale, which has 14 fraction bits, or as many behind its first one.
+        relative = relative + 2.0 ** -(SCALE_BITS + 1) / np.clip(image.gate.gating.scale, 0.25, 1.0)
     return Bounded(result.weights * factor, np.abs(result.weights) * factor * relative).rounded()
 
 
@@ -179,10 +179,10 @@ def expert_output(
     spec: FfnSpec,
     weights: ExpertWeights,
     x: Bounded,
-    cols: int,
+    geometry: FfnGeometry,
     scales: ActivationScales | None = None,
 ) -> Bounded:
-    """Return one expert's output (n, H) for inputs (n, H), in bf16, or with ``scales`` in int8."""
+    """Return one expert's output (n, H) for inputs (n, H), in the geometry's format; int8 has ``scales``."""
 
     def product(
         operand: Bounded,
@@ -190,8 +190,10 @@ def expert_output(
         bias: NDArray[np.floating] | None,
         scale: FixedScale | None,
     ) -> Bounded:
+        if geometry.format.grouped:
+            return dot_grouped(operand, matrix, geometry, bias).rounded()
         if scale is None:
-            return dot(operand, matrix, cols, bias).rounded()
+            return dot(operand, matrix, geometry.cols, bias).rounded()
         return dot_int8(operand, matrix, scale, bias).rounded()
 
     x_scale, hidden_scale = (None, None) if scales is None else (scales.x, scales.hidden)
@@ -265,6 +267,29 @@ def dot(
     lost = cols * 2.0 ** -(PRODUCT_FRACTION_BITS + GUARD_BITS) + bursts * F32_ROUNDING
     products = x.largest @ np.abs(matrix).T + np.abs(offset)
     return Bounded(x.value @ matrix.T + offset, x.error @ np.abs(matrix).T + lost * products)
+
+
+def dot_grouped(
+    x: Bounded, weight: NDArray[np.floating], geometry: FfnGeometry, bias: NDArray[np.floating] | None = None
+) -> Bounded:
+    """Return ``x @ weight.T + bias`` with stored weights, summed group by group.
+
+    A product is rounded with the additions to its group's sum, with the scale, and with the additions of the
+    groups' sums.
+    """
+    matrix = weight.astype(np.float32)
+    stored = quantise_groups(
+        matrix, geometry.format, geometry.group, None if bias is None else bias.astype(np.float32)
+    )
+    values = stored.values()
+    offset = np.zeros(len(matrix)) if bias is None else bias.astype(np.float64)
+    start = np.zeros(len(matrix)) if stored.bias is None else bf16_decode(stored.bias).astype(np.float64)
+    additions = geometry.group_tiles + 1 + stored.scales.shape[1]
+    lost = geometry.cols * 2.0 ** -(PRODUCT_FRACTION_BITS + GUARD_BITS) + additions * F32_ROUNDING
+    products = x.largest @ np.abs(values).T + np.abs(start)
+    of_weights = np.abs(x.value) @ np.abs(values - weight).T + np.abs(start - offset)
+    error = x.error @ np.abs(values).T + lost * products + of_weights
+    return Bounded(x.value @ weight.astype(np.float64).T + offset, error)
 
 
 def dot_int8(

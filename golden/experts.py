@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from golden.expert_bf16 import ffn_bf16
+from golden.expert_grouped import ExpertGrouped, ffn_grouped, group_expert
 from golden.expert_int8 import (
     ActivationScales,
     ExpertInt8,
@@ -18,7 +20,8 @@ from golden.expert_int8 import (
 )
 from golden.formats import Bits16, bf16_encode
 from golden.gating import route
-from golden.image import expert_image, expert_image_int8
+from golden.image import expert_image, expert_image_grouped, expert_image_int8
+from golden.stored_formats import StoredWeight
 from golden.weights import ExpertWeights, LayerWeights
 from spec.design import Format
 from spec.geometry import FfnGeometry
@@ -58,16 +61,25 @@ class PackedExpert:
     """An expert as the packer makes it for a geometry, in the geometry's format."""
 
     geometry: FfnGeometry
-    numbers: ExpertBits | ExpertInt8
+    numbers: ExpertBits | ExpertInt8 | ExpertGrouped
     scales: ActivationScales | None
 
     @classmethod
     def of(
-        cls, weights: ExpertWeights, geometry: FfnGeometry, scales: ActivationScales | None = None
+        cls,
+        weights: ExpertWeights,
+        geometry: FfnGeometry,
+        scales: ActivationScales | None = None,
+        stored: Mapping[str, StoredWeight] | None = None,
     ) -> PackedExpert:
-        """Return an expert in the numbers of its geometry; int8 needs the ``scales`` of its inputs."""
+        """Return an expert in the numbers of its geometry; int8 needs the ``scales`` of its inputs.
+
+        ``stored`` is how a checkpoint stores its matrices, which a grouped format keeps where it can.
+        """
         if geometry.format is Format.BF16:
             return cls(geometry, ExpertBits.of(weights), None)
+        if geometry.format.grouped:
+            return cls(geometry, group_expert(weights, geometry.format, geometry.group, stored), None)
         assert scales is not None
         return cls(geometry, quantise_expert(weights, scales), scales)
 
@@ -75,6 +87,8 @@ class PackedExpert:
         """Return the expert's tiles, ``geometry.num_bytes`` bytes."""
         if isinstance(self.numbers, ExpertInt8):
             return expert_image_int8(self.geometry, self.numbers)
+        if isinstance(self.numbers, ExpertGrouped):
+            return expert_image_grouped(self.geometry, self.numbers)
         return expert_image(self.geometry, **vars(self.numbers)).view(np.uint8)
 
     def outputs(self, x: Bits16) -> Bits16:
@@ -82,6 +96,8 @@ class PackedExpert:
         if isinstance(self.numbers, ExpertInt8):
             assert self.scales is not None
             return ffn_int8(self.geometry.ffn, x, self.numbers, self.scales)
+        if isinstance(self.numbers, ExpertGrouped):
+            return ffn_grouped(self.geometry.ffn, x, self.numbers, self.geometry.cols)
         return ffn_bf16(self.geometry.ffn, x, cols=self.geometry.cols, **vars(self.numbers))
 
 

@@ -10,11 +10,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.expert_grouped import ExpertGrouped
 from golden.expert_int8 import ExpertInt8
 from golden.formats import Bits16, f32_flush
 from golden.gating_bf16 import banked_router, selection_bias_fixed, with_shared_gate
+from golden.grouped import MatrixGrouped
 from golden.int8 import MatrixInt8
-from spec.geometry import FfnGeometry, GateGeometry, RouterGeometry
+from spec.geometry import FfnGeometry, GateGeometry, RouterGeometry, ceil_div
 
 _Element = TypeVar("_Element", bound=np.generic)
 
@@ -164,3 +166,55 @@ def expert_image_int8(geometry: FfnGeometry, expert: ExpertInt8) -> NDArray[np.u
     hidden = [with_scales(matrix) for matrix in (expert.gate, expert.up) if matrix is not None]
     first = np.stack(hidden, axis=1)  # (hidden blocks, matrices, in tiles, rows, cols)
     return np.concatenate([first.ravel(), with_scales(expert.down).ravel()]).view(np.uint8)
+
+
+def grouped_scale_tiles(matrix: MatrixGrouped, geometry: FfnGeometry) -> NDArray[np.uint8]:
+    """Return the scale tiles of a matrix in a grouped format, (row blocks, spans, bytes of a tile).
+
+    A row holds, lowest bits first, its output's bias (bf16, in every scale tile) where the FFN has biases,
+    then the scales of the span's groups; the rest is zero, as are rows beyond the matrix.
+    """
+    number_format, groups = geometry.format, geometry.span_groups
+    num_rows, num_groups = matrix.scales.shape
+    blocks, spans = ceil_div(num_rows, geometry.rows), ceil_div(num_groups, groups)
+    padded = np.zeros((blocks * geometry.rows, spans * groups), np.uint32)
+    padded[:num_rows, :num_groups] = matrix.scales
+    bits = np.zeros((len(padded), spans, geometry.cols * number_format.bits), np.uint8)
+    scales = padded.reshape(len(padded), spans, groups)
+    places = bits[..., geometry.bias_bits : geometry.bias_bits + groups * number_format.scale_bits]
+    places[...] = _bits_of(scales, number_format.scale_bits)
+    if matrix.bias is not None:
+        bits[:num_rows, :, : geometry.bias_bits] = _bits_of(matrix.bias[:, None], geometry.bias_bits)[:, None]
+    by_block = bits.reshape(blocks, geometry.rows, spans, -1).transpose(0, 2, 1, 3)
+    return np.packbits(by_block.reshape(blocks, spans, -1), axis=-1, bitorder="little")
+
+
+def _bits_of(values: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
+    """Return the bits of unsigned numbers, (..., n) to (..., n * bits), the lowest first."""
+    places = (values.astype(np.uint64)[..., None] >> np.arange(bits, dtype=np.uint64)) & np.uint64(1)
+    return places.astype(np.uint8).reshape(*values.shape[:-1], -1)
+
+
+def expert_image_grouped(geometry: FfnGeometry, expert: ExpertGrouped) -> NDArray[np.uint8]:
+    """Return one expert's tiles as bytes, in the order in which the array takes them.
+
+    As :func:`expert_image`, elements packed lowest bits first, with a scale tile before each span of the
+    tiles of a block and matrix.
+    """
+
+    def with_scales(matrix: MatrixGrouped) -> NDArray[np.uint8]:
+        codes = tiles(matrix.codes, geometry.rows, geometry.cols)
+        blocks, count = codes.shape[:2]
+        weights = np.packbits(
+            _bits_of(codes.reshape(blocks, count, -1), geometry.format.bits), axis=-1, bitorder="little"
+        )
+        scales = grouped_scale_tiles(matrix, geometry)
+        parts = []
+        for span in range(scales.shape[1]):
+            first = span * geometry.span_tiles
+            parts += [scales[:, span : span + 1], weights[:, first : first + geometry.span_tiles]]
+        return np.concatenate(parts, axis=1)
+
+    hidden = [with_scales(matrix) for matrix in (expert.gate, expert.up) if matrix is not None]
+    first = np.stack(hidden, axis=1)  # (hidden blocks, matrices, in tiles, bytes)
+    return np.concatenate([first.ravel(), with_scales(expert.down).ravel()])

@@ -1,6 +1,6 @@
 """The whole MoE layer in the hardware's number formats, bit for bit, and its memory image.
 
-Everything is bf16 but the experts, which are computed in the geometry's format: bf16 or int8.
+Everything is bf16 but the experts, which are computed in the geometry's format.
 """
 
 from __future__ import annotations
@@ -153,10 +153,10 @@ def pack_expert(
 ) -> PackedExpert:
     """Return an expert in the image's format; ``num_experts`` as the index means the shared expert."""
     if expert < image.num_experts:
-        return PackedExpert.of(weights.expert(expert), image.routed, scales)
+        return PackedExpert.of(weights.expert(expert), image.routed, scales, weights.stored_expert(expert))
     assert image.shared is not None
     assert weights.shared_expert is not None
-    return PackedExpert.of(weights.shared_expert, image.shared, scales)
+    return PackedExpert.of(weights.shared_expert, image.shared, scales, weights.stored_expert(None))
 
 
 def layer_image(

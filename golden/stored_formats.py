@@ -52,6 +52,22 @@ class StoredMatrix:
                 _scale(out, self.scales[numbers], self.block_cols)
 
 
+@dataclass(frozen=True, eq=False)
+class StoredWeight:
+    """A weight as a checkpoint stores it: some rows of a matrix, or some columns where it lies (in, out).
+
+    Attributes
+    ----------
+    matrix : the whole matrix, quantised.
+    part : rows, or columns, that are the weight's outputs.
+    in_out : whether inputs are the matrix's rows.
+    """
+
+    matrix: StoredMatrix
+    part: slice
+    in_out: bool
+
+
 def decode(codes: NDArray[Any], out: F32, *, packed: bool = False) -> None:
     """Write the values of (rows, n) patterns to ``out``, (rows, n) or (rows, 2 n) if ``packed``, exactly.
 

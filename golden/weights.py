@@ -7,8 +7,8 @@ that are N(0, 1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.formats import bf16_encode
+from golden.stored_formats import StoredWeight
 from spec.errors import InputError, require, require_range
 from spec.families import WEIGHT_NAMES
 from spec.model import ModelSpec, Router
 
+MATRICES = ("gate", "up", "down")
 PER_EXPERT = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
 """Weights whose first axis is the expert."""
 
@@ -74,6 +76,8 @@ class LayerWeights:
     latent_in, latent_in_bias : (D, H) and (D,), or None.
     latent_out, latent_out_bias : (H, D) and (H,), or None.
     output_bias : (H,), or None.
+    stored : of matrices that a checkpoint stores quantised, per expert, what their values are of; a format
+        that stores weights the same way takes these. Whoever replaces such a matrix replaces this, too.
     """
 
     router: NDArray[np.float32]
@@ -101,6 +105,7 @@ class LayerWeights:
     latent_out_bias: NDArray[np.float32] | None = None
     output_bias: NDArray[np.float32] | None = None
     held: tuple[int, ...] | None = None
+    stored: Mapping[str, Sequence[StoredWeight]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in WEIGHT_NAMES:
@@ -116,7 +121,7 @@ class LayerWeights:
 
     def expert(self, number: int) -> ExpertWeights:
         """Return the weights of a routed expert that is held."""
-        place = number if self.held is None else self.held.index(number)
+        place = self._place(number)
 
         def part(array: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
             return None if array is None else array[place]
@@ -129,6 +134,14 @@ class LayerWeights:
             up_bias=part(self.up_bias),
             down_bias=part(self.down_bias),
         )
+
+    def _place(self, number: int) -> int:
+        return number if self.held is None else self.held.index(number)
+
+    def stored_expert(self, number: int | None) -> dict[str, StoredWeight]:
+        """Return how a checkpoint stores a routed expert's quantised matrices; None is the shared one."""
+        prefix, place = ("shared_", 0) if number is None else ("", self._place(number))
+        return {name: self.stored[prefix + name][place] for name in MATRICES if prefix + name in self.stored}
 
     @property
     def shared_gate_bits(self) -> NDArray[np.uint16] | None:
@@ -248,7 +261,7 @@ def random_weights(model: ModelSpec, seed: int, *, experts: Sequence[int] | None
         require_range("experts", expert, 0, num_experts - 1)
     deviations = _standard_deviations(model)
     one_expert = weight_shapes(model, num_experts=1)
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         name: np.empty(shape, np.float32)
         for name, shape in weight_shapes(model, num_experts=len(chosen)).items()
     }

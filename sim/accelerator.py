@@ -263,7 +263,7 @@ class LayerRun:
 
 def scales_of(workload: Workload, design: DesignSpec) -> ActivationScales | None:
     """Return the scales that int8 experts get for a workload's tokens, None in bf16."""
-    if design.format is Format.BF16:
+    if design.format is not Format.INT8:
         return None
     return calibrate(workload.model, workload.weights, bf16_decode(workload.tokens))
 

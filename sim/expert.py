@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, Trains, taken
 from spec.design import DesignSpec, Format
-from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, ceil_div
+from spec.geometry import ACCUMULATE_DISTANCE, SCALE_DISTANCE, FfnGeometry, ImageGeometry, ceil_div
 from spec.model import Activation
 
 ARRAY_LATENCY = 8
 """From a slot's firing to its sums being written: burst 5, accumulator 3."""
 UNIT_VISIBLE = ARRAY_LATENCY + 1
+SCALING = 5
+"""Behind the accumulator in a grouped format: product with the scale 2, addition to the total 3."""
 SIGMOID = 1 + 7
 """From the value to its sigmoid: argument, table of exp 3, sum 1, table of the reciprocal 2, product 1."""
 CURVE = {
@@ -52,6 +54,11 @@ def activation_latency(*kinds: FfnGeometry) -> int:
     if kinds[0].ffn.gated or not activations <= set(DIRECT):
         latency += max(CURVE.get(activation, SIGMOID) for activation in activations) + 2
     return latency + (QUANTISER if kinds[0].format is Format.INT8 else 0)
+
+
+def unit_visible(geometry: FfnGeometry) -> int:
+    """Return the cycles from a unit's first slot at its last tile to its first drain read."""
+    return UNIT_VISIBLE + (SCALING if geometry.format.grouped else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +111,10 @@ class EngineShape:
         return self.image.routed.rows // self.act_lanes
 
     def table(self) -> NDArray[np.int64]:
-        """Return per kind: hidden blocks, in tiles, out blocks, hidden tiles, bursts, tiles."""
+        """Return per kind: hidden blocks, in tiles, out blocks, hidden tiles, bursts, tiles, scale tiles.
+
+        Scale tiles are those of a grouped format, which no token meets.
+        """
         return np.array(
             [
                 [
@@ -114,6 +124,7 @@ class EngineShape:
                     kind.hidden_tiles,
                     ceil_div(kind.num_bytes, self.image.burst_bytes),
                     kind.num_tiles,
+                    kind.num_tiles - kind.num_met_tiles,
                 ]
                 for kind in self.kinds
             ],
@@ -235,18 +246,19 @@ def expert_cycles(
     )
 
 
-HIDDEN_BLOCKS, IN_TILES, OUT_BLOCKS, HIDDEN_TILES, BURSTS, TILES = range(6)
+HIDDEN_BLOCKS, IN_TILES, OUT_BLOCKS, HIDDEN_TILES, BURSTS, TILES, SCALE_TILES = range(7)
 """Columns of the table of kinds."""
 
 MOST_STAGES = 3
 """Of the product of inputs and weights, between f1 and f2."""
-AR, R, LEFT, LEFT_2, RELEASED, RELEASED_2, START, FIRE = range(8)
+AR, R, LEFT, LEFT_2, RELEASED, RELEASED_2, SCALED, START, FIRE = range(9)
 F0 = FIRE + MOST_STAGES + 2
 D0, D1_FREE, DRAINED, DRAINED_2, OUT_IN, OUT, OUT_2 = range(F0 + 1, F0 + 8)
 """Times that the next tile or unit depends on, the first columns of the states.
 
 Weight side: last address and beat taken, the last two beats out of the input register, the last two
-tiles released. Array side: start of the last tile, last slot's leaving of f2 (it fires) and, from
+tiles released. Array side: the last scale tile's slot (where there is none, the same as the next), start of
+the last tile that tokens meet, last slot's leaving of f2 (it fires) and, from
 ``FIRE + 1`` to ``F0``, of the stages before, f0 the last (in the columns of stages that are not there too).
 Drain side: last read, when d1 is next free, last reads of the last two units; last beat into the output
 register, last two out of it."""
@@ -265,7 +277,7 @@ NOW, BEFORE_TILES, BEFORE_UNITS = range(3)
 
 
 class Sizes(NamedTuple):
-    """The engine's constants."""
+    """The engine's constants; ``span`` is that of a grouped format, with its scale tile, else 1."""
 
     matrices: int
     rows: int
@@ -275,6 +287,8 @@ class Sizes(NamedTuple):
     tile_beats: int
     burst_beats: int
     activation: int
+    visible: int
+    span: int
     latency: int
     input_stages: int
 
@@ -315,6 +329,8 @@ class ExpertModel:
             tile_beats=shape.tile_beats,
             burst_beats=shape.burst_beats,
             activation=activation_latency(*shape.kinds),
+            visible=unit_visible(routed),
+            span=1 + routed.span_tiles,
             latency=latency,
             input_stages=shape.image.input_cycles,
         )
@@ -326,6 +342,7 @@ class ExpertModel:
         self._states = np.zeros((3, RING + shape.max_outstanding), dtype=np.int64)
         self._states[NOW, :OUT_TIMES] = -1
         self._states[NOW, START] = -ACCUMULATE_DISTANCE
+        self._states[NOW, SCALED] = -SCALE_DISTANCE
         self._states[NOW, D1_FREE] = 0
         self._states[NOW, OLDEST] = RING
         self._states[NOW, RING:] = NEVER
@@ -372,7 +389,7 @@ class ExpertModel:
             fire_last=final,
             retired=retired[BANKS:],
             o=trains[: now[ROWS]].copy(),
-            fires=int(kinds[:, TILES] @ counts),
+            fires=int((kinds[:, TILES] - kinds[:, SCALE_TILES]) @ counts + kinds[:, SCALE_TILES].sum()),
             read_beats=int(now[BEATS]) - beats,
             tiles=int(now[PASSED]) - passed,
             walked_tiles=int(now[WALKED]) - walked,
@@ -452,16 +469,19 @@ def _hidden_phase(
     """Go through the hidden units, fill ``hidden_done``; return the job's first slot."""
     now, before = states[NOW], states[BEFORE_UNITS]
     nothing = hidden_done[:0]
-    blocks, tiles = len(hidden_done), sizes.matrices * in_tiles
+    # Each matrix of a grouped format begins with a scale tile; otherwise their tiles are alike.
+    rounds = sizes.matrices if sizes.span > 1 else 1
+    blocks, tiles = len(hidden_done), sizes.matrices * in_tiles // rounds
     first = block = since = 0
     within = 1
     search = bench is None
     while block < blocks:
-        start = _tiles(tiles, tokens, ask_from, walk_from, nothing, states, sizes, bench)
-        if block == 0:
-            first = start
+        for number in range(rounds):
+            start = _tiles(tiles, number == 0, tokens, ask_from, walk_from, nothing, states, sizes, bench)
+            if block == 0 and number == 0:
+                first = start
         # The unit's drain; a hidden value is written after the activation.
-        read = max(now[START] + UNIT_VISIBLE, now[D0] + 1, now[D1_FREE])
+        read = max(now[START] + sizes.visible, now[D0] + 1, now[D1_FREE])
         now[D0] = read + (tokens - 1) * sizes.parts
         now[D1_FREE] = now[D0] + sizes.parts
         now[DRAINED_2] = now[DRAINED]
@@ -506,13 +526,13 @@ def _out_phase(
     within = 1
     search = bench is None
     while block < blocks:
-        _tiles(tiles, tokens, ask_from, walk_from, hidden_done, states, sizes, bench)
+        _tiles(tiles, True, tokens, ask_from, walk_from, hidden_done, states, sizes, bench)
         # The last unit may have fewer parts than the others.
         parts = min(sizes.parts, sizes.words - block * sizes.parts)
         if bench is not None:
-            _give_each(tokens, parts, now, bench, results)
+            _give_each(tokens, parts, now, sizes, bench, results)
         else:
-            _give(tokens, parts, now, results, trains)
+            _give(tokens, parts, now, sizes, results, trains)
         now[DRAINED_2] = now[DRAINED]
         now[DRAINED] = now[D0]
         block += 1
@@ -534,9 +554,11 @@ def _out_phase(
 
 
 @njit(cache=True)
-def _give_each(tokens: int, parts: int, now: NDArray[np.int64], bench: Bench, results: Cycles) -> None:
+def _give_each(
+    tokens: int, parts: int, now: NDArray[np.int64], sizes: Sizes, bench: Bench, results: Cycles
+) -> None:
     """Drain an output unit beat by beat."""
-    visible = now[START] + UNIT_VISIBLE
+    visible = now[START] + sizes.visible
     for token in range(tokens):
         now[D0] = max(visible, now[D0] + 1, now[D1_FREE])
         for _ in range(parts):
@@ -550,10 +572,12 @@ def _give_each(tokens: int, parts: int, now: NDArray[np.int64], bench: Bench, re
 
 
 @njit(cache=True)
-def _give(tokens: int, parts: int, now: NDArray[np.int64], results: Cycles, trains: Trains) -> None:
+def _give(
+    tokens: int, parts: int, now: NDArray[np.int64], sizes: Sizes, results: Cycles, trains: Trains
+) -> None:
     """Drain an output unit whose beats are taken at once: they follow each other without gaps."""
     beats = tokens * parts
-    read = max(now[START] + UNIT_VISIBLE, now[D0] + 1, now[D1_FREE])
+    read = max(now[START] + sizes.visible, now[D0] + 1, now[D1_FREE])
     entered = max(read + 1, now[OUT_IN] + 1, now[OUT_2] + 1)
     first = max(entered, now[OUT]) + 1
     # Each later beat enters as the one before it leaves; a token is read as the one before it is in.
@@ -577,7 +601,8 @@ def _entered(beat: int, entered: int, first: int) -> int:
 @njit(cache=True)
 def _tiles(
     num_tiles: int,
-    tokens: int,
+    starts_unit: bool,
+    job_tokens: int,
     ask_from: int,
     walk_from: int,
     hidden_done: Cycles,
@@ -585,8 +610,9 @@ def _tiles(
     sizes: Sizes,
     bench: Bench | None,
 ) -> int:
-    """Go through the tiles of a unit; return its first slot.
+    """Go through the tiles of a unit, or of one of its matrices; return the first slot.
 
+    ``starts_unit``: the accumulators of the unit before the last must be free.
     ``hidden_done`` holds when each hidden block is written, ascending, for a unit that needs them.
     """
     now, before = states[NOW], states[BEFORE_TILES]
@@ -601,7 +627,10 @@ def _tiles(
             _load(sizes.tile_beats, now[RELEASED_2], ask_from, now, sizes)
 
         # Its slots. The first one waits for the tile, and for what it needs; the others follow. A stage is
-        # left when the next one is.
+        # left when the next one is. A scale tile has one slot, of no token.
+        place = tile % sizes.span
+        scales = sizes.span > 1 and place == 0
+        tokens = 1 if scales else job_tokens
         full = now[LEFT] + 1
         f0, f1 = sizes.input_stages + 2, sizes.input_stages + 1
         left = max(walk_from, now[FIRE + f0] + 1, now[FIRE + f1])
@@ -609,18 +638,27 @@ def _tiles(
         for stage in range(f1, 0, -1):
             left = max(left + 1, now[FIRE + stage - 1])
             if num_hidden and stage == f1:
-                needed = ((tile + 1) * sizes.cols + sizes.rows - 1) // sizes.rows
+                weights = tile - (tile // sizes.span + (place > 0) if sizes.span > 1 else 0)
+                needed = ((weights + 1) * sizes.cols + sizes.rows - 1) // sizes.rows
                 left = max(left, hidden_done[min(needed, num_hidden) - 1])
             now[FIRST + stage] = left
-        fire = max(left + 1, full, now[START] + ACCUMULATE_DISTANCE)
+        if scales:
+            fire = max(left + 1, full, now[SCALED] + SCALE_DISTANCE)
+            now[SCALED] = fire
+        else:
+            fire = max(left + 1, full, now[START] + ACCUMULATE_DISTANCE)
+            if starts_unit and tile == (sizes.span > 1):
+                fire = max(fire, now[DRAINED_2] + 1)
+            now[START] = fire
+            if sizes.span == 1:
+                now[SCALED] = fire
         if tile == 0:
-            fire = max(fire, now[DRAINED_2] + 1)
             first = fire
         if bench is not None:
             bench.wait_from[now[PASSED]] = left + 1
             bench.wait_to[now[PASSED]] = max(full, left + 1)
         now[WAITED] += max(0, full - left - 1)
-        now[START] = now[FIRST] = fire
+        now[FIRST] = fire
         now[FIRE] = fire + tokens - 1
         for stage in range(1, MOST_STAGES + 3):
             behind = min(stage, f0)
@@ -631,7 +669,7 @@ def _tiles(
         now[WALKED] += 1
         tile += 1
 
-        if not search or tile == num_tiles:
+        if not search or tile == num_tiles or (tile - since) % sizes.span:
             continue
         if since and _is_later(now, before, TILE_TIMES):
             repeats = (num_tiles - tile) // (tile - since)

@@ -18,24 +18,45 @@ class Engine(StrEnum):
 
 
 class Format(StrEnum):
-    """Numbers of the experts' matrices and of what they are multiplied with; ``docs/numbers.md``.
+    """Numbers of the experts' matrices; ``docs/numbers.md``.
 
-    The router, the gate, the combiner and the streams in and out are bf16 in any case.
+    What they are multiplied with is int8 in ``int8``, else bf16. In the *grouped* formats (``fp8``,
+    ``mxfp4``, ``int4``) a group of a row's elements shares a scale. The router, the gate, the combiner and
+    the streams in and out are bf16 in any case.
     """
 
     BF16 = "bf16"
     INT8 = "int8"
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of an element."""
-        return 1 if self is Format.INT8 else 2
+    FP8 = "fp8"
+    MXFP4 = "mxfp4"
+    INT4 = "int4"
 
     @property
     def bits(self) -> int:
-        """Bits of an element."""
-        return 8 * self.bytes
+        """Bits of a stored element."""
+        return {Format.BF16: 16, Format.MXFP4: 4, Format.INT4: 4}.get(self, 8)
 
+    @property
+    def operand_bits(self) -> int:
+        """Bits of what an element is multiplied with."""
+        return 8 if self is Format.INT8 else 16
+
+    @property
+    def grouped(self) -> bool:
+        """Whether groups of elements share a scale."""
+        return self in GROUPS
+
+    @property
+    def scale_bits(self) -> int:
+        """Bits of a group's scale: fp32, e8m0, bf16."""
+        return {Format.FP8: 32, Format.MXFP4: 8, Format.INT4: 16}[self]
+
+
+GROUPS = {Format.FP8: (1, 128), Format.MXFP4: (32, 32), Format.INT4: (32, 128)}
+"""Inputs that share a scale, from and to; a power of two."""
+DEFAULT_GROUP = {Format.FP8: 128, Format.MXFP4: 32, Format.INT4: 32}
+PIM_FORMATS = (Format.BF16, Format.INT8)
+"""Formats that the lanes beside the banks have."""
 
 MAX_INT8_INPUTS = ((1 << 31) - 1) // (127 * 127)
 """Most products of two int8 numbers in -127..127 whose sum fits an int32, whatever their signs."""
@@ -233,7 +254,7 @@ class PimDesign:
 
     def lanes(self, number_format: Format) -> int:
         """Return the MAC lanes of a unit: elements of a burst."""
-        return self.dram.burst_bytes // number_format.bytes
+        return self.dram.burst_bytes * 8 // number_format.bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +265,8 @@ class DesignSpec:
     ----------
     engine : what computes the experts; ``array`` describes an ``fpga`` engine, ``pim`` a ``pim`` engine.
     format : numbers in which the experts are computed.
+    group : inputs that share a scale in a grouped format, by default 128 in ``fp8``, 32 in ``mxfp4`` and
+        ``int4``; in ``fp8`` also outputs (blocks of ``group`` x ``group``).
     memory : memory behind the AXI4 read master: an ``fpga``'s weights, the router of both (a ``pim``'s
         selection bias alone, where the banks hold the router).
     stream_lanes : bf16 elements per beat of the token input stream.
@@ -258,6 +281,7 @@ class DesignSpec:
     name: str
     engine: Engine
     format: Format = Format.BF16
+    group: int | None = None
     gate: GateDesign = field(default_factory=GateDesign)
     array: ArrayDesign | None = None
     pim: PimDesign | None = None
@@ -284,6 +308,7 @@ class DesignSpec:
                 require(table is not None, f"must be given for engine {engine}", key=name)
             else:
                 require(table is None, f"must not be given for engine {self.engine}", key=name)
+        self._check_group()
         if self.pim is not None:
             clock_ps = self.pim.dram.clock_ps
             require(
@@ -325,9 +350,9 @@ class DesignSpec:
             )
         tile = self.tile.rows * self.tile.cols
         require(
-            self.pim is not None or tile * self.format.bytes % self.memory.beat_bytes == 0,
+            self.pim is not None or tile * self.format.bits % self.memory.width_bits == 0,
             f"must divide a tile of rows x cols = {tile} {self.format} weights,"
-            f" not {self.memory.beat_bytes // self.format.bytes} elements ({self.memory.width_bits} bits)",
+            f" not {self.memory.width_bits // self.format.bits} elements ({self.memory.width_bits} bits)",
             key="memory.width_bits",
         )
         router_word = self.gate.lanes
@@ -337,6 +362,39 @@ class DesignSpec:
             f" not {self.memory.beat_elements} elements ({self.memory.width_bits} bits)",
             key="memory.width_bits",
         )
+
+    def _check_group(self) -> None:
+        if not self.format.grouped:
+            require(
+                self.group is None,
+                f"must not be given with format {self.format} (it has no groups)",
+                key="group",
+            )
+            return
+        low, high = GROUPS[self.format]
+        if low == high:
+            require(
+                self.scale_group == low,
+                f"must be {low} with format {self.format}, not {self.group}",
+                key="group",
+            )
+        _require_power_of_two("group", self.scale_group, low, high)
+        require(
+            self.pim is None,
+            f"must be {' or '.join(PIM_FORMATS)} for engine pim, not {self.format}",
+            key="format",
+        )
+        require(
+            self.array is None or self.array.cols <= self.scale_group,
+            f"must be at most group={self.scale_group} ({self.format} weights that share a scale), not"
+            f" {self.tile.cols}: a tile must not split a group",
+            key="array.cols",
+        )
+
+    @property
+    def scale_group(self) -> int:
+        """Inputs that share a scale; 0 where the format has no groups."""
+        return self.group if self.group is not None else DEFAULT_GROUP.get(self.format, 0)
 
     @property
     def hardware(self) -> DesignSpec:

@@ -39,6 +39,10 @@ class Schedule(StrEnum):
     NONE = "none"
 
 
+SLACK = 32
+"""Cycles for commands that are in each other's way."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PartSpec(DramSpec):
     """The DRAM of a device, by its publisher's numbers: none of the standards of ``spec/dram``."""
@@ -128,6 +132,15 @@ class PimDevice:
             for key in ("mac_cycles", "tokens_per_burst"):
                 most = self.dram.timing.ccd_l if key == "mac_cycles" else 1
                 require_range(key, getattr(self, key), 1, most)
+        timing = self.dram.timing
+        write = timing.rcd_wr + timing.cwl + timing.burst + timing.wr
+        least = 2 * (timing.rfc + max(timing.ras, write) + 2 * timing.rp + SLACK)
+        require(
+            timing.refi >= least,
+            f"must be at least {least}, or hot there is no time for a write between refreshes,"
+            f" not {timing.refi}",
+            key="dram.timing.refi",
+        )
         most = min(self.input_registers, self.output_registers)
         require(
             self.tokens_per_burst <= most // 2 or self.tokens_per_burst == 1,

@@ -17,6 +17,9 @@ from spec.model import AppliedTo, FfnSpec, GatingSpec, ModelSpec
 
 # Cycles from reading an fp32 accumulator to reading the sum: RAM read, 3 adder stages (rtl.arith).
 ACCUMULATE_DISTANCE = 4
+# From a scale tile's slot to the next one's, in a grouped format: until then its scales wait for the tokens
+# that fired before it to reach the multiplication (burst 5, accumulator 3).
+SCALE_DISTANCE = 8
 # An input times its weight, rounded to bf16; into int8 behind it (rtl.expert.inputs).
 INPUT_PRODUCT_CYCLES = 1
 INPUT_QUANTISER_CYCLES = 2
@@ -27,6 +30,8 @@ BIAS_BITS = 32
 # An int8 channel's scale: 16-bit mantissa, 16-bit signed shift; where the FFN has biases, an int32 behind.
 SCALE_BYTES = 4
 SCALE_BIAS_BYTES = 4
+# Before the scales of an output in a grouped format, where the FFN has biases: bf16.
+GROUPED_BIAS_BITS = 16
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -331,6 +336,17 @@ class FfnGeometry:
     In bf16 a bias is one more input that is always 1. In int8 a *scale tile* comes behind the tiles of
     each block and matrix: its row has in its first bytes what turns that output's integer sum into
     bf16 (:func:`golden.image.scale_tiles`), the bias included.
+
+    In a grouped format a *scale tile* comes before the tiles of each *span* of a block and matrix: its row
+    holds that output's scales of the span's groups (:func:`golden.image.grouped_scale_tiles`). A span is as
+    many whole groups as a row has room for scales; the last one of a block may be shorter, as may its last
+    group.
+
+    Attributes
+    ----------
+    group : inputs that share a scale, whole tiles; 0 where the format has no groups.
+    bias_room : whether scale tiles of a grouped format have room for biases though these outputs have none:
+        where another kind of expert on the array has.
     """
 
     ffn: FfnSpec
@@ -339,8 +355,24 @@ class FfnGeometry:
     rows: int
     cols: int
     format: Format = Format.BF16
+    group: int = 0
+    bias_room: bool = False
 
     def __post_init__(self) -> None:
+        if self.format.grouped:
+            require(
+                self.group > 0 and self.group % self.cols == 0,
+                f"must be whole tiles of cols={self.cols} inputs (a tile must not split a group), not"
+                f" {self.group}",
+                key="group",
+            )
+            require(
+                self.span_groups >= 1,
+                f"must be at least {ceil_div(self.bias_bits + self.format.scale_bits, self.format.bits)} in"
+                f" {self.format} (a row of a tile holds a scale{' and a bias' if self.bias_bits else ''}),"
+                f" not {self.cols}",
+                key="cols",
+            )
         require(
             self.format is not Format.INT8 or self.cols >= self.scale_bytes,
             f"must be at least {self.scale_bytes} in int8 (a row of a tile holds a channel's scale"
@@ -354,20 +386,45 @@ class FfnGeometry:
         return SCALE_BYTES + (SCALE_BIAS_BYTES if self.ffn.bias else 0)
 
     @property
+    def bias_bits(self) -> int:
+        """Bits of an output's bias in a scale tile of a grouped format."""
+        return GROUPED_BIAS_BITS if self.ffn.bias or self.bias_room else 0
+
+    @property
+    def group_tiles(self) -> int:
+        """Tiles of a group."""
+        return self.group // self.cols
+
+    @property
+    def span_groups(self) -> int:
+        """Groups whose scales lie in one scale tile."""
+        return (self.cols * self.format.bits - self.bias_bits) // self.format.scale_bits
+
+    @property
+    def span_tiles(self) -> int:
+        """Tiles of weights behind a scale tile; 0 where the format has no groups."""
+        return self.span_groups * self.group_tiles if self.format.grouped else 0
+
+    @property
     def element_bits(self) -> int:
-        """Bits of a weight, and of what it is multiplied with."""
-        return self.format.bits
+        """Bits of what a weight is multiplied with."""
+        return self.format.operand_bits
 
     @property
     def tile_bytes(self) -> int:
-        """Bytes of a tile."""
-        return self.rows * self.cols * self.format.bytes
+        """Bytes of a tile, which are whole ones."""
+        return self.rows * self.cols * self.format.bits // 8
+
+    def _met_tiles(self, inputs: int) -> int:
+        """Return the tiles of a block with so many inputs that tokens meet."""
+        if self.format is Format.INT8:
+            return ceil_div(inputs, self.cols) + 1
+        return ceil_div(inputs + (self.ffn.bias and not self.format.grouped), self.cols)
 
     def _tiles(self, inputs: int) -> int:
         """Return the tiles of a block with so many inputs."""
-        if self.format is Format.INT8:
-            return ceil_div(inputs, self.cols) + 1
-        return ceil_div(inputs + self.ffn.bias, self.cols)
+        met = self._met_tiles(inputs)
+        return met + (ceil_div(met, self.span_tiles) if self.format.grouped else 0)
 
     @property
     def hidden_blocks(self) -> int:
@@ -376,7 +433,7 @@ class FfnGeometry:
 
     @property
     def in_tiles(self) -> int:
-        """Tiles of a gate or up block: across the inputs, then the scale tile."""
+        """Tiles of a gate or up block: across the inputs, and the scale tiles."""
         return self._tiles(self.d_model)
 
     @property
@@ -386,8 +443,18 @@ class FfnGeometry:
 
     @property
     def hidden_tiles(self) -> int:
-        """Tiles of a down block: across the inputs, then the scale tile."""
+        """Tiles of a down block: across the inputs, and the scale tiles."""
         return self._tiles(self.d_hidden)
+
+    @property
+    def met_in_tiles(self) -> int:
+        """Those of a gate or up block that a token meets: without the scale tiles of a grouped format."""
+        return self._met_tiles(self.d_model)
+
+    @property
+    def met_hidden_tiles(self) -> int:
+        """Those of a down block that a token meets."""
+        return self._met_tiles(self.d_hidden)
 
     @property
     def num_up_matrices(self) -> int:
@@ -398,6 +465,12 @@ class FfnGeometry:
     def num_tiles(self) -> int:
         """Tiles of an expert."""
         return self.hidden_blocks * self.num_up_matrices * self.in_tiles + self.out_blocks * self.hidden_tiles
+
+    @property
+    def num_met_tiles(self) -> int:
+        """Tiles of an expert that a token meets."""
+        hidden = self.hidden_blocks * self.num_up_matrices * self.met_in_tiles
+        return hidden + self.out_blocks * self.met_hidden_tiles
 
     @property
     def num_bytes(self) -> int:
@@ -429,6 +502,8 @@ class ImageGeometry:
         check_hardware(model)
         design.check_model(model.d_model, model.ffn.d_expert, model.d_shared, model.gating.num_experts)
 
+        kinds = [model.ffn] + ([model.shared_ffn] if model.shared_ffn else [])
+
         def ffn(spec: FfnSpec, d_hidden: int) -> FfnGeometry:
             return FfnGeometry(
                 ffn=spec,
@@ -437,6 +512,8 @@ class ImageGeometry:
                 rows=design.tile.rows,
                 cols=design.tile.cols,
                 format=design.format,
+                group=design.scale_group,
+                bias_room=design.format.grouped and any(kind.bias for kind in kinds),
             )
 
         gate = GateGeometry.of(model, design)

@@ -24,12 +24,12 @@ from spec.model import (
 
 MAX_EXPERTS = 512
 MAX_TOP_K = 16
+MAX_SCALE = 1 << 16
+"""That of :class:`spec.model.GatingSpec`, for both factors of a weight."""
 NORM_ORDERS = (0.25, 64.0)
 """Range of the orders of a p-norm."""
 LIMITS = (0.5, 64.0)
 """Range of the bounds of a clamped activation."""
-MAX_SCALED_OUTPUT = 1 << 16
-"""What a factor of the experts' outputs, times the gate's scale, is below: the bound of a scale."""
 
 CAPACITY_RULES = (CapacityRule.SWITCH, CapacityRule.GSHARD, CapacityRule.BATCH_PRIORITY)
 
@@ -59,9 +59,9 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
         terms = "identity experts" if identity else "weights on the input"
         yield "expert_output_scale", f"must be 1.0 with {terms}", model.expert_output_scale
     elif model.expert_output_scale != 1.0 and not (
-        0 < model.expert_output_scale * model.gating.scale < MAX_SCALED_OUTPUT
+        0 < model.expert_output_scale * model.gating.scale < MAX_SCALE
     ):
-        rule = f"must be above 0 and, times gating.scale, below {MAX_SCALED_OUTPUT}"
+        rule = f"must be above 0 and, times gating.scale, below {MAX_SCALE}"
         yield "expert_output_scale", rule, model.expert_output_scale
     if model.expert_capacity == NO_PLACES and model.capacity_fraction <= 0:
         yield "expert_capacity", "must be at least 0", model.expert_capacity

@@ -61,7 +61,8 @@ def is_folder(name: str) -> bool:
 def load_design(name: str, number_format: str | None = None) -> DesignSpec:
     """Return the design of a preset's name or of a TOML file; :class:`InputError` on bad input.
 
-    ``number_format`` (``bf16``, ``int8``) replaces the design's own.
+    ``number_format`` (``bf16``, ``int8``, ``fp8``, ``mxfp4``, ``int4``) replaces the design's own, and with
+    it the size of its groups.
     """
     if name in preset_names(PimDevice.PRESET_FOLDER):
         accelerators = ", ".join(preset_names("designs"))
@@ -70,7 +71,9 @@ def load_design(name: str, number_format: str | None = None) -> DesignSpec:
             key="design",
         )
     design = typing.cast("DesignSpec", load_preset(DesignSpec, "designs", name, "design"))
-    return design if number_format is None else replace(design, format=Format(number_format))
+    if number_format is None or design.format == number_format:
+        return design
+    return replace(design, format=Format(number_format), group=None)
 
 
 def load_device(name: str) -> PimDevice:

@@ -20,15 +20,20 @@ from hypothesis import strategies as st
 
 from golden import tensor_file
 from golden.checkpoint import Checkpoint
+from golden.expert_grouped import group_expert
+from golden.image import expert_image_grouped
+from golden.layer_bf16 import pack_expert
 from golden.tensor_file import ELEMENT_BITS, TensorFile
 from golden.vectors import open_vector, read_vector
 from golden.weights import LayerWeights, random_weights
 from sim import accelerator, pim_report
 from sim.alone import operands_of, plan_experts
 from sim.cli import main
+from spec.design import Format
 from spec.errors import InputError
 from spec.families import WEIGHT_NAMES, _parse_row, family_names, load_family
 from spec.files import PRESETS, read_toml
+from spec.geometry import ImageGeometry
 from spec.load import load_design, load_model
 from tests.checkpoint_files import PUBLISHED, Tensors, file_bytes, published, raw_file, write_checkpoint
 
@@ -322,6 +327,81 @@ def test_mxfp4_and_fp8_of_deepseek_v4(tmp_path, dtype):
         assert np.array_equal(getattr(weights, f"shared_{name}"), expected["shared", part])
 
 
+def test_mxfp4_elements_and_scales_are_kept(tmp_path):
+    """Of a format that stores weights as the checkpoint does no bit is changed."""
+    rng = np.random.default_rng(6)
+    tensors, _ = gpt_oss_tensors(rng)
+    beginning = "model.layers.4.mlp.experts."
+    tensors[f"{beginning}gate_up_proj_scales"][1][0, :2, 0] = (0, 200)
+    layer = Checkpoint(write_checkpoint(tmp_path / "m", GPT_OSS, tensors)).layer("4")
+    weights = layer.read()
+    for expert in range(2):
+        kept = group_expert(weights.expert(expert), Format.MXFP4, 32, weights.stored_expert(expert))
+        for name, part, at in (("gate", "gate_up", 0), ("up", "gate_up", 1), ("down", "down", None)):
+            rows = slice(None) if at is None else slice(at, None, 2)
+            matrix = getattr(kept, name)
+            pairs = tensors[f"{beginning}{part}_proj_blocks"][1][expert].reshape(64, -1)[rows]
+            assert np.array_equal(matrix.codes[:, 0::2] | matrix.codes[:, 1::2] << 4, pairs)
+            assert np.array_equal(matrix.scales, tensors[f"{beginning}{part}_proj_scales"][1][expert, rows])
+            assert np.array_equal(matrix.values(), getattr(weights, name)[expert].astype(np.float64))
+    image = ImageGeometry.of(layer.model, load_design("fpga", "mxfp4"))
+    packed = pack_expert(image, weights, 1)
+    assert np.array_equal(packed.image(), expert_image_grouped(image.routed, kept))
+    again = group_expert(weights.expert(0), Format.MXFP4, 32)
+    assert not np.array_equal(again.up.scales, kept.up.scales), "quantised anew they would be others"
+    int4 = group_expert(weights.expert(0), Format.INT4, 32, weights.stored_expert(0))
+    assert int4.up.format is Format.INT4
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_fp8_elements_and_scales_are_kept(tmp_path, stacked):
+    """Per expert, and as halves of a fused array whose border lies within a block."""
+    rng = np.random.default_rng(8)
+    d_model, d_expert, group = 40, 21, 16
+    more = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]}}
+    beginning = "model.layers.3.mlp."
+    tensors: Tensors = {
+        f"{beginning}gate.weight": ("BF16", np.ones((2, d_model))),
+        f"{beginning}gate.e_score_correction_bias": ("F32", np.zeros(2, np.float32)),
+    }
+
+    def add(name: str, *shape: int) -> tuple[np.ndarray, np.ndarray]:
+        blocks = (*shape[:-2], -(-shape[-2] // group), -(-shape[-1] // group))
+        codes, scales = fp8_codes(rng, shape), rng.random(blocks).astype(np.float32) + np.float32(0.1)
+        tensors[name], tensors[f"{name}_scale_inv"] = ("F8_E4M3", codes), ("F32", scales)
+        return codes, scales
+
+    expected = {}
+    if stacked:
+        fused = add(f"{beginning}experts.gate_up_proj", 2, 2 * d_expert, d_model)
+        down = add(f"{beginning}experts.down_proj", 2, d_model, d_expert)
+        for expert in range(2):
+            expected[expert, "gate"] = (fused[0][expert], fused[1][expert], slice(0, d_expert))
+            expected[expert, "up"] = (fused[0][expert], fused[1][expert], slice(d_expert, 2 * d_expert))
+            expected[expert, "down"] = (down[0][expert], down[1][expert], slice(0, d_model))
+    else:
+        for expert in range(2):
+            for name, rows, cols in (
+                ("gate", d_expert, d_model),
+                ("up", d_expert, d_model),
+                ("down", d_model, d_expert),
+            ):
+                codes, scales = add(f"{beginning}experts.{expert}.{name}_proj.weight", rows, cols)
+                expected[expert, name] = (codes, scales, slice(0, rows))
+    folder = write_checkpoint(tmp_path / "m", deepseek_config(d_model, d_expert, **more), tensors)
+    weights = Checkpoint(folder).layer("3").read()
+    for (expert, name), (codes, scales, part) in expected.items():
+        kept = getattr(
+            group_expert(weights.expert(expert), Format.FP8, group, weights.stored_expert(expert)), name
+        )
+        assert np.array_equal(kept.codes, codes[part])
+        rows = np.arange(part.start, part.stop) // group
+        assert np.array_equal(kept.scales.view(np.float32), scales[rows])
+        assert np.array_equal(kept.values().astype(np.float32), getattr(weights, name)[expert])
+    other = group_expert(weights.expert(0), Format.FP8, 32, weights.stored_expert(0))
+    assert other.up.scales.shape == (d_expert, 2), "groups of another size are quantised anew"
+
+
 def test_fp8_blocks_of_matrices_that_lie_in_out(tmp_path):
     path = DATA / "llama4_s0.npz"
     model, config = read_vector(path).model, config_of_vector(path)
@@ -341,6 +421,12 @@ def test_fp8_blocks_of_matrices_that_lie_in_out(tmp_path):
     assert np.array_equal(weights.gate, values["gate_up_proj"][:, :half])
     assert np.array_equal(weights.up, values["gate_up_proj"][:, half:])
     assert np.array_equal(weights.down, values["down_proj"])
+    # Elements and scales are kept, turned; the blocks are 8 inputs long.
+    kept = group_expert(weights.expert(1), Format.FP8, 8, weights.stored_expert(1))
+    codes = tensors[f"{beginning}gate_up_proj"][1][1].T
+    assert np.array_equal(kept.up.codes, codes[half:])
+    for name, matrix in vars(kept).items():
+        assert np.array_equal(matrix.values().astype(np.float32), getattr(weights, name)[1])
 
 
 def test_scales_of_experts_one_below_the_other_are_refused(tmp_path):

@@ -18,9 +18,11 @@ import rtl.expert.loader
 import rtl.expert.sequencer
 import sim.expert
 from golden.expert import ffn
+from golden.expert_grouped import ExpertGrouped
 from golden.expert_int8 import ActivationScales, ExpertInt8
 from golden.experts import ExpertBits, PackedExpert
 from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode, bf16_product
+from golden.grouped import MatrixGrouped
 from golden.int8 import FixedScale, MatrixInt8
 from rtl.expert import ExpertConfig, ExpertEngine
 from rtl.expert.layouts import EngineConfig, contribution_layout, job_layout
@@ -119,6 +121,7 @@ def config_of(
     cols: int = 2,
     act_lanes: int = 1,
     number_format: Format = Format.BF16,
+    group: int = 0,
     num_experts: int = 2,
     max_tokens: int = 4,
     stream_lanes: int = 2,
@@ -135,7 +138,14 @@ def config_of(
 
     def geometry(spec: FfnSpec, size: int) -> FfnGeometry:
         return FfnGeometry(
-            ffn=spec, d_model=d_model, d_hidden=size, rows=rows, cols=cols, format=number_format
+            ffn=spec,
+            d_model=d_model,
+            d_hidden=size,
+            rows=rows,
+            cols=cols,
+            format=number_format,
+            group=group,
+            bias_room=routed.bias or (bool(d_shared) and shared.bias),
         )
 
     gate = GateGeometry(
@@ -189,6 +199,25 @@ def random_matrix(rng, rows: int, inputs: int, bias: bool) -> MatrixInt8:
     )
 
 
+def random_grouped(rng, geometry: FfnGeometry, rows: int, inputs: int, data: str) -> MatrixGrouped:
+    """Return a matrix in a grouped format, results mostly of order 1; any element, scale and bias if wild."""
+    number_format, groups = geometry.format, ceil_div(inputs, geometry.group)
+    codes = rng.integers(0, 1 << number_format.bits, (rows, inputs)).astype(np.uint8)
+    exponents = rng.integers(117, 126, (rows, groups)).astype(np.uint32)
+    scales = {
+        Format.FP8: exponents - 7 << 23 | rng.integers(0, 1 << 23, exponents.shape, dtype=np.uint32),
+        Format.MXFP4: exponents,
+        Format.INT4: exponents << 7 | rng.integers(0, 1 << 7, exponents.shape, dtype=np.uint32),
+    }[number_format]
+    if data == "patterns":
+        wild = rng.integers(0, 1 << number_format.scale_bits, scales.shape, dtype=np.uint32)
+        scales = np.where(rng.random(scales.shape) < 0.2, wild, scales)
+    elif number_format is Format.FP8:
+        codes[codes & 0x7F == 0x7F] = 0x7E
+    bias = random_patterns(rng, (rows,), data) if geometry.ffn.bias else None
+    return MatrixGrouped(number_format, geometry.group, codes, scales.astype(np.uint32), bias)
+
+
 def random_expert(
     rng, geometry: FfnGeometry, data: str = "normal", scales: ActivationScales | None = None
 ) -> PackedExpert:
@@ -200,6 +229,13 @@ def random_expert(
             down=random_matrix(rng, d_model, hidden, spec.bias),
         )
         return PackedExpert(geometry, numbers, scales)
+    if geometry.format.grouped:
+        stored = ExpertGrouped(
+            gate=random_grouped(rng, geometry, hidden, d_model, data) if spec.gated else None,
+            up=random_grouped(rng, geometry, hidden, d_model, data),
+            down=random_grouped(rng, geometry, d_model, hidden, data),
+        )
+        return PackedExpert(geometry, stored, None)
 
     def draw(present: bool, *shape: int) -> Bits16 | None:
         return random_patterns(rng, shape, data) if present else None
@@ -425,11 +461,17 @@ def random_case(seed: int) -> Case:
     def one_of(*values: int) -> int:
         return int(rng.choice(values))
 
-    number_format = Format(rng.choice(list(Format)))
+    number_format = list(Format)[(seed + seed // 5) % 5]
     spec = random_ffn(rng)
+    bias = bool(spec["bias"] or spec["shared_bias"])
     rows, cols = one_of(1, 2, 4), one_of(1, 2, 4)
     if number_format is Format.INT8:
-        cols = 8 if spec["bias"] or spec["shared_bias"] else one_of(4, 8)
+        cols = 8 if bias else one_of(4, 8)
+    group = 0
+    if number_format.grouped:
+        least = (number_format.scale_bits + 16 * bias) // number_format.bits
+        cols = one_of(*(n for n in (2, 4, 8) if n >= least and rows * n * number_format.bits >= 16))
+        group = cols * one_of(1, 1, 2, 4)
     config = config_of(
         d_model=int(rng.integers(1, 10)),
         d_hidden=int(rng.integers(1, 10)),
@@ -439,10 +481,11 @@ def random_case(seed: int) -> Case:
         act_lanes=one_of(*(n for n in (1, 2, 4) if n <= min(rows, cols))),
         **spec,
         number_format=number_format,
+        group=group,
         num_experts=int(rng.integers(1, 4)),
         max_tokens=one_of(1, 2, 4),
         stream_lanes=one_of(*(n for n in (1, 2, 4) if cols % n == 0)),
-        beat_elements=one_of(*(n for n in (1, 2, 4, 8) if rows * cols * number_format.bytes % (2 * n) == 0)),
+        beat_elements=one_of(*(n for n in (1, 2, 4, 8) if rows * cols * number_format.bits % (16 * n) == 0)),
         burst_beats=one_of(1, 2, 4),
         max_outstanding=int(rng.integers(1, 5)),
     )
@@ -485,8 +528,8 @@ def weighted_image(image: ImageGeometry) -> ImageGeometry:
 def with_own_bias(image: ImageGeometry) -> ImageGeometry:
     """Return an image whose shared expert has biases where the routed ones have none, and the reverse."""
     assert image.shared
-    spec = image.shared.ffn
-    return replace(image, shared=replace(image.shared, ffn=replace(spec, bias=not spec.bias)))
+    spec = replace(image.shared.ffn, bias=not image.routed.ffn.bias)
+    return replace(image, shared=replace(image.shared, ffn=spec))
 
 
 def own_bias_case(seed: int) -> Case:
@@ -527,7 +570,7 @@ def test_random_weighted_inputs(seed):
     check(case, run_case(case))
 
 
-def test_random_weighted_inputs_reach_both_formats_and_the_shared_expert():
+def test_random_weighted_inputs_reach_all_formats_and_the_shared_expert():
     cases = [weighted_case(seed) for seed in range(8)]
     assert {case.config.routed.format for case in cases} == set(Format)
     assert any(expert == case.config.num_experts for case in cases for expert, _ in case.jobs)
@@ -547,6 +590,9 @@ def small(jobs, *, num_tokens: int = 6, **changes) -> Case:
 
 
 INT8 = {"number_format": Format.INT8, "rows": 4, "cols": 4, "act_lanes": 2}
+FP8 = {"number_format": Format.FP8, "rows": 4, "cols": 4, "act_lanes": 2, "group": 8}
+MXFP4 = {"number_format": Format.MXFP4, "rows": 4, "cols": 8, "act_lanes": 2, "group": 16}
+INT4 = {"number_format": Format.INT4, "rows": 4, "cols": 8, "act_lanes": 2, "group": 16}
 CORNERS = {
     "one_token": small([(0, 1)], num_tokens=1),
     "max_tokens": small([(0, 4), (1, 4), (0, 4)]),
@@ -634,6 +680,19 @@ CORNERS = {
         [(0, 3), (1, 2)], d_hidden=5, bias=True, activation=Activation.RELU, **{**INT8, "cols": 8}
     ),
     "int8_shared_smaller_than_routed": small([(2, 3), (0, 2), (2, 1)], d_hidden=7, d_shared=1, **INT8),
+    "fp8_one_token": small([(0, 1)], num_tokens=1, d_model=9, **FP8),
+    "fp8_max_tokens": small([(0, 4), (1, 4), (0, 4)], d_model=20, d_hidden=17, **FP8),
+    "fp8_clamped_with_bias": small(
+        [(0, 3), (1, 2)], d_model=9, bias=True, activation=Activation.CLAMPED_SWIGLU, **{**FP8, "cols": 8}
+    ),
+    "fp8_nans_and_infinities": small([(0, 4), (1, 4)], d_model=7, data="patterns", **FP8),
+    "mxfp4_several_groups_a_scale_tile": small(
+        [(0, 3), (2, 1), (1, 1)], d_model=70, d_hidden=33, d_shared=5, **MXFP4
+    ),
+    "mxfp4_a_scale_tile_for_each_tile": small(
+        [(0, 1), (1, 2), (0, 1)], d_model=5, d_hidden=6, **{**MXFP4, "cols": 2, "group": 2, "act_lanes": 1}
+    ),
+    "int4_last_group_partial": small([(0, 2), (1, 3)], d_model=17, d_hidden=9, bias=True, **INT4),
     "int8_nans_and_infinities": small([(0, 4), (1, 4)], d_model=7, data="patterns", **INT8),
 }
 
@@ -800,6 +859,32 @@ def test_documented_utilisation():
     assert bursts == {1: "13.8", 4: "55.2", 7: "96.5", 8: "99.9"}
 
 
+def test_documented_utilisation_of_stored_weights():
+    """The table of docs/expert.md."""
+
+    def run(number_format: Format, group: int, tokens: int) -> ExpertCycles:
+        config = sixteen_tiles(d_model=1024, d_hidden=512, number_format=number_format, group=group)
+        return steady(config, tokens, 1)
+
+    def used(number_format: Format, group: int, counts: tuple[int, ...]) -> list[tuple[str, str]]:
+        runs = [run(number_format, group, tokens) for tokens in counts]
+        return [(f"{100 * mac_utilisation(c):.1f}", f"{100 * port_utilisation(c):.1f}") for c in runs]
+
+    fp8, mxfp4, int4 = (Format.FP8, 128), (Format.MXFP4, 32), (Format.INT4, 32)
+    counts = (1, 4, 8, 16, 32)
+    assert used(*fp8, counts[:1] + counts[2:]) == [
+        *(("12.5", "99.8"), ("97.3", "99.8"), ("98.8", "50.8"), ("99.4", "25.6")),
+    ]
+    assert used(*mxfp4, counts) == [
+        *(("25.0", "99.6"), ("95.6", "99.6"), ("98.5", "51.8"), ("99.2", "26.2"), ("99.6", "13.2")),
+    ]
+    assert used(*int4, counts) == [
+        *(("25.0", "99.6"), ("91.7", "99.6"), ("97.0", "53.6"), ("98.5", "27.5"), ("99.2", "13.9")),
+    ]
+    last = [int(run(*kind, 1).o[-1]) for kind in ((Format.BF16, 0), fp8, mxfp4, int4)]
+    assert [f"{100 * cycles / last[0]:.1f}" for cycles in last[1:]] == ["51.6", "26.7", "28.2"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_utilisation_in_hardware(tokens):
@@ -853,6 +938,11 @@ def random_load(seed: int) -> Load:
 
     rows, cols = one_of(1, 2, 4, 8, 16), one_of(1, 2, 4, 8, 16)
     most = 60 if seed % 3 else 300
+    # Every fourth one in a grouped format, of tiles of at least a beat.
+    number_format = list(Format)[2 + seed // 4 % 3] if seed % 4 == 1 else Format.BF16
+    if number_format.grouped:
+        rows, cols = max(rows, 4), 16 if number_format is Format.FP8 else max(cols, 8)
+    width = rows * cols * number_format.bits // 16
     config = config_of(
         d_model=int(rng.integers(1, most)),
         d_hidden=int(rng.integers(1, most)),
@@ -861,9 +951,11 @@ def random_load(seed: int) -> Load:
         cols=cols,
         act_lanes=one_of(*(n for n in (1, 2, 4, 8, 16) if n <= min(rows, cols))),
         **random_ffn(rng),
+        number_format=number_format,
+        group=cols * one_of(1, 2, 4) if number_format.grouped else 0,
         max_tokens=32,
         stream_lanes=1,
-        beat_elements=one_of(*(n for n in (1, 2, 4, 8, 16) if rows * cols % n == 0)),
+        beat_elements=one_of(*(n for n in (1, 2, 4, 8, 16) if width % n == 0)),
         burst_beats=one_of(1, 2, 4, 8, 16, 64),
         max_outstanding=one_of(1, 2, 3, 5, 16, 64),
     )
@@ -1044,7 +1136,11 @@ PLANTED = {
     "accumulators of the other set": (rtl.expert.array, "(write.up == index)", "(write.up != index)"),
     "accumulators not cleared": (rtl.expert.array, "Mux(add.first, 0,", "Mux(0, 0,"),
     "int8: no bias": (rtl.expert.array, "Mux(add.scale, bias, burst.o)", "Mux(add.scale, 0, burst.o)"),
-    "int8: scales of any tile": (rtl.expert.array, "self.fire & self.slot.scale", "self.fire"),
+    "int8: scales of any tile": (
+        rtl.expert.array,
+        "with m.If(self.fire & self.slot.scale):\n            m.d.sync += channel",
+        "with m.If(self.fire):\n            m.d.sync += channel",
+    ),
     "int8: scales multiplied": (rtl.expert.array, "Mux(add.scale, bias, burst.o)", "burst.o"),
     "int8: first tile scaled": (rtl.expert.sequencer, "tag.slot.scale.eq(last_tile)", "tag.slot.scale.eq(1)"),
     "int8: hidden scaled as tokens": (
@@ -1054,7 +1150,7 @@ PLANTED = {
     ),
     "int8: token stored too early": (rtl.expert.engine, 'delay(m, word, wait, "word")', "word"),
     "activation of the other": (rtl.expert.drain, "unit.shared.eq(d1.shared)", "unit.shared.eq(0)"),
-    "biases of the other": (rtl.expert.sequencer, "Mux(self.shared, shared_in, 0) if shared_in", "0 if 1"),
+    "biases of the other": (rtl.expert.sequencer, "m.If(self.shared & ~self.out)", "m.If(0)"),
     "job's padding kept": (rtl.expert.loader, "store.eq(take & ~padding)", "store.eq(take)"),
     "tile one cycle late": (rtl.expert.loader, "| (self.release & (read == write))", ""),
     "one burst too few at a time": (
@@ -1073,7 +1169,7 @@ PLANTED = {
     "bank freed too late": (rtl.expert.jobs, "~busy.bit_select(write_bank, 1)", "~busy.any()"),
     "token store not wrapped": (rtl.expert.engine, "word == ram.depth - 1", "word == ram.depth - 2"),
     "model: unit visible": (sim.expert, "UNIT_VISIBLE = ARRAY_LATENCY + 1", "UNIT_VISIBLE = ARRAY_LATENCY"),
-    "model: outstanding": (sim.expert, "needed = ((tile + 1) * sizes.cols", "needed = (tile * sizes.cols"),
+    "model: outstanding": (sim.expert, "needed = ((weights + 1) * sizes", "needed = (weights * sizes"),
     "model: tile buffers": (sim.expert, "now[RELEASED_2] = now[RELEASED]", "now[RELEASED_2] = NEVER"),
     "model: latency of GELU": (sim.expert, "GELU: 1 + 3 + 2", "GELU: 1 + 3 + 1"),
     "model: the other's latency": (
@@ -1137,6 +1233,61 @@ def test_planted_bug_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, *PLANTED[bug])
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check_revealing_cases()
+
+
+GROUPED_PLANTED = {
+    "scale of the group before": (
+        rtl.expert.array,
+        "scales.eq(scales >> routed.format.scale_bits)",
+        "scales.eq(scales)",
+    ),
+    "scales too early": (
+        rtl.expert.array,
+        'self.fire & self.slot.scale, self.SUM_LATENCY, "scales_go"',
+        'self.fire & self.slot.scale, self.SUM_LATENCY - 2, "scales_go"',
+    ),
+    "scale tile overtaken by the next": (
+        rtl.expert.sequencer,
+        "accumulators_free.eq(scale_since == SCALE_DISTANCE)",
+        "accumulators_free.eq(scale_since >= 6)",
+    ),
+    "group's sums not cleared": (rtl.expert.array, "Mux(add.group_first, 0,", "Mux(0, 0,"),
+    "group's sums kept": (rtl.expert.sequencer, "group_tile.eq(0)", "group_tile.eq(1)"),
+    "no bias": (rtl.expert.array, "Mux(scaled.first_group, start,", "Mux(scaled.first_group, 0,"),
+    "bias in every group": (rtl.expert.sequencer, "tile < routed.group_tiles", "1"),
+    "model: scaling": (sim.expert, "SCALING = 5", "SCALING = 4"),
+    "model: scale tiles": (sim.expert, "now[SCALED] + SCALE_DISTANCE", "now[SCALED] + 1"),
+    "model: hidden blocks": (sim.expert, "(place > 0)", "0"),
+}
+
+
+def check_grouped_cases() -> None:
+    """Run what these bugs show in: several groups a scale tile, a scale tile for each tile, few tokens."""
+    jobs = [(0, 3), (2, 4), (1, 1), (1, 1)]
+    sizes = {"d_shared": 9, "rows": 4, "cols": 8, "bias": True, "num_tokens": 11, "latency": 1}
+    fast = {"beat_elements": 8, "burst_beats": 4, "max_outstanding": 8}
+    for number_format, changes in (
+        (Format.MXFP4, {"d_model": 37, "d_hidden": 20, "group": 16}),
+        (Format.INT4, {"d_model": 20, "d_hidden": 17, "group": 8}),
+    ):
+        case = small(jobs, **sizes, **fast, **changes, number_format=number_format)
+        check(case, run_case(case))
+
+
+def test_unbroken_groups_pass(monkeypatch):
+    line = "class Sequencer(wiring.Component):"
+    plant_bug(monkeypatch, rtl.expert.sequencer, line, line)
+    check_grouped_cases()
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [pytest.param(bug, marks=[pytest.mark.long] * (n % 3 != 0)) for n, bug in enumerate(GROUPED_PLANTED)],
+)
+def test_planted_bug_in_groups_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *GROUPED_PLANTED[bug])
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_grouped_cases()
 
 
 def test_divergence_is_named(monkeypatch):

@@ -28,7 +28,7 @@ from sim.dram_check import Commands, check_commands, tiles_needed, tiles_read
 from sim.pim import ChannelCycles, ChannelShape
 from sim.streams import readiness
 from spec.banks import BankGeometry, CommandTiming
-from spec.design import BankMode, Format, PimDesign, RegisterPath, RouterPlace
+from spec.design import PIM_FORMATS, BankMode, Format, PimDesign, RegisterPath, RouterPlace
 from spec.dram import DramSpec, DramTiming
 from spec.errors import InputError
 from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, RouterGeometry, ceil_div
@@ -398,7 +398,7 @@ def check(case: Case, run: Run | None = None) -> Run:
     return run
 
 
-@pytest.mark.parametrize("number_format", Format)
+@pytest.mark.parametrize("number_format", PIM_FORMATS)
 def test_the_shared_expert_has_another_activation(number_format: Format) -> None:
     """And no biases, whose ones the others have in a tile of its own."""
     config = config_of(
@@ -413,7 +413,7 @@ def test_the_shared_expert_has_another_activation(number_format: Format) -> None
 
 
 def test_one_token() -> None:
-    for number_format in Format:
+    for number_format in PIM_FORMATS:
         check(Case(config_of(number_format=number_format), ((0, 1),), num_tokens=1))
 
 
@@ -465,7 +465,7 @@ def random_case(seed: int) -> Case:
         d_hidden=int(rng.integers(1, 20)),
         d_shared=one_of(0, int(rng.integers(1, 20))),
         **random_ffn(rng),
-        number_format=one_of(*Format),
+        number_format=one_of(*PIM_FORMATS),
         max_tokens=max_tokens,
         stream_lanes=one_of(1, 2, 4),
     )

@@ -113,6 +113,17 @@ def test_the_kernel_is_that_of_a_naive_simulation(seed):
         assert _as_reference(run.log) == named, product
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(100, 200))
+def test_wide_sweep(seed):
+    """The kernel against the naive simulation, our schedules against the table, on many more shapes."""
+    for product in products(seed, 4):
+        shape = (product.rows, product.cols, product.channels, product.batch)
+        assert run_gemv(SAMSUNG, product).cycles == barrier_reference.run(*shape)[0], product
+        for device in (OURS, QUAD):
+            assert run_gemv(device, product, log=True).check() == [], product
+
+
 def test_our_schedule_reaches_its_goals():
     """Against the published kernel's 13166 and 6970 cycles; a sketch reached 9147 and 1640."""
     assert run_gemv(OURS, BIG).cycles == 9134
@@ -495,3 +506,25 @@ def test_an_impossible_device(tmp_path, old, new, message):
         load_device(str(file))
     assert str(error.value).startswith(f"{file}: {message or 'colour: unknown key; known are '}")
     assert message is None or str(error.value) == f"{file}: {message}"
+
+
+def test_a_dram_without_time_between_refreshes(tmp_path):
+    """The least interval that is allowed still lets all schedules end, hot and slowed down."""
+    part, device = (
+        (PRESETS / place).read_text() for place in ("parts/hbm2-pim.toml", "devices/hbm2-pim.toml")
+    )
+    (tmp_path / "part.toml").write_text(part.replace("refi = 3900", "refi = 891"))
+    file = tmp_path / "d.toml"
+    file.write_text(device.replace('dram = "hbm2-pim"', f'dram = "{tmp_path}/part.toml"'))
+    rule = "must be at least 892, or hot there is no time for a write between refreshes, not 891"
+    with pytest.raises(InputError) as error:
+        load_device(str(file))
+    assert str(error.value) == f"{file}: dram.timing.refi: {rule}"
+    (tmp_path / "part.toml").write_text(part.replace("refi = 3900", "refi = 892"))
+    limits = PowerLimits(mac_gap=6, act_gap=20, hot=True)
+    for schedule in ("streamed", "barrier"):
+        file.write_text(file.read_text().replace('schedule = "streamed"', f'schedule = "{schedule}"'))
+        for product in products(2, 5, most=600):
+            run = run_gemv(load_device(str(file)), product, Options(limits=limits), log=True)
+            if schedule == "streamed":
+                assert run.check() == []

@@ -230,8 +230,8 @@ BAD_DESIGNS = {
         ),
     ),
     "unknown format": (
-        FPGA_INT8.replace("int8", "int4"),
-        "format: must be one of bf16, int8, not 'int4'",
+        FPGA_INT8.replace("int8", "int5"),
+        "format: must be one of bf16, int8, fp8, mxfp4, int4, not 'int5'",
     ),
     "int8 sums that overflow": (
         FPGA_INT8.replace("max_d_expert = 32768", "max_d_expert = 133145"),

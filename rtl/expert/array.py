@@ -1,26 +1,31 @@
 """The MAC array: rows x cols products per cycle into fp32 or int32 accumulators."""
 
-from amaranth import Module, Mux, Signal, signed
+from amaranth import Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.arith import Accumulate, Burst, delay
 from rtl.expert.layouts import EngineConfig, bits_for
 from rtl.expert.sequencer import slot_layout
+from rtl.grouped import DecodeElements, ScaleSum, f32_of_bf16, factor_of
 from rtl.int8 import IntegerAccumulate, IntegerBurst, scale_of
 from rtl.ram import Ram, ReadSignature
-from spec.geometry import ACCUMULATE_DISTANCE, SCALE_BYTES
+from spec.geometry import ACCUMULATE_DISTANCE, SCALE_BYTES, SCALE_DISTANCE
 
 
 class MacArray(wiring.Component):
     """Multiply a tile with a token's inputs and add the sums to that token's accumulators.
 
-    A slot fired in cycle c is written in c + ``LATENCY``; ``unit_ready`` follows a slot that is marked
-    ``unit_done`` by ``LATENCY`` cycles. Two sets of accumulators (gate, up) of ``max_tokens`` tokens,
+    A slot fired in cycle c is written in c + ``latency``; ``unit_ready`` follows a slot that is marked
+    ``unit_done`` by ``latency`` cycles. Two sets of accumulators (gate, up) of ``max_tokens`` tokens,
     each twice (parity), so that one unit is drained while the next is computed.
 
     In int8 the sums are integers until a token meets the scale tile: that slot adds the bias, scales
     the sum and leaves it in the accumulator as the fp32 pattern of a bf16 number.
+
+    In a grouped format a group has sums of its own, for each token one; that of its last tile is scaled and
+    added to the accumulators, which takes 5 cycles more. A scale tile waits beside the rows until the slots
+    that fired before it have been scaled; then it becomes the rows' scales, the next one lowest.
 
     Members
     -------
@@ -32,7 +37,7 @@ class MacArray(wiring.Component):
         (two-matrix FFNs have the low half only).
     """
 
-    LATENCY = Burst.LATENCY + Accumulate.LATENCY
+    SUM_LATENCY = Burst.LATENCY + Accumulate.LATENCY
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
@@ -50,8 +55,16 @@ class MacArray(wiring.Component):
             }
         )
 
+    @property
+    def latency(self) -> int:
+        """Cycles from a slot to its sums' being written."""
+        return self.SUM_LATENCY + (ScaleSum.LATENCY + Accumulate.LATENCY if self.config.grouped else 0)
+
     def elaborate(self, platform):
         m = Module()
+        if self.config.grouped:
+            self._elaborate_grouped(m)
+            return m
         rows = self.config.routed.rows
         assert 1 + Accumulate.LATENCY <= ACCUMULATE_DISTANCE
         before = Burst.LATENCY - 1
@@ -64,6 +77,20 @@ class MacArray(wiring.Component):
         valid_write = delay(m, valid_read, 1 + Accumulate.LATENCY, "valid_write", control=True)
         m.d.comb += self.unit_ready.eq(valid_write & write.unit_done)
 
+        rams = self._accumulators(m, read, write, valid_write)
+        old = Signal(rows * 32)
+        m.d.comb += old.eq(Mux(add.up, rams[-1].read_0.data, rams[0].read_0.data))
+        row_sum = self._row_int8 if self.config.int8 else self._row_bf16
+        for row in range(rows):
+            weights = self.tile.word_select(row, len(self.tile) // rows)
+            total = row_sum(m, row, weights, Mux(add.first, 0, old.word_select(row, 32)), add)
+            for ram in rams:
+                m.d.comb += ram.write.data.word_select(row, 32).eq(total)
+        return m
+
+    def _accumulators(self, m, read, write, valid_write):
+        """Return the accumulators of each set, with all but their new contents."""
+        rows = self.config.routed.rows
         rams = []
         for index, name in enumerate(("gate", "up")[: self.sets]):
             ram = m.submodules[name] = Ram(
@@ -82,18 +109,110 @@ class MacArray(wiring.Component):
                 self.drain.data[index * width : (index + 1) * width].eq(ram.read_1.data),
             ]
             rams.append(ram)
+        return rams
+
+    def _elaborate_grouped(self, m) -> None:
+        config = self.config
+        routed = config.routed
+        rows, layout = routed.rows, slot_layout(config)
+        assert 1 + Accumulate.LATENCY <= ACCUMULATE_DISTANCE
+        assert self.SUM_LATENCY <= SCALE_DISTANCE
+        before = Burst.LATENCY - 1
+        valid_read = delay(m, self.fire & ~self.slot.scale, before, "valid_read", control=True)
+        slot_read = delay(m, self.slot.as_value(), before, "slot_read")
+        slot_add = delay(m, slot_read, 1, "slot_add")
+        slot_group = delay(m, slot_add, Accumulate.LATENCY, "slot_group")
+        valid_group = delay(m, valid_read, 1 + Accumulate.LATENCY, "valid_group", control=True)
+        read, add, group = layout(slot_read), layout(slot_add), layout(slot_group)
+
+        # Groups: sums of one tile need not be kept.
+        sums = Signal(rows * 32)
+        old_sums = Const(0, rows * 32)
+        if routed.group_tiles > 1:
+            group_ram = m.submodules.group = Ram(
+                width=rows * 32, depth=1 << bits_for(config.max_tokens), num_read_ports=1, transparent=True
+            )
+            m.d.comb += [
+                group_ram.read_0.addr.eq(read.token),
+                group_ram.read_0.en.eq(1),
+                group_ram.write.addr.eq(group.token),
+                group_ram.write.data.eq(sums),
+                group_ram.write.en.eq(valid_group & ~group.group_last),
+            ]
+            old_sums = group_ram.read_0.data
+
+        # Totals. The slot before the scaled sum's arrival reads them.
+        slot_total = delay(m, slot_group, ScaleSum.LATENCY - 1, "slot_total")
+        slot_scaled = delay(m, slot_total, 1, "slot_scaled")
+        total, scaled = layout(slot_total), layout(slot_scaled)
+        write = layout(delay(m, slot_scaled, Accumulate.LATENCY, "slot_write"))
+        valid_write = delay(
+            m,
+            valid_group & group.group_last,
+            ScaleSum.LATENCY + Accumulate.LATENCY,
+            "valid_write",
+            control=True,
+        )
+        m.d.comb += self.unit_ready.eq(valid_write & write.unit_done)
+        rams = self._accumulators(m, total, write, valid_write)
         old = Signal(rows * 32)
-        m.d.comb += old.eq(Mux(add.up, rams[-1].read_0.data, rams[0].read_0.data))
-        row_sum = self._row_int8 if self.config.int8 else self._row_bf16
+        m.d.comb += old.eq(Mux(scaled.up, rams[-1].read_0.data, rams[0].read_0.data))
+
+        # Scales: of the tile that has fired, then of the slots that reach the multiplication.
+        scales_go = delay(m, self.fire & self.slot.scale, self.SUM_LATENCY, "scales_go", control=True)
+        group_done = Signal()
+        m.d.comb += group_done.eq(valid_group & group.group_done)
+        row_bits = routed.cols * routed.format.bits
         for row in range(rows):
-            weights = self.tile.word_select(row, len(self.tile) // rows)
-            total = row_sum(m, row, weights, Mux(add.first, 0, old.word_select(row, 32)), add)
+            waiting = Signal(row_bits, name=f"waiting_{row}", reset_less=True)
+            scales = Signal(row_bits - routed.bias_bits, name=f"scales_{row}", reset_less=True)
+            with m.If(self.fire & self.slot.scale):
+                m.d.sync += waiting.eq(self.tile.word_select(row, row_bits))
+            with m.If(scales_go):
+                m.d.sync += scales.eq(waiting[routed.bias_bits :])
+            with m.Elif(group_done):
+                m.d.sync += scales.eq(scales >> routed.format.scale_bits)
+            start = Const(0, 32)
+            if routed.bias_bits:
+                bias = Signal(16, name=f"bias_{row}", reset_less=True)
+                with m.If(scales_go):
+                    m.d.sync += bias.eq(waiting)
+                start = f32_of_bf16(delay(m, bias, ScaleSum.LATENCY, f"bias_{row}"))
+            result = self._row_grouped(
+                m,
+                row,
+                Mux(add.group_first, 0, old_sums.word_select(row, 32)),
+                sums.word_select(row, 32),
+                scales[: routed.format.scale_bits],
+                Mux(scaled.first_group, start, old.word_select(row, 32)),
+            )
             for ram in rams:
-                m.d.comb += ram.write.data.word_select(row, 32).eq(total)
-        return m
+                m.d.comb += ram.write.data.word_select(row, 32).eq(result)
+
+    def _row_grouped(self, m, row, old_sum, new_sum, scale, old_total):
+        """Return a row's total, ``latency`` cycles after its slot fired; drive its group's ``new_sum``."""
+        cols, number_format = self.config.routed.cols, self.config.routed.format
+        decode = m.submodules[f"decode_{row}"] = DecodeElements(number_format, cols)
+        burst = m.submodules[f"burst_{row}"] = Burst(cols)
+        accumulate = m.submodules[f"accumulate_{row}"] = Accumulate(cols)
+        scaling = m.submodules[f"scale_{row}"] = ScaleSum(number_format)
+        add = m.submodules[f"add_{row}"] = Accumulate(1)
+        m.d.comb += [
+            decode.i.eq(self.tile.word_select(row, cols * number_format.bits)),
+            burst.x.eq(self.x),
+            burst.w.eq(decode.o),
+            accumulate.acc.eq(old_sum),
+            accumulate.addend.eq(burst.o),
+            new_sum.eq(accumulate.o),
+            scaling.i.eq(accumulate.o),
+            scaling.factor.eq(factor_of(m, number_format, scale, f"factor_{row}")),
+            add.acc.eq(old_total),
+            add.addend.eq(scaling.o),
+        ]
+        return add.o
 
     def _row_bf16(self, m, row, weights, old, add):
-        """Return a row's sum, ``LATENCY`` cycles after its slot fired."""
+        """Return a row's sum, ``latency`` cycles after its slot fired."""
         cols = self.config.routed.cols
         burst = m.submodules[f"burst_{row}"] = Burst(cols)
         accumulate = m.submodules[f"accumulate_{row}"] = Accumulate(cols)
@@ -106,7 +225,7 @@ class MacArray(wiring.Component):
         return accumulate.o
 
     def _row_int8(self, m, row, weights, old, add):
-        """Return a row's sum or scaled result, ``LATENCY`` cycles after its slot fired."""
+        """Return a row's sum or scaled result, ``latency`` cycles after its slot fired."""
         burst = m.submodules[f"burst_{row}"] = IntegerBurst(self.config.routed.cols)
         accumulate = m.submodules[f"accumulate_{row}"] = IntegerAccumulate()
         # Kept from the slot's firing to its addition. The next scale tile comes at least

@@ -50,8 +50,13 @@ class EngineConfig:
         return self.routed.format is Format.INT8
 
     @property
+    def grouped(self) -> bool:
+        """Whether weights are stored in a grouped format."""
+        return self.routed.format.grouped
+
+    @property
     def element_bits(self) -> int:
-        """Bits of a weight, and of what it is multiplied with."""
+        """Bits of what a weight is multiplied with."""
         return self.routed.element_bits
 
     @property

@@ -9,16 +9,19 @@ from rtl.expert.jobs import JobPointer, job_record_layout, list_bits, list_layou
 from rtl.expert.layouts import EngineConfig, ExpertConfig, bits_for
 from rtl.int8 import SCALE_WORD_BITS
 from rtl.ram import ReadSignature, address_width
-from spec.geometry import ACCUMULATE_DISTANCE
+from spec.geometry import ACCUMULATE_DISTANCE, SCALE_DISTANCE
 
 
 def slot_layout(config: EngineConfig):
     """Return what the array knows of a MAC slot (one token at one tile).
 
     ``token`` and ``parity`` name the accumulators, ``up`` the second set of a gated FFN; ``first``
-    tile starts them from zero; ``unit_done`` on the first token of a unit's last tile. In int8 ``scale``
-    marks a scale tile.
+    tile starts them from zero; ``unit_done`` on the first token of a unit's last tile. In int8 and in grouped
+    formats ``scale`` marks a scale tile. In these ``group_first`` starts a group's sum from zero,
+    ``group_last`` has it scaled and added, to the bias in the ``first_group``; ``group_done`` on the last
+    token of a group's last tile.
     """
+    names = ("group_first", "group_last", "group_done", "first_group") if config.grouped else ()
     return data.StructLayout(
         {
             "token": unsigned(bits_for(config.max_tokens)),
@@ -26,7 +29,8 @@ def slot_layout(config: EngineConfig):
             "up": unsigned(1),
             "first": unsigned(1),
             "unit_done": unsigned(1),
-            **({"scale": unsigned(1)} if config.int8 else {}),
+            **({"scale": unsigned(1)} if config.int8 or config.grouped else {}),
+            **dict.fromkeys(names, unsigned(1)),
         }
     )
 
@@ -44,6 +48,9 @@ class Sequencer(wiring.Component):
     * f2 has the inputs and *fires* (gives the slot to the array) when the tile is there, the
       accumulators' last sum of this token is written, and, for a unit's first slot, the unit before
       the last has been drained.
+
+    In a grouped format a scale tile is one slot, of no token: it needs no accumulators, and fires when the
+    scale tile before it has gone its way through the array (``SCALE_DISTANCE``).
 
     The first slot of a job that waits in cycle c fires in c + 4 at the earliest, later by the stages w; then
     one slot per cycle.
@@ -162,6 +169,15 @@ class Sequencer(wiring.Component):
             self.wait_tile.eq(f2_valid & ~self.tile_full),
             self.wait_accumulators.eq(f2_valid & self.tile_full & ~accumulators_free),
         ]
+        if config.grouped:
+            scale_since = Signal(range(SCALE_DISTANCE + 1), init=SCALE_DISTANCE)
+            m.d.comb += start_tile.eq(~f2.slot.scale & (f2.slot.token == 0))
+            with m.If(f2.slot.scale):
+                m.d.comb += accumulators_free.eq(scale_since == SCALE_DISTANCE)
+            with m.If(self.fire & f2.slot.scale):
+                m.d.sync += scale_since.eq(1)
+            with m.Elif(scale_since != SCALE_DISTANCE):
+                m.d.sync += scale_since.eq(scale_since + 1)
         with m.If(self.fire & start_tile):
             m.d.sync += since.eq(1)
         with m.Elif(since != ACCUMULATE_DISTANCE):
@@ -280,7 +296,7 @@ class JobWalk(wiring.Component):
             jobs.next.eq(~self.valid & jobs.waiting),
             step.eq(self.valid & self.go),
             last_token.eq(token == record.last_token),
-            last_tile.eq(tile == Mux(out, of_kind("hidden_tiles"), of_kind("in_tiles")) - 1),
+            last_tile.eq(tile == Mux(out, of_kind("met_hidden_tiles"), of_kind("met_in_tiles")) - 1),
             last_matrix.eq(out | up | (config.routed.num_up_matrices == 1)),
             last_unit.eq(unit == Mux(out, of_kind("out_blocks"), of_kind("hidden_blocks")) - 1),
             end_unit.eq(step & last_token & last_tile & last_matrix),
@@ -305,8 +321,14 @@ class JobWalk(wiring.Component):
             tag.shared.eq(record.shared),
             tag.last_token.eq(last_token),
         ]
+        # The step of a token at a tile of weights.
+        advance = step
         if config.int8:
             m.d.comb += tag.slot.scale.eq(last_tile)
+        if config.grouped:
+            advance = Signal()
+            self._walk_groups(m, step, advance, tile, last_token, last_tile, last_matrix)
+            m.d.comb += end_unit.eq(advance & last_token & last_tile & last_matrix)
         with m.If(jobs.next):
             m.d.sync += [
                 self.valid.eq(1),
@@ -318,7 +340,7 @@ class JobWalk(wiring.Component):
                 tile.eq(0),
                 token.eq(0),
             ]
-        with m.If(step):
+        with m.If(advance):
             m.d.sync += token.eq(Mux(last_token, 0, token + 1))
             with m.If(last_token):
                 m.d.sync += tile.eq(Mux(last_tile, 0, tile + 1))
@@ -331,6 +353,33 @@ class JobWalk(wiring.Component):
         with m.If(end_job):
             m.d.sync += self.valid.eq(0)
         return m
+
+    def _walk_groups(self, m, step, advance, tile, last_token, last_tile, last_matrix) -> None:
+        """Count the tiles of groups and spans of a grouped format; ``tile`` counts weights alone."""
+        routed, tag = self.config.routed, self.tag
+        scale = Signal(init=1)
+        span_tile = Signal(range(routed.span_tiles))
+        group_tile = Signal(range(routed.group_tiles))
+        group_last = Signal()
+        m.d.comb += [
+            advance.eq(step & ~scale),
+            group_last.eq(last_tile | (group_tile == routed.group_tiles - 1)),
+            tag.slot.scale.eq(scale),
+            tag.slot.unit_done.eq(~scale & last_tile & last_matrix & (tag.slot.token == 0)),
+            tag.slot.group_first.eq(group_tile == 0),
+            tag.slot.group_last.eq(group_last & ~scale),
+            tag.slot.group_done.eq(group_last & ~scale & last_token),
+            tag.slot.first_group.eq(tile < routed.group_tiles),
+            tag.last_token.eq(scale | last_token),
+        ]
+        with m.If(step & scale):
+            m.d.sync += scale.eq(0)
+        with m.If(advance & last_token):
+            m.d.sync += [span_tile.eq(span_tile + 1), group_tile.eq(group_tile + 1)]
+            with m.If(group_last):
+                m.d.sync += group_tile.eq(0)
+            with m.If(last_tile | (span_tile == routed.span_tiles - 1)):
+                m.d.sync += [span_tile.eq(0), scale.eq(1)]
 
 
 class InputMask(wiring.Component):
@@ -362,12 +411,13 @@ class InputMask(wiring.Component):
         m = Module()
         config = self.config
         cols = config.routed.cols
-        bias = int(config.routed.ffn.bias)
+        # (In a grouped format a bias lies with the scales.)
+        bias = int(config.routed.ffn.bias and not config.grouped)
         # Inputs, and how many ones come behind them.
         sizes = {0: (config.d_model, bias), 1: (config.routed.d_hidden, bias)}
         own_bias = False
         if config.image.shared:
-            shared_bias = int(config.image.shared.ffn.bias)
+            shared_bias = int(config.image.shared.ffn.bias and not config.grouped)
             sizes[2] = (config.image.shared.d_hidden, shared_bias)
             own_bias = shared_bias != bias
         chosen = Signal(range(5 if own_bias else 4 if config.router else 3))

@@ -207,7 +207,7 @@ def _expert_errors(
         ours.append(bf16_decode(contribution.results).astype(np.float64))
         inputs = bf16_decode(job_inputs(image, job, work.tokens)).astype(np.float64)
         real.append(ffn(spec, x=inputs, **vars(weights)))
-        bounds.append(expert_output(spec, weights, exact(inputs), image.routed.cols, scales).error)
+        bounds.append(expert_output(spec, weights, exact(inputs), image.routed, scales).error)
     everything = np.concatenate(real)
     return Errors.of(np.concatenate(ours), everything, np.concatenate(bounds), float(everything.std()))
 

@@ -137,7 +137,10 @@ def command(
     reports = [run() for run in runs]
     for report in reports:
         if engine != "model" and request.own_layer is not None:
-            report.notes.append(f"weights of {request.own_layer.label} in {model_name}, read as float32")
+            note = f"weights of {request.own_layer.label} in {model_name}, read as float32"
+            if Format(report.format).grouped:
+                note += f"; what is stored as {report.format} stores it is kept bit for bit"
+            report.notes.append(note)
         if vector and (routing_name is not None or given_seed is not None):
             report.notes.append("--routing and --seed change nothing: a vector has its own")
         elif experts is not None and routing_name is not None:

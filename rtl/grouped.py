@@ -1,0 +1,207 @@
+"""Arithmetic of weights stored in few bits with a scale for each group: decoding, scaling.
+
+Bit for bit that of :mod:`golden.grouped`. Nothing stalls.
+"""
+
+from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.formats import BF16_NAN, F32_NAN
+from golden.stored_formats import E8M0_NAN
+from rtl.arith import F32, burst_layout
+from spec.design import Format
+
+SIGNIFICAND_BITS = {Format.FP8: 24, Format.MXFP4: 1, Format.INT4: 8}
+"""Of a scale, the top one included."""
+
+
+class DecodeElements(wiring.Component):
+    """Turn a row's stored elements into bf16 patterns. Combinational.
+
+    Reference: :func:`golden.grouped.element_table`.
+
+    Members
+    -------
+    i : In(cols * bits), the first element lowest.
+    o : Out(cols * 16)
+    """
+
+    def __init__(self, number_format: Format, cols: int) -> None:
+        self.format = number_format
+        self.cols = cols
+        super().__init__({"i": In(cols * number_format.bits), "o": Out(cols * 16)})
+
+    def elaborate(self, platform):
+        m = Module()
+        decode = {Format.FP8: _e4m3, Format.MXFP4: _e2m1, Format.INT4: _int4}[self.format]
+        for n in range(self.cols):
+            code = Signal(self.format.bits, name=f"code_{n}")
+            m.d.comb += [
+                code.eq(self.i.word_select(n, self.format.bits)),
+                self.o.word_select(n, 16).eq(decode(code)),
+            ]
+        return m
+
+
+def _e4m3(code):
+    fraction, exponent, sign = code[:3], code[3:7], code[7]
+    # Subnormals are fraction * 2**-9.
+    small = Mux(
+        fraction[2],
+        Cat(Const(0, 5), fraction[:2], Const(120, 8)),
+        Mux(
+            fraction[1],
+            Cat(Const(0, 6), fraction[0], Const(119, 8)),
+            Mux(fraction[0], Cat(Const(0, 7), Const(118, 8)), 0),
+        ),
+    )
+    normal = Cat(Const(0, 4), fraction, (exponent + 120)[:8])
+    number = Cat(Mux(exponent == 0, small, normal)[:15], sign)
+    return Mux(code[:7].all(), BF16_NAN, number)
+
+
+def _e2m1(code):
+    fraction, exponent, sign = code[0], code[1:3], code[3]
+    small = Mux(fraction, Cat(Const(0, 7), Const(126, 8)), 0)
+    normal = Cat(Const(0, 6), fraction, (exponent + 126)[:8])
+    return Cat(Mux(exponent == 0, small, normal)[:15], sign)
+
+
+def _int4(code):
+    sign = code[3]
+    magnitude = Mux(sign, -code, code)[:4]
+    number = Mux(
+        magnitude[3],
+        Cat(Const(0, 7), Const(130, 8)),
+        Mux(
+            magnitude[2],
+            Cat(Const(0, 5), magnitude[:2], Const(129, 8)),
+            Mux(
+                magnitude[1],
+                Cat(Const(0, 6), magnitude[0], Const(128, 8)),
+                Mux(magnitude[0], Cat(Const(0, 7), Const(127, 8)), 0),
+            ),
+        ),
+    )
+    return Cat(number[:15], sign)
+
+
+def factor_layout(number_format: Format):
+    """Return a scale as a factor: ``(-1)**sign * significand * 2**(exponent - 127 - bits + 1)``.
+
+    The significand's top bit is set but for zero; NaN and infinity have their own bits.
+    """
+    return data.StructLayout(
+        {
+            "significand": unsigned(SIGNIFICAND_BITS[number_format]),
+            "exponent": unsigned(8),
+            "sign": unsigned(1),
+            "inf": unsigned(1),
+            "nan": unsigned(1),
+        }
+    )
+
+
+def factor_of(m, number_format: Format, pattern, name: str):
+    """Return the factor of a scale's pattern, combinational.
+
+    Reference: :func:`golden.grouped.scale_values`.
+    """
+    factor = Signal(factor_layout(number_format), name=name)
+    if number_format is Format.MXFP4:
+        # No sign, no fraction, and no zero: 0 stands for 2**-127.
+        m.d.comb += [
+            factor.significand.eq(1),
+            factor.exponent.eq(pattern),
+            factor.nan.eq(pattern == E8M0_NAN),
+        ]
+        return factor
+    bits = SIGNIFICAND_BITS[number_format] - 1
+    fraction, exponent, sign = pattern[:bits], pattern[bits : bits + 8], pattern[bits + 8]
+    top = exponent.all()
+    m.d.comb += [
+        factor.significand.eq(Mux(exponent == 0, 0, Cat(fraction, Const(1, 1)))),
+        factor.exponent.eq(exponent),
+        factor.sign.eq(sign),
+        factor.inf.eq(top & ~fraction.any()),
+        factor.nan.eq(top & fraction.any()),
+    ]
+    return factor
+
+
+class ScaleSum(wiring.Component):
+    """Multiply a group's fp32 sum with its scale, one rounding, to nearest even. One per cycle.
+
+    Latency 2 cycles. The result is what :class:`rtl.arith.Accumulate` adds: an fp32 number as a burst's sum.
+    Area: a 24-bit multiplier by the significand of a scale, which in ``mxfp4`` is 1.
+    Reference: :func:`golden.grouped.scaled`.
+
+    Members
+    -------
+    i : In(F32)
+        No subnormals.
+    factor : In(factor_layout(number_format))
+    o : Out(burst_layout(1))
+    """
+
+    LATENCY = 2
+
+    def __init__(self, number_format: Format) -> None:
+        self.format = number_format
+        super().__init__(
+            {"i": In(F32), "factor": In(factor_layout(number_format)), "o": Out(burst_layout(1))}
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        value, factor = self.i, self.factor
+        bits = SIGNIFICAND_BITS[self.format]
+        # s1: the product, with its leading one in one of the two top places.
+        top, zero = value.exponent.all(), value.exponent == 0
+        value_nan, value_inf = top & value.fraction.any(), top & ~value.fraction.any()
+        factor_zero = ~factor.significand[-1]
+        s1_product = Signal(24 + bits, reset_less=True)
+        s1_exponent = Signal(signed(11), reset_less=True)
+        s1_sign = Signal(reset_less=True)
+        s1_nan = Signal(reset_less=True)
+        s1_inf = Signal(reset_less=True)
+        m.d.sync += [
+            s1_product.eq(Mux(zero, 0, Cat(value.fraction, Const(1, 1))) * factor.significand),
+            s1_exponent.eq(value.exponent + factor.exponent - 127),
+            s1_sign.eq(value.sign ^ factor.sign),
+            s1_nan.eq(value_nan | factor.nan | (value_inf & factor_zero) | (factor.inf & zero)),
+            s1_inf.eq(value_inf | factor.inf),
+        ]
+
+        # s2: normalised and rounded. Below the normal range before rounding it is zero.
+        high = s1_product[-1]
+        exponent = Signal(signed(11))
+        normal = Signal(24 + bits)
+        kept = Signal(25)
+        exponent_out = Signal(signed(11))
+        half, rest = normal[-25], normal[:-25].any()
+        m.d.comb += [
+            exponent.eq(s1_exponent + high),
+            normal.eq(Mux(high, s1_product, s1_product << 1)),
+            kept.eq(normal[-24:] + (half & (rest | normal[-24]))),
+            exponent_out.eq(exponent + kept[24]),
+        ]
+        out = Signal(burst_layout(1), reset_less=True)
+        empty = ~normal[-1] | (exponent < 1)
+        m.d.sync += [
+            out.significand.eq(Mux(empty, 0, Mux(kept[24], 1 << 23, kept[:24]))),
+            out.exponent.eq(exponent_out),
+            out.sign.eq(s1_sign),
+            out.nan.eq(s1_nan),
+            out.inf.eq(s1_inf | (~empty & (exponent_out >= 255))),
+        ]
+        m.d.comb += self.o.eq(out)
+        return m
+
+
+def f32_of_bf16(pattern):
+    """Return the fp32 pattern of a bf16 one; subnormals are zero, NaN is the one NaN."""
+    exponent, fraction = pattern[7:15], pattern[:7]
+    nan = exponent.all() & fraction.any()
+    return Mux(nan, F32_NAN, Mux(exponent == 0, 0, Cat(Const(0, 16), pattern)))
