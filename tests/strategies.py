@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from spec.gate_plan import GatePlan
 from spec.hardware import CAPACITY_RULES
 from spec.model import (
     Activation,
@@ -121,6 +122,12 @@ def models(draw: st.DrawFn) -> ModelSpec:
     """Draw a small valid model that the hardware has."""
     gating = draw(gatings(max_experts=12))
     capacity = 0 if gating.num_identity_experts else draw(st.sampled_from((0, 0, 1, 2)))
+    # Weights that are logits give no priority.
+    rules = [
+        rule
+        for rule in CAPACITY_RULES
+        if not (rule is CapacityRule.BATCH_PRIORITY and GatePlan(gating).signed)
+    ]
     activation, gated, other = draw(activations())
     return ModelSpec(
         name="drawn",
@@ -140,7 +147,7 @@ def models(draw: st.DrawFn) -> ModelSpec:
         shared_expert_gate=draw(st.booleans()),
         output_bias=not gating.num_identity_experts and draw(st.booleans()),
         expert_capacity=capacity,
-        capacity_rule=draw(st.sampled_from(CAPACITY_RULES)),
+        capacity_rule=draw(st.sampled_from(rules)),
     )
 
 

@@ -504,7 +504,7 @@ def test_announcement_fits_the_dispatcher(top_k, shared):
 PLANTED = {
     "hazard ignored": ("range(1, self.DISTANCE)", "range(1, self.DISTANCE - 1)"),
     "one cycle late: hazard": ("range(1, self.DISTANCE)", "range(1, self.DISTANCE + 1)"),
-    "first is added to the RAM": ("Mux(first_now, 0, old[lane].as_value())", "old[lane].as_value()"),
+    "first is added to the RAM": ("Mux(first_now, starts[lane], old[lane]", "Mux(0, starts[lane], old[lane]"),
     "sums not transparent": (
         "config.depth, num_read_ports=2, transparent=True",
         "config.depth, num_read_ports=2",
@@ -520,7 +520,10 @@ PLANTED = {
     ),
     "counted too early": ("read_at = self.WRITE_AT - 2", "read_at = self.WRITE_AT - 3"),
     "one cycle late: counted": ("read_at = self.WRITE_AT - 2", "read_at = self.WRITE_AT - 1"),
-    "empty token not zero": ("Mux(word_empty, 0, bf16_from_f32(sums[lane]))", "bf16_from_f32(sums[lane])"),
+    "empty token not zero": (
+        "Mux(word_empty, empty[lane], bf16_from_f32(sums[lane]))",
+        "bf16_from_f32(sums[lane])",
+    ),
     "empty token waits": ("self.empty | received", "received"),
     "last on every token": ("last_word & token.last_token", "last_word"),
     "one cycle late: output": ("room.eq(~self.o.valid | self.o.ready)", "room.eq(~self.o.valid)"),

@@ -453,7 +453,11 @@ PLANTED = {
         "ACCUMULATE_DISTANCE - Accumulate.LATENCY, f",
         "ACCUMULATE_DISTANCE - Accumulate.LATENCY - 1, f",
     ),
-    "first is not the first": (rtl.combine_ordered, "Mux(first, 0, before.as_value())", "before.as_value()"),
+    "first is not the first": (
+        rtl.combine_ordered,
+        "Mux(first, starts[lane], before.as_value())",
+        "before.as_value()",
+    ),
     "every rank is a result": (rtl.combine_ordered, "step.valid & step.final", "step.valid"),
     "one rank less": (rtl.combine_ordered, "(rank + 1 >= token.count)", "(rank + 2 >= token.count)"),
     "more than there is room for": (
@@ -469,7 +473,11 @@ PLANTED = {
     "words beyond the last": (rtl.combine_ordered, "step & (word < config.words)", "step"),
     "slot not cleared": (rtl.combine_ordered, "self.clear.valid.eq(oldest.leave)", "self.clear.valid.eq(0)"),
     "last on every token": (rtl.combine_ordered, "self.o.token_last & token.last_token", "self.o.token_last"),
-    "empty token not zero": (rtl.combine_ordered, "Mux(empty, 0, bf16_from_f32(", "Mux(0, 0, bf16_from_f32("),
+    "empty token not zero": (
+        rtl.combine_ordered,
+        "Mux(empty, of_none[lane], bf16_from_f32(",
+        "Mux(0, 0, bf16_from_f32(",
+    ),
     "empty token waits": (rtl.combine, "self.empty | received", "received"),
     "counts not transparent": (
         rtl.combine,

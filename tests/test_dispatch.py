@@ -452,7 +452,7 @@ PLANTED = {
     ),
     "shared weight": (
         rtl.dispatch.walker,
-        "self.o.payload.weight.eq(BF16_ONE)",
+        "self.o.payload.weight.eq(weight)",
         "self.o.payload.weight.eq(0)",
     ),
     "last flag": (

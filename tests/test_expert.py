@@ -1045,7 +1045,7 @@ def test_full_size_experts_equal_walking(name, tokens):
 WRONG_REPETITIONS = {
     "times": ("if now[n] - before[n] != later:", "if False:"),
     "last bursts": ("if now[column] - before[its] != later:", "if False:"),
-    "hidden blocks still waited for": ("and (num_hidden == 0 or now[F1] >= hidden_done[-1])", ""),
+    "hidden blocks still waited for": ("and (num_hidden == 0 or now[FIRE + f1] >= hidden_done[-1])", ""),
     "the last unit among them": ("(blocks - 1 - block) // (block", "(blocks - block) // (block"),
     "counts": ("for n in (BEATS, WAITED, PASSED):", "for n in (BEATS, PASSED):"),
     "hidden blocks not written": ("hidden_done[skipped - period] + later", "hidden_done[skipped - period]"),

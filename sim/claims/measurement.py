@@ -33,7 +33,14 @@ SEVERAL_WINDOWS: tuple[Random, ...] = (("mixtral-8x7b", 256, "zipf:1"), ("deepse
 EACH_FFN = ("mixtral_s0", "deepseek_v3_s0", "gpt_oss_s0", "switch_transformers_s0")
 """A gated expert, one beside a shared one, a clamped one with biases, a ReLU."""
 ON_BOTH = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe", "switch_transformers")
-"""Families whose recorded layers run on both accelerators in bf16; those of all others on ``fpga``."""
+"""Families whose recorded layers all run on both accelerators in bf16.
+
+Of each other family that the hardware has, the first recorded layer runs on ``fpga``.
+"""
+
+
+STORED = ((Format.FP8, "deepseek-v3"), (Format.MXFP4, "gpt-oss-20b"), (Format.INT4, "mixtral-8x7b"))
+"""Formats in which weights are stored, each with a preset; two of the models are released in theirs."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +59,18 @@ class Suite:
     random: tuple[Random, ...]
 
 
+_LAYERS = EVERY_PRESET + SEVERAL_WINDOWS
 # Each hardware is built once, for a minute or two; int8 is run on every kind of expert rather than
 # everything, and at float's side every layer is compared (link int8).
 SUITES = (
-    Suite("fpga", Format.BF16, lambda _name, _family: True, EVERY_PRESET + SEVERAL_WINDOWS),
-    Suite("pim", Format.BF16, lambda _name, family: family in ON_BOTH, EVERY_PRESET + SEVERAL_WINDOWS),
+    Suite("fpga", Format.BF16, lambda name, family: family in ON_BOTH or name.endswith("_s0"), _LAYERS),
+    Suite("pim", Format.BF16, lambda _name, family: family in ON_BOTH, _LAYERS),
     Suite("fpga", Format.INT8, lambda name, _family: name in EACH_FFN, EVERY_PRESET[:1]),
     Suite("pim", Format.INT8, lambda name, _family: name in EACH_FFN, EVERY_PRESET[:1]),
+    *(
+        Suite("fpga", number_format, lambda _name, _family: False, ((name, DEFAULT_TOKENS, "uniform"),))
+        for number_format, name in STORED
+    ),
 )
 ALONE_MODEL, ALONE_SCALE = "mixtral-8x7b", 16
 """An expert alone, with 16 x 56 tiles of 16 x 16."""
