@@ -103,7 +103,7 @@ def run(rows: int, cols: int, channels: int, batch: int, *, refresh: bool = True
                     note(name, cycle, bank, row)
                     queue.pop(place)
                     return
-            elif bank not in opened and not waiting and openable(bank, all_bank, cycle):
+            elif bank not in opened and (not waiting or opened) and openable(bank, all_bank, cycle):
                 opened[bank] = row
                 note("ACT", cycle, bank, row)
                 if not all_bank:

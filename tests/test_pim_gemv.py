@@ -55,15 +55,11 @@ def limits_of(rng: np.random.Generator) -> PowerLimits:
 
 
 def test_the_published_kernels_cycles():
-    """15 of 16 points exactly, the other within 0.15 %; the bar is 1 % each and 0.3 % on average."""
-    errors = []
+    """All 16 points exactly; in that of 1024 x 1024 on one channel a row opens while a refresh is due."""
+    assert len(POINTS) == 16
     for point in POINTS:
         shape = {name: point[name] for name in ("rows", "cols", "channels", "batch")}
-        cycles = run_gemv(SAMSUNG, Product(**shape)).cycles
-        errors.append(abs(cycles - point["cycles"]) / point["cycles"])
-    assert len(errors) == 16
-    assert sum(error == 0 for error in errors) == 15
-    assert max(errors) < 0.0015
+        assert run_gemv(SAMSUNG, Product(**shape)).cycles == point["cycles"], shape
 
 
 def test_the_published_kernels_commands():
@@ -122,6 +118,9 @@ def test_wide_sweep(seed):
         assert run_gemv(SAMSUNG, product).cycles == barrier_reference.run(*shape)[0], product
         for device in (OURS, QUAD):
             assert run_gemv(device, product, log=True).check() == [], product
+        for gap in (1, 6, 20):
+            limits = PowerLimits(mac_gap=gap, act_gap=int(gap > 1) * seed % 50 + 1, hot=seed % 2 == 0)
+            assert run_gemv(SAMSUNG, product, Options(limits=limits), log=True).check() == [], product
 
 
 def test_our_schedule_reaches_its_goals():
@@ -179,6 +178,25 @@ def test_refreshes_are_issued_when_due():
         ref = log[log[:, 1] == Kind.REF, 0]
         due = np.arange(T.refi // 2, log[-1, 0], T.refi)
         assert ref.tolist() == due.tolist()
+
+
+def test_how_late_a_refresh_of_the_published_kernel_may_be():
+    """Rows open while a refresh waits for others to close; the allowed delay has a cycle to spare."""
+    product = Product(rows=707, cols=100, channels=1, batch=5)
+    limits = PowerLimits(mac_gap=20)
+    log = run_gemv(SAMSUNG, product, Options(limits=limits), log=True).log
+    assert check_log(DRAM, log, BARRIER, limits) == []
+    assert check_log(DRAM, log, replace(BARRIER, postponed=154), limits) == []
+    [found] = check_log(DRAM, log, replace(BARRIER, postponed=153), limits)
+    assert (found.rule, found.distance) == ("refresh when due", 154)
+    # Ordinary traffic opens nothing meanwhile: its refreshes are not put off by the whole of it.
+    cycles = [
+        barrier.ordinary_cycles(
+            SAMSUNG, timings(DRAM, PowerLimits()), write=True, bursts=512, start=0, refresh=refresh
+        )
+        for refresh in (True, False)
+    ]
+    assert cycles[0] - cycles[1] > 2 * T.rfc
 
 
 def spoiled(log: np.ndarray, kind: Kind, number: int, by: int) -> np.ndarray:

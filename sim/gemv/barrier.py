@@ -4,15 +4,18 @@ The kernel is a sequence of *groups* of accesses with a barrier behind each; a c
 and writes serves them. Only the group at hand is seen. In each cycle one command of any kind may go:
 
 1. Where a refresh is due: REF once all banks are closed, else PRE of an open bank as soon as it may close.
-2. The oldest access of the group whose row is open, or whose bank is closed and can be opened (not while a
-   refresh is due). The last access of a group neither opens its row nor issues before it is alone.
+2. The oldest access of the group whose row is open, or whose bank is closed and can be opened, also while a
+   refresh that is due waits for a bank that is still open. The last access of a group neither opens its row
+   nor issues before it is alone.
 3. PRE of an open row that the group does not need.
+
+Ordinary traffic around the kernel (:func:`ordinary_cycles`) opens nothing while a refresh is due.
 
 The controller knows single banks; with all-bank commands the first even bank stands for all even ones, the
 first odd bank for all odd ones. REF does not wait tRP after PRE, as in the kernel's simulator.
 
 Sources: behaviour and figures observed of github.com/SAITPublic/PIMSimulator at b464dde0; no code of it.
-Checked against 16 of its cycle counts (``tests/data/pim_hbm2_gemv.json``): 15 are equal, one is 0.14 % off.
+Checked against 16 of its cycle counts (``tests/data/pim_hbm2_gemv.json``): all are equal.
 """
 
 from __future__ import annotations
@@ -94,12 +97,13 @@ def _emit(state, counts, log, cycle, kind, bank, row):  # type: ignore[no-untype
 
 
 @compiled
-def _serve(machine, queue, n, all_bank, until_closed):  # type: ignore[no-untyped-def]
+def _serve(machine, queue, n, all_bank, until_closed, patient):  # type: ignore[no-untyped-def]
     """Serve a group: the first ``n`` accesses (or runs of ``left`` equal ones) of the queue.
 
     machine : timings, state, banks, groups, acts, counts, log. queue : kinds, banks, rows, left.
     banks : (banks, 5) open row, last ACT, PRE, RD, WR. groups : (bank groups, 3) last ACT, RD, WR.
     acts : last four single-bank ACTs, oldest first. until_closed : a bank that must be closed at the end.
+    patient : banks are opened also while a refresh is due and waits for another to close.
     """
     T, state, banks, groups, acts, counts, log = machine
     kinds, where, rows, left = queue
@@ -154,7 +158,7 @@ def _serve(machine, queue, n, all_bank, until_closed):  # type: ignore[no-untype
                             groups[group, 1] + (T[MAC_GAP] if kinds[i] == MAC else T[CCD_L]),
                         )
                     command = kinds[i]
-                elif banks[b, 0] == CLOSED and not pending:
+                elif banks[b, 0] == CLOSED and (patient or not pending):
                     ready = max(banks[b, 2] + T[RP], banks[b, 1] + T[RC])
                     if all_bank:
                         ready = max(ready, state[_LAST_ALL_ACT] + T[ACT_GAP])
@@ -227,7 +231,7 @@ def _serve(machine, queue, n, all_bank, until_closed):  # type: ignore[no-untype
 @compiled
 def _access(machine, queue, kind, bank, row, count):  # type: ignore[no-untyped-def]
     queue[0][0], queue[1][0], queue[2][0], queue[3][0] = kind, bank, row, count
-    _serve(machine, queue, 1, True, -1)
+    _serve(machine, queue, 1, True, -1, True)
 
 
 @compiled
@@ -269,7 +273,7 @@ def _ordinary(T, bank_groups, banks_per_group, kind, used, bursts, row_bursts, s
             # Neighbours of the queue lie in other bank groups.
             queue[0][i], queue[1][i] = kind, (i % bank_groups) * banks_per_group + 2 * (i // bank_groups)
             queue[2][i], queue[3][i] = done // row_bursts, min(row_bursts, bursts - done)
-        _serve(machine, queue, used, False, -1)
+        _serve(machine, queue, used, False, -1, False)
         done += row_bursts
     return machine[1][_NOW]
 
@@ -353,12 +357,12 @@ def _kernel(  # type: ignore[no-untyped-def]
     for i in range(num_banks):
         park[i] = (i % bank_groups) * banks_per_group + i // bank_groups
     kinds[:], where[:], rows[:], left[:] = RD, park, PARK_ROW, 1
-    _serve(machine, queue, num_banks, False, -1)
+    _serve(machine, queue, num_banks, False, -1, True)
     # All-bank mode: writes to a row of two banks in each of two bank groups.
     for i in range(4):
         kinds[i], rows[i], left[i] = WR, MODE_ROW, 1
         where[i] = (i // 2) * (bank_groups // 2) * banks_per_group + i % 2
-    _serve(machine, queue, 4, False, -1)
+    _serve(machine, queue, 4, False, -1, True)
     _access(machine, queue, WR, 1, REGISTER_ROW, 1)  # the program: one burst of instructions
     for output in range(outputs):
         for _item in range(batch):
@@ -372,9 +376,9 @@ def _kernel(  # type: ignore[no-untyped-def]
     for i in range(2):
         kinds[i], where[i], rows[i], left[i] = WR, i, LEAVE_ROW, 1
     # Single-bank mode begins when the second of these rows closes; then banks are read one by one.
-    _serve(machine, queue, 2, True, 1)
+    _serve(machine, queue, 2, True, 1, True)
     kinds[:], where[:], rows[:], left[:] = RD, park, PARK_ROW, 1
-    _serve(machine, queue, num_banks, False, -1)
+    _serve(machine, queue, num_banks, False, -1, True)
     return machine[1][_LAST_RD] + T[READ_LATENCY]
 
 

@@ -51,9 +51,11 @@ class Rules:
     refresh: bool = True
 
 
-BARRIER = Rules(one_bus=True, stand_in=True, refresh_waits=False, postponed=64)
-"""The published kernel's: it refreshes when the open banks have closed, at most a row's tRAS or a group of
-writes and its tWR later."""
+BARRIER = Rules(one_bus=True, stand_in=True, refresh_waits=False, postponed=155)
+"""The published kernel's: it refreshes once no bank is open. Its rows open meanwhile, each before the one
+before it may close: in the longest chain results (due from behind the last MAC on: 43 cycles to their last
+write), the mode's row, inputs (78 cycles to their last write: PRE and ACT of their bank, writes), weights (1
+cycle to ACT, tRAS to PRE). They close together and REF is next, 155 cycles from when it was due."""
 STREAMED = Rules()
 
 
