@@ -137,6 +137,44 @@ def test_four_tokens_cost_little_more_than_one_on_four_times_the_macs():
     assert run_gemv(OURS, replace(BIG, batch=4)).cycles == 36574
 
 
+@pytest.mark.parametrize("device", [OURS, QUAD], ids=lambda device: device.name)
+def test_the_layout_is_nearly_the_fastest_there_is(device):
+    """Against the cycles of every layout; also where the batch is no multiple of the tokens of a burst."""
+    scale = timings(DRAM, PowerLimits())
+    none = np.zeros((0, 4), dtype=np.int64)
+
+    def cycles(where: streamed.Layout, batch: int) -> int:
+        return streamed._run(device, scale, where, batch, True, Additions(), none)[0]
+
+    rng = np.random.default_rng(31)
+    ragged = Product(rows=5142, cols=56, channels=3, batch=5)
+    drawn = [replace(one, batch=int(rng.integers(1, 10))) for one in products(31, 60)]
+    excess = []
+    for product in [ragged, *drawn, *(replace(one, cols=1 + one.cols // 30) for one in drawn)]:
+        per_slice = device.units * product.channels
+        inputs = -(-product.cols // device.lanes)
+        choices = [
+            streamed.Layout(
+                slices=slices,
+                outputs=-(-product.rows * slices // per_slice),
+                bursts=-(-inputs // slices),
+                tokens=tokens,
+            )
+            for slices in range(1, product.channels + 1)
+            if product.channels % slices == 0
+            for tokens in (1, 2, 4)
+            if tokens <= device.tokens_per_burst
+        ]
+        chosen = streamed.layout(device, product, scale)
+        assert chosen in choices
+        fastest = min(cycles(choice, product.batch) for choice in choices)
+        excess.append(cycles(chosen, product.batch) / fastest - 1)
+    assert excess[0] == 0
+    assert max(excess) < 0.03 and np.mean(excess) < 0.001
+    if device is QUAD:
+        assert run_gemv(device, ragged).cycles == 16374
+
+
 @pytest.mark.parametrize("device", [SAMSUNG, OURS, QUAD], ids=lambda device: device.name)
 def test_no_rule_is_broken(device):
     """Random shapes, limits of power and heat, parts of the schedule left out; with a log and without."""

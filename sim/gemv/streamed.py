@@ -389,6 +389,24 @@ def _kernel(  # type: ignore[no-untyped-def]
 
 
 @compiled
+def _group_estimate(T, outputs, bursts, sharing, per_unit, mac_cycles, register_path):  # type: ignore[no-untyped-def]
+    """Return the cycles that ``sharing`` tokens that share bursts may take, refreshes left out."""
+    if sharing == 0:
+        return 0
+    gap = max(T[MAC_GAP], sharing * mac_cycles)
+    at_once = per_unit // sharing
+    passes = (outputs + at_once - 1) // at_once
+    turn = T[READ_TO_WRITE] + T[WRITE_TO_READ_L] - T[CCD_L] - gap
+    time = gap * outputs * bursts + passes * turn + T[CCD_L] * outputs * sharing
+    # With few outputs in a pass, inputs want more column slots than MACs leave.
+    if register_path:
+        larger = outputs % passes
+        for here, number in ((outputs // passes, passes - larger), (outputs // passes + 1, larger)):
+            time += max(0, sharing - here * (gap - 1)) * number * bursts
+    return time
+
+
+@compiled
 def _choose(T, rows, cols, channels, batch, units, lanes, sharing, per_unit, mac_cycles, additions):  # type: ignore[no-untyped-def]
     """Return slices, outputs, bursts, tokens of the layout that is estimated to be the fastest.
 
@@ -397,10 +415,7 @@ def _choose(T, rows, cols, channels, batch, units, lanes, sharing, per_unit, mac
     best, slices_, outputs_, bursts_, tokens_ = FAR, 1, 1, 1, 1
     tokens = 1
     while tokens <= sharing:
-        groups = (batch + tokens - 1) // tokens
-        here = min(tokens, batch)
-        gap = max(T[MAC_GAP], here * mac_cycles)
-        at_once = per_unit // tokens
+        full, rest = batch // tokens, batch % tokens
         for slices in range(1, (channels if additions[1] else 1) + 1):
             if channels % slices != 0:
                 continue
@@ -410,15 +425,11 @@ def _choose(T, rows, cols, channels, batch, units, lanes, sharing, per_unit, mac
                 outputs = (outputs + per_unit - 1) // per_unit * per_unit
                 inputs = (inputs + per_unit - 1) // per_unit * per_unit
             bursts = (inputs + slices - 1) // slices
-            passes = (outputs + at_once - 1) // at_once
-            turn = T[READ_TO_WRITE] + T[WRITE_TO_READ_L] - T[CCD_L] - gap
-            time = gap * outputs * bursts + passes * turn + T[CCD_L] * outputs * here
-            # With few outputs in a pass, inputs want more column slots than MACs leave.
-            short = here - outputs // passes * (gap - 1)
-            if additions[0] and short > 0:
-                time += short * passes * bursts
-            if groups * time < best:
-                best = groups * time
+            # The last group may be of fewer tokens; its passes hold more outputs.
+            time = full * _group_estimate(T, outputs, bursts, tokens, per_unit, mac_cycles, additions[0])
+            time += _group_estimate(T, outputs, bursts, rest, per_unit, mac_cycles, additions[0])
+            if time < best:
+                best = time
                 slices_, outputs_, bursts_, tokens_ = slices, outputs, bursts, tokens
         tokens *= 2
     return slices_, outputs_, bursts_, tokens_
