@@ -210,6 +210,24 @@ def test_every_burst_is_read_once_for_each_group_of_tokens():
             assert held >= product.rows * product.cols
 
 
+def test_results_of_a_batch_need_rows_in_our_schedule_alone():
+    """The published kernel writes all results to a row; ours refuses what does not fit, also among many."""
+    product = Product(rows=8000, cols=1000, channels=1, batch=700)
+    shapes = np.array([[product.rows, product.cols, product.channels, product.batch]])
+    for refused in (
+        lambda: run_gemv(OURS, product),
+        lambda: streamed.many(OURS, shapes, timings(DRAM, PowerLimits())),
+    ):
+        with pytest.raises(InputError, match=r"^batch: with its results behind the weights needs 17279 rows"):
+            refused()
+    run_gemv(OURS, replace(product, batch=600))
+    with pytest.raises(InputError, match=r"^rows: times cols needs 32768 rows of each bank"):
+        streamed.many(OURS, np.array([[1 << 18, 1 << 10, 1, 1]]), timings(DRAM, PowerLimits()))
+    log = run_gemv(SAMSUNG, Product(rows=200, cols=40, channels=1, batch=3), log=True).log
+    results = log[(log[:, 1] == Kind.WR) & (log[:, 3] == barrier.RESULT_ROW)]
+    assert len(results) == 8 * 4 * 3 and set(results[:, 2]) == {ODD}
+
+
 def test_refreshes_are_issued_when_due():
     for product in products(3, 20):
         log = run_gemv(OURS, product, log=True).log
@@ -466,6 +484,10 @@ MISTAKES = {
     "too large": (
         ["--rows", "1048576", "--cols", "1048576"],
         r"rows: times cols needs \d+ rows of each bank, which has 16384",
+    ),
+    "too many results": (
+        ["--channels", "1", "--rows", "8000", "--cols", "1000", "--batch", "700"],
+        r"batch: with its results behind the weights needs 17279 rows of each bank, which has 16384",
     ),
     "unknown design": (
         ["--design", "hbm9"],

@@ -163,10 +163,12 @@ class Product:
         return self.rows * self.cols * self.batch
 
 
-def require_rows(needed: int, dram: DramSpec) -> None:
-    """Raise :class:`spec.errors.InputError` unless so many rows lie in a bank of the DRAM."""
-    require(
-        needed <= dram.rows,
-        f"times cols needs {needed} rows of each bank, which has {dram.rows}",
-        key="rows",
-    )
+def require_rows(needed: int, dram: DramSpec, *, results: bool = False) -> None:
+    """Raise :class:`spec.errors.InputError` unless so many rows lie in a bank of the DRAM.
+
+    results : the weights fit, and rows of results, which grow with the batch, are among those needed.
+    """
+    rule = f"needs {needed} rows of each bank, which has {dram.rows}"
+    if results:
+        require(needed <= dram.rows, f"with its results behind the weights {rule}", key="batch")
+    require(needed <= dram.rows, f"times cols {rule}", key="rows")

@@ -502,14 +502,14 @@ def run(
     """Return cycles, the number of commands of each kind, and with ``log`` the commands of a channel."""
     dram = device.timed
     where = layout(device, product, T, additions)
-    require_rows(-(-where.outputs * where.bursts // dram.bursts_per_row) // 2, dram)
+    require_rows(_weight_rows(where.outputs, where.bursts, dram.bursts_per_row), dram)
     none = np.zeros((0, 4), dtype=np.int64)
 
     def once(place: Log) -> tuple[int, int, NDArray[np.int64]]:
         return _run(device, T, where, product.batch, refresh, additions, place)
 
     cycles, rows, counts = once(none)
-    require_rows(rows, dram)
+    require_rows(rows, dram, results=True)
     if not log:
         return cycles, counts, none
     place = np.zeros((int(counts.sum()), 4), dtype=np.int64)
@@ -517,6 +517,12 @@ def run(
     assert end == cycles and (again == counts).all()
     # Commands are placed in the order of the column commands; a log is in the order of time.
     return cycles, counts, place[np.lexsort((place[:, 1], place[:, 0]))]
+
+
+@compiled
+def _weight_rows(outputs, bursts, row_bursts):  # type: ignore[no-untyped-def]
+    """Return the rows of a bank that weights fill, at least."""
+    return (outputs * bursts + row_bursts - 1) // row_bursts // 2
 
 
 @compiled
@@ -535,14 +541,15 @@ def _many(  # type: ignore[no-untyped-def]
     products,
     cycles,
 ):
-    """Fill the cycles of each product and return the most rows of a bank that one needs."""
+    """Fill the cycles of each product and return the most rows of a bank that weights and that all need."""
     log, counts = np.zeros((0, 4), dtype=np.int64), np.zeros(NUM_KINDS, dtype=np.int64)
-    most = 0
+    weights, most = 0, 0
     for i in range(products.shape[0]):
         rows, cols, channels, batch = products[i, 0], products[i, 1], products[i, 2], products[i, 3]
         _slices, outputs, bursts, tokens = _choose(
             T, rows, cols, channels, batch, units, lanes, sharing, per_unit, mac_cycles, (True, True, True)
         )
+        weights = max(weights, _weight_rows(outputs, bursts, row_bursts))
         cycles[i], used = _kernel(
             T,
             banks_per_group,
@@ -560,7 +567,7 @@ def _many(  # type: ignore[no-untyped-def]
             counts,
         )
         most = max(most, used)
-    return most
+    return weights, most
 
 
 def many(
@@ -569,7 +576,7 @@ def many(
     """Return the cycles of many products: (n, 4) rows, cols, channels, batch -> (n,) int64."""
     dram = device.timed
     cycles = np.zeros(len(products), dtype=np.int64)
-    rows = _many(
+    weights, rows = _many(
         T,
         dram.banks_per_group,
         dram.bank_groups,
@@ -584,5 +591,6 @@ def many(
         np.ascontiguousarray(products),
         cycles,
     )
-    require_rows(int(rows), dram)
+    require_rows(int(weights), dram)
+    require_rows(int(rows), dram, results=True)
     return cycles
