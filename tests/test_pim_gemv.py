@@ -427,6 +427,26 @@ def test_what_surrounds_a_kernel():
         assert slow["reduction"] > parts["reduction"]
 
 
+def test_read_back_waits_for_the_banks_to_close():
+    """A kernel's commands and those of reading its results keep the table's distances together."""
+    scale = timings(DRAM, PowerLimits())
+    rules = replace(STREAMED, refresh_waits=False, refresh=False)
+    for product in [BIG, *products(41, 30)]:
+        run = run_gemv(OURS, product, log=True)
+        results = streamed.layout(OURS, product, scale).outputs * product.batch
+        read = np.full((1 << 14, 4), -1, dtype=np.int64)
+        cycles = barrier.ordinary_cycles(
+            OURS, scale, write=False, bursts=results, start=run.cycles, closed=run.cycles - 1, log=read
+        )
+        assert end_to_end(run)["read_back"] == cycles
+        joined = np.concatenate([run.log, read[read[:, 0] >= 0]])
+        assert [str(one) for one in check_log(DRAM, joined, rules)] == [], product
+    # 205 where the banks are long closed; the first ACT is 13 cycles later here.
+    start = run_gemv(OURS, BIG).cycles
+    assert barrier.ordinary_cycles(OURS, scale, write=False, bursts=8, start=start) == 205
+    assert end_to_end(run_gemv(OURS, BIG))["read_back"] == 218
+
+
 def test_limits_slow_a_product_down():
     for device in (SAMSUNG, OURS):
         cycles = run_gemv(device, BIG).cycles

@@ -262,10 +262,16 @@ def _queue(places):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _ordinary(T, bank_groups, banks_per_group, kind, used, bursts, row_bursts, start, refresh, log, counts):  # type: ignore[no-untyped-def]
-    """Read or write ``bursts`` of each of the first ``used`` banks; return the cycle behind the last."""
+def _ordinary(  # type: ignore[no-untyped-def]
+    T, bank_groups, banks_per_group, kind, used, bursts, row_bursts, start, closed, refresh, log, counts
+):
+    """Read or write ``bursts`` of each of the first ``used`` banks; return the cycle behind the last.
+
+    closed : the cycle of the last PRE before the start; neither ACT nor REF come before tRP is over.
+    """
     num_banks = bank_groups * banks_per_group
     machine = _machine(T, bank_groups, num_banks, start, refresh, log, counts)
+    machine[1][_BUSY] = closed + T[RP]
     queue = _queue(num_banks)
     done = 0
     while done < bursts:
@@ -383,12 +389,21 @@ def _kernel(  # type: ignore[no-untyped-def]
 
 
 def ordinary_cycles(
-    device: PimDevice, T: NDArray[np.int64], *, write: bool, bursts: int, start: int, refresh: bool = True
+    device: PimDevice,
+    T: NDArray[np.int64],
+    *,
+    write: bool,
+    bursts: int,
+    start: int,
+    closed: int = -FAR // 2,
+    refresh: bool = True,
+    log: Log | None = None,
 ) -> int:
     """Return the cycles of reading or writing ``bursts`` in each unit as ordinary traffic, from ``start`` on.
 
     One bank of each unit; results lie in the banks of one side. Rows follow each other; banks take turns.
-    The last data of reads included.
+    The last data of reads included. All banks are closed, the last one in cycle ``closed``. Commands go to a
+    ``log`` that has room for them, if there is one.
     """
     if bursts == 0:
         return 0
@@ -403,8 +418,9 @@ def ordinary_cycles(
         bursts,
         dram.bursts_per_row,
         start,
+        closed,
         refresh,
-        none,
+        none if log is None else log,
         counts,
     )
     return int(end) - start + (0 if write else int(T[READ_LATENCY]) - 1)

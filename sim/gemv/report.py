@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sim.gemv import barrier, streamed
 from sim.gemv.check import BARRIER, STREAMED, Rules, Violation, check_inputs, check_log
-from sim.gemv.commands import NO_LIMITS, Kind, Log, PowerLimits, Product, timings
+from sim.gemv.commands import FAR, NO_LIMITS, Kind, Log, PowerLimits, Product, timings
 from sim.gemv.streamed import ALL, Additions
 from spec.device import PimDevice, Schedule
 from spec.errors import InputError, require, require_range
@@ -125,7 +125,7 @@ def end_to_end(run: Run, *, adders: int = 16, interruptions: int = 0) -> dict[st
     adders : additions in a cycle of the host, per channel, of the lanes' and slices' partial sums. They go on
         while results arrive.
     interruptions : times that the kernel is left for ordinary traffic and entered again; sums and inputs stay
-        in the units' registers.
+        in the units' registers. Refreshes that fall due in the time of these switches are not added.
     """
     require_range("adders", adders, 1, 1 << 16)
     require_range("interruptions", interruptions, 0, 1 << 20)
@@ -136,15 +136,23 @@ def end_to_end(run: Run, *, adders: int = 16, interruptions: int = 0) -> dict[st
         outputs, slices = tiles * device.output_registers, 1
         weights = tiles * inputs * barrier.TILE_ROWS * device.timed.bursts_per_row
         switch = barrier.visit_cycles(device, T)
+        behind_pre = FAR  # at the end, with the last data, tRP is over in all banks that are read
     else:
         layout = streamed.layout(device, product, T, options.additions)
         outputs, slices = layout.outputs, layout.slices
         weights = outputs * layout.bursts
         switch = streamed.visit_cycles(device, T)
+        behind_pre = 1  # the end is the cycle behind the last PRE
     results = outputs * product.batch
     kernel = run.cycles + interruptions * switch
     read = barrier.ordinary_cycles(
-        device, T, write=False, bursts=results, start=kernel, refresh=options.refresh
+        device,
+        T,
+        write=False,
+        bursts=results,
+        start=kernel,
+        closed=kernel - behind_pre,
+        refresh=options.refresh,
     )
     additions = results * device.units * device.lanes
     exposed = max(0, -(-additions // adders) - read) + math.ceil(math.log2(device.lanes * slices))
