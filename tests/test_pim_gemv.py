@@ -373,6 +373,21 @@ def test_an_input_that_comes_too_late_or_too_early_is_found():
     assert found.rule == "MACs and inputs of the layout"
 
 
+def test_inputs_are_checked_on_the_register_path_alone():
+    """What ``--check`` does not do, as the docs say: without the path a late input is not found out."""
+    for path, rules in ((True, {"input there"}), (False, set())):
+        options = Options(additions=Additions(register_path=path))
+        run = run_gemv(OURS, Product(rows=512, cols=1024, channels=64), options, log=True)
+        writes = np.flatnonzero(run.log[:, 1] == REG)
+        log = run.log.copy()
+        if path:
+            log[writes[20:-1], 0] += 40
+        else:
+            log[writes[-1], :] = (log[-1, 0] + 60, REG, -1, -1)
+        late = replace(run, log=log[np.lexsort((log[:, 1], log[:, 0]))])
+        assert {one.rule for one in late.check() if one.rule.startswith("input")} == rules
+
+
 @pytest.mark.parametrize("device", [SAMSUNG, OURS, QUAD], ids=lambda device: device.name)
 def test_many_at_once_are_as_one_by_one(device):
     drawn = [*products(21, 60), BIG, OLMOE, replace(BIG, batch=4)]

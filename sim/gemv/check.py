@@ -1,9 +1,11 @@
-"""Replay the commands of a product against the table of DRAM constraints; knows nothing of the schedules.
+"""Replay the commands of a product against the table of DRAM constraints, and its inputs against its MACs.
+
+:func:`check_log` knows neither schedule; :func:`check_inputs` knows the order of inputs and MACs in ours.
 
 Every constraint is a row of :data:`spec.dram.CONSTRAINTS`: "at least so many cycles from each A to the next B
 of the same bank, bank group, channel". A MAC is a read, a command to all even or odd banks is one to each.
 Commands are as long as a cycle each. What is not in that table is said here: one command per cycle and bus,
-states of banks, refreshes in time, and the registers that MACs read.
+states of banks, refreshes in time, and the registers that MACs read (on the register path alone).
 """
 
 from __future__ import annotations
@@ -101,7 +103,8 @@ def check_inputs(log: Log, layout: Layout, batch: int, per_unit: int, entries: i
     """Return MACs that read an input register before its write, or after that of a later input.
 
     The order of MACs and of register writes is that of :mod:`sim.gemv.streamed`; two writes before the inputs
-    and one behind them are of other registers. Commands take effect in their order.
+    and one behind them are of other registers. Commands take effect in their order. Only for logs with the
+    register path: without it register writes are writes on the data bus, and their inputs are not checked.
     """
     macs = log[log[:, 1] == Kind.MAC, 0]
     writes = log[log[:, 1] == Kind.REG, 0][2:-1]
