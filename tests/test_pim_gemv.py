@@ -534,6 +534,12 @@ MISTAKES = {
     ),
     "gap": (["--mac-gap", "0"], r"mac_gap: must be in 1\.\.1024, not 0"),
     "adders": (["--adders", "0", "--end-to-end"], r"adders: must be in 1\.\.65536, not 0"),
+    "adders of nothing": (["--adders", "0"], "adders: needs --end-to-end"),
+    "interruptions of nothing": (["--interruptions", "5"], "interruptions: needs --end-to-end"),
+    "interruptions": (
+        ["--interruptions", "-1", "--end-to-end"],
+        r"interruptions: must be in 0\.\.1048576, not -1",
+    ),
     "of another schedule": (
         ["--design", "hbm2-pim-samsung", "--without", "split"],
         "without: is of schedule streamed, which hbm2-pim-samsung has not",

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from sim.commands.output import json_option, print_json, print_table
+from spec.errors import require
 from spec.load import load_device
 
 SHOWN = 20
@@ -39,8 +40,8 @@ def command() -> None:
 )
 @click.option("--ablation", "ablate", is_flag=True, help="Also cycles without each addition of the schedule.")
 @click.option("--end-to-end", "surround", is_flag=True, help="Also placement, read-back and reduction.")
-@click.option("--adders", type=int, default=16, help="Of the host, per channel (with --end-to-end).")
-@click.option("--interruptions", type=int, default=0, help="By ordinary traffic (with --end-to-end).")
+@click.option("--adders", type=int, help="Of the host, per channel (default: 16); needs --end-to-end.")
+@click.option("--interruptions", type=int, help="By ordinary traffic (default: 0); needs --end-to-end.")
 @click.option("--check", "check", is_flag=True, help="Replay the commands against the DRAM's constraints.")
 @click.option(
     "--log", "log_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the commands."
@@ -59,8 +60,8 @@ def gemv_command(
     without: tuple[str, ...],
     ablate: bool,
     surround: bool,
-    adders: int,
-    interruptions: int,
+    adders: int | None,
+    interruptions: int | None,
     check: bool,
     log_file: Path | None,
     as_json: bool,
@@ -74,6 +75,8 @@ def gemv_command(
     from sim.gemv.streamed import ALL
     from sim.toolchain import check_parent, write_atomically
 
+    require(surround or adders is None, "needs --end-to-end", key="adders")
+    require(surround or interruptions is None, "needs --end-to-end", key="interruptions")
     device = load_device(design_name)
     dram = device.timed
     product = Product(rows=rows, cols=cols, channels=channels, batch=batch)
@@ -103,7 +106,10 @@ def gemv_command(
         "wall_s": wall,
     }
     if surround:
-        result["end_to_end"] = end_to_end(run, adders=adders, interruptions=interruptions)
+        given = {"adders": adders, "interruptions": interruptions}
+        result["end_to_end"] = end_to_end(
+            run, **{name: value for name, value in given.items() if value is not None}
+        )
     if ablate:
         result["ablation"] = ablation(device, product, options)
         result["added_bits"] = added_bits(device)
