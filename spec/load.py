@@ -78,6 +78,12 @@ def load_design(name: str, number_format: str | None = None) -> DesignSpec:
 
 def load_device(name: str) -> PimDevice:
     """Return the device of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    if name in preset_names("designs"):
+        devices = ", ".join(preset_names(PimDevice.PRESET_FOLDER))
+        raise InputError(
+            f"must be a device for 'pim gemv' ({devices}), not {name!r}, an accelerator with RTL",
+            key="design",
+        )
     return typing.cast("PimDevice", load_preset(PimDevice, PimDevice.PRESET_FOLDER, name, "design"))
 
 

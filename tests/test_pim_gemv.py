@@ -530,7 +530,7 @@ MISTAKES = {
     ),
     "an accelerator": (
         ["--design", "pim"],
-        r"design: is neither a preset \(.*hbm2-pim, .*\) nor a \.toml file: 'pim'",
+        r"design: must be a device for 'pim gemv' \(.*hbm2-pim, .*\), not 'pim', an accelerator with RTL",
     ),
     "gap": (["--mac-gap", "0"], r"mac_gap: must be in 1\.\.1024, not 0"),
     "adders": (["--adders", "0", "--end-to-end"], r"adders: must be in 1\.\.65536, not 0"),
