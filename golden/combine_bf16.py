@@ -39,8 +39,8 @@ class Contribution:
 
 IDENTITY_FRACTION_BITS = 32
 IDENTITY_MOST_SHIFT = 44
-"""Weights of identity experts are added with so many fraction bits. Of a weight of 2**20 and more (none is so
-large) the exponent counts as that of 2**19."""
+"""Weights of identity experts are added with so many fraction bits. Of a weight of 2**20 and more the
+exponent counts as that of 2**19; :data:`spec.hardware.IDENTITY_SCALES` leaves none so large."""
 
 
 def identity_sums(weights: Bits16, identity: NDArray[np.bool_]) -> IntArray:

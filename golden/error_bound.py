@@ -4,7 +4,7 @@ Every rounding between a token and its output is followed with magnitudes: each 
 largest error that it can have, products and sums propagate errors exactly (no first-order
 approximation), and the formats add theirs (:mod:`golden.formats`, :mod:`golden.functions`,
 ``docs/numbers.md``). Tokens and weights must be bf16 values already, and both layers must have
-selected the same experts. Underflow (below 2**-126) is not counted.
+selected the same experts, and dropped the same assignments. Underflow (below 2**-126) is not counted.
 
 In int8 a value that is rounded to whole steps is off by half a step, or by what lies beyond 127 steps;
 integer sums are exact. In a grouped format a weight is off by what its stored value is: that is known.

@@ -121,4 +121,5 @@ def calibrate(model: ModelSpec, weights: LayerWeights, tokens: NDArray[np.floati
     if weights.shared_expert is not None and model.shared_ffn is not None:
         x_peaks.append(float(np.abs(tokens).max()))
         peaks.append(hidden_peak(model.shared_ffn, weights.shared_expert, tokens))
-    return ActivationScales(scale_for(max(x_peaks)), scale_for(max(peaks)))
+    # Nothing is computed where all tokens go to identity experts.
+    return ActivationScales(scale_for(max(x_peaks, default=0.0)), scale_for(max(peaks, default=0.0)))

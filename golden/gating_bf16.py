@@ -33,6 +33,7 @@ from golden.functions import (
     sqrt_softplus,
 )
 from golden.gating import top_k
+from spec.errors import require
 from spec.gate_plan import GatePlan
 from spec.geometry import LOGIT_BIAS_INPUTS
 from spec.model import Epsilon, GatingSpec, GroupScore, Normalise, Score
@@ -67,6 +68,19 @@ def selection_bias_fixed(gating: GatingSpec, bias: NDArray[Any]) -> I64:
     """Return selection biases as signed 32-bit integers of ``select_bits``, nearest, saturated."""
     scaled = np.rint(np.asarray(bias, dtype=np.float64) * (1 << select_bits(gating)))
     return np.clip(scaled, -FIXED_MAX, FIXED_MAX).astype(np.int64)
+
+
+def check_selection_bias(gating: GatingSpec, bias: NDArray[Any] | None) -> None:
+    """Raise :class:`InputError` for selection biases beyond those that :func:`selection_bias_fixed` holds."""
+    if bias is None or not len(bias):
+        return
+    most = FIXED_MAX / (1 << select_bits(gating))
+    worst = float(np.asarray(bias)[np.abs(bias).argmax()])
+    require(
+        abs(worst) <= most,
+        f"must be in {-most:g}..{most:g} in hardware with score={gating.score.value!r}, not {worst:g}",
+        key="selection_bias",
+    )
 
 
 def scale_fixed(scale: float) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from golden.dispatch_streams import DispatchStreams, Job, dispatch_streams
 from golden.expert_int8 import ActivationScales
 from golden.experts import PackedExpert
 from golden.formats import BF16_ONE, Bits16, bf16_encode, bf16_product, f32_flush
-from golden.gating_bf16 import RoutingBf16, route_bf16
+from golden.gating_bf16 import RoutingBf16, check_selection_bias, route_bf16
 from golden.image import router_image
 from golden.weights import LayerWeights
 from spec.design import Policy
@@ -98,8 +98,11 @@ def layer_bf16(
 def layer_routing(image: ImageGeometry, weights: LayerWeights, tokens: Bits16) -> RoutingBf16:
     """Return what the accelerator's gate chooses; of the weights it takes no expert's.
 
+    Raises :class:`InputError` for a selection bias that its keys do not hold.
+
     Parameters are those of :func:`layer_bf16`.
     """
+    check_selection_bias(image.gate.gating, weights.selection_bias)
     return route_bf16(
         image.gate.gating,
         bf16_encode(weights.router),

@@ -421,6 +421,15 @@ def load_config(path: Path) -> ModelSpec:
         raise error.at(file=path) from None
 
 
+def _no_key_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object; ``ValueError`` where a key stands twice, of which one would be ignored."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"key {twice!r} stands twice")
+    return found
+
+
 def read_config(path: Path) -> tuple[Family, dict[str, Any]]:
     """Return the family of a Hugging Face ``config.json``, and its keys.
 
@@ -428,7 +437,7 @@ def read_config(path: Path) -> tuple[Family, dict[str, Any]]:
     """
     text = read_text(path)
     try:
-        config = json.loads(text)
+        config = json.loads(text, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise InputError(f"is not valid JSON: {error}", file=path) from None
     try:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from spec.errors import InputError
-from spec.gate_plan import GatePlan
+from spec.gate_plan import EPSILON_BITS, GatePlan
 from spec.model import (
     NO_PLACES,
     Activation,
     AppliedTo,
     CapacityRule,
+    Epsilon,
     ModelSpec,
     Normalise,
     Router,
@@ -28,6 +29,9 @@ MAX_SCALE = 1 << 16
 """That of :class:`spec.model.GatingSpec`, for both factors of a weight."""
 NORM_ORDERS = (0.25, 64.0)
 """Range of the orders of a p-norm."""
+IDENTITY_SCALES = (2.0**-10, 2.0**10)
+"""Range of the weights' scale beside identity experts, whose weights are added with 20 bits before the point
+and 32 behind."""
 LIMITS = (0.5, 64.0)
 """Range of the bounds of a clamped activation."""
 
@@ -90,10 +94,30 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     low, high = NORM_ORDERS
     if gating.normalise is Normalise.P_NORM and not low <= gating.norm_order <= high:
         yield "gating.norm_order", f"must be in {low}..{high}", gating.norm_order
+    plan = GatePlan(gating)
+    signed_sum = plan.signed and gating.normalise is Normalise.SUM
+    if signed_sum and gating.epsilon_rule is Epsilon.CLAMPED and gating.epsilon and not plan.has_epsilon:
+        # A sum below 0 is lifted to an epsilon that is 0 here: weights are infinite, or nothing.
+        least = 2.0**-EPSILON_BITS
+        yield (
+            "gating.epsilon",
+            f"must be 0.0 or at least {least} where it clamps a sum of logits",
+            gating.epsilon,
+        )
+    if gating.num_identity_experts:
+        low, high = IDENTITY_SCALES
+        if plan.signed:
+            yield (
+                "gating.num_identity_experts",
+                "must be 0 where weights are logits",
+                gating.num_identity_experts,
+            )
+        elif not low <= gating.scale <= high:
+            yield "gating.scale", f"must be in {low}..{high} with identity experts", gating.scale
     drops = model.expert_capacity or model.capacity_fraction > 0
     if gating.normalise is not Normalise.NONE and gating.normalise_kept and drops:
         yield "gating.normalise_kept", "must be false", True
-    if drops and model.capacity_rule is CapacityRule.BATCH_PRIORITY and GatePlan(gating).signed:
+    if drops and model.capacity_rule is CapacityRule.BATCH_PRIORITY and plan.signed:
         # Tokens are ranked by the patterns of their weights.
         yield "capacity_rule", "must be another one where weights are logits", model.capacity_rule.value
 

@@ -29,11 +29,14 @@ def gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
     """Draw a valid gating that the hardware has."""
     num_groups, num_experts, topk_groups, top_k = draw(_sizes(max_experts))
     selection_bias = draw(st.booleans())
+    score, weight_score = draw(st.sampled_from(Score)), draw(st.sampled_from((None, *Score)))
+    # Weights that are logits have no identity experts, and no epsilon that is nothing where it clamps.
+    signed = (weight_score or score) is Score.NONE
     return GatingSpec(
         num_experts=num_experts,
         top_k=top_k,
-        score=draw(st.sampled_from(Score)),
-        weight_score=draw(st.sampled_from((None, *Score))),
+        score=score,
+        weight_score=weight_score,
         logit_bias=draw(st.booleans()),
         selection_bias=selection_bias,
         num_groups=num_groups,
@@ -41,11 +44,11 @@ def gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
         group_score=draw(st.sampled_from(GroupScore)),
         group_mask=draw(st.sampled_from(GroupMask)),
         normalise=draw(st.sampled_from(Normalise)),
-        epsilon=draw(st.sampled_from((0.0, 1e-20, 1e-6, 0.3))),
+        epsilon=draw(st.sampled_from((0.0, 0.3) if signed else (0.0, 1e-20, 1e-6, 0.3))),
         epsilon_rule=draw(st.sampled_from(Epsilon)),
         norm_order=draw(st.sampled_from((1.0, 2.0, 3.5))),
         scale=draw(st.sampled_from((1.0, 2.5, 100.0))),
-        num_identity_experts=draw(st.sampled_from((0, 0, num_experts // 3))),
+        num_identity_experts=0 if signed else draw(st.sampled_from((0, 0, num_experts // 3))),
         weight_applied_to=draw(st.sampled_from(AppliedTo)),
     )
 

@@ -10,7 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from golden.expert_int8 import scale_for
+from golden.experts import calibrate
+from golden.layer_bf16 import layer_routing
 from golden.vectors import read_vector
+from golden.weights import random_tokens, random_weights
 from sim.accelerator import layer_job
 from sim.claims.numbers import layer_errors
 from sim.cli import main
@@ -19,6 +23,7 @@ from sim.workload import random_workload, vector_workload
 from spec.design import Format
 from spec.errors import InputError
 from spec.families import family_names, load_config, load_family
+from spec.geometry import ImageGeometry
 from spec.hardware import check_hardware
 from spec.load import load_design, load_model
 from spec.model import (
@@ -27,6 +32,7 @@ from spec.model import (
     AppliedTo,
     CapacityRule,
     CapacityScope,
+    Epsilon,
     ModelSpec,
     Normalise,
     Router,
@@ -87,6 +93,7 @@ def changed(model: ModelSpec, **changes) -> ModelSpec:
 
 
 CLAMPED = {"activation": Activation.CLAMPED_SWIGLU}
+CLAMPING = f"must be 0.0 or at least {2.0**-30} where it clamps a sum of logits"
 LACKING = {
     "experts": (
         changed(MIXTRAL, gating={"num_experts": 513}),
@@ -115,6 +122,21 @@ LACKING = {
     "high order": (
         changed(MIXTRAL, gating={"normalise": Normalise.P_NORM, "norm_order": float("inf")}),
         "gating.norm_order: must be in 0.25..64.0 in hardware, not inf",
+    ),
+    "identity experts whose weights are logits": (
+        changed(MIXTRAL, gating={"num_identity_experts": 2, "score": Score.NONE}),
+        "gating.num_identity_experts: must be 0 where weights are logits in hardware, not 2",
+    ),
+    "identity experts with a large scale": (
+        changed(MIXTRAL, gating={"num_identity_experts": 2, "scale": 2000.0}),
+        "gating.scale: must be in 0.0009765625..1024.0 with identity experts in hardware, not 2000.0",
+    ),
+    "clamped sum of logits": (
+        changed(
+            MIXTRAL,
+            gating={"score": Score.NONE, "epsilon": 1e-20, "epsilon_rule": Epsilon.CLAMPED},
+        ),
+        f"gating.epsilon: {CLAMPING} in hardware, not 1e-20",
     ),
     "identity experts with a capacity": (
         changed(MIXTRAL, gating={"num_identity_experts": 2}, expert_capacity=3),
@@ -175,6 +197,42 @@ LACKING = {
         "capacity_rule: must be 'switch' or 'gshard' or 'batch_priority' in hardware, not 'score_priority'",
     ),
 }
+
+
+def test_selection_biases_beyond_the_keys_are_refused():
+    """They were cut off: of softmax biases 9 to 12 the first expert was chosen, not the last."""
+    for score, most in ((Score.SOFTMAX, 8), (Score.SIGMOID, 128)):
+        model = changed(MIXTRAL.scaled(64), gating={"score": score, "selection_bias": True})
+        image = ImageGeometry.of(model, load_design("fpga"))
+        weights = random_weights(model, 0)
+        bias = np.zeros(8, dtype=np.float32)
+        bias[3] = -most
+        tokens = np.zeros((1, model.d_model), dtype=np.uint16)
+        layer_routing(image, dataclasses.replace(weights, selection_bias=bias * np.float32(0.999)), tokens)
+        with raises(
+            f"selection_bias: must be in -{most}..{most} in hardware with score='{score}', not -{most + 1}"
+        ):
+            bias[3] = -most - 1
+            layer_routing(image, dataclasses.replace(weights, selection_bias=bias), tokens)
+
+
+def test_int8_where_all_tokens_go_to_identity_experts():
+    """There is no input and no hidden value to take the scales from."""
+    model = changed(MIXTRAL.scaled(64), gating={"num_identity_experts": 7, "top_k": 1})
+    weights = random_weights(model, 0)
+    router = weights.router.copy()
+    router[0] = 0
+    tokens = np.abs(random_tokens(model, 3, 0))
+    router[1] = np.abs(router[1])
+    scales = calibrate(model, dataclasses.replace(weights, router=router), tokens)
+    assert scales.x == scales.hidden == scale_for(0.0)
+
+
+def test_a_configuration_with_a_key_twice_is_refused(tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "mixtral", "num_local_experts": 8, "num_local_experts": 4}')
+    with raises(f"{config}: is not valid JSON: key 'num_local_experts' stands twice"):
+        load_model(str(config))
 
 
 @pytest.mark.parametrize(("model", "message"), LACKING.values(), ids=LACKING.keys())

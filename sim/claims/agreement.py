@@ -158,7 +158,7 @@ class GateBench:
         weights = self.weights
         router, cols = bf16_encode(weights.router), self.gate.geometry.cols
         return route_bf16(
-            self.gate.model.gating,
+            self.gate.geometry.gating,
             router,
             tokens,
             cols,
@@ -171,9 +171,8 @@ class GateBench:
         """Return golden's routing in float."""
         weights = self.weights
         values = bf16_decode(tokens)
-        return route(
-            self.gate.model.gating, weights.router, values, weights.logit_bias, weights.selection_bias
-        )
+        gating = self.gate.geometry.gating
+        return route(gating, weights.router, values, weights.logit_bias, weights.selection_bias)
 
     def shared(self, tokens: Bits16) -> NDArray[np.float64] | None:
         """Return the shared expert's weights in float, (T,), where it has a gate."""

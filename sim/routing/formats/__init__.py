@@ -34,7 +34,6 @@ FORMATS = {
     "dynande": Format(".csv", dynande.write),
     "loads": Format(".npy", loads.write),
 }
-NPY_FORMATS = ("loads", "vllm")
 
 
 def read_trace(path: Path, shape: TraceShape, npy: str = "loads") -> Trace:
