@@ -110,7 +110,6 @@ class Report:
     blocks: dict[str, dict[str, int | None]]
     mismatches: int | None
     seconds: float
-    energy_j: float | None
     utilisation: dict[str, float]
     dropped: int
     wall_s: float
@@ -128,6 +127,11 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def energy_j(self) -> float | None:
+        """Energy in all, in joules; None where it was not counted."""
+        return None if self.energy is None else self.energy.total
+
+    @property
     def agreed(self) -> bool:
         """Whether everything that was compared is equal (the layer's own cycles within 1 %)."""
         return self.divergence is None and not self.mismatches
@@ -138,6 +142,7 @@ class Report:
         not_run = {"model": None, "rtl": None}
         return {
             **dataclasses.asdict(self),
+            "energy_j": self.energy_j,
             "energy": None if self.energy is None else self.energy.as_json(),
             "blocks": {
                 name: self.blocks.get(name, not_run) for name in ("gating", "dispatch", engine, "combine")
@@ -648,7 +653,6 @@ def _report(
         blocks=blocks,
         mismatches=None,
         seconds=seconds,
-        energy_j=None if energy is None else energy.total,
         energy=energy,
         utilisation={
             "mac": fires / total if total else 0.0,

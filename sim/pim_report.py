@@ -280,7 +280,6 @@ def _report(model: ModelSpec, shape: PimShape, engine: str, wall: float, routing
         blocks={name: {"model": None, "rtl": None} for name in BLOCKS},
         mismatches=None,
         seconds=0.0,
-        energy_j=None,
         utilisation={"mac": 0.0, "bandwidth": 0.0},
         dropped=shape.streams.dropped,
         wall_s=wall,
@@ -348,7 +347,6 @@ def _add_use(report: Report, shape: PimShape, cycles: int, counters: Mapping[str
             cycles=cycles,
         )
         report.energy = energy_of(design.energy, counts, cycles / design.clock_hz)
-        report.energy_j = report.energy.total
 
 
 def _commands_and_first_refresh(run: PimRun) -> list[Commands]:

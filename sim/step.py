@@ -54,7 +54,6 @@ def run_step(
         total.dropped += report.dropped
         if total.energy is not None and report.energy is not None:
             total.energy += report.energy
-            total.energy_j = total.energy.total
         if total.mac_slots is not None and report.mac_slots is not None:
             total.mac_slots = {name: n + report.mac_slots[name] for name, n in total.mac_slots.items()}
         if total.layout is not None and report.layout is not None:

@@ -127,7 +127,7 @@ def test_what_does_not_fit_one_design_stops_all(capsys, monkeypatch) -> None:
 REPORT = accelerator.Report(
     model="m", design="d", format="int8", engine="both", tokens=3, d_model=1, d_expert=1, experts=1,
     top_k=1, cycles={"model": 1, "rtl": 1}, blocks={"expert": {"model": 1, "rtl": 1}}, mismatches=0,
-    seconds=0.0, energy_j=None, utilisation={"mac": 0.0, "bandwidth": 0.0}, dropped=0, wall_s=0.0,
+    seconds=0.0, utilisation={"mac": 0.0, "bandwidth": 0.0}, dropped=0, wall_s=0.0,
     routing={"requested": "r", "experts_used": 1, "max_load": 1},
     reference={
         "name": "float golden", "tokens_with_same_experts": None, "first_token_with_other_experts": None,

@@ -184,7 +184,6 @@ def _differing_bits(check: PortCheck) -> int:
 def _report(alone: EngineAlone, engine: str, totals: Totals, wall_s: float) -> Report:
     """Return the report of the cycle model's run; without its cycles for engine ``rtl``."""
     plan, model = alone.plan, alone.plan.model
-    energy = _energy(alone, totals)
     modelled = None if engine == "rtl" else totals.cycles
     return Report(
         model=model.name,
@@ -200,8 +199,7 @@ def _report(alone: EngineAlone, engine: str, totals: Totals, wall_s: float) -> R
         blocks={alone.BLOCK: {"model": modelled, "rtl": None}},
         mismatches=None,
         seconds=totals.cycles / plan.design.clock_hz,
-        energy_j=None if energy is None else energy.total,
-        energy=energy,
+        energy=_energy(alone, totals),
         utilisation={"mac": totals.mac, "bandwidth": totals.bandwidth},
         dropped=0,
         wall_s=wall_s,
@@ -228,7 +226,6 @@ def _add_run(report: Report, alone: EngineAlone, result: RunResult) -> None:
     report.utilisation = {"mac": totals.mac, "bandwidth": totals.bandwidth}
     report.mac_slots = totals.mac_slots
     report.energy = _energy(alone, totals)
-    report.energy_j = None if report.energy is None else report.energy.total
 
 
 def _energy(alone: EngineAlone, totals: Totals) -> Energy | None:
