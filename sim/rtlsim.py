@@ -115,6 +115,21 @@ def gate_component(geometry: GateGeometry) -> Callable[[], object]:
     return gate
 
 
+def block_component(model: ModelSpec, design: DesignSpec, block: str) -> Callable[[], object]:
+    """Return what makes a block of a layer alone, for :func:`exported`.
+
+    ``block``: ``gate``, ``dispatch``, ``combine``; ``expert`` of an array, ``channel`` of near memory.
+    """
+    engines = {"expert": expert_component, "channel": pim_component}
+    if block in engines:
+        return engines[block](model, design)
+
+    def part() -> object:
+        return getattr(_layer(model, design), block)
+
+    return part
+
+
 def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:
     """Write the Verilog of a layer, ``eb_<name>``, into a folder; return the files.
 
