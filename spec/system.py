@@ -222,7 +222,9 @@ def quantities(spec: object, prefix: str = "") -> Iterator[tuple[str, Quantity]]
             yield from quantities(value, f"{prefix}.{key}" if prefix else key)
     elif dataclasses.is_dataclass(spec):
         for field in dataclasses.fields(spec):
-            yield from quantities(getattr(spec, field.name), f"{prefix}.{field.name}" if prefix else field.name)
+            yield from quantities(
+                getattr(spec, field.name), f"{prefix}.{field.name}" if prefix else field.name
+            )
 
 
 def nominal(spec: object) -> dict[str, float]:

@@ -107,7 +107,9 @@ class Costs:
         for name in ("host_s", "near_s", "move_s", "send_s"):
             array = getattr(self, name)
             require(array.shape == shape, f"must have shape {shape}, not {array.shape}", key=name)
-        require(self.unit.shape == shape[1:], f"must have shape {shape[1:]}, not {self.unit.shape}", key="unit")
+        require(
+            self.unit.shape == shape[1:], f"must have shape {shape[1:]}, not {self.unit.shape}", key="unit"
+        )
 
     @property
     def active(self) -> BoolArray:
