@@ -25,6 +25,7 @@ from sim.commands import (
     reproduce,
     routing,
     sim,
+    system,
     verilog,
 )
 from spec.errors import InputError
@@ -41,7 +42,21 @@ def expertbank() -> None:
     """
 
 
-for module in (check, sim, verilog, layout, dram, pim, routing, models, designs, reproduce, bench, claims):
+for module in (
+    check,
+    sim,
+    verilog,
+    layout,
+    dram,
+    pim,
+    routing,
+    models,
+    designs,
+    system,
+    reproduce,
+    bench,
+    claims,
+):
     expertbank.add_command(module.command)
 
 

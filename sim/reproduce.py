@@ -234,7 +234,7 @@ COLUMNS = ("claim", "published", "modelled", "ratio", "interval", "band", "insid
 
 def claim_rows(result: Reproduction) -> list[tuple[str, ...]]:
     """Return a row of ``COLUMNS`` for each claim."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for outcome in result.outcomes:
         inside = {True: "yes", False: "no", None: outcome.label}[outcome.within_band]
         low, high = outcome.interval

@@ -10,23 +10,24 @@ from spec.system import Evidence
 HEADER = """\
 # reproduce
 
-What publications claim beside what their published numbers give here. Written by `make reproduce-page`; do not
-edit. `tests/test_reproduce.py` compares it with the presets. `expertbank reproduce PAPER` prints one paper's
-table, `--json` everything; `expertbank system` runs these systems on any model and routing.
+What publications claim beside what their published numbers give here. Written by `make reproduce-page`; do
+not edit. `tests/test_reproduce.py` compares it with the presets. `expertbank reproduce PAPER` prints one
+paper's table, `--json` everything; `expertbank system` runs these systems on any model and routing.
 
 No constant is fitted to a claim. Every number of `spec/papers/`, `spec/systems/`, `spec/engines/` and
-`spec/links/` has its evidence and its source in the file, or is marked `assumed` and has a range. Inputs were
-declared before they were computed with, and were not revised afterwards; the claims themselves were known by
-then. A claim outside its band is a result, and its cause is named where it is known.
+`spec/links/` has its evidence and its source in the file, or is marked `assumed` and has a range. Inputs
+were declared before they were computed with, and were not revised afterwards; the claims themselves were
+known by then. A claim outside its band is a result, and its cause is named where it is known.
 
 *Modelled*: with every input as declared. *Ratio*: modelled over published. *Interval*: the least and the
-largest result when one sourced input at a time goes to the ends of its range; assumed inputs are apart, in the
-sweep below each table. *Band*: within so many percent of the published figure; `interval`: the published figure
-lies in the interval, which is `not a test` if it leaves the modelled figure by more than 25 % either way;
-`open`: not judged, since inputs that decide it are unknown. *Inside*: whether the band is met. *Evidence*:
-where the published figure was read: P the paper's text, A its abstract, C released code, N a third party,
-S the survey, D derived from such. *Confidence*: in the test, for the reasons that the preset gives. A paper's
-*grade* says whether its inputs are known.
+largest result over sourced inputs: each alone at the ends of its range, and all at the ends that make the
+result smaller, or larger. Assumed inputs are not in it, but in the sweep below each table, where each input
+is alone at the ends of its range. *Band*: within so many percent of the published figure; `interval`: the
+published figure lies in the interval, which is `not a test` if it leaves the modelled figure by more than
+25 % either way; `open`: not judged, since inputs that decide it are unknown. *Inside*: whether the band is
+met, in `--json` `within_band`, which is null for what is open or not a test. *Evidence*: where the
+published figure was read: P the paper's text, A its abstract, C released code, N a third party, S the
+survey, D derived from such. *Confidence*: in the test. A paper's *grade* says whether its inputs are known.
 """
 
 
@@ -45,7 +46,8 @@ def remarks(result: Reproduction) -> list[str]:
 
 def _sweep(outcome: Outcome, *, assumed: bool) -> str:
     parts = [
-        f"{effect.name} {effect.quantity.least:g} to {effect.quantity.most:g}: {effect.low:.3g} to {effect.high:.3g}"
+        f"{effect.name} {effect.quantity.least:g} to {effect.quantity.most:g}:"
+        f" {effect.low:.3g} to {effect.high:.3g}"
         for effect in outcome.effects
         if (effect.quantity.evidence is Evidence.ASSUMED) == assumed
     ]

@@ -21,7 +21,7 @@ from spec.families import load_config
 from spec.files import load_preset, load_preset_with, preset_names, preset_path, read_toml
 from spec.model import ModelSpec
 from spec.paper import PaperSpec
-from spec.system import SystemSpec
+from spec.system import EngineSpec, SystemSpec
 
 __all__ = [
     "design_names",
@@ -30,6 +30,7 @@ __all__ = [
     "load_device",
     "load_dram",
     "load_energy",
+    "load_engine",
     "load_entry",
     "load_model",
     "load_paper",
@@ -109,6 +110,11 @@ def load_energy(name: str) -> EnergyTable:
 def load_system(name: str) -> SystemSpec:
     """Return the system of a preset's name or of a TOML file; :class:`InputError` on bad input."""
     return typing.cast("SystemSpec", load_preset(SystemSpec, SystemSpec.PRESET_FOLDER, name, "system"))
+
+
+def load_engine(name: str) -> EngineSpec:
+    """Return the engine of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("EngineSpec", load_preset(EngineSpec, EngineSpec.PRESET_FOLDER, name, "host"))
 
 
 def load_paper(name: str) -> PaperSpec:

@@ -100,7 +100,7 @@ def _share(spec: object, *names: str) -> None:
     for name in names:
         quantity = getattr(spec, name)
         if quantity is not None:
-            inside = 0 < quantity.least and quantity.most <= 1
+            inside = quantity.least > 0 and quantity.most <= 1
             require(inside, f"must be above 0 and at most 1, not {quantity.value:g}", key=name)
 
 

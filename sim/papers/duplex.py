@@ -54,7 +54,8 @@ class Stages:
     @property
     def tokens(self) -> FloatArray:
         """Tokens of each stage."""
-        return self.batch + self.prefills * (self.length - 1.0)
+        tokens: FloatArray = self.batch + self.prefills * np.float64(self.length - 1)
+        return tokens
 
     def mean(self, values: FloatArray) -> float:
         """Return the mean over stages."""

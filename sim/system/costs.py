@@ -66,11 +66,13 @@ class Expert:
 
     def traffic(self, counts: IntArray) -> FloatArray:
         """Return the bytes of an expert's weights and of its tokens, in and out."""
-        return self.weight_bytes + 2.0 * BYTES * self.d_model * counts
+        traffic: FloatArray = self.weight_bytes + 2.0 * BYTES * self.d_model * counts.astype(np.float64)
+        return traffic
 
     def flops(self, counts: IntArray) -> FloatArray:
         """Return two operations for each parameter and token."""
-        return 2.0 * self.params * counts
+        flops: FloatArray = 2.0 * self.params * counts.astype(np.float64)
+        return flops
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Costs:
     send_s : (layers, experts), time on the link for its tokens, to the near engine; as much comes back.
     unit : (experts,) int64, the near engine's unit that has it; all 0 where each is cut over all.
     num_units : of the near engine.
-    latency_s : of a transfer of tokens.
+    latency_s : of a transfer of tokens; a number, or one for each layer (layers,).
     link_share : bandwidth of the link over that of link and near memory together.
     alpha, spaces : the system's parameters of policies.
     """
@@ -97,7 +99,7 @@ class Costs:
     send_s: FloatArray
     unit: IntArray
     num_units: int = 1
-    latency_s: float = 0.0
+    latency_s: FloatArray | float = 0.0
     link_share: float = 0.0
     alpha: float = 1.0
     spaces: int = 0

@@ -10,12 +10,14 @@ each other. All experts are computed once, in falling order of tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from sim.system.costs import BoolArray, Costs, FloatArray, IntArray
 from sim.system.policies.prefixes import popular_first
 
+Array = TypeVar("Array", FloatArray, BoolArray)
 RESOURCES = ("link", "host", "near")
 
 
@@ -83,7 +85,7 @@ def schedule(costs: Costs, host: BoolArray) -> Schedule:
     return Schedule(host, start, layer_s, busy, 2 * send, spans)
 
 
-def _sorted(values: FloatArray | BoolArray, order: IntArray) -> FloatArray | BoolArray:
+def _sorted(values: Array, order: IntArray) -> Array:
     return np.take_along_axis(values, order, axis=1)
 
 

@@ -72,7 +72,7 @@ def system_costs(
         host.experts(counts, expert),
         near.experts(counts, expert),
         moved,
-        2.0 * expert.d_model * counts / link,
+        2.0 * expert.d_model * counts.astype(np.float64) / link,
         np.arange(counts.shape[1]) % units,
         units,
         latency_s=latency,
@@ -116,14 +116,14 @@ def check(step: Step) -> None:
 def least_frequent_leave(counts: IntArray, entries: int) -> BoolArray:
     """Return (steps, layers, experts) bool, what an LFU cache of experts holds when a step begins.
 
-    Before each step: the ``entries`` experts with the most uses so far, of equals the lowest; those never used
-    are not held. An expert is taken to be there from the step after its use.
+    Before each step: the ``entries`` experts with the most uses so far, of equals the lowest; what was never
+    used is not held. An expert is taken to be there from the step after its use.
 
     Parameters
     ----------
     counts : (steps, layers, experts), tokens.
     """
-    uses = np.cumsum(counts > 0, axis=0) - (counts > 0)
+    uses: IntArray = np.cumsum(counts > 0, axis=0) - (counts > 0)
     order = np.argsort(-uses, axis=2, kind="stable")
     held = np.zeros(counts.shape, bool)
     np.put_along_axis(held, order[:, :, :entries], True, axis=2)

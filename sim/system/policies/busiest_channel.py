@@ -15,9 +15,10 @@ from sim.system.policies.prefixes import popular_first
 
 def split(costs: Costs) -> BoolArray:
     """Return the experts that were moved."""
-    return _moved(
+    moved: BoolArray = _moved(
         popular_first(costs), costs.active, costs.host_path_s, costs.near_s, costs.unit, costs.num_units
     )
+    return moved
 
 
 @njit(cache=True)

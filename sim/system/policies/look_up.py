@@ -15,7 +15,7 @@ from sim.system.policies.prefixes import in_order, taken
 
 def split(costs: Costs) -> BoolArray:
     """Return the experts that stay on the host."""
-    layers, experts = costs.counts.shape
+    experts = costs.counts.shape[1]
     spaces = min(costs.spaces or experts, experts)
     of_space = np.eye(spaces)[np.arange(experts) % spaces]
     host, near = costs.host_path_s @ of_space, costs.near_s @ of_space

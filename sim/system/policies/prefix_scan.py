@@ -17,7 +17,8 @@ def split(costs: Costs) -> BoolArray:
     order = np.argsort(-score, axis=1, kind="stable")
     near = costs.near_s.sum(axis=1)[:, None] - in_order(costs.near_s, order)
     tokens = costs.send_s.sum(axis=1)[:, None] - in_order(costs.send_s, order)
-    sent = np.where(near > 1e-18, tokens + costs.latency_s, 0.0)
+    left = costs.active.sum(axis=1)[:, None] > np.arange(near.shape[1])
+    sent = np.where(left, tokens + np.reshape(costs.latency_s, (-1, 1)), 0.0)
     # Tokens go before what the near engine does, and results come back behind it.
     number = np.maximum(pipelined(costs, order), near + 2 * sent).argmin(axis=1)
     return taken(order, number)
