@@ -60,10 +60,11 @@ def _sweep(outcome: Outcome, *, assumed: bool) -> str:
 
 def page() -> str:
     """Return the text of ``docs/reproduce.md``."""
-    return "\n".join([HEADER, *(_section(reproduce(name)) for name in paper_names())])
+    return "\n".join([HEADER, *(section(reproduce(name)) for name in paper_names())])
 
 
-def _section(result: Reproduction) -> str:
+def section(result: Reproduction) -> str:
+    """Return a paper's part of the page."""
     paper = result.paper
     parts = [f"## {paper.name}\n", f"{paper.title}. Grade: {paper.grade}. {paper.note}\n"]
     parts.append(_table(COLUMNS, claim_rows(result)))
