@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def gemv_command(
     if ablate:
         result["ablation"] = ablation(device, product, options)
         result["added_bits"] = added_bits(device)
-    found = []
+    found: Sequence[object] = []
     if check or log_file is not None:
         logged = run_gemv(device, product, options, log=True)
         if check:
@@ -121,7 +122,7 @@ def gemv_command(
             result["violations"] = len(found)
             result["first_violations"] = [str(one) for one in found[:SHOWN]]
         if log_file is not None:
-            write_atomically(log_file, log_text(logged.log))
+            write_atomically(log_file, log_text(logged))
     if as_json:
         print_json(result)
     else:
