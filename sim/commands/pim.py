@@ -72,6 +72,7 @@ def gemv_command(
     Commands are those of one channel; all have the same. Exit status 1 if --check finds a violation.
     """
     from sim.gemv.commands import PowerLimits, Product
+    from sim.gemv.energy import as_text, gemv_energy
     from sim.gemv.report import Options, ablation, added_bits, end_to_end, log_text, run_gemv
     from sim.gemv.streamed import ALL
     from sim.toolchain import check_parent, write_atomically
@@ -93,6 +94,7 @@ def gemv_command(
     start = time.perf_counter()
     run = run_gemv(device, product, options)
     wall = time.perf_counter() - start
+    energy = gemv_energy(run)
     result = {
         "design": device.name,
         "channels": channels,
@@ -104,6 +106,8 @@ def gemv_command(
         "macs": product.macs,
         "utilisation": run.utilisation,
         "commands": run.commands,
+        "energy_j": None if energy is None else energy.total,
+        "energy": None if energy is None else energy.as_json(),
         "wall_s": wall,
     }
     if surround:
@@ -127,6 +131,10 @@ def gemv_command(
         print_json(result)
     else:
         shown = [(name, value) for name, value in result.items() if not isinstance(value, dict | list)]
+        shown = [(name, value) for name, value in shown if not name.startswith("energy")]
+        shown.append(("energy", "-" if energy is None else as_text(energy)))
+        if energy is not None:
+            shown += [(f"energy: {name}", joules) for name, joules in energy.components.items()]
         for part in ("commands", "end_to_end", "ablation", "added_bits"):
             table = result.get(part)
             if isinstance(table, dict):
