@@ -36,6 +36,7 @@ $(STAMP): pyproject.toml
 	@$(RUN) expertbank dram stream --standard hbm2-2000 --pattern random --requests 1 >/dev/null
 	@$(RUN) expertbank pim gemv --design hbm2-pim-samsung --channels 1 --rows 1 --cols 1 --end-to-end >/dev/null
 	@$(RUN) expertbank pim gemv --design hbm2-pim --channels 1 --rows 1 --cols 1 >/dev/null
+	@$(RUN) expertbank pim gemv --design duplex --channels 1 --rows 1 --cols 1 >/dev/null
 	@touch $@
 
 check: $(STAMP) ## float golden model against the Hugging Face vectors in tests/data
