@@ -22,9 +22,11 @@ from sim.commands import (
     layout,
     models,
     pim,
+    reproduce,
     routing,
     sim,
     synth,
+    system,
     verilog,
 )
 from spec.errors import InputError
@@ -41,7 +43,22 @@ def expertbank() -> None:
     """
 
 
-for module in (check, sim, verilog, synth, layout, dram, pim, routing, models, designs, bench, claims):
+for module in (
+    check,
+    sim,
+    verilog,
+    synth,
+    layout,
+    dram,
+    pim,
+    routing,
+    models,
+    designs,
+    system,
+    reproduce,
+    bench,
+    claims,
+):
     expertbank.add_command(module.command)
 
 

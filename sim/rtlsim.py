@@ -46,6 +46,7 @@ from sim.toolchain import (
 )
 from spec.banks import BankGeometry
 from spec.design import DesignSpec, Engine
+from spec.device import PimDevice
 from spec.errors import InputError
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.model import ModelSpec
@@ -115,19 +116,33 @@ def gate_component(geometry: GateGeometry) -> Callable[[], object]:
     return gate
 
 
+def gemv_component(device: PimDevice, *, secded: bool = False) -> Callable[[], object]:
+    """Return what makes a channel that runs command programs, for :func:`build`."""
+
+    def channel() -> object:
+        from rtl.gemv import ChannelConfig, ProgramChannel
+
+        return ProgramChannel(ChannelConfig(device=device, secded=secded))
+
+    return channel
+
+
 def block_component(model: ModelSpec, design: DesignSpec, block: str) -> Callable[[], object]:
     """Return what makes a block of a layer alone, for :func:`exported`.
 
     ``block``: ``gate``, ``dispatch``, ``combine``; ``expert`` of an array, ``channel`` of near memory.
     """
-    engines = {"expert": expert_component, "channel": pim_component}
-    if block in engines:
-        return engines[block](model, design)
 
     def part() -> object:
-        return getattr(_layer(model, design), block)
+        from rtl.layer import combiner, dispatcher
 
-    return part
+        units = design.pim.channels if design.pim else 1
+        return {"dispatch": dispatcher, "combine": combiner}[block](model, design, units)
+
+    if block == "gate":
+        return gate_component(ImageGeometry.of(model, design).gate)
+    engines = {"expert": expert_component, "channel": pim_component}
+    return engines[block](model, design) if block in engines else part
 
 
 def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:
