@@ -12,6 +12,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sim.compiled import depends_on
+from spec import program
 from spec.dram import DramSpec
 from spec.errors import require, require_range
 
@@ -88,8 +89,8 @@ TIMINGS = (
 
 
 def compiled(function: Any) -> Any:
-    """Compile a function, and again when its file or this one has changed, whose constants go into it."""
-    return depends_on(sys.modules[__name__])(njit(cache=True)(function))
+    """Compile a function, and again when its file has changed, or one whose constants go into it."""
+    return depends_on(sys.modules[__name__], program)(njit(cache=True)(function))
 
 
 @dataclass(frozen=True, kw_only=True)
