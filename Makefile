@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim full-size test test-fast test-long verilog bench claims models-page lint format typecheck clean
+.PHONY: help setup check sim full-size test test-fast test-long verilog bench claims models-page reproduce-page lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,7 @@ $(STAMP): pyproject.toml
 	@$(RUN) expertbank dram stream --standard hbm2-2000 --pattern random --requests 1 >/dev/null
 	@$(RUN) expertbank pim gemv --design hbm2-pim-samsung --channels 1 --rows 1 --cols 1 --end-to-end >/dev/null
 	@$(RUN) expertbank pim gemv --design hbm2-pim --channels 1 --rows 1 --cols 1 >/dev/null
+	@$(RUN) expertbank pim gemv --design duplex --channels 1 --rows 1 --cols 1 >/dev/null
 	@touch $@
 
 check: $(STAMP) ## float golden model against the Hugging Face vectors in tests/data
@@ -84,6 +85,9 @@ claims: $(STAMP) ## measure everything that is claimed, through the Verilog too;
 
 models-page: $(STAMP) ## write docs/models.md from the model presets
 	@$(RUN) expertbank models --page docs/models.md
+
+reproduce-page: $(STAMP) ## write docs/reproduce.md: what papers claim, and what is modelled
+	@$(RUN) expertbank reproduce --page docs/reproduce.md
 
 lint: $(STAMP) ## ruff and codespell
 	@$(RUN) ruff check .

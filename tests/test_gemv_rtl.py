@@ -537,7 +537,7 @@ def test_a_devices_verilog(tmp_path, capsys):
     assert "module eb_small_one (" in (place / names[0]).read_text()
     for arguments, message in (
         (["--design", "hbm2-pim", "--scale", "3"], "scale: needs an accelerator, not 'hbm2-pim', a device"),
-        (["--design", "duplex"], "design: has no command schedule: 'duplex'"),
+        (["--design", "gddr6-aim"], "schedule: must be barrier or streamed in Verilog, not lockstep"),
         (["--design", "pim", "--secded"], "secded: needs a device for 'pim gemv', not 'pim'"),
     ):
         assert main(["verilog", *arguments, "--out", str(tmp_path / "no")]) == 2

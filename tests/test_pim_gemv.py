@@ -581,8 +581,11 @@ def test_devices_as_published():
         assert load_device(name).name == name
 
 
-def test_a_device_without_a_schedule_runs_no_product(capsys):
-    assert main(["pim", "gemv", "--design", "duplex", *SHAPE]) == 2
+def test_a_device_without_a_schedule_runs_no_product(capsys, tmp_path):
+    text = (PRESETS / "devices" / "duplex.toml").read_text()
+    file = tmp_path / "d.toml"
+    file.write_text(text.replace('schedule = "lockstep"', 'schedule = "none"'))
+    assert main(["pim", "gemv", "--design", str(file), *SHAPE]) == 2
     captured = capsys.readouterr()
     assert captured.err == "expertbank: design: has no command schedule: 'duplex'\n"
 
@@ -607,7 +610,7 @@ EDITS = {
     "schedule": (
         'schedule = "streamed"',
         'schedule = "fast"',
-        "schedule: must be one of barrier, streamed, none, not 'fast'",
+        "schedule: must be one of barrier, streamed, lockstep, pins, none, not 'fast'",
     ),
 }
 

@@ -8,8 +8,8 @@ from amaranth.lib import data, enum
 
 from rtl.arith import Accumulate, Burst
 from rtl.expert.layouts import bits_for
-from spec.device import PartSpec, PimDevice, Schedule
-from spec.dram import Command, Level, clocks_between
+from spec.device import PimDevice, Schedule
+from spec.dram import Command, DramSpec, Level, clocks_between
 from spec.errors import require
 from spec.program import FIELDS, OP_BITS, ROW_BITS, TILE_INPUTS, TILE_ROWS, WORD_BITS, Op
 
@@ -35,6 +35,11 @@ class ChannelConfig:
 
     def __post_init__(self) -> None:
         device, timing = self.device, self.dram.timing
+        require(
+            device.schedule in (Schedule.BARRIER, Schedule.STREAMED),
+            f"must be barrier or streamed in Verilog, not {device.schedule}",
+            key="schedule",
+        )
         require(
             self.dram.rows <= 1 << (ROW_BITS - 1),
             f"must be at most {1 << (ROW_BITS - 1)} in Verilog, not {self.dram.rows}",
@@ -79,7 +84,7 @@ class ChannelConfig:
         )
 
     @property
-    def dram(self) -> PartSpec:
+    def dram(self) -> DramSpec:
         """The channel's DRAM."""
         return self.device.timed
 

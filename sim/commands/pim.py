@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +95,7 @@ def gemv_command(
     Verilog differs from golden or, with --engine both, from the model.
     """
     from sim.gemv.commands import PowerLimits, Product
+    from sim.gemv.energy import as_text, gemv_energy
     from sim.gemv.report import Options, ablation, added_bits, end_to_end, log_text, run_gemv
     from sim.gemv.streamed import ALL
     from sim.toolchain import check_parent, write_atomically
@@ -118,6 +120,7 @@ def gemv_command(
     start = time.perf_counter()
     run = run_gemv(device, product, options)
     wall = time.perf_counter() - start
+    energy = gemv_energy(run)
     result = {
         "design": device.name,
         "channels": channels,
@@ -129,6 +132,8 @@ def gemv_command(
         "macs": product.macs,
         "utilisation": run.utilisation,
         "commands": run.commands,
+        "energy_j": None if energy is None else energy.total,
+        "energy": None if energy is None else energy.as_json(),
         "wall_s": wall,
     }
     if surround:
@@ -144,7 +149,7 @@ def gemv_command(
         result["rtl"], differs = _run_rtl(
             device, product, options, engine, channel or 0, seed or 0, secded, flips or 0
         )
-    found = []
+    found: Sequence[object] = []
     if check or log_file is not None:
         logged = run_gemv(device, product, options, log=True)
         if check:
@@ -152,11 +157,15 @@ def gemv_command(
             result["violations"] = len(found)
             result["first_violations"] = [str(one) for one in found[:SHOWN]]
         if log_file is not None:
-            write_atomically(log_file, log_text(logged.log))
+            write_atomically(log_file, log_text(logged))
     if as_json:
         print_json(result)
     else:
         shown = [(name, value) for name, value in result.items() if not isinstance(value, dict | list)]
+        shown = [(name, value) for name, value in shown if not name.startswith("energy")]
+        shown.append(("energy", "-" if energy is None else as_text(energy)))
+        if energy is not None:
+            shown += [(f"energy: {name}", joules) for name, joules in energy.components.items()]
         for part in ("commands", "end_to_end", "ablation", "added_bits", "rtl"):
             table = result.get(part)
             if isinstance(table, dict):
