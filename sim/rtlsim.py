@@ -154,11 +154,20 @@ def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> l
     if design.engine is Engine.PIM:
         # The banks need not hold all experts at once, but those of one token.
         BankGeometry.unplaced(model, design).place(range(model.gating.top_k))
+    return _write(_layer(model, design), name, out)
+
+
+def write_channel(device: PimDevice, name: str, out: Path, *, secded: bool = False) -> list[Path]:
+    """Write the Verilog of a channel that runs command programs; as :func:`write_layer`."""
+    check_writable(out)
+    return _write(gemv_component(device, secded=secded)(), name, out)
+
+
+def _write(component: object, name: str, out: Path) -> list[Path]:
     from rtl.export import export
 
-    layer = _layer(model, design)
     try:
-        files: list[Path] = export(layer, name, out)
+        files: list[Path] = export(component, name, out)
         return files
     except OSError as error:
         raise InputError(f"cannot be written to: {error.strerror}", file=out) from None
