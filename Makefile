@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim full-size test test-fast test-long verilog bench claims models-page lint format typecheck clean
+.PHONY: help setup check sim full-size test test-fast test-long verilog bench claims models-page reproduce-page lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -85,6 +85,9 @@ claims: $(STAMP) ## measure everything that is claimed, through the Verilog too;
 
 models-page: $(STAMP) ## write docs/models.md from the model presets
 	@$(RUN) expertbank models --page docs/models.md
+
+reproduce-page: $(STAMP) ## write docs/reproduce.md: what papers claim, and what is modelled
+	@$(RUN) expertbank reproduce --page docs/reproduce.md
 
 lint: $(STAMP) ## ruff and codespell
 	@$(RUN) ruff check .

@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from sim.streams import ALWAYS, Cycles, Spans, taken
+from spec.gate_plan import GatePlan
 from spec.geometry import GateGeometry, ceil_div
 from spec.model import Score
 
@@ -78,7 +79,7 @@ def _selection_score(geometry: GateGeometry) -> int:
 
 def _weight(geometry: GateGeometry) -> int:
     """Return the cycles from a token's first choice to the factors of its weight."""
-    plan, top_k = geometry.plan, geometry.gating.top_k
+    plan = geometry.plan
     cycles = 0
     if plan.exponentials:
         cycles = EXP_SCORE
@@ -90,9 +91,15 @@ def _weight(geometry: GateGeometry) -> int:
         cycles = FUNCTIONS.get(plan.weight_score, 0)
         # The sigmoid's mantissa and shift become a score.
         cycles += 1 if plan.weight_score is Score.SIGMOID else 0
+    return cycles + inverse_cycles(plan)
+
+
+def inverse_cycles(plan: GatePlan) -> int:
+    """Return the cycles that a score waits for the inverse of the sum or norm of its token's."""
+    top_k = plan.gating.top_k
     if plan.normalises_by_norm:
-        return cycles + 2 * top_k - 1 + NORM + INVERSE + 1
-    return cycles + (top_k + INVERSE + 1 if plan.normalises_by_sum else 0)
+        return 2 * top_k - 1 + NORM + INVERSE + 1
+    return top_k + INVERSE + 1 if plan.normalises_by_sum else 0
 
 
 def num_credits(geometry: GateGeometry) -> int:

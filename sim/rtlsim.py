@@ -46,6 +46,7 @@ from sim.toolchain import (
 )
 from spec.banks import BankGeometry
 from spec.design import DesignSpec, Engine
+from spec.device import PimDevice
 from spec.errors import InputError
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.model import ModelSpec
@@ -113,6 +114,17 @@ def gate_component(geometry: GateGeometry) -> Callable[[], object]:
         return Gate(geometry)
 
     return gate
+
+
+def gemv_component(device: PimDevice, *, secded: bool = False) -> Callable[[], object]:
+    """Return what makes a channel that runs command programs, for :func:`build`."""
+
+    def channel() -> object:
+        from rtl.gemv import ChannelConfig, ProgramChannel
+
+        return ProgramChannel(ChannelConfig(device=device, secded=secded))
+
+    return channel
 
 
 def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:

@@ -67,6 +67,7 @@ class GateGeometry:
     banked : the products are made in the banks (:class:`RouterGeometry`); what stays of the walk is to
         read the rows of logits, once.
     shared_gate : the shared expert has a gate: one more product, behind those of the experts.
+    gives_scores : assignments carry their scores beside their weights (:attr:`ModelSpec.drops_need_scores`).
     """
 
     gating: GatingSpec
@@ -77,6 +78,7 @@ class GateGeometry:
     load_elements: int
     banked: bool = False
     shared_gate: bool = False
+    gives_scores: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -115,6 +117,7 @@ class GateGeometry:
                 load_elements=design.memory.beat_elements,
                 banked=banked,
                 shared_gate=model.d_shared > 0 and model.shared_expert_gate,
+                gives_scores=model.drops_need_scores,
             )
             for logits_per_cycle in counts
         ]
@@ -123,7 +126,7 @@ class GateGeometry:
     @property
     def plan(self) -> GatePlan:
         """What the gating asks of scores, selection and weights."""
-        return GatePlan(self.gating)
+        return GatePlan(self.gating, self.gives_scores)
 
     @property
     def cols(self) -> int:

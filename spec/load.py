@@ -20,6 +20,8 @@ from spec.errors import InputError
 from spec.families import load_config
 from spec.files import load_preset, load_preset_with, preset_names, preset_path, read_toml
 from spec.model import ModelSpec
+from spec.paper import PaperSpec
+from spec.system import EngineSpec, SystemSpec
 
 __all__ = [
     "design_names",
@@ -28,9 +30,12 @@ __all__ = [
     "load_device",
     "load_dram",
     "load_energy",
+    "load_engine",
     "load_entry",
     "load_model",
+    "load_paper",
     "load_sources",
+    "load_system",
     "preset_names",
 ]
 
@@ -100,6 +105,21 @@ def load_dram(name: str) -> DramSpec:
 def load_energy(name: str) -> EnergyTable:
     """Return the energy table of a preset's name or of a TOML file; :class:`InputError` on bad input."""
     return typing.cast("EnergyTable", load_preset(EnergyTable, EnergyTable.PRESET_FOLDER, name, "energy"))
+
+
+def load_system(name: str) -> SystemSpec:
+    """Return the system of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("SystemSpec", load_preset(SystemSpec, SystemSpec.PRESET_FOLDER, name, "system"))
+
+
+def load_engine(name: str) -> EngineSpec:
+    """Return the engine of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("EngineSpec", load_preset(EngineSpec, EngineSpec.PRESET_FOLDER, name, "host"))
+
+
+def load_paper(name: str) -> PaperSpec:
+    """Return the paper of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("PaperSpec", load_preset(PaperSpec, PaperSpec.PRESET_FOLDER, name, "paper"))
 
 
 def load_sources(kind: str, name: str) -> dict[str, dict[str, str]]:

@@ -402,6 +402,30 @@ class ModelSpec:
         return self.d_latent or self.d_model
 
     @property
+    def has_capacity(self) -> bool:
+        """Whether experts take a limited number of assignments, or none."""
+        return self.expert_capacity != 0 or self.capacity_fraction > 0
+
+    @property
+    def no_places(self) -> bool:
+        """Whether every assignment is dropped."""
+        return self.expert_capacity == NO_PLACES and self.capacity_fraction <= 0
+
+    @property
+    def weights_of_kept(self) -> bool:
+        """Whether weights depend on which assignments are dropped."""
+        gating = self.gating
+        drops = self.has_capacity and not self.no_places
+        return drops and gating.normalise is not Normalise.NONE and gating.normalise_kept
+
+    @property
+    def drops_need_scores(self) -> bool:
+        """Whether what is dropped, or the weights of what is not, depends on the scores themselves."""
+        return self.weights_of_kept or (
+            self.capacity_rule is CapacityRule.SCORE_PRIORITY and not self.no_places
+        )
+
+    @property
     def shared_ffn(self) -> FfnSpec | None:
         """The shared expert's FFN but for its width, which is ``d_shared``; None where there is none."""
         if not self.d_shared:

@@ -24,17 +24,20 @@ import rtl.gating.topk
 import rtl.gating.weights
 import sim.gating
 from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
+from golden.gating import normalise as normalise_kept
 from golden.gating import route
 from golden.gating_bf16 import (
     RoutingBf16,
     epsilon_fixed,
+    kept_weights,
     route_bf16,
     scale_fixed,
+    score_words,
     select,
     selection_bias_fixed,
 )
 from golden.image import router_image
-from rtl.gating import Gate, assignment_layout, token_layout
+from rtl.gating import Gate, assignment_layout, given_score_bits, token_layout
 from sim.streams import readiness
 from spec.gate_plan import GatePlan
 from spec.geometry import GateGeometry, ceil_div
@@ -144,7 +147,14 @@ def operands_of(case: Case, rng) -> Operands:
         bias=bias,
         image=image.reshape(-1, geometry.load_elements),
         routing=route_bf16(
-            gating, router, tokens, geometry.cols, logit_bias, selection_bias, shared_gate=shared_gate
+            gating,
+            router,
+            tokens,
+            geometry.cols,
+            logit_bias,
+            selection_bias,
+            shared_gate=shared_gate,
+            gives_scores=geometry.gives_scores,
         ),
         shared_gate=shared_gate,
     )
@@ -168,11 +178,17 @@ def input_beats(case: Case, tokens: Bits16, ends_batch: np.ndarray, rng) -> list
 
 def expected_beats(case: Case, routing: RoutingBf16, ends_batch: np.ndarray) -> list[int]:
     top_k = case.geometry.gating.top_k
-    layout = assignment_layout(case.geometry.gating.num_experts, shared_gate=case.geometry.shared_gate)
+    layout = assignment_layout(
+        case.geometry.gating.num_experts,
+        shared_gate=case.geometry.shared_gate,
+        score_bits=given_score_bits(case.geometry),
+    )
+    words = None if routing.scores is None else score_words(case.geometry.gating, routing.scores)
     return [
         bits_of(
             layout,
             **({} if routing.shared is None else {"shared": routing.shared[token]}),
+            **({} if words is None else {"score": int(words[token, n])}),
             expert=routing.ids[token, n],
             weight=routing.weights[token, n],
             last=n == top_k - 1,
@@ -325,6 +341,57 @@ def test_random_shared_gates(seed):
     check(case, run)
     assert run.gate.latency == sim.gating.latency(case.geometry), str(case)
     assert run.gate.credits == sim.gating.num_credits(case.geometry), str(case)
+
+
+def scored_case(seed: int) -> Case:
+    """Return a random case whose assignments carry their scores, beside a shared expert's gate or not."""
+    case = random_case(seed + 100)
+    return replace(case, geometry=replace(case.geometry, gives_scores=True, shared_gate=seed % 3 == 0))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(12), *(pytest.param(n, marks=pytest.mark.long) for n in range(3000, 3200))]
+)
+def test_random_scores(seed):
+    case = scored_case(seed)
+    run = run_case(case)
+    check(case, run)
+    assert run.gate.latency == sim.gating.latency(case.geometry), str(case)
+    assert run.gate.credits == sim.gating.num_credits(case.geometry), str(case)
+
+
+def test_random_scores_reach_every_kind_of_score():
+    plans = [scored_case(seed).geometry.plan for seed in range(12)]
+    assert {plan.weight_score for plan in plans} == set(Score)
+    for name in ("carries_score", "shares_of_chosen", "signed"):
+        assert {getattr(plan, name) for plan in plans} == {True, False}, name
+
+
+@pytest.mark.parametrize("kind", Score)
+@pytest.mark.parametrize("normalise", [Normalise.SUM, Normalise.P_NORM])
+def test_weights_of_the_kept(kind, normalise):
+    """Against float, with any of a token's choices dropped; a dropped one has none."""
+    rng = np.random.default_rng(5)
+    gating = gating_of(6, 3, score=kind, normalise=normalise, norm_order=2.0, scale=0.8)
+    router, tokens = (bf16_encode(rng.standard_normal((count, 16))) for count in (6, 400))
+    ours = route_bf16(gating, router, tokens, 16, gives_scores=True)
+    real = route(gating, bf16_decode(router), bf16_decode(tokens))
+    same = (ours.ids == real.ids).all(axis=1)
+    assert same.mean() > 0.99
+    assert ours.scores is not None
+    relative = np.abs(ours.scores / 2.0**30 - real.scores)[same] / np.maximum(np.abs(real.scores[same]), 2e-2)
+    assert relative.max() < 1e-4
+    kept = rng.random(ours.ids.shape) < 0.6
+    weights = bf16_decode(kept_weights(gating, ours.scores, kept)).astype(np.float64)
+    assert not weights[~kept].any()
+    wanted = np.where(kept, normalise_kept(gating, real.scores, kept), 0.0)
+    # Logits of both signs may all but cancel in their sum.
+    total = np.abs(np.where(kept, real.scores, 0.0).sum(axis=1))
+    clear = same & (total > 0.05)
+    assert clear.sum() > 150
+    np.testing.assert_allclose(weights[clear], wanted[clear], rtol=2**-8 + 2e-3, atol=1e-4)
+    everyone = kept_weights(gating, ours.scores, np.ones_like(kept))
+    np.testing.assert_allclose(bf16_decode(everyone)[clear], bf16_decode(ours.weights)[clear], rtol=2**-7)
 
 
 def test_random_shared_gates_reach_a_free_lane_and_a_row_of_their_own():

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from rtl.arith import ceil_log2, delay
 from rtl.fifo import StreamFifo
-from rtl.gating.layouts import assignment_layout, logit_row_layout, row_shape
+from rtl.gating.layouts import assignment_layout, given_score_bits, logit_row_layout, row_shape
 from rtl.gating.scores import GroupMask, Scores
 from rtl.gating.softmax import LargestLogit, SoftmaxTotal
 from rtl.gating.topk import TopK
@@ -56,7 +56,11 @@ class Selection(wiring.Component):
                 "launch": In(1),
                 "launch_last": In(1),
                 "rows": In(logit_row_layout(lanes)),
-                "o": Out(stream.Signature(assignment_layout(gating.num_experts))),
+                "o": Out(
+                    stream.Signature(
+                        assignment_layout(gating.num_experts, score_bits=given_score_bits(geometry))
+                    )
+                ),
             }
         )
 
@@ -126,6 +130,8 @@ class Selection(wiring.Component):
             queue.i.payload.last.eq(weights.o.last),
             queue.i.payload.last_token.eq(lasts.bit_select(read, 1)),
         ]
+        if geometry.gives_scores:
+            m.d.comb += queue.i.payload.score.eq(weights.o.score)
         return m
 
     def _give_all_logits(self, m, rows):

@@ -8,7 +8,7 @@ from rtl.combine import Combine, CombineConfig
 from rtl.combine_ordered import OrderedCombine, OrderedConfig
 from rtl.dispatch import Dispatch, DispatchConfig, ServicePolicy
 from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_layout
-from rtl.gating import BankedGate, Gate, token_layout
+from rtl.gating import BankedGate, Gate, given_score_bits, token_layout
 from rtl.registers import RegisterFile
 from rtl.stream import connect_stream
 from spec.design import DesignSpec, Format, Policy
@@ -192,6 +192,11 @@ class LayerShell(wiring.Component):
                 shared_gate=image.gate.shared_gate,
                 capacity_bits=CAPACITY_BITS,
                 capacity_rule=model.capacity_rule,
+                no_places=model.no_places,
+                identity_places=model.has_capacity and gating.num_identity_experts > 0,
+                score_bits=given_score_bits(image.gate),
+                kept_gating=image.gate.gating if model.weights_of_kept else None,
+                signed_weights=image.gate.plan.signed,
                 longest_queue=design.policy is Policy.LONGEST_QUEUE,
                 ranks=num_units > 1,
             )
