@@ -180,6 +180,23 @@ def test_patterns_are_those_of_a_naive_controller(pattern: str) -> None:
         assert (run.ticks, run.served) == expected
 
 
+@pytest.mark.parametrize("name", STANDARDS)
+def test_other_random_streams_are_those_of_a_naive_controller(name: str) -> None:
+    """Other seeds and odd numbers of requests, also one and as many as the queue has places and one more."""
+    dram = load_dram(name)
+    for seed, count in ((0, 1), (1, 31), (7, 32), (2**64 - 1, 33), (99, 257)):
+        banks, keys = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+        make_pattern(dram, "random", seed)(0, banks, keys)
+        reads = [
+            Request(bank, key >> ROW_SHIFT, key >> COLUMN_SHIFT & 0x7FFFF)
+            for bank, key in zip(banks.tolist(), keys.tolist(), strict=True)
+        ]
+        refresh = bool(seed % 2)
+        run = run_requests(dram, pattern_requests(dram, "random", count, seed), refresh=mode(refresh))
+        assert (run.ticks, run.served) == NaiveChannel(dram, refresh=refresh).run(reads), (seed, count)
+        assert run.broken == []
+
+
 # Patterns.
 
 
