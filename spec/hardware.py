@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from spec.errors import InputError
 from spec.gate_plan import EPSILON_BITS, GatePlan
 from spec.model import (
+    MAX_SCALE,
     Activation,
     AppliedTo,
     Epsilon,
@@ -21,10 +22,9 @@ from spec.model import (
     Selection,
 )
 
-MAX_EXPERTS = 512
-MAX_TOP_K = 16
-MAX_SCALE = 1 << 16
-"""That of :class:`spec.model.GatingSpec`, for both factors of a weight."""
+GATE_EXPERTS = 512
+"""Experts of the largest gate; :data:`spec.model.MAX_EXPERTS` are those of any model."""
+GATE_TOP_K = 16
 NORM_ORDERS = (0.25, 64.0)
 """Range of the orders of a p-norm."""
 IDENTITY_SCALES = (2.0**-10, 2.0**10)
@@ -67,7 +67,7 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
 
 def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     gating = model.gating
-    for key, largest in (("num_experts", MAX_EXPERTS), ("top_k", MAX_TOP_K)):
+    for key, largest in (("num_experts", GATE_EXPERTS), ("top_k", GATE_TOP_K)):
         if getattr(gating, key) > largest:
             yield f"gating.{key}", f"must be at most {largest}", getattr(gating, key)
     for key, value, allowed in (
