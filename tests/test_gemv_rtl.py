@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
 from golden.secded import CLEAN, COLUMNS, CORRECTED, DATA_BITS, MASKS, UNCORRECTED, decode, encode
+from rtl.export import LINT_WAIVERS
 from rtl.gemv import ChannelConfig, ProgramChannel
 from rtl.gemv import barrier as barrier_engine
 from rtl.gemv import streamed as streamed_engine
@@ -37,6 +39,7 @@ from sim.gemv.program import (
 )
 from sim.gemv.report import DEFAULT, Options, run_gemv
 from sim.rtlsim import Trace
+from sim.toolchain import verilator_command
 from spec.device import PimDevice, Schedule
 from spec.dram import Command
 from spec.errors import InputError
@@ -447,7 +450,7 @@ def test_a_word_is_corrected_in_hardware():
             ctx.set(dut.check, int(check[0]))
             await ctx.tick()
             word_, status = decode(data, check)
-            seen = (ctx.get(dut.o), ctx.get(dut.single), ctx.get(dut.double))
+            seen = (ctx.get(dut.o), ctx.get(dut.one_flip), ctx.get(dut.two_flips))
             assert seen == (word_[0], status[0] == CORRECTED, status[0] == UNCORRECTED), case
 
     simulator = Simulator(dut)
@@ -529,10 +532,11 @@ def test_bad_input(arguments, message, capsys):
 
 
 @pytest.mark.slow
-def test_a_devices_verilog(tmp_path, capsys):
-    """A channel of a device's file; what it has no use for is refused."""
+@pytest.mark.parametrize(("preset", "options"), [("hbm2-pim", ["--secded"]), ("hbm2-pim-samsung", [])])
+def test_a_devices_verilog(preset, options, tmp_path, capsys):
+    """A channel of a device's file, without a warning; what it has no use for is refused."""
     part, device = (
-        (PRESETS / place).read_text() for place in ("parts/hbm2-pim.toml", "devices/hbm2-pim.toml")
+        (PRESETS / place).read_text() for place in ("parts/hbm2-pim.toml", f"devices/{preset}.toml")
     )
     for old, new in (
         ("bank_groups = 4", "bank_groups = 2"),
@@ -544,7 +548,7 @@ def test_a_devices_verilog(tmp_path, capsys):
         part = part.replace(old, new)
     (tmp_path / "part.toml").write_text(part)
     for old, new in (
-        ('name = "hbm2-pim"', 'name = "small-one"'),
+        (f'name = "{preset}"', 'name = "small-one"'),
         ("units = 8", "units = 2"),
         ("lanes = 16", "lanes = 4"),
         ('dram = "hbm2-pim"', f'dram = "{tmp_path}/part.toml"'),
@@ -553,10 +557,21 @@ def test_a_devices_verilog(tmp_path, capsys):
         device = device.replace(old, new)
     (tmp_path / "d.toml").write_text(device)
     place = tmp_path / "out"
-    assert main(["verilog", "--design", str(tmp_path / "d.toml"), "--out", str(place), "--json"]) == 0
+    arguments = ["verilog", "--design", str(tmp_path / "d.toml"), *options]
+    assert main([*arguments, "--out", str(place), "--json"]) == 0
     names = ["eb_small_one.v", "eb_ram.v", "small_one.f", "small_one.ports.json"]
     assert json.loads(capsys.readouterr().out)["files"] == [str(place / name) for name in names]
-    assert "module eb_small_one (" in (place / names[0]).read_text()
+    waivers = [f"-Wno-{kind}" for kind in LINT_WAIVERS]
+    command, environment = verilator_command("--lint-only", "-Wall", *waivers, "--top-module", "eb_small_one")
+    done = subprocess.run(
+        [*command, "--default-language", "1364-2005", "-f", "small_one.f"],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     for arguments, message in (
         (["--design", "hbm2-pim", "--scale", "3"], "scale: needs an accelerator, not 'hbm2-pim', a device"),
         (["--design", "gddr6-aim"], "schedule: must be barrier or streamed in Verilog, not lockstep"),
