@@ -127,6 +127,24 @@ def gemv_component(device: PimDevice, *, secded: bool = False) -> Callable[[], o
     return channel
 
 
+def block_component(model: ModelSpec, design: DesignSpec, block: str) -> Callable[[], object]:
+    """Return what makes a block of a layer alone, for :func:`exported`.
+
+    ``block``: ``gate``, ``dispatch``, ``combine``; ``expert`` of an array, ``channel`` of near memory.
+    """
+
+    def part() -> object:
+        from rtl.layer import combiner, dispatcher
+
+        units = design.pim.channels if design.pim else 1
+        return {"dispatch": dispatcher, "combine": combiner}[block](model, design, units)
+
+    if block == "gate":
+        return gate_component(ImageGeometry.of(model, design).gate)
+    engines = {"expert": expert_component, "channel": pim_component}
+    return engines[block](model, design) if block in engines else part
+
+
 def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:
     """Write the Verilog of a layer, ``eb_<name>``, into a folder; return the files.
 
