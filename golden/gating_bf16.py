@@ -156,6 +156,8 @@ def select(gating: GatingSpec, logits: I64, bias: I64 | None, *, gives_scores: b
     bias : (experts,) selection bias of :func:`selection_bias_fixed`, or None.
     gives_scores : return the chosen experts' scores, too.
     """
+    if gating.num_prototypes > 1:
+        return _select_of_prototypes(gating, logits, gives_scores)
     plan = GatePlan(gating, gives_scores)
     scores = logits if plan.ranked_by_logit else scores_fixed(gating.score, logits)
     keys = logits
@@ -182,6 +184,20 @@ def select(gating: GatingSpec, logits: I64, bias: I64 | None, *, gives_scores: b
         weights=_divided(plan, selected, total),
         logits=logits,
         scores=selected if gives_scores else None,
+    )
+
+
+def _select_of_prototypes(gating: GatingSpec, logits: I64, gives_scores: bool) -> RoutingBf16:
+    """Choose among the experts of each prototype as of a token of its own, one prototype after another."""
+    own = gating.of_prototype
+    parts = select(own, logits.reshape(-1, own.num_experts), None, gives_scores=gives_scores)
+    first = own.num_experts * np.arange(gating.num_prototypes)[:, None]
+    shape = (len(logits), gating.top_k)
+    return RoutingBf16(
+        ids=(parts.ids.reshape(len(logits), gating.num_prototypes, -1) + first).reshape(shape),
+        weights=parts.weights.reshape(shape),
+        logits=logits,
+        scores=None if parts.scores is None else parts.scores.reshape(shape),
     )
 
 

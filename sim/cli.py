@@ -25,6 +25,7 @@ from sim.commands import (
     reproduce,
     routing,
     sim,
+    synth,
     system,
     verilog,
 )
@@ -46,6 +47,7 @@ for module in (
     check,
     sim,
     verilog,
+    synth,
     layout,
     dram,
     pim,

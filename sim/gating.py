@@ -60,10 +60,14 @@ def _latency(geometry: GateGeometry) -> int:
     # From the last row that holds experts; a shared expert's gate may have one behind it.
     cycles = geometry.product_cycles - (geometry.num_rows - geometry.expert_rows)
     cycles += STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE
-    cycles += TO_FIXED + _selection_score(geometry)
+    # A prototype's rows are a token's for all but the queue, where choices wait for the token's last one.
+    own = geometry.of_prototype
+    cycles += TO_FIXED + _selection_score(own)
     if gating.grouped:
         cycles += geometry.expert_rows - 1 + GROUP_RANK
-    return cycles + TOPK + _weight(geometry) + PRODUCT_AND_ROUND + QUEUE
+    if gating.num_prototypes > 1:
+        cycles += own.gating.top_k - 1
+    return cycles + TOPK + _weight(own) + PRODUCT_AND_ROUND + QUEUE
 
 
 def _selection_score(geometry: GateGeometry) -> int:

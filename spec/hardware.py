@@ -78,8 +78,10 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
             yield f"gating.{key}", f"must be {_names(allowed)}", value.value
     if gating.logit_deviation:
         yield "gating.logit_deviation", "must be 0.0", gating.logit_deviation
-    if gating.num_prototypes > 1:
-        yield "gating.num_prototypes", "must be 1", gating.num_prototypes
+    if gating.num_prototypes > 1 and gating.normalise is not Normalise.NONE:
+        yield "gating.normalise", "must be 'none' with prototypes", gating.normalise.value
+    if gating.num_prototypes > 1 and gating.selection_bias:
+        yield "gating.selection_bias", "must be false with prototypes", True
     low, high = NORM_ORDERS
     if gating.normalise is Normalise.P_NORM and not low <= gating.norm_order <= high:
         yield "gating.norm_order", f"must be in {low}..{high}", gating.norm_order

@@ -7,6 +7,7 @@ are dotted names of fields.
 
 from __future__ import annotations
 
+import tomllib
 import typing
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from spec.system import EngineSpec, SystemSpec
 
 __all__ = [
     "design_names",
+    "is_device",
     "is_folder",
     "load_design",
     "load_device",
@@ -92,8 +94,18 @@ def load_device(name: str) -> PimDevice:
     return typing.cast("PimDevice", load_preset(PimDevice, PimDevice.PRESET_FOLDER, name, "design"))
 
 
+def is_device(name: str) -> bool:
+    """Whether a design's name is a device's: a preset, or a TOML file that says where its units lie."""
+    if not name.endswith(".toml"):
+        return name in preset_names(PimDevice.PRESET_FOLDER)
+    try:
+        return "level" in tomllib.loads(Path(name).read_text())
+    except (OSError, ValueError):
+        return False
+
+
 def design_names() -> list[str]:
-    """Return the presets of accelerators, which have RTL, and of devices, which have none."""
+    """Return the presets of accelerators and of devices."""
     return sorted([*preset_names("designs"), *preset_names(PimDevice.PRESET_FOLDER)])
 
 

@@ -272,6 +272,21 @@ class GatingSpec:
         return self.num_experts - self.num_identity_experts
 
     @property
+    def of_prototype(self) -> GatingSpec:
+        """The gating among the experts of one prototype, where scores and choices end with it."""
+        if self.num_prototypes == 1:
+            return self
+        return dataclasses.replace(
+            self,
+            num_experts=self.num_experts // self.num_prototypes,
+            top_k=self.top_k // self.num_prototypes,
+            num_prototypes=1,
+            num_groups=1,
+            topk_groups=1,
+            num_identity_experts=0,
+        )
+
+    @property
     def group_size(self) -> int:
         """Experts in a group."""
         return self.num_experts // self.num_groups

@@ -108,9 +108,13 @@ LACKING = {
         changed(MIXTRAL, gating={"logit_deviation": 1.0}),
         "gating.logit_deviation: must be 0.0 in hardware, not 1.0",
     ),
-    "prototypes": (
+    "prototypes whose weights are normalised": (
         changed(MIXTRAL, gating={"num_prototypes": 2}),
-        "gating.num_prototypes: must be 1 in hardware, not 2",
+        "gating.normalise: must be 'none' with prototypes in hardware, not 'sum'",
+    ),
+    "prototypes with a selection bias": (
+        changed(MIXTRAL, gating={"num_prototypes": 2, "normalise": Normalise.NONE, "selection_bias": True}),
+        "gating.selection_bias: must be false with prototypes in hardware, not true",
     ),
     "low order": (
         changed(MIXTRAL, gating={"normalise": Normalise.P_NORM, "norm_order": 0.125}),

@@ -27,7 +27,7 @@ from rtl.router import JobMerge, RouterJobs
 from rtl.stream import connect_stream
 from sim.streams import readiness
 from spec.geometry import GateGeometry, RouterGeometry
-from spec.model import GatingSpec, Score
+from spec.model import GatingSpec, Normalise, Score
 from tests.bfm import Sink, Source, run_streams
 from tests.block_bench import (
     DIVERGED,
@@ -477,6 +477,24 @@ def test_scores_behind_the_banks(seed: int) -> None:
     found = check_gate(replace(case, router=replace(case.router, gate=gate)))
     assert found.latency == sim.gating.latency(gate)
     assert found.selection.credits == sim.gating.num_credits(gate)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_prototypes_behind_the_banks(seed: int) -> None:
+    case = random_case(seed + 70)
+    rng = np.random.default_rng(seed)
+    prototypes, chosen = int(rng.integers(2, 5)), int(rng.integers(1, 3))
+    gating = GatingSpec(
+        num_experts=prototypes * int(rng.integers(chosen, 9)),
+        top_k=prototypes * chosen,
+        num_prototypes=prototypes,
+        logit_bias=seed % 2 == 1,
+        normalise=Normalise.NONE,
+    )
+    gate = replace(case.router.gate, gating=gating)
+    if not gate.prototypes_fit:
+        gate = replace(gate, logits_per_cycle=1, lanes=4)
+    check_gate(replace(case, router=replace(case.router, gate=gate)))
 
 
 @pytest.mark.parametrize("logit_bias", [False, True])

@@ -16,7 +16,6 @@ from rtl.gemv.layouts import (
     ChannelConfig,
     ColumnKind,
     RowKind,
-    check_tiles,
     issue_layout,
     row_layout,
     word_layout,
@@ -143,7 +142,6 @@ class BarrierEngine(wiring.Component):
     """
 
     def __init__(self, config: ChannelConfig) -> None:
-        check_tiles(config)
         self.config = config
         super().__init__(
             {

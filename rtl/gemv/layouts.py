@@ -8,8 +8,8 @@ from amaranth.lib import data, enum
 
 from rtl.arith import Accumulate, Burst
 from rtl.expert.layouts import bits_for
-from spec.device import PartSpec, PimDevice
-from spec.dram import Command, Level, clocks_between
+from spec.device import PimDevice, Schedule
+from spec.dram import Command, DramSpec, Level, clocks_between
 from spec.errors import require
 from spec.program import FIELDS, OP_BITS, ROW_BITS, TILE_INPUTS, TILE_ROWS, WORD_BITS, Op
 
@@ -36,6 +36,11 @@ class ChannelConfig:
     def __post_init__(self) -> None:
         device, timing = self.device, self.dram.timing
         require(
+            device.schedule in (Schedule.BARRIER, Schedule.STREAMED),
+            f"must be barrier or streamed in Verilog, not {device.schedule}",
+            key="schedule",
+        )
+        require(
             self.dram.rows <= 1 << (ROW_BITS - 1),
             f"must be at most {1 << (ROW_BITS - 1)} in Verilog, not {self.dram.rows}",
             key="dram.rows",
@@ -54,8 +59,32 @@ class ChannelConfig:
             key="dram.timing",
         )
 
+        require(
+            not self.secded or 16 * device.lanes % SECDED_WORD == 0,
+            f"must be a multiple of {SECDED_WORD // 16} with check bits, not {device.lanes}",
+            key="lanes",
+        )
+        if device.schedule is Schedule.BARRIER:
+            self._check_tiles()
+
+    def _check_tiles(self) -> None:
+        """Refuse registers that the published kernel's tiles do not have."""
+        device, dram = self.device, self.dram
+        require(
+            device.input_registers == TILE_INPUTS == device.output_registers,
+            f"must be {TILE_INPUTS}, as must output_registers, for schedule {device.schedule},"
+            f" not {device.input_registers} and {device.output_registers}",
+            key="input_registers",
+        )
+        require(
+            TILE_ROWS * dram.bursts_per_row == TILE_INPUTS * device.output_registers,
+            f"must hold {TILE_INPUTS * device.output_registers // TILE_ROWS} bursts for schedule"
+            f" {device.schedule}, not {dram.bursts_per_row}",
+            key="dram.row_bytes",
+        )
+
     @property
-    def dram(self) -> PartSpec:
+    def dram(self) -> DramSpec:
         """The channel's DRAM."""
         return self.device.timed
 
@@ -190,21 +219,4 @@ def weights_layout(config: ChannelConfig):
             "side": unsigned(1),
             "row": unsigned((config.dram.rows - 1).bit_length()),
         }
-    )
-
-
-def check_tiles(config: ChannelConfig) -> None:
-    """Refuse registers that the published kernel's tiles do not have."""
-    device, dram = config.device, config.dram
-    require(
-        device.input_registers == TILE_INPUTS == device.output_registers,
-        f"must be {TILE_INPUTS}, as must output_registers, for schedule {device.schedule},"
-        f" not {device.input_registers} and {device.output_registers}",
-        key="input_registers",
-    )
-    require(
-        TILE_ROWS * dram.bursts_per_row == TILE_INPUTS * device.output_registers,
-        f"must hold {TILE_INPUTS * device.output_registers // TILE_ROWS} bursts for schedule"
-        f" {device.schedule}, not {dram.bursts_per_row}",
-        key="dram.row_bytes",
     )

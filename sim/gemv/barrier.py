@@ -61,12 +61,8 @@ from sim.gemv.commands import (
     require_rows,
 )
 from spec.device import PimDevice
+from spec.program import LEAVE_ROW, MODE_ROW, PARK_ROW, REGISTER_ROW, RESULT_ROW, TILE_INPUTS, TILE_ROWS
 
-TILE_INPUTS, TILE_ROWS = 8, 2
-"""Bursts of inputs in a tile (entries of GRF_A), and rows of a bank that a block's part of a tile fills."""
-MODE_ROW, REGISTER_ROW, LEAVE_ROW, PARK_ROW, RESULT_ROW = -2, -3, -4, -5, -6
-"""Rows that are no weights': to enter all-bank mode, of the registers, to leave the mode, read at first and
-last, of the results."""
 CLOSED = -1
 FIRST_COMMAND = 1
 # Integers of the state: the next cycle without a command, refreshes due, the end of the last refresh, ...

@@ -13,6 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sim.compiled import depends_on
+from spec import program
 from spec.dram import PROTOCOLS, Command, DramSpec, Level, clocks_between
 from spec.errors import require, require_range
 
@@ -95,8 +96,8 @@ TIMINGS = (
 
 
 def compiled(function: Any) -> Any:
-    """Compile a function, and again when its file or this one has changed, whose constants go into it."""
-    return depends_on(sys.modules[__name__])(njit(cache=True)(function))
+    """Compile a function, and again when its file has changed, or one whose constants go into it."""
+    return depends_on(sys.modules[__name__], program)(njit(cache=True)(function))
 
 
 @dataclass(frozen=True, kw_only=True)

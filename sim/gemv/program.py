@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from golden.formats import Bits16, bf16_encode
 from golden.gemv import Share, barrier_share, streamed_share
-from sim.divergence import PortCheck
+from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.gemv import barrier, streamed
 from sim.gemv.commands import EVEN, NO_BANK, Kind, Log, Product, limited, timings
 from sim.gemv.report import Options, Run, run_gemv
-from sim.gemv.streamed import ALL
+from sim.payload import Field
 from sim.rtlsim import BankMemory, Build, RunResult, RunSpec, Sink, Trace, build, gemv_component
 from spec.device import PimDevice, Schedule
-from spec.errors import require
 from spec.program import ROW_BITS, Program, barrier_program, first_cycle, streamed_program, words
 
 ROW_KINDS = (Kind.ACT, Kind.PRE, Kind.REF, Kind.OTHER_REF)
@@ -112,21 +111,28 @@ def commands_seen(device: PimDevice, row: Trace, column: Trace) -> Log:
     return log[np.lexsort((log[:, 1], log[:, 0]))]
 
 
+COMMAND_FIELDS = {"kind": Field(0, 8), "bank": Field(8, 8, True), "row": Field(16, 24, True)}
+"""A command as one number, for comparisons; kinds are those of the model's logs."""
+
+
 def _packed(log: Log) -> NDArray[np.uint64]:
-    """Return kind, bank and row of each command as one number."""
-    packed: NDArray[np.int64] = log[:, 1] | (log[:, 2] + 1) << 8 | (log[:, 3] + (1 << ROW_BITS)) << 16
+    packed = np.zeros(len(log), dtype=np.int64)
+    for place, field in zip((1, 2, 3), COMMAND_FIELDS.values(), strict=True):
+        packed |= (log[:, place] & (1 << field.width) - 1) << field.offset
     return packed.astype(np.uint64)
 
 
-def bus_check(port: str, kinds: tuple[Kind, ...], seen: Log, expected: Log) -> PortCheck:
-    """Compare cycle, kind, bank and row of every command of a bus."""
+def bus_check(device: PimDevice, port: str, kinds: tuple[Kind, ...], seen: Log, expected: Log) -> PortCheck:
+    """Compare cycle, kind, bank and row of every command of a bus; cycles count from that of ``start``."""
     seen, expected = (log[np.isin(log[:, 1], kinds)] for log in (seen, expected))
+    first = first_cycle(device)
     return PortCheck(
         "gemv",
         port,
-        Trace(seen[:, 0], _packed(seen).reshape(-1, 1)),
+        Trace(seen[:, 0] + first, _packed(seen).reshape(-1, 1)),
         payloads=_packed(expected),
-        cycles=expected[:, 0],
+        cycles=expected[:, 0] + first,
+        fields=COMMAND_FIELDS,
         payloads_of="model",
     )
 
@@ -141,6 +147,7 @@ class RtlRun:
     late : the engine says that a command missed its cycle.
     mismatches : bits of the results that are not golden's.
     checks : of the buses against the model, of the results against golden.
+    job : what the bench was given.
     corrected, uncorrected : words with a flipped bit, with two; None without SECDED.
     """
 
@@ -151,8 +158,23 @@ class RtlRun:
     log: Log
     checks: list[PortCheck]
     result: RunResult
+    job: RunSpec
     corrected: int | None = None
     uncorrected: int | None = None
+
+    def divergence(self, bench: Build, place: Path, *, cycles: bool = True) -> str:
+        """Return where the run first differs from golden, or with ``cycles`` the model, or nothing.
+
+        A waveform of it is left in the folder ``place``.
+        """
+        found = first_divergence(self.checks if cycles else self.checks[-1:])
+        if found is not None:
+            return with_waveform(found, bench, self.job, place)
+        if not cycles:
+            return ""
+        if self.late or self.cycles != self.model.cycles:
+            return f"gemv: done in cycle {self.cycles}, model {self.model.cycles}; late: {self.late}"
+        return ""
 
 
 def bench_of(device: PimDevice, root: Path, *, secded: bool = False) -> Build:
@@ -172,11 +194,10 @@ def run_rtl(
     secded: bool = False,
     flips: int = 0,
 ) -> RtlRun:
-    """Run a channel's part of a product with random numbers.
+    """Run a channel's part of a product with random numbers; the hardware has all additions.
 
     flips : bits flipped in as many words of the weights, where the banks hold check bits.
     """
-    require(options.additions == ALL, "needs --engine model: the hardware has all additions", key="without")
     model = run_gemv(device, product, options, log=True)
     share = share_of(device, product, options, *operands(product, seed), channel)
     image = share.bank_image(secded=secded)
@@ -214,11 +235,12 @@ def run_rtl(
         mismatches,
         log,
         [
-            bus_check("o_row", ROW_KINDS, log, model.log),
-            bus_check("o_column", COLUMN_KINDS, log, model.log),
+            bus_check(device, "o_row", ROW_KINDS, log, model.log),
+            bus_check(device, "o_column", COLUMN_KINDS, log, model.log),
             PortCheck("gemv", "o", Trace(result.streams["o"].cycles, _wide(seen)), payloads=_wide(expected)),
         ],
         result,
+        spec,
         *counts,
     )
 

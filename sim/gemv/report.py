@@ -18,6 +18,7 @@ from spec.design import RegisterPath
 from spec.device import PimDevice, Schedule
 from spec.dram import PROTOCOLS
 from spec.errors import InputError, require, require_range
+from spec.program import TILE_ROWS
 
 COMMANDS = ("ACT", "PRE", "MAC", "WR", "REF", "RD")
 MAX_LOG = 1 << 24
@@ -174,7 +175,7 @@ def end_to_end(run: Run, *, adders: int = 16, interruptions: int = 0) -> dict[st
     if device.schedule is Schedule.BARRIER:
         tiles, inputs = barrier.tiles(device, product)
         outputs, slices = tiles * device.output_registers, 1
-        weights = tiles * inputs * barrier.TILE_ROWS * device.timed.bursts_per_row
+        weights = tiles * inputs * TILE_ROWS * device.timed.bursts_per_row
         switch = barrier.visit_cycles(device, T)
         behind_pre = FAR  # at the end, with the last data, tRP is over in all banks that are read
     else:

@@ -11,7 +11,7 @@ from spec.paper import PaperSpec
 ENCODER, DECODER = (512, 2048, 8192), (1, 4, 16)
 """Tokens of a layer."""
 ZIPF = (0.0, 0.5, 1.0, 1.5)
-LAYERS = 4
+LAYERS = 2
 
 
 def run(paper: PaperSpec, values: Mapping[str, float]) -> dict[str, float]:
