@@ -494,7 +494,7 @@ MISTAKES = {
     "unknown link": (
         ["--only", "colour"],
         (
-            "only: must be one of float, formats, int8, families, rtl, blocks, layer, dram, throughput,"
+            "only: must be one of float, formats, int8, families, rtl, blocks, layer, dram, memory, throughput,"
             " not 'colour'"
         ),
     ),
