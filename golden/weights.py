@@ -8,7 +8,7 @@ that are N(0, 1).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -78,6 +78,8 @@ class LayerWeights:
     output_bias : (H,), or None.
     stored : of matrices that a checkpoint stores quantised, per expert, what their values are of; a format
         that stores weights the same way takes these. Whoever replaces such a matrix replaces this, too.
+    checked : to the constructor: dtypes and values are known to be as they should be, and are not looked at
+        again (``replace`` looks at them).
     """
 
     router: NDArray[np.float32]
@@ -106,8 +108,11 @@ class LayerWeights:
     output_bias: NDArray[np.float32] | None = None
     held: tuple[int, ...] | None = None
     stored: Mapping[str, Sequence[StoredWeight]] = field(default_factory=dict)
+    checked: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, checked: bool) -> None:
+        if checked:
+            return
         for name in WEIGHT_NAMES:
             array = getattr(self, name)
             if name == "hash_table" and array is not None:
