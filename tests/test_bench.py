@@ -146,7 +146,7 @@ def test_weights_of_an_expert_are_timed_with_their_bytes(monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 def test_figures_of_a_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A DeepSeek-V3 step and a Mixtral layer, and what more layers take; whether goals are met, a page says."""
+    """A DeepSeek-V3 step and a Mixtral layer, and what more layers take."""
     monkeypatch.setattr(bench, "REPEATS", 1)
     step, layer = bench.system_figures()
     assert step.name == "deepseek-v3 on dynande, 58 x 256 experts, 64 tokens"
