@@ -7,10 +7,12 @@ headers of the shards that hold the layer, and the bytes of its tensors.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.stored_formats import MXFP4_GROUP, StoredMatrix, StoredWeight, decode_scales
-from golden.tensor_file import MAX_HEADER_BYTES, TensorFile, check_regular, read_json, shown
+from golden.tensor_file import MAX_HEADER_BYTES, TensorFile, read_json, shown
 from golden.weights import PER_EXPERT, LayerWeights, check_indices, weight_shapes
 from spec.errors import InputError, require, require_range
 from spec.families import CheckpointNames, Take, WeightSource, read_config
+from spec.files import check_regular
 from spec.model import ModelSpec
 
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -36,6 +39,10 @@ SCALE_NAMES = (("_blocks", "_scales"), (".weight", ".scale"), ("", "_scale_inv")
 """End of a tensor's name -> end of its scales' name: gpt-oss, DeepSeek-V4, DeepSeek-V3."""
 ELEMENTS_AT_ONCE = 1 << 18
 """Of a decoded matrix: few enough to stay in a cache."""
+PIECE_STEPS = 8
+"""So many times these are decoded by a thread in one go."""
+PIECES_ALONE = 8
+"""With fewer pieces no threads are started."""
 
 
 class Checkpoint:
@@ -188,15 +195,16 @@ class CheckpointLayer:
         self._check_unknown(used)
         arrays: dict[str, NDArray[Any]] = dict(indices)
         stored: dict[str, list[StoredWeight]] = {}
+        calls: list[Callable[[], None]] = []
         for weight, shape, places in parts:
             if all(part.matrix.scales is not None for part in places):
                 stored[weight] = [part.stored(shape[-2]) for part in places]
-            out = np.empty(shape, np.float32)
+            out = arrays[weight] = np.empty(shape, np.float32)
             for part, place in zip(places, out if weight in PER_EXPERT else [out], strict=True):
-                part.fill(place)
-            arrays[weight] = out
+                calls += part.pieces(place)
+        _call_all(calls)
         held = None if experts is None else tuple(experts)
-        return LayerWeights(**arrays, held=held, stored=stored)
+        return LayerWeights(**arrays, held=held, stored=stored, checked=True)
 
     def _source(self, weight: str, expert: int) -> WeightSource:
         """Return where a weight lies: the first of its possible places that has a tensor."""
@@ -406,32 +414,56 @@ class _Part:
         """Return a quantised matrix of so many outputs as it is stored."""
         return StoredWeight(self.matrix, self._taken(outputs), self.source.in_out)
 
-    def fill(self, out: NDArray[np.float32]) -> None:
-        """Write the values to ``out``, (out, in) or (out,); :class:`InputError` if one is not finite."""
+    def pieces(self, out: NDArray[np.float32]) -> Iterator[Callable[[], None]]:
+        """Yield what is to be called to write the values to ``out``, (out, in) or (out,), in any order.
+
+        A call raises :class:`InputError` if one of its values is not finite.
+        """
         target = out[:, None] if self.is_vector else out
-        half = len(target)
-        part = self._taken(half)
         transposed = self.source.in_out
-        width = (1 if self.source.take is Take.ALL else 2) * half if transposed else target.shape[1]
-        num_rows = target.shape[1] if transposed else half
+        width = (1 if self.source.take is Take.ALL else 2) * len(target) if transposed else target.shape[1]
+        num_rows = target.shape[1] if transposed else len(target)
         step = max(1, ELEMENTS_AT_ONCE // width)
-        between = np.empty((min(step, num_rows), width), np.float32) if transposed else None
-        for first in range(0, num_rows, step):
-            last = min(first + step, num_rows)
-            if between is not None:
-                stored, values = slice(first, last, 1), between[: last - first]
-            else:
-                stored = slice(part.start + first * part.step, part.start + last * part.step, part.step)
-                values = target[first:last]
-            self.matrix.read_rows(stored, values)
-            try:
-                _check_finite(
-                    shown(self.name), values, (stored.start, stored.step), self.lead, self.is_vector
-                )
-            except InputError as error:
-                raise error.at(file=self.path) from None
-            if between is not None:
-                target[:, first:last] = values[:, part].T
+        for first in range(0, num_rows, PIECE_STEPS * step):
+            last = min(first + PIECE_STEPS * step, num_rows)
+            fill = self._fill_transposed if transposed else self._fill
+            yield partial(fill, target, first, last, step)
+
+    def _fill(self, target: NDArray[np.float32], begin: int, end: int, step: int) -> None:
+        part = self._taken(len(target))
+        for first in range(begin, end, step):
+            last = min(first + step, end)
+            stored = slice(part.start + first * part.step, part.start + last * part.step, part.step)
+            self._read(stored, target[first:last])
+
+    def _fill_transposed(self, target: NDArray[np.float32], begin: int, end: int, step: int) -> None:
+        part = self._taken(len(target))
+        between = np.empty((min(step, end - begin), self.matrix.num_cols), np.float32)
+        for first in range(begin, end, step):
+            last = min(first + step, end)
+            values = between[: last - first]
+            self._read(slice(first, last, 1), values)
+            target[:, first:last] = values[:, part].T
+
+    def _read(self, rows: slice, values: NDArray[np.float32]) -> None:
+        """Write some of the stored rows to ``values``; :class:`InputError` if one is not finite."""
+        if self.matrix.read_rows(rows, values):
+            return
+        try:
+            _check_finite(shown(self.name), values, (rows.start, rows.step), self.lead, self.is_vector)
+        except InputError as error:
+            raise error.at(file=self.path) from None
+
+
+def _call_all(calls: Sequence[Callable[[], None]]) -> None:
+    """Make all calls, on all processors if there are many; raise what the first one that fails raises."""
+    if len(calls) < PIECES_ALONE:
+        for call in calls:
+            call()
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda call: call(), calls):
+            pass
 
 
 def _check_dtype(file: TensorFile, name: str, dtypes: tuple[str, ...]) -> str:

@@ -24,6 +24,15 @@ E8M0_NAN = 0xFF
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Of the patterns 0 to 7; bit 3 is the sign."""
 
+FP8_SHIFT, FP8_FIELDS = 20, np.int32(-0x7810_0000)
+"""From the place of an e4m3 pattern's fields to that of fp32's; 0x87F00000, fp32's bits that hold them."""
+FP8_OFFSET = np.float32(2.0 ** (127 - 7))
+"""Between the exponents of a field in fp32 and in e4m3."""
+FP8_NAN = ((np.int8, 0x7F), (np.uint8, 0xFF))
+"""NaN of both signs: the largest pattern there is, read as a number with or without a sign."""
+FP8_LARGE_SCALE = 2.0**7
+"""Below it neither a scale times ``FP8_OFFSET`` nor an element (at most 448) times the scale overflows."""
+
 
 @dataclass(frozen=True, eq=False)
 class StoredMatrix:
@@ -43,13 +52,35 @@ class StoredMatrix:
     block_rows: int = 1
     block_cols: int = 1
 
-    def read_rows(self, rows: slice, out: F32) -> None:
-        """Write some rows, (n, cols), to contiguous ``out``; NaN and infinity stay what they are."""
-        decode(np.ascontiguousarray(self.codes[rows]), out, packed=self.packed)
-        if self.scales is not None:
-            numbers = np.arange(*rows.indices(len(self.codes))) // self.block_rows
-            with np.errstate(over="ignore", invalid="ignore"):
-                _scale(out, self.scales[numbers], self.block_cols)
+    @property
+    def num_cols(self) -> int:
+        """Elements of a row."""
+        return int(self.codes.shape[1]) * (2 if self.packed else 1)
+
+    def read_rows(self, rows: slice, out: F32) -> bool:
+        """Write some rows, (n, cols), to contiguous ``out``; NaN and infinity stay what they are.
+
+        Returns whether all values are known to be finite without a look at them.
+        """
+        codes = np.ascontiguousarray(self.codes[rows])
+        if self.scales is None:
+            decode(codes, out, packed=self.packed)
+            return False
+        numbers = np.arange(*rows.indices(len(self.codes))) // self.block_rows
+        if not numbers.size:
+            return True
+        scales = self.scales[numbers[0] : numbers[-1] + 1]
+        numbers -= numbers[0]
+        with np.errstate(over="ignore", invalid="ignore"):
+            small = bool(np.abs(scales).max() < FP8_LARGE_SCALE)
+            if self.packed or not small:
+                decode(codes, out, packed=self.packed)
+                _scale(out, scales, numbers, self.block_cols)
+                return False
+            # The scales take the offset of the exponents with them: one pass less.
+            _place_fp8(codes, out)
+            _scale(out, scales * FP8_OFFSET, numbers, self.block_cols)
+        return _mark_fp8_nan(codes, out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +107,9 @@ def decode(codes: NDArray[Any], out: F32, *, packed: bool = False) -> None:
     if packed:
         _look_up(codes, out, *_fp4_tables())
     elif codes.dtype == ml_dtypes.float8_e4m3fn:
-        _look_up(codes, out, *_fp8_tables())
+        _place_fp8(codes, out)
+        out *= FP8_OFFSET
+        _mark_fp8_nan(codes, out)
     else:
         out[...] = codes
 
@@ -89,9 +122,36 @@ def decode_scales(codes: NDArray[Any]) -> F32:
     return scales
 
 
-def _scale(values: F32, scales: F32, block_cols: int) -> None:
-    """Multiply (rows, cols) values by (rows, blocks) scales in place."""
+def _place_fp8(codes: NDArray[Any], out: F32) -> None:
+    """Write e4m3 patterns as fp32 of the same sign, exponent field and significand to ``out``.
+
+    That is the value times 2**-120, subnormals included; NaN becomes a number.
+    """
+    patterns = out.view(np.int32)
+    patterns[...] = codes.view(np.int8)  # The sign fills what lies above it.
+    np.left_shift(patterns, FP8_SHIFT, out=patterns)
+    np.bitwise_and(patterns, FP8_FIELDS, out=patterns)
+
+
+def _mark_fp8_nan(codes: NDArray[Any], out: F32) -> bool:
+    """Set what is NaN in e4m3 to NaN in ``out``; return whether there is none."""
+    if all(codes.view(kind).max(initial=0) < nan for kind, nan in FP8_NAN):
+        return True
+    for kind, nan in FP8_NAN:
+        out[codes.view(kind) == nan] = np.nan
+    return False
+
+
+def _scale(values: F32, scales: F32, numbers: NDArray[np.intp], block_cols: int) -> None:
+    """Multiply (rows, cols) values in place by the scales of their blocks; ``numbers``: of each row's."""
     rows, cols = values.shape
+    if rows >= 2 * len(scales):
+        # Scales of many rows are spread over one, once: blocks are short for a multiplication of their own.
+        for number, of_row in enumerate(scales):
+            first, last = np.searchsorted(numbers, (number, number + 1))
+            values[first:last] *= np.repeat(of_row, block_cols)[:cols]
+        return
+    scales = scales[numbers]
     if cols % block_cols == 0:
         blocks = values.reshape(rows, -1, block_cols)
         np.multiply(blocks, scales[:, :, None], out=blocks)
@@ -109,13 +169,6 @@ def _look_up(codes: NDArray[Any], out: F32, of_byte: NDArray[Any], of_two: NDArr
     flat = codes.reshape(-1).view(np.uint8)
     table, indices = (of_byte, flat) if flat.size % 2 else (of_two, flat.view("<u2"))
     np.take(table, indices, out=out.reshape(-1).view(table.dtype), mode="clip")
-
-
-@cache
-def _fp8_tables() -> tuple[NDArray[Any], NDArray[Any]]:
-    """Values of e4m3 patterns, and of pairs."""
-    values = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    return values, _of_two(values[:, None]).view(np.uint64)[:, 0]
 
 
 @cache

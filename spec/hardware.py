@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from spec.errors import InputError
 from spec.gate_plan import EPSILON_BITS, GatePlan
 from spec.model import (
-    NO_PLACES,
+    MAX_SCALE,
     Activation,
     AppliedTo,
-    CapacityRule,
     Epsilon,
     ModelSpec,
     Normalise,
@@ -23,19 +22,18 @@ from spec.model import (
     Selection,
 )
 
-MAX_EXPERTS = 512
-MAX_TOP_K = 16
-MAX_SCALE = 1 << 16
-"""That of :class:`spec.model.GatingSpec`, for both factors of a weight."""
+GATE_EXPERTS = 512
+"""Experts of the largest gate; :data:`spec.model.MAX_EXPERTS` are those of any model."""
+GATE_TOP_K = 16
 NORM_ORDERS = (0.25, 64.0)
 """Range of the orders of a p-norm."""
+DEVIATIONS = (2.0**-10, 2.0**10)
+"""Range of the deviation of normalised logits times the root of the number of experts: their bound."""
 IDENTITY_SCALES = (2.0**-10, 2.0**10)
 """Range of the weights' scale beside identity experts, whose weights are added with 20 bits before the point
 and 32 behind."""
 LIMITS = (0.5, 64.0)
 """Range of the bounds of a clamped activation."""
-
-CAPACITY_RULES = (CapacityRule.SWITCH, CapacityRule.GSHARD, CapacityRule.BATCH_PRIORITY)
 
 
 def check_hardware(model: ModelSpec) -> None:
@@ -67,18 +65,11 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     ):
         rule = f"must be above 0 and, times gating.scale, below {MAX_SCALE}"
         yield "expert_output_scale", rule, model.expert_output_scale
-    if model.expert_capacity == NO_PLACES and model.capacity_fraction <= 0:
-        yield "expert_capacity", "must be at least 0", model.expert_capacity
-    limited = model.expert_capacity or model.capacity_fraction > 0
-    if identity and limited:
-        yield "gating.num_identity_experts", "must be 0 where experts have a capacity", identity
-    if limited and model.capacity_rule not in CAPACITY_RULES:
-        yield "capacity_rule", f"must be {_names(CAPACITY_RULES)}", model.capacity_rule.value
 
 
 def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     gating = model.gating
-    for key, largest in (("num_experts", MAX_EXPERTS), ("top_k", MAX_TOP_K)):
+    for key, largest in (("num_experts", GATE_EXPERTS), ("top_k", GATE_TOP_K)):
         if getattr(gating, key) > largest:
             yield f"gating.{key}", f"must be at most {largest}", getattr(gating, key)
     for key, value, allowed in (
@@ -87,10 +78,16 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     ):
         if value not in allowed:
             yield f"gating.{key}", f"must be {_names(allowed)}", value.value
-    if gating.logit_deviation:
-        yield "gating.logit_deviation", "must be 0.0", gating.logit_deviation
-    if gating.num_prototypes > 1:
-        yield "gating.num_prototypes", "must be 1", gating.num_prototypes
+    low, high = DEVIATIONS
+    if gating.logit_deviation and not low <= gating.logit_deviation * gating.num_experts**0.5 <= high:
+        rule = f"must be 0.0 or, times the root of num_experts, in {low}..{high}"
+        yield "gating.logit_deviation", rule, gating.logit_deviation
+    if gating.logit_deviation and gating.num_prototypes > 1:
+        yield "gating.logit_deviation", "must be 0.0 with prototypes", gating.logit_deviation
+    if gating.num_prototypes > 1 and gating.normalise is not Normalise.NONE:
+        yield "gating.normalise", "must be 'none' with prototypes", gating.normalise.value
+    if gating.num_prototypes > 1 and gating.selection_bias:
+        yield "gating.selection_bias", "must be false with prototypes", True
     low, high = NORM_ORDERS
     if gating.normalise is Normalise.P_NORM and not low <= gating.norm_order <= high:
         yield "gating.norm_order", f"must be in {low}..{high}", gating.norm_order
@@ -114,12 +111,6 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
             )
         elif not low <= gating.scale <= high:
             yield "gating.scale", f"must be in {low}..{high} with identity experts", gating.scale
-    drops = model.expert_capacity or model.capacity_fraction > 0
-    if gating.normalise is not Normalise.NONE and gating.normalise_kept and drops:
-        yield "gating.normalise_kept", "must be false", True
-    if drops and model.capacity_rule is CapacityRule.BATCH_PRIORITY and plan.signed:
-        # Tokens are ranked by the patterns of their weights.
-        yield "capacity_rule", "must be another one where weights are logits", model.capacity_rule.value
 
 
 def _lacking_of_ffn(model: ModelSpec) -> Iterator[tuple[str, str, object]]:

@@ -16,6 +16,11 @@ from spec.errors import require, require_range
 
 MAX_EXPERTS = 4096
 MAX_TOP_K = 64
+MAX_LAYERS = 1024
+MAX_WIDTH = 1 << 16
+"""Of tokens and of a routed expert."""
+MAX_SCALE = 1 << 16
+"""Of weights and of experts' outputs."""
 SCALE_MULTIPLE = 16
 NO_PLACES = -1
 """An ``expert_capacity`` that drops every assignment; 0 drops none."""
@@ -229,11 +234,13 @@ class GatingSpec:
             f"must divide num_experts={self.num_experts} and top_k={self.top_k}, not {self.num_prototypes}",
             key="num_prototypes",
         )
-        require_range("logit_deviation", self.logit_deviation, 0.0, 1 << 16)
+        require_range("logit_deviation", self.logit_deviation, 0.0, MAX_SCALE)
         require_range("epsilon", self.epsilon, 0.0, 1.0)
         require(self.norm_order > 0, f"must be above 0, not {self.norm_order}", key="norm_order")
         require(
-            0 < self.scale < 1 << 16, f"must be in 0..65536 (both excluded), not {self.scale}", key="scale"
+            0 < self.scale < MAX_SCALE,
+            f"must be in 0..{MAX_SCALE} (both excluded), not {self.scale}",
+            key="scale",
         )
         require_range("jitter", self.jitter, 0.0, 1.0)
         require_range("hash_tokens", self.hash_tokens, 0, 1 << 24)
@@ -272,6 +279,21 @@ class GatingSpec:
         return self.num_experts - self.num_identity_experts
 
     @property
+    def of_prototype(self) -> GatingSpec:
+        """The gating among the experts of one prototype, where scores and choices end with it."""
+        if self.num_prototypes == 1:
+            return self
+        return dataclasses.replace(
+            self,
+            num_experts=self.num_experts // self.num_prototypes,
+            top_k=self.top_k // self.num_prototypes,
+            num_prototypes=1,
+            num_groups=1,
+            topk_groups=1,
+            num_identity_experts=0,
+        )
+
+    @property
     def group_size(self) -> int:
         """Experts in a group."""
         return self.num_experts // self.num_groups
@@ -303,7 +325,7 @@ class FfnSpec:
     alpha: float = 1.702
 
     def __post_init__(self) -> None:
-        require_range("d_expert", self.d_expert, 1, 1 << 16)
+        require_range("d_expert", self.d_expert, 1, MAX_WIDTH)
         require(
             0 < self.limit < 1 << 16, f"must be in 0..65536 (both excluded), not {self.limit}", key="limit"
         )
@@ -377,18 +399,18 @@ class ModelSpec:
     num_dense_layers: int = 0
 
     def __post_init__(self) -> None:
-        require_range("d_model", self.d_model, 1, 1 << 16)
-        require_range("d_latent", self.d_latent, 0, 1 << 16)
+        require_range("d_model", self.d_model, 1, MAX_WIDTH)
+        require_range("d_latent", self.d_latent, 0, MAX_WIDTH)
         require_range("d_shared", self.d_shared, 0, 1 << 18)
-        require_range("expert_output_scale", self.expert_output_scale, 0.0, 1 << 16)
+        require_range("expert_output_scale", self.expert_output_scale, 0.0, MAX_SCALE)
         require_range("expert_capacity", self.expert_capacity, NO_PLACES, 1 << 24)
         require(
             self.capacity_fraction <= 1 << 16,
             f"is too large: {self.capacity_fraction}",
             key="capacity_fraction",
         )
-        require_range("num_moe_layers", self.num_moe_layers, 1, 1024)
-        require_range("num_dense_layers", self.num_dense_layers, 0, 1024)
+        require_range("num_moe_layers", self.num_moe_layers, 1, MAX_LAYERS)
+        require_range("num_dense_layers", self.num_dense_layers, 0, MAX_LAYERS)
         identity = self.gating.num_identity_experts
         require(
             not (identity and self.d_latent),
@@ -400,6 +422,30 @@ class ModelSpec:
     def expert_width(self) -> int:
         """Width of the routed experts' inputs and outputs."""
         return self.d_latent or self.d_model
+
+    @property
+    def has_capacity(self) -> bool:
+        """Whether experts take a limited number of assignments, or none."""
+        return self.expert_capacity != 0 or self.capacity_fraction > 0
+
+    @property
+    def no_places(self) -> bool:
+        """Whether every assignment is dropped."""
+        return self.expert_capacity == NO_PLACES and self.capacity_fraction <= 0
+
+    @property
+    def weights_of_kept(self) -> bool:
+        """Whether weights depend on which assignments are dropped."""
+        gating = self.gating
+        drops = self.has_capacity and not self.no_places
+        return drops and gating.normalise is not Normalise.NONE and gating.normalise_kept
+
+    @property
+    def drops_need_scores(self) -> bool:
+        """Whether what is dropped, or the weights of what is not, depends on the scores themselves."""
+        return self.weights_of_kept or (
+            self.capacity_rule is CapacityRule.SCORE_PRIORITY and not self.no_places
+        )
 
     @property
     def shared_ffn(self) -> FfnSpec | None:

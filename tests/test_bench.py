@@ -131,6 +131,32 @@ def test_figures_of_the_dram_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench.dram_figures(50)[0].met is False
 
 
+def test_weights_of_an_expert_are_timed_with_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "LOADER_GOAL", 1e9)
+    fp8, bf16 = speed.loader_figures(256, 64)
+    assert fp8.name == "weights of an expert in fp8 with block scales, over its bytes"
+    assert bf16.name == "weights of an expert in bf16, over its bytes"
+    for figure in (fp8, bf16):
+        assert (figure.unit, figure.goal, figure.met) == ("x", "at most 1e+09 x", True)
+        assert figure.value > 0
+        assert figure.how.startswith("`CheckpointLayer.read`: 49,152 weights to float32 in ")
+    monkeypatch.setattr(speed, "LOADER_GOAL", 1e-9)
+    assert [figure.met for figure in speed.loader_figures(256, 64)] == [False, False]
+
+
+@pytest.mark.slow
+def test_figures_of_a_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DeepSeek-V3 step and a Mixtral layer, and what more layers take; whether goals are met, a page says."""
+    monkeypatch.setattr(bench, "REPEATS", 1)
+    step, layer = bench.system_figures()
+    assert step.name == "deepseek-v3 on dynande, 58 x 256 experts, 64 tokens"
+    assert layer.name == "mixtral-8x7b on dynande, 1 x 8 experts, 16 tokens"
+    assert (step.goal, layer.goal) == ("below 200 ms", "below 10 ms")
+    for figure in (step, layer):
+        assert figure.value > 0
+        assert re.search(r"[0-9.]+ times as long with 4 times the layers", figure.how)
+
+
 @pytest.mark.slow
 def test_amaranth_runs_the_same_tokens(tiny: Bench) -> None:
     assert speed.amaranth_cycles_per_second(tiny, 150) > 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -24,6 +25,7 @@ from golden.checkpoint import Checkpoint
 from golden.expert_grouped import group_expert
 from golden.image import expert_image_grouped
 from golden.layer_bf16 import pack_expert
+from golden.stored_formats import StoredMatrix
 from golden.tensor_file import ELEMENT_BITS, TensorFile
 from golden.vectors import open_vector, read_vector
 from golden.weights import LayerWeights, random_weights
@@ -157,6 +159,15 @@ def plain_fp8(codes: np.ndarray, scales: np.ndarray, block: tuple[int, int]) -> 
     return values
 
 
+def many_fp8(codes: np.ndarray, scales: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """Return the same of a large matrix; NaN too."""
+    rows, cols = codes.shape
+    spread = scales.astype(np.float64).repeat(block[0], axis=0).repeat(block[1], axis=1)[:rows, :cols]
+    values = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (values * spread).astype(np.float32)
+
+
 def plain_fp4(pairs: np.ndarray, exponents: np.ndarray) -> np.ndarray:
     """Return element times power of two, in a loop; pairs are (..., n / 2), exponents (..., n / 32)."""
     values = np.empty((*pairs.shape[:-1], 2 * pairs.shape[-1]), np.float32)
@@ -246,6 +257,61 @@ def test_fp8_product_is_rounded_once(tmp_path):
     expected = plain_fp8(codes, np.stack([scales, scales]), (128, 128))
     for array in (weights.gate, weights.up, weights.down.swapaxes(1, 2)):
         assert np.array_equal(array, expected)
+
+
+@pytest.mark.parametrize("rows", [slice(0, 9, 1), slice(1, 9, 2), slice(3, 8, 1), slice(4, 4, 1)])
+@pytest.mark.parametrize("block", [(1, 1), (2, 64), (3, 100), (4, 7), (128, 128)])
+def test_every_fp8_pattern_under_every_kind_of_scale(block, rows):
+    """Scales take the exponents' offset with them where that cannot overflow; bits show no difference."""
+    rng = np.random.default_rng(4)
+    codes = np.stack([rng.permutation(256) for _ in range(9)]).astype(np.uint8)
+    kinds = np.array([2.0**-149, -(2.0**-127), 3e-39, 0.0, -0.0, 0.7, -127.0, 300.0, 3e4, -1e36, 3e38])
+    shape = (-(-9 // block[0]), -(-256 // block[1]))
+    for known_kinds in (7, 8, len(kinds), 0):
+        scales = rng.choice(kinds[:known_kinds], shape) if known_kinds else np.full(shape, np.nan)
+        scales = (scales * (1 + rng.random(shape) / 1024)).astype(np.float32)
+        for finite in (False, True):
+            stored = np.where(finite & (codes & 0x7F == 0x7F), np.uint8(0), codes)
+            expected = many_fp8(stored, scales, block)[rows]
+            values = np.full(expected.shape, 7, np.float32)
+            matrix = StoredMatrix(stored.view(ml_dtypes.float8_e4m3fn), False, scales, *block)
+            known = matrix.read_rows(rows, values)
+            there = ~np.isnan(expected)
+            assert np.array_equal(np.isnan(values), ~there)
+            assert values[there].tobytes() == expected[there].tobytes()
+            assert np.isfinite(values).all() or not known
+            assert known or not finite or not np.all(np.abs(scales) < 128)
+
+
+@pytest.mark.parametrize(("place", "pattern"), [((0, 0), 0x7F), ((300, 511), 0xFF), ((511, 77), 0x7F)])
+def test_a_large_matrix_is_read_by_all_processors(tmp_path, monkeypatch, place, pattern):
+    """The same values, and of several that are not finite the first one is named."""
+    rng = np.random.default_rng(5)
+    monkeypatch.setattr("golden.checkpoint.ELEMENTS_AT_ONCE", 1 << 12)
+    beginning = "model.layers.0.mlp."
+    tensors: Tensors = {
+        f"{beginning}gate.weight": ("BF16", np.ones((2, 512))),
+        f"{beginning}gate.e_score_correction_bias": ("F32", np.zeros(2)),
+    }
+    for expert in range(2):
+        for part in ("gate", "up", "down"):
+            name = f"{beginning}experts.{expert}.{part}_proj.weight"
+            tensors[name] = ("F8_E4M3", fp8_codes(rng, (512, 512)))
+            tensors[f"{name}_scale_inv"] = ("F32", rng.random((4, 4), np.float32))
+    folder = write_checkpoint(tmp_path / "m", deepseek_config(512, 512), tensors)
+    weights = Checkpoint(folder).layer("0").read()
+    for part in ("gate", "up", "down"):
+        for expert in range(2):
+            name = f"{beginning}experts.{expert}.{part}_proj.weight"
+            scales = tensors[f"{name}_scale_inv"][1]
+            expected = many_fp8(tensors[name][1], scales, (128, 128))
+            assert getattr(weights, part)[expert].tobytes() == expected.tobytes()
+    name = f"{beginning}experts.1.up_proj.weight"
+    tensors[name][1][place] = tensors[name][1][511, 511] = pattern
+    tensors[f"{beginning}experts.0.down_proj.weight"][1][0, 0] = pattern
+    write_checkpoint(folder, deepseek_config(512, 512), tensors)
+    with raises(f"{folder / 'model.safetensors'}: {name}: must be finite, but element {place} is nan"):
+        Checkpoint(folder).layer("0").read()
 
 
 def gpt_oss_tensors(rng: np.random.Generator) -> tuple[Tensors, dict[str, np.ndarray]]:

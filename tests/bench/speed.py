@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from functools import partial
@@ -18,6 +20,7 @@ import numpy as np
 from amaranth.hdl import Value
 from amaranth.sim import Simulator
 
+from golden.checkpoint import Checkpoint
 from golden.layer_bf16 import layer_image
 from rtl.layer import FpgaLayer
 from sim import accelerator, bench
@@ -27,17 +30,20 @@ from sim.marked import with_marked
 from sim.rtlsim import DEFAULT_ROOT
 from sim.toolchain import write_atomically
 from sim.workload import vector_workload
-from spec.geometry import ImageGeometry
+from spec.geometry import ImageGeometry, ceil_div
 from spec.load import load_design
 from spec.registers import CONTROL_LOAD, REGISTERS, STATUS_LOADED
 from tests.bench.runner import CocotbBuild, build_exported
 from tests.bfm import ReadMemory
+from tests.checkpoint_files import Tensors, write_checkpoint
 
 MARK = "benchmarks"
 MODEL, SCALE, TOKENS = "mixtral-8x7b", 64, 256
 CYCLES = 2000
 """Long enough that experts compute: a window of tokens is routed by then."""
 COCOTB_REPEATS = 3
+LOADER_GOAL = 1.0
+"""Times the time of reading an expert's bytes."""
 LAYER_OF_MAKE_SIM = Path(__file__).parent.parent / "data" / "mixtral_s0.npz"
 
 
@@ -142,6 +148,64 @@ def model_figures() -> list[Figure]:
     return bench.model_figures([(f"{LAYER_OF_MAKE_SIM.stem}, {len(work.tokens)} tokens", shape)])
 
 
+def loader_figures(d_model: int = 7168, d_expert: int = 2048) -> list[Figure]:
+    """Return how long the weights of one routed expert take, over reading its file's bytes.
+
+    By default of DeepSeek-V3's size. The file is in the page cache, and both write to new memory.
+    """
+    layer, d_router = "model.layers.0.mlp.", 256
+    config = {
+        "model_type": "deepseek_v3",
+        "hidden_size": d_model,
+        "moe_intermediate_size": d_expert,
+        "n_routed_experts": d_router,
+        "num_experts_per_tok": 8,
+        "n_shared_experts": 0,
+        "hidden_act": "silu",
+    }
+    rng, figures = np.random.default_rng(0), []
+    for dtype, name in (("F8_E4M3", "fp8 with block scales"), ("BF16", "bf16")):
+        tensors: Tensors = {
+            f"{layer}gate.weight": ("BF16", np.zeros((d_router, d_model))),
+            f"{layer}gate.e_score_correction_bias": ("F32", np.zeros(d_router)),
+        }
+        for part, shape in (
+            ("gate", (d_expert, d_model)),
+            ("up", (d_expert, d_model)),
+            ("down", (d_model, d_expert)),
+        ):
+            key = f"{layer}experts.0.{part}_proj.weight"
+            # Of both signs and of all magnitudes, but no NaN (0x7F, 0xFF).
+            codes = rng.integers(0, 127, shape, np.uint8) | (rng.integers(0, 2, shape, np.uint8) << 7)
+            tensors[key] = (dtype, codes)
+            if dtype == "F8_E4M3":
+                scales = rng.random([ceil_div(size, 128) for size in shape], np.float32)
+                tensors[f"{key}_scale_inv"] = ("F32", scales)
+        with tempfile.TemporaryDirectory(prefix="expertbank-bench-") as place:
+            folder = write_checkpoint(Path(place), config, tensors)
+            found = Checkpoint(folder).layer("0")
+            file = folder / "model.safetensors"
+            of_bytes = bench.fastest_seconds(file.read_bytes)
+            of_weights = bench.fastest_seconds(partial(found.read, [0]))
+            size_mb = file.stat().st_size / 1e6
+        ratio = of_weights / of_bytes
+        figures.append(
+            Figure(
+                group="golden",
+                name=f"weights of an expert in {name}, over its bytes",
+                value=ratio,
+                unit="x",
+                how=f"`CheckpointLayer.read`: {3 * d_model * d_expert:,} weights to float32 in"
+                f" {1e3 * of_weights:.3g} ms on {os.cpu_count()} cores; `read_bytes` of the file, "
+                f"{size_mb:.3g} MB in the page cache, in {1e3 * of_bytes:.3g} ms; wall times,"
+                f" fastest of {bench.REPEATS}",
+                goal=f"at most {LOADER_GOAL:g} x",
+                met=ratio <= LOADER_GOAL,
+            )
+        )
+    return figures
+
+
 def main() -> int:
     """Measure, print, write the page and the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -166,6 +230,8 @@ def main() -> int:
     progress("amaranth.sim: a minute")
     figures.append(amaranth_figure(measured))
     figures += model_figures()
+    progress("weights of a checkpoint")
+    figures += loader_figures()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.json, json.dumps(bench.as_json(figures, where), indent=1) + "\n")
     write_atomically(arguments.out, bench.page(figures, where))
