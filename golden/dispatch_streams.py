@@ -14,10 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from golden.combine_bf16 import identity_sums
 from golden.dispatch import dispatch
-from golden.formats import BF16_ONE
+from golden.formats import BF16_ONE, Bits16
+from golden.gating_bf16 import kept_weights
 from spec.design import Policy
 from spec.errors import require
-from spec.model import CapacityRule
+from spec.model import CapacityRule, GatingSpec
 
 IntArray = NDArray[np.int64]
 
@@ -40,7 +41,9 @@ class DispatchStreams:
 
     Attributes
     ----------
-    top_k, window_tokens, capacity_rule : as given.
+    top_k, window_tokens : as given.
+    decides : whether it is decided window by window what is kept.
+    kept_gating : as given.
     ids : (tokens, top_k) int64, expert of each assignment, as given.
     kept : (tokens, top_k) bool, not dropped by the capacity.
     last_token : (tokens,) bool, the token ends its batch; also a field of ``o_expect``.
@@ -58,7 +61,8 @@ class DispatchStreams:
 
     top_k: int
     window_tokens: int
-    capacity_rule: CapacityRule
+    decides: bool
+    kept_gating: GatingSpec | None
     ids: IntArray
     kept: NDArray[np.bool_]
     last_token: NDArray[np.bool_]
@@ -117,6 +121,9 @@ def dispatch_streams(
     capacity_rule: CapacityRule = CapacityRule.SWITCH,
     shared: bool = False,
     shared_weights: ArrayLike | None = None,
+    scores: ArrayLike | None = None,
+    kept_gating: GatingSpec | None = None,
+    signed_weights: bool = False,
     policy: Policy = Policy.QUEUE_ORDER,
 ) -> DispatchStreams:
     """Return what the dispatcher emits for a run of tokens.
@@ -126,9 +133,13 @@ def dispatch_streams(
     ids, weights : (tokens, top_k) expert of each assignment and its bf16 bits, in order of arrival.
     num_experts, num_identity_experts, window_tokens, shared : as in the dispatcher's configuration.
     batch_lengths : (batches,) tokens of each batch, summing to the tokens; default one batch.
-    capacity : most assignments that an expert takes of a batch; 0: no limit.
+    capacity : most assignments that an expert takes of a batch; 0: no limit, negative: none at all.
     capacity_rule : in which order they claim its places, window by window.
     shared_weights : (tokens,) bf16 bits, weights of the shared expert; 1 by default.
+    scores : (tokens, top_k) int64 of :func:`golden.gating_bf16.select`, where ``score_priority`` ranks tokens
+        by them, or weights are made of them.
+    kept_gating : the gating where weights are not those given, but scores over the sum of the kept ones.
+    signed_weights : weights may be negative.
     policy : order of the jobs of a window; the shared expert's is the first in any case.
 
     Raises
@@ -143,6 +154,18 @@ def dispatch_streams(
         f"must have the shape of ids={experts.shape}, not {weight_bits.shape}",
         key="weights",
     )
+    by_score = capacity_rule is CapacityRule.SCORE_PRIORITY and capacity >= 0
+    of_tokens = None if scores is None else np.asarray(scores, dtype=np.int64)
+    require(
+        of_tokens is None or of_tokens.shape == experts.shape,
+        f"must have the shape of ids={experts.shape}, not {None if of_tokens is None else of_tokens.shape}",
+        key="scores",
+    )
+    require(
+        of_tokens is not None or not (by_score or kept_gating),
+        "must be given where tokens are ranked or weights are normalised by them",
+        key="scores",
+    )
     num_tokens, top_k = experts.shape
     lengths = np.asarray([num_tokens] if batch_lengths is None else batch_lengths, dtype=np.int64)
     lengths = lengths[lengths > 0] if batch_lengths is None else lengths
@@ -153,9 +176,12 @@ def dispatch_streams(
         capacity,
         lengths.tolist(),
         rule=capacity_rule,
-        weights=weight_bits,
+        weights=of_tokens if by_score else weight_order(weight_bits) if signed_weights else weight_bits,
         window_tokens=window_tokens,
     )
+    if kept_gating is not None:
+        assert of_tokens is not None
+        weight_bits = kept_weights(kept_gating, of_tokens, kept)
     window, last_token = _windows(lengths, window_tokens)
     slot = np.arange(num_tokens, dtype=np.int64) % (2 * window_tokens)
 
@@ -184,7 +210,8 @@ def dispatch_streams(
     return DispatchStreams(
         top_k=top_k,
         window_tokens=window_tokens,
-        capacity_rule=capacity_rule,
+        decides=capacity >= 0 and (capacity_rule is not CapacityRule.SWITCH or kept_gating is not None),
+        kept_gating=kept_gating,
         ids=experts,
         kept=kept,
         last_token=last_token,
@@ -200,6 +227,13 @@ def dispatch_streams(
         entry_last=np.append(queue[1:] != queue[:-1], np.ones(min(1, queue.size), dtype=np.bool_)),
         identity_sum=identity_sums(weight_bits, identity),
     )
+
+
+def weight_order(weights: Bits16) -> Bits16:
+    """Return unsigned patterns that are ordered as bf16 numbers of both signs are."""
+    negative = weights >> 15 == 1
+    ordered: Bits16 = np.where(negative, ~weights, weights | np.uint16(0x8000))
+    return ordered
 
 
 def _ranks(token: IntArray, index: IntArray) -> IntArray:

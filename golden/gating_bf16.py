@@ -51,12 +51,14 @@ class RoutingBf16:
     weights : (tokens, k) bf16 patterns.
     logits : (tokens, experts) int64 with 20 fraction bits.
     shared : (tokens,) bf16 patterns, the weight of the shared expert where it has a gate, else None.
+    scores : (tokens, k) int64 with 30 fraction bits, what the weights are made of, where it is asked for.
     """
 
     ids: I64
     weights: Bits16
     logits: I64
     shared: Bits16 | None = None
+    scores: I64 | None = None
 
 
 def select_bits(gating: GatingSpec) -> int:
@@ -145,15 +147,18 @@ def inverse_of(total: I64, scale: int = 1 << SCALE_BITS) -> tuple[I64, I64]:
     return np.where(total == 0, 0, inverse), position
 
 
-def select(gating: GatingSpec, logits: I64, bias: I64 | None) -> RoutingBf16:
+def select(gating: GatingSpec, logits: I64, bias: I64 | None, *, gives_scores: bool = False) -> RoutingBf16:
     """Choose experts and weights from logits.
 
     Parameters
     ----------
     logits : (tokens, experts) int64 with 20 fraction bits.
     bias : (experts,) selection bias of :func:`selection_bias_fixed`, or None.
+    gives_scores : return the chosen experts' scores, too.
     """
-    plan = GatePlan(gating)
+    if gating.num_prototypes > 1:
+        return _select_of_prototypes(gating, logits, gives_scores)
+    plan = GatePlan(gating, gives_scores)
     scores = logits if plan.ranked_by_logit else scores_fixed(gating.score, logits)
     keys = logits
     if not plan.ranked_by_logit:
@@ -168,24 +173,66 @@ def select(gating: GatingSpec, logits: I64, bias: I64 | None) -> RoutingBf16:
     elif not plan.carries_score:
         scores = scores_fixed(plan.weight_score, logits)
     selected = np.take_along_axis(scores, ids, axis=1)
-    scale, power = scale_fixed(gating.scale)
     if gating.normalise is not Normalise.NONE:
         total = _denominator(plan, selected)
-    elif plan.exponentials:
+    elif plan.exponentials and not plan.shares_of_chosen:
         total = scores.sum(axis=1)
     else:
         total = np.full(len(logits), 1 << SCORE_BITS, dtype=np.int64)
+    return RoutingBf16(
+        ids=ids,
+        weights=_divided(plan, selected, total),
+        logits=logits,
+        scores=selected if gives_scores else None,
+    )
+
+
+def _select_of_prototypes(gating: GatingSpec, logits: I64, gives_scores: bool) -> RoutingBf16:
+    """Choose among the experts of each prototype as of a token of its own, one prototype after another."""
+    own = gating.of_prototype
+    parts = select(own, logits.reshape(-1, own.num_experts), None, gives_scores=gives_scores)
+    first = own.num_experts * np.arange(gating.num_prototypes)[:, None]
+    shape = (len(logits), gating.top_k)
+    return RoutingBf16(
+        ids=(parts.ids.reshape(len(logits), gating.num_prototypes, -1) + first).reshape(shape),
+        weights=parts.weights.reshape(shape),
+        logits=logits,
+        scores=None if parts.scores is None else parts.scores.reshape(shape),
+    )
+
+
+def kept_weights(gating: GatingSpec, scores: I64, kept: NDArray[np.bool_]) -> Bits16:
+    """Return the weights of (tokens, k) chosen experts where the sum is over the kept ones; others have 0.
+
+    Parameters
+    ----------
+    scores : those of :func:`select`.
+    """
+    plan = GatePlan(gating, gives_scores=True)
+    selected = np.where(kept, scores, 0)
+    return _divided(plan, selected, _denominator(plan, selected))
+
+
+def score_words(gating: GatingSpec, scores: I64) -> I64:
+    """Return scores as the gate gives them: integers >= 0 of their order; logits in offset binary."""
+    if not GatePlan(gating).signed:
+        return scores
+    return (scores >> (SCORE_BITS - FRACTION_BITS)) + (FIXED_MAX + 1)
+
+
+def _divided(plan: GatePlan, selected: I64, total: I64) -> Bits16:
+    """Return (tokens, k) scores over their (tokens,) totals, scaled and rounded to bf16."""
+    scale, power = scale_fixed(plan.gating.scale)
     inverse, position = inverse_of(np.abs(total), scale)
     magnitude = np.abs(selected)
     if plan.signed:
         # Logits have fewer fraction bits: the product stays within 62 bits.
         magnitude, power = magnitude >> (SCORE_BITS - FRACTION_BITS), power + SCORE_BITS - FRACTION_BITS
-    weights = bf16_from_integer(
+    return bf16_from_integer(
         ((selected < 0) ^ (total < 0)[:, None]).astype(np.int64),
         magnitude * inverse[:, None],
         power - FRACTION_BITS - position[:, None],
     )
-    return RoutingBf16(ids=ids, weights=weights, logits=logits)
 
 
 def _denominator(plan: GatePlan, selected: I64) -> I64:
@@ -229,6 +276,7 @@ def route_bf16(
     *,
     shared_gate: Bits16 | None = None,
     banked: bool = False,
+    gives_scores: bool = False,
 ) -> RoutingBf16:
     """Route tokens as the hardware does.
 
@@ -241,6 +289,7 @@ def route_bf16(
     shared_gate : (1, d_model) bf16 patterns, the gate of the shared expert if it has one: one more row of
         the router, without a bias, whose sigmoid is that expert's weight.
     banked : the products are made in the banks, where a logit bias is more inputs.
+    gives_scores : return the chosen experts' scores, too (``GateGeometry.gives_scores``).
     """
     num_experts = len(router)
     if shared_gate is not None:
@@ -253,7 +302,7 @@ def route_bf16(
         sums = dot(tokens, router, cols, None if logit_bias is None else f32_flush(logit_bias))
     logits = fixed_from_f32(sums)
     bias = None if selection_bias is None else selection_bias_fixed(gating, selection_bias)
-    routing = select(gating, logits[:, :num_experts], bias)
+    routing = select(gating, logits[:, :num_experts], bias, gives_scores=gives_scores)
     if shared_gate is None:
         return routing
     return replace(routing, shared=shared_weight(logits[:, num_experts]))

@@ -67,18 +67,8 @@ def layer_bf16(
     policy : order of service, as in the design; a token's contributions are added in that order.
     """
     routing = layer_routing(image, weights, tokens)
-    streams = dispatch_streams(
-        routing.ids,
-        routing.weights,
-        num_experts=image.num_experts,
-        num_identity_experts=model.gating.num_identity_experts,
-        window_tokens=window_tokens,
-        batch_lengths=None if batch_lengths is None else np.asarray(batch_lengths),
-        capacity=model.capacity_for([len(tokens)] if batch_lengths is None else batch_lengths),
-        capacity_rule=model.capacity_rule,
-        shared=image.shared is not None,
-        shared_weights=routing.shared,
-        policy=policy,
+    streams = layer_streams(
+        model, image, routing, window_tokens=window_tokens, batch_lengths=batch_lengths, policy=policy
     )
     jobs = streams.jobs()
     results = _expert_results(image, weights, tokens, jobs, scales)
@@ -93,6 +83,38 @@ def layer_bf16(
         start = np.repeat(f32_flush(weights.output_bias)[None], len(tokens), axis=0)
     output = combine_bf16(contributions, len(tokens), model.d_model, start)
     return LayerBf16(routing, streams, contributions, output, scales)
+
+
+def layer_streams(
+    model: ModelSpec,
+    image: ImageGeometry,
+    routing: RoutingBf16,
+    *,
+    window_tokens: int,
+    batch_lengths: Sequence[int] | None = None,
+    policy: Policy = Policy.QUEUE_ORDER,
+) -> DispatchStreams:
+    """Return what the accelerator's dispatcher makes of what its gate chose.
+
+    Parameters are those of :func:`layer_bf16`.
+    """
+    num_tokens = len(routing.ids)
+    return dispatch_streams(
+        routing.ids,
+        routing.weights,
+        num_experts=image.num_experts,
+        num_identity_experts=model.gating.num_identity_experts,
+        window_tokens=window_tokens,
+        batch_lengths=None if batch_lengths is None else np.asarray(batch_lengths),
+        capacity=model.capacity_for([num_tokens] if batch_lengths is None else batch_lengths),
+        capacity_rule=model.capacity_rule,
+        shared=image.shared is not None,
+        shared_weights=routing.shared,
+        scores=routing.scores,
+        kept_gating=image.gate.gating if model.weights_of_kept else None,
+        signed_weights=image.gate.plan.signed,
+        policy=policy,
+    )
 
 
 def layer_routing(image: ImageGeometry, weights: LayerWeights, tokens: Bits16) -> RoutingBf16:
@@ -112,6 +134,7 @@ def layer_routing(image: ImageGeometry, weights: LayerWeights, tokens: Bits16) -
         weights.selection_bias,
         shared_gate=weights.shared_gate_bits,
         banked=image.gate.banked,
+        gives_scores=image.gate.gives_scores,
     )
 
 

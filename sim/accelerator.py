@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.dispatch_streams import DispatchStreams, dispatch_streams
+from golden.dispatch_streams import DispatchStreams
 from golden.expert_int8 import ActivationScales
 from golden.experts import calibrate
 from golden.formats import Bits16, bf16_decode
-from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
-from sim.divergence import PortCheck, first_divergence, with_waveform
+from golden.gating_bf16 import RoutingBf16
+from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image, layer_streams
+from sim.divergence import PortCheck, differing_bits, first_divergence, with_waveform
 from sim.energy import Energy, energy_of, fpga_counts
 from sim.layer import (
     BLOCKS,
@@ -222,16 +223,13 @@ def streams_of(
     batch_lengths: list[int] | None = None,
 ) -> DispatchStreams:
     """Return what the dispatcher makes of tokens that go to the experts ``ids`` (tokens, k), weights 0."""
-    return dispatch_streams(
-        ids,
-        np.zeros(ids.shape, dtype=np.uint16),
-        num_experts=image.num_experts,
-        num_identity_experts=model.gating.num_identity_experts,
+    nothing = np.zeros(ids.shape, dtype=np.int64)
+    return layer_streams(
+        model,
+        image,
+        RoutingBf16(ids, nothing.astype(np.uint16), nothing, scores=nothing),
         window_tokens=design.window_tokens,
         batch_lengths=batch_lengths,
-        capacity=model.capacity_for([len(ids)] if batch_lengths is None else batch_lengths),
-        capacity_rule=model.capacity_rule,
-        shared=image.shared is not None,
         policy=design.policy,
     )
 
@@ -489,17 +487,7 @@ def complete(shape: LayerShape, seen: LayerTimes) -> bool:
 
 def mismatches(run: LayerRun) -> int:
     """Return the differing bits over selected ids, weights and outputs; a missing beat counts whole."""
-    total = 0
-    for check in checks(run, cycles=False):
-        expected = np.asarray(check.payloads, dtype=np.uint64)
-        expected = expected.reshape(len(expected), -1)
-        seen = check.seen.payloads
-        common = min(len(expected), len(seen))
-        words = min(expected.shape[1], seen.shape[1])
-        difference = expected[:common, :words] ^ seen[:common, :words]
-        total += int(np.bitwise_count(difference).sum())
-        total += 64 * words * abs(len(expected) - len(seen))
-    return total
+    return sum(differing_bits(check) for check in checks(run, cycles=False))
 
 
 def run_layer(

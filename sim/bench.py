@@ -37,13 +37,15 @@ from sim.gemv.report import run_gemv
 from sim.layer import LayerShape, layer_cycles
 from sim.pim_layer import PimShape, first_refreshes, pim_cycles, pim_job
 from sim.pim_report import build_pim_layer, run_pim_layer
-from sim.routing import Routing
+from sim.routing import Routing, parse_routing
 from sim.rtlsim import PROJECT, Build, RunSpec, build_exported, exported, layer_component
+from sim.system.report import step_costs
+from sim.system.step import run_step
 from sim.workload import Workload, random_workload, scaled_model
 from spec.banks import CommandTiming
 from spec.design import PIM_FORMATS, DesignSpec
 from spec.geometry import GateGeometry, ImageGeometry
-from spec.load import load_design, load_device, load_dram, load_model, preset_names
+from spec.load import load_design, load_device, load_dram, load_model, load_system, preset_names
 from spec.model import ModelSpec
 
 REPEATS = 5
@@ -65,6 +67,9 @@ PIM_LAYER_SCALE, PIM_LAYER_TOKENS = 64, 128
 DRAM_GOALS = {"seq_bankfast": 3_000_000, "random": 1_000_000}
 """Requests per second, on each standard."""
 DRAM_REQUESTS = 200_000
+SYSTEM, SYSTEM_ROUTING = "dynande", "zipf:1"
+SYSTEM_STEPS = (("deepseek-v3", 0, 64, 200.0), ("mixtral-8x7b", 1, 16, 10.0))
+"""Models, MoE layers (0: all), tokens of a step, goals in milliseconds."""
 GROUPS = {
     "simulation": "Simulation speed",
     "build": "Build time",
@@ -451,6 +456,41 @@ def gemv_figures() -> list[Figure]:
     return figures
 
 
+def system_figures() -> list[Figure]:
+    """Return the time of a step on a system of rooflines: routing, costs, policy, schedule, checks."""
+    system = load_system(SYSTEM)
+    # Time is asked for, not whether all experts of the larger model fit.
+    system = replace(system, near=replace(system.near, capacity_bytes=None))
+    routing = parse_routing(SYSTEM_ROUTING)
+    figures = []
+    for name, layers, tokens, goal in SYSTEM_STEPS:
+        model = load_model(name)
+        model = replace(model, num_moe_layers=layers or model.num_moe_layers)
+
+        def step(model: ModelSpec = model, tokens: int = tokens) -> object:
+            return run_step(step_costs(system, model, tokens, routing, 0), system.policy)
+
+        seconds, more = fastest_seconds(step), fastest_seconds(partial(step, _layers_times(model, 4)))
+        figures.append(
+            Figure(
+                group="model",
+                name=f"{name} on {SYSTEM}, {model.num_moe_layers} x {model.gating.num_experts} experts,"
+                f" {tokens} tokens",
+                value=1e3 * seconds,
+                unit="ms",
+                how=f"`expertbank system`, one policy, routing {SYSTEM_ROUTING} drawn too;"
+                f" {more / seconds:.1f} times as long with 4 times the layers; fastest of {REPEATS}",
+                goal=f"below {goal:g} ms",
+                met=1e3 * seconds < goal,
+            )
+        )
+    return figures
+
+
+def _layers_times(model: ModelSpec, factor: int) -> ModelSpec:
+    return replace(model, num_moe_layers=factor * model.num_moe_layers)
+
+
 def utilisation_figures(bench: Bench) -> list[Figure]:
     """Return how busy MACs and weight port are, in the layer and in a large expert alone."""
     counters, cycles = bench.run.counters, bench.run.seen.cycles
@@ -502,6 +542,7 @@ def measure(
     progress("model time and utilisation")
     figures += model_figures([(bench.name, bench.run.shape)])
     figures += gemv_figures()
+    figures += system_figures()
     progress("golden's gating: half a minute")
     figures += golden_figures()
     figures += utilisation_figures(bench)

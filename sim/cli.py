@@ -13,7 +13,22 @@ from collections.abc import Sequence
 
 import click
 
-from sim.commands import bench, check, claims, designs, dram, layout, models, pim, routing, sim, verilog
+from sim.commands import (
+    bench,
+    check,
+    claims,
+    designs,
+    dram,
+    layout,
+    models,
+    pim,
+    reproduce,
+    routing,
+    sim,
+    synth,
+    system,
+    verilog,
+)
 from spec.errors import InputError, one_line
 
 OK, DIFFERS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -28,7 +43,22 @@ def expertbank() -> None:
     """
 
 
-for module in (check, sim, verilog, layout, dram, pim, routing, models, designs, bench, claims):
+for module in (
+    check,
+    sim,
+    verilog,
+    synth,
+    layout,
+    dram,
+    pim,
+    routing,
+    models,
+    designs,
+    system,
+    reproduce,
+    bench,
+    claims,
+):
     expertbank.add_command(module.command)
 
 

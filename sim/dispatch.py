@@ -27,6 +27,8 @@ it gives takes the place of ``i`` above::
     start[w]  = max(i[last of w] + 1, given[last of w-1] + 1)
     given[n]  = from max(start[w] + 3 + assignments of w, given[n-1] + 1) on
 
+and where the weights are made of what is kept, ``given`` starts so much later as that takes.
+
 A stream register holds two beats: a beat enters at the earliest one cycle after the second beat
 before it left, and leaves at the earliest one cycle after it entered.
 """
@@ -42,9 +44,10 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from golden.dispatch_streams import DispatchStreams
+from sim.gating import PRODUCT_AND_ROUND, inverse_cycles
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, taken
 from spec.errors import require, require_range
-from spec.model import CapacityRule
+from spec.gate_plan import GatePlan
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -284,7 +287,7 @@ class Plan(NamedTuple):
     """
 
     top_k: int
-    decided: bool
+    decide_cycles: int  # beside one per assignment; 0 where nothing is decided window by window
     windows: IntArray
     window_jobs: IntArray
     job_bounds: IntArray
@@ -333,7 +336,7 @@ def _plan(streams: DispatchStreams, readies: Sequence[Spans], units: Units | Non
     experts = streams.entry_expert[job_bounds[:-1]]
     return Plan(
         top_k=streams.top_k,
-        decided=streams.capacity_rule is not CapacityRule.SWITCH,
+        decide_cycles=decide_cycles(streams),
         windows=np.searchsorted(streams.window, windows),
         window_jobs=np.searchsorted(streams.entry_window[job_bounds[:-1]], windows),
         job_bounds=job_bounds,
@@ -343,6 +346,17 @@ def _plan(streams: DispatchStreams, readies: Sequence[Spans], units: Units | Non
         num_units=1 if units is None else units.num_units,
         unit_jobs=0 if units is None else units.jobs,
     )
+
+
+def decide_cycles(streams: DispatchStreams) -> int:
+    """Return the cycles from a decision's start to the first beat given, beside one per assignment, or 0."""
+    if not streams.decides:
+        return 0
+    gating = streams.kept_gating
+    if gating is None:
+        return DECIDE_CYCLES
+    # A score's read, the inverse of its token's total, product and rounding.
+    return DECIDE_CYCLES + 1 + inverse_cycles(GatePlan(gating)) + PRODUCT_AND_ROUND
 
 
 def _placed(experts: IntArray, units: Units) -> NDArray[np.uint64]:
@@ -399,7 +413,7 @@ def _start(plan: Plan, retired: Sequence[ArrayLike]) -> State:
         served=np.zeros(num_jobs, np.bool_),
         jobs_left=np.diff(plan.window_jobs),
         room=room,
-        opened=np.zeros(num_windows + 1, np.int64) if plan.decided else room,
+        opened=np.zeros(num_windows + 1, np.int64) if plan.decide_cycles else room,
         closed=np.full(num_windows, NEVER),
         left=np.full((num_units, REGISTER_BEATS), NEVER),
         unit_jobs=np.zeros(num_units, np.int64),
@@ -528,7 +542,7 @@ def serve_jobs(plan: Plan, state: State, one_job: bool, known: int) -> int:
 @njit(cache=True)
 def fill_window(plan: Plan, state: State) -> None:
     """Take the next window's assignments."""
-    now, top_k, decided = state.now, plan.top_k, plan.decided
+    now, top_k, decided = state.now, plan.top_k, plan.decide_cycles > 0
     arrivals, i, o_expect = state.arrivals, state.i, state.o_expect
     ready = plan.readies[: plan.ready_bounds[1]]
     window = now[FILLED]
@@ -542,7 +556,7 @@ def fill_window(plan: Plan, state: State) -> None:
             i[n] = entered
         now[_STARTED] = max(entered, now[_TAKEN]) + START_CYCLES
         state.opened[window + 1] = now[_STARTED] + 1
-        given = now[_STARTED] + DECIDE_CYCLES + (end - first) * top_k
+        given = now[_STARTED] + plan.decide_cycles + (end - first) * top_k
     write = now[_WRITE]
     enters = now[_TAKEN]
     for token in range(first, end):

@@ -1,7 +1,8 @@
 """Check a channel's command trace against its DRAM, rule by rule; knows nothing of how it was made.
 
 Every rule is stated on the commands as they stand on the buses: "at least n cycles from each A to the
-next B of the same bank". Nothing is shared with the command engine or its model but the standard's data.
+next B of the same bank", n by the table of :mod:`spec.dram`. Nothing is shared with the command engine or its
+model but that table.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from spec.banks import COLUMN_KIND_BITS, ROW_KIND_BITS, BankGeometry
 from spec.design import BankMode, PimDesign, RegisterPath
+from spec.dram import Command, Level, all_groups, clocks_between
 
 Ints = NDArray[np.int64]
 ACT, PRE, PRE_ALL, REF = 1, 2, 3, 4
@@ -113,6 +115,7 @@ def check_commands(
         not more than a refresh interval after the first command.
     """
     timing, dram = pim.dram.timing, pim.dram
+    ccd_l = clocks_between(dram, Command.RD, Command.RD, Level.BANK_GROUP)
     single = pim.bank_mode is BankMode.SINGLE_BANK
     acts_single = pim.opens_singly
     act, pre = commands.of(ACT), commands.of(PRE)
@@ -130,6 +133,9 @@ def check_commands(
         if near.size:
             found.append(Violation(name, int(cycles[near[0] + 1]), int(np.diff(cycles)[near[0]]), least))
 
+    def of_bank(before: Command, after: Command) -> int:
+        return clocks_between(dram, before, after, Level.BANK)
+
     for name, bus in (("row bus", commands.rows), ("column bus", commands.columns)):
         each(f"one command per cycle on the {name}", bus[:, 0], 1)
 
@@ -140,43 +146,45 @@ def check_commands(
             closed = np.sort(np.concatenate([_of_bank(pre, side, unit if single else None), pre_all]))
             used = _of_bank(mac, side, unit if single else None)
             where = f"bank {unit} of side {side}"
-            rule(f"tRCD, {where}", opened, used, timing.rcd_rd)
-            rule(f"tRAS, {where}", opened, closed, timing.ras)
-            each(f"tRC, {where}", opened, timing.rc)
-            rule(f"tRP, {where}", closed, opened, timing.rp)
-            rule(f"tRTP, {where}", used, closed, timing.rtp)
+            rule(f"tRCD, {where}", opened, used, of_bank(Command.ACT, Command.RD))
+            rule(f"tRAS, {where}", opened, closed, of_bank(Command.ACT, Command.PRE))
+            each(f"tRC, {where}", opened, of_bank(Command.ACT, Command.ACT))
+            rule(f"tRP, {where}", closed, opened, of_bank(Command.PRE, Command.ACT))
+            rule(f"tRTP, {where}", used, closed, of_bank(Command.RD, Command.PRE))
             found += _states(opened, closed, used, ref, where)
 
     # Rules between banks.
     group = _bank_group(pim, act)
     if acts_single:
-        each("tRRD_S", act[:, 0], timing.rrd_s)
+        each("tRRD_S", act[:, 0], clocks_between(dram, Command.ACT, Command.ACT, Level.SCOPE))
+        rrd_l = clocks_between(dram, Command.ACT, Command.ACT, Level.BANK_GROUP)
         for number in range(dram.bank_groups):
             here = act[group == number][:, 0]
-            each(f"tRRD_L, bank group {number}", here, timing.rrd_l)
+            each(f"tRRD_L, bank group {number}", here, rrd_l)
+        faw = clocks_between(dram, Command.ACT, Command.ACT, Level.SCOPE, window=4)
         if len(act) > 4:
             window = act[4:, 0] - act[:-4, 0]
-            if window.min() < timing.faw:
+            if window.min() < faw:
                 worst = int(window.argmin())
-                found.append(Violation("tFAW", int(act[worst + 4, 0]), int(window[worst]), timing.faw))
+                found.append(Violation("tFAW", int(act[worst + 4, 0]), int(window[worst]), faw))
     group = _bank_group(pim, mac)
     if single:
-        each("tCCD_S", mac[:, 0], timing.ccd_s)
+        each("tCCD_S", mac[:, 0], clocks_between(dram, Command.RD, Command.RD, Level.SCOPE))
         for number in range(dram.bank_groups):
             here = mac[group == number][:, 0]
-            each(f"tCCD_L, bank group {number}", here, timing.ccd_l)
+            each(f"tCCD_L, bank group {number}", here, ccd_l)
     else:
-        each("tCCD_L", mac[:, 0], timing.ccd_l)
+        each("tCCD_L", mac[:, 0], ccd_l)
     if pim.register_path is RegisterPath.SHARED:
         # Register accesses are bursts on the data bus, from or to all bank groups.
         write, read = (commands.of(kind, column=True)[:, 0] for kind in (WRITE, READ))
-        to_read = timing.cwl + timing.burst + timing.wtr_l
-        to_write = max(timing.cl + timing.burst + timing.rtw_gap - timing.cwl, timing.ccd_l)
+        to_read = all_groups(dram, Command.WR, Command.RD)
+        to_write = max(all_groups(dram, Command.RD, Command.WR), ccd_l)
         reads = np.sort(np.concatenate([mac[:, 0], read]))
-        each("tCCD_L, register writes", write, timing.ccd_l)
-        each("tCCD_L, register reads", read, timing.ccd_l)
-        rule("tCCD_L, MAC to register read", mac[:, 0], read, timing.ccd_l)
-        rule("tCCD_L, register read to MAC", read, mac[:, 0], timing.ccd_l)
+        each("tCCD_L, register writes", write, all_groups(dram, Command.WR, Command.WR))
+        each("tCCD_L, register reads", read, ccd_l)
+        rule("tCCD_L, MAC to register read", mac[:, 0], read, ccd_l)
+        rule("tCCD_L, register read to MAC", read, mac[:, 0], ccd_l)
         rule("tWTR_L", write, reads, to_read)
         rule("read to write", reads, write, to_write)
 
@@ -184,8 +192,9 @@ def check_commands(
     if pim.refresh:
         everything = np.sort(np.concatenate([commands.rows[:, 0], commands.columns[:, 0]]))
         later = everything[~np.isin(everything, ref)]
-        rule("tRFC", ref, later, timing.rfc)
-        rule("tRP before REF", np.sort(np.concatenate([pre[:, 0], pre_all])), ref, timing.rp)
+        rule("tRFC", ref, later, clocks_between(dram, Command.REF, Command.ACT, Level.SCOPE))
+        before_ref = clocks_between(dram, Command.PRE_ALL, Command.REF, Level.SCOPE)
+        rule("tRP before REF", np.sort(np.concatenate([pre[:, 0], pre_all])), ref, before_ref)
         if first_refresh is None:
             latest = int(everything[0]) + timing.refi if everything.size else FAR
             first_refresh = min(int(ref[0]), latest) if len(ref) else latest

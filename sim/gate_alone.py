@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.formats import Bits16
-from golden.gating_bf16 import RoutingBf16
+from golden.gating_bf16 import RoutingBf16, score_words
 from golden.image import router_image
 from sim.accelerator import input_payloads
 from sim.divergence import PortCheck, first_divergence, with_waveform
@@ -44,7 +44,8 @@ class GateOperands:
         """Return the same gate with some of the tokens."""
         routing = self.routing
         shared = None if routing.shared is None else routing.shared[some]
-        chosen = RoutingBf16(routing.ids[some], routing.weights[some], routing.logits[some], shared)
+        scores = None if routing.scores is None else routing.scores[some]
+        chosen = RoutingBf16(routing.ids[some], routing.weights[some], routing.logits[some], shared, scores)
         return dataclasses.replace(self, tokens=self.tokens[some], routing=chosen)
 
 
@@ -125,6 +126,8 @@ def gate_job(bench: Build, operands: GateOperands, rng: np.random.Generator | No
     }
     if routing.shared is not None:
         columns["shared"] = np.repeat(routing.shared, top_k)
+    if routing.scores is not None:
+        columns["score"] = score_words(geometry.gating, routing.scores).ravel()
     payloads = pack(stream_fields(bench.directory, bench.name, "o"), columns)
     spec = RunSpec(
         sources={

@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from sim.streams import ALWAYS, Cycles, Spans, taken
+from spec.gate_plan import GatePlan
 from spec.geometry import GateGeometry, ceil_div
 from spec.model import Score
 
@@ -59,10 +60,14 @@ def _latency(geometry: GateGeometry) -> int:
     # From the last row that holds experts; a shared expert's gate may have one behind it.
     cycles = geometry.product_cycles - (geometry.num_rows - geometry.expert_rows)
     cycles += STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE
-    cycles += TO_FIXED + _selection_score(geometry)
+    # A prototype's rows are a token's for all but the queue, where choices wait for the token's last one.
+    own = geometry.of_prototype
+    cycles += TO_FIXED + _selection_score(own)
     if gating.grouped:
         cycles += geometry.expert_rows - 1 + GROUP_RANK
-    return cycles + TOPK + _weight(geometry) + PRODUCT_AND_ROUND + QUEUE
+    if gating.num_prototypes > 1:
+        cycles += own.gating.top_k - 1
+    return cycles + TOPK + _weight(own) + PRODUCT_AND_ROUND + QUEUE
 
 
 def _selection_score(geometry: GateGeometry) -> int:
@@ -78,7 +83,7 @@ def _selection_score(geometry: GateGeometry) -> int:
 
 def _weight(geometry: GateGeometry) -> int:
     """Return the cycles from a token's first choice to the factors of its weight."""
-    plan, top_k = geometry.plan, geometry.gating.top_k
+    plan = geometry.plan
     cycles = 0
     if plan.exponentials:
         cycles = EXP_SCORE
@@ -90,9 +95,15 @@ def _weight(geometry: GateGeometry) -> int:
         cycles = FUNCTIONS.get(plan.weight_score, 0)
         # The sigmoid's mantissa and shift become a score.
         cycles += 1 if plan.weight_score is Score.SIGMOID else 0
+    return cycles + inverse_cycles(plan)
+
+
+def inverse_cycles(plan: GatePlan) -> int:
+    """Return the cycles that a score waits for the inverse of the sum or norm of its token's."""
+    top_k = plan.gating.top_k
     if plan.normalises_by_norm:
-        return cycles + 2 * top_k - 1 + NORM + INVERSE + 1
-    return cycles + (top_k + INVERSE + 1 if plan.normalises_by_sum else 0)
+        return 2 * top_k - 1 + NORM + INVERSE + 1
+    return top_k + INVERSE + 1 if plan.normalises_by_sum else 0
 
 
 def num_credits(geometry: GateGeometry) -> int:

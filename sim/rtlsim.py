@@ -46,6 +46,7 @@ from sim.toolchain import (
 )
 from spec.banks import BankGeometry
 from spec.design import DesignSpec, Engine
+from spec.device import PimDevice
 from spec.errors import InputError
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.model import ModelSpec
@@ -115,6 +116,35 @@ def gate_component(geometry: GateGeometry) -> Callable[[], object]:
     return gate
 
 
+def gemv_component(device: PimDevice, *, secded: bool = False) -> Callable[[], object]:
+    """Return what makes a channel that runs command programs, for :func:`build`."""
+
+    def channel() -> object:
+        from rtl.gemv import ChannelConfig, ProgramChannel
+
+        return ProgramChannel(ChannelConfig(device=device, secded=secded))
+
+    return channel
+
+
+def block_component(model: ModelSpec, design: DesignSpec, block: str) -> Callable[[], object]:
+    """Return what makes a block of a layer alone, for :func:`exported`.
+
+    ``block``: ``gate``, ``dispatch``, ``combine``; ``expert`` of an array, ``channel`` of near memory.
+    """
+
+    def part() -> object:
+        from rtl.layer import combiner, dispatcher
+
+        units = design.pim.channels if design.pim else 1
+        return {"dispatch": dispatcher, "combine": combiner}[block](model, design, units)
+
+    if block == "gate":
+        return gate_component(ImageGeometry.of(model, design).gate)
+    engines = {"expert": expert_component, "channel": pim_component}
+    return engines[block](model, design) if block in engines else part
+
+
 def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:
     """Write the Verilog of a layer, ``eb_<name>``, into a folder; return the files.
 
@@ -124,11 +154,20 @@ def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> l
     if design.engine is Engine.PIM:
         # The banks need not hold all experts at once, but those of one token.
         BankGeometry.unplaced(model, design).place(range(model.gating.top_k))
+    return _write(_layer(model, design), name, out)
+
+
+def write_channel(device: PimDevice, name: str, out: Path, *, secded: bool = False) -> list[Path]:
+    """Write the Verilog of a channel that runs command programs; as :func:`write_layer`."""
+    check_writable(out)
+    return _write(gemv_component(device, secded=secded)(), name, out)
+
+
+def _write(component: object, name: str, out: Path) -> list[Path]:
     from rtl.export import export
 
-    layer = _layer(model, design)
     try:
-        files: list[Path] = export(layer, name, out)
+        files: list[Path] = export(component, name, out)
         return files
     except OSError as error:
         raise InputError(f"cannot be written to: {error.strerror}", file=out) from None

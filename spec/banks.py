@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from spec.design import BankMode, DesignSpec, PimDesign, RegisterPath
-from spec.dram import Command, Level, clocks_between
+from spec.dram import Command, Level, all_groups, clocks_between
 from spec.errors import InputError, require
 from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, RouterGeometry, ceil_div
 from spec.model import ModelSpec
@@ -83,6 +83,10 @@ class CommandTiming:
         rrd_s = clocks_between(dram, Command.ACT, Command.ACT, Level.SCOPE)
         rrd_l = clocks_between(dram, Command.ACT, Command.ACT, Level.BANK_GROUP)
         faw = clocks_between(dram, Command.ACT, Command.ACT, Level.SCOPE, window=4)
+        # Register accesses on the data bus are bursts from or to all bank groups.
+        write_to_write = all_groups(dram, Command.WR, Command.WR)
+        write_to_read = all_groups(dram, Command.WR, Command.RD)
+        read_to_write = max(all_groups(dram, Command.RD, Command.WR), ccd_l)
         own = pim.register_path is RegisterPath.OWN
         parts = units // pim.act_lanes
         return cls(
@@ -98,13 +102,13 @@ class CommandTiming:
             rtp=clocks_between(dram, Command.RD, Command.PRE, Level.BANK),
             rfc=clocks_between(dram, Command.REF, Command.ACT, Level.SCOPE),
             refi=timing.refi if pim.refresh else 0,
-            mac_to_write=1 if own else timing.read_to_write,
+            mac_to_write=1 if own else read_to_write,
             mac_to_read=1 if own else ccd_l,
-            write_to_mac=1 if own else timing.write_to_read,
-            write_to_write=1 if own else ccd_l,
-            write_to_read=1 if own else timing.write_to_read,
+            write_to_mac=1 if own else write_to_read,
+            write_to_write=1 if own else write_to_write,
+            write_to_read=1 if own else write_to_read,
             read_to_mac=1 if own else ccd_l,
-            read_to_write=1 if own else timing.read_to_write,
+            read_to_write=1 if own else read_to_write,
             read_to_read=max(parts, 1 if own else ccd_l),
         )
 

@@ -67,9 +67,11 @@ class EnergyTable:
     dram_cell_bit : a bit read from an open row to the bank's column decoder.
     dram_bank_bit, dram_bank_group_bit, dram_logic_die_bit : from there to lanes at the bank, at the bank
         group, on the logic die.
+    dram_pin_bit : from there over the pins to a controller.
     dram_register_bit : a bit of an input or a result between the channel's controller and the banks' lanes.
     dram_refresh : one all-bank refresh of a channel.
     dram_background : power of a channel with open rows.
+    host_add : an addition of two sums on the host.
     """
 
     PRESET_FOLDER: ClassVar[str] = "energy"
@@ -90,9 +92,11 @@ class EnergyTable:
     dram_bank_bit: Figure | None = None
     dram_bank_group_bit: Figure | None = None
     dram_logic_die_bit: Figure | None = None
+    dram_pin_bit: Figure | None = None
     dram_register_bit: Figure | None = None
     dram_refresh: Figure | None = None
     dram_background: Figure | None = None
+    host_add: Figure | None = None
 
     def figure(self, name: str) -> Figure:
         """Return a figure; :class:`InputError` where the table has none."""
@@ -124,8 +128,10 @@ COMPONENTS = {
     "dram_bank_bit": "dram_path",
     "dram_bank_group_bit": "dram_path",
     "dram_logic_die_bit": "dram_path",
+    "dram_pin_bit": "dram_path",
     "dram_register_bit": "dram_path",
     "dram_refresh": "dram_refresh",
     "dram_background": "dram_background",
+    "host_add": "host",
 }
 """Component of a report that a figure's events belong to."""

@@ -35,7 +35,8 @@ def build_spec(cls: type[Any], table: dict[str, Any], *, prefix: str = "") -> An
         kwargs[key] = _convert(hints[key], value, dotted)
     for name, field in fields.items():
         # A table is never left to defaults: without it a file that ends too early would pass.
-        if name not in kwargs and field.default is dataclasses.MISSING:
+        optional = field.default is not dataclasses.MISSING
+        if name not in kwargs and not optional and field.default_factory is dataclasses.MISSING:
             raise InputError("is missing", key=prefix + name)
     try:
         return cls(**kwargs)
@@ -47,6 +48,12 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if isinstance(hint, types.UnionType):
         # An optional table; a TOML file cannot say None.
         [hint] = [choice for choice in hint.__args__ if choice is not types.NoneType]
+    if typing.get_origin(hint) is dict:
+        # Tables by names of the file's own.
+        if not isinstance(value, dict):
+            raise InputError(f"must be a table, not {value!r}", key=key)
+        of = typing.get_args(hint)[1]
+        return {name: _convert(of, entry, f"{key}.{name}") for name, entry in value.items()}
     if dataclasses.is_dataclass(hint):
         folder = getattr(hint, "PRESET_FOLDER", None)
         if folder is not None and isinstance(value, str):

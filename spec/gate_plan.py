@@ -21,9 +21,12 @@ class GatePlan:
     A softmax is monotone: without a bias, or sums of two, its logits rank experts and groups as it would, and
     a softmax is made of the chosen ones alone. Its shares are above zero, so that then a losing group's
     score of 0 is no better than none.
+
+    ``gives_scores``: the chosen experts' scores are given beside their weights, a softmax's as shares.
     """
 
     gating: GatingSpec
+    gives_scores: bool = False
 
     @property
     def weight_score(self) -> Score:
@@ -82,10 +85,10 @@ class GatePlan:
     def shares_of_chosen(self) -> bool:
         """Whether the chosen exponentials become shares before they are normalised: an epsilon sees them.
 
-        Without one, shares and exponentials give the same weights.
+        Without one, shares and exponentials give the same weights. Scores that are given are shares.
         """
         normalised = self.gating.normalise is not Normalise.NONE
-        return self.exponentials and normalised and self.has_epsilon
+        return self.exponentials and (self.gives_scores or (normalised and self.has_epsilon))
 
     @property
     def totals_softmax(self) -> bool:

@@ -67,6 +67,7 @@ class GateGeometry:
     banked : the products are made in the banks (:class:`RouterGeometry`); what stays of the walk is to
         read the rows of logits, once.
     shared_gate : the shared expert has a gate: one more product, behind those of the experts.
+    gives_scores : assignments carry their scores beside their weights (:attr:`ModelSpec.drops_need_scores`).
     """
 
     gating: GatingSpec
@@ -77,6 +78,7 @@ class GateGeometry:
     load_elements: int
     banked: bool = False
     shared_gate: bool = False
+    gives_scores: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -115,15 +117,17 @@ class GateGeometry:
                 load_elements=design.memory.beat_elements,
                 banked=banked,
                 shared_gate=model.d_shared > 0 and model.shared_expert_gate,
+                gives_scores=model.drops_need_scores,
             )
             for logits_per_cycle in counts
         ]
-        return min(choices, key=lambda choice: (choice.interval, choice.product_cycles))
+        fitting = [choice for choice in choices if choice.prototypes_fit]
+        return min(fitting, key=lambda choice: (choice.interval, choice.product_cycles))
 
     @property
     def plan(self) -> GatePlan:
         """What the gating asks of scores, selection and weights."""
-        return GatePlan(self.gating)
+        return GatePlan(self.gating, self.gives_scores)
 
     @property
     def cols(self) -> int:
@@ -132,8 +136,21 @@ class GateGeometry:
 
     @property
     def num_groups(self) -> int:
-        """Groups, 1 where they do not restrict the choice."""
-        return self.gating.num_groups if self.gating.grouped else 1
+        """Groups, 1 where they do not restrict the choice; or prototypes, each on rows of its own."""
+        return self.gating.num_groups if self.gating.grouped else self.gating.num_prototypes
+
+    @property
+    def of_prototype(self) -> GateGeometry:
+        """The rows of one prototype: what selects sees them as a token's."""
+        if self.gating.num_prototypes == 1:
+            return self
+        return dataclasses.replace(self, gating=self.gating.of_prototype, shared_gate=False)
+
+    @property
+    def prototypes_fit(self) -> bool:
+        """Whether a prototype's choices can leave while the next one's rows pass."""
+        gating = self.gating
+        return gating.num_prototypes == 1 or self.rows_per_group >= gating.of_prototype.top_k
 
     @property
     def experts_per_group(self) -> int:
@@ -144,10 +161,10 @@ class GateGeometry:
     def groups_share_rows(self) -> bool:
         """Whether some row holds the end of a group and the begin of the next.
 
-        Groups smaller than a row have one each, so that no more than one ends in it.
+        Groups smaller than a row have one each, so that no more than one ends in it; and so have prototypes.
         """
         lanes, group = self.logits_per_cycle, self.experts_per_group
-        return self.num_groups > 1 and group > lanes and group % lanes != 0
+        return self.gating.grouped and group > lanes and group % lanes != 0
 
     @property
     def rows_per_group(self) -> int:

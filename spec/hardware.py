@@ -13,10 +13,8 @@ from spec.errors import InputError
 from spec.gate_plan import EPSILON_BITS, GatePlan
 from spec.model import (
     MAX_SCALE,
-    NO_PLACES,
     Activation,
     AppliedTo,
-    CapacityRule,
     Epsilon,
     ModelSpec,
     Normalise,
@@ -34,8 +32,6 @@ IDENTITY_SCALES = (2.0**-10, 2.0**10)
 and 32 behind."""
 LIMITS = (0.5, 64.0)
 """Range of the bounds of a clamped activation."""
-
-CAPACITY_RULES = (CapacityRule.SWITCH, CapacityRule.GSHARD, CapacityRule.BATCH_PRIORITY)
 
 
 def check_hardware(model: ModelSpec) -> None:
@@ -67,13 +63,6 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     ):
         rule = f"must be above 0 and, times gating.scale, below {MAX_SCALE}"
         yield "expert_output_scale", rule, model.expert_output_scale
-    if model.expert_capacity == NO_PLACES and model.capacity_fraction <= 0:
-        yield "expert_capacity", "must be at least 0", model.expert_capacity
-    limited = model.expert_capacity or model.capacity_fraction > 0
-    if identity and limited:
-        yield "gating.num_identity_experts", "must be 0 where experts have a capacity", identity
-    if limited and model.capacity_rule not in CAPACITY_RULES:
-        yield "capacity_rule", f"must be {_names(CAPACITY_RULES)}", model.capacity_rule.value
 
 
 def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
@@ -89,8 +78,10 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
             yield f"gating.{key}", f"must be {_names(allowed)}", value.value
     if gating.logit_deviation:
         yield "gating.logit_deviation", "must be 0.0", gating.logit_deviation
-    if gating.num_prototypes > 1:
-        yield "gating.num_prototypes", "must be 1", gating.num_prototypes
+    if gating.num_prototypes > 1 and gating.normalise is not Normalise.NONE:
+        yield "gating.normalise", "must be 'none' with prototypes", gating.normalise.value
+    if gating.num_prototypes > 1 and gating.selection_bias:
+        yield "gating.selection_bias", "must be false with prototypes", True
     low, high = NORM_ORDERS
     if gating.normalise is Normalise.P_NORM and not low <= gating.norm_order <= high:
         yield "gating.norm_order", f"must be in {low}..{high}", gating.norm_order
@@ -114,12 +105,6 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
             )
         elif not low <= gating.scale <= high:
             yield "gating.scale", f"must be in {low}..{high} with identity experts", gating.scale
-    drops = model.expert_capacity or model.capacity_fraction > 0
-    if gating.normalise is not Normalise.NONE and gating.normalise_kept and drops:
-        yield "gating.normalise_kept", "must be false", True
-    if drops and model.capacity_rule is CapacityRule.BATCH_PRIORITY and plan.signed:
-        # Tokens are ranked by the patterns of their weights.
-        yield "capacity_rule", "must be another one where weights are logits", model.capacity_rule.value
 
 
 def _lacking_of_ffn(model: ModelSpec) -> Iterator[tuple[str, str, object]]:

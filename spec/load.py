@@ -7,6 +7,7 @@ are dotted names of fields.
 
 from __future__ import annotations
 
+import tomllib
 import typing
 from dataclasses import replace
 from pathlib import Path
@@ -20,17 +21,23 @@ from spec.errors import InputError
 from spec.families import load_config
 from spec.files import load_preset, load_preset_with, preset_names, preset_path, read_toml
 from spec.model import ModelSpec
+from spec.paper import PaperSpec
+from spec.system import EngineSpec, SystemSpec
 
 __all__ = [
     "design_names",
+    "is_device",
     "is_folder",
     "load_design",
     "load_device",
     "load_dram",
     "load_energy",
+    "load_engine",
     "load_entry",
     "load_model",
+    "load_paper",
     "load_sources",
+    "load_system",
     "preset_names",
 ]
 
@@ -87,8 +94,18 @@ def load_device(name: str) -> PimDevice:
     return typing.cast("PimDevice", load_preset(PimDevice, PimDevice.PRESET_FOLDER, name, "design"))
 
 
+def is_device(name: str) -> bool:
+    """Whether a design's name is a device's: a preset, or a TOML file that says where its units lie."""
+    if not name.endswith(".toml"):
+        return name in preset_names(PimDevice.PRESET_FOLDER)
+    try:
+        return "level" in tomllib.loads(Path(name).read_text())
+    except (OSError, ValueError):
+        return False
+
+
 def design_names() -> list[str]:
-    """Return the presets of accelerators, which have RTL, and of devices, which have none."""
+    """Return the presets of accelerators and of devices."""
     return sorted([*preset_names("designs"), *preset_names(PimDevice.PRESET_FOLDER)])
 
 
@@ -100,6 +117,21 @@ def load_dram(name: str) -> DramSpec:
 def load_energy(name: str) -> EnergyTable:
     """Return the energy table of a preset's name or of a TOML file; :class:`InputError` on bad input."""
     return typing.cast("EnergyTable", load_preset(EnergyTable, EnergyTable.PRESET_FOLDER, name, "energy"))
+
+
+def load_system(name: str) -> SystemSpec:
+    """Return the system of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("SystemSpec", load_preset(SystemSpec, SystemSpec.PRESET_FOLDER, name, "system"))
+
+
+def load_engine(name: str) -> EngineSpec:
+    """Return the engine of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("EngineSpec", load_preset(EngineSpec, EngineSpec.PRESET_FOLDER, name, "host"))
+
+
+def load_paper(name: str) -> PaperSpec:
+    """Return the paper of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("PaperSpec", load_preset(PaperSpec, PaperSpec.PRESET_FOLDER, name, "paper"))
 
 
 def load_sources(kind: str, name: str) -> dict[str, dict[str, str]]:

@@ -279,6 +279,21 @@ class GatingSpec:
         return self.num_experts - self.num_identity_experts
 
     @property
+    def of_prototype(self) -> GatingSpec:
+        """The gating among the experts of one prototype, where scores and choices end with it."""
+        if self.num_prototypes == 1:
+            return self
+        return dataclasses.replace(
+            self,
+            num_experts=self.num_experts // self.num_prototypes,
+            top_k=self.top_k // self.num_prototypes,
+            num_prototypes=1,
+            num_groups=1,
+            topk_groups=1,
+            num_identity_experts=0,
+        )
+
+    @property
     def group_size(self) -> int:
         """Experts in a group."""
         return self.num_experts // self.num_groups
@@ -407,6 +422,30 @@ class ModelSpec:
     def expert_width(self) -> int:
         """Width of the routed experts' inputs and outputs."""
         return self.d_latent or self.d_model
+
+    @property
+    def has_capacity(self) -> bool:
+        """Whether experts take a limited number of assignments, or none."""
+        return self.expert_capacity != 0 or self.capacity_fraction > 0
+
+    @property
+    def no_places(self) -> bool:
+        """Whether every assignment is dropped."""
+        return self.expert_capacity == NO_PLACES and self.capacity_fraction <= 0
+
+    @property
+    def weights_of_kept(self) -> bool:
+        """Whether weights depend on which assignments are dropped."""
+        gating = self.gating
+        drops = self.has_capacity and not self.no_places
+        return drops and gating.normalise is not Normalise.NONE and gating.normalise_kept
+
+    @property
+    def drops_need_scores(self) -> bool:
+        """Whether what is dropped, or the weights of what is not, depends on the scores themselves."""
+        return self.weights_of_kept or (
+            self.capacity_rule is CapacityRule.SCORE_PRIORITY and not self.no_places
+        )
 
     @property
     def shared_ffn(self) -> FfnSpec | None:

@@ -45,11 +45,11 @@ def capacity_word(expert_capacity: int, longest: int) -> int:
     """Return what CAPACITY holds for sequences of at most ``longest`` tokens.
 
     A capacity beyond the register that no sequence can reach is none; one that a sequence can reach
-    raises :class:`spec.errors.InputError`.
+    raises :class:`spec.errors.InputError`. Hardware of a model without any place does not read it: 0.
     """
     most = (1 << CAPACITY_BITS) - 1
     if expert_capacity <= most:
-        return expert_capacity
+        return max(0, expert_capacity)
     require(
         longest <= expert_capacity,
         f"must be at most {most} (register CAPACITY) for a sequence of {longest} tokens,"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from spec.gate_plan import GatePlan
-from spec.hardware import CAPACITY_RULES
 from spec.model import (
+    NO_PLACES,
     Activation,
     AppliedTo,
     CapacityRule,
@@ -27,6 +26,7 @@ from spec.model import (
 @st.composite
 def gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
     """Draw a valid gating that the hardware has."""
+    normalise = draw(st.sampled_from(Normalise))
     num_groups, num_experts, topk_groups, top_k = draw(_sizes(max_experts))
     selection_bias = draw(st.booleans())
     score, weight_score = draw(st.sampled_from(Score)), draw(st.sampled_from((None, *Score)))
@@ -43,7 +43,8 @@ def gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
         topk_groups=topk_groups,
         group_score=draw(st.sampled_from(GroupScore)),
         group_mask=draw(st.sampled_from(GroupMask)),
-        normalise=draw(st.sampled_from(Normalise)),
+        normalise=normalise,
+        normalise_kept=normalise is not Normalise.NONE and draw(st.booleans()),
         epsilon=draw(st.sampled_from((0.0, 0.3) if signed else (0.0, 1e-20, 1e-6, 0.3))),
         epsilon_rule=draw(st.sampled_from(Epsilon)),
         norm_order=draw(st.sampled_from((1.0, 2.0, 3.5))),
@@ -124,13 +125,6 @@ def activations(draw: st.DrawFn) -> tuple[Activation, bool, Activation | None]:
 def models(draw: st.DrawFn) -> ModelSpec:
     """Draw a small valid model that the hardware has."""
     gating = draw(gatings(max_experts=12))
-    capacity = 0 if gating.num_identity_experts else draw(st.sampled_from((0, 0, 1, 2)))
-    # Weights that are logits give no priority.
-    rules = [
-        rule
-        for rule in CAPACITY_RULES
-        if not (rule is CapacityRule.BATCH_PRIORITY and GatePlan(gating).signed)
-    ]
     activation, gated, other = draw(activations())
     return ModelSpec(
         name="drawn",
@@ -149,8 +143,8 @@ def models(draw: st.DrawFn) -> ModelSpec:
         shared_bias=draw(st.booleans()),
         shared_expert_gate=draw(st.booleans()),
         output_bias=not gating.num_identity_experts and draw(st.booleans()),
-        expert_capacity=capacity,
-        capacity_rule=draw(st.sampled_from(rules)),
+        expert_capacity=draw(st.sampled_from((0, 0, 1, 2, NO_PLACES))),
+        capacity_rule=draw(st.sampled_from(CapacityRule)),
     )
 
 

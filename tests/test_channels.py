@@ -23,9 +23,8 @@ from sim.pim_report import pim_shape
 from sim.pim_slots import ChannelTrace, mac_slots
 from sim.routing import Routing, draw_ids
 from spec.design import BankMode, Policy, RegisterPath
-from spec.hardware import CAPACITY_RULES
 from spec.load import load_design, load_model
-from spec.model import FfnSpec, GatingSpec, ModelSpec
+from spec.model import NO_PLACES, CapacityRule, FfnSpec, GatingSpec, ModelSpec
 
 TINY = load_design(str(Path(__file__).parent / "tiny_pim.toml"))
 PIM = load_design("pim")
@@ -132,16 +131,16 @@ def random_shape(rng: np.random.Generator) -> PimShape:
 
     experts = int(rng.integers(1, 9))
     top_k = int(rng.integers(1, min(experts, 4) + 1))
-    rule = one_of(*CAPACITY_RULES)
+    rule = one_of(*CapacityRule)
     model = ModelSpec(
         name="random",
         d_model=int(rng.integers(1, 60)),
-        gating=GatingSpec(num_experts=experts, top_k=top_k),
+        gating=GatingSpec(num_experts=experts, top_k=top_k, normalise_kept=one_of(True, False)),
         ffn=FfnSpec(d_expert=int(rng.integers(1, 40)), bias=bool(rng.integers(2))),
         d_shared=one_of(0, 0, int(rng.integers(1, 40))),
         num_moe_layers=1,
         num_dense_layers=0,
-        expert_capacity=one_of(0, 0, int(rng.integers(1, 4))),
+        expert_capacity=one_of(0, 0, int(rng.integers(1, 4)), NO_PLACES),
         capacity_rule=rule,
     )
     assert TINY.pim is not None

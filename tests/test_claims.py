@@ -17,6 +17,7 @@ import sim.claims.numbers
 import sim.claims.throughput
 from golden.formats import bf16_decode, bf16_encode
 from sim.accelerator import Report, layer_job, run_model, token_beats
+from sim.claims import memory
 from sim.claims.builds import build_all
 from sim.claims.hardware import blocks_link, dram_link, layer_link, rtl_link
 from sim.claims.links import LINKS, Producer
@@ -140,6 +141,75 @@ def test_readme_has_the_speeds_of_the_page() -> None:
 
 
 # What fails is said to fail.
+
+
+ATTACC_CLAIM = "cycles of an all-bank MAC more on AttAcc, against its simulator"
+BROKEN_CLAIM = "DRAM rules broken in 12 streams and products, by independent checkers"
+
+
+@pytest.fixture
+def figures(tmp_path: Path) -> Path:
+    """A folder with copies of the reference simulators' figures."""
+    for name in (memory.STREAMS, memory.PRODUCTS, memory.ATTENTIONS):
+        (tmp_path / name).write_text((ROOT / "tests" / "data" / name).read_text())
+    return tmp_path
+
+
+def failed_of_memory(folder: Path) -> list[str]:
+    link = memory.memory_link(Measurement(folder, DEFAULT_ROOT, lambda _text: None))
+    return [claim.text.split(":")[0] for claim in link.claims if not claim.ok]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "by", "claim"),
+    [
+        (memory.STREAMS, "cycles", 1, "read streams of Ramulator 2.1"),
+        (memory.STREAMS, "served", 1, "read streams of Ramulator 2.1"),
+        (memory.PRODUCTS, "cycles", -1, "products of Samsung's PIMSimulator"),
+        (
+            memory.ATTENTIONS,
+            "cycles",
+            -2000,
+            "cycles of an all-bank MAC more on AttAcc, against its simulator",
+        ),
+    ],
+)
+def test_another_figure_of_a_reference_is_told(figures, name, key, by, claim) -> None:
+    path = figures / name
+    data = json.loads(path.read_text())
+    data["points"][-1][key] += by
+    # One stream and one product are enough to tell.
+    data["points"] = data["points"] if name == memory.ATTENTIONS else data["points"][-1:]
+    path.write_text(json.dumps(data))
+    assert failed_of_memory(figures) == [claim]
+
+
+def test_a_broken_rule_of_a_product_is_told(figures, monkeypatch) -> None:
+    for name in (memory.STREAMS, memory.PRODUCTS):
+        data = json.loads((figures / name).read_text())
+        (figures / name).write_text(json.dumps({**data, "points": data["points"][:1]}))
+    assert failed_of_memory(figures) == []
+    honest = memory.run_gemv
+
+    def spoiled(device, product, **options):
+        run = honest(device, product, **options)
+        if device.name == "duplex" and len(run.log):
+            run.log[-100, 0] -= 1
+        return run
+
+    monkeypatch.setattr(memory, "run_gemv", spoiled)
+    assert failed_of_memory(figures) == [
+        "DRAM rules broken in 12 streams and products, by independent checkers"
+    ]
+
+
+def test_figures_that_cannot_be_read_end_in_a_line(tmp_path, capsys) -> None:
+    assert main(["claims", "--only", "memory", "--vectors", str(tmp_path)]) == 2
+    path = tmp_path / memory.STREAMS
+    assert f"expertbank: {path}: cannot be read: " in capsys.readouterr().err
+    path.write_text("{")
+    assert main(["claims", "--only", "memory", "--vectors", str(tmp_path)]) == 2
+    assert f"expertbank: {path}: cannot be read: Expecting" in capsys.readouterr().err
 
 
 def run_of(report: Report) -> Run:
@@ -424,8 +494,8 @@ MISTAKES = {
     "unknown link": (
         ["--only", "colour"],
         (
-            "only: must be one of float, formats, int8, families, rtl, blocks, layer, dram, throughput,"
-            " not 'colour'"
+            "only: must be one of float, formats, int8, families, rtl, blocks, layer, dram, memory,"
+            " throughput, not 'colour'"
         ),
     ),
     "part of a page": (

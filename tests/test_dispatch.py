@@ -25,6 +25,7 @@ from sim.dispatch import DispatchCycles, Units, dispatch_cycles
 from sim.streams import readiness, taken
 from spec.design import Policy
 from spec.errors import InputError
+from spec.model import NO_PLACES
 from spec.registers import POLICIES
 from tests.bfm import Sink, Source, Trace, run_streams
 from tests.block_bench import (
@@ -59,6 +60,7 @@ class Case:
     replicas: str = "some"
     retire: str = "drawn"
     weights: np.ndarray | None = field(default=None, repr=False)
+    scores: np.ndarray | None = field(default=None, repr=False)
     seed: int = 0
 
     @property
@@ -146,15 +148,19 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
     shared_weights = None
     if config.shared_gate:
         shared_weights = rng.integers(0, 1 << 16, size=case.num_tokens, dtype=np.uint16)
+    scores, words = scores_of(case)
     streams = dispatch_streams(
         case.ids,
         weights,
         shared_weights=shared_weights,
+        scores=scores,
+        kept_gating=config.kept_gating,
+        signed_weights=config.signed_weights,
         num_identity_experts=config.num_identity_experts,
         num_experts=config.num_experts,
         window_tokens=config.window_tokens,
         batch_lengths=case.batches,
-        capacity=case.capacity,
+        capacity=NO_PLACES if config.no_places else case.capacity,
         capacity_rule=config.capacity_rule,
         shared=config.shared,
         policy=case.policy if config.longest_queue else Policy.QUEUE_ORDER,
@@ -165,6 +171,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
             expert=case.ids[t, j],
             weight=weights[t, j],
             **({} if shared_weights is None else {"shared": shared_weights[t]}),
+            **({} if words is None else {"score": int(words[t, j])}),
             last=j == config.top_k - 1,
             # Only the last beat's flag matters; the others carry noise.
             last_token=streams.last_token[t] if j == config.top_k - 1 else rng.integers(2),
@@ -226,6 +233,24 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         traces=traces,
         dropped=dropped[0],
     )
+
+
+def scores_of(case: Case) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the scores with 30 fraction bits, drawn if there are none, and as the gate gives them."""
+    config = case.config
+    if not config.score_bits:
+        return None, None
+    scores = case.scores
+    if scores is None:
+        rng = np.random.default_rng(case.seed + 1)
+        # Small ones among them, and equal ones.
+        scores = rng.integers(0, 1 << 30, case.ids.shape) >> rng.integers(0, 31, case.ids.shape)
+        if config.signed_weights:
+            scores = (scores * rng.choice([-1, 1], scores.shape)) << 10
+    words = scores
+    if config.signed_weights:
+        words = (scores >> 10) + (1 << 31)
+    return scores, words
 
 
 def expected_counts(config, streams) -> list[int]:
@@ -424,7 +449,7 @@ PLANTED = {
     "old tail not read": (rtl.dispatch.tables, "old_tail.en.eq(self.lookup.valid)", "old_tail.en.eq(0)"),
     "counts not transparent": (
         rtl.dispatch.enqueue,
-        "config.expert_bits, transparent=True",
+        "ceil_log2(config.num_counted), transparent=True",
         "config.expert_bits",
     ),
     "tails not transparent": (rtl.dispatch.tables, "num_read_ports=2, transparent=True", "num_read_ports=2"),

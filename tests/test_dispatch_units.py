@@ -19,17 +19,18 @@ import sim.dispatch
 from golden.combine_bf16 import identity_sums, identity_weights
 from golden.dispatch_streams import dispatch_streams
 from golden.formats import BF16_ONE, bf16_decode, bf16_encode
+from golden.gating_bf16 import kept_weights
 from rtl.dispatch import Dispatch, DispatchConfig
 from rtl.dispatch.decide import Decide
 from rtl.dispatch.first import FirstOf
+from rtl.gating.layouts import score_bits
 from sim.dispatch import Units, dispatch_cycles
 from spec.design import Policy
 from spec.errors import InputError
-from spec.hardware import CAPACITY_RULES
-from spec.model import CapacityRule
+from spec.model import CapacityRule, Epsilon, GatingSpec, Normalise, Score
 from tests.block_bench import DIVERGED, TRAFFIC, plant_bug
 from tests.exact import nearest_bf16
-from tests.test_dispatch import Case, Run, check, experts_of_tokens, run_case
+from tests.test_dispatch import Case, Run, check, experts_of_tokens, run_case, scores_of
 
 
 def random_case(seed: int, **fixed) -> Case:
@@ -67,19 +68,29 @@ def random_case(seed: int, **fixed) -> Case:
     )
 
 
+CAPACITY_RULES = list(CapacityRule)[:3]
+"""Those that need no scores."""
+
+
 def kept_by_counting(case: Case, weights: np.ndarray) -> np.ndarray:
     """Return which assignments find a place, one after the other; shares nothing with golden."""
     kept = np.zeros(case.ids.shape, dtype=bool)
+    if case.config.no_places:
+        return kept
     rule, start = case.config.capacity_rule, 0
+    priorities = scores_of(case)[0]
+    if case.config.signed_weights:
+        weights = bf16_decode(weights.astype(np.uint16))
     for length in case.batches:
-        load = dict.fromkeys(range(case.config.num_experts), 0)
+        load = dict.fromkeys(range(case.config.num_routed), 0)
         for window in range(0, length, case.config.window_tokens):
             tokens = range(start + window, start + min(length, window + case.config.window_tokens))
             claims = [(t, j) for t in tokens for j in range(case.config.top_k)]
             if rule is not CapacityRule.SWITCH:
                 claims.sort(key=lambda claim: claim[1])
-            if rule is CapacityRule.BATCH_PRIORITY:
-                claims.sort(key=lambda claim: (claim[1], -int(max(weights[claim[0]]))))
+            if rule in (CapacityRule.BATCH_PRIORITY, CapacityRule.SCORE_PRIORITY):
+                ranks = weights if rule is CapacityRule.BATCH_PRIORITY else priorities
+                claims.sort(key=lambda claim: (claim[1], -max(ranks[claim[0]].tolist())))
             for t, j in claims:
                 expert = int(case.ids[t, j])
                 kept[t, j] = case.capacity == 0 or load[expert] < case.capacity
@@ -92,9 +103,14 @@ Queue = list[tuple[int, ...]]
 
 
 def wanted_queues(case: Case, weights: np.ndarray) -> dict[int, list[Queue]]:
-    """Return each expert's queues, window by window, as (slot, weight, rank) of each entry."""
+    """Return each expert's queues, window by window, as (slot, weight, rank) of each entry.
+
+    ``weights`` : of the assignments, as they came in.
+    """
     config = case.config
     kept = kept_by_counting(case, weights)
+    if config.kept_gating is not None:
+        weights = kept_weights(config.kept_gating, scores_of(case)[0], kept)
     queues: dict[int, list[Queue]] = {}
     start = 0
     for length in case.batches:
@@ -178,6 +194,59 @@ def test_random_shared_gates(seed):
     assert (shared != BF16_ONE).any()
 
 
+def scored_case(seed: int) -> Case:
+    """Return a random case whose drops, and in half of them whose weights, depend on scores."""
+    rng = np.random.default_rng(seed + 9000)
+    rule = list(CapacityRule)[seed % 4]
+    case = random_case(seed, num_units=1 + seed // 4 % 2)
+    kind = list(Score)[seed // 2 % 4]
+    gating = GatingSpec(
+        num_experts=case.config.num_experts,
+        top_k=case.config.top_k,
+        score=kind,
+        normalise=Normalise.SUM if rng.random() < 0.6 else Normalise.P_NORM,
+        norm_order=float(rng.choice([1.0, 2.0, 3.5])),
+        epsilon=float(rng.choice([0.0, 2.0**-23, 0.3])),
+        epsilon_rule=list(Epsilon)[rng.integers(2)],
+        scale=float(rng.choice([1.0, 0.8, 100.0])),
+    )
+    signed = kind is Score.NONE
+    config = replace(
+        case.config,
+        capacity_rule=rule,
+        score_bits=32 if signed else score_bits(kind),
+        kept_gating=gating if rule is CapacityRule.SWITCH or rng.random() < 0.7 else None,
+        signed_weights=signed,
+        shared_gate=case.config.shared and bool(rng.integers(2)),
+    )
+    weights = bf16_encode(rng.integers(-9, 9, case.ids.shape) / 4) if signed else None
+    return replace(case, config=config, capacity=int(rng.choice([0, 1, 2, 3])), weights=weights)
+
+
+@pytest.mark.parametrize("seed", seeds(16, 320))
+def test_random_scores(seed):
+    """Tokens ranked by their scores, weights made of what is kept, all bits and cycles."""
+    case = scored_case(seed)
+    run = run_case(case)
+    check(case, run)
+    if not case.config.shared_gate:
+        check_conservation(case, run)
+
+
+def test_random_scores_reach_everything():
+    """The cases above drop some and keep some of tokens, by every rule, with each kind of weight."""
+    cases = [scored_case(seed) for seed in range(16)]
+    made = [case for case in cases if case.config.kept_gating is not None]
+    assert {case.config.capacity_rule for case in made} == set(CapacityRule)
+    assert {case.config.signed_weights for case in made} == {True, False}
+    assert {case.config.kept_gating.normalise for case in made} == {Normalise.SUM, Normalise.P_NORM}
+    partly = 0
+    for case in made:
+        kept = kept_by_counting(case, np.zeros(case.ids.shape, np.uint16))
+        partly += int((kept.any(axis=1) & ~kept.all(axis=1)).sum())
+    assert partly > 20
+
+
 def identity_case(seed: int) -> Case:
     """Return a random case with identity experts behind the others; some tokens have no other."""
     rng = np.random.default_rng(seed + 7000)
@@ -186,6 +255,32 @@ def identity_case(seed: int) -> Case:
     skew = float(rng.choice([-2, 0, 1]))
     ids = experts_of_tokens(rng, case.num_tokens, config.num_routed, config.top_k, skew=skew)
     return replace(case, config=config, ids=ids, capacity=0)
+
+
+@pytest.mark.parametrize("seed", seeds(6, 60))
+def test_random_identity_experts_with_places(seed):
+    """They have places too: what finds none is in no sum."""
+    case = identity_case(seed + 500)
+    case = replace(case, config=replace(case.config, identity_places=True), capacity=1 + seed % 3)
+    run = run_case(case)
+    check(case, run)
+    weights = np.array([case.config.assignment.from_bits(beat).weight for beat in run.expected["i"]])
+    kept = kept_by_counting(case, weights.reshape(case.ids.shape))
+    assert np.array_equal(run.streams.kept, kept)
+    served = (kept & (case.ids < case.config.num_experts)).sum(axis=1)
+    assert np.array_equal(run.streams.expect_count, served + case.config.shared)
+
+
+@pytest.mark.parametrize("seed", seeds(4, 40))
+def test_no_places(seed):
+    """Every assignment is dropped, whatever the rule; tokens come out all the same."""
+    case = random_case(seed, num_units=1 + seed % 2)
+    config = replace(case.config, no_places=True, capacity_rule=list(CapacityRule)[seed % 4])
+    case = replace(case, config=config)
+    run = run_case(case)
+    check(case, run)
+    assert run.dropped == case.ids.size
+    assert np.array_equal(run.streams.expect_count, np.full(case.num_tokens, int(config.shared)))
 
 
 @pytest.mark.parametrize("seed", seeds(9, 90))
@@ -210,6 +305,38 @@ def test_sums_of_identity_weights():
         assert total == sum(int(value) for value in exact)  # int() cuts off towards zero
     wanted = [nearest_bf16(Fraction(total, 2**32)) for total in sums.tolist()]
     assert identity_weights(sums).tolist() == wanted
+
+
+def test_scores_are_asked_for():
+    message = (
+        "score_bits: must be above 0 where tokens are ranked or weights are normalised by their scores, not 0"
+    )
+    for change in (
+        {"capacity_rule": CapacityRule.SCORE_PRIORITY},
+        {"kept_gating": GatingSpec(num_experts=2, top_k=1)},
+    ):
+        with pytest.raises(InputError, match=rf"\A{re.escape(message)}\Z"):
+            DispatchConfig(num_experts=2, top_k=1, window_tokens=1, **change)
+    with pytest.raises(InputError, match=r"\Ascores: must be given where tokens are ranked or weights are"):
+        dispatch_streams(
+            [[0]], [[0]], num_experts=2, window_tokens=1, capacity_rule=CapacityRule.SCORE_PRIORITY
+        )
+    with pytest.raises(InputError, match=r"\Ascores: must have the shape of ids=\(1, 1\), not \(1, 2\)\Z"):
+        dispatch_streams([[0]], [[0]], num_experts=2, window_tokens=1, scores=[[0, 1]])
+
+
+def test_decision_and_weights_take_as_long_as_stated():
+    """From the beat that closes a window to the first beat given, weights of kept ones included."""
+    gating = GatingSpec(num_experts=4, top_k=2)
+    case = small([[0, 1], [1, 2], [3, 1], [0, 2]], num_units=1)
+    case = replace(case, config=replace(case.config, score_bits=31, kept_gating=gating))
+    run = run_case(case)
+    check(case, run)
+    # A score's read, its sum and inverse, product and rounding.
+    more = 1 + (2 + 5) + 2
+    assert sim.dispatch.decide_cycles(run.streams) == sim.dispatch.DECIDE_CYCLES + more
+    given = 7 + Decide.DECIDE_CYCLES + more + 8
+    assert run.model.o_expect[0] == given + 1 + Dispatch.EXPECT_LATENCY
 
 
 def test_a_shared_gate_needs_a_shared_expert():
@@ -492,6 +619,35 @@ PLANTED = {
         "store.read_0.addr.eq(row)",
     ),
 }
+PLANTED_IN_SCORES = {
+    "weights of all": (rtl.dispatch.decide, "weigh.i.keep.eq(keeps.read_0.data)", "weigh.i.keep.eq(1)"),
+    "other window's scores": (
+        rtl.dispatch.decide,
+        "scores.read_0.addr.eq(Cat(row, bank))",
+        "scores.read_0.addr.eq(row)",
+    ),
+    "kept as the one before": (rtl.dispatch.decide, 'self.weigh.latency, "keep"', '1, "keep"'),
+    "weights a cycle late": (
+        rtl.dispatch.decide,
+        "weighed == self.weigh_cycles - 1",
+        "weighed == self.weigh_cycles",
+    ),
+    "weight of the place before": (
+        rtl.dispatch.decide,
+        "weights.write.addr.eq(weigh.o.index)",
+        "weights.write.addr.eq(weigh.o.index ^ 1)",
+    ),
+    "token walks on": (rtl.dispatch.decide, "weigh.i.first.eq(row.j == 0)", "weigh.i.first.eq(0)"),
+    "first choices first": (
+        rtl.dispatch.decide,
+        "if config.capacity_rule is CapacityRule.SWITCH:",
+        "if False:",
+    ),
+    "ranked by weight": (rtl.dispatch.decide, "return assignment.score", "return assignment.weight"),
+    "sign ignored": (rtl.dispatch.decide, "Mux(weight[15], ~weight, weight | 0x8000)", "weight"),
+    "places after all": (rtl.dispatch.enqueue, "if self.config.no_places:", "if False:"),
+    "identity experts without a place": (rtl.dispatch.enqueue, "Mux(is_identity & keep", "Mux(is_identity"),
+}
 
 
 def revealing_cases() -> tuple[list[Case], list[Case]]:
@@ -532,6 +688,33 @@ def revealing_cases() -> tuple[list[Case], list[Case]]:
     return units, [one, equal]
 
 
+def scored_cases() -> list[Case]:
+    """Return cases whose drops or weights depend on scores, whose weights are signed, without any place."""
+    rng = np.random.default_rng(2)
+    one = small(
+        experts_of_tokens(rng, 24, 5, 2, skew=1.0),
+        num_experts=5,
+        num_units=1,
+        capacity=1,
+        batches=[4, 4, 8, 4, 4],
+        seed=3,
+    )
+
+    def changed(**config) -> Case:
+        return replace(one, config=replace(one.config, **config))
+
+    gating = GatingSpec(num_experts=5, top_k=2, epsilon=2.0**-23, epsilon_rule=Epsilon.CLAMPED)
+    signs = bf16_encode(rng.integers(-9, 9, one.ids.shape) / 4)
+    return [
+        changed(score_bits=31, kept_gating=gating),
+        changed(score_bits=31, capacity_rule=CapacityRule.SCORE_PRIORITY),
+        replace(changed(capacity_rule=CapacityRule.BATCH_PRIORITY, signed_weights=True), weights=signs),
+        changed(no_places=True, shared=True),
+        # Most choose the identity experts.
+        replace(changed(num_experts=3, num_identity_experts=2, identity_places=True), ids=4 - one.ids),
+    ]
+
+
 def run_cases(cases: list[Case]) -> None:
     for case in cases:
         check(case, run_case(case))
@@ -539,7 +722,7 @@ def run_cases(cases: list[Case]) -> None:
 
 def test_unbroken_source_passes():
     units, rules = revealing_cases()
-    run_cases(units + rules)
+    run_cases(units + rules + scored_cases())
 
 
 @pytest.mark.parametrize("bug", PLANTED)
@@ -548,6 +731,13 @@ def test_planted_bug_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, *PLANTED[bug])
     with pytest.raises(DIVERGED):
         run_cases(rules if PLANTED[bug][0] is rtl.dispatch.decide else units)
+
+
+@pytest.mark.parametrize("bug", PLANTED_IN_SCORES)
+def test_planted_bug_in_scores_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *PLANTED_IN_SCORES[bug])
+    with pytest.raises(DIVERGED):
+        run_cases(scored_cases())
 
 
 STREAMS = dispatch_streams([[0, 1]], [[0, 0]], num_experts=4, window_tokens=4)

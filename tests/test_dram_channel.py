@@ -16,8 +16,9 @@ from sim.dram import stream
 from sim.dram.engine import COLUMN_SHIFT, ROW_SHIFT, Channel, RefreshMode, RowPolicy
 from sim.dram.patterns import PATTERNS, make_pattern
 from sim.dram.stream import Requests, Run, pattern_requests, run_requests
+from sim.dram_check import Commands, check_commands
 from spec.banks import CommandTiming
-from spec.design import BankMode
+from spec.design import BankMode, RegisterPath
 from spec.dram import Command, DramSpec, constraints, constraints_of
 from spec.errors import InputError
 from spec.load import load_design, load_dram, preset_names
@@ -179,6 +180,23 @@ def test_patterns_are_those_of_a_naive_controller(pattern: str) -> None:
         assert (run.ticks, run.served) == expected
 
 
+@pytest.mark.parametrize("name", STANDARDS)
+def test_other_random_streams_are_those_of_a_naive_controller(name: str) -> None:
+    """Other seeds and odd numbers of requests, also one and as many as the queue has places and one more."""
+    dram = load_dram(name)
+    for seed, count in ((0, 1), (1, 31), (7, 32), (2**64 - 1, 33), (99, 257)):
+        banks, keys = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+        make_pattern(dram, "random", seed)(0, banks, keys)
+        reads = [
+            Request(bank, key >> ROW_SHIFT, key >> COLUMN_SHIFT & 0x7FFFF)
+            for bank, key in zip(banks.tolist(), keys.tolist(), strict=True)
+        ]
+        refresh = bool(seed % 2)
+        run = run_requests(dram, pattern_requests(dram, "random", count, seed), refresh=mode(refresh))
+        assert (run.ticks, run.served) == NaiveChannel(dram, refresh=refresh).run(reads), (seed, count)
+        assert run.broken == []
+
+
 # Patterns.
 
 
@@ -327,16 +345,60 @@ def test_a_near_memory_channel_reads_the_table(monkeypatch: pytest.MonkeyPatch) 
     assert (distances.mac_gap, distances.act_gap) == (timing.ccd_l, 1)
     single = CommandTiming.of(replace(pim, bank_mode=BankMode.SINGLE_BANK))
     assert (single.mac_gap, single.act_gap) == (timing.ccd_s, max(timing.rrd_s, -(-timing.faw // 4)))
-    changed = [
-        replace(row, latency="rcd_rd + burst") if row.name == "tRCD" else row
-        for row in constraints.CONSTRAINTS
-    ]
+    shared = replace(pim, register_path=RegisterPath.SHARED)
+    turned = CommandTiming.of(shared)
+    assert turned.mac_to_write == turned.read_to_write == timing.read_to_write
+    assert turned.write_to_mac == turned.write_to_read == timing.write_to_read
+    assert turned.write_to_write == turned.read_to_read == turned.mac_to_read == timing.ccd_l
+    latencies = {
+        "tRCD": "rcd_rd + burst",
+        "tRTW": "cl + burst + rtw_gap",
+        "tWTR_L": "cwl + wtr_l + rp",
+        "tCCD_L, writes": "ccd_l_write + burst",
+    }
+    changed = [replace(row, latency=latencies.get(row.name, row.latency)) for row in constraints.CONSTRAINTS]
     monkeypatch.setattr(constraints, "CONSTRAINTS", changed)
     CommandTiming.of.cache_clear()
     try:
         assert CommandTiming.of(pim).rcd == timing.rcd_rd + timing.burst
+        turned = CommandTiming.of(shared)
+        assert turned.mac_to_write == turned.read_to_write == timing.cl + timing.burst + timing.rtw_gap
+        assert turned.write_to_mac == turned.write_to_read == timing.cwl + timing.wtr_l + timing.rp
+        assert turned.write_to_write == timing.ccd_l + timing.burst
     finally:
         CommandTiming.of.cache_clear()
+
+
+def test_register_writes_are_as_far_apart_as_the_standards_writes() -> None:
+    """DDR5's are further apart than its reads: the channel and its checker have it from the table."""
+    pim = load_design("pim").pim
+    for name in STANDARDS:
+        dram = replace(load_dram(name), pseudo_channels=1)
+        shared = replace(pim, dram=dram, register_path=RegisterPath.SHARED)
+        assert CommandTiming.of(shared).write_to_write == max(
+            dram.timing.ccd_l_write, dram.timing.ccd_s_write
+        ), name
+    assert load_dram("ddr5-4800").timing.ccd_l_write > load_dram("ddr5-4800").timing.ccd_l
+
+
+def test_the_checker_of_a_near_memory_channel_reads_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of the table that asks for more makes a sound trace a broken one."""
+    pim = replace(load_design("pim").pim, register_path=RegisterPath.SHARED, refresh=False)
+    timing = CommandTiming.of(pim)
+    rows = np.array([(0, 1, 0, 0), (timing.rcd + timing.read_to_write + timing.write_to_mac + 99, 2, 0, 0)])
+    mac, write = timing.rcd, timing.rcd + timing.mac_to_write
+    columns = np.array([(mac, 1, 0, 0), (write, 2, 0, 0), (write + timing.write_to_mac, 1, 0, 0)])
+    commands = Commands(rows, columns)
+    assert check_commands(pim, commands) == []
+    for name, rule in (("tRCD", "tRCD"), ("tRTW", "read to write"), ("tWTR_L", "tWTR_L")):
+        changed = [
+            replace(row, latency=f"{row.latency} + burst") if row.name == name else row
+            for row in constraints.CONSTRAINTS
+        ]
+        with monkeypatch.context() as patch:
+            patch.setattr(constraints, "CONSTRAINTS", changed)
+            found = {one.rule.split(",")[0] for one in check_commands(pim, commands)}
+        assert found == {rule}
 
 
 # The page.

@@ -54,6 +54,8 @@ def test_a_stream_is_told(capsys) -> None:
     assert found["commands"]["RD"] == POINT["served"]
     assert found["refresh"] == "all-bank"
     assert said(capsys, *stream(), "--no-refresh")["refresh"] == "none"
+    same, other = (said(capsys, *stream(), "--seed", seed)["cycles"] for seed in ("12345", "8"))
+    assert (same == said(capsys, *stream())["cycles"]) and same != other
     assert said(capsys, *stream(), "--refresh", "per-bank")["commands"]["REF_BANK"] > 0
     assert main([*stream("hbm3-6400"), "--policy", "closed"]) == 0
     text = capsys.readouterr().out
@@ -220,6 +222,11 @@ REFUSED = {
     "too many for a file": (
         [*stream(requests="16777217"), "--commands", "c"],
         r"requests: must be in 1\.\.16777216, not 16777217",
+    ),
+    "seed": ([*stream(), "--seed", "-1"], r"seed: must be in 0\.\.18446744073709551615, not -1"),
+    "seed of another": (
+        [*stream(pattern="rowthrash"), "--seed", "1"],
+        "seed: is of pattern random, not of rowthrash",
     ),
     "queue": ([*stream(), "--queue", "0"], r"queue: must be in 1\.\.64, not 0"),
     "policy": ([*stream(), "--policy", "ajar"], "policy: must be one of open, closed, not 'ajar'"),

@@ -24,17 +24,20 @@ import rtl.gating.topk
 import rtl.gating.weights
 import sim.gating
 from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
+from golden.gating import normalise as normalise_kept
 from golden.gating import route
 from golden.gating_bf16 import (
     RoutingBf16,
     epsilon_fixed,
+    kept_weights,
     route_bf16,
     scale_fixed,
+    score_words,
     select,
     selection_bias_fixed,
 )
 from golden.image import router_image
-from rtl.gating import Gate, assignment_layout, token_layout
+from rtl.gating import Gate, assignment_layout, given_score_bits, token_layout
 from sim.streams import readiness
 from spec.gate_plan import GatePlan
 from spec.geometry import GateGeometry, ceil_div
@@ -48,6 +51,7 @@ from tests.bfm import (
     run_streams,
 )
 from tests.block_bench import (
+    DIVERGED,
     TRAFFIC,
     arrivals_of,
     bits_of,
@@ -144,7 +148,14 @@ def operands_of(case: Case, rng) -> Operands:
         bias=bias,
         image=image.reshape(-1, geometry.load_elements),
         routing=route_bf16(
-            gating, router, tokens, geometry.cols, logit_bias, selection_bias, shared_gate=shared_gate
+            gating,
+            router,
+            tokens,
+            geometry.cols,
+            logit_bias,
+            selection_bias,
+            shared_gate=shared_gate,
+            gives_scores=geometry.gives_scores,
         ),
         shared_gate=shared_gate,
     )
@@ -168,11 +179,17 @@ def input_beats(case: Case, tokens: Bits16, ends_batch: np.ndarray, rng) -> list
 
 def expected_beats(case: Case, routing: RoutingBf16, ends_batch: np.ndarray) -> list[int]:
     top_k = case.geometry.gating.top_k
-    layout = assignment_layout(case.geometry.gating.num_experts, shared_gate=case.geometry.shared_gate)
+    layout = assignment_layout(
+        case.geometry.gating.num_experts,
+        shared_gate=case.geometry.shared_gate,
+        score_bits=given_score_bits(case.geometry),
+    )
+    words = None if routing.scores is None else score_words(case.geometry.gating, routing.scores)
     return [
         bits_of(
             layout,
             **({} if routing.shared is None else {"shared": routing.shared[token]}),
+            **({} if words is None else {"score": int(words[token, n])}),
             expert=routing.ids[token, n],
             weight=routing.weights[token, n],
             last=n == top_k - 1,
@@ -325,6 +342,156 @@ def test_random_shared_gates(seed):
     check(case, run)
     assert run.gate.latency == sim.gating.latency(case.geometry), str(case)
     assert run.gate.credits == sim.gating.num_credits(case.geometry), str(case)
+
+
+def scored_case(seed: int) -> Case:
+    """Return a random case whose assignments carry their scores, beside a shared expert's gate or not."""
+    case = random_case(seed + 100)
+    return replace(case, geometry=replace(case.geometry, gives_scores=True, shared_gate=seed % 3 == 0))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(12), *(pytest.param(n, marks=pytest.mark.long) for n in range(3000, 3200))]
+)
+def test_random_scores(seed):
+    case = scored_case(seed)
+    run = run_case(case)
+    check(case, run)
+    assert run.gate.latency == sim.gating.latency(case.geometry), str(case)
+    assert run.gate.credits == sim.gating.num_credits(case.geometry), str(case)
+
+
+def test_random_scores_reach_every_kind_of_score():
+    plans = [scored_case(seed).geometry.plan for seed in range(12)]
+    assert {plan.weight_score for plan in plans} == set(Score)
+    for name in ("carries_score", "shares_of_chosen", "signed"):
+        assert {getattr(plan, name) for plan in plans} == {True, False}, name
+
+
+@pytest.mark.parametrize("kind", Score)
+@pytest.mark.parametrize("normalise", [Normalise.SUM, Normalise.P_NORM])
+def test_weights_of_the_kept(kind, normalise):
+    """Against float, with any of a token's choices dropped; a dropped one has none."""
+    rng = np.random.default_rng(5)
+    gating = gating_of(6, 3, score=kind, normalise=normalise, norm_order=2.0, scale=0.8)
+    router, tokens = (bf16_encode(rng.standard_normal((count, 16))) for count in (6, 400))
+    ours = route_bf16(gating, router, tokens, 16, gives_scores=True)
+    real = route(gating, bf16_decode(router), bf16_decode(tokens))
+    same = (ours.ids == real.ids).all(axis=1)
+    assert same.mean() > 0.99
+    assert ours.scores is not None
+    relative = np.abs(ours.scores / 2.0**30 - real.scores)[same] / np.maximum(np.abs(real.scores[same]), 2e-2)
+    assert relative.max() < 1e-4
+    kept = rng.random(ours.ids.shape) < 0.6
+    weights = bf16_decode(kept_weights(gating, ours.scores, kept)).astype(np.float64)
+    assert not weights[~kept].any()
+    wanted = np.where(kept, normalise_kept(gating, real.scores, kept), 0.0)
+    # Logits of both signs may all but cancel in their sum.
+    total = np.abs(np.where(kept, real.scores, 0.0).sum(axis=1))
+    clear = same & (total > 0.05)
+    assert clear.sum() > 150
+    np.testing.assert_allclose(weights[clear], wanted[clear], rtol=2**-8 + 2e-3, atol=1e-4)
+    everyone = kept_weights(gating, ours.scores, np.ones_like(kept))
+    np.testing.assert_allclose(bf16_decode(everyone)[clear], bf16_decode(ours.weights)[clear], rtol=2**-7)
+
+
+def prototype_case(seed: int) -> Case:
+    """Return a random case whose experts are prototypes, on as few rows as their choices need, or more."""
+    rng = np.random.default_rng(seed + 300)
+    case = random_case(seed + 300)
+    geometry = case.geometry
+    prototypes, chosen = int(rng.integers(2, 5)), int(rng.integers(1, 4))
+    own = max(chosen, int(rng.integers(1, 12)))
+    gating = GatingSpec(
+        num_experts=prototypes * own,
+        top_k=prototypes * chosen,
+        num_prototypes=prototypes,
+        score=list(Score)[seed % 4],
+        weight_score=list(Score)[seed // 4 % 4] if seed % 3 == 0 else None,
+        logit_bias=bool(rng.integers(2)),
+        normalise=Normalise.NONE,
+        scale=float(rng.choice([1.0, 2.5])),
+    )
+    geometry = replace(
+        geometry, gating=gating, gives_scores=seed % 5 == 0, shared_gate=seed % 6 == 1, logits_per_cycle=1
+    )
+    lanes = [n for n in (4, 2, 1) if geometry.lanes % n == 0]
+    choices = [
+        replace(geometry, logits_per_cycle=n)
+        for n in lanes
+        if geometry.lanes // n % geometry.stream_lanes == 0
+    ]
+    return replace(case, geometry=next(choice for choice in choices if choice.prototypes_fit))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(16), *(pytest.param(n, marks=pytest.mark.long) for n in range(4000, 4200))]
+)
+def test_random_prototypes(seed):
+    """Each prototype has a softmax and a top-k of its own; assignments leave in consecutive cycles."""
+    case = prototype_case(seed)
+    run = run_case(case)
+    check(case, run)
+    assert run.gate.latency == sim.gating.latency(case.geometry), str(case)
+    assert run.gate.credits == sim.gating.num_credits(case.geometry), str(case)
+
+
+def test_random_prototypes_reach_everything():
+    geometries = [prototype_case(seed).geometry for seed in range(16)]
+    rows = {geometry.rows_per_group - geometry.gating.of_prototype.top_k for geometry in geometries}
+    assert 0 in rows and max(rows) > 2
+    assert {geometry.logits_per_cycle for geometry in geometries} >= {1, 2}
+    assert {geometry.of_prototype.plan.totals_softmax for geometry in geometries} == {True, False}
+
+
+PLANTED_IN_PROTOTYPES = {
+    "a cycle late": (
+        rtl.gating.selection,
+        'StreamFifo.LATENCY - 1, "entered"',
+        'StreamFifo.LATENCY, "entered"',
+    ),
+    "experts of the first": (rtl.gating.selection, "base.eq(base + own.num_experts)", "base.eq(base)"),
+    "ends with the first": (
+        rtl.gating.selection,
+        "last.eq(o.last & (number == gating.num_prototypes - 1))",
+        "last.eq(o.last)",
+    ),
+    "incomplete tokens": (
+        rtl.gating.selection,
+        "self.o.valid.eq(queue.o.valid & (complete != 0))",
+        "self.o.valid.eq(queue.o.valid)",
+    ),
+    "one softmax": (rtl.gating.selection, "SoftmaxTotal(own,", "SoftmaxTotal(geometry,"),
+    "model: first choice of the last": (sim.gating, "cycles += own.gating.top_k - 1", "cycles += 0"),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED_IN_PROTOTYPES)
+def test_bug_planted_in_prototypes_is_found(monkeypatch, bug):
+    gating = gating_of(8, 4, num_prototypes=2, normalise=Normalise.NONE)
+    geometry = GateGeometry(
+        gating=gating, d_model=3, lanes=4, logits_per_cycle=2, stream_lanes=1, load_elements=1
+    )
+    case = Case(geometry=geometry, num_tokens=4, seed=2)
+    check(case, run_case(case))
+    plant_bug(monkeypatch, *PLANTED_IN_PROTOTYPES[bug])
+    with pytest.raises(DIVERGED):
+        check(case, run_case(case))
+
+
+@pytest.mark.parametrize("score", [Score.SOFTMAX, Score.SIGMOID])
+def test_prototypes_against_float(score):
+    gating = gating_of(24, 6, num_prototypes=3, score=score, normalise=Normalise.NONE)
+    rng = np.random.default_rng(8)
+    router, tokens = (bf16_encode(rng.standard_normal((count, 32)) / 3) for count in (24, 500))
+    ours, real = (
+        route_bf16(gating, router, tokens, 16),
+        route(gating, bf16_decode(router), bf16_decode(tokens)),
+    )
+    same = (ours.ids == real.ids).all(axis=1)
+    assert same.mean() > 0.99
+    assert (ours.ids.reshape(-1, 3, 2) // 8 == np.arange(3)[:, None]).all()
+    np.testing.assert_allclose(bf16_decode(ours.weights[same]), real.weights[same], rtol=2**-8 + 1e-4)
 
 
 def test_random_shared_gates_reach_a_free_lane_and_a_row_of_their_own():

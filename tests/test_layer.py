@@ -29,9 +29,8 @@ from sim.toolchain import verilator_command
 from sim.workload import random_workload, vector_workload
 from spec.design import ArrayDesign, DesignSpec, Engine, Format, GateDesign, MemoryDesign, Policy
 from spec.errors import InputError
-from spec.hardware import CAPACITY_RULES
 from spec.load import load_design, load_model
-from spec.model import Activation, AppliedTo, CapacityRule, FfnSpec, GatingSpec, ModelSpec
+from spec.model import NO_PLACES, Activation, AppliedTo, CapacityRule, FfnSpec, GatingSpec, ModelSpec
 from spec.registers import CAPACITY_BITS, REGISTERS, STATUS_LOADED, STATUS_READ_ERROR, capacity_word
 from tests.icarus import check_icarus
 from tests.layer_beats import beat_by_beat, late
@@ -197,11 +196,11 @@ def random_shape(seed: int) -> tuple[LayerShape, np.ndarray, np.ndarray | None]:
     model = ModelSpec(
         name="random",
         d_model=int(rng.integers(1, 40)),
-        gating=GatingSpec(num_experts=num_experts, top_k=top_k),
+        gating=GatingSpec(num_experts=num_experts, top_k=top_k, normalise_kept=seed % 4 == 0),
         ffn=FfnSpec(d_expert=int(rng.integers(1, 40)), activation=Activation(rng.choice(list(Activation)))),
         d_shared=int(rng.integers(1, 40)) if seed % 2 else 0,
-        expert_capacity=int(rng.integers(0, 4)) if seed % 3 == 0 else 0,
-        capacity_rule=CAPACITY_RULES[seed // 3 % len(CAPACITY_RULES)],
+        expert_capacity=int(rng.integers(NO_PLACES, 4)) if seed % 3 == 0 else 0,
+        capacity_rule=list(CapacityRule)[seed // 3 % len(CapacityRule)],
     )
     design = DesignSpec(
         name="random",

@@ -16,18 +16,18 @@ import sim.gating
 import sim.router
 from golden.formats import bf16_decode, bf16_encode, dot, f32_flush
 from golden.functions import fixed_from_f32
-from golden.gating_bf16 import route_bf16, select, selection_bias_fixed, shared_weight
+from golden.gating_bf16 import route_bf16, score_words, select, selection_bias_fixed, shared_weight
 from golden.image import router_image, router_tiles
 from rtl.arith import delay
 from rtl.dispatch import DispatchConfig
 from rtl.expert.layouts import job_layout
 from rtl.gating import BankedGate
-from rtl.gating.layouts import assignment_layout, logit_part_layout
+from rtl.gating.layouts import assignment_layout, given_score_bits, logit_part_layout
 from rtl.router import JobMerge, RouterJobs
 from rtl.stream import connect_stream
 from sim.streams import readiness
 from spec.geometry import GateGeometry, RouterGeometry
-from spec.model import GatingSpec, Score
+from spec.model import GatingSpec, Normalise, Score
 from tests.bfm import Sink, Source, run_streams
 from tests.block_bench import (
     DIVERGED,
@@ -333,7 +333,8 @@ def check_gate(case: Case) -> BankedGate:
         logits = np.round(logits)  # ties
     bias = rng.standard_normal(gating.num_experts).astype(np.float32) if gating.selection_bias else None
     fixed_bias = None if bias is None else selection_bias_fixed(gating, bias)
-    routing = select(gating, fixed_from_f32(logits), fixed_bias)
+    routing = select(gating, fixed_from_f32(logits), fixed_bias, gives_scores=gate.gives_scores)
+    words = None if routing.scores is None else score_words(gating, routing.scores)
     ends_batch = rng.random(case.num_tokens) < 0.3
     ends_batch[-1] = True
     ends = sim.router.group_ends(ends_batch, case.group_tokens)
@@ -386,11 +387,14 @@ def check_gate(case: Case) -> BankedGate:
             if low and part["last_block"]:
                 complete.append(now)
     model = sim.gating.banked_gate_cycles(gate, np.array(complete), ends, readiness(pattern))
-    layout = assignment_layout(gating.num_experts, shared_gate=gate.shared_gate)
+    layout = assignment_layout(
+        gating.num_experts, shared_gate=gate.shared_gate, score_bits=given_score_bits(gate)
+    )
     expected = [
         bits_of(
             layout,
             **({} if shared is None else {"shared": shared[token]}),
+            **({} if words is None else {"score": int(words[token, n])}),
             expert=routing.ids[token, n],
             weight=routing.weights[token, n],
             last=n == gating.top_k - 1,
@@ -464,6 +468,33 @@ def test_shared_gate_behind_the_banks(seed: int) -> None:
     gate = check_gate(case)
     assert gate.latency == sim.gating.latency(case.router.gate)
     assert gate.selection.credits == sim.gating.num_credits(case.router.gate)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_behind_the_banks(seed: int) -> None:
+    case = shared_gate_case(seed + 50) if seed % 2 else random_case(seed + 50)
+    gate = replace(case.router.gate, gives_scores=True)
+    found = check_gate(replace(case, router=replace(case.router, gate=gate)))
+    assert found.latency == sim.gating.latency(gate)
+    assert found.selection.credits == sim.gating.num_credits(gate)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_prototypes_behind_the_banks(seed: int) -> None:
+    case = random_case(seed + 70)
+    rng = np.random.default_rng(seed)
+    prototypes, chosen = int(rng.integers(2, 5)), int(rng.integers(1, 3))
+    gating = GatingSpec(
+        num_experts=prototypes * int(rng.integers(chosen, 9)),
+        top_k=prototypes * chosen,
+        num_prototypes=prototypes,
+        logit_bias=seed % 2 == 1,
+        normalise=Normalise.NONE,
+    )
+    gate = replace(case.router.gate, gating=gating)
+    if not gate.prototypes_fit:
+        gate = replace(gate, logits_per_cycle=1, lanes=4)
+    check_gate(replace(case, router=replace(case.router, gate=gate)))
 
 
 @pytest.mark.parametrize("logit_bias", [False, True])

@@ -177,6 +177,18 @@ def test_balanced_with_any_groups(name, num_tokens):
     assert load.max() - load.min() <= spread
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_each_prototype_gives_as_many(name):
+    gating = load_model("m6-t-10b").gating
+    ids = draw_ids(gating, parse_routing(name), 300, 5)
+    own = gating.of_prototype
+    assert gating.num_prototypes > 1
+    parts = ids.reshape(300, gating.num_prototypes, own.top_k) // own.num_experts
+    assert (parts == np.arange(gating.num_prototypes)[:, None]).all()
+    if name == "balanced":
+        assert np.ptp(np.bincount(ids.ravel(), minlength=gating.num_experts)) <= 1
+
+
 def test_balanced_is_no_fixed_pattern():
     ids = draw_ids(load_model("deepseek-v3").gating, parse_routing("balanced"), 64, 0)
     assert len({frozenset(row) for row in ids.tolist()}) == 64

@@ -22,7 +22,7 @@ from rtl.fifo import StreamFifo
 from rtl.merge import ContributionMerge
 from rtl.stream import connect_stream
 from spec.design import Policy
-from spec.hardware import CAPACITY_RULES
+from spec.model import CapacityRule
 from spec.registers import POLICIES
 from tests.bfm import Sink, Source, run_streams
 from tests.block_bench import PATTERN_CYCLES, TRAFFIC, arrivals_of, bits_of, pattern_of, ready_in
@@ -170,7 +170,7 @@ def random_case(seed: int) -> Case:
         window_tokens=1 << int(rng.integers(4)),
         num_units=int(rng.integers(2, 5)),
         shared=bool(rng.integers(2)),
-        capacity_rule=CAPACITY_RULES[rng.integers(3)],
+        capacity_rule=list(CapacityRule)[rng.integers(3)],
         longest_queue=True,
         ranks=True,
     )

@@ -26,7 +26,6 @@ from rtl.dispatch.picker import Picker
 from rtl.dispatch.tables import QueueTables
 from rtl.dispatch.walker import Walker
 from rtl.stream import StreamRegister, connect_stream
-from spec.model import CapacityRule
 
 
 class Dispatch(wiring.Component):
@@ -45,7 +44,8 @@ class Dispatch(wiring.Component):
     both windows are closed, ``i`` waits for the older one to be served. Within a window: the shared
     expert (weight 1.0, every token), then each expert that has an entry, in the order of the policy;
     inside an expert in order of arrival. An expert takes ``capacity`` assignments of a batch (tokens up
-    to ``last_token``); later ones, by the capacity's rule, are dropped.
+    to ``last_token``); later ones, by the capacity's rule, are dropped. With ``kept_gating`` the weights are
+    made here, of the kept assignments' scores.
 
     With several units a queue is served by one of those that the placement table names: of those that
     hold fewer than ``unit_jobs`` unfinished jobs the one with the fewest unfinished entries. A queue all
@@ -56,8 +56,8 @@ class Dispatch(wiring.Component):
     Latency: EXPECT_LATENCY cycles from a token's last beat to ``o_expect``, LATENCY from the beat
     that closes a window to its first entry; nothing else intervenes when the outputs are ready, a unit is
     available and the window before is served. One assignment in and one entry out per cycle, no bubble
-    between experts or between windows that are already closed. With a rule other than ``switch`` all of
-    that holds from the beats that :class:`rtl.dispatch.decide.Decide` gives. Every output is a
+    between experts or between windows that are already closed. Where windows are decided all of that
+    holds from the beats that :class:`rtl.dispatch.decide.Decide` gives. Every output is a
     register, and so is ``i.ready`` but for gates.
 
     After reset all queues are empty, no unit has a job and token 0 has slot 0; the placement table is
@@ -105,11 +105,11 @@ class Dispatch(wiring.Component):
         m.submodules.picker = picker = Picker(config)
         m.submodules.walker = walker = Walker(config)
 
-        if config.capacity_rule is CapacityRule.SWITCH:
-            first = enqueue
-        else:
+        if config.decides:
             m.submodules.decide = first = Decide(config)
             connect_stream(m, first.o, enqueue.i)
+        else:
+            first = enqueue
         connect_stream(m, wiring.flipped(self.i), first.i)
         m.d.comb += first.capacity.eq(self.capacity)
         connect_stream(m, enqueue.o_expect, wiring.flipped(self.o_expect))

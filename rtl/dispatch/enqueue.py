@@ -3,6 +3,7 @@
 from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from golden.combine_bf16 import IDENTITY_FRACTION_BITS, IDENTITY_MOST_SHIFT
 from rtl.arith import BF16, tree
@@ -17,7 +18,6 @@ from rtl.dispatch.layouts import (
 )
 from rtl.ram import Ram
 from rtl.stream import StreamRegister, connect_stream
-from spec.model import CapacityRule
 
 
 class ExpertCounts(wiring.Component):
@@ -42,10 +42,10 @@ class ExpertCounts(wiring.Component):
             {
                 "capacity": In(config.capacity_bits),
                 "read": In(1),
-                "expert": In(range(config.num_experts)),
+                "expert": In(range(config.num_counted)),
                 "keep": Out(1),
                 "decide": In(1),
-                "decided_expert": In(range(config.num_experts)),
+                "decided_expert": In(range(config.num_counted)),
                 "end": In(1),
             }
         )
@@ -54,9 +54,9 @@ class ExpertCounts(wiring.Component):
         m = Module()
         config = self.config
         m.submodules.counts = counts = Ram(
-            width=config.capacity_bits, depth=1 << config.expert_bits, transparent=True
+            width=config.capacity_bits, depth=1 << ceil_log2(config.num_counted), transparent=True
         )
-        seen = Signal(config.num_experts)  # the count of this expert belongs to this batch
+        seen = Signal(config.num_counted)  # the count of this expert belongs to this batch
         count = Signal(config.capacity_bits)
         m.d.comb += [
             counts.read_0.en.eq(self.read),
@@ -139,8 +139,7 @@ class Enqueue(wiring.Component):
     Stage 0 accepts a beat and starts the reads of the queue's tail and of the expert's count; stage 1
     decides and writes. The RAM of the tails is transparent as that of the counts, so that two beats of
     one expert may follow each other. Stage 1 waits only where a token's last beat finds ``o_expect``
-    full. Where the capacity's rule is not ``switch``, what is kept was decided before, and comes with
-    the beats.
+    full. Where windows are decided, what is kept comes with the beats.
 
     Latency 1 cycle from a beat to its write, 2 to ``o_expect``; one beat per cycle. After reset the
     first window is open and no expert has a count.
@@ -158,9 +157,8 @@ class Enqueue(wiring.Component):
 
     def __init__(self, config: DispatchConfig) -> None:
         self.config = config
-        self.decides = config.capacity_rule is CapacityRule.SWITCH
         members = {
-            "i": In(stream.Signature(config.assignment if self.decides else config.decided)),
+            "i": In(stream.Signature(config.decided if config.decides else config.assignment)),
             "o_expect": Out(stream.Signature(config.expect)),
             "dropped": Out(1),
             "full": In(2),
@@ -168,7 +166,7 @@ class Enqueue(wiring.Component):
             "push": Out(push_port(config)),
             "close": Out(close_port(config)),
         }
-        if self.decides:
+        if not config.decides:
             members["capacity"] = In(config.capacity_bits)
         if config.ranks:
             members["ranks"] = Out(ranks_port(config))
@@ -253,7 +251,9 @@ class Enqueue(wiring.Component):
 
     def _keep(self, m, accept, s1, s1_fire):
         """Return "this one is kept"."""
-        if not self.decides:
+        if self.config.no_places:
+            return Const(0, 1)
+        if self.config.decides:
             return s1.keep
         m.submodules.counts = counts = ExpertCounts(self.config)
         m.d.comb += [

@@ -11,7 +11,7 @@ from golden.combine_bf16 import IDENTITY_MOST_SHIFT
 from rtl.gating.layouts import assignment_layout
 from spec.design import Policy
 from spec.errors import require, require_range
-from spec.model import CapacityRule
+from spec.model import CapacityRule, GatingSpec
 from spec.registers import POLICIES
 
 
@@ -33,7 +33,9 @@ class DispatchConfig:
     ----------
     num_experts, top_k : routed experts that are served by units, assignments per token.
     num_identity_experts : routed experts behind them whose result is the token: they get no queue; the sum
-        of a token's weights for them is announced with the token. Capacity has to be 0 then.
+        of a token's weights for them is announced with the token. Capacity has to be 0 then, unless
+        ``identity_places``.
+    identity_places : they have places to be counted as the others do.
     window_tokens : most tokens that are dispatched together, a power of two.
     num_units : expert engines, one output stream each.
     unit_jobs : jobs that each of several units holds; one unit says with ``ready`` what it can take.
@@ -43,6 +45,11 @@ class DispatchConfig:
     capacity_rule : in which order assignments claim an expert's places.
     longest_queue : build the policy ``LONGEST_QUEUE``.
     ranks : give each entry the place of its expert among those of the token.
+    no_places : every assignment is dropped, whatever the capacity.
+    score_bits : bits of the score beside each assignment's weight, 0 where there is none.
+    kept_gating : the gating where weights are scores over the sum of the kept ones, by its rule; None where
+        they are those of the assignments.
+    signed_weights : weights may be negative.
     """
 
     num_experts: int
@@ -57,6 +64,11 @@ class DispatchConfig:
     longest_queue: bool = False
     ranks: bool = False
     num_identity_experts: int = 0
+    identity_places: bool = False
+    no_places: bool = False
+    score_bits: int = 0
+    kept_gating: GatingSpec | None = None
+    signed_weights: bool = False
 
     def __post_init__(self) -> None:
         require_range("num_experts", self.num_experts, 1, 512)
@@ -74,6 +86,11 @@ class DispatchConfig:
         require_range("unit_jobs", self.unit_jobs, 1, 16)
         require(self.shared or not self.shared_gate, "needs a shared expert", key="shared_gate")
         require_range("capacity_bits", self.capacity_bits, 1, 32)
+        require(
+            self.score_bits > 0 or not (self.ranks_by_score or self.kept_gating),
+            "must be above 0 where tokens are ranked or weights are normalised by their scores, not 0",
+            key="score_bits",
+        )
 
     @property
     def num_slots(self) -> int:
@@ -94,6 +111,33 @@ class DispatchConfig:
     def expert_bits(self) -> int:
         """Bits that number the experts that are served."""
         return ceil_log2(self.num_experts)
+
+    @property
+    def num_counted(self) -> int:
+        """Experts whose places are counted."""
+        return self.num_routed if self.identity_places else self.num_experts
+
+    @property
+    def decides(self) -> bool:
+        """Whether it is decided window by window what is kept."""
+        if self.no_places:
+            return False
+        return self.capacity_rule is not CapacityRule.SWITCH or self.kept_gating is not None
+
+    @property
+    def ranks_tokens(self) -> bool:
+        """Whether the tokens of a window claim places in another order than that of arrival."""
+        return self.capacity_rule in (CapacityRule.BATCH_PRIORITY, CapacityRule.SCORE_PRIORITY)
+
+    @property
+    def ranks_by_score(self) -> bool:
+        """Whether that order is that of their scores."""
+        return self.capacity_rule is CapacityRule.SCORE_PRIORITY and not self.no_places
+
+    @property
+    def priority_bits(self) -> int:
+        """Bits of what ranks a token."""
+        return self.score_bits if self.ranks_by_score else 16
 
     @property
     def id_bits(self) -> int:
@@ -118,12 +162,13 @@ class DispatchConfig:
     @property
     def assignment(self) -> data.StructLayout:
         """Payload of ``i``."""
-        return assignment_layout(self.num_routed, shared_gate=self.shared_gate)
+        return assignment_layout(self.num_routed, shared_gate=self.shared_gate, score_bits=self.score_bits)
 
     @property
     def decided(self) -> data.StructLayout:
         """An assignment that is kept or not."""
-        return data.StructLayout({**self.assignment.members, "keep": 1})
+        assignment = assignment_layout(self.num_routed, shared_gate=self.shared_gate)
+        return data.StructLayout({**assignment.members, "keep": 1})
 
     @property
     def expect(self) -> data.StructLayout:

@@ -4,7 +4,7 @@ from amaranth import Module, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from rtl.gating.layouts import assignment_layout, logit_part_layout, token_layout
+from rtl.gating.layouts import assignment_layout, given_score_bits, logit_part_layout, token_layout
 from rtl.gating.logits import LogitStore
 from rtl.gating.product import BiasMemory, RouterProduct
 from rtl.gating.shared import insert_shared_gate, selection_behind
@@ -13,7 +13,11 @@ from spec.geometry import GateGeometry, RouterGeometry
 
 
 def _assignment(geometry: GateGeometry):
-    return assignment_layout(geometry.gating.num_experts, shared_gate=geometry.shared_gate)
+    return assignment_layout(
+        geometry.gating.num_experts,
+        shared_gate=geometry.shared_gate,
+        score_bits=given_score_bits(geometry),
+    )
 
 
 class Gate(wiring.Component):
@@ -36,8 +40,9 @@ class Gate(wiring.Component):
         Image of the router, ``geometry.load_beats`` beats (:func:`golden.image.router_image`).
     load_start : In(1), loaded : Out(1)
         Take a new image (no token may be inside); the image is complete.
-    o : Out(stream.Signature(assignment_layout(num_experts, shared_gate=...)))
-        Best expert first; with the weight of a shared expert that has a gate.
+    o : Out(stream.Signature(assignment_layout(num_experts, shared_gate=..., score_bits=...)))
+        Best expert first; with the weight of a shared expert that has a gate, and the score where the
+        geometry says so.
     """
 
     def __init__(self, geometry: GateGeometry) -> None:
@@ -104,8 +109,9 @@ class BankedGate(wiring.Component):
         A group's logits have been read.
     i_load, load_start, loaded : as :class:`Gate`'s, for the selection bias
         (``geometry.load_beats`` beats; without one, there is no ``i_load``, and ``loaded`` is always set).
-    o : Out(stream.Signature(assignment_layout(num_experts, shared_gate=...)))
-        Best expert first; with the weight of a shared expert that has a gate.
+    o : Out(stream.Signature(assignment_layout(num_experts, shared_gate=..., score_bits=...)))
+        Best expert first; with the weight of a shared expert that has a gate, and the score where the
+        geometry says so.
     """
 
     def __init__(self, router: RouterGeometry, group_tokens: int) -> None:

@@ -21,11 +21,12 @@ def token_layout(stream_lanes: int):
     return data.StructLayout({"data": data.ArrayLayout(unsigned(16), stream_lanes), "last": unsigned(1)})
 
 
-def assignment_layout(num_experts: int, *, shared_gate: bool = False):
+def assignment_layout(num_experts: int, *, shared_gate: bool = False, score_bits: int = 0):
     """Return a token-expert assignment.
 
     ``last`` is set on the last assignment of a token, ``last_token`` on all of the batch's last token;
-    ``shared``, where the shared expert has a gate, is its weight for the token, on all of the token's.
+    ``shared``, where the shared expert has a gate, is its weight for the token, on all of the token's;
+    ``score``, where it is given, is what the weight was made of.
     """
     return data.StructLayout(
         {
@@ -34,6 +35,7 @@ def assignment_layout(num_experts: int, *, shared_gate: bool = False):
             "last": unsigned(1),
             "last_token": unsigned(1),
             **({"shared": unsigned(16)} if shared_gate else {}),
+            **({"score": unsigned(score_bits)} if score_bits else {}),
         }
     )
 
@@ -83,6 +85,14 @@ def logit_part_layout(rows: int, group_tokens: int):
 def score_bits(score: Score) -> int:
     """Bits of the magnitude of a score; that of a logit has its 20 fraction bits, the others 30."""
     return {Score.SQRT_SOFTPLUS: SqrtSoftplus.BITS, Score.NONE: LOGIT_BITS - 1}.get(score, SCORE_WIDTH)
+
+
+def given_score_bits(geometry: GateGeometry) -> int:
+    """Bits of the score that goes with an assignment, 0 where none does; a logit is in offset binary."""
+    plan = geometry.plan
+    if not plan.gives_scores:
+        return 0
+    return LOGIT_BITS if plan.signed else score_bits(plan.weight_score)
 
 
 def key_bits(gating: GatingSpec) -> int:

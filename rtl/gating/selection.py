@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from rtl.arith import ceil_log2, delay
 from rtl.fifo import StreamFifo
-from rtl.gating.layouts import assignment_layout, logit_row_layout, row_shape
+from rtl.gating.layouts import assignment_layout, given_score_bits, logit_row_layout, row_shape
 from rtl.gating.scores import GroupMask, Scores
 from rtl.gating.softmax import LargestLogit, SoftmaxTotal
 from rtl.gating.topk import TopK
@@ -38,14 +38,16 @@ class Selection(wiring.Component):
         self.latency_before = latency_before
         gating = geometry.gating
         lanes = geometry.logits_per_cycle
-        self.scores = Scores(geometry)
+        # A prototype's rows are to them what a token's are.
+        own = geometry.of_prototype
+        self.scores = Scores(own)
         self.groups = GroupMask(geometry) if gating.grouped else None
-        self.topk = TopK(geometry)
-        plan = geometry.plan
+        self.topk = TopK(own)
+        plan = own.plan
         seeks = plan.seeks_largest
-        self.total = SoftmaxTotal(geometry, gives_largest=seeks) if plan.totals_softmax else None
-        self.largest = LargestLogit(geometry) if seeks and not self.total else None
-        self.weights = Weights(geometry, self.total.latency if self.total else 0)
+        self.total = SoftmaxTotal(own, gives_largest=seeks) if plan.totals_softmax else None
+        self.largest = LargestLogit(own) if seeks and not self.total else None
+        self.weights = Weights(own, self.total.latency if self.total else 0)
         members = {}
         if gating.selection_bias:
             members = {"bias_row": Out(row_shape(geometry)), "bias": In(lanes * 32)}
@@ -56,7 +58,11 @@ class Selection(wiring.Component):
                 "launch": In(1),
                 "launch_last": In(1),
                 "rows": In(logit_row_layout(lanes)),
-                "o": Out(stream.Signature(assignment_layout(gating.num_experts))),
+                "o": Out(
+                    stream.Signature(
+                        assignment_layout(gating.num_experts, score_bits=given_score_bits(geometry))
+                    )
+                ),
             }
         )
 
@@ -70,7 +76,13 @@ class Selection(wiring.Component):
             + self.topk.LATENCY
             + self.weights.latency
             + StreamFifo.LATENCY
+            + (self.geometry.gating.of_prototype.top_k - 1 if self.of_prototypes else 0)
         )
+
+    @property
+    def of_prototypes(self) -> bool:
+        """Whether a token's choices come from several prototypes."""
+        return self.geometry.gating.num_prototypes > 1
 
     @property
     def credits(self) -> int:
@@ -88,7 +100,11 @@ class Selection(wiring.Component):
         depth = 1 << ceil_log2(self.credits * top_k)
         m.submodules.queue = queue = StreamFifo(self.o.payload.shape(), depth)
 
-        connect_stream(m, queue.o, wiring.flipped(self.o))
+        if self.of_prototypes:
+            index, last = self._of_prototypes(m, queue)
+        else:
+            index, last = weights.o.index, weights.o.last
+            connect_stream(m, queue.o, wiring.flipped(self.o))
         m.d.comb += [
             scores.i.eq(self.rows),
             topk.i.eq(scores.o),
@@ -117,20 +133,51 @@ class Selection(wiring.Component):
         read = Signal(ceil_log2(self.credits))
         with m.If(self.launch):
             m.d.sync += [write.eq(write + 1), lasts.bit_select(write, 1).eq(self.launch_last)]
-        with m.If(weights.o.valid & weights.o.last):
+        with m.If(weights.o.valid & last):
             m.d.sync += read.eq(read + 1)
         m.d.comb += [
             queue.i.valid.eq(weights.o.valid),
-            queue.i.payload.expert.eq(weights.o.index),
+            queue.i.payload.expert.eq(index),
             queue.i.payload.weight.eq(weights.o.weight),
-            queue.i.payload.last.eq(weights.o.last),
+            queue.i.payload.last.eq(last),
             queue.i.payload.last_token.eq(lasts.bit_select(read, 1)),
         ]
+        if geometry.gives_scores:
+            m.d.comb += queue.i.payload.score.eq(weights.o.score)
         return m
+
+    def _of_prototypes(self, m, queue):
+        """Return expert and "last of its token" of a prototype's choice; give a token when it is complete.
+
+        Choices of different prototypes come as far apart as their rows. In the queue they wait for the
+        token's last one, so that a token's assignments leave in consecutive cycles.
+        """
+        gating, o = self.geometry.gating, self.weights.o
+        own = gating.of_prototype
+        number = Signal(range(gating.num_prototypes))
+        base = Signal(range(gating.num_experts))
+        last = Signal()
+        m.d.comb += last.eq(o.last & (number == gating.num_prototypes - 1))
+        with m.If(o.valid & o.last):
+            m.d.sync += [number.eq(number + 1), base.eq(base + own.num_experts)]
+            with m.If(last):
+                m.d.sync += [number.eq(0), base.eq(0)]
+        complete = Signal(range(self.credits + 1))
+        # As long as the queue takes.
+        entered = delay(m, o.valid & last, StreamFifo.LATENCY - 1, "entered", control=True)
+        left = Signal()
+        m.d.comb += [
+            left.eq(self.o.valid & self.o.ready & self.o.payload.last),
+            self.o.payload.eq(queue.o.payload),
+            self.o.valid.eq(queue.o.valid & (complete != 0)),
+            queue.o.ready.eq(self.o.ready & (complete != 0)),
+        ]
+        m.d.sync += complete.eq(complete + entered - left)
+        return base + o.index, last
 
     def _give_all_logits(self, m, rows):
         """Give the sum of exponentials, or the search for the largest logit, what they need."""
-        weights, plan = self.weights, self.geometry.plan
+        weights, plan = self.weights, self.geometry.of_prototype.plan
         if self.total:
             m.submodules.total = unit = self.total
         else:

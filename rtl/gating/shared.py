@@ -8,7 +8,7 @@ from golden.functions import FRACTION_BITS, SCORE_BITS
 from rtl.arith import ceil_log2, delay, round_to_bf16
 from rtl.fifo import StreamFifo
 from rtl.functions import Sigmoid, fixed_from_f32
-from rtl.gating.layouts import assignment_layout, logit_row_layout, row_shape
+from rtl.gating.layouts import assignment_layout, given_score_bits, logit_row_layout, row_shape
 from rtl.gating.selection import Selection
 from spec.geometry import GateGeometry
 
@@ -37,13 +37,15 @@ class SharedGate(wiring.Component):
         self.credits = credits
         self.wait = wait
         rows = logit_row_layout(geometry.logits_per_cycle)
-        num_experts = geometry.gating.num_experts
+        num_experts, score_bits = geometry.gating.num_experts, given_score_bits(geometry)
         super().__init__(
             {
                 "rows_in": In(rows),
                 "rows": Out(rows),
-                "i": In(stream.Signature(assignment_layout(num_experts))),
-                "o": Out(stream.Signature(assignment_layout(num_experts, shared_gate=True))),
+                "i": In(stream.Signature(assignment_layout(num_experts, score_bits=score_bits))),
+                "o": Out(
+                    stream.Signature(assignment_layout(num_experts, shared_gate=True, score_bits=score_bits))
+                ),
             }
         )
 

@@ -8,7 +8,7 @@ from rtl.combine import Combine, CombineConfig
 from rtl.combine_ordered import OrderedCombine, OrderedConfig
 from rtl.dispatch import Dispatch, DispatchConfig, ServicePolicy
 from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_layout
-from rtl.gating import BankedGate, Gate, token_layout
+from rtl.gating import BankedGate, Gate, given_score_bits, token_layout
 from rtl.registers import RegisterFile
 from rtl.stream import connect_stream
 from spec.design import DesignSpec, Format, Policy
@@ -140,6 +140,47 @@ class Intake(wiring.Component):
         return m
 
 
+def dispatcher(model: ModelSpec, design: DesignSpec, num_units: int) -> Dispatch:
+    """Return the dispatcher of a model's layer with ``num_units`` engines."""
+    image = ImageGeometry.of(model, design)
+    gating = model.gating
+    return Dispatch(
+        DispatchConfig(
+            num_experts=image.num_experts,
+            num_identity_experts=gating.num_identity_experts,
+            top_k=gating.top_k,
+            window_tokens=design.window_tokens,
+            num_units=num_units,
+            shared=image.shared is not None,
+            shared_gate=image.gate.shared_gate,
+            capacity_bits=CAPACITY_BITS,
+            capacity_rule=model.capacity_rule,
+            no_places=model.no_places,
+            identity_places=model.has_capacity and gating.num_identity_experts > 0,
+            score_bits=given_score_bits(image.gate),
+            kept_gating=image.gate.gating if model.weights_of_kept else None,
+            signed_weights=image.gate.plan.signed,
+            longest_queue=design.policy is Policy.LONGEST_QUEUE,
+            ranks=num_units > 1,
+        )
+    )
+
+
+def combiner(model: ModelSpec, design: DesignSpec, num_units: int) -> Combine | OrderedCombine:
+    """Return the combiner of a model's layer; several engines give a token's contributions in any order."""
+    image = ImageGeometry.of(model, design)
+    gating = model.gating
+    size = {
+        "num_slots": 2 * design.window_tokens,
+        "d_model": model.d_model,
+        "lanes": design.tile.act_lanes,
+        "max_count": gating.top_k + (image.shared is not None),
+        "stream_lanes": design.stream_lanes if gating.num_identity_experts else 0,
+        "bias_bits": design.memory.width_bits if image.output_bias else 0,
+    }
+    return Combine(CombineConfig(**size)) if num_units == 1 else OrderedCombine(OrderedConfig(**size))
+
+
 class LayerShell(wiring.Component):
     """One MoE layer around an engine: gate, dispatcher and combiner, AXI interfaces, registers.
 
@@ -173,41 +214,14 @@ class LayerShell(wiring.Component):
     ) -> None:
         image = ImageGeometry.of(model, design)
         self.image = image
-        gating = model.gating
         num_slots = 2 * design.window_tokens
-        shared = image.shared is not None
         beat_bits = design.memory.width_bits
         self.axi_read = ("o_ar", "i_r", design.memory.burst_beats)
         self.num_units = num_units
         self.int8 = design.format is Format.INT8
         self.gate = Gate(image.gate) if gate is None else gate
-        self.dispatch = Dispatch(
-            DispatchConfig(
-                num_experts=image.num_experts,
-                num_identity_experts=gating.num_identity_experts,
-                top_k=gating.top_k,
-                window_tokens=design.window_tokens,
-                num_units=num_units,
-                shared=shared,
-                shared_gate=image.gate.shared_gate,
-                capacity_bits=CAPACITY_BITS,
-                capacity_rule=model.capacity_rule,
-                longest_queue=design.policy is Policy.LONGEST_QUEUE,
-                ranks=num_units > 1,
-            )
-        )
-        size = {
-            "num_slots": num_slots,
-            "d_model": model.d_model,
-            "lanes": design.tile.act_lanes,
-            "max_count": gating.top_k + shared,
-            "stream_lanes": design.stream_lanes if gating.num_identity_experts else 0,
-            "bias_bits": beat_bits if image.output_bias else 0,
-        }
-        # Several units give a token's contributions in any order.
-        self.combine = (
-            Combine(CombineConfig(**size)) if num_units == 1 else OrderedCombine(OrderedConfig(**size))
-        )
+        self.dispatch = dispatcher(model, design, num_units)
+        self.combine = combiner(model, design, num_units)
         self.intake = Intake(image.gate.input_beats, design.stream_lanes, num_slots)
         loads = image.load_beats > 0
         self.loader = RouterLoader(image, beat_bits, design.memory.burst_beats) if loads else None

@@ -172,6 +172,7 @@ class GateBench:
             weights.logit_bias,
             weights.selection_bias,
             shared_gate=weights.shared_gate_bits,
+            gives_scores=self.gate.geometry.gives_scores,
         )
 
     def real(self, tokens: Bits16) -> Routing:

@@ -13,7 +13,7 @@ from sim.dram_check import COMMANDS
 HOW_RTL = f"""\
 Selected experts, combine weights and outputs, bit for bit, of both accelerators in Verilator, with experts
 in bf16 and in int8, on `fpga` also with weights stored in fp8, MXFP4 and int4; of an expert alone the
-outputs. Of every family that the hardware has the first recorded layer runs on `fpga`, of five families all
+outputs. Of every family that the hardware has the first recorded layer runs on `fpga`, of six families all
 on both accelerators; `spec/hardware.py` refuses the others. `/ {SCALE}` is `--scale {SCALE}`: widths
 divided by {SCALE}; experts, groups and k as they are."""
 HOW_BLOCKS = """\

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sim.claims.agreement import families_link
 from sim.claims.hardware import blocks_link, dram_link, layer_link, rtl_link
 from sim.claims.measurement import Measurement
+from sim.claims.memory import memory_link
 from sim.claims.numbers import float_link, formats_link, int8_link
 from sim.claims.page import Link
 from sim.claims.throughput import throughput_link
@@ -31,5 +32,6 @@ LINKS = (
     Producer("blocks", blocks_link, needs_verilog=True),
     Producer("layer", layer_link, needs_verilog=True),
     Producer("dram", dram_link, needs_verilog=True),
+    Producer("memory", memory_link),
     Producer("throughput", throughput_link),
 )

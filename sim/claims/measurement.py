@@ -32,7 +32,7 @@ SEVERAL_WINDOWS: tuple[Random, ...] = (("mixtral-8x7b", 256, "zipf:1"), ("deepse
 """Blocks hold each other up."""
 EACH_FFN = ("mixtral_s0", "deepseek_v3_s0", "gpt_oss_s0", "switch_transformers_s0")
 """A gated expert, one beside a shared one, a clamped one with biases, a ReLU."""
-ON_BOTH = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe", "switch_transformers")
+ON_BOTH = ("deepseek_v3", "gpt_oss", "mixtral", "nllb_moe", "qwen3_moe", "switch_transformers")
 """Families whose recorded layers all run on both accelerators in bf16.
 
 Of each other family that the hardware has, the first recorded layer runs on ``fpga``.

@@ -94,6 +94,7 @@ def channel_options(function: Callable[..., int]) -> Callable[..., int]:
 @click.option("--pattern", required=True, help="seq_bankfast, seq_colfast, rowthrash or random.")
 @click.option("--requests", "total", type=int, required=True, help="Reads to offer, one in each tick.")
 @channel_options
+@click.option("--seed", type=int, default=12345, show_default=True, help="Of pattern random.")
 @click.option("--trace", "trace_out", type=click.Path(path_type=Path), help="Write the requests here.")
 @click.option("--format", "form", default="ramulator", show_default=True, help="Of the files: or dramsim3.")
 @click.option("--mapping", help="Fields of an address in --trace, the slowest first (docs/dram.md).")
@@ -107,6 +108,7 @@ def stream_command(
     policy: str,
     queue: int,
     commands_out: Path | None,
+    seed: int,
     trace_out: Path | None,
     form: str,
     mapping: str | None,
@@ -121,7 +123,7 @@ def stream_command(
     from sim.toolchain import check_parent, write_atomically
 
     dram = load_dram(standard)
-    requests = pattern_requests(dram, pattern, total)
+    requests = pattern_requests(dram, pattern, total, seed)
     file_form, fields = _form(form), _mapping(dram, form, mapping)
     if trace_out is not None:
         require_range("requests", total, 1, MOST_IN_FILES)
@@ -129,7 +131,7 @@ def stream_command(
     options = _options(refresh, policy, queue, no_refresh=no_refresh)
     status = _run(dram, requests, options, commands_out, file_form, as_json=as_json)
     if trace_out is not None:
-        again = pattern_requests(dram, pattern, total)
+        again = pattern_requests(dram, pattern, total, seed)
         write_atomically(trace_out, "".join(requests_lines(dram, again, file_form, fields)))
     return status
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sim.commands.output import json_option, print_json, print_table
-from spec.errors import require
+from spec.errors import require, require_range
 from spec.load import load_device
+
+if TYPE_CHECKING:
+    from sim.gemv.commands import Product
+    from sim.gemv.report import Options
+    from spec.device import PimDevice
 
 SHOWN = 20
 
@@ -42,6 +49,17 @@ def command() -> None:
 @click.option("--end-to-end", "surround", is_flag=True, help="Also placement, read-back and reduction.")
 @click.option("--adders", type=int, help="Of the host, per channel (default: 16); needs --end-to-end.")
 @click.option("--interruptions", type=int, help="By ordinary traffic (default: 0); needs --end-to-end.")
+@click.option(
+    "--engine",
+    type=click.Choice(["model", "rtl", "both"]),
+    default="model",
+    show_default=True,
+    help="Also run a channel's exported Verilog with random numbers; 'both' compares its commands too.",
+)
+@click.option("--channel", type=int, help="Of the channels, which one the Verilog is (default: 0).")
+@click.option("--seed", type=int, help="Of the random numbers (default: 0).")
+@click.option("--secded", is_flag=True, help="In the Verilog the banks hold 8 check bits with 64 of data.")
+@click.option("--flips", type=int, help="Bits to be flipped, in as many words of the banks; needs --secded.")
 @click.option("--check", "check", is_flag=True, help="Replay the commands against the DRAM's constraints.")
 @click.option(
     "--log", "log_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the commands."
@@ -62,21 +80,31 @@ def gemv_command(
     surround: bool,
     adders: int | None,
     interruptions: int | None,
+    engine: str,
+    channel: int | None,
+    seed: int | None,
+    secded: bool,
+    flips: int | None,
     check: bool,
     log_file: Path | None,
     as_json: bool,
 ) -> int:
     """Cycles and commands of a matrix-vector product y = W x, W of rows x cols, on a device.
 
-    Commands are those of one channel; all have the same. Exit status 1 if --check finds a violation.
+    Commands are those of one channel; all have the same. Exit status 1 if --check finds a violation, or the
+    Verilog differs from golden or, with --engine both, from the model.
     """
     from sim.gemv.commands import PowerLimits, Product
+    from sim.gemv.energy import as_text, gemv_energy
     from sim.gemv.report import Options, ablation, added_bits, end_to_end, log_text, run_gemv
     from sim.gemv.streamed import ALL
     from sim.toolchain import check_parent, write_atomically
 
     require(surround or adders is None, "needs --end-to-end", key="adders")
     require(surround or interruptions is None, "needs --end-to-end", key="interruptions")
+    for key, value in (("channel", channel), ("seed", seed), ("secded", secded or None), ("flips", flips)):
+        require(engine != "model" or value is None, "needs --engine rtl or both", key=key)
+    require(secded or flips is None, "needs --secded", key="flips")
     device = load_device(design_name)
     dram = device.timed
     product = Product(rows=rows, cols=cols, channels=channels, batch=batch)
@@ -92,6 +120,7 @@ def gemv_command(
     start = time.perf_counter()
     run = run_gemv(device, product, options)
     wall = time.perf_counter() - start
+    energy = gemv_energy(run)
     result = {
         "design": device.name,
         "channels": channels,
@@ -103,6 +132,8 @@ def gemv_command(
         "macs": product.macs,
         "utilisation": run.utilisation,
         "commands": run.commands,
+        "energy_j": None if energy is None else energy.total,
+        "energy": None if energy is None else energy.as_json(),
         "wall_s": wall,
     }
     if surround:
@@ -113,7 +144,12 @@ def gemv_command(
     if ablate:
         result["ablation"] = ablation(device, product, options)
         result["added_bits"] = added_bits(device)
-    found = []
+    differs = ""
+    if engine != "model":
+        result["rtl"], differs = _run_rtl(
+            device, product, options, engine, channel or 0, seed or 0, secded, flips or 0
+        )
+    found: Sequence[object] = []
     if check or log_file is not None:
         logged = run_gemv(device, product, options, log=True)
         if check:
@@ -121,16 +157,59 @@ def gemv_command(
             result["violations"] = len(found)
             result["first_violations"] = [str(one) for one in found[:SHOWN]]
         if log_file is not None:
-            write_atomically(log_file, log_text(logged.log))
+            write_atomically(log_file, log_text(logged))
     if as_json:
         print_json(result)
     else:
         shown = [(name, value) for name, value in result.items() if not isinstance(value, dict | list)]
-        for part in ("commands", "end_to_end", "ablation", "added_bits"):
+        shown = [(name, value) for name, value in shown if not name.startswith("energy")]
+        shown.append(("energy", "-" if energy is None else as_text(energy)))
+        if energy is not None:
+            shown += [(f"energy: {name}", joules) for name, joules in energy.components.items()]
+        for part in ("commands", "end_to_end", "ablation", "added_bits", "rtl"):
             table = result.get(part)
             if isinstance(table, dict):
                 shown += [(f"{part.replace('_', ' ')}: {name}", value) for name, value in table.items()]
         print_table(("what", "value"), shown)
         for one in found[:SHOWN]:
             click.echo(str(one))
-    return 1 if found else 0
+        if differs:
+            click.echo(differs)
+    return 1 if found or differs else 0
+
+
+def _run_rtl(
+    device: PimDevice,
+    product: Product,
+    options: Options,
+    engine: str,
+    channel: int,
+    seed: int,
+    secded: bool,
+    flips: int,
+) -> tuple[dict[str, object], str]:
+    """Return what the exported Verilog of a channel shows, and where it differs first, or nothing."""
+    from sim.gemv.program import bench_of, run_rtl
+    from sim.gemv.streamed import ALL
+    from sim.rtlsim import DEFAULT_ROOT, check_ready
+
+    require_range("channel", channel, 0, product.channels - 1)
+    require_range("seed", seed, 0, (1 << 63) - 1)
+    require_range("flips", flips, 0, 1 << 20)
+    require(options.additions == ALL, "needs --engine model: the hardware has all additions", key="without")
+    check_ready()
+    click.echo("[pim gemv] builds the channel's bench, unless it is there", err=True)
+    bench = bench_of(device, DEFAULT_ROOT, secded=secded)
+    run = run_rtl(bench, device, product, options, channel=channel, seed=seed, secded=secded, flips=flips)
+    shown: dict[str, object] = {
+        "cycles": run.cycles,
+        "commands": len(run.log),
+        "mismatches": run.mismatches,
+        "simulated_cycles_per_second": run.result.cycles_per_second,
+    }
+    if secded:
+        shown |= {"corrected": run.corrected, "uncorrected": run.uncorrected}
+    differs = run.divergence(bench, DEFAULT_ROOT / "waves", cycles=engine == "both")
+    if differs:
+        shown["divergence"] = differs
+    return shown, differs

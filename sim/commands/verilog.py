@@ -1,13 +1,15 @@
-"""``expertbank verilog``: the Verilog of an accelerator for a model."""
+"""``expertbank verilog``: the Verilog of an accelerator for a model, or of a device's channel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from sim.commands.output import json_option, print_json
 from spec.design import Format
+from spec.errors import require
 
 DEFAULT_MODEL = "mixtral-8x7b"
 DEFAULT_SCALE = 64
@@ -20,12 +22,40 @@ DEFAULT_SCALE = 64
 @click.option(
     "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
 )
+@click.option("--secded", is_flag=True, help="Of a device: the banks hold 8 check bits with 64 of data.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder.")
 @json_option
 def command(
-    design_name: str, model_name: str, scale: str | None, number_format: str | None, out: Path, as_json: bool
+    design_name: str,
+    model_name: str,
+    scale: str | None,
+    number_format: str | None,
+    secded: bool,
+    out: Path,
+    as_json: bool,
 ) -> int:
-    """Write an accelerator's Verilog, one module per distinct block, and its file list to a folder."""
+    """Write an accelerator's Verilog, one module per distinct block, and its file list to a folder.
+
+    Of a device with a command schedule it is a channel that runs command programs, of all products.
+    """
+    from spec.load import is_device
+
+    if is_device(design_name):
+        files = _write_device(design_name, secded, out)
+    else:
+        require(not secded, f"needs a device for 'pim gemv', not {design_name!r}", key="secded")
+        files = _write_accelerator(design_name, model_name, scale, number_format, out)
+    if as_json:
+        print_json({"files": [str(file) for file in files]})
+    else:
+        for file in files:
+            click.echo(str(file))
+    return 0
+
+
+def _write_accelerator(
+    design_name: str, model_name: str, scale: str | None, number_format: str | None, out: Path
+) -> list[Path]:
     from golden.vectors import read_vector
     from sim import workload
     from sim.rtlsim import write_layer
@@ -35,10 +65,16 @@ def command(
     vector = workload.is_vector(model_name)
     divisor = workload.parse_scale(scale, DEFAULT_SCALE, vector=vector)
     model = read_vector(Path(model_name)).model if vector else workload.scaled_model(model_name, divisor)
-    files = write_layer(model, design, f"{design.name.replace('-', '_')}", out)
-    if as_json:
-        print_json({"files": [str(file) for file in files]})
-    else:
-        for file in files:
-            click.echo(str(file))
-    return 0
+    return write_layer(model, design, f"{design.name.replace('-', '_')}", out)
+
+
+def _write_device(design_name: str, secded: bool, out: Path) -> list[Path]:
+    from sim.rtlsim import write_channel
+    from spec.load import load_device
+
+    context = click.get_current_context()
+    for option, key in (("model_name", "model"), ("scale", "scale"), ("number_format", "format")):
+        given = context.get_parameter_source(option) is not ParameterSource.DEFAULT
+        require(not given, f"needs an accelerator, not {design_name!r}, a device", key=key)
+    device = load_device(design_name)
+    return write_channel(device, device.name.replace("-", "_"), out, secded=secded)

@@ -5,9 +5,9 @@ With k the number of a request, all reads:
 * ``seq_bankfast``: pseudo-channel, bank group, bank, column, row, from the fastest to the slowest.
 * ``seq_colfast``: column, pseudo-channel, bank group, bank, row.
 * ``rowthrash``: bank 0, column 0, row k.
-* ``random``: x = x * 6364136223846793005 + 1442695040888963407 modulo 2**64, from 12345; each draw of n steps
-  x and takes (x >> 33) modulo n: pseudo-channel, bank group, rank or stack, bank, row, column. A level that
-  the standard has not is not drawn, one of which there is one is.
+* ``random``: x = x * 6364136223846793005 + 1442695040888963407 modulo 2**64, from a seed, by default 12345;
+  each draw of n steps x and takes (x >> 33) modulo n: pseudo-channel, bank group, rank or stack, bank, row,
+  column. A level that the standard has not is not drawn, one of which there is one is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sim.compiled import depends_on
 from sim.dram import engine
 from sim.dram.engine import COLUMN_SHIFT, ROW_SHIFT
 from spec.dram import PROTOCOLS, DramSpec
-from spec.errors import InputError
+from spec.errors import InputError, require, require_range
 
 Ints = NDArray[np.int64]
 PATTERNS = ("seq_bankfast", "seq_colfast", "rowthrash", "random")
@@ -35,12 +35,14 @@ def check_pattern(name: str) -> None:
         raise InputError(f"must be one of {', '.join(PATTERNS)}, not {name!r}", key="pattern")
 
 
-def make_pattern(dram: DramSpec, name: str) -> Callable[[int, Ints, Ints], None]:
+def make_pattern(dram: DramSpec, name: str, seed: int = SEED) -> Callable[[int, Ints, Ints], None]:
     """Return a function that fills (bank, key) arrays with the requests from number ``first`` on.
 
-    It has to be called for one part of the stream after the other.
+    It has to be called for one part of the stream after the other. ``seed``: the first x of ``random``.
     """
     check_pattern(name)
+    require_range("seed", seed, 0, (1 << 64) - 1)
+    require(name == "random" or seed == SEED, f"is of pattern random, not of {name}", key="seed")
     levels = PROTOCOLS[dram.protocol].levels
     sizes = np.array(
         [
@@ -53,7 +55,7 @@ def make_pattern(dram: DramSpec, name: str) -> Callable[[int, Ints, Ints], None]
         ],
         dtype=np.int64,
     )
-    state = np.array([SEED], dtype=np.uint64)
+    state = np.array([seed], dtype=np.uint64)
     number = PATTERNS.index(name)
 
     def fill(first: int, banks: Ints, keys: Ints) -> None:

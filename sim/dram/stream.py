@@ -28,7 +28,7 @@ from sim.dram.engine import (
     Rules,
     banks_per_interval,
 )
-from sim.dram.patterns import make_pattern
+from sim.dram.patterns import SEED, make_pattern
 from spec.dram import Command, DramSpec
 from spec.errors import InputError, require, require_range
 from spec.load import load_dram
@@ -115,10 +115,10 @@ class Run:
         }
 
 
-def pattern_requests(dram: DramSpec, pattern: str, total: int) -> Requests:
+def pattern_requests(dram: DramSpec, pattern: str, total: int, seed: int = SEED) -> Requests:
     """Return the first requests of a pattern (:mod:`sim.dram.patterns`)."""
     require_range("requests", total, 1, MAX_REQUESTS)
-    return Requests(total, make_pattern(dram, pattern))
+    return Requests(total, make_pattern(dram, pattern, seed))
 
 
 def warm() -> None:

@@ -61,12 +61,8 @@ from sim.gemv.commands import (
     require_rows,
 )
 from spec.device import PimDevice
+from spec.program import LEAVE_ROW, MODE_ROW, PARK_ROW, REGISTER_ROW, RESULT_ROW, TILE_INPUTS, TILE_ROWS
 
-TILE_INPUTS, TILE_ROWS = 8, 2
-"""Bursts of inputs in a tile (entries of GRF_A), and rows of a bank that a block's part of a tile fills."""
-MODE_ROW, REGISTER_ROW, LEAVE_ROW, PARK_ROW, RESULT_ROW = -2, -3, -4, -5, -6
-"""Rows that are no weights': to enter all-bank mode, of the registers, to leave the mode, read at first and
-last, of the results."""
 CLOSED = -1
 FIRST_COMMAND = 1
 # Integers of the state: the next cycle without a command, refreshes due, the end of the last refresh, ...
@@ -81,8 +77,9 @@ FIRST_COMMAND = 1
     _LAST_ALL_ACT,
     _LOGGED,
     _OPEN,
+    _SINGLE_ACTS,
     _NUM_STATE,
-) = range(11)
+) = range(12)
 _STEADY = 17
 """Numbers of :func:`_relative`."""
 
@@ -204,6 +201,7 @@ def _serve(machine, queue, n, all_bank, until_closed, patient):  # type: ignore[
             if all_bank:
                 state[_LAST_ALL_ACT] = best
             else:
+                state[_SINGLE_ACTS] += 1
                 groups[b // per_group, 0] = best
                 acts[0], acts[1], acts[2], acts[3] = acts[1], acts[2], acts[3], best
             continue
@@ -238,7 +236,7 @@ def _access(machine, queue, kind, bank, row, count):  # type: ignore[no-untyped-
 def _machine(T, bank_groups, num_banks, start, refresh, log, counts):  # type: ignore[no-untyped-def]
     """Return a machine that starts in a cycle with all banks closed, in step with the refreshes."""
     state = np.full(_NUM_STATE, -FAR // 2, dtype=np.int64)
-    state[_NOW], state[_LOGGED], state[_OPEN] = start, 0, 0
+    state[_NOW], state[_LOGGED], state[_OPEN], state[_SINGLE_ACTS] = start, 0, 0, 0
     state[_DUE] = state[_OTHER_DUE] = FAR
     if refresh:
         half = T[REFI] // 2
@@ -353,7 +351,7 @@ def _tiles(machine, queue, side, first, tiles, entries, row_bursts, steady):  # 
 def _kernel(  # type: ignore[no-untyped-def]
     T, bank_groups, banks_per_group, outputs, inputs, batch, entries, row_bursts, refresh, log, counts
 ):
-    """Run the kernel for tiles of ``outputs`` x ``inputs`` and return the cycle in which it ends."""
+    """Run the kernel for tiles of ``outputs`` x ``inputs``; return when it ends, and ACTs of single banks."""
     num_banks = bank_groups * banks_per_group
     machine = _machine(T, bank_groups, num_banks, FIRST_COMMAND, refresh, log, counts)
     queue = _queue(num_banks)
@@ -385,7 +383,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     _serve(machine, queue, 2, True, 1, True)
     kinds[:], where[:], rows[:], left[:] = RD, park, PARK_ROW, 1
     _serve(machine, queue, num_banks, False, -1, True)
-    return machine[1][_LAST_RD] + T[READ_LATENCY]
+    return machine[1][_LAST_RD] + T[READ_LATENCY], machine[1][_SINGLE_ACTS]
 
 
 def ordinary_cycles(
@@ -435,10 +433,10 @@ def tiles(device: PimDevice, product: Product) -> tuple[int, int]:
 
 def _run(
     device: PimDevice, T: NDArray[np.int64], shape: tuple[int, int, int], refresh: bool, log: Log
-) -> tuple[int, NDArray[np.int64]]:
+) -> tuple[int, NDArray[np.int64], int]:
     dram = device.timed
     counts = np.zeros(NUM_KINDS, dtype=np.int64)
-    end = _kernel(
+    end, singles = _kernel(
         T,
         dram.bank_groups,
         dram.banks_per_group,
@@ -449,7 +447,14 @@ def _run(
         log,
         counts,
     )
-    return int(end), counts
+    return int(end), counts, int(singles)
+
+
+def single_acts(device: PimDevice, product: Product, T: NDArray[np.int64], *, refresh: bool = True) -> int:
+    """Return the ACTs of single banks among those of a product; the others open one of each unit."""
+    outputs, inputs = tiles(device, product)
+    shape = (outputs, inputs, product.batch)
+    return _run(device, T, shape, refresh, np.zeros((0, 4), dtype=np.int64))[2]
 
 
 def visit_cycles(device: PimDevice, T: NDArray[np.int64]) -> int:
@@ -468,7 +473,7 @@ def run(
     none = np.zeros((0, 4), dtype=np.int64)
 
     def once(place: Log) -> tuple[int, NDArray[np.int64]]:
-        return _run(device, T, (outputs, inputs, product.batch), refresh, place)
+        return _run(device, T, (outputs, inputs, product.batch), refresh, place)[:2]
 
     cycles, counts = once(none)
     if not log:
@@ -483,7 +488,7 @@ def run(
 def _many(T, bank_groups, banks_per_group, entries, row_bursts, refresh, shapes, cycles):  # type: ignore[no-untyped-def]
     log, counts = np.zeros((0, 4), dtype=np.int64), np.zeros(NUM_KINDS, dtype=np.int64)
     for i in range(shapes.shape[0]):
-        cycles[i] = _kernel(
+        cycles[i], _singles = _kernel(
             T,
             bank_groups,
             banks_per_group,

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.gemv.commands import EVEN, ODD, Kind, Log, PowerLimits, limited
+from sim.gemv import lockstep
+from sim.gemv.commands import EVEN, NO_BANK, ODD, Kind, Log, PowerLimits, bus_slots, limited
 from sim.gemv.streamed import Layout
-from spec.dram import Command, Constraint, DramSpec, Level, constraints_of
+from spec.dram import PROTOCOLS, Command, Constraint, DramSpec, Level, constraints_of
 
 Ints = NDArray[np.int64]
 AS_COMMAND = {
@@ -41,8 +42,11 @@ class Rules:
     stand_in : in a command to all even (odd) banks the controller sees the first even (odd) one alone.
     refresh_waits : REF waits tRP after PRE; the published kernel's does not.
     postponed : cycles that a refresh may be late.
-    register_path : register writes take a column slot and nothing else; otherwise they are writes on the bus.
+    register_path : register accesses take a column slot and nothing else; otherwise they are on the data bus.
     refresh : there are refreshes.
+    sets : banks of each command to a set; none: the even, and the odd ones.
+    widths : commands are as long as their protocol has them; otherwise a cycle.
+    mac_open : cycles from ACT to MAC, where that is more than to a read.
     """
 
     one_bus: bool = False
@@ -51,6 +55,9 @@ class Rules:
     postponed: int = 0
     register_path: bool = True
     refresh: bool = True
+    sets: tuple[tuple[int, ...], ...] = ()
+    widths: bool = False
+    mac_open: int = 0
 
 
 BARRIER = Rules(one_bus=True, stand_in=True, refresh_waits=False, postponed=155)
@@ -85,7 +92,7 @@ def check_log(dram: DramSpec, log: Log, rules: Rules, limits: PowerLimits | None
         {"the bus": log} if rules.one_bus else {"the row bus": log[row_bus], "the column bus": log[~row_bus]}
     )
     for name, commands in buses.items():
-        found += _spaced(f"one command per cycle on {name}", commands[:, 0], 1)
+        found += _slots(f"one command per cycle on {name}", dram, commands, rules)
     for row in constraints_of(dram):
         if rules.refresh_waits or row.name not in BEFORE_REFRESH:
             found += _constraint(dram, log, row, rules)
@@ -93,7 +100,11 @@ def check_log(dram: DramSpec, log: Log, rules: Rules, limits: PowerLimits | None
     for name, kind, least in (("MACs", Kind.MAC, limits.mac_gap), ("ACTs", Kind.ACT, limits.act_gap)):
         found += _spaced(f"all-bank {name}", log[all_bank & (kinds == kind), 0], least)
     for bank in range(dram.num_banks):
-        found += _states(log[_of_bank(log, bank, rules) | (kinds == Kind.REF)], bank)
+        mine = _of_bank(log, bank, rules)
+        found += _states(log[mine | (kinds == Kind.REF)], bank)
+        if rules.mac_open:
+            opened, read = log[mine & (kinds == Kind.ACT), 0], log[mine & (kinds == Kind.MAC), 0]
+            found += _distances(f"ACT to MAC, bank {bank}", opened, read, rules.mac_open, 1)
     if rules.refresh:
         found += _refreshes(dram, log, rules.postponed)
     return found
@@ -135,22 +146,84 @@ def check_inputs(log: Log, layout: Layout, batch: int, per_unit: int, entries: i
     return found
 
 
+def check_sums(
+    log: Log, layout: lockstep.Layout, batch: int, per_set: int, results: int, *, shared: bool
+) -> list[Violation]:
+    """Return MACs of sets in lockstep that read an input too early or too late, or sums that are not read.
+
+    The order of MACs, inputs and sums is that of :mod:`sim.gemv.lockstep`. A MAC comes behind the write of
+    its input, a write behind the last MAC that reads what it replaces in the buffer, the reads of sums
+    behind the last MAC of them. On the data bus the sums of some outputs are read before the next ones'
+    MACs; else before those of the next but one.
+
+    Parameters
+    ----------
+    per_set : banks of a set. results : sums that a read returns. shared : registers are on the data bus.
+    """
+    macs, writes, reads = (log[log[:, 1] == kind, 0] for kind in (Kind.MAC, Kind.REG, Kind.RD))
+    found: list[Violation] = []
+    used: list[Ints] = []  # of each input burst, in the order of their writes: first and last MAC
+    mac = read = 0
+    ends: list[int] = []  # reads that are done before the MACs of some outputs begin
+    for start in range(0, batch, layout.tokens):
+        sharing = min(layout.tokens, batch - start)
+        chunk, sums = layout.entries // sharing, max(1, layout.sums // sharing)
+        for base in range(0, layout.bursts, chunk):
+            bursts = np.arange(min(chunk, layout.bursts - base))
+            first_mac = mac
+            for output in range(0, layout.outputs, sums):
+                here = min(sums, layout.outputs - output)
+                begin = mac + bursts * here
+                if mac + len(bursts) * here > len(macs):
+                    return [Violation("MACs of the layout", 0, len(macs), mac + len(bursts) * here)]
+                waits_for = ends[-1] if shared and ends else ends[-2] if len(ends) > 1 else 0
+                if waits_for > len(reads) or (waits_for and reads[waits_for - 1] >= macs[mac]):
+                    found.append(Violation("sums read before the next", int(macs[mac]), 0, 1))
+                mac += len(bursts) * here
+                count = -(-per_set * here * sharing // results)
+                if read + count > len(reads) or reads[read] <= macs[mac - 1]:
+                    found.append(Violation("sums read behind their last MAC", int(macs[mac - 1]), 0, 1))
+                read += count
+                ends.append(read)
+            first = np.arange(first_mac, first_mac + len(bursts) * min(sums, layout.outputs))
+            first = macs[first[:: min(sums, layout.outputs)]]
+            used.append(np.repeat(np.stack([first, macs[begin + here - 1]], axis=1), sharing, axis=0))
+    if (mac, read, batch * layout.bursts) != (len(macs), len(reads), len(writes)):
+        return [Violation("MACs, sums and inputs of the layout", 0, len(macs), mac)]
+    first, last = np.concatenate(used).T
+    held = layout.entries
+    early = writes[held:] <= last[:-held] if held < len(writes) else np.zeros(0, dtype=np.bool_)
+    for name, wrong, cycles in (
+        ("input there", writes >= first, first),
+        ("input not replaced", early, writes[held:]),
+    ):
+        where = np.flatnonzero(wrong)
+        if where.size:
+            found.append(Violation(name, int(cycles[where[0]]), 0, 1))
+    return found
+
+
 def _of_bank(log: Log, bank: int, rules: Rules) -> NDArray[np.bool_]:
     mine: NDArray[np.bool_] = log[:, 2] == bank
-    if not rules.stand_in or bank < 2:
+    if rules.sets:
+        [place] = [number for number, banks in enumerate(rules.sets) if bank in banks]
+        mine |= log[:, 2] == EVEN + place
+    elif not rules.stand_in or bank < 2:
         mine = mine | (log[:, 2] == (ODD if bank % 2 else EVEN))
     return mine
 
 
 def _constraint(dram: DramSpec, log: Log, row: Constraint, rules: Rules) -> list[Violation]:
     """Return where a row of the table is broken."""
+    registers = (log[:, 1] == Kind.RD) & (log[:, 2] == NO_BANK)
+    ticks, last = _last_ticks(dram, log, rules)
 
     def chosen(commands: tuple[Command, ...]) -> NDArray[np.bool_]:
         kinds: list[int] = [kind for command in commands for kind in AS_COMMAND.get(command, ())]
         if Command.WR in commands and not rules.register_path:
             kinds.append(Kind.REG)
         mine: NDArray[np.bool_] = np.isin(log[:, 1], kinds)
-        return mine
+        return mine & ~registers if rules.register_path else mine
 
     before, after = chosen(row.preceding), chosen(row.following)
     if (
@@ -159,9 +232,9 @@ def _constraint(dram: DramSpec, log: Log, row: Constraint, rules: Rules) -> list
         and dram.all_bank_exempt
     ):
         before = after = before & (log[:, 2] < EVEN)
-    least = row.clocks(dram.timing)
+    least = ticks * row.clocks(dram.timing)
     if row.level is Level.SCOPE:
-        return _distances(row.name, log[before, 0], log[after, 0], least, row.window)
+        return _distances(row.name, last[before], last[after], least, row.window)
     found: list[Violation] = []
     members = dram.banks_per_group if row.level is Level.BANK_GROUP else 1
     for place in range(dram.num_banks // members):
@@ -169,12 +242,46 @@ def _constraint(dram: DramSpec, log: Log, row: Constraint, rules: Rules) -> list
         for bank in range(place * members, (place + 1) * members):
             mine |= _of_bank(log, bank, rules)
         if row.level is Level.BANK_GROUP:
-            mine |= log[:, 1] == Kind.REG  # on the data bus they go to all units
+            mine |= (log[:, 1] == Kind.REG) | registers  # on the data bus they go to all units
         where = "bank group" if row.level is Level.BANK_GROUP else "bank"
         found += _distances(
-            f"{row.name}, {where} {place}", log[before & mine, 0], log[after & mine, 0], least, row.window
+            f"{row.name}, {where} {place}", last[before & mine], last[after & mine], least, row.window
         )
     return found
+
+
+AS_KIND = {kind: command for command, kinds in AS_COMMAND.items() for kind in kinds} | {Kind.REG: Command.WR}
+"""What a command of a log is on its bus."""
+
+
+def _last_ticks(dram: DramSpec, log: Log, rules: Rules) -> tuple[int, Ints]:
+    """Return the ticks of a cycle, and each command's last one."""
+    cycles: Ints = log[:, 0]
+    if not rules.widths:
+        return 1, cycles
+    protocol = PROTOCOLS[dram.protocol]
+    ticks = protocol.ticks_per_clock
+    width = np.ones(len(Kind), dtype=np.int64)
+    for kind, command in AS_KIND.items():
+        width[kind] = protocol.width(command)
+    return ticks, ticks * cycles + width[log[:, 1]] - 1
+
+
+def _slots(name: str, dram: DramSpec, log: Log, rules: Rules) -> list[Violation]:
+    """Return the first command whose cycles of a bus another one has."""
+    if not rules.widths:
+        return _spaced(name, log[:, 0], 1)
+    before, behind = np.zeros(len(Kind), dtype=np.int64), np.zeros(len(Kind), dtype=np.int64)
+    slots = bus_slots(dram)
+    for kind, command in AS_KIND.items():
+        # A MAC moves no data over the pins.
+        before[kind], behind[kind] = slots[command] if kind != Kind.MAC else (0, slots[command][1])
+    first, last = log[:, 0] - before[log[:, 1]], log[:, 0] + behind[log[:, 1]]
+    near = np.flatnonzero(first[1:] <= last[:-1])
+    if not near.size:
+        return []
+    place = near[0]
+    return [Violation(name, int(log[place + 1, 0]), int(first[place + 1] - last[place]), 1)]
 
 
 def _distances(name: str, before: Ints, after: Ints, least: int, window: int) -> list[Violation]:
@@ -192,6 +299,8 @@ def _distances(name: str, before: Ints, after: Ints, least: int, window: int) ->
 
 
 def _spaced(name: str, cycles: Ints, least: int) -> list[Violation]:
+    if least <= 0:
+        return []
     near = np.flatnonzero(np.diff(cycles) < least)
     if not near.size:
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
@@ -12,7 +13,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sim.compiled import depends_on
-from spec.dram import DramSpec
+from spec import program
+from spec.dram import PROTOCOLS, Command, DramSpec, Level, clocks_between
 from spec.errors import require, require_range
 
 Log = NDArray[np.int64]
@@ -32,11 +34,17 @@ class Kind(IntEnum):
     REF = 6
     OTHER_REF = 7
     """A refresh of the channel's other rank; here it only takes a command slot."""
+    PRE_ALL = 8
+    ACT_2 = 9
+    """The second half of ACT, where it is two commands (LPDDR5)."""
+    CAS = 10
+    """Starts the write clock before a read (LPDDR5)."""
 
 
-ACT, PRE, MAC, RD, WR, REG, REF, OTHER_REF = (int(kind) for kind in Kind)
+ACT, PRE, MAC, RD, WR, REG, REF, OTHER_REF, PRE_ALL, ACT_2, CAS = (int(kind) for kind in Kind)
 EVEN, ODD = 64, 65
-"""Banks of a command to all even, or all odd, banks at once; others are single banks."""
+"""Banks of a command to all banks of a set at once, :data:`EVEN` plus the set's number; others are single
+banks. On pairs of banks the sets are all even and all odd ones."""
 NO_BANK = -1
 FAR = 1 << 60
 NUM_KINDS = len(Kind)
@@ -88,8 +96,8 @@ TIMINGS = (
 
 
 def compiled(function: Any) -> Any:
-    """Compile a function, and again when its file or this one has changed, whose constants go into it."""
-    return depends_on(sys.modules[__name__])(njit(cache=True)(function))
+    """Compile a function, and again when its file has changed, or one whose constants go into it."""
+    return depends_on(sys.modules[__name__], program)(njit(cache=True)(function))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +145,37 @@ def timings(dram: DramSpec, limits: PowerLimits) -> NDArray[np.int64]:
         "act_gap": limits.act_gap,
     }
     return np.array([values[name] for name in TIMINGS], dtype=np.int64)
+
+
+def first_to_first(dram: DramSpec, before: Command, after: Command, level: Level, window: int = 1) -> int:
+    """Return the whole clocks from a command's first tick to another's that the table asks for; 0: any.
+
+    The table counts from last tick to last tick; a clock has one tick or two.
+    """
+    clocks = clocks_between(dram, before, after, level, window)
+    if not clocks:
+        return 0
+    protocol = PROTOCOLS[dram.protocol]
+    ticks = protocol.ticks_per_clock
+    return -(-(ticks * clocks + protocol.width(before) - protocol.width(after)) // ticks)
+
+
+def bus_slots(dram: DramSpec) -> Mapping[Command, tuple[int, int]]:
+    """Return the clocks before its own and behind it that a command keeps its bus.
+
+    Where ACT is two commands the second follows the first at once, and CAS goes in front of every access
+    whose data cross the pins.
+    """
+    protocol = PROTOCOLS[dram.protocol]
+    behind = {command: -(-protocol.width(command) // protocol.ticks_per_clock) - 1 for command in Command}
+    split = int(protocol.split_act)
+    slots = {command: (0, clocks) for command, clocks in behind.items()}
+    return {
+        **slots,
+        Command.ACT: (0, max(split, behind[Command.ACT])),
+        Command.RD: (split, behind[Command.RD]),
+        Command.WR: (split, behind[Command.WR]),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.gemv import barrier, streamed
-from sim.gemv.check import BARRIER, STREAMED, Rules, Violation, check_inputs, check_log
-from sim.gemv.commands import FAR, NO_LIMITS, Kind, Log, PowerLimits, Product, timings
+from sim.dram.checker import Broken
+from sim.gemv import barrier, lockstep, pins, streamed
+from sim.gemv.check import BARRIER, STREAMED, Rules, Violation, check_inputs, check_log, check_sums
+from sim.gemv.commands import EVEN, FAR, NO_LIMITS, ODD, Kind, Log, PowerLimits, Product, limited, timings
 from sim.gemv.streamed import ALL, Additions
+from spec.design import RegisterPath
 from spec.device import PimDevice, Schedule
+from spec.dram import PROTOCOLS
 from spec.errors import InputError, require, require_range
+from spec.program import TILE_ROWS
 
 COMMANDS = ("ACT", "PRE", "MAC", "WR", "REF", "RD")
 MAX_LOG = 1 << 24
@@ -68,11 +73,17 @@ class Run:
     def commands(self) -> dict[str, int]:
         """How many commands of each kind one channel has; register writes are counted with WR."""
         counts = {name: int(self.counts[Kind[name]]) for name in COMMANDS}
-        return {**counts, "WR": counts["WR"] + int(self.counts[Kind.REG])}
+        counts["WR"] += int(self.counts[Kind.REG])
+        counts["PRE"] += int(self.counts[Kind.PRE_ALL])
+        return counts
 
-    def check(self) -> list[Violation]:
+    def check(self) -> Sequence[Violation | Broken]:
         """Return the rules that the log breaks."""
         dram, options = self.device.timed, self.options
+        if self.device.schedule is Schedule.PINS:
+            return pins.check(limited(dram, options.limits), self.log, refresh=options.refresh)
+        if self.device.schedule is Schedule.LOCKSTEP:
+            return self._check_lockstep()
         if self.device.schedule is Schedule.BARRIER:
             rules: Rules = replace(BARRIER, refresh=options.refresh)
             return check_log(dram, self.log, rules, options.limits)
@@ -91,11 +102,33 @@ class Run:
             )
         return found
 
+    def _check_lockstep(self) -> list[Violation]:
+        device, dram, options = self.device, self.device.timed, self.options
+        shared = device.register_path is RegisterPath.SHARED
+        banks = lockstep.sets_of(dram, device.banks_per_mac)
+        rules = Rules(
+            one_bus=not PROTOCOLS[dram.protocol].row_bus,
+            register_path=not shared,
+            refresh=options.refresh,
+            sets=tuple(tuple(row) for row in banks.tolist()),
+            widths=True,
+            mac_open=device.mac_open_cycles,
+        )
+        limits = replace(options.limits, mac_gap=max(options.limits.mac_gap, device.mac_gap))
+        return check_log(dram, self.log, rules, limits) + check_sums(
+            self.log,
+            lockstep.layout(device, self.product, options.limits),
+            self.product.batch,
+            banks.shape[1],
+            8 * dram.burst_bytes // device.result_bits,
+            shared=shared,
+        )
+
 
 def run_gemv(device: PimDevice, product: Product, options: Options = DEFAULT, *, log: bool = False) -> Run:
     """Run a product; :class:`spec.errors.InputError` if it does not fit the device."""
     T = timings(device.timed, options.limits)
-    if device.schedule is Schedule.BARRIER:
+    if device.schedule is not Schedule.STREAMED:
         require(
             options.additions == ALL,
             f"is of schedule streamed, which {device.name} has not",
@@ -103,6 +136,9 @@ def run_gemv(device: PimDevice, product: Product, options: Options = DEFAULT, *,
         )
 
     def run(logged: bool) -> tuple[int, NDArray[np.int64], Log]:
+        if device.schedule in (Schedule.LOCKSTEP, Schedule.PINS):
+            run_it = lockstep.run if device.schedule is Schedule.LOCKSTEP else pins.run
+            return run_it(device, product, options.limits, refresh=options.refresh, log=logged)
         if device.schedule is Schedule.BARRIER:
             return barrier.run(device, product, T, refresh=options.refresh, log=logged)
         return streamed.run(
@@ -130,11 +166,16 @@ def end_to_end(run: Run, *, adders: int = 16, interruptions: int = 0) -> dict[st
     require_range("adders", adders, 1, 1 << 16)
     require_range("interruptions", interruptions, 0, 1 << 20)
     device, product, options = run.device, run.product, run.options
+    require(
+        device.schedule in (Schedule.BARRIER, Schedule.STREAMED),
+        f"is of schedules barrier and streamed, which {device.name} has not",
+        key="end_to_end",
+    )
     T = timings(device.timed, options.limits)
     if device.schedule is Schedule.BARRIER:
         tiles, inputs = barrier.tiles(device, product)
         outputs, slices = tiles * device.output_registers, 1
-        weights = tiles * inputs * barrier.TILE_ROWS * device.timed.bursts_per_row
+        weights = tiles * inputs * TILE_ROWS * device.timed.bursts_per_row
         switch = barrier.visit_cycles(device, T)
         behind_pre = FAR  # at the end, with the last data, tRP is over in all banks that are read
     else:
@@ -200,10 +241,12 @@ def added_bits(device: PimDevice) -> dict[str, int]:
     }
 
 
-def log_text(log: Log) -> str:
+def log_text(run: Run) -> str:
     """Return a log as text: a line ``cycle,command,bank,row`` for each command."""
-    names = [kind.name for kind in Kind]
-    banks = {64: "even", 65: "odd", -1: ""}
+    names, log = [kind.name for kind in Kind], run.log
+    banks = {EVEN: "even", ODD: "odd", -1: ""}
+    if run.device.schedule is Schedule.LOCKSTEP:
+        banks |= {EVEN + number: f"set{number}" for number in range(64)}
     lines = [
         f"{cycle},{names[kind]},{banks.get(bank, bank)},{row if bank != -1 else ''}"
         for cycle, kind, bank, row in log.tolist()

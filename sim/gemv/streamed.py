@@ -53,9 +53,8 @@ from sim.gemv.commands import (
     require_rows,
 )
 from spec.device import PimDevice
+from spec.program import LEAVE_ROW, MODE_ROW, RESULT_ROW
 
-MODE_ROW, LEAVE_ROW, RESULT_ROW = -2, -4, -6
-"""Rows that are no weights': to enter and to leave all-bank mode; of results, and further ones below it."""
 CLOSED = -1
 FIRST_COMMAND = 1
 RECENT = 16

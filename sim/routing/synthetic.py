@@ -76,7 +76,7 @@ class Kind:
 def draw_synthetic(
     gating: GatingSpec, kind: str, parameters: tuple[float, ...], num_tokens: int, seed: int
 ) -> IntArray:
-    """Return (tokens, k) experts of each token, distinct, in groups that the gating allows."""
+    """Return (tokens, k) experts of each token, distinct, in groups and prototypes as the gating has them."""
     if kind == BALANCED:
         return balanced(gating, num_tokens, np.random.default_rng([seed, STREAM, _OF_THE_KIND]))
     row = KINDS[kind]
@@ -96,7 +96,21 @@ def draw_synthetic(
             keys += added
         if gating.grouped:
             keys = np.where(group_mask(gating, keys), keys, -np.inf)
-        some[:] = top_k(keys, gating.top_k)
+        some[:] = _largest(gating, keys)
+    return ids
+
+
+def _largest(gating: GatingSpec, keys: FloatArray) -> IntArray:
+    """Return the (tokens, k) experts of the largest keys, those of each prototype on their own."""
+    own = gating.of_prototype
+    best = top_k(keys.reshape(-1, own.num_experts), own.top_k)
+    return _of_prototypes(gating, best.reshape(len(keys), gating.num_prototypes, -1))
+
+
+def _of_prototypes(gating: GatingSpec, chosen: IntArray) -> IntArray:
+    """Return the (tokens, k) experts that (tokens, prototypes, k / prototypes) of each prototype are."""
+    first = gating.of_prototype.num_experts * np.arange(gating.num_prototypes)[:, None]
+    ids: IntArray = (chosen + first).reshape(-1, gating.top_k)
     return ids
 
 
@@ -222,7 +236,11 @@ def balanced(gating: GatingSpec, num_tokens: int, rng: np.random.Generator) -> I
     keeps as many groups together as a token may have, mixed, if their experts are a multiple of k;
     otherwise group by group, if k neighbours never lie in too many groups. Gatings that have neither are
     filled token by token with the experts that have least so far; their loads may differ by more.
+    Each prototype's experts are dealt out on their own.
     """
+    if gating.num_prototypes > 1:
+        own = [balanced(gating.of_prototype, num_tokens, rng) for _ in range(gating.num_prototypes)]
+        return _of_prototypes(gating, np.stack(own, axis=1))
     experts, size, k = gating.num_experts, gating.group_size, gating.top_k
     together = [
         groups

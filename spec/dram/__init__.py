@@ -8,6 +8,7 @@ from spec.dram.constraints import (
     Constraint,
     Level,
     ProtocolRules,
+    all_groups,
     clocks_between,
     constraints_of,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Level",
     "Protocol",
     "ProtocolRules",
+    "all_groups",
     "clocks_between",
     "constraints_of",
 ]

@@ -201,6 +201,11 @@ def clocks_between(dram: DramSpec, before: Command, after: Command, level: Level
     )
 
 
+def all_groups(dram: DramSpec, before: Command, after: Command) -> int:
+    """Return the nominal clocks between column commands each of which goes to all bank groups."""
+    return max(clocks_between(dram, before, after, level) for level in (Level.BANK_GROUP, Level.SCOPE))
+
+
 def _evaluate(node: ast.expr, timing: DramTiming) -> int:
     if isinstance(node, ast.Name):
         return int(getattr(timing, node.id))

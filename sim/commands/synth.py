@@ -1,0 +1,95 @@
+"""``expertbank synth``: what an accelerator or a block of it costs on an FPGA."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from sim.commands.output import json_option, print_json, print_table
+from sim.commands.verilog import DEFAULT_MODEL, DEFAULT_SCALE
+from spec.design import Format
+
+
+@click.command("synth")
+@click.option(
+    "--design",
+    "design_name",
+    default="gate",
+    show_default=True,
+    help="Preset or TOML; 'gate' and 'dispatch': that block alone, 16 experts, 2 chosen, bf16.",
+)
+@click.option("--model", "model_name", help=f"As in 'sim' (default: {DEFAULT_MODEL}).")
+@click.option("--scale", help=f"'full' or a divisor of the model's widths (default: {DEFAULT_SCALE}).")
+@click.option(
+    "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
+)
+@click.option("--block", help="Only that block of the design: gate, dispatch, combine, expert, channel.")
+@click.option("--family", default="ecp5", show_default=True, help="ecp5, or xc7: cells only.")
+@click.option("--seeds", type=int, default=1, show_default=True, help="Placements; the median counts.")
+@click.option("--clock", "clock_mhz", type=float, default=100.0, show_default=True, help="MHz to aim at.")
+@click.option("--no-route", is_flag=True, help="Count cells only.")
+@json_option
+def command(
+    design_name: str,
+    model_name: str | None,
+    scale: str | None,
+    number_format: str | None,
+    block: str | None,
+    family: str,
+    seeds: int,
+    clock_mhz: float,
+    no_route: bool,
+    as_json: bool,
+) -> int:
+    """Count LUTs, flip-flops, multipliers and block RAMs with Yosys; place and route with nextpnr-ecp5.
+
+    Routed for an LFE5U-85F, speed grade 6. Minutes for a block; results are kept in build/cache.
+    """
+    from golden.vectors import read_vector
+    from sim import synth, workload
+    from spec.errors import InputError
+    from spec.load import load_design
+
+    if design_name in synth.SMALL:
+        if block is not None:
+            raise InputError(f"is for a whole design, not for {design_name!r}, a block", key="block")
+        block = design_name
+        model, design = synth.small_block()
+    else:
+        model, design = None, load_design(design_name, number_format)
+    if design_name in synth.SMALL and number_format not in (None, Format.BF16):
+        raise InputError(f"must be bf16 for {design_name!r}, not {number_format}", key="format")
+    if model is None or model_name is not None:
+        model_name = model_name or DEFAULT_MODEL
+        vector = workload.is_vector(model_name)
+        divisor = workload.parse_scale(scale, DEFAULT_SCALE, vector=vector)
+        model = read_vector(Path(model_name)).model if vector else workload.scaled_model(model_name, divisor)
+    elif scale is not None:
+        raise InputError(f"needs a model: {design_name!r} has a size of its own", key="scale")
+    directory, name = synth.export_block(model, design, block)
+    result = synth.synthesise(
+        directory, name, family=family, seeds=seeds, route=not no_route, clock_mhz=clock_mhz
+    )
+    if as_json:
+        print_json(
+            {"design": design_name, "block": block, "model": model.name, "family": family, **asdict(result)}
+        )
+        return 0
+    fmax = "-" if result.fmax_mhz is None else f"{result.fmax_mhz:.1f}"
+    print_table(
+        ("design", "block", "LUT", "FF", "DSP", "BRAM", "Fmax (MHz)"),
+        [(design_name, block or "layer", result.lut, result.ff, result.dsp, result.bram, fmax)],
+    )
+    if result.exceeded:
+        click.echo(f"not routed: {synth.DEVICE} is too small for {', '.join(result.exceeded)}")
+    if result.critical is not None:
+        path = result.critical
+        click.echo(
+            f"critical path on {synth.DEVICE}: {path.delay_ns:.1f} ns, {path.logic_ns:.1f} of them logic, "
+            f"{path.cells} cells"
+        )
+        click.echo(f"  from {path.source}")
+        click.echo(f"  to   {path.sink}")
+    return 0

@@ -1,0 +1,240 @@
+"""A whole system as data: a host, an engine near the experts' memory, the link between them, a policy.
+
+Every number is a :class:`Quantity`: it has its evidence and its source, and the range in which its sources
+lie. A number that has no source is ``assumed``, and then it must have a range: ``expertbank reproduce`` shows
+what it moves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+from spec.errors import InputError, require
+
+
+class Evidence(StrEnum):
+    """What stands behind a number.
+
+    ``P`` read in the paper's full text, ``A`` in its abstract or in a conference's programme, ``C`` in
+    released code, ``N`` in a third party's notes or another paper, ``S`` in the survey (JEIT 2025, table 4),
+    ``D`` derived by arithmetic from such facts, ``M`` recalled, ``X`` measured outside the paper,
+    ``assumed``: none of these.
+    """
+
+    P = "P"
+    A = "A"
+    C = "C"
+    N = "N"
+    S = "S"
+    D = "D"
+    M = "M"
+    X = "X"
+    ASSUMED = "assumed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """A number, where it comes from, and the range in which its sources lie.
+
+    Attributes
+    ----------
+    value : what is computed with; declared before a result was compared with a publication.
+    evidence, source : where it comes from. Of ``assumed`` the source says why this value.
+    low, high : ends of the range, the value's own where they are left out; ``assumed`` has both.
+    """
+
+    value: float
+    evidence: Evidence
+    source: str
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        require(bool(self.source.strip()), "must not be empty", key="source")
+        require(
+            self.least <= self.value <= self.most,
+            f"must be in {self.least:g}..{self.most:g}, its own range, not {self.value:g}",
+            key="value",
+        )
+        require(
+            self.evidence is not Evidence.ASSUMED or self.least < self.most,
+            "must have a range, low and high, to be swept over: its evidence is 'assumed'",
+            key="value",
+        )
+
+    @property
+    def least(self) -> float:
+        """The range's lower end."""
+        return self.value if self.low is None else self.low
+
+    @property
+    def most(self) -> float:
+        """The range's upper end."""
+        return self.value if self.high is None else self.high
+
+    @property
+    def swept(self) -> bool:
+        """Whether there is a range to go over."""
+        return self.least < self.most
+
+
+def _positive(spec: object, *names: str) -> None:
+    for name in names:
+        quantity = getattr(spec, name)
+        if quantity is not None:
+            require(quantity.least > 0, f"must be above 0, not {quantity.least:g}", key=name)
+
+
+def _not_negative(spec: object, *names: str) -> None:
+    for name in names:
+        quantity = getattr(spec, name)
+        if quantity is not None:
+            require(quantity.least >= 0, f"must not be negative, not {quantity.least:g}", key=name)
+
+
+def _share(spec: object, *names: str) -> None:
+    for name in names:
+        quantity = getattr(spec, name)
+        if quantity is not None:
+            inside = quantity.least > 0 and quantity.most <= 1
+            require(inside, f"must be above 0 and at most 1, not {quantity.value:g}", key=name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """A processor as a roofline with declared efficiencies.
+
+    Attributes
+    ----------
+    peak_flops : operations in a second, two for a multiplication with its addition.
+    bytes_per_s : that it reads from the memory that holds the weights.
+    flops_efficiency, bandwidth_efficiency : of these that are reached.
+    capacity_bytes : of that memory; left out where nobody asks.
+    expert_s : seconds that each expert takes beside: a launch, a synchronisation.
+    """
+
+    PRESET_FOLDER: ClassVar[str] = "engines"
+
+    name: str
+    peak_flops: Quantity
+    bytes_per_s: Quantity
+    flops_efficiency: Quantity
+    bandwidth_efficiency: Quantity
+    capacity_bytes: Quantity | None = None
+    expert_s: Quantity | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, "peak_flops", "bytes_per_s", "capacity_bytes")
+        _not_negative(self, "expert_s")
+        _share(self, "flops_efficiency", "bandwidth_efficiency")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkSpec:
+    """A link, one direction: bytes take ``latency_s + bytes / (bytes_per_s * efficiency)``."""
+
+    PRESET_FOLDER: ClassVar[str] = "links"
+
+    name: str
+    bytes_per_s: Quantity
+    latency_s: Quantity
+    efficiency: Quantity
+
+    def __post_init__(self) -> None:
+        _positive(self, "bytes_per_s")
+        _not_negative(self, "latency_s")
+        _share(self, "efficiency")
+
+
+class WeightPlace(StrEnum):
+    """Where experts' weights lie when a layer begins.
+
+    ``near``: in the near engine's memory; an expert that the host computes is moved over the link first.
+    ``shared``: in one memory that both engines read.
+    """
+
+    NEAR = "near"
+    SHARED = "shared"
+
+
+class Sharding(StrEnum):
+    """How experts lie over the near engine's units: each cut over all of them, or each in one."""
+
+    TENSOR = "tensor"
+    EXPERT = "expert"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSpec:
+    """A host, an engine near memory, a link, and the policy that divides a layer's experts between the two.
+
+    Attributes
+    ----------
+    host, near : engines; presets' names in TOML.
+    link : between them: moved weights towards the host, tokens both ways.
+    weights : where the weights lie.
+    sharding : over ``units`` of the near engine (channels); unit ``e mod units`` has expert e.
+    policy : a name of ``sim.system.policies``.
+    alpha : factor on the ratio of bandwidths in policy ``ratio``.
+    spaces : memory spaces of policy ``look-up``: experts of one space are computed by one engine.
+    cache_share : of the experts that the host holds already, the most popular ones.
+    """
+
+    PRESET_FOLDER: ClassVar[str] = "systems"
+
+    name: str
+    host: EngineSpec
+    near: EngineSpec
+    link: LinkSpec
+    weights: WeightPlace
+    policy: str
+    sharding: Sharding = Sharding.TENSOR
+    units: Quantity | None = None
+    alpha: Quantity | None = None
+    spaces: Quantity | None = None
+    cache_share: Quantity | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, "alpha")
+        _not_negative(self, "cache_share")
+        for key in ("units", "spaces"):
+            quantity = getattr(self, key)
+            if quantity is not None:
+                whole = quantity.value >= 1 and quantity.value == int(quantity.value)
+                require(whole, f"must be a whole number from 1, not {quantity.value:g}", key=key)
+        require(
+            self.sharding is Sharding.TENSOR or self.units is not None,
+            "must be given where each expert lies in one unit",
+            key="units",
+        )
+
+
+def quantities(spec: object, prefix: str = "") -> Iterator[tuple[str, Quantity]]:
+    """Yield the dotted name of each number in a spec, and the number."""
+    if isinstance(spec, Quantity):
+        yield prefix, spec
+    elif isinstance(spec, Mapping):
+        for key, value in spec.items():
+            yield from quantities(value, f"{prefix}.{key}" if prefix else key)
+    elif dataclasses.is_dataclass(spec):
+        for field in dataclasses.fields(spec):
+            yield from quantities(
+                getattr(spec, field.name), f"{prefix}.{field.name}" if prefix else field.name
+            )
+
+
+def nominal(spec: object) -> dict[str, float]:
+    """Return the value of each number in a spec by its dotted name."""
+    return {name: quantity.value for name, quantity in quantities(spec)}
+
+
+def with_changed(values: Mapping[str, float], changes: Mapping[str, float]) -> dict[str, float]:
+    """Return values with some of them changed; :class:`InputError` for a name that is none."""
+    for name in changes:
+        if name not in values:
+            raise InputError(f"is no number of this system: {name!r}", key="set")
+    return {**values, **changes}

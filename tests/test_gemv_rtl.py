@@ -1,0 +1,545 @@
+"""Command programs in hardware: every command in the model's cycle, every result golden's bits."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from amaranth import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.sim import Simulator
+
+from golden.secded import CLEAN, COLUMNS, CORRECTED, DATA_BITS, MASKS, UNCORRECTED, decode, encode
+from rtl.gemv import ChannelConfig, ProgramChannel
+from rtl.gemv import barrier as barrier_engine
+from rtl.gemv import streamed as streamed_engine
+from rtl.gemv.layouts import column_layout, row_layout
+from rtl.gemv.secded import CorrectWord
+from rtl.gemv.sequencer import PLACE_BITS, Sequencer
+from rtl.stream import connect_stream
+from sim.cli import main
+from sim.divergence import first_divergence
+from sim.gemv.commands import PowerLimits, Product
+from sim.gemv.program import (
+    COLUMN_KINDS,
+    ROW_KINDS,
+    bus_check,
+    commands_seen,
+    flipped,
+    operands,
+    program_of,
+    share_of,
+)
+from sim.gemv.report import DEFAULT, Options, run_gemv
+from sim.rtlsim import Trace
+from spec.device import PimDevice, Schedule
+from spec.dram import Command
+from spec.errors import InputError
+from spec.files import PRESETS
+from spec.load import load_device
+from spec.program import WORD_BITS, Op, first_cycle, word, words
+
+MOST_CYCLES = 60_000
+
+
+def tiny(name: str) -> PimDevice:
+    """Return a device with 2 units of 4 lanes; registers, timings and bursts of a row stay."""
+    device = load_device(name)
+    dram = replace(device.timed, bank_groups=2, banks_per_group=2, rows=1024, burst_bytes=8, row_bytes=32 * 8)
+    return replace(device, units=2, lanes=4, dram=dram)
+
+
+DEVICES = {name: tiny(name) for name in ("hbm2-pim", "hbm2-pim-quad", "hbm2-pim-samsung")}
+
+
+class EngineAlone(wiring.Component):
+    """A channel without its units: commands alone."""
+
+    def __init__(self, config: ChannelConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "start": In(1),
+                "prog_en": Out(1),
+                "prog_addr": Out(PLACE_BITS),
+                "prog_data": In(WORD_BITS),
+                "o_row": Out(row_layout(config)),
+                "o_column": Out(column_layout(config)),
+                "done": Out(1),
+                "late": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        streamed = self.config.device.schedule is Schedule.STREAMED
+        make = streamed_engine.StreamedEngine if streamed else barrier_engine.BarrierEngine
+        m.submodules.engine = engine = make(self.config)
+        m.submodules.sequencer = sequencer = Sequencer()
+        connect_stream(m, sequencer.o, engine.i)
+        m.d.comb += [
+            sequencer.start.eq(self.start),
+            engine.start.eq(self.start),
+            self.prog_en.eq(sequencer.prog_en),
+            self.prog_addr.eq(sequencer.prog_addr),
+            sequencer.prog_data.eq(self.prog_data),
+            self.o_row.eq(engine.o_row),
+            self.o_column.eq(engine.o_column.command),
+            self.done.eq(engine.done),
+            self.late.eq(engine.late),
+        ]
+        return m
+
+
+class Seen:
+    """What a run in ``amaranth.sim`` showed."""
+
+    def __init__(self) -> None:
+        self.row: list[tuple[int, int]] = []
+        self.column: list[tuple[int, int]] = []
+        self.results: list[list[int]] = []
+        self.checks: list[list[int]] = []
+        self.cycles = -1
+        self.late = False
+        self.counts = (0, 0)
+
+
+def simulate(
+    config: ChannelConfig,
+    program: list[int],
+    inputs: np.ndarray,
+    image: np.ndarray,
+    dut=None,
+    most: int = MOST_CYCLES,
+) -> Seen:
+    """Run a program on a channel, its memories around it."""
+    dut, units = dut or ProgramChannel(config), dut is None
+    seen = Seen()
+    given = [int.from_bytes(row.tobytes(), "little") for row in inputs]
+    bursts = [int.from_bytes(row.tobytes(), "little") for row in image]
+
+    async def bench(ctx):
+        ctx.set(dut.start, 1)
+        coming: dict[int, int] = {}
+        for cycle in range(most):
+            for bus, port in ((seen.row, dut.o_row), (seen.column, dut.o_column)):
+                value = ctx.get(port.as_value())
+                if value & 7:
+                    bus.append((cycle, value))
+            if units and ctx.get(dut.o.valid):
+                found = [ctx.get(one) for one in dut.o.payload.data]
+                seen.results.append([one & 0xFFFFFFFF for one in found])
+                seen.checks.append([one >> 32 for one in found])
+            if ctx.get(dut.done):
+                seen.cycles = cycle - first_cycle(config.device)
+                break
+            wanted = []
+            if ctx.get(dut.prog_en):
+                wanted.append((dut.prog_data, program[ctx.get(dut.prog_addr)]))
+            if units:
+                if ctx.get(dut.x_en):
+                    wanted.append((dut.x_data, given[ctx.get(dut.x_addr)]))
+                if ctx.get(dut.mem_en):
+                    coming[cycle + config.storage_cycles] = bursts[ctx.get(dut.mem_addr.as_value())]
+                wanted.append((dut.mem_data, coming.pop(cycle + 1, 0)))
+            await ctx.tick()
+            for port, value in wanted:
+                ctx.set(port, value)
+        seen.late = bool(ctx.get(dut.late))
+        if config.secded:
+            seen.counts = (ctx.get(dut.corrected), ctx.get(dut.uncorrected))
+
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    return seen
+
+
+def differences(
+    device: PimDevice, product: Product, options: Options, seen: Seen, results: np.ndarray
+) -> str:
+    """Return the first difference from the model and golden, or nothing."""
+
+    def trace(bus):
+        pairs = np.array(bus, dtype=np.int64).reshape(-1, 2)
+        return Trace(pairs[:, 0], pairs[:, 1:].astype(np.uint64))
+
+    run = run_gemv(device, product, options, log=True)
+    log = commands_seen(device, trace(seen.row), trace(seen.column))
+    found = first_divergence(
+        [
+            bus_check(device, "o_row", ROW_KINDS, log, run.log),
+            bus_check(device, "o_column", COLUMN_KINDS, log, run.log),
+        ]
+    )
+    if found:
+        return found.message
+    if (seen.cycles, seen.late) != (run.cycles, False):
+        return f"ends in cycle {seen.cycles}, not {run.cycles}; late: {seen.late}"
+    got = np.array(seen.results, dtype=np.uint32).reshape(-1, results.shape[1])
+    if len(got) != len(results):
+        return f"{len(got)} bursts of results, not {len(results)}"
+    wrong = np.argwhere(got != results.view(np.uint32))
+    return f"result {wrong[0].tolist()} of {len(results)}" if len(wrong) else ""
+
+
+def run(name: str, product: Product, options: Options = DEFAULT, *, seed: int = 0, channel: int = 0) -> str:
+    """Run a channel's part of a product; return the first difference, or nothing."""
+    device = DEVICES[name]
+    share = share_of(device, product, options, *operands(product, seed), channel)
+    seen = simulate(
+        ChannelConfig(device=device),
+        program_of(device, product, options),
+        share.input_image(),
+        share.bank_image(),
+    )
+    return differences(device, product, options, seen, share.results)
+
+
+OFTEN = Options(limits=PowerLimits(hot=True))
+"""Refreshes twice as often: short runs meet some."""
+SMALL = {
+    "hbm2-pim": Product(rows=20, cols=100, channels=1, batch=2),
+    "hbm2-pim-samsung": Product(rows=17, cols=70, channels=1, batch=1),
+}
+"""Two passes or tiles, a ragged last burst; refreshes of both ranks."""
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_command_and_every_bit(name):
+    assert run(name, SMALL[name], OFTEN) == ""
+
+
+def drawn(name: str, rng: np.random.Generator) -> tuple[Product, Options, int]:
+    """Draw a product, how it is run, and a channel of it."""
+    channels = int(rng.choice([1, 2, 6]))
+    tokens = DEVICES[name].tokens_per_burst
+    product = Product(
+        rows=int(rng.integers(1, 1 + 20 * channels)),
+        cols=int(rng.integers(1, 200)),
+        channels=channels,
+        batch=int(rng.choice([1, 2, 4])) if tokens > 1 else int(rng.choice([1, 1, 2, 3])),
+    )
+    limits = PowerLimits(
+        mac_gap=int(rng.choice([1, 6])), act_gap=int(rng.choice([1, 40])), hot=bool(rng.random() < 0.7)
+    )
+    return product, Options(limits=limits, refresh=bool(rng.random() < 0.9)), int(rng.integers(channels))
+
+
+@pytest.mark.parametrize("name", list(DEVICES))
+@pytest.mark.parametrize("seed", range(1))
+def test_random_products(name, seed):
+    product, options, channel = drawn(name, np.random.default_rng([len(name), seed]))
+    found = run(name, product, options, seed=seed, channel=channel)
+    assert found == "", (seed, product, options, channel)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", list(DEVICES))
+@pytest.mark.parametrize("seed", range(1, 40))
+def test_many_random_products(name, seed):
+    product, options, channel = drawn(name, np.random.default_rng([len(name), seed]))
+    found = run(name, product, options, seed=seed, channel=channel)
+    assert found == "", (seed, product, options, channel)
+
+
+class Wrong(ChannelConfig):
+    """A channel whose table of constraints has a distance too short."""
+
+    between_what: tuple[Command, Command]
+
+    def between(self, before, after, *levels):
+        return super().between(before, after, *levels) - ((before, after) == self.between_what)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("hbm2-pim", Command.ACT, Command.RD),
+        ("hbm2-pim", Command.WR, Command.PRE),
+        ("hbm2-pim-samsung", Command.PRE, Command.ACT),
+        ("hbm2-pim-samsung", Command.RD, Command.WR),
+    ],
+)
+def test_a_constraint_too_short_is_seen(name, before, after):
+    """One cycle too few between two commands: the first command behind is named, with both cycles."""
+    device = DEVICES[name]
+    product = Product(rows=2, cols=8, channels=1)
+    share = share_of(device, product, DEFAULT, *operands(product, 0), 0)
+    config = Wrong(device=device)
+    object.__setattr__(config, "between_what", (before, after))
+    program = program_of(device, product, DEFAULT)
+    seen = simulate(config, program, share.input_image(), share.bank_image())
+    found = differences(device, product, DEFAULT, seen, share.results)
+    assert re.match(r"gemv\.o_(row|column): transfer \d+: cycle model \d+, rtl \d+; payload equal", found), (
+        found
+    )
+
+
+def test_a_weight_too_many_is_seen():
+    """A flipped bit of the banks is a wrong result."""
+    device, product = DEVICES["hbm2-pim"], Product(rows=2, cols=8, channels=1)
+    share = share_of(device, product, DEFAULT, *operands(product, 0), 0)
+    image = share.bank_image()
+    image[0, 1] ^= 0x40
+    program = program_of(device, product, DEFAULT)
+    seen = simulate(ChannelConfig(device=device), program, share.input_image(), image)
+    assert differences(device, product, DEFAULT, seen, share.results) == "result [0, 0] of 1"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_engine_that_is_late_says_so(name, monkeypatch):
+    """Started without time to get ahead, the planner and the loader of groups miss cycles and tell it."""
+    monkeypatch.setattr(streamed_engine, "STREAMED_LEAD", 4)
+    monkeypatch.setattr(barrier_engine, "lead", lambda _device: 4)
+    device, product = DEVICES[name], Product(rows=2, cols=8, channels=1)
+    share = share_of(device, product, DEFAULT, *operands(product, 0), 0)
+    program = program_of(device, product, DEFAULT)
+    seen = simulate(ChannelConfig(device=device), program, share.input_image(), share.bank_image(), most=400)
+    assert seen.late
+
+
+def test_the_published_figures_hold_for_the_engines():
+    """Commands alone, of the devices as they are: 1408 x 2048 and 512 x 512 on 64 channels."""
+    for name, product, cycles in (
+        ("hbm2-pim", Product(rows=1408, cols=2048, channels=64), 1631),
+        ("hbm2-pim-samsung", Product(rows=512, cols=512, channels=64), 1867),
+    ):
+        device = load_device(name)
+        config = ChannelConfig(device=device)
+        seen = simulate(
+            config, program_of(device, product, DEFAULT), *(np.zeros((0, 1)),) * 2, EngineAlone(config)
+        )
+        assert differences(device, product, DEFAULT, seen, np.zeros((0, 1), np.float32)) == ""
+        assert seen.cycles == cycles
+
+
+def test_a_program_is_short():
+    """Loops: it does not grow with the product."""
+    for name, most in (("hbm2-pim", 37), ("hbm2-pim-samsung", 62)):
+        device = load_device(name)
+        for product in (
+            Product(rows=4096, cols=4096, channels=64),
+            Product(rows=700, cols=4999, channels=2, batch=7),
+        ):
+            assert len(program_of(device, product, DEFAULT)) <= most
+
+
+def test_words_of_a_program():
+    assert word(Op.LOOP, count=3) == 1 | 3 << 4
+    assert words([word(Op.PASS, outputs=5)]).tolist() == [[12 | 5 << 4, 0, 0, 0, 0, 0, 0, 0]]
+    with pytest.raises(ValueError, match=r"^outputs of PASS must be in 0\.\.127, not 128$"):
+        word(Op.PASS, outputs=128)
+    with pytest.raises(ValueError, match=r"^row of WRITE must be in -131072\.\.131071, not -131073$"):
+        word(Op.WRITE, row=-131073)
+    with pytest.raises(ValueError, match=r"^CLOSE has no field row$"):
+        word(Op.CLOSE, row=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "hbm2-pim",
+            {"output_registers": 64},
+            "output_registers: must be at most 32 in Verilog, the bursts of a row, not 64",
+        ),
+        (
+            "hbm2-pim-samsung",
+            {"input_registers": 16},
+            "input_registers: must be 8, as must output_registers, for schedule barrier, not 16 and 8",
+        ),
+        (
+            "hbm2-pim-quad",
+            {"mac_cycles": 3},
+            "dram.timing: must leave 27 cycles from a MAC to its result, not 22",
+        ),
+    ],
+)
+def test_what_the_hardware_cannot(name, change, message):
+    with pytest.raises(InputError) as error:
+        ChannelConfig(device=replace(load_device(name), **change))
+    assert str(error.value) == message
+
+
+def test_tokens_whose_bursts_would_lie_twice():
+    """A last group of fewer tokens has other passes, which read the bursts in another order."""
+    device, product = DEVICES["hbm2-pim-quad"], Product(rows=24, cols=100, channels=1, batch=5)
+    with pytest.raises(InputError) as error:
+        share_of(device, product, DEFAULT, *operands(product, 0), 0)
+    rule = "must be a multiple of 4, the tokens that share a burst, or its last bursts lie in another order"
+    assert str(error.value) == f"batch: {rule}, not 5"
+
+
+# SECDED
+
+
+def test_the_code():
+    """Hsiao's: columns of odd weight, all different; every check covers 26 bits of data."""
+    assert len(set(COLUMNS)) == DATA_BITS
+    assert {column.bit_count() for column in COLUMNS} == {3, 5}
+    assert {mask.bit_count() for mask in MASKS} == {26}
+
+
+def _bit(number: int) -> tuple[np.uint64, np.uint8]:
+    """Return the flips of data and of checks that are bit ``number`` of 72."""
+    data = np.uint64(1 << number) if number < DATA_BITS else np.uint64(0)
+    return data, np.uint8(0 if number < DATA_BITS else 1 << (number - DATA_BITS))
+
+
+def test_every_flip_and_every_pair_of_flips():
+    """All 72 single and 2556 double flips, of random words and of those of equal bits."""
+    words_ = np.random.default_rng(1).integers(0, 1 << 64, 64, dtype=np.uint64)
+    words_[:2] = 0, (1 << 64) - 1
+    checks = encode(words_)
+    data, status = decode(words_, checks)
+    assert (data == words_).all() and (status == CLEAN).all()
+    flips = [_bit(number) for number in range(72)]
+    for data_flip, check_flip in flips:
+        data, status = decode(words_ ^ data_flip, checks ^ check_flip)
+        assert (data == words_).all() and (status == CORRECTED).all()
+    for one, other in itertools.combinations(flips, 2):
+        as_came = words_ ^ one[0] ^ other[0]
+        data, status = decode(as_came, checks ^ one[1] ^ other[1])
+        assert (data == as_came).all() and (status == UNCORRECTED).all()
+
+
+def test_a_word_is_corrected_in_hardware():
+    """All single flips and a sample of the double ones, as golden has them."""
+    rng = np.random.default_rng(2)
+    pairs = [tuple(rng.choice(72, 2, replace=False).tolist()) for _ in range(40)]
+    cases = [(), *((number,) for number in range(72)), *pairs]
+    dut = CorrectWord()
+
+    async def bench(ctx):
+        for case in cases:
+            data = rng.integers(0, 1 << 64, 1, dtype=np.uint64)
+            check = encode(data)
+            for number in case:
+                data, check = data ^ _bit(number)[0], check ^ _bit(number)[1]
+            ctx.set(dut.data, int(data[0]))
+            ctx.set(dut.check, int(check[0]))
+            await ctx.tick()
+            word_, status = decode(data, check)
+            seen = (ctx.get(dut.o), ctx.get(dut.single), ctx.get(dut.double))
+            assert seen == (word_[0], status[0] == CORRECTED, status[0] == UNCORRECTED), case
+
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+
+
+def test_flips_in_the_banks_are_corrected_and_counted():
+    """Single flips change no result; a double one is counted, and its word read as it came."""
+    device = DEVICES["hbm2-pim"]
+    config, product = ChannelConfig(device=device, secded=True), Product(rows=6, cols=40, channels=1, batch=2)
+    share = share_of(device, product, DEFAULT, *operands(product, 0), 0)
+    program, clean = program_of(device, product, DEFAULT), share.bank_image(secded=True)
+    assert clean.shape[1] == 2 * 9
+    read = 3 * 10  # bursts of a unit, of which it reads each for every item
+    image = flipped(clean[:read], device, 7, seed=3)
+    seen = simulate(config, program, share.input_image(), image)
+    assert differences(device, product, DEFAULT, seen, share.results) == ""
+    assert seen.counts == (14, 0)
+    image = clean[:read].copy()
+    image[4, 0] ^= 0b101
+    seen = simulate(config, program, share.input_image(), image)
+    assert seen.counts == (0, 2)
+    assert re.match(r"result \[", differences(device, product, DEFAULT, seen, share.results))
+
+
+def test_results_carry_check_bits():
+    device = DEVICES["hbm2-pim"]
+    config, product = ChannelConfig(device=device, secded=True), Product(rows=2, cols=8, channels=1)
+    share = share_of(device, product, DEFAULT, *operands(product, 0), 0)
+    program = program_of(device, product, DEFAULT)
+    seen = simulate(config, program, share.input_image(), share.bank_image(secded=True))
+    expected = encode(share.results.view(np.uint32).astype(np.uint64))
+    assert seen.checks == expected.tolist()
+
+
+# The exported Verilog
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "shape", "cycles"),
+    [
+        ("hbm2-pim", (4096, 4096), 9134),
+        ("hbm2-pim", (1408, 2048), 1631),
+        ("hbm2-pim-samsung", (4096, 4096), 13166),
+        ("hbm2-pim-samsung", (1408, 2048), 6970),
+    ],
+)
+def test_the_reference_figures_hold_for_the_verilog(name, shape, cycles, capsys):
+    """A channel's share of 64, native: cycles, every command, every bit."""
+    rows, cols = map(str, shape)
+    arguments = ["--channels", "64", "--rows", rows, "--cols", cols, "--engine", "both", "--json"]
+    assert main(["pim", "gemv", "--design", name, *arguments]) == 0
+    result = json.loads(capsys.readouterr().out)
+    rtl = result["rtl"]
+    assert (result["cycles"], rtl["cycles"], rtl["mismatches"]) == (cycles, cycles, 0)
+
+
+MISTAKES = {
+    "seed": (["--seed", "1"], "seed: needs --engine rtl or both"),
+    "channel": (["--engine", "rtl", "--channel", "2"], "channel: must be in 0..1, not 2"),
+    "flips": (["--engine", "rtl", "--flips", "2"], "flips: needs --secded"),
+    "without": (
+        ["--engine", "rtl", "--without", "split"],
+        "without: needs --engine model: the hardware has all additions",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_bad_input(arguments, message, capsys):
+    shape = ["--channels", "2", "--rows", "8", "--cols", "8"]
+    assert main(["pim", "gemv", "--design", "hbm2-pim", *shape, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"expertbank: {message}\n")
+
+
+def test_a_devices_verilog(tmp_path, capsys):
+    """A channel of a device's file; what it has no use for is refused."""
+    part, device = (
+        (PRESETS / place).read_text() for place in ("parts/hbm2-pim.toml", "devices/hbm2-pim.toml")
+    )
+    for old, new in (
+        ("bank_groups = 4", "bank_groups = 2"),
+        ("banks_per_group = 4", "banks_per_group = 2"),
+        ("row_bytes = 1024", "row_bytes = 256"),
+        ("burst_bytes = 32", "burst_bytes = 8"),
+    ):
+        assert part.count(old) == 1
+        part = part.replace(old, new)
+    (tmp_path / "part.toml").write_text(part)
+    for old, new in (
+        ('name = "hbm2-pim"', 'name = "small-one"'),
+        ("units = 8", "units = 2"),
+        ("lanes = 16", "lanes = 4"),
+        ('dram = "hbm2-pim"', f'dram = "{tmp_path}/part.toml"'),
+    ):
+        assert device.count(old) == 1
+        device = device.replace(old, new)
+    (tmp_path / "d.toml").write_text(device)
+    place = tmp_path / "out"
+    assert main(["verilog", "--design", str(tmp_path / "d.toml"), "--out", str(place), "--json"]) == 0
+    names = ["eb_small_one.v", "eb_ram.v", "small_one.f", "small_one.ports.json"]
+    assert json.loads(capsys.readouterr().out)["files"] == [str(place / name) for name in names]
+    assert "module eb_small_one (" in (place / names[0]).read_text()
+    for arguments, message in (
+        (["--design", "hbm2-pim", "--scale", "3"], "scale: needs an accelerator, not 'hbm2-pim', a device"),
+        (["--design", "gddr6-aim"], "schedule: must be barrier or streamed in Verilog, not lockstep"),
+        (["--design", "pim", "--secded"], "secded: needs a device for 'pim gemv', not 'pim'"),
+    ):
+        assert main(["verilog", *arguments, "--out", str(tmp_path / "no")]) == 2
+        assert capsys.readouterr().err == f"expertbank: {message}\n"
+    assert not (tmp_path / "no").exists()
