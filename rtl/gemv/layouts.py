@@ -193,7 +193,8 @@ def work_layout(config: ChannelConfig):
             "first": unsigned(1),
             "register": unsigned(bits_for(config.device.input_registers)),
             "sum": unsigned(bits_for(config.device.output_registers)),
-            "last_token": unsigned(bits_for(config.device.tokens_per_burst)),
+            # Of one choice it has no bits.
+            "last_token": unsigned((config.device.tokens_per_burst - 1).bit_length()),
             "address": unsigned(INPUT_BITS),
         }
     )

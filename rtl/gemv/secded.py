@@ -23,7 +23,7 @@ class CorrectWord(wiring.Component):
     Members
     -------
     data : In(64), check : In(8)
-    o : Out(64), single : Out(1), double : Out(1)
+    o : Out(64), one_flip : Out(1), two_flips : Out(1)
         Registered. One bit was flipped, and ``o`` is right; two were, and ``o`` is as it came.
     """
 
@@ -35,8 +35,8 @@ class CorrectWord(wiring.Component):
                 "data": In(DATA_BITS),
                 "check": In(CHECK_BITS),
                 "o": Out(DATA_BITS),
-                "single": Out(1),
-                "double": Out(1),
+                "one_flip": Out(1),
+                "two_flips": Out(1),
             }
         )
 
@@ -53,7 +53,7 @@ class CorrectWord(wiring.Component):
         ]
         m.d.sync += [
             self.o.eq(self.data ^ flips),
-            self.single.eq(known),
-            self.double.eq(syndrome.any() & ~known),
+            self.one_flip.eq(known),
+            self.two_flips.eq(syndrome.any() & ~known),
         ]
         return m

@@ -190,8 +190,8 @@ class MacUnits(wiring.Component):
                     word.check.eq(stored[lane_bits + 8 * number :]),
                     corrected.word_select(unit * words + number, SECDED_WORD).eq(word.o),
                 ]
-                single.append(word.single)
-                double.append(word.double)
+                single.append(word.one_flip)
+                double.append(word.two_flips)
         seen = delay(m, comes, CorrectWord.LATENCY, "seen", control=True)
         with m.If(seen):
             m.d.sync += [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sim.commands.output import json_option, print_json, print_table
-from spec.device import PimDevice
+from spec.device import PimDevice, Schedule
 from spec.load import design_names, load_design, load_device, preset_names
 
 
@@ -32,4 +32,5 @@ def _accelerator(name: str) -> tuple[object, ...]:
 def _device(name: str) -> tuple[object, ...]:
     device = load_device(name)
     macs = f"{device.channels} x {device.units} x {device.lanes}"
-    return (name, "device", macs, device.level, device.schedule, f"{device.clock_hz / 1e6:g}", "no")
+    rtl = "yes" if device.schedule in (Schedule.BARRIER, Schedule.STREAMED) else "no"
+    return (name, "device", macs, device.level, device.schedule, f"{device.clock_hz / 1e6:g}", rtl)
