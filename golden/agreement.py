@@ -12,10 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.error_bound import BF16_ROUNDING, LOGIT_STEP, WEIGHT_ERROR, Bounded, dot
-from golden.functions import SELECT_BITS
+from golden.error_bound import (
+    LOGIT_STEP,
+    SCORE_STEP,
+    SIGMOID_ERROR,
+    SQRT_SOFTPLUS_ERROR,
+    WEIGHT_ERROR,
+    Bounded,
+    dot,
+    weight_error,
+)
 from golden.gating import group_mask, score
-from spec.model import GatingSpec, GroupMask, GroupScore, Score
+from golden.gating_bf16 import select_bits
+from spec.gate_plan import GatePlan
+from spec.model import GatingSpec, GroupScore, Score
 
 F64 = NDArray[np.float64]
 
@@ -41,22 +51,14 @@ SCORE_ERRORS = {
     Score.SOFTMAX: ScoreError(0.5, relative=WEIGHT_ERROR),
     Score.SIGMOID: ScoreError(0.25, absolute=5.9e-6),
     # 0.3191 at a logit of 0.92.
-    Score.SQRT_SOFTPLUS: ScoreError(0.32, absolute=2.9e-6, relative=3.0e-6),
+    Score.SQRT_SOFTPLUS: ScoreError(0.32, absolute=SQRT_SOFTPLUS_ERROR, relative=3.0e-6),
 }
 """Scores whose errors are stated; one that is not is excused none."""
-KEY_STEP = 2.0**-SELECT_BITS * 1.5
-"""A score is truncated to a selection score's bits, a bias is rounded to them."""
-
-
-def ranked_by_logits(gating: GatingSpec) -> bool:
-    """Whether the hardware compares logits, of which the scores are a growing function."""
-    sums = gating.grouped and gating.group_score is GroupScore.TOP2_SUM
-    return gating.score is Score.SOFTMAX and not gating.selection_bias and not sums
 
 
 def selection_keys(gating: GatingSpec, logits: F64, selection_bias: NDArray[np.floating] | None) -> F64:
     """Return ``(T, E)`` float numbers of which the hardware compares its own: logits, or biased scores."""
-    if ranked_by_logits(gating):
+    if GatePlan(gating).ranked_by_logit:
         return logits
     return score(gating.score, logits) + (0.0 if selection_bias is None else selection_bias)
 
@@ -73,7 +75,7 @@ def choice_margins(gating: GatingSpec, keys: F64) -> tuple[F64, F64]:
         best = ranked[..., -1] + (ranked[..., -2] if gating.group_score is GroupScore.TOP2_SUM else 0.0)
         groups = _gap(best, gating.topk_groups)
         # Of logits none is as low as a score of 0.
-        zero = gating.group_mask is GroupMask.ZERO and not ranked_by_logits(gating)
+        zero = GatePlan(gating).masks_to_zero
         keys = np.where(group_mask(gating, keys), keys, 0.0 if zero else -np.inf)
     return _gap(keys, gating.top_k), groups
 
@@ -120,21 +122,33 @@ def choice_bound(gating: GatingSpec, logits: F64, logit_error: F64) -> tuple[F64
     ----------
     logits, logit_error : (T, E) in float, and (T,) how far the hardware's can be from them.
     """
-    if ranked_by_logits(gating):
+    if GatePlan(gating).ranked_by_logit:
         of_key = logit_error
     else:
         error = SCORE_ERRORS.get(gating.score, ScoreError(0.0))
         largest = np.abs(score(gating.score, logits)).max(axis=1)
-        of_key = error.slope * logit_error + error.absolute + error.relative * largest + KEY_STEP
+        of_key = error.slope * logit_error + error.absolute + error.relative * largest
+        # A score is truncated to a selection score's bits, a bias is rounded to them.
+        of_key = of_key + 1.5 * 2.0 ** -select_bits(gating) + SCORE_STEP
     added = 2 if gating.group_score is GroupScore.TOP2_SUM else 1
     return 2 * of_key, 2 * added * of_key
 
 
-def weight_bound(logit_error: F64) -> F64:
-    """Return ``(T,)`` bounds on the relative error of a weight, where both chose the same experts.
+def weight_bound(
+    gating: GatingSpec, logits: F64, ids: NDArray[np.int64], weights: F64, logit_error: F64
+) -> F64:
+    """Return ``(T, k)`` bounds on the relative error of weights, where both chose the same experts.
 
-    As in :func:`golden.error_bound.combine_weights`: a logit that is off by e changes a score by a factor of
-    at most exp(e), and the sum by which it is divided by as much.
+    Parameters are those of :func:`golden.error_bound.weight_error`.
     """
-    relative = np.expm1(2 * logit_error) + WEIGHT_ERROR
-    return relative + BF16_ROUNDING * (1 + relative)
+    error = Bounded(weights, weight_error(gating, logits, ids, weights, logit_error)).rounded().error
+    with np.errstate(over="ignore"):
+        bound: F64 = error / np.maximum(np.abs(weights), np.finfo(np.float64).tiny)
+    return bound
+
+
+def shared_bound(value: F64, logit_error: F64) -> F64:
+    """Return ``(T,)`` bounds on the relative error of a shared expert's weights, sigmoids of its gate."""
+    off = value * (np.expm1(logit_error) + SIGMOID_ERROR * np.exp(logit_error)) + SCORE_STEP
+    bound: F64 = Bounded(value, off).rounded().error / value
+    return bound

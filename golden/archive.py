@@ -17,27 +17,28 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from spec.errors import InputError, require
+from spec.files import check_regular
 
 MAX_ARRAY_BYTES = 1 << 32
+MAX_ARCHIVE_BYTES = 1 << 33
 MAX_ARRAYS = 1 << 14
 HEADER_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
 """What NumPy raises at headers that are none: they are read as Python literals."""
 
 
-def read_archive(path: Path, *, max_bytes: int | None = None) -> dict[str, NDArray[Any]]:
+def read_archive(path: Path, *, max_bytes: int = MAX_ARCHIVE_BYTES) -> dict[str, NDArray[Any]]:
     """Return an archive's arrays by name; :class:`InputError` if it is not a sound ``.npz`` file.
 
-    ``max_bytes`` is how much the arrays may take together, for callers that want less than
-    :data:`MAX_ARRAY_BYTES` each.
+    ``max_bytes`` is how much the arrays may take together.
     """
     arrays = {}
     try:
+        check_regular(path)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             require(len(members) <= MAX_ARRAYS, f"must hold at most {MAX_ARRAYS} arrays, not {len(members)}")
-            if max_bytes is not None:
-                stated = sum(member.file_size for member in members)
-                require(stated <= max_bytes, f"must hold at most {max_bytes} bytes, not {stated}")
+            stated = sum(member.file_size for member in members)
+            require(stated <= max_bytes, f"must hold at most {max_bytes} bytes, not {stated}")
             for member in members:
                 name = member.filename.removesuffix(".npy")
                 with archive.open(member) as stream:
@@ -58,8 +59,9 @@ def read_archive(path: Path, *, max_bytes: int | None = None) -> dict[str, NDArr
 def read_array(path: Path) -> NDArray[Any]:
     """Return a ``.npy`` file's array; :class:`InputError` if it is not a sound one."""
     try:
+        size = check_regular(path)
         with path.open("rb") as stream:
-            return _read_array(None, stream, path.stat().st_size)
+            return _read_array(None, stream, size)
     except InputError as error:
         raise error.at(file=path) from None
     except OSError as error:

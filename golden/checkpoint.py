@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.stored_formats import MXFP4_GROUP, StoredMatrix, StoredWeight, decode_scales
-from golden.tensor_file import MAX_HEADER_BYTES, TensorFile, check_regular, read_json, shown
+from golden.tensor_file import MAX_HEADER_BYTES, TensorFile, read_json, shown
 from golden.weights import PER_EXPERT, LayerWeights, check_indices, weight_shapes
 from spec.errors import InputError, require, require_range
 from spec.families import CheckpointNames, Take, WeightSource, read_config
+from spec.files import check_regular
 from spec.model import ModelSpec
 
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

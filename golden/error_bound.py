@@ -22,14 +22,25 @@ from golden.expert import activate, activation
 from golden.expert_bf16 import QUICK_GELU_ALPHA, clamps, limit_bf16
 from golden.expert_int8 import ActivationScales
 from golden.formats import GUARD_BITS, PRODUCT_FRACTION_BITS, bf16_decode
-from golden.functions import FRACTION_BITS, SCALE_BITS
-from golden.gating import sigmoid
+from golden.functions import FIXED_MAX, FRACTION_BITS, SCALE_BITS, SCORE_BITS
+from golden.gating import score, sigmoid
+from golden.gating_bf16 import scale_fixed
 from golden.grouped import quantise_groups
 from golden.int8 import INT8_MAX, FixedScale
 from golden.layer import LayerResult
 from golden.weights import ExpertWeights, LayerWeights
+from spec.gate_plan import GatePlan
 from spec.geometry import FfnGeometry, ImageGeometry, ceil_div
-from spec.model import Activation, AppliedTo, FfnSpec, ModelSpec
+from spec.model import (
+    Activation,
+    AppliedTo,
+    Epsilon,
+    FfnSpec,
+    GatingSpec,
+    ModelSpec,
+    Normalise,
+    Score,
+)
 
 F64 = NDArray[np.float64]
 
@@ -41,6 +52,9 @@ SIGMOID_ERROR = 1.1e-5
 WEIGHT_ERROR = 2e-5
 """Relative, of a combine weight before it is rounded: tables, reciprocal, truncations."""
 LOGIT_STEP = 2.0**-FRACTION_BITS
+SCORE_STEP = 2.0**-SCORE_BITS
+SQRT_SOFTPLUS_ERROR = 2.9e-6
+"""Absolute, of the tabulated score."""
 ALPHA_ROUNDING = 2.0**-17
 """The factor of the sigmoid's argument in clamped SwiGLU and quick GELU has 16 fraction bits."""
 SIGMOID_SLOPE = 0.25
@@ -143,11 +157,7 @@ def output_error_bound(
 def combine_weights(
     model: ModelSpec, image: ImageGeometry, weights: LayerWeights, x: F64, result: LayerResult
 ) -> Bounded:
-    """Return the combine weights (T, k) with their bound.
-
-    A logit that is off by e changes a score by a factor of at most exp(e), and the sum of the scores by
-    which it is divided by as much.
-    """
+    """Return the combine weights (T, k) with their bound."""
     logits = dot(
         exact(x),
         weights.router,
@@ -155,13 +165,108 @@ def combine_weights(
         weights.logit_bias,
         num_ones=image.router.num_ones if image.router else 1,
     )
-    logit_error = logits.error.max(axis=1, keepdims=True) + LOGIT_STEP
-    relative = np.expm1(2 * logit_error) + WEIGHT_ERROR
-    factor = model.expert_output_scale
-    if factor != 1.0:
-        # It is in the gate's scale, which has 14 fraction bits, or as many behind its first one.
-        relative = relative + 2.0 ** -(SCALE_BITS + 1) / np.clip(image.gate.gating.scale, 0.25, 1.0)
-    return Bounded(result.weights * factor, np.abs(result.weights) * factor * relative).rounded()
+    logit_error = logits.error.max(axis=1) + LOGIT_STEP
+    # The factor of the experts' outputs is in the gate's scale.
+    value = result.weights * model.expert_output_scale
+    error = weight_error(image.gate.gating, logits.value, result.ids, value, logit_error)
+    return Bounded(value, error).rounded()
+
+
+def weight_error(
+    gating: GatingSpec, logits: F64, ids: NDArray[np.int64], weights: F64, logit_error: F64
+) -> F64:
+    """Return (T, k) bounds on the error of combine weights before they are rounded to bf16, or infinity.
+
+    A score lies between what the logits' errors and the fixed point make of it, and so does what it is
+    divided by, which grows with every score. A logit that is off by e changes a score by a factor of at most
+    exp(e), and the sum by as much; what is cut off behind 30 fraction bits matters where scores are small.
+    A weight that is a logit is off by e itself, whatever that is of a sum that is near zero.
+
+    Parameters
+    ----------
+    gating : of the gate, with the scale that it has.
+    logits, ids, weights : (T, E), (T, k) and (T, k) in float; the hardware chooses the same experts.
+    logit_error : (T,) how far its logits can be off, saturation aside.
+    """
+    plan = GatePlan(gating)
+    beyond = np.maximum(np.abs(logits).max(axis=1) - FIXED_MAX / (1 << FRACTION_BITS), 0.0)
+    off = (logit_error + beyond)[:, None]
+    mantissa, power = scale_fixed(gating.scale)
+    own = WEIGHT_ERROR + abs(mantissa * 2.0 ** (power - SCALE_BITS) / gating.scale - 1.0)
+    if plan.normalises_by_norm:
+        # The logarithm of a sum of powers, divided by the order.
+        own += WEIGHT_ERROR / gating.norm_order
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        if plan.signed:
+            error = _signed_error(gating, np.take_along_axis(logits, ids, axis=1), weights, off)
+        else:
+            low, high = _weight_interval(plan, logits, ids, off)
+            error = np.maximum(high - weights, weights - low)
+        error = error + own * (np.abs(weights) + error)
+    # Neither 0 / 0 nor infinity - infinity bounds anything.
+    return np.where(np.isnan(error), np.inf, error)
+
+
+def _weight_interval(plan: GatePlan, logits: F64, ids: NDArray[np.int64], off: F64) -> tuple[F64, F64]:
+    """Return the least and the largest (T, k) weights, with scores that are not negative."""
+    gating = plan.gating
+    kind, growth = plan.weight_score, np.exp(off)
+    epsilon_step = 2.0 ** -(SCORE_BITS + 1) if gating.epsilon else 0.0
+    epsilons = [max(gating.epsilon - epsilon_step, 0.0), gating.epsilon + epsilon_step]
+    floor, unit = np.full_like(off, SCORE_STEP), [np.ones_like(off), np.ones_like(off)]
+    if kind is Score.SOFTMAX:
+        # Exponentials of distances from the largest logit, whose own error is common to all and cancels.
+        values = np.exp(logits - logits.max(axis=1, keepdims=True))
+        floor = floor * growth
+        unit = [
+            np.maximum(values / growth - floor, 0.0).sum(axis=1, keepdims=True),
+            (values * growth + floor).sum(axis=1, keepdims=True),
+        ]
+        if plan.carries_score or plan.shares_of_chosen:
+            floor = floor + SCORE_STEP * unit[1]
+    else:
+        values = score(kind, logits)
+        if kind is Score.SQRT_SOFTPLUS:
+            floor = floor + SQRT_SOFTPLUS_ERROR
+    chosen = np.take_along_axis(values, ids, axis=1)
+    bounds = np.maximum(chosen / growth - floor, 0.0), chosen * growth + floor
+    divisors = [
+        _divisor(gating, of_chosen, epsilon, one)
+        for of_chosen, epsilon, one in zip(bounds, epsilons, unit, strict=True)
+    ]
+    return gating.scale * bounds[0] / divisors[1], gating.scale * bounds[1] / divisors[0]
+
+
+def _divisor(gating: GatingSpec, chosen: F64, epsilon: float, unit: F64) -> F64:
+    """Return (T, 1) what scores are divided by; ``unit`` (T, 1) is what a share of one is in their terms."""
+    if gating.normalise is Normalise.NONE:
+        return unit
+    order = gating.norm_order if gating.normalise is Normalise.P_NORM else 1.0
+    largest = np.maximum(chosen.max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    total = largest * ((chosen / largest) ** order).sum(axis=1, keepdims=True) ** (1.0 / order)
+    added = gating.epsilon_rule is Epsilon.ADDED
+    divisor: F64 = total + epsilon * unit if added else np.maximum(total, epsilon * unit)
+    return divisor
+
+
+def _signed_error(gating: GatingSpec, chosen: F64, weights: F64, off: F64) -> F64:
+    """Return (T, k) errors of weights that are logits, (T, k), of which each can be off by (T, 1)."""
+    if gating.normalise is Normalise.NONE:
+        return np.broadcast_to(gating.scale * off, weights.shape)
+    if gating.normalise is Normalise.SUM:
+        total, moved = chosen.sum(axis=1, keepdims=True), chosen.shape[1] * off
+    else:
+        unit = np.ones_like(off)
+        total = _divisor(gating, np.abs(chosen), 0.0, unit)
+        high = _divisor(gating, np.abs(chosen) + off, 0.0, unit)
+        low = _divisor(gating, np.maximum(np.abs(chosen) - off, 0.0), 0.0, unit)
+        moved = np.maximum(high - total, total - low)
+    moved = moved + (2.0 ** -(SCORE_BITS + 1) if gating.epsilon else 0.0)
+    added = gating.epsilon_rule is Epsilon.ADDED
+    divisor = total + gating.epsilon if added else np.maximum(total, gating.epsilon)
+    least = np.maximum(np.abs(divisor) - moved, 0.0)
+    error: F64 = (gating.scale * off + np.abs(weights) * moved) / least
+    return error
 
 
 def shared_weight(image: ImageGeometry, weights: LayerWeights, x: F64) -> Bounded:

@@ -23,8 +23,11 @@ from golden.functions import (
     SELECT_BITS,
     SHARE_SELECT_BITS,
     bf16_from_integer,
+    exp2_negative,
     exp_negative,
     fixed_from_f32,
+    floor_log2,
+    log2_fixed,
     norm,
     normalised,
     reciprocal,
@@ -49,7 +52,7 @@ class RoutingBf16:
     ----------
     ids : (tokens, k) int64, best first; ties to the lowest index.
     weights : (tokens, k) bf16 patterns.
-    logits : (tokens, experts) int64 with 20 fraction bits.
+    logits : (tokens, experts) int64 with 20 fraction bits, standardised where the gating says so.
     shared : (tokens,) bf16 patterns, the weight of the shared expert where it has a gate, else None.
     scores : (tokens, k) int64 with 30 fraction bits, what the weights are made of, where it is asked for.
     """
@@ -132,6 +135,35 @@ def scores_fixed(kind: Score, logits: I64) -> I64:
     return (exponentials * mantissa[:, None]) >> (FRACTION_BITS + position - SCORE_BITS)[:, None]
 
 
+CENTRED_BITS = 20
+"""Bits behind the first one to which the largest of a token's centred logits is cut; others as far down."""
+
+
+def deviation_fixed(gating: GatingSpec) -> tuple[int, int]:
+    """Return ``logit_deviation * sqrt(num_experts)`` as ``mantissa * 2**(exponent - 16)``, of 17 bits."""
+    factor = gating.logit_deviation * gating.num_experts**0.5
+    exponent = frexp(factor)[1] - 1
+    return round(ldexp(factor, 16 - exponent)), exponent
+
+
+def standardised(gating: GatingSpec, logits: I64) -> I64:
+    """Return (tokens, experts) logits with a mean of 0 and the gating's standard deviation; equal ones are 0.
+
+    Each one's distance from the mean is exact, ``num_experts`` times as large, then cut; the inverse of the
+    root of their squares is half of a logarithm.
+    """
+    count = logits.shape[1]
+    centred = count * logits - logits.sum(axis=1, keepdims=True)
+    position = floor_log2(np.abs(centred).max(axis=1))
+    cut = (centred << CENTRED_BITS) >> position[:, None]
+    power = (cut * cut).sum(axis=1)
+    mantissa, shift = exp2_negative(log2_fixed(np.maximum(power, 1)) >> 1)
+    of_deviation, exponent = deviation_fixed(gating)
+    factor = (mantissa * of_deviation) >> 16
+    result: I64 = (cut * factor[:, None]) >> np.maximum(shift - exponent, 0)[:, None]
+    return result
+
+
 def _exponentials(logits: I64) -> I64:
     """Return exp(logit - largest) of each token's logits, with 30 fraction bits."""
     return score_from(*exp_negative(logits.max(axis=1, keepdims=True) - logits))
@@ -156,6 +188,8 @@ def select(gating: GatingSpec, logits: I64, bias: I64 | None, *, gives_scores: b
     bias : (experts,) selection bias of :func:`selection_bias_fixed`, or None.
     gives_scores : return the chosen experts' scores, too.
     """
+    if gating.logit_deviation:
+        logits = standardised(gating, logits)
     if gating.num_prototypes > 1:
         return _select_of_prototypes(gating, logits, gives_scores)
     plan = GatePlan(gating, gives_scores)

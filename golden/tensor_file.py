@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import stat
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spec.errors import InputError, require
+from spec.files import check_regular
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 1 << 25
@@ -111,13 +111,6 @@ def shown(name: str) -> str:
     """Return a name from a file as it is printed: on one line, not too long."""
     text = name if name.isprintable() else repr(name)
     return text if len(text) <= NAME_CHARACTERS else f"{text[:NAME_CHARACTERS]}..."
-
-
-def check_regular(path: Path) -> int:
-    """Return a file's size; :class:`InputError` if it is a folder, a pipe, a device."""
-    status = path.stat()
-    require(stat.S_ISREG(status.st_mode), "is not a regular file")
-    return status.st_size
 
 
 def read_json(text: bytes, what: str) -> dict[str, Any]:

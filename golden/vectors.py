@@ -99,7 +99,7 @@ def open_vector(path: Path) -> Archive:
         require(ok, f"must be one text of at most {MAX_META_CHARACTERS} characters", key="meta")
         try:
             meta = json.loads(str(text[()]))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise InputError(f"is not valid JSON: {error}", key="meta") from None
         if not isinstance(meta, dict):
             raise InputError(f"must be a JSON object, not {type(meta).__name__}", key="meta")

@@ -259,7 +259,7 @@ def random_weights(model: ModelSpec, seed: int, *, experts: Sequence[int] | None
     values depend on the seed and its own number alone, so a subset agrees with the full set.
     Raises :class:`InputError` for a negative seed or an expert that the model has not.
     """
-    _check_seed(seed)
+    check_seed(seed)
     num_experts = model.gating.num_ffn_experts
     chosen = range(num_experts) if experts is None else experts
     for expert in chosen:
@@ -305,13 +305,14 @@ def random_token_ids(model: ModelSpec, num_tokens: int, seed: int) -> NDArray[np
 
 def random_tokens(model: ModelSpec, num_tokens: int, seed: int) -> NDArray[np.float32]:
     """Return ``(num_tokens, d_model)`` float32 tokens, N(0, 1) rounded to bf16, seeded."""
-    _check_seed(seed)
+    check_seed(seed)
     require_range("tokens", num_tokens, 1, 1 << 24)
     rng = np.random.default_rng([seed, _STREAM_TOKENS])
     return _normal(rng, (num_tokens, model.d_model), 1.0)
 
 
-def _check_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
+    """Raise :class:`InputError` unless a seed is a number of 63 bits."""
     require_range("seed", seed, 0, (1 << 63) - 1)
 
 

@@ -29,7 +29,7 @@ from sim.commands import (
     system,
     verilog,
 )
-from spec.errors import InputError
+from spec.errors import InputError, one_line
 
 OK, DIFFERS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -64,10 +64,10 @@ for module in (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; bad input is one line on stderr and status 2."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        status = expertbank.main(
-            args=None if arguments is None else list(arguments), prog_name="expertbank", standalone_mode=False
-        )
+        _check_empty(given)
+        status = expertbank.main(args=given, prog_name="expertbank", standalone_mode=False)
     except InputError as error:
         return _fail(str(error))
     except click.ClickException as error:
@@ -80,8 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else OK
 
 
+def _check_empty(arguments: Sequence[str]) -> None:
+    """Raise :class:`InputError` for an empty argument: as a path it would be the folder one is in."""
+    for place, argument in enumerate(arguments):
+        before = arguments[place - 1] if place else ""
+        option = before if not argument else argument.removesuffix("=")
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            named = option.lstrip("-") if option.startswith("-") else f"argument {place + 1}"
+            raise InputError("must not be empty", key=named)
+
+
 def _fail(message: str) -> int:
-    print("expertbank: " + " ".join(message.split()), file=sys.stderr)
+    print("expertbank: " + one_line(" ".join(message.split())), file=sys.stderr)
     return BAD_INPUT
 
 

@@ -25,6 +25,9 @@ STORE_PIPELINE = 1
 TO_FIXED = 1
 FUNCTIONS = {Score.SIGMOID: 7, Score.SQRT_SOFTPLUS: 14}
 """From a logit to its score; a logit is one, and shares take longer."""
+STANDARDISE = 19
+"""Beside the rows of three passes: row sum 1, sum 1, centred 1; row's largest 1, largest 1, position 1,
+cut 1; square 1, row sum 1, sum 1, logarithm 4, exp2 2, factor 1, product 1, shift 1."""
 KEY = 1
 """Score to key, its bias added."""
 GROUP_RANK = 4
@@ -63,6 +66,8 @@ def _latency(geometry: GateGeometry) -> int:
     # A prototype's rows are a token's for all but the queue, where choices wait for the token's last one.
     own = geometry.of_prototype
     cycles += TO_FIXED + _selection_score(own)
+    if gating.logit_deviation:
+        cycles += 3 * (geometry.expert_rows - 1) + STANDARDISE
     if gating.grouped:
         cycles += geometry.expert_rows - 1 + GROUP_RANK
     if gating.num_prototypes > 1:

@@ -19,7 +19,7 @@ from sim.routing import IntArray, Routing, draw_ids, fitted_tokens
 from spec.errors import InputError, require, require_range
 from spec.geometry import ImageGeometry, ceil_div
 from spec.load import is_folder, load_model
-from spec.model import CapacityScope, ModelSpec
+from spec.model import MAX_WIDTH, CapacityScope, ModelSpec
 
 DEFAULT_TOKENS = 16
 MAX_IMAGE_BYTES = 1 << 30
@@ -191,7 +191,7 @@ def random_workload(
 
 
 def parse_scale(text: str | None, default: int, *, vector: bool, folder: bool = False) -> int:
-    """Return the divisor that ``--scale`` names: ``full`` or a whole number from 1.
+    """Return the divisor that ``--scale`` names: ``full`` or a whole number.
 
     1 for what has its own size: a vector, the weights of a folder.
     """
@@ -206,6 +206,7 @@ def parse_scale(text: str | None, default: int, *, vector: bool, folder: bool = 
         return default
     if text == "full":
         return 1
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"must be 'full' or a whole number from 1, not {text!r}", key="scale")
+    ok = text.isascii() and text.isdecimal() and len(text.lstrip("0")) <= len(str(MAX_WIDTH))
+    if not ok or not 1 <= int(text) <= MAX_WIDTH:
+        raise InputError(f"must be 'full' or a whole number in 1..{MAX_WIDTH}, not {text!r}", key="scale")
     return int(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import stat
 import tomllib
 import types
 import typing
@@ -10,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from spec.errors import InputError
+from spec.errors import InputError, require
 
 PRESETS = Path(__file__).parent
 MAX_TEXT_BYTES = 1 << 20
@@ -138,13 +139,24 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"is not valid TOML: {error}", file=path) from None
 
 
+def check_regular(path: Path) -> int:
+    """Return a file's size; :class:`InputError` if it is a folder, a pipe, a device (without end)."""
+    status = path.stat()
+    require(stat.S_ISREG(status.st_mode), "is not a regular file")
+    return status.st_size
+
+
 def read_text(path: Path) -> str:
     """Return a small UTF-8 text file; :class:`InputError` if it cannot be read or is too large."""
     try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise InputError(f"must be at most {MAX_TEXT_BYTES} bytes, not {path.stat().st_size}", file=path)
+        size = check_regular(path)
+        require(size <= MAX_TEXT_BYTES, f"must be at most {MAX_TEXT_BYTES} bytes, not {size}")
         return path.read_text(encoding="utf-8")
+    except InputError as error:
+        raise error.at(file=path) from None
     except UnicodeDecodeError as error:
         raise InputError(f"is not UTF-8: {error.reason}", file=path) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from None
+    except ValueError as error:  # a name that no file can have
+        raise InputError(f"cannot be read: {error}", file=path) from None

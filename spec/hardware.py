@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from spec.errors import InputError
 from spec.gate_plan import EPSILON_BITS, GatePlan
 from spec.model import (
+    MAX_SCALE,
     Activation,
     AppliedTo,
     Epsilon,
@@ -21,12 +22,13 @@ from spec.model import (
     Selection,
 )
 
-MAX_EXPERTS = 512
-MAX_TOP_K = 16
-MAX_SCALE = 1 << 16
-"""That of :class:`spec.model.GatingSpec`, for both factors of a weight."""
+GATE_EXPERTS = 512
+"""Experts of the largest gate; :data:`spec.model.MAX_EXPERTS` are those of any model."""
+GATE_TOP_K = 16
 NORM_ORDERS = (0.25, 64.0)
 """Range of the orders of a p-norm."""
+DEVIATIONS = (2.0**-10, 2.0**10)
+"""Range of the deviation of normalised logits times the root of the number of experts: their bound."""
 IDENTITY_SCALES = (2.0**-10, 2.0**10)
 """Range of the weights' scale beside identity experts, whose weights are added with 20 bits before the point
 and 32 behind."""
@@ -67,7 +69,7 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
 
 def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     gating = model.gating
-    for key, largest in (("num_experts", MAX_EXPERTS), ("top_k", MAX_TOP_K)):
+    for key, largest in (("num_experts", GATE_EXPERTS), ("top_k", GATE_TOP_K)):
         if getattr(gating, key) > largest:
             yield f"gating.{key}", f"must be at most {largest}", getattr(gating, key)
     for key, value, allowed in (
@@ -76,8 +78,12 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     ):
         if value not in allowed:
             yield f"gating.{key}", f"must be {_names(allowed)}", value.value
-    if gating.logit_deviation:
-        yield "gating.logit_deviation", "must be 0.0", gating.logit_deviation
+    low, high = DEVIATIONS
+    if gating.logit_deviation and not low <= gating.logit_deviation * gating.num_experts**0.5 <= high:
+        rule = f"must be 0.0 or, times the root of num_experts, in {low}..{high}"
+        yield "gating.logit_deviation", rule, gating.logit_deviation
+    if gating.logit_deviation and gating.num_prototypes > 1:
+        yield "gating.logit_deviation", "must be 0.0 with prototypes", gating.logit_deviation
     if gating.num_prototypes > 1 and gating.normalise is not Normalise.NONE:
         yield "gating.normalise", "must be 'none' with prototypes", gating.normalise.value
     if gating.num_prototypes > 1 and gating.selection_bias:

@@ -16,6 +16,11 @@ from spec.errors import require, require_range
 
 MAX_EXPERTS = 4096
 MAX_TOP_K = 64
+MAX_LAYERS = 1024
+MAX_WIDTH = 1 << 16
+"""Of tokens and of a routed expert."""
+MAX_SCALE = 1 << 16
+"""Of weights and of experts' outputs."""
 SCALE_MULTIPLE = 16
 NO_PLACES = -1
 """An ``expert_capacity`` that drops every assignment; 0 drops none."""
@@ -229,11 +234,13 @@ class GatingSpec:
             f"must divide num_experts={self.num_experts} and top_k={self.top_k}, not {self.num_prototypes}",
             key="num_prototypes",
         )
-        require_range("logit_deviation", self.logit_deviation, 0.0, 1 << 16)
+        require_range("logit_deviation", self.logit_deviation, 0.0, MAX_SCALE)
         require_range("epsilon", self.epsilon, 0.0, 1.0)
         require(self.norm_order > 0, f"must be above 0, not {self.norm_order}", key="norm_order")
         require(
-            0 < self.scale < 1 << 16, f"must be in 0..65536 (both excluded), not {self.scale}", key="scale"
+            0 < self.scale < MAX_SCALE,
+            f"must be in 0..{MAX_SCALE} (both excluded), not {self.scale}",
+            key="scale",
         )
         require_range("jitter", self.jitter, 0.0, 1.0)
         require_range("hash_tokens", self.hash_tokens, 0, 1 << 24)
@@ -318,7 +325,7 @@ class FfnSpec:
     alpha: float = 1.702
 
     def __post_init__(self) -> None:
-        require_range("d_expert", self.d_expert, 1, 1 << 16)
+        require_range("d_expert", self.d_expert, 1, MAX_WIDTH)
         require(
             0 < self.limit < 1 << 16, f"must be in 0..65536 (both excluded), not {self.limit}", key="limit"
         )
@@ -392,18 +399,18 @@ class ModelSpec:
     num_dense_layers: int = 0
 
     def __post_init__(self) -> None:
-        require_range("d_model", self.d_model, 1, 1 << 16)
-        require_range("d_latent", self.d_latent, 0, 1 << 16)
+        require_range("d_model", self.d_model, 1, MAX_WIDTH)
+        require_range("d_latent", self.d_latent, 0, MAX_WIDTH)
         require_range("d_shared", self.d_shared, 0, 1 << 18)
-        require_range("expert_output_scale", self.expert_output_scale, 0.0, 1 << 16)
+        require_range("expert_output_scale", self.expert_output_scale, 0.0, MAX_SCALE)
         require_range("expert_capacity", self.expert_capacity, NO_PLACES, 1 << 24)
         require(
             self.capacity_fraction <= 1 << 16,
             f"is too large: {self.capacity_fraction}",
             key="capacity_fraction",
         )
-        require_range("num_moe_layers", self.num_moe_layers, 1, 1024)
-        require_range("num_dense_layers", self.num_dense_layers, 0, 1024)
+        require_range("num_moe_layers", self.num_moe_layers, 1, MAX_LAYERS)
+        require_range("num_dense_layers", self.num_dense_layers, 0, MAX_LAYERS)
         identity = self.gating.num_identity_experts
         require(
             not (identity and self.d_latent),

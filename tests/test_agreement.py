@@ -16,17 +16,19 @@ from golden.agreement import (
     choice_bound,
     choice_margins,
     logit_bound,
-    ranked_by_logits,
     selection_keys,
     weight_bound,
 )
 from golden.formats import bf16_decode, bf16_encode
-from golden.gating import Routing, route, score, select
-from golden.gating_bf16 import RoutingBf16, route_bf16
+from golden.functions import FIXED_MAX
+from golden.gating import Routing, normalise, route, score, select
+from golden.gating_bf16 import RoutingBf16, route_bf16, selection_bias_fixed
+from golden.gating_bf16 import select as select_bf16
 from sim.claims.agreement import CHUNK, FamilyGate, Gate, GateBench, compare, family_gates, link_of
 from sim.claims.links import LINKS
 from sim.gate_alone import GateOperands, GateRun, gate_job, run_gate
 from spec.families import family_names
+from spec.gate_plan import GatePlan
 from spec.geometry import GateGeometry
 from spec.load import load_design, load_model
 from spec.model import GatingSpec, GroupMask, GroupScore, Normalise, Score
@@ -83,7 +85,9 @@ def plain_margins(gating: GatingSpec, keys: list[float]) -> tuple[float, float]:
         order = sorted(range(len(groups)), key=lambda group: -ranks[group])
         last, first_out = order[gating.topk_groups - 1], order[gating.topk_groups]
         between_groups = ranks[last] - ranks[first_out]
-        at_zero = gating.group_mask is GroupMask.ZERO and not ranked_by_logits(gating)
+        at_zero = gating.group_mask is GroupMask.ZERO and not (
+            gating.score is Score.SOFTMAX and GatePlan(gating).ranked_by_logit
+        )
         for group in order[gating.topk_groups :]:
             groups[group] = [0.0 if at_zero else -np.inf] * size
     ranked = sorted((key for group in groups for key in group), reverse=True)
@@ -117,7 +121,9 @@ def test_logits_that_differ_change_only_near_ties(name):
     over = np.minimum(margins[0] / bounds[0], margins[1] / bounds[1])
     assert other.sum() > 100
     assert over.max() <= 1
-    assert over.max() > (0.5 if gating.score is not Score.SOFTMAX or ranked_by_logits(gating) else 0.1)
+    assert over.max() > (
+        0.5 if gating.score is not Score.SOFTMAX or GatePlan(gating).ranked_by_logit else 0.1
+    )
 
 
 @pytest.mark.parametrize("d_model", [5, 64])
@@ -371,5 +377,80 @@ def test_a_run_with_gaps_waits_for_tokens_and_for_the_output():
     assert (slots > 1).any()
 
 
+# Weights of hostile logits.
+
+WEIGHTS = {
+    "softmax": GatingSpec(num_experts=16, top_k=4, normalise=Normalise.SUM),
+    "softmax of all": GatingSpec(num_experts=16, top_k=4, normalise=Normalise.NONE),
+    "biased shares": GatingSpec(num_experts=16, top_k=4, selection_bias=True, normalise=Normalise.SUM),
+    "biased shares, not normalised": GatingSpec(
+        num_experts=16, top_k=4, selection_bias=True, normalise=Normalise.NONE, scale=16.0
+    ),
+    "epsilon": GatingSpec(num_experts=16, top_k=4, normalise=Normalise.SUM, epsilon=1e-3),
+    "sigmoid": GatingSpec(num_experts=16, top_k=4, score=Score.SIGMOID, normalise=Normalise.SUM, scale=0.3),
+    "sigmoid, biased": GatingSpec(
+        num_experts=16, top_k=4, score=Score.SIGMOID, selection_bias=True, normalise=Normalise.SUM
+    ),
+    "sigmoid, not normalised": GatingSpec(
+        num_experts=16, top_k=4, score=Score.SIGMOID, normalise=Normalise.NONE
+    ),
+    "sqrt softplus": GatingSpec(
+        num_experts=16, top_k=4, score=Score.SQRT_SOFTPLUS, selection_bias=True, normalise=Normalise.SUM
+    ),
+    "softmax of the chosen": GatingSpec(
+        num_experts=16, top_k=4, score=Score.NONE, weight_score=Score.SOFTMAX, normalise=Normalise.SUM
+    ),
+    "logits": GatingSpec(num_experts=16, top_k=4, score=Score.NONE, normalise=Normalise.NONE),
+    "logits over their sum": GatingSpec(num_experts=16, top_k=4, score=Score.NONE, normalise=Normalise.SUM),
+    "norm": GatingSpec(
+        num_experts=16, top_k=4, score=Score.SIGMOID, normalise=Normalise.P_NORM, norm_order=2.0
+    ),
+}  # fmt: skip
+
+
+def hostile_logits(rng: np.random.Generator, kind: str) -> np.ndarray:
+    """Return (tokens, 16) logits with 20 fraction bits."""
+    plain = rng.standard_normal((2000, 16))
+    logits = {
+        "normal": plain,
+        "wide": 12 * plain,
+        "very wide": 900 * plain,
+        "ties": np.rint(2 * plain),
+        "equal": np.repeat(3 * plain[:, :1], 16, axis=1),
+        "far below": plain - 18,
+        "two levels": np.where(plain > 0.5, 10.0, -10.0) + plain / 1000,
+    }[kind]
+    return np.rint(logits * 2.0**20) / 2.0**20
+
+
+@pytest.mark.parametrize("kind", ["normal", "wide", "very wide", "ties", "equal", "far below", "two levels"])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weight_bound_holds_for_hostile_logits(name, kind):
+    """The hardware's logits are off by up to an error; scores next to nothing, sums of logits next to 0."""
+    gating, rng = WEIGHTS[name], np.random.default_rng(11)
+    logits, error = hostile_logits(rng, kind), 2.0**-12
+    moved = logits + error * rng.choice([-1.0, 0.0, 1.0], logits.shape)
+    bias = None
+    if gating.selection_bias:
+        # Chooses experts whose scores are small.
+        bias = np.linspace(0, 4, 16)
+    fixed = None if bias is None else selection_bias_fixed(gating, bias)
+    integers = np.clip(np.rint(moved * 2.0**20), -FIXED_MAX, FIXED_MAX).astype(np.int64)
+    ours = select_bf16(gating, integers, fixed)
+    scores = score(gating.score, logits)
+    weight_scores = score(gating.weight_score, logits) if gating.weight_score else scores
+    wanted = normalise(gating, np.take_along_axis(weight_scores, ours.ids, axis=1))
+    bound = weight_bound(gating, logits, ours.ids, wanted, np.full(len(logits), error))
+    off = np.abs(bf16_decode(ours.weights).astype(np.float64) - wanted)
+    assert (off <= bound * np.maximum(np.abs(wanted), np.finfo(np.float64).tiny)).all()
+    if kind == "normal" and "logits" not in name:
+        # As close as it was where scores are not small.
+        assert np.median(bound) <= 1.05 * (np.expm1(2 * error) + 2.0**-8 + 1e-4)
+
+
 def test_weight_bound_covers_the_rounding():
-    assert weight_bound(np.zeros(1))[0] == pytest.approx(2.0**-8, rel=0.01)
+    gating = WEIGHTS["softmax"]
+    logits = np.random.default_rng(12).standard_normal((50, 16))
+    ids = select(gating, logits, None)
+    weights = normalise(gating, np.take_along_axis(score(Score.SOFTMAX, logits), ids, axis=1))
+    assert weight_bound(gating, logits, ids, weights, np.zeros(50)) == pytest.approx(2.0**-8, rel=0.02)

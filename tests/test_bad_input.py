@@ -195,10 +195,13 @@ BAD_ARGUMENTS = {
         r"design: is neither a preset \(fpga, pim\) nor a \.toml file: 'asic'",
     ),
     "no model": ([], r"Missing option '--model'\."),
-    "scale 0": ([*PRESET_MODEL, "--scale", "0"], "scale: must be 'full' or a whole number from 1, not '0'"),
+    "scale 0": (
+        [*PRESET_MODEL, "--scale", "0"],
+        r"scale: must be 'full' or a whole number in 1\.\.65536, not '0'",
+    ),
     "scale 1.5": (
         [*PRESET_MODEL, "--scale", "1.5"],
-        "scale: must be 'full' or a whole number from 1, not '1.5'",
+        r"scale: must be 'full' or a whole number in 1\.\.65536, not '1.5'",
     ),
     "scale of a vector": (
         ["--model", str(VECTOR), "--scale", "2"],
@@ -217,7 +220,7 @@ BAD_ARGUMENTS = {
         [*PRESET_MODEL, "--experts", "9"],
         r"experts: must be in 1\.\.8, not 9",
     ),
-    "negative seed": ([*PRESET_MODEL, "--seed", "-1"], "seed: must be at least 0, not -1"),
+    "negative seed": ([*PRESET_MODEL, "--seed", "-1"], r"seed: must be in 0\.\.9223372036854775807, not -1"),
     "unknown routing": (
         [*PRESET_MODEL, "--routing", "fair"],
         r"routing: must be one of uniform, balanced, zipf, .* or a file \.npz, .*\.csv, not 'fair'",

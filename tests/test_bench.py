@@ -145,6 +145,19 @@ def test_weights_of_an_expert_are_timed_with_their_bytes(monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+def test_figures_of_a_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DeepSeek-V3 step and a Mixtral layer, and what more layers take; whether goals are met, a page says."""
+    monkeypatch.setattr(bench, "REPEATS", 1)
+    step, layer = bench.system_figures()
+    assert step.name == "deepseek-v3 on dynande, 58 x 256 experts, 64 tokens"
+    assert layer.name == "mixtral-8x7b on dynande, 1 x 8 experts, 16 tokens"
+    assert (step.goal, layer.goal) == ("below 200 ms", "below 10 ms")
+    for figure in (step, layer):
+        assert figure.value > 0
+        assert re.search(r"[0-9.]+ times as long with 4 times the layers", figure.how)
+
+
+@pytest.mark.slow
 def test_amaranth_runs_the_same_tokens(tiny: Bench) -> None:
     assert speed.amaranth_cycles_per_second(tiny, 150) > 0
 

@@ -494,8 +494,8 @@ MISTAKES = {
     "unknown link": (
         ["--only", "colour"],
         (
-            "only: must be one of float, formats, int8, families, rtl, blocks, layer, dram, memory, throughput,"
-            " not 'colour'"
+            "only: must be one of float, formats, int8, families, rtl, blocks, layer, dram, memory,"
+            " throughput, not 'colour'"
         ),
     ),
     "part of a page": (

@@ -91,6 +91,7 @@ def changed(model: ModelSpec, **changes) -> ModelSpec:
 
 CLAMPED = {"activation": Activation.CLAMPED_SWIGLU}
 CLAMPING = f"must be 0.0 or at least {2.0**-30} where it clamps a sum of logits"
+DEVIATION = "must be 0.0 or, times the root of num_experts, in 0.0009765625..1024.0"
 LACKING = {
     "experts": (
         changed(MIXTRAL, gating={"num_experts": 513}),
@@ -104,9 +105,13 @@ LACKING = {
         changed(MIXTRAL, gating={"router": Router.ATTENTION}),
         "gating.router: must be 'linear' in hardware, not 'attention'",
     ),
-    "normalised logits": (
-        changed(MIXTRAL, gating={"logit_deviation": 1.0}),
-        "gating.logit_deviation: must be 0.0 in hardware, not 1.0",
+    "normalised logits that are next to nothing": (
+        changed(MIXTRAL, gating={"logit_deviation": 0.0001}),
+        f"gating.logit_deviation: {DEVIATION} in hardware, not 0.0001",
+    ),
+    "normalised logits of prototypes": (
+        changed(MIXTRAL, gating={"logit_deviation": 1.0, "num_prototypes": 2, "normalise": Normalise.NONE}),
+        "gating.logit_deviation: must be 0.0 with prototypes in hardware, not 1.0",
     ),
     "prototypes whose weights are normalised": (
         changed(MIXTRAL, gating={"num_prototypes": 2}),

@@ -20,12 +20,13 @@ import rtl.gating.scores
 import rtl.gating.selection
 import rtl.gating.shared
 import rtl.gating.softmax
+import rtl.gating.standard
 import rtl.gating.topk
 import rtl.gating.weights
 import sim.gating
 from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode
 from golden.gating import normalise as normalise_kept
-from golden.gating import route
+from golden.gating import route, standardise
 from golden.gating_bf16 import (
     RoutingBf16,
     epsilon_fixed,
@@ -35,6 +36,7 @@ from golden.gating_bf16 import (
     score_words,
     select,
     selection_bias_fixed,
+    standardised,
 )
 from golden.image import router_image
 from rtl.gating import Gate, assignment_layout, given_score_bits, token_layout
@@ -393,6 +395,81 @@ def test_weights_of_the_kept(kind, normalise):
     np.testing.assert_allclose(weights[clear], wanted[clear], rtol=2**-8 + 2e-3, atol=1e-4)
     everyone = kept_weights(gating, ours.scores, np.ones_like(kept))
     np.testing.assert_allclose(bf16_decode(everyone)[clear], bf16_decode(ours.weights)[clear], rtol=2**-7)
+
+
+def standard_case(seed: int) -> Case:
+    """Return a random case whose logits are standardised over the experts."""
+    case = random_case(seed + 600)
+    gating = case.geometry.gating
+    while gating.num_experts == 1:
+        seed += 1000
+        gating = random_case(seed + 600).geometry.gating
+    deviation = float(np.random.default_rng(seed).choice([1.0, 0.01, 7.3]))
+    gating = replace(gating, logit_deviation=deviation)
+    geometry = replace(case.geometry, gating=gating, shared_gate=seed % 4 == 1)
+    return replace(case, geometry=geometry)
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(12), *(pytest.param(n, marks=pytest.mark.long) for n in range(5000, 5200))]
+)
+def test_random_standardised_logits(seed):
+    case = standard_case(seed)
+    run = run_case(case)
+    check(case, run)
+    assert run.gate.latency == sim.gating.latency(case.geometry), str(case)
+    assert run.gate.credits == sim.gating.num_credits(case.geometry), str(case)
+
+
+@pytest.mark.parametrize("deviation", [1.0, 0.01, 40.0])
+@pytest.mark.parametrize("num_experts", [1, 2, 16, 60, 512])
+def test_standardised_logits_against_float(num_experts, deviation):
+    """Any spread from 2^-14 to the saturated logits, far from a mean of 0 too; equal logits are 0."""
+    gating = gating_of(num_experts, 1, logit_deviation=deviation)
+    rng = np.random.default_rng(7)
+    spread = np.exp2(rng.uniform(-14, 9, (400, 1)))
+    real = rng.standard_normal((400, num_experts)) * spread + rng.uniform(-500, 500, (400, 1))
+    logits = np.clip(np.trunc(real * 2**20), 1 - 2**31, 2**31 - 1).astype(np.int64)
+    logits[:4] = [[0], [5], [2**31 - 1], [1 - 2**31]]
+    wanted = standardise(logits.astype(np.float64), deviation)
+    ours = standardised(gating, logits) / 2.0**20
+    largest = max(deviation * num_experts**0.5, 2.0**-20)
+    assert np.abs(ours - wanted).max() <= 1.2e-5 * largest + 2.0**-20
+    assert not ours[:4].any()
+
+
+PLANTED_IN_STANDARDISE = {
+    "sum of the last row": ("combine(running, values)", "values"),
+    "sum of two tokens": ("Mux(first, values,", "Mux(0, values,"),
+    "absent experts": ("Mux(self.present[n], self.logits[n], 0)", "self.logits[n]"),
+    "absent experts centred": (
+        "Mux(waited[32 * lanes + n], logit * num_experts - total, 0)",
+        "logit * 5 - total",
+    ),
+    "sign lost": ("magnitude.eq(Mux(one < 0, -one, one))", "magnitude.eq(one)"),
+    "a row too early": ("rows - 1 + 3 + self.of_root", "rows - 2 + 3 + self.of_root"),
+    "no root": ("log.o >> 1", "log.o >> 0"),
+    "other deviation": ("exp.shift - exponent", "exp.shift"),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED_IN_STANDARDISE)
+def test_bug_planted_in_standardised_logits_is_found(monkeypatch, bug):
+    gating = gating_of(5, 2, logit_deviation=3.0)
+    geometry = GateGeometry(
+        gating=gating,
+        d_model=3,
+        lanes=4,
+        logits_per_cycle=2,
+        stream_lanes=1,
+        load_elements=1,
+        shared_gate=True,
+    )
+    case = Case(geometry=geometry, num_tokens=5, seed=2)
+    check(case, run_case(case))
+    plant_bug(monkeypatch, rtl.gating.standard, *PLANTED_IN_STANDARDISE[bug])
+    with pytest.raises(DIVERGED):
+        check(case, run_case(case))
 
 
 def prototype_case(seed: int) -> Case:

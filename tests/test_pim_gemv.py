@@ -15,7 +15,7 @@ from sim.cli import main
 from sim.gemv import barrier, streamed
 from sim.gemv.check import BARRIER, STREAMED, check_inputs, check_log
 from sim.gemv.commands import EVEN, ODD, Kind, PowerLimits, Product, timings
-from sim.gemv.report import Options, ablation, added_bits, end_to_end, run_gemv
+from sim.gemv.report import Options, ablation, added_area_um2, added_bits, end_to_end, run_gemv
 from sim.gemv.streamed import Additions
 from spec.errors import InputError
 from spec.files import PRESETS
@@ -424,8 +424,14 @@ def test_what_each_addition_is_worth():
 
 
 def test_what_each_addition_costs():
-    """Bits of a channel's sequencer: rows are 16384, entries 8, columns 32."""
-    assert added_bits(OURS) == {"prefetch": 15, "register_path": 3, "split": 0, "unpadded": 11}
+    """Of a channel: 16384 rows, 8 entries of 256 bits, 32 columns; the pins bring a burst in 2 cycles."""
+    assert added_bits(OURS) == {"prefetch": 15, "register_path": 3 + 4 * 256, "split": 0, "unpadded": 11}
+    areas = added_area_um2(OURS)
+    assert areas["split"] == {"value": 0, "low": 0, "high": 0}
+    for name, bits in added_bits(OURS).items():
+        assert areas[name]["value"] == pytest.approx(bits * 6.916)
+    assert areas["prefetch"]["low"] == pytest.approx(15 * 6.916 / 5.0625)
+    assert areas["prefetch"]["high"] == pytest.approx(15 * 6.916 * 2)
 
 
 def test_what_surrounds_a_kernel():

@@ -319,13 +319,18 @@ def test_sieve_with_true_rooflines_is_no_slower():
 
 
 def test_the_block_models_of_a_note():
-    """What Sieve's note says of this project's command schedules is what they do."""
+    """What notes say of this project's command schedules is what they do."""
     note = load_paper("sieve").note
     product = Product(rows=768, cols=2048, channels=64)
     for name, said in (("hbm2-pim", "0.82"), ("hbm2-pim-samsung", "0.11")):
         used = f"{run_gemv(load_device(name), product).utilisation:.2f}"
         assert used == said
         assert said in note
+    # Eight operations a byte, one vector: an eighth of the MACs is all of the bandwidth.
+    matrix = Product(rows=14336, cols=4096, channels=64)
+    used = f"{8 * run_gemv(load_device('duplex'), matrix).utilisation:.2f}"
+    assert used == "0.89"
+    assert f"reaches {used} of its bandwidth" in load_paper("duplex").note
 
 
 def test_every_model_gives_every_claim():

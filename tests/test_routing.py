@@ -635,7 +635,7 @@ BAD_ARGUMENTS = {
     ),
     "no tokens": (["uniform", "--tokens", "0"], r"tokens: must be in 1\.\.1048576, not 0"),
     "no batch": (["uniform", "--batch", "0"], r"batch: must be in 1\.\.1048576, not 0"),
-    "negative seed": (["uniform", "--seed", "-1"], "seed: must be at least 0, not -1"),
+    "negative seed": (["uniform", "--seed", "-1"], r"seed: must be in 0\.\.9223372036854775807, not -1"),
     "more than a trace holds": (
         ["uniform", "--model", "deepseek-v3", "--tokens", "1048576", "--layers", "58"],
         "ids: must be at most 67108864 assignments, not 486539264",

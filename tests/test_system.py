@@ -88,6 +88,13 @@ def test_a_schedule_by_hand():
     assert result.idle_s("host").tolist() == [[6]]
 
 
+def test_results_come_back_behind_the_last_expert():
+    costs = costs_of([2, 1], [9, 9], [3, 4], send=[0.5, 0.25], latency_s=0.25)
+    result = schedule(costs, np.zeros((1, 2), bool))
+    assert result.spans["near"].tolist() == [[0, 0, 1, 4], [0, 1, 4, 8]]
+    assert (result.seconds, result.exchange_s.tolist()) == (9, [2])
+
+
 def test_units_work_side_by_side_and_layers_one_after_another():
     costs = costs_of(
         [[2, 2, 1], [1, 0, 1]], [[9] * 3, [9, 0, 9]], [[2, 3, 4], [5, 0, 6]], unit=[0, 1, 0], num_units=2

@@ -17,6 +17,7 @@ from rtl.gating.layouts import (
     row_shape,
 )
 from rtl.gating.softmax import SoftmaxShares, to_score
+from rtl.gating.standard import Standardise
 from rtl.gating.topk import SortedList
 from rtl.ram import DelayLine, delay_line
 from spec.geometry import GateGeometry
@@ -42,6 +43,7 @@ class Scores(wiring.Component):
     def __init__(self, geometry: GateGeometry) -> None:
         self.geometry = geometry
         self.shares = SoftmaxShares(geometry) if geometry.plan.shares_first else None
+        self.standardise = Standardise(geometry) if geometry.gating.logit_deviation else None
         lanes = geometry.logits_per_cycle
         members = {}
         if geometry.gating.selection_bias:
@@ -65,7 +67,12 @@ class Scores(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from a row of logits to its candidates."""
-        return 1 + (0 if self.geometry.plan.ranked_by_logit else self.score_latency + 1)
+        return self.fixed_latency + (0 if self.geometry.plan.ranked_by_logit else self.score_latency + 1)
+
+    @property
+    def fixed_latency(self) -> int:
+        """Cycles from a row of logits to the same in fixed point, standardised where that is asked for."""
+        return 1 + (self.standardise.latency if self.standardise else 0)
 
     def elaborate(self, platform):
         m = Module()
@@ -75,6 +82,9 @@ class Scores(wiring.Component):
         for lane in range(geometry.logits_per_cycle):
             fixed = Signal(signed(32), name=f"logit_{lane}", reset_less=True)
             m.d.sync += fixed.eq(fixed_from_f32(m, self.i.logits[lane], f"logit_{lane}"))
+            if self.standardise:
+                m.d.comb += self.standardise.logits[lane].eq(fixed)
+                fixed = self.standardise.o[lane]
             candidate = self.o.lanes[lane]
             logits.append(offset_binary(fixed))
             if plan.ranked_by_logit:
@@ -91,7 +101,7 @@ class Scores(wiring.Component):
                     m.d.sync += key.eq((score >> (SCORE_BITS - select_bits(gating))) + bias)
             m.d.comb += candidate.key.eq(offset_binary(key))
         if plan.carries_logit:
-            along = delay_line(m, Cat(*logits), self.latency - 1, "logits")
+            along = delay_line(m, Cat(*logits), self.latency - self.fixed_latency, "logits")
             for lane in range(geometry.logits_per_cycle):
                 m.d.comb += self.o.lanes[lane].payload.eq(along.word_select(lane, LOGIT_BITS))
 
@@ -105,6 +115,17 @@ class Scores(wiring.Component):
         ]
         for lane in range(geometry.logits_per_cycle):
             m.d.comb += self.o.lanes[lane].valid.eq(walk.present[lane])
+        if self.standardise:
+            m.submodules.standardise = standardise = self.standardise
+            m.submodules.raw_walk = raw = RowWalk(geometry)
+            row = delay(m, self.i.valid, 1, "raw_valid", control=True)
+            m.d.comb += [
+                raw.step.eq(row),
+                standardise.valid.eq(row),
+                standardise.first.eq(raw.row == 0),
+                standardise.last.eq(raw.row == geometry.num_rows - 1),
+                standardise.present.eq(raw.present),
+            ]
         if self.shares:
             self._rows_of_shares(m, logits)
         if geometry.gating.selection_bias:
@@ -137,7 +158,7 @@ class Scores(wiring.Component):
         geometry = self.geometry
         m.submodules.shares = shares = self.shares
         m.submodules.logit_walk = walk = RowWalk(geometry)
-        valid = delay(m, self.i.valid, 1, "fixed_valid", control=True)
+        valid = delay(m, self.i.valid, self.fixed_latency, "fixed_valid", control=True)
         m.d.comb += [
             walk.step.eq(valid),
             shares.i.valid.eq(valid),

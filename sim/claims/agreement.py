@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.agreement import choice_bound, choice_margins, logit_bound, selection_keys, weight_bound
+from golden.agreement import (
+    choice_bound,
+    choice_margins,
+    logit_bound,
+    selection_keys,
+    shared_bound,
+    weight_bound,
+)
 from golden.formats import Bits16, bf16_decode, bf16_encode
 from golden.gating import Routing, route, sigmoid
 from golden.gating_bf16 import RoutingBf16, route_bf16
@@ -187,6 +194,16 @@ class GateBench:
         rows = weights.router if gate is None else np.concatenate([weights.router, gate])
         return logit_bound(rows, bf16_decode(tokens), self.gate.geometry.cols, weights.logit_bias)
 
+    def weight_bounds(
+        self, tokens: Bits16, real: Routing, logit_error: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return the bounds on what :func:`compare` measures, in its order."""
+        gating = self.gate.geometry.gating
+        bound = weight_bound(gating, real.logits, real.ids, real.weights, logit_error)
+        bound = np.take_along_axis(bound, np.argsort(real.ids, axis=1), axis=1)
+        shared = self.shared(tokens)
+        return bound if shared is None else np.column_stack([bound, shared_bound(shared, logit_error)])
+
     def agreement(self, num_tokens: int) -> Agreement:
         """Return how the two agree on so many tokens, whole chunks."""
         gating, weights = self.gate.model.gating, self.weights
@@ -206,9 +223,9 @@ class GateBench:
                 margin = max(margin, float(margins.min(axis=0).max()))
                 margin_over = max(margin_over, float((margins / bounds).min(axis=0).max()))
             if agreed.any():
-                bound = weight_bound(logit_error[agreed])
+                bound = self.weight_bounds(tokens, real, logit_error)[agreed]
                 largest = max(largest, float(error.max()))
-                largest_over = max(largest_over, float((error.max(axis=1) / bound).max()))
+                largest_over = max(largest_over, float((error / bound).max()))
                 total += float(error.sum())
                 count += error.size
         mean = total / max(1, count)

@@ -96,7 +96,15 @@ def gemv_command(
     """
     from sim.gemv.commands import PowerLimits, Product
     from sim.gemv.energy import as_text, gemv_energy
-    from sim.gemv.report import Options, ablation, added_bits, end_to_end, log_text, run_gemv
+    from sim.gemv.report import (
+        Options,
+        ablation,
+        added_area_um2,
+        added_bits,
+        end_to_end,
+        log_text,
+        run_gemv,
+    )
     from sim.gemv.streamed import ALL
     from sim.toolchain import check_parent, write_atomically
 
@@ -144,6 +152,8 @@ def gemv_command(
     if ablate:
         result["ablation"] = ablation(device, product, options)
         result["added_bits"] = added_bits(device)
+        areas = added_area_um2(device)
+        result["added_area_um2"] = areas
     differs = ""
     if engine != "model":
         result["rtl"], differs = _run_rtl(
@@ -166,6 +176,11 @@ def gemv_command(
         shown.append(("energy", "-" if energy is None else as_text(energy)))
         if energy is not None:
             shown += [(f"energy: {name}", joules) for name, joules in energy.components.items()]
+        if ablate:
+            shown += [
+                (f"added area, um2: {name}", f"{area['value']:.0f} ({area['low']:.0f} to {area['high']:.0f})")
+                for name, area in areas.items()
+            ]
         for part in ("commands", "end_to_end", "ablation", "added_bits", "rtl"):
             table = result.get(part)
             if isinstance(table, dict):

@@ -179,6 +179,7 @@ def _load(
     npy: str,
 ) -> tuple[Trace, str, int | None]:
     """Return the trace of a file or a name, how it is called, and the seed that it was drawn with."""
+    from golden.weights import check_seed
     from sim.routing import TraceShape, parse_routing, shape_of, synthetic_trace
     from sim.routing.trace import stacked
     from spec.load import load_model
@@ -207,7 +208,7 @@ def _load(
     for key, value in (("top-k", top_k), ("experts", experts)):
         require(value is None, "is for a file; a synthetic routing has its --model's", key=key)
     seed = seed or 0
-    require(seed >= 0, f"must be at least 0, not {seed}", key="seed")
+    check_seed(seed)
     count = DEFAULT_TOKENS if tokens is None else tokens
     require_range("tokens", count, 1, 1 << 20)
     gating = (model or load_model(DEFAULT_MODEL)).gating

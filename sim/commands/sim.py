@@ -87,6 +87,7 @@ def command(
     the layer from its model by more than 1 %. With several designs the JSON object is
     {"designs": [one object for each]}.
     """
+    from golden.weights import check_seed
     from sim import workload
     from sim.request import Request
     from sim.routing import parse_routing, shape_of
@@ -119,7 +120,7 @@ def command(
         layout=layout,
         layer=layer,
     )
-    require(request.seed >= 0, f"must be at least 0, not {request.seed}", key="seed")
+    check_seed(request.seed)
     if tokens is not None:
         require_range("tokens", tokens, 1, 1 << 20)
     require(not waves or engine != "model", "needs --engine rtl or both", key="waves")

@@ -224,20 +224,45 @@ def ablation(device: PimDevice, product: Product, options: Options = DEFAULT) ->
 def added_bits(device: PimDevice) -> dict[str, int]:
     """Return the register bits, of a channel, that each addition of the schedule asks of its sequencer.
 
-    ``prefetch``: the next row and its side. ``register_path``: the entry to be written. ``split``: none, the
-    host adds. ``unpadded``: the accumulator counts modulo the outputs of a pass (counter and modulus),
-    and the column counts on across passes.
+    ``prefetch``: the next row and its side. ``register_path``: the entry to be written, and the bursts that
+    have to be there already when a pass begins: all entries are then written one behind the other, a cycle
+    each, and the pins bring a burst in ``burst`` cycles. ``split``: none, the host adds. ``unpadded``: the
+    accumulator counts modulo the outputs of a pass (counter and modulus), and the column counts on across
+    passes.
     """
     dram = device.timed
+    held = device.input_registers - device.input_registers // dram.timing.burst
 
     def bits(values: int) -> int:
         return (values - 1).bit_length()
 
     return {
         "prefetch": bits(dram.rows) + 1,
-        "register_path": bits(device.input_registers),
+        "register_path": bits(device.input_registers) + held * 8 * dram.burst_bytes,
         "split": 0,
         "unpadded": 2 * bits(device.output_registers) + bits(dram.bursts_per_row),
+    }
+
+
+FLIP_FLOP_UM2, NAND_UM2 = 4.522, 0.798
+"""DFF_X1 and NAND2_X1 of the NanGate 45 nm open cell library, in square micrometres."""
+GATES_PER_BIT = 3
+"""NAND2 beside a flip-flop that is counted or kept: a multiplexer's; assumed."""
+LOW_SCALE, HIGH_SCALE = (20 / 45) ** 2, 2.0
+"""From the figures of 45 nm to the ends of the range: an ideal shrink to the 20 nm of the DRAM die, and a
+DRAM's process, whose logic is larger, half of it filled."""
+
+
+def added_area_um2(device: PimDevice) -> dict[str, dict[str, float]]:
+    """Return the area of a channel, in square micrometres, that each addition's bits may take.
+
+    Registers and a multiplexer in front of each, by cells of 45 nm; ``low`` and ``high`` are what another
+    process makes of it. Wires, and the comparisons that decide when a command goes, are not in it.
+    """
+    one = FLIP_FLOP_UM2 + GATES_PER_BIT * NAND_UM2
+    return {
+        name: {"value": bits * one, "low": bits * one * LOW_SCALE, "high": bits * one * HIGH_SCALE}
+        for name, bits in added_bits(device).items()
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spec.errors import InputError
+from spec.files import check_regular
 
 MAX_LINE_BYTES = 1 << 26
 MAX_DOCUMENT_BYTES = 1 << 28
@@ -19,6 +20,7 @@ BYTES_AT_A_TIME = 1 << 22
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield a UTF-8 file's lines with their numbers from 1, without line ends."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
@@ -29,6 +31,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line.decode("utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
                     raise InputError(f"is not UTF-8: {error.reason}", file=path, key=at(number)) from None
+    except InputError as error:
+        raise error.at(file=path) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", file=path) from None
 
@@ -81,13 +85,15 @@ def read_documents(path: Path) -> Iterator[tuple[str | None, Any]]:
                 yield at(number), _parse(line, path, at(number))
         return
     try:
-        size = path.stat().st_size
+        size = check_regular(path)
         if size > MAX_DOCUMENT_BYTES:
             raise InputError(
                 f"must be at most {MAX_DOCUMENT_BYTES} bytes, not {size} (.jsonl has no such limit)",
                 file=path,
             )
         text = path.read_text(encoding="utf-8")
+    except InputError as error:
+        raise error.at(file=path) from None
     except UnicodeDecodeError as error:
         raise InputError(f"is not UTF-8: {error.reason}", file=path) from None
     except OSError as error:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spec.errors import InputError, require, require_range
+from spec.model import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
 
 IntArray = NDArray[np.int64]
 
@@ -16,9 +17,7 @@ UNKNOWN, PREFILL, DECODE = 0, 1, 2
 PHASES = ("unknown", "prefill", "decode")
 """What a token's ``phase`` stands for."""
 
-MAX_EXPERTS = 1 << 12
-MAX_LAYERS = 1 << 10
-MAX_SLOTS = 1 << 6
+MAX_SLOTS = MAX_TOP_K
 MAX_ASSIGNMENTS = 1 << 26
 """Layers x tokens x slots that a trace holds at most: 256 MiB of ids."""
 

@@ -19,18 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.routing.text import at, read_header, read_rows
-from sim.routing.trace import (
-    MAX_ASSIGNMENTS,
-    MAX_EXPERTS,
-    MAX_LAYERS,
-    MAX_SLOTS,
-    NO_EXPERT,
-    Trace,
-    TraceShape,
-    check_size,
-    make_trace,
-)
+from sim.routing.trace import MAX_ASSIGNMENTS, MAX_SLOTS, NO_EXPERT, Trace, TraceShape, check_size, make_trace
 from spec.errors import InputError, require
+from spec.model import MAX_EXPERTS, MAX_LAYERS
 
 MAX_SCORE = 1e30
 ROWS_AT_A_TIME = 512

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from sim.routing.text import at, read_header, read_rows
 from sim.routing.trace import (
     MAX_ASSIGNMENTS,
-    MAX_EXPERTS,
-    MAX_LAYERS,
     MAX_SLOTS,
     NO_EXPERT,
     Trace,
@@ -31,6 +29,7 @@ from sim.routing.trace import (
     repeated,
 )
 from spec.errors import InputError, require
+from spec.model import MAX_EXPERTS, MAX_LAYERS
 
 ACTIVATIONS = "layer,expert"
 TOKENS = "layer_id,expert_ids"

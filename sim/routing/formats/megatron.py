@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from sim.routing.formats.values import check_distinct, kind, mapping, nested_ids, whole
 from sim.routing.trace import (
     MAX_ASSIGNMENTS,
-    MAX_LAYERS,
     MAX_SLOTS,
     NO_EXPERT,
     PHASES,
@@ -34,6 +33,7 @@ from sim.routing.trace import (
     make_trace,
 )
 from spec.errors import InputError, require, require_range
+from spec.model import MAX_LAYERS
 
 MAX_NAME = 64
 

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from sim.routing.formats.requests import Part, joined, parts_of
 from sim.routing.formats.values import check_distinct, from_base64, kind, mapping, whole
-from sim.routing.trace import DECODE, MAX_EXPERTS, MAX_LAYERS, PREFILL, UNKNOWN, Trace, TraceShape
+from sim.routing.trace import DECODE, PREFILL, UNKNOWN, Trace, TraceShape
 from spec.errors import InputError, require
+from spec.model import MAX_EXPERTS, MAX_LAYERS
 
 ROUTED, START = "routed_experts", "routed_experts_start_len"
 

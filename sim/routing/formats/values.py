@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.routing.trace import MAX_EXPERTS, repeated
+from sim.routing.trace import repeated
 from spec.errors import InputError, require
+from spec.model import MAX_EXPERTS
 
 MAX_NUMBER = 1 << 40
 

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from golden.archive import array_of_bytes, read_array
 from sim.routing.formats.requests import Part, joined, parts_of
 from sim.routing.formats.values import check_distinct, from_base64, kind, mapping, nested_ids, whole
-from sim.routing.trace import DECODE, MAX_EXPERTS, PREFILL, UNKNOWN, Trace, TraceShape, make_trace
+from sim.routing.trace import DECODE, PREFILL, UNKNOWN, Trace, TraceShape, make_trace
 from spec.errors import InputError, require
+from spec.model import MAX_EXPERTS
 
 PROMPT, GENERATED = "prompt_routed_experts", "routed_experts"
 
