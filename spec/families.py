@@ -293,6 +293,19 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 """A part of a key's name, in snake case or camel case: ``num_experts``, ``expertsPerToken``, ``MoETopK``."""
 
 
+MAX_PLACE = 100
+"""Characters of a table's place, and of a key, in a message: a hostile file's could be long, and many."""
+
+MAX_TOLD = 16
+"""Keys that a warning names; of more it says how many."""
+
+
+def _inner_place(table: str, key: str) -> str:
+    """Return the place of a table within a table."""
+    place = f"{table}{key:.{MAX_PLACE}}."
+    return place if len(place) <= MAX_PLACE else f"{place[:MAX_PLACE]}..."
+
+
 class KeyKind(StrEnum):
     """What an unread key can be: without effect on an MoE layer, a part of one by its name, or unknown."""
 
@@ -450,11 +463,13 @@ class Family:
                     key=f"config.{table}{key}",
                 )
             elif isinstance(value, dict):
-                left += [(f"{table}{key}.", *item) for item in reversed(value.items())]
+                inner = _inner_place(table, key)
+                left += [(inner, *item) for item in reversed(value.items())]
             elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-                left += [(f"{table}{key}.", str(place), item) for place, item in enumerate(value)][::-1]
+                inner = _inner_place(table, key)
+                left += [(inner, str(place), item) for place, item in enumerate(value)][::-1]
             else:
-                unknown[f"config.{table}{key}"] = value
+                unknown[f"config.{table}{key:.{MAX_PLACE}}"] = value
         return unknown
 
     def _require_all_layers(self, key: str, value: object, allowed: list[Any]) -> None:
@@ -510,7 +525,9 @@ def warn_of_unread_keys(family: Family, config: dict[str, Any], *, file: object,
     """Warn (:class:`InputWarning`, one line) of the keys that nothing reads and no list knows as harmless."""
     unread = family.unread_keys(config)
     if unread:
-        keys = ", ".join(f"{prefix}{key}={value!r:.80}" for key, value in unread.items())
+        keys = ", ".join(f"{prefix}{key}={value!r:.80}" for key, value in list(unread.items())[:MAX_TOLD])
+        if len(unread) > MAX_TOLD:
+            keys += f" and {len(unread) - MAX_TOLD} more"
         message = f"{file}: not read in family {family.name}, and not known to change nothing: {keys}"
         warnings.warn(one_line(message), InputWarning, stacklevel=2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -507,6 +508,15 @@ def test_a_key_that_nothing_knows_is_a_warning(tmp_path, key):
     with pytest.warns(InputWarning, match=rf"\A{re.escape(message)}\Z"):
         model = model_of(tmp_path, MIXTRAL_CONFIG | {key: 4, "extra": [{key: 5}]})
     assert model.gating.top_k == MIXTRAL_CONFIG["num_experts_per_tok"]
+
+
+def test_many_long_keys_are_told_of_in_one_short_line(tmp_path):
+    table = {f"{'k' * 40}{number}": number for number in range(3000)}
+    started = time.process_time()
+    with pytest.warns(InputWarning, match=r"\A[^\n]*=15 and 2984 more\Z") as told:
+        model_of(tmp_path, MIXTRAL_CONFIG | {"t" * 500_000: {"u" * 1000: table}})
+    assert len(str(told[0].message)) < 4_000
+    assert time.process_time() - started < 5
 
 
 def test_a_warning_is_one_line_on_stderr_and_the_run_goes_on(tmp_path, capsys):
