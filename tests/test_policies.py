@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from sim.cli import main
-from sim.system import caches, placement
+from sim.system import caches, exchange, execution, placement, widths
 from sim.system.comparison import Comparison, Result, Steps
 from sim.system.costs import Costs, Expert, Roofline
 from sim.system.placement import Placing
 from sim.system.schedule import schedule
 from sim.system.step import least_frequent_leave, load_counts
+from spec.files import PRESETS, preset_names
 from spec.load import load_system
 
 ENGINE = Roofline(bytes_per_s=100.0, flops=1000.0, expert_s=0.5)
@@ -226,6 +227,9 @@ def test_balanced_loads_reach_the_bound():
 OF_FAMILY = {
     "cache": ["--model", "olmoe-1b-7b", "--steps", "4", "--tokens", "2"],
     "placement": ["--model", "olmoe-1b-7b", "--steps", "4", "--tokens", "8"],
+    "exchange": ["--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "16", "--nodes", "2"],
+    "dispatch": ["--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "16"],
+    "formats": ["--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "16"],
 }
 
 
@@ -273,11 +277,197 @@ def test_the_command(capsys, family):
         ("placement", ["--devices", "7"], "devices: must divide slots=64, not 7"),
         ("placement", ["--nodes", "3"], "nodes: must divide devices=8, not 3"),
         ("placement", ["--slots", "32"], "slots: must be in 64..4096, not 32"),
+        (
+            "exchange",
+            ["--policy", "ring"],
+            f"policy: must be one of {', '.join(exchange.POLICIES)}, not 'ring'",
+        ),
+        ("exchange", ["--nodes", "3"], "nodes: must divide devices=8, not 3"),
+        ("exchange", ["--devices", "0"], "devices: must be in 1..1024, not 0"),
+        ("exchange", ["--devices", "6"], "devices: must divide the 64 experts, not 6"),
+        (
+            "exchange",
+            ["--devices", "64", "--nodes", "8", "--steps", "1025", "--tokens", "1"],
+            "devices: must leave at most 67108864 pairs of all layers and steps, not 67174400",
+        ),
+        (
+            "exchange",
+            ["--link", "token-ring"],
+            f"link: is neither a preset ({', '.join(preset_names('links'))}) nor a .toml file: 'token-ring'",
+        ),
+        ("exchange", ["--link", "bad.toml"], "bad.toml: bytes_per_s: must be above 0, not -1e+09"),
+        (
+            "dispatch",
+            ["--policy", "padded"],
+            "policy: must be one of capacity, one-hot, largest, blocks, grouped, not 'padded'",
+        ),
+        (
+            "dispatch",
+            ["--capacity-factor", "0"],
+            "capacity-factor: must be above 0 and at most 1024, not 0",
+        ),
+        (
+            "dispatch",
+            ["--capacity-factor", "nan"],
+            "capacity-factor: must be above 0 and at most 1024, not nan",
+        ),
+        ("dispatch", ["--block", "0"], "block: must be in 1..65536, not 0"),
+        (
+            "formats",
+            ["--policy", "fp4"],
+            "policy: must be one of bf16, int8, fp8, mxfp4, int4, mixed, not 'fp4'",
+        ),
+        ("formats", ["--wide-share", "1.5"], "wide-share: must be in 0..1, not 1.5"),
         ("placement", ["--steps", "1"], "steps: must be at least 2, one to learn from and one to run, not 1"),
     ],
 )
-def test_bad_input_is_one_line(capsys, family, arguments, message):
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, family, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.toml").write_text(
+        (PRESETS / "links" / "nvlink4.toml").read_text().replace("value = 450e9", "value = -1e9")
+    )
     assert main(["policies", family, *OF_FAMILY[family], *arguments, "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.fullmatch(rf"expertbank: {re.escape(message)}\n", captured.err)
+
+
+def test_phases_by_hand():
+    """Two nodes of two; 10 bytes a token; 100 bytes/s inside, 50 between, latencies 1 and 2."""
+    cluster = exchange.Cluster(4, 2, exchange.Link(100.0, 1.0), exchange.Link(50.0, 2.0))
+    tokens = np.zeros((3, 4, 4))
+    tokens[0, 0, 0] = 99  # stays
+    tokens[1, 0, 1] = tokens[1, 2, 1] = 20  # device 1 receives 20 from its node, 20 from the other
+    tokens[2, 0, 1] = 70
+    assert cluster.phase(tokens, 10.0).tolist() == [0, 6, 8]
+    assert cluster.phase(tokens, 10.0, latency=False).tolist() == [0, 4, 7]
+
+
+def exchange_of(ids, experts: int, devices: int = 4, nodes: int = 2) -> exchange.Exchange:
+    """Return an exchange of (layers, steps, tokens, k) experts over two nodes."""
+    cluster = exchange.Cluster(devices, nodes, exchange.Link(100.0, 0.01), exchange.Link(50.0, 0.02))
+    return exchange.Exchange(cluster, ENGINE, steps_of(ids, experts), experts)
+
+
+def test_ways_by_hand():
+    """Token 0 on device 0 with experts 4, 5 (device 2), 6 (device 3); 10 bytes, 0.2 s between, 0.1 inside."""
+    tokens = [[4, 5, 6], [2, 3, 2 ^ 3], [4, 5, 6], [7, 6, 5]]
+    one = exchange_of([[tokens]], 8)
+    # Straight: three copies leave device 0, and as many of device 1 at most stay in or leave its node.
+    assert exchange.direct(one, False).tolist() == pytest.approx([3 * 0.2])
+    # Once to device 2 and once to 3.
+    assert exchange.once_per_device(one, False).tolist() == pytest.approx([2 * 0.2])
+    # Once to node 1, to device 2; from there 2 sends on to 3 what token 0 and its own token 2 want.
+    assert exchange.node_forward(one, False).tolist() == pytest.approx([max(0.2, 2 * 0.1)])
+    assert exchange.node_forward(one, True).tolist() == pytest.approx([0.2 + 0.03])
+
+
+def scan(phase: float, compute: float, chunks: int) -> float:
+    """Return the end of a pipeline of chunks, one event after another."""
+    link, engine, done = 0.0, 0.0, []
+    for _ in range(chunks):
+        link += phase
+        engine = max(engine, link) + compute
+        done.append(engine)
+    for ready in done:
+        link = max(link, ready) + phase
+    return link
+
+
+def test_a_pipeline_is_its_events(rng):
+    for _ in range(50):
+        phase, compute = rng.random(2)
+        chunks = int(rng.integers(1, 9))
+        closed = exchange.pipelined(np.array([phase]), np.array([compute]), chunks)
+        assert closed.tolist() == pytest.approx([scan(phase, compute, chunks)])
+
+
+def test_a_shadowed_expert_costs_no_exchange():
+    """All tokens want expert 0: sent to all devices, 0.2 s or so, it is faster than one device alone."""
+    small = Expert(params=50, d_model=5, weight_bytes=10)
+    ids = np.zeros((1, 1, 64, 1), int)
+    one = replace(exchange_of(ids, 4), steps=steps_of(ids, 4, small))
+    # 16 tokens a device: 10 + 20 x 16 bytes at 100 a second, half a second more; weights over RDMA.
+    assert exchange.shadowed(one).tolist() == pytest.approx([330 / 100 + 0.5 + 10 / 50 + 0.02])
+    result = exchange.compare(one, "t").results
+    assert result["shadowed"].seconds < result["direct"].seconds
+
+
+def test_no_exchange_beats_its_bound(rng):
+    for devices, nodes in ((1, 1), (2, 1), (4, 2), (8, 4)):
+        steps = random_steps(rng, tokens=int(rng.integers(1, 40)), steps=2)
+        found = exchange.compare(exchange_of(steps.ids, 8, devices, nodes), "t")
+        assert set(found.results) == set(exchange.POLICIES)
+        seconds = {name: result.seconds for name, result in found.results.items()}
+        assert all(result.seconds >= result.bound_s * (1 - 1e-9) for result in found.results.values())
+        fixed = (seconds["direct"], *(seconds[f"chunked-{number}"] for number in exchange.CHUNKS[1:]))
+        assert seconds["adaptive"] <= min(fixed) * (1 + 1e-9)
+        assert seconds["once-per-device"] <= seconds["direct"] * (1 + 1e-9)
+        assert seconds["shadowed"] <= seconds["direct"] * (1 + 1e-9)
+
+
+def test_copies_are_conserved(rng):
+    """Every copy of a token arrives where its expert is; what is sent once reaches the same devices."""
+    steps = random_steps(rng, tokens=12, steps=2)
+    one = exchange_of(steps.ids, 8)
+    arrived = one.direct().sum(axis=1)
+    assert (arrived == one.counts.reshape(len(arrived), 4, 2).sum(axis=2)).all()
+    target, new = one.once(1)
+    for row, marked, ids in zip(
+        target.reshape(-1, 2), new.reshape(-1, 2), one.ids.reshape(-1, 2), strict=True
+    ):
+        assert set(row[marked].tolist()) == set((ids // 2).tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "computed"),
+    [
+        # 9 tokens of 4 experts, a quarter more than an even share: 2.8 rows, so 3.
+        ("capacity", [3, 3, 3, 3]),
+        ("one-hot", [3, 3, 3, 3]),
+        ("largest", [5, 5, 5, 5]),
+        ("blocks", [6, 4, 0, 2]),
+        ("grouped", [5, 3, 0, 1]),
+    ],
+)
+def test_rows_by_hand(name, computed):
+    rows = execution.Rows(np.array([[5, 3, 0, 1]]), capacity_factor=1.25, block=2)
+    assert execution.EXECUTIONS[name](rows).tolist() == [computed]
+
+
+def test_executions_by_hand():
+    """Tokens 3 and 1 of two experts, factor 1: 2 rows each, one token dropped, one row padded."""
+    steps = steps_of([[[[0], [0], [0], [1]]]], 2)
+    found = execution.compare(ENGINE, "t", steps, 2, capacity_factor=1.0, block=4).results
+    assert found["capacity"].measures == {"dropped_share": 0.25, "padding_share": 0.25}
+    # Two experts of 100 + 20 x 2 bytes at 100 a second, half a second more each.
+    assert found["capacity"].seconds == pytest.approx(2 * (1.4 + 0.5))
+    assert found["capacity"].bound_s == pytest.approx(1.4 + 1.2 + 2 * 0.5)
+    # A mask of 4 tokens and 2 x 2 rows times 5 numbers, twice, two operations each, 1,000 a second.
+    assert found["one-hot"].seconds == pytest.approx(3.8 + 2 * 2 * 4 * 4 * 5 / 1000)
+    assert found["largest"].measures == {"dropped_share": 0.0, "padding_share": pytest.approx(2 / 6)}
+    assert found["blocks"].measures == {"dropped_share": 0.0, "padding_share": 0.5}
+    assert found["grouped"].seconds == found["grouped"].bound_s
+
+
+def test_formats_by_hand():
+    """50 weights of 16 or 4.5 bits; the popular one of two experts stays wide."""
+    steps = steps_of([[[[0], [0], [1]], [[1], [1], [0]]]], 2)
+    found = widths.compare(ENGINE, "t", steps, 2, 0.5).results
+    byte_counts = {name: result.measures["held_GB"] * 1e9 for name, result in found.items()}
+    assert byte_counts["bf16"] == pytest.approx(200)
+    assert byte_counts["mxfp4"] == pytest.approx(2 * 50 * 4.25 / 8)
+    assert byte_counts["mixed"] == pytest.approx(100 + 50 * 4.5 / 8)
+    # Three tokens of 20 bytes, 100 bytes a second, half a second for each expert.
+    for name, held in byte_counts.items():
+        assert found[name].seconds == pytest.approx((held + 60) / 100 + 1)
+
+
+def test_no_execution_and_no_format_beats_its_bound(rng):
+    for factor in (0.5, 1.0, 4.0):
+        steps = random_steps(rng, tokens=int(rng.integers(1, 40)))
+        found = execution.compare(ENGINE, "t", steps, 8, capacity_factor=factor, block=4).results
+        assert set(found) == set(execution.POLICIES)
+        assert found["largest"].measures["dropped_share"] == found["blocks"].measures["dropped_share"] == 0
+        for result in [*found.values(), *widths.compare(ENGINE, "t", steps, 8).results.values()]:
+            assert result.seconds >= result.bound_s * (1 - 1e-9)

@@ -12,6 +12,7 @@ from spec.errors import require
 
 if TYPE_CHECKING:
     from sim.system.comparison import Comparison, Steps
+    from sim.system.costs import Roofline
     from spec.model import ModelSpec
 
 
@@ -55,6 +56,15 @@ def _steps(given: dict[str, Any]) -> tuple[ModelSpec, Steps, str]:
     steps = drawn_steps(model, given["steps"], given["tokens"], routing, given["seed"], given["phase"])
     words = f"{model.num_moe_layers} MoE layers, {given['steps']} x {given['tokens']} tokens, {routing.name}"
     return model, steps, f"{model.name}: {words}"
+
+
+def _engine(name: str) -> Roofline:
+    from sim.system.costs import Roofline
+    from spec.load import load_engine
+    from spec.system import quantities
+
+    values = {key: quantity.value for key, quantity in quantities(load_engine(name), "engine")}
+    return Roofline.of(values, "engine")
 
 
 def _print(result: Comparison, policy: str | None, as_json: bool) -> int:
@@ -107,15 +117,12 @@ def placement_command(
     **given: Any,
 ) -> int:
     """Experts over devices: round robin, popularity, EPLB (hierarchical, global), each cut over all."""
-    from sim.system.costs import Roofline
     from sim.system.placement import compare
-    from spec.load import load_engine
-    from spec.system import nominal
 
-    values = {f"host.{name}": value for name, value in nominal(load_engine(engine_name)).items()}
+    engine = _engine(engine_name)
     model, steps, title = _steps(given)
     result = compare(
-        Roofline.of(values, "host"),
+        engine,
         f"{title}, on {devices} x {engine_name}",
         steps,
         devices=devices,
@@ -123,4 +130,73 @@ def placement_command(
         groups=model.gating.num_groups,
         slots=slots,
     )
+    return _print(result, policy, as_json)
+
+
+@command.command("exchange")
+@click.option("--engine", "engine_name", default="h100", show_default=True, help="Device: of spec/engines.")
+@click.option("--devices", type=int, default=8, show_default=True, help="Of that kind.")
+@click.option("--nodes", type=int, default=1, show_default=True, help="That the devices are in.")
+@click.option("--link", "link_name", default="nvlink4", show_default=True, help="In a node: of spec/links.")
+@click.option("--between", "between_name", default="rdma-cx7", show_default=True, help="Between nodes.")
+@_drawn
+def exchange_command(
+    engine_name: str,
+    devices: int,
+    nodes: int,
+    link_name: str,
+    between_name: str,
+    policy: str | None,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """All-to-all of tokens: ways (DeepEP), chunks (FasterMoE, Tutel), tiles (Flux), shadowed experts."""
+    from sim.system.exchange import Cluster, Exchange, Link, compare
+    from spec.load import load_link
+
+    links = (Link.of(load_link(name)) for name in (link_name, between_name))
+    cluster = Cluster(devices, nodes, *links)
+    model, steps, title = _steps(given)
+    exchange = Exchange(cluster, _engine(engine_name), steps, model.gating.num_ffn_experts)
+    over = f"{nodes} x {devices // nodes} {engine_name}, {link_name} and {between_name}"
+    return _print(compare(exchange, f"{title}, on {over}"), policy, as_json)
+
+
+@command.command("dispatch")
+@click.option("--engine", "engine_name", default="h100", show_default=True, help="Of spec/engines.")
+@click.option("--capacity-factor", type=float, default=1.25, show_default=True, help="Over an even share.")
+@click.option("--block", type=int, default=128, show_default=True, help="Rows that are computed together.")
+@_drawn
+def dispatch_command(
+    engine_name: str, capacity_factor: float, block: int, policy: str | None, as_json: bool, **given: Any
+) -> int:
+    """Rows of experts: capacity with drop, as the largest, whole blocks (MegaBlocks, vLLM), grouped."""
+    from sim.system.execution import compare
+
+    engine = _engine(engine_name)
+    model, steps, title = _steps(given)
+    result = compare(
+        engine,
+        f"{title}, on {engine_name}",
+        steps,
+        model.gating.num_ffn_experts,
+        capacity_factor=capacity_factor,
+        block=block,
+    )
+    return _print(result, policy, as_json)
+
+
+@command.command("formats")
+@click.option("--engine", "engine_name", default="h100", show_default=True, help="Of spec/engines.")
+@click.option("--wide-share", type=float, default=0.25, show_default=True, help="Of experts in bf16: mixed.")
+@_drawn
+def formats_command(
+    engine_name: str, wide_share: float, policy: str | None, as_json: bool, **given: Any
+) -> int:
+    """Formats of weights: bf16, fp8, int4 (LMDeploy), MXFP4, mixed by popularity: bytes and time alone."""
+    from sim.system.widths import compare
+
+    engine = _engine(engine_name)
+    model, steps, title = _steps(given)
+    result = compare(engine, f"{title}, on {engine_name}", steps, model.gating.num_ffn_experts, wide_share)
     return _print(result, policy, as_json)

@@ -10,7 +10,7 @@ import numpy as np
 from sim.routing import IntArray, Routing, draw_ids
 from sim.system.costs import BYTES, Expert
 from sim.system.step import load_counts
-from spec.errors import InputError, require_range
+from spec.errors import InputError, require, require_range
 from spec.model import ModelSpec
 
 MOST_TOKENS = 1 << 20
@@ -134,6 +134,13 @@ def drawn_steps(
     params = model.expert_params / gating.num_ffn_experts
     expert = Expert(params, model.d_model, BYTES * params)
     return Steps(ids, counts.reshape(len(drawn), steps, -1), expert)
+
+
+def halves(counts: IntArray) -> tuple[IntArray, IntArray]:
+    """Return (layers, steps, experts) tokens of the steps to learn from, and of those to be judged by."""
+    steps = counts.shape[1]
+    require(steps > 1, f"must be at least 2, one to learn from and one to run, not {steps}", key="steps")
+    return counts[:, : steps // 2], counts[:, steps // 2 :]
 
 
 def check_policy(name: str | None, registry: dict[str, Any]) -> None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from sim.system.comparison import Comparison, Result, Steps
+from sim.system.comparison import Comparison, Result, Steps, halves
 from sim.system.costs import FloatArray, IntArray, Roofline
-from spec.errors import InputError, require, require_range
+from spec.errors import InputError, require_range
 
 BASELINE = "round-robin"
 TENSOR = "tensor"
@@ -200,19 +200,17 @@ def compare(
     slots: int | None = None,
 ) -> Comparison:
     """Place by the first half of the steps, run the second."""
-    _, num_steps, experts = steps.counts.shape
-    require(
-        num_steps > 1, f"must be at least 2, one to learn from and one to run, not {num_steps}", key="steps"
-    )
-    half = num_steps // 2
-    load = steps.counts[:, :half].sum(axis=1).astype(np.float64)
+    experts = steps.counts.shape[2]
+    learned, judged = halves(steps.counts)
+    load = learned.sum(axis=1).astype(np.float64)
     placing = Placing(load, experts if slots is None else slots, devices, nodes, groups)
     # (layers x steps, experts), the steps of a layer next to each other.
-    judged = steps.counts[:, half:].reshape(-1, experts)
+    num_judged = judged.shape[1]
+    judged = judged.reshape(-1, experts)
     bound = float(engine.experts(judged, steps.expert).sum() / devices)
     results = {}
     for name, place in PLACEMENTS.items():
-        placed = np.repeat(place(placing), num_steps - half, axis=0)
+        placed = np.repeat(place(placing), num_judged, axis=0)
         slot_tokens = dealt_tokens(placed, judged)
         of_device = slot_tokens.reshape(len(judged), devices, -1).sum(axis=2)
         times = engine.experts(slot_tokens, steps.expert).reshape(len(judged), devices, -1).sum(axis=2)
