@@ -6,10 +6,12 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sim import policies_page
 from sim.cli import main
 from sim.system import caches, exchange, execution, placement, widths
 from sim.system.comparison import Comparison, Result, Steps
@@ -20,6 +22,7 @@ from sim.system.step import least_frequent_leave, load_counts
 from spec.files import PRESETS, preset_names
 from spec.load import load_system
 
+PAGE = Path(__file__).parent.parent / "docs" / "policies.md"
 ENGINE = Roofline(bytes_per_s=100.0, flops=1000.0, expert_s=0.5)
 EXPERT = Expert(params=50, d_model=5, weight_bytes=100)
 
@@ -471,3 +474,46 @@ def test_no_execution_and_no_format_beats_its_bound(rng):
         assert found["largest"].measures["dropped_share"] == found["blocks"].measures["dropped_share"] == 0
         for result in [*found.values(), *widths.compare(ENGINE, "t", steps, 8).results.values()]:
             assert result.seconds >= result.bound_s * (1 - 1e-9)
+
+
+SURVEY = {
+    "2": "DeepSpeed-MoE Tutel Flux vLLM TensorRT-LLM EPLB DeepEP KTransformers llama.cpp MegaBlocks SGLang"
+    " LMDeploy FastMoE Huggingface-MoE Fairseq-MoE",
+    "3": "TensorRT-LLM DeepSpeed-MoE vLLM Tutel Flux",
+    "4": "FLAME Edge-MoE MoNDE Duplex PIMoE",
+    "named": "Space-Mate M3ViT Hydra Adyna",
+}
+"""Names of one word; the others are below."""
+
+
+def test_the_page_has_every_system_of_the_survey():
+    for table, names in SURVEY.items():
+        assert set(names.split()) <= {
+            row.system for row in policies_page.ROWS if table in row.table.split(", ")
+        }
+    others = {"Megatron-LM MoE", "UbiMoE, ZCU102", "UbiMoE, U280", "Pre-gated MoE", "SambaNova SN40L"}
+    assert {row.system for row in policies_page.ROWS} == others.union(*map(str.split, SURVEY.values()))
+    # What nothing carries is said to be missing.
+    assert all(row.carries or row.missing for row in policies_page.ROWS)
+
+
+def test_the_page_is_what_its_commands_give():
+    assert PAGE.read_text() == policies_page.page()
+
+
+def test_an_effect_by_hand():
+    row = policies_page.Row(table="2", system="s", command="c", policy="a", baseline="b")
+    found = {
+        "c": {"policies": {"a": {"seconds": 2.0, "hit_rate": 0.5}, "b": {"seconds": 3.0, "hit_rate": 0}}}
+    }
+    assert policies_page.effect(row, found) == "`a`: 1.50 times `b`; hit rate 0 to 0.5"
+    assert policies_page.effect(row, {"c": {"policies": {"a": 2.0, "b": 3.0}}}) == "`a`: 1.50 times `b`"
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(policies_page, "page", str)
+    assert main(["policies", "page", str(tmp_path / "no" / "p.md")]) == 2
+    line = f"expertbank: {tmp_path}/no/p.md: page: cannot be written: No such file or directory\n"
+    assert capsys.readouterr().err == line
+    assert main(["policies", "page", str(tmp_path / "p.md"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["systems"]) == len(policies_page.ROWS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sim.commands.output import json_option, print_json, print_table
-from spec.errors import require
+from spec.errors import InputError, require
 
 if TYPE_CHECKING:
     from sim.system.comparison import Comparison, Steps
@@ -19,6 +20,23 @@ if TYPE_CHECKING:
 @click.group("policies")
 def command() -> None:
     """Policies of caches, placement, exchange and dispatch on a model's experts; docs/policies.md."""
+
+
+@command.command("page")
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def page_command(file: Path, as_json: bool) -> int:
+    """Write FILE: the survey's systems, the policies that carry their ideas, what they gain."""
+    from sim import policies_page
+
+    text = policies_page.page()
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", file=file, key="page") from None
+    if as_json:
+        print_json({"systems": [row.system for row in policies_page.ROWS]})
+    return 0
 
 
 def _drawn(function: Callable[..., int]) -> Callable[..., int]:
