@@ -239,14 +239,18 @@ def _hidden_values(image: ImageGeometry, streams: DispatchStreams) -> int:
 def _weighted_inputs(image: ImageGeometry, streams: DispatchStreams, design: DesignSpec) -> int:
     """Return how many inputs are multiplied with a weight: as often as they are read for the lanes."""
     is_shared = streams.entry_expert == image.num_experts
-    words = 0
+    inputs = 0
     for kind, entries in ((image.routed, ~is_shared), (image.shared, is_shared)):
         if kind is not None:
-            # Near memory once for the registers, else for every tile.
-            tiles = kind.hidden_blocks * kind.num_up_matrices * kind.in_tiles
-            reads = tiles if design.pim is None else ceil_div(kind.d_model, kind.cols)
-            words += int(np.count_nonzero(entries)) * reads
-    return words * image.routed.cols
+            if design.pim is None:
+                # For every tile.
+                reads = kind.hidden_blocks * kind.num_up_matrices * kind.in_tiles * kind.cols
+            else:
+                # Once, for the registers.
+                at_once = design.pim.load_lanes(design.format)
+                reads = ceil_div(kind.d_model, at_once) * at_once
+            inputs += int(np.count_nonzero(entries)) * reads
+    return inputs
 
 
 def _other_counts(image: ImageGeometry, streams: DispatchStreams, design: DesignSpec) -> Counts:

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden import tensor_file
+from golden.banks import channel_image
 from golden.checkpoint import Checkpoint
 from golden.expert_grouped import group_expert
 from golden.image import expert_image_grouped
@@ -31,6 +32,7 @@ from golden.weights import LayerWeights, random_weights
 from sim import accelerator, pim_report
 from sim.alone import operands_of, plan_experts
 from sim.cli import main
+from spec.banks import BankGeometry
 from spec.design import Format
 from spec.errors import InputError
 from spec.families import WEIGHT_NAMES, _parse_row, family_names, load_family
@@ -413,6 +415,9 @@ def test_mxfp4_elements_and_scales_are_kept(tmp_path):
     image = ImageGeometry.of(layer.model, load_design("fpga", "mxfp4"))
     packed = pack_expert(image, weights, 1)
     assert np.array_equal(packed.image(), expert_image_grouped(image.routed, kept))
+    banks = BankGeometry.unplaced(layer.model, load_design("pim", "mxfp4"))
+    in_banks = expert_image_grouped(banks.image.routed, kept)
+    assert np.array_equal(channel_image(banks, weights, {1: 0}).ravel()[: in_banks.size], in_banks)
     again = group_expert(weights.expert(0), Format.MXFP4, 32)
     assert not np.array_equal(again.up.scales, kept.up.scales), "quantised anew they would be others"
     int4 = group_expert(weights.expert(0), Format.INT4, 32, weights.stored_expert(0))

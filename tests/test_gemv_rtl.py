@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from sim.gemv.commands import PowerLimits, Product
 from sim.gemv.program import (
     COLUMN_KINDS,
     ROW_KINDS,
+    RtlRun,
     bus_check,
     commands_seen,
     flipped,
@@ -510,6 +512,21 @@ def test_the_reference_figures_hold_for_the_verilog(name, shape, cycles, capsys)
     result = json.loads(capsys.readouterr().out)
     rtl = result["rtl"]
     assert (result["cycles"], rtl["cycles"], rtl["mismatches"]) == (cycles, cycles, 0)
+
+
+def test_a_run_that_ends_elsewhere_is_told():
+    """The same commands and results, but another end, or a command that missed its cycle."""
+    model = run_gemv(DEVICES["hbm2-pim"], Product(rows=2, cols=8, channels=1))
+    check = bus_check(DEVICES["hbm2-pim"], "o_row", ROW_KINDS, model.log, model.log)
+
+    def told(cycles: int, late: bool) -> str:
+        run = RtlRun(model, cycles, late, 0, model.log, [check], None, None)
+        return run.divergence(None, Path())
+
+    end = model.cycles
+    assert told(end, False) == ""
+    assert told(end + 1, False) == f"gemv: done in cycle {end + 1}, model {end}; late: False"
+    assert told(end, True) == f"gemv: done in cycle {end}, model {end}; late: True"
 
 
 MISTAKES = {
