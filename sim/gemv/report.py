@@ -99,6 +99,7 @@ class Run:
                 self.product.batch,
                 self.device.output_registers,
                 self.device.input_registers,
+                dram.bursts_per_row,
             )
         return found
 
