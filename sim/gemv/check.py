@@ -181,27 +181,44 @@ def _stored(passes: list[int], bursts: int, row_bursts: int) -> Ints:
 
 
 def check_sums(
-    log: Log, layout: lockstep.Layout, batch: int, per_set: int, results: int, *, shared: bool
+    log: Log,
+    layout: lockstep.Layout,
+    batch: int,
+    per_set: int,
+    results: int,
+    num_sets: int,
+    row_bursts: int,
+    *,
+    shared: bool,
 ) -> list[Violation]:
-    """Return MACs of sets in lockstep that read an input too early or too late, or sums that are not read.
+    """Return MACs of sets in lockstep that read a wrong burst or input, or sums that are not read in time.
 
     The order of MACs, inputs and sums is that of :mod:`sim.gemv.lockstep`. A MAC comes behind the write of
     its input, a write behind the last MAC that reads what it replaces in the buffer, the reads of sums
     behind the last MAC of them. On the data bus the sums of some outputs are read before the next ones'
-    MACs; else before those of the next but one.
+    MACs; else before those of the next but one. Weights are stored once: all groups of tokens have the chunks
+    and the outputs at once of the first, and read the same rows in the same order.
 
     Parameters
     ----------
     per_set : banks of a set. results : sums that a read returns. shared : registers are on the data bus.
+    num_sets : sets of a channel. row_bursts : bursts of a row.
     """
     macs, writes, reads = (log[log[:, 1] == kind, 0] for kind in (Kind.MAC, Kind.REG, Kind.RD))
     found: list[Violation] = []
     used: list[Ints] = []  # of each input burst, in the order of their writes: first and last MAC
     mac = read = 0
     ends: list[int] = []  # reads that are done before the MACs of some outputs begin
+    places = log[log[:, 1] == Kind.MAC, 2:]
+    row = np.arange(len(places)) % (layout.outputs * layout.bursts) // row_bursts
+    stored = np.stack([EVEN + row % num_sets, row // num_sets], axis=1)
+    wrong = np.flatnonzero((places != stored).any(axis=1))
+    if wrong.size:
+        found.append(Violation("burst where it is stored", int(macs[wrong[0]]), 0, 0))
+    shared_by = min(layout.tokens, batch)
+    chunk, sums = layout.entries // shared_by, max(1, layout.sums // shared_by)
     for start in range(0, batch, layout.tokens):
         sharing = min(layout.tokens, batch - start)
-        chunk, sums = layout.entries // sharing, max(1, layout.sums // sharing)
         for base in range(0, layout.bursts, chunk):
             bursts = np.arange(min(chunk, layout.bursts - base))
             first_mac = mac
@@ -227,11 +244,11 @@ def check_sums(
     first, last = np.concatenate(used).T
     held = layout.entries
     early = writes[held:] <= last[:-held] if held < len(writes) else np.zeros(0, dtype=np.bool_)
-    for name, wrong, cycles in (
+    for name, late, cycles in (
         ("input there", writes >= first, first),
         ("input not replaced", early, writes[held:]),
     ):
-        where = np.flatnonzero(wrong)
+        where = np.flatnonzero(late)
         if where.size:
             found.append(Violation(name, int(cycles[where[0]]), 0, 1))
     return found

@@ -100,12 +100,8 @@ def _lockstep_events(run: Run, counts: dict[Kind, int], burst_bits: int) -> dict
     layout = lockstep.layout(device, product, run.options.limits)
     steps = layout.outputs * layout.bursts * product.batch  # of a bank: a burst of weights and one of inputs
     # The partial sums of a bank, and the results that the host makes of them.
-    whole, rest = divmod(product.batch, layout.tokens)
-    partial = sum(
-        groups * sharing * layout.outputs * banks * -(-layout.bursts // (layout.entries // sharing))
-        for groups, sharing in ((whole, layout.tokens), (1, rest))
-        if sharing
-    )
+    chunks = -(-layout.bursts // (layout.entries // layout.tokens))
+    partial = product.batch * layout.outputs * banks * chunks
     results = layout.outputs * banks * product.batch // layout.slices
     accesses = counts[Kind.REG] + counts[Kind.RD]
     return {

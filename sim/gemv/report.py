@@ -122,6 +122,8 @@ class Run:
             self.product.batch,
             banks.shape[1],
             8 * dram.burst_bytes // device.result_bits,
+            len(banks),
+            dram.bursts_per_row,
             shared=shared,
         )
 
