@@ -22,6 +22,14 @@ PATHS = {
     UnitLevel.CONTROLLER: "dram_pin_bit",
 }
 """Figure of a bit's way from a bank's column decoder to a unit."""
+REGISTER_PATHS = {
+    UnitLevel.BANK: "dram_register_bit",
+    UnitLevel.BANK_PAIR: "dram_register_bit",
+    UnitLevel.BANK_GROUP: "dram_group_register_bit",
+    UnitLevel.LOGIC_DIE: "dram_die_register_bit",
+    UnitLevel.CONTROLLER: "dram_die_register_bit",
+}
+"""Figure of the way of an input or a sum between a channel's controller and its units."""
 ADDER_BITS = 32
 """A sum of an adder tree, read and written for each MAC of its bank."""
 
@@ -47,18 +55,22 @@ def gemv_counts(run: Run) -> Counts:
     lane = _lane_events(run)
     mac_bits = counts[Kind.MAC] * lane["banks"] * burst_bits
     array_bits = lane["array_bursts"] * burst_bits
-    return {
+    events = {
         ("mac_int8" if device.element_bits == 8 else "mac_bf16"): float(channels * lane["macs"]),
         "sram_bit": float(channels * lane["sram_bits"]),
         "link_bit": float(_link_bits(run)),
         "dram_activate": float(channels * lane["opened"]),
         "dram_cell_bit": float(channels * (mac_bits + array_bits)),
         PATHS[device.level]: float(channels * mac_bits),
-        "dram_register_bit": float(channels * (lane["register_bits"] + array_bits)),
+        REGISTER_PATHS[device.level]: float(channels * lane["register_bits"]),
         "dram_refresh": float(channels * counts[Kind.REF]),
         "dram_background": float(channels),
         "host_add": float(channels * lane["additions"]),
     }
+    if array_bits:
+        # Wherever the units are, what lies in a bank comes from the controller.
+        events["dram_register_bit"] = events.get("dram_register_bit", 0.0) + channels * array_bits
+    return events
 
 
 def _link_bits(run: Run) -> int:
