@@ -380,7 +380,7 @@ def dot_grouped(
     """Return ``x @ weight.T + bias`` with stored weights, summed group by group.
 
     A product is rounded with the additions to its group's sum, with the scale, and with the additions of the
-    groups' sums.
+    groups' sums. (Where a burst holds several groups, additions in pairs are no more than those counted.)
     """
     matrix = weight.astype(np.float32)
     stored = quantise_groups(

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from golden.formats import BF16_NAN, F32_NAN
 from golden.stored_formats import E8M0_NAN
-from rtl.arith import F32, burst_layout
+from rtl.arith import F32, Accumulate, burst_layout, ceil_log2
 from spec.design import Format
 
 SIGNIFICAND_BITS = {Format.FP8: 24, Format.MXFP4: 1, Format.INT4: 8}
@@ -200,8 +200,69 @@ class ScaleSum(wiring.Component):
         return m
 
 
+class SumInPairs(wiring.Component):
+    """Add fp32 numbers in pairs, the sums in pairs, and so on, with one rounding each. One set per cycle.
+
+    Numbers are given, and the sum is, as bursts' sums. Latency 3 cycles for each doubling of ``count``.
+    Area: ``count`` - 1 adders. Reference: :meth:`golden.grouped.MatrixGrouped.product`.
+
+    Members
+    -------
+    i : In(data.ArrayLayout(burst_layout(1), count))
+        Each has at most 24 significant bits; ``count`` is a power of two.
+    o : Out(burst_layout(1))
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.latency = self.latency_of(count)
+        super().__init__({"i": In(data.ArrayLayout(burst_layout(1), count)), "o": Out(burst_layout(1))})
+
+    @staticmethod
+    def latency_of(count: int) -> int:
+        """Return the latency in cycles."""
+        return ceil_log2(count) * Accumulate.LATENCY
+
+    def elaborate(self, platform):
+        m = Module()
+        numbers = [self.i[number] for number in range(self.count)]
+        while len(numbers) > 1:
+            sums = []
+            for number in range(len(numbers) // 2):
+                name = f"{len(numbers)}_{number}"
+                pair = m.submodules[f"pair_{name}"] = Accumulate(1)
+                one, other = numbers[2 * number : 2 * number + 2]
+                m.d.comb += [pair.acc.eq(f32_of_sum(one)), pair.addend.eq(other)]
+                sums.append(sum_of_f32(m, pair.o, f"sum_{name}"))
+            numbers = sums
+        m.d.comb += self.o.eq(numbers[0])
+        return m
+
+
 def f32_of_bf16(pattern):
     """Return the fp32 pattern of a bf16 one; subnormals are zero, NaN is the one NaN."""
     exponent, fraction = pattern[7:15], pattern[:7]
     nan = exponent.all() & fraction.any()
     return Mux(nan, F32_NAN, Mux(exponent == 0, 0, Cat(Const(0, 16), pattern)))
+
+
+def f32_of_sum(value):
+    """Return the fp32 pattern of an fp32 number given as a sum (``burst_layout(1)``), combinational."""
+    infinite = Cat(Const(0, 23), Const(0xFF, 8), value.sign)
+    number = Cat(value.significand[:23], value.exponent[:8], value.sign)
+    finite = Mux(value.significand[23], number, 0)
+    return Mux(value.nan, F32_NAN, Mux(value.inf, infinite, finite))
+
+
+def sum_of_f32(m, value, name: str):
+    """Return an fp32 number as a sum (``burst_layout(1)``), combinational."""
+    out = Signal(burst_layout(1), name=name)
+    top, zero = value.exponent.all(), value.exponent == 0
+    m.d.comb += [
+        out.significand.eq(Mux(zero, 0, Cat(value.fraction, Const(1, 1)))),
+        out.exponent.eq(value.exponent),
+        out.sign.eq(value.sign),
+        out.inf.eq(top & ~value.fraction.any()),
+        out.nan.eq(top & value.fraction.any()),
+    ]
+    return out

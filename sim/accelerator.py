@@ -20,7 +20,7 @@ from golden.formats import Bits16, bf16_decode
 from golden.gating_bf16 import RoutingBf16
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image, layer_streams
 from sim.activity import Activity
-from sim.divergence import PortCheck, first_divergence, with_waveform
+from sim.divergence import PortCheck, differing_bits, first_divergence, with_waveform
 from sim.energy import Energy, energy_of, fpga_counts
 from sim.layer import (
     BLOCKS,
@@ -506,17 +506,7 @@ def complete(shape: LayerShape, seen: LayerTimes) -> bool:
 
 def mismatches(run: LayerRun) -> int:
     """Return the differing bits over selected ids, weights and outputs; a missing beat counts whole."""
-    total = 0
-    for check in checks(run, cycles=False):
-        expected = np.asarray(check.payloads, dtype=np.uint64)
-        expected = expected.reshape(len(expected), -1)
-        seen = check.seen.payloads
-        common = min(len(expected), len(seen))
-        words = min(expected.shape[1], seen.shape[1])
-        difference = expected[:common, :words] ^ seen[:common, :words]
-        total += int(np.bitwise_count(difference).sum())
-        total += 64 * words * abs(len(expected) - len(seen))
-    return total
+    return sum(differing_bits(check) for check in checks(run, cycles=False))
 
 
 def run_layer(

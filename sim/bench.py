@@ -43,7 +43,7 @@ from sim.system.report import step_costs
 from sim.system.step import run_step
 from sim.workload import Workload, random_workload, scaled_model
 from spec.banks import CommandTiming
-from spec.design import PIM_FORMATS, DesignSpec
+from spec.design import PLAIN_FORMATS, DesignSpec
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.load import load_design, load_device, load_dram, load_model, load_system, preset_names
 from spec.model import ModelSpec
@@ -262,7 +262,7 @@ def near_memory_figures(root: Path, progress: Progress) -> list[Figure]:
     """Return all figures of the near-memory design, in both formats."""
     figures = []
     layer = load_model(ALONE_MODEL).scaled(PIM_LAYER_SCALE)
-    for number_format in PIM_FORMATS:
+    for number_format in PLAIN_FORMATS:
         design = load_design("pim", number_format)
         progress(f"a near-memory channel in {number_format} (its build is cached by content)")
         figures += channel_figures(ALONE_MODEL, ALONE_SCALE, design, root, CHANNEL_EXPERTS, CHANNEL_TOKENS)

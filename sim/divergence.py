@@ -50,6 +50,16 @@ class PortCheck:
     seen_of: str = "rtl"
 
 
+def differing_bits(check: PortCheck) -> int:
+    """Return the bits in which the payloads differ; a missing or extra transfer counts whole."""
+    expected, seen = np.asarray(check.payloads, dtype=np.uint64), check.seen.payloads
+    expected = expected.reshape(len(expected), -1)
+    common, words = min(len(expected), len(seen)), min(expected.shape[1], seen.shape[1])
+    differing: int = np.bitwise_count(expected[:common, :words] ^ seen[:common, :words]).sum().item()
+    missing: int = 64 * words * abs(len(expected) - len(seen))
+    return differing + missing
+
+
 @dataclass(frozen=True)
 class Divergence:
     """The first difference: where, in which transfer, in which cycle, and the sentence about it."""

@@ -204,11 +204,11 @@ def pim_engine_counts(
     burst_bits = 8 * pim.dram.burst_bytes
     read_bits = float(commands["mac_commands"] * pim.units // timing.mac_steps * burst_bits)
     if pim.banks_per_unit <= BANKS_AT_A_BANK:
-        path = "dram_bank_bit"
+        path, register_path = "dram_bank_bit", "dram_register_bit"
     elif pim.banks_per_unit <= pim.dram.banks_per_group:
-        path = "dram_bank_group_bit"
+        path, register_path = "dram_bank_group_bit", "dram_group_register_bit"
     else:
-        path = "dram_logic_die_bit"
+        path, register_path = "dram_logic_die_bit", "dram_die_register_bit"
     # A write brings a burst to all units at once, a read an element of each.
     register_bits = commands["register_writes"] * burst_bits
     register_bits += commands["register_reads"] * pim.units * ELEMENT_BITS
@@ -216,7 +216,7 @@ def pim_engine_counts(
         "dram_activate": float(commands["activates"] * pim.units // timing.act_steps),
         "dram_cell_bit": read_bits,
         path: read_bits,
-        "dram_register_bit": float(register_bits),
+        register_path: float(register_bits),
         "dram_refresh": pim.channels * cycles / timing.refi if timing.refi else 0.0,
         "dram_background": float(pim.channels),
     }
@@ -247,14 +247,18 @@ def _hidden_values(image: ImageGeometry, streams: DispatchStreams) -> int:
 def _weighted_inputs(image: ImageGeometry, streams: DispatchStreams, design: DesignSpec) -> int:
     """Return how many inputs are multiplied with a weight: as often as they are read for the lanes."""
     is_shared = streams.entry_expert == image.num_experts
-    words = 0
+    inputs = 0
     for kind, entries in ((image.routed, ~is_shared), (image.shared, is_shared)):
         if kind is not None:
-            # Near memory once for the registers, else for every tile.
-            tiles = kind.hidden_blocks * kind.num_up_matrices * kind.in_tiles
-            reads = tiles if design.pim is None else ceil_div(kind.d_model, kind.cols)
-            words += int(np.count_nonzero(entries)) * reads
-    return words * image.routed.cols
+            if design.pim is None:
+                # For every tile.
+                reads = kind.hidden_blocks * kind.num_up_matrices * kind.in_tiles * kind.cols
+            else:
+                # Once, for the registers.
+                at_once = design.pim.load_lanes(design.format)
+                reads = ceil_div(kind.d_model, at_once) * at_once
+            inputs += int(np.count_nonzero(entries)) * reads
+    return inputs
 
 
 def _other_counts(image: ImageGeometry, streams: DispatchStreams, design: DesignSpec) -> Counts:

@@ -30,6 +30,8 @@ ARRAY_LATENCY = 8
 UNIT_VISIBLE = ARRAY_LATENCY + 1
 SCALING = 5
 """Behind the accumulator in a grouped format: product with the scale 2, addition to the total 3."""
+PAIRING = 3
+"""Between these, for each doubling of the groups of a tile: their products are added in pairs."""
 SIGMOID = 1 + 7
 """From the value to its sigmoid: argument, table of exp 3, sum 1, table of the reciprocal 2, product 1."""
 CURVE = {
@@ -58,7 +60,9 @@ def activation_latency(*kinds: FfnGeometry) -> int:
 
 def unit_visible(geometry: FfnGeometry) -> int:
     """Return the cycles from a unit's first slot at its last tile to its first drain read."""
-    return UNIT_VISIBLE + (SCALING if geometry.format.grouped else 0)
+    if not geometry.format.grouped:
+        return UNIT_VISIBLE
+    return UNIT_VISIBLE + SCALING + PAIRING * (geometry.tile_groups - 1).bit_length()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from sim.expert import ARRAY_LATENCY, activation_latency
+from sim.expert import activation_latency, unit_visible
 from sim.streams import ALWAYS, Cycles, Spans, taken
 from sim.streams import NEVER as LONG_AGO
 from spec.banks import BankGeometry, CommandTiming
@@ -61,7 +61,12 @@ class Column(IntEnum):
 
 
 class ChannelNumbers(NamedTuple):
-    """What the recurrence needs to know; integers all."""
+    """What the recurrence needs to know; integers all.
+
+    ``load_words`` register writes bring a token's inputs, ``load_parts`` those of a tile; ``span``: tiles
+    from a scale tile of a grouped format to the next, else 0; ``visible``: from a block's last slot to its
+    reads.
+    """
 
     sides: int
     bursts_per_row: int
@@ -71,7 +76,10 @@ class ChannelNumbers(NamedTuple):
     cols: int
     parts: int
     words: int
-    token_words: int
+    load_words: int
+    load_parts: int
+    span: int
+    visible: int
     mac_cycles: int
     storage_cycles: int
     activation: int
@@ -127,7 +135,10 @@ class ChannelShape:
             cols=routed.cols,
             parts=pim.units // pim.act_lanes,
             words=self.words,
-            token_words=ceil_div(routed.d_model, routed.cols),
+            load_words=ceil_div(routed.d_model, pim.load_lanes(routed.format)),
+            load_parts=routed.cols // pim.load_lanes(routed.format),
+            span=routed.span_tiles + 1 if routed.format.grouped else 0,
+            visible=unit_visible(routed),
             mac_cycles=pim.mac_cycles,
             storage_cycles=pim.storage_cycles,
             activation=activation_latency(routed, banks.image.shared or routed),
@@ -454,7 +465,7 @@ def new_channels(
         jobs=full(jobs, 0, 0, 0, never, never),
         flags=np.zeros((count, 4, s.sides), dtype=np.bool_),
         sides=full(s.sides, -1, -1, 0, 0, 0, 0, 0),
-        word_at=np.full((count, s.token_words), NEVER),
+        word_at=np.full((count, s.load_words), NEVER),
         hidden_at=np.full((count, int(table[:, 0].max())), NEVER),
         blocks=full(4, never, -1),
         results=full(RESULTS, 0, 0, -1, 0, 0, 0, 0, -1, 0),
@@ -667,11 +678,8 @@ def advance(
         if c.m_from < never and assigned[c.m_side] and usable[c.m_side] and not stale[c.m_side]:
             when = max(c.m_from, c.mac_ok, c.column_free, rcd_ok[c.m_side])
             kind = kinds[c.m_job]
-            if c.m_out:
-                needed = ((c.m_tile + 1) * s.cols + s.units - 1) // s.units
-                when = max(when, hidden_at[min(needed, table[kind, 0]) - 1] + 1)
-            else:
-                when = max(when, word_at[min(c.m_tile, s.token_words - 1)] + 1)
+            last_input = _inputs_until(s, table, kind, c.m_out, c.m_tile, word_at, hidden_at)
+            when = max(when, last_input + 1)
             if c.m_step == 0 and c.m_tile == 0 and c.m_matrix == 0 and c.started >= 2:
                 read = c.blocks_read >= c.started - 1
                 when = max(when, block_read[(c.started - 2) % 4] + 1) if read else never
@@ -791,16 +799,12 @@ def advance(
                 more = min(tiles - 1 - c.m_tile, s.bursts_per_row - 1 - c.m_column, (before - now) // busy)
                 if more > 0:
                     tile = c.m_tile + more
-                    if c.m_out:
-                        needed = ((tile + 1) * s.cols + s.units - 1) // s.units
-                        there = hidden_at[min(needed, table[kind, 0]) - 1] < now
-                    else:
-                        there = word_at[min(tile, s.token_words - 1)] < now
-                    if there:
+                    if _inputs_until(s, table, kind, c.m_out, tile, word_at, hidden_at) < now:
                         now += more * busy
+                        # (Those before the last; that one is counted below.)
+                        c.fires += (_met(s, tile) - _met(s, c.m_tile)) * tokens
                         c.m_tile = tile
                         c.m_column += more
-                        c.fires += more * tokens
                         c.macs += more
                         gaps[_LANES] += more * (busy - s.mac_gap)
                         c.last_mac = now
@@ -822,7 +826,7 @@ def advance(
             else:
                 c.m_step = 0
                 c.mac_ok = max(c.mac_ok, now + busy)
-                c.fires += tokens
+                c.fires += (_met(s, c.m_tile + 1) - _met(s, c.m_tile)) * tokens
                 last_fire = now + lanes_latency + (tokens - 1) * s.mac_cycles
                 c.m_tile += 1
                 c.m_column += 1
@@ -833,7 +837,7 @@ def advance(
                     is_router = kind == ROUTER
                     if c.m_out or is_router or c.m_matrix == s.matrices:
                         c.m_matrix = 0
-                        block_from[(c.started - 1) % 4] = last_fire + ARRAY_LATENCY + 1
+                        block_from[(c.started - 1) % 4] = last_fire + s.visible
                         c.m_block += 1
                         if c.m_block == (table[kind, 2] if c.m_out else table[kind, 0]):
                             c.m_block = 0
@@ -943,7 +947,7 @@ def advance(
                 c.l_token = 0
                 word_at[c.l_word] = now
                 c.l_word += 1
-                if c.l_word == s.token_words:
+                if c.l_word == s.load_words:
                     c.l_word = 0
                     c.room_from = never
                     c.l_group += 1
@@ -961,6 +965,35 @@ def advance(
                 if c.v_group * s.group_tokens >= counts[c.v_job]:
                     c.v_job, c.v_group = c.v_job + 1, 0
                     c.v_end, c.v_between = now, 1
+
+
+@njit(cache=True)
+def _met(s: ChannelNumbers, tile: int) -> int:
+    """Return how many of a block's first tiles a token meets: those that are no scale tiles."""
+    return tile - (tile + s.span - 1) // s.span if s.span else tile
+
+
+@njit(cache=True)
+def _inputs_until(
+    s: ChannelNumbers,
+    table: NDArray[np.int64],
+    kind: int,
+    out: int,
+    tile: int,
+    word_at: Cycles,
+    hidden_at: Cycles,
+) -> int:
+    """Return when the last of the inputs was written that a block's tiles up to this one need.
+
+    A scale tile needs none but those of the tiles before it.
+    """
+    tiles = _met(s, tile + 1)
+    if tiles == 0:
+        return int(LONG_AGO)
+    if out:
+        needed = (tiles * s.cols + s.units - 1) // s.units
+        return int(hidden_at[min(needed, table[kind, 0]) - 1])
+    return int(word_at[min(tiles * s.load_parts, s.load_words) - 1])
 
 
 @njit(cache=True)

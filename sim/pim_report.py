@@ -24,7 +24,7 @@ from sim.accelerator import (
     streams_of,
     token_beats,
 )
-from sim.divergence import PortCheck, first_divergence, with_waveform
+from sim.divergence import PortCheck, differing_bits, first_divergence, with_waveform
 from sim.dram_check import REF, Commands
 from sim.dram_trace import trace_text
 from sim.energy import energy_of, pim_counts
@@ -195,7 +195,7 @@ def run_pim_layer(
     report.reference = compare_with_float(workload, golden)
     _add_layout(report, shape, [len(stream.taken) for stream in seen.entries], list(map(len, seen.retired)))
     payloads = _payload_checks(run, golden)
-    report.mismatches = sum(_differing_bits(check) for check in payloads)
+    report.mismatches = sum(differing_bits(check) for check in payloads)
     checks = list(payloads)
     slots = None
     if engine == "both":
@@ -275,16 +275,6 @@ def _payload_checks(run: PimRun, golden: LayerBf16) -> list[PortCheck]:
         ),
         PortCheck("combine", "o", run.result.streams["o"], payloads=payloads.view(np.uint64)),
     ]
-
-
-def _differing_bits(check: PortCheck) -> int:
-    """Return the bits in which the payloads differ; a missing or extra beat counts whole."""
-    expected = np.asarray(check.payloads, dtype=np.uint64)
-    expected = expected.reshape(len(expected), -1)
-    seen = check.seen.payloads
-    common, words = min(len(expected), len(seen)), min(expected.shape[1], seen.shape[1])
-    differing = int(np.bitwise_count(expected[:common, :words] ^ seen[:common, :words]).sum())
-    return differing + 64 * int(words) * abs(len(expected) - len(seen))
 
 
 def _report(model: ModelSpec, shape: PimShape, engine: str, wall: float, routing: dict[str, Any]) -> Report:

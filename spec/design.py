@@ -55,8 +55,8 @@ class Format(StrEnum):
 GROUPS = {Format.FP8: (1, 128), Format.MXFP4: (32, 32), Format.INT4: (32, 128)}
 """Inputs that share a scale, from and to; a power of two."""
 DEFAULT_GROUP = {Format.FP8: 128, Format.MXFP4: 32, Format.INT4: 32}
-PIM_FORMATS = (Format.BF16, Format.INT8)
-"""Formats that the lanes beside the banks have."""
+PLAIN_FORMATS = tuple(one for one in Format if not one.grouped)
+"""Formats without groups."""
 
 MAX_INT8_INPUTS = ((1 << 31) - 1) // (127 * 127)
 """Most products of two int8 numbers in -127..127 whose sum fits an int32, whatever their signs."""
@@ -256,6 +256,10 @@ class PimDesign:
         """Return the MAC lanes of a unit: elements of a burst."""
         return self.dram.burst_bytes * 8 // number_format.bits
 
+    def load_lanes(self, number_format: Format) -> int:
+        """Return the inputs that a register write brings: as many as there is room for in a burst."""
+        return self.dram.burst_bytes * 8 // number_format.operand_bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class DesignSpec:
@@ -317,20 +321,24 @@ class DesignSpec:
                 f" {self.clock_hz:g}",
                 key="clock_hz",
             )
-            lanes = self.pim.lanes(self.format)
+            lanes = self.pim.load_lanes(self.format)
+            operands = Format.BF16 if self.format.grouped else self.format
+            # A register write brings a hidden value of each unit.
             require(
                 self.pim.units <= lanes,
                 f"leaves {self.pim.units} units in {self.pim.dram.num_banks} banks; there must be 1..{lanes}"
-                f" (the {self.format} elements of a burst)",
+                f" (the {operands} elements of a burst)",
                 key="pim.banks_per_unit",
             )
-        if self.format is Format.INT8:
+        if self.format is not Format.BF16:
+            lanes_take = f"take {self.format} weights" if self.format.grouped else f"are {self.format}"
             require(
                 self.pim is None or self.pim.router is RouterPlace.OWN,
-                "must be own with format int8 (the lanes beside the banks are int8 then, the router is bf16),"
-                " not banks",
+                f"must be own with format {self.format} (the lanes beside the banks {lanes_take} then, the"
+                " router is bf16), not banks",
                 key="pim.router",
             )
+        if self.format is Format.INT8:
             for name in ("max_d_model", "max_d_expert"):
                 value = getattr(self, name)
                 require(
@@ -379,11 +387,6 @@ class DesignSpec:
                 key="group",
             )
         _require_power_of_two("group", self.scale_group, low, high)
-        require(
-            self.pim is None,
-            f"must be {' or '.join(PIM_FORMATS)} for engine pim, not {self.format}",
-            key="format",
-        )
         require(
             self.array is None or self.array.cols <= self.scale_group,
             f"must be at most group={self.scale_group} ({self.format} weights that share a scale), not"

@@ -36,12 +36,17 @@ def build_spec(cls: type[Any], table: dict[str, Any], *, prefix: str = "") -> An
     for name, field in fields.items():
         # A table is never left to defaults: without it a file that ends too early would pass.
         optional = field.default is not dataclasses.MISSING
-        if name not in kwargs and not optional and field.default_factory is dataclasses.MISSING:
+        if name not in kwargs and not optional and not _is_container(field.default_factory):
             raise InputError("is missing", key=prefix + name)
     try:
         return cls(**kwargs)
     except InputError as error:
         raise InputError(error.rule, key=f"{prefix}{error.key}" if error.key else None) from None
+
+
+def _is_container(factory: object) -> bool:
+    """Whether a field's default is an empty list or the like, and not a table of its own."""
+    return factory is not dataclasses.MISSING and not dataclasses.is_dataclass(factory)
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:

@@ -337,6 +337,11 @@ class RouterGeometry:
         return ceil_div(self.gate.d_model + self.num_ones, self.cols)
 
     @property
+    def met_in_tiles(self) -> int:
+        """Those that a token meets: all."""
+        return self.in_tiles
+
+    @property
     def num_tiles(self) -> int:
         """Tiles of the router."""
         return self.hidden_blocks * self.in_tiles
@@ -356,12 +361,12 @@ class FfnGeometry:
 
     In a grouped format a *scale tile* comes before the tiles of each *span* of a block and matrix: its row
     holds that output's scales of the span's groups (:func:`golden.image.grouped_scale_tiles`). A span is as
-    many whole groups as a row has room for scales; the last one of a block may be shorter, as may its last
-    group.
+    many whole tiles and groups as a row has room for scales; the last one of a block may be shorter, as may
+    its last group.
 
     Attributes
     ----------
-    group : inputs that share a scale, whole tiles; 0 where the format has no groups.
+    group : inputs that share a scale, whole tiles or a whole part of one; 0 where the format has no groups.
     bias_room : whether scale tiles of a grouped format have room for biases though these outputs have none:
         where another kind of expert on the array has.
     """
@@ -378,17 +383,25 @@ class FfnGeometry:
     def __post_init__(self) -> None:
         if self.format.grouped:
             require(
-                self.group > 0 and self.group % self.cols == 0,
-                f"must be whole tiles of cols={self.cols} inputs (a tile must not split a group), not"
-                f" {self.group}",
+                self.group > 0 and (self.group % self.cols == 0 or self.cols % self.group == 0),
+                f"must be whole tiles of cols={self.cols} inputs, or divide one (a tile must not split a"
+                f" group), not {self.group}",
                 key="group",
             )
+            room, bias = self.cols * self.format.bits - self.bias_bits, " and a bias" * bool(self.bias_bits)
+            require(
+                room >= self.format.scale_bits,
+                f"must be at least {ceil_div(self.bias_bits + self.format.scale_bits, self.format.bits)} in"
+                f" {self.format} (a row of a tile holds a scale{bias}), not {self.cols}",
+                key="cols",
+            )
+            # Each group as large as this has room for its scale.
+            least = ceil_div(self.cols * self.format.scale_bits, room)
             require(
                 self.span_groups >= 1,
-                f"must be at least {ceil_div(self.bias_bits + self.format.scale_bits, self.format.bits)} in"
-                f" {self.format} (a row of a tile holds a scale{' and a bias' if self.bias_bits else ''}),"
-                f" not {self.cols}",
-                key="cols",
+                f"must be at least {1 << (least - 1).bit_length()} in {self.format} with cols={self.cols} (a"
+                f" row of a tile holds the scales of a tile's groups{bias}), not {self.group}",
+                key="group",
             )
         require(
             self.format is not Format.INT8 or self.cols >= self.scale_bytes,
@@ -409,18 +422,24 @@ class FfnGeometry:
 
     @property
     def group_tiles(self) -> int:
-        """Tiles of a group."""
-        return self.group // self.cols
+        """Tiles of a group, at least 1."""
+        return max(1, self.group // self.cols)
+
+    @property
+    def tile_groups(self) -> int:
+        """Groups of a tile, at least 1."""
+        return max(1, self.cols // self.group)
 
     @property
     def span_groups(self) -> int:
-        """Groups whose scales lie in one scale tile."""
-        return (self.cols * self.format.bits - self.bias_bits) // self.format.scale_bits
+        """Groups whose scales lie in one scale tile: those of whole tiles."""
+        groups = (self.cols * self.format.bits - self.bias_bits) // self.format.scale_bits
+        return groups // self.tile_groups * self.tile_groups
 
     @property
     def span_tiles(self) -> int:
         """Tiles of weights behind a scale tile; 0 where the format has no groups."""
-        return self.span_groups * self.group_tiles if self.format.grouped else 0
+        return self.span_groups * self.group_tiles // self.tile_groups if self.format.grouped else 0
 
     @property
     def element_bits(self) -> int:

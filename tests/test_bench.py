@@ -15,7 +15,7 @@ from sim.bench import GROUPS, Bench, Figure
 from sim.routing import Routing
 from sim.rtlsim import DEFAULT_ROOT
 from sim.workload import random_workload, vector_workload
-from spec.design import PIM_FORMATS
+from spec.design import PLAIN_FORMATS
 from spec.load import load_design, preset_names
 from tests.bench import speed
 from tests.test_layer import DATA, TINY
@@ -218,7 +218,7 @@ def test_committed_page_has_every_kind_of_figure() -> None:
     names = ("native, Verilator alone", "cocotb and Verilator", "amaranth.sim", "cached", "cold, compile")
     names += tuple(
         name.format(number_format)
-        for number_format in PIM_FORMATS
+        for number_format in PLAIN_FORMATS
         for name in (
             "native, a near-memory channel in {}",
             "native, layer `pim` in {}",

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden import tensor_file
+from golden.banks import channel_image
 from golden.checkpoint import Checkpoint
 from golden.expert_grouped import group_expert
 from golden.image import expert_image_grouped
@@ -31,8 +32,9 @@ from golden.weights import LayerWeights, random_weights
 from sim import accelerator, pim_report
 from sim.alone import operands_of, plan_experts
 from sim.cli import main
+from spec.banks import BankGeometry
 from spec.design import Format
-from spec.errors import InputError
+from spec.errors import InputError, InputWarning
 from spec.families import WEIGHT_NAMES, _parse_row, family_names, load_family
 from spec.files import PRESETS, read_toml
 from spec.geometry import ImageGeometry
@@ -96,6 +98,15 @@ def test_modules_names_are_read_too(name, tmp_path):
     }
     folder = write_checkpoint(tmp_path / name, config_of_vector(vector.path), tensors)
     assert_same(Checkpoint(folder).layer("7").read(), read_vector(vector.path).weights)
+
+
+def test_a_key_of_its_configuration_that_nothing_knows_is_a_warning(tmp_path):
+    vector = read_vector(MIXTRAL)
+    config = config_of_vector(MIXTRAL) | {"top_k": 4}
+    folder = write_checkpoint(tmp_path / "mixtral_s0", config, published("mixtral", vector.weights, 0))
+    line = "not read in family mixtral, and not known to change nothing: config.top_k=4"
+    with pytest.warns(InputWarning, match=rf"\A{re.escape(str(folder / 'config.json'))}: {line}\Z"):
+        assert Checkpoint(folder).layer("0").model == vector.model
 
 
 def test_some_experts_equal_those_of_all(tmp_path):
@@ -413,6 +424,9 @@ def test_mxfp4_elements_and_scales_are_kept(tmp_path):
     image = ImageGeometry.of(layer.model, load_design("fpga", "mxfp4"))
     packed = pack_expert(image, weights, 1)
     assert np.array_equal(packed.image(), expert_image_grouped(image.routed, kept))
+    banks = BankGeometry.unplaced(layer.model, load_design("pim", "mxfp4"))
+    in_banks = expert_image_grouped(banks.image.routed, kept)
+    assert np.array_equal(channel_image(banks, weights, {1: 0}).ravel()[: in_banks.size], in_banks)
     again = group_expert(weights.expert(0), Format.MXFP4, 32)
     assert not np.array_equal(again.up.scales, kept.up.scales), "quantised anew they would be others"
     int4 = group_expert(weights.expert(0), Format.INT4, 32, weights.stored_expert(0))

@@ -33,7 +33,7 @@ from sim.pim_layer import PimShape, first_refreshes, pim_cycles, pim_job
 from sim.pim_slots import SLOTS
 from sim.rtlsim import DEFAULT_ROOT
 from spec.banks import BankGeometry
-from spec.design import PIM_FORMATS, Engine, Format
+from spec.design import PLAIN_FORMATS, Engine, Format
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.hardware import lacking_terms
 from spec.load import load_design, load_model
@@ -390,7 +390,7 @@ def test_wrong_numbers_fail(measurement: Measurement, monkeypatch: pytest.Monkey
 
 def test_both_accelerators_have_the_same_numbers() -> None:
     """The pages of numbers are of one design: products are added in bursts of the same length."""
-    for number_format in PIM_FORMATS:
+    for number_format in PLAIN_FORMATS:
         first, second = (
             ImageGeometry.of(load_model("mixtral-8x7b"), load_design(name, number_format))
             for name in ("fpga", "pim")

@@ -1238,7 +1238,7 @@ def test_planted_bug_is_found(monkeypatch, bug):
 GROUPED_PLANTED = {
     "scale of the group before": (
         rtl.expert.array,
-        "scales.eq(scales >> routed.format.scale_bits)",
+        "scales.eq(scales >> scale_bits)",
         "scales.eq(scales)",
     ),
     "scales too early": (

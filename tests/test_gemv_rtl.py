@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,10 +27,12 @@ from rtl.gemv.sequencer import PLACE_BITS, Sequencer
 from rtl.stream import connect_stream
 from sim.cli import main
 from sim.divergence import first_divergence
-from sim.gemv.commands import PowerLimits, Product
+from sim.gemv import streamed
+from sim.gemv.commands import NO_LIMITS, PowerLimits, Product, timings
 from sim.gemv.program import (
     COLUMN_KINDS,
     ROW_KINDS,
+    RtlRun,
     bus_check,
     commands_seen,
     flipped,
@@ -228,7 +231,7 @@ def drawn(name: str, rng: np.random.Generator) -> tuple[Product, Options, int]:
         rows=int(rng.integers(1, 1 + 20 * channels)),
         cols=int(rng.integers(1, 200)),
         channels=channels,
-        batch=int(rng.choice([1, 2, 4])) if tokens > 1 else int(rng.choice([1, 1, 2, 3])),
+        batch=int(rng.integers(1, 2 * tokens + 2)) if tokens > 1 else int(rng.choice([1, 1, 2, 3])),
     )
     limits = PowerLimits(
         mac_gap=int(rng.choice([1, 6])), act_gap=int(rng.choice([1, 40])), hot=bool(rng.random() < 0.7)
@@ -391,13 +394,16 @@ def test_what_the_hardware_cannot(name, change, message):
     assert str(error.value) == message
 
 
-def test_tokens_whose_bursts_would_lie_twice():
-    """A last group of fewer tokens has other passes, which read the bursts in another order."""
-    device, product = DEVICES["hbm2-pim-quad"], Product(rows=24, cols=100, channels=1, batch=5)
-    with pytest.raises(InputError) as error:
-        share_of(device, product, DEFAULT, *operands(product, 0), 0)
-    rule = "must be a multiple of 4, the tokens that share a burst, or its last bursts lie in another order"
-    assert str(error.value) == f"batch: {rule}, not 5"
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [5, 3])
+def test_a_last_group_of_fewer_tokens(batch):
+    """It reads the weights as stored for the full groups; a batch below a group has its own order."""
+    product = Product(rows=22, cols=72, channels=1, batch=batch)
+    layout = streamed.layout(
+        DEVICES["hbm2-pim-quad"], product, timings(load_device("hbm2-pim").timed, NO_LIMITS)
+    )
+    assert layout.tokens == 4
+    assert run("hbm2-pim-quad", product, OFTEN) == ""
 
 
 # SECDED
@@ -510,6 +516,21 @@ def test_the_reference_figures_hold_for_the_verilog(name, shape, cycles, capsys)
     result = json.loads(capsys.readouterr().out)
     rtl = result["rtl"]
     assert (result["cycles"], rtl["cycles"], rtl["mismatches"]) == (cycles, cycles, 0)
+
+
+def test_a_run_that_ends_elsewhere_is_told():
+    """The same commands and results, but another end, or a command that missed its cycle."""
+    model = run_gemv(DEVICES["hbm2-pim"], Product(rows=2, cols=8, channels=1))
+    check = bus_check(DEVICES["hbm2-pim"], "o_row", ROW_KINDS, model.log, model.log)
+
+    def told(cycles: int, late: bool) -> str:
+        run = RtlRun(model, cycles, late, 0, model.log, [check], None, None)
+        return run.divergence(None, Path())
+
+    end = model.cycles
+    assert told(end, False) == ""
+    assert told(end + 1, False) == f"gemv: done in cycle {end + 1}, model {end}; late: False"
+    assert told(end, True) == f"gemv: done in cycle {end}, model {end}; late: True"
 
 
 MISTAKES = {

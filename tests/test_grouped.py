@@ -15,8 +15,7 @@ from golden.formats import BF16_NAN, bf16_decode, bf16_encode, dot
 from golden.grouped import MatrixGrouped, element_table, quantise_groups, scale_values, scaled
 from golden.image import expert_image_grouped
 from golden.weights import ExpertWeights
-from spec.design import DEFAULT_GROUP, GROUPS, ArrayDesign, Format
-from spec.errors import InputError
+from spec.design import DEFAULT_GROUP, GROUPS, ArrayDesign, Format, RouterPlace
 from spec.geometry import FfnGeometry, ImageGeometry, ceil_div
 from spec.load import load_design, load_model
 from spec.model import Activation, FfnSpec
@@ -163,8 +162,8 @@ def plain_bits(data: bytes, place: int, width: int) -> int:
 
 @pytest.mark.parametrize("number_format", FORMATS)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("rows", "cols", "tiles_of_a_group"), [(4, 8, 1), (2, 16, 2)])
-def test_a_matrix_is_read_from_its_image(number_format, bias, rows, cols, tiles_of_a_group):
+@pytest.mark.parametrize(("rows", "cols", "group"), [(4, 8, 8), (2, 16, 32), (2, 16, 8)])
+def test_a_matrix_is_read_from_its_image(number_format, bias, rows, cols, group):
     """Address by address, as ``docs/expert.md`` describes it; what belongs to no weight is zero."""
     spec = FfnSpec(d_expert=11, activation=Activation.RELU, bias=bias)
     geometry = FfnGeometry(
@@ -174,7 +173,7 @@ def test_a_matrix_is_read_from_its_image(number_format, bias, rows, cols, tiles_
         rows=rows,
         cols=cols,
         format=number_format,
-        group=cols * tiles_of_a_group,
+        group=group,
     )
     weights = random_weights(np.random.default_rng(3), spec, 53, 11)
     expert = group_expert(weights, number_format, geometry.group)
@@ -198,11 +197,13 @@ def test_a_matrix_is_read_from_its_image(number_format, bias, rows, cols, tiles_
                         inside = row < num_rows and column < inputs
                         want = int(matrix.codes[row, column]) if inside else 0
                         assert plain_bits(data, tile * tile_bits + at + n * bits, bits) == want
-                    group = number * cols // geometry.group
-                    place = geometry.bias_bits + group % geometry.span_groups * number_format.scale_bits
-                    want = int(matrix.scales[row, group]) if row < num_rows else 0
-                    got = plain_bits(data, scale_tile * tile_bits + at + place, number_format.scale_bits)
-                    assert got == want
+                    for column in range(number * cols, number * cols + cols, min(cols, group)):
+                        n = column // group
+                        place = geometry.bias_bits + n % geometry.span_groups * number_format.scale_bits
+                        inside = row < num_rows and column < inputs
+                        want = int(matrix.scales[row, n]) if inside else 0
+                        got = plain_bits(data, scale_tile * tile_bits + at + place, number_format.scale_bits)
+                        assert got == want
                     if matrix.bias is not None:
                         want = int(matrix.bias[row]) if row < num_rows else 0
                         assert plain_bits(data, scale_tile * tile_bits + at, 16) == want
@@ -333,7 +334,9 @@ def test_what_a_design_may_not_ask_for(number_format, changes, message):
 
 def test_a_tile_must_not_split_a_group():
     spec = FfnSpec(d_expert=8, activation=Activation.RELU)
-    with raises("group: must be whole tiles of cols=8 inputs (a tile must not split a group), not 12"):
+    with raises(
+        "group: must be whole tiles of cols=8 inputs, or divide one (a tile must not split a group), not 12"
+    ):
         FfnGeometry(ffn=spec, d_model=8, d_hidden=8, rows=4, cols=8, format=Format.INT4, group=12)
 
 
@@ -343,7 +346,55 @@ def test_scales_must_fit_a_row_of_a_tile():
         FfnGeometry(ffn=spec, d_model=8, d_hidden=8, rows=4, cols=4, format=Format.INT4, group=32)
 
 
-def test_a_channel_of_banks_has_no_stored_formats():
-    with pytest.raises(InputError) as caught:
-        load_design("pim", "mxfp4")
-    assert str(caught.value) == "format: must be bf16 or int8 for engine pim, not mxfp4"
+def test_scales_of_a_tiles_groups_must_fit_a_row():
+    """Each with a bias and without; the group named is the least one that fits."""
+    for bias, least in ((False, 4), (True, 8)):
+        spec = FfnSpec(d_expert=8, activation=Activation.RELU, bias=bias)
+        shape = {"ffn": spec, "d_model": 8, "d_hidden": 8, "rows": 4, "cols": 32, "format": Format.FP8}
+        words = " and a bias" if bias else ""
+        with raises(
+            f"group: must be at least {least} in fp8 with cols=32 (a row of a tile holds the scales of a"
+            f" tile's groups{words}), not 2"
+        ):
+            FfnGeometry(**shape, group=2)
+        geometry = FfnGeometry(**shape, group=least)
+        assert (geometry.tile_groups, geometry.span_groups) == (32 // least, 32 // least)
+        with raises(
+            f"group: must be at least {least} in fp8 with cols=32 (a row of a tile holds the scales"
+            f" of a tile's groups{words}), not {least // 2}"
+        ):
+            FfnGeometry(**shape, group=least // 2)
+
+
+def test_groups_of_a_channel_of_banks():
+    """A burst is 32 fp8 or 64 other elements; a register write still 16 inputs."""
+    sizes = {Format.FP8: (32, 4, 1, 32), Format.MXFP4: (64, 1, 2, 16), Format.INT4: (64, 1, 2, 8)}
+    weights = 3 * 7168 * 2048
+    for number_format, (cols, group_tiles, tile_groups, span_tiles) in sizes.items():
+        design = load_design("pim", number_format)
+        geometry = ImageGeometry.of(load_model("deepseek-v3"), design).routed
+        assert (geometry.cols, geometry.group_tiles, geometry.tile_groups) == (cols, group_tiles, tile_groups)
+        assert geometry.span_tiles == span_tiles
+        assert geometry.num_bytes == weights * number_format.bits / 8 * (1 + 1 / span_tiles)
+        assert design.pim is not None
+        assert design.pim.load_lanes(number_format) == 16
+
+
+@pytest.mark.parametrize("number_format", FORMATS)
+def test_a_channel_of_banks_has_its_router_elsewhere(number_format):
+    design = load_design("pim", number_format)
+    with raises(
+        f"pim.router: must be own with format {number_format} (the lanes beside the banks take"
+        f" {number_format} weights then, the router is bf16), not banks"
+    ):
+        replace(design, pim=replace(design.pim, router=RouterPlace.BANKS))
+
+
+def test_a_register_write_brings_a_hidden_value_of_each_unit():
+    """Though a burst has more weights than units."""
+    design = load_design("pim", "mxfp4")
+    dram = replace(design.pim.dram, burst_bytes=16)
+    with raises(
+        "pim.banks_per_unit: leaves 16 units in 16 banks; there must be 1..8 (the bf16 elements of a burst)"
+    ):
+        replace(design, pim=replace(design.pim, dram=dram))

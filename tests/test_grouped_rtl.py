@@ -12,8 +12,8 @@ from amaranth.sim import Simulator
 import rtl.grouped
 from golden.formats import accumulate, f32_flush
 from golden.grouped import element_table, scale_values, scaled
-from rtl.arith import Accumulate, delay
-from rtl.grouped import DecodeElements, ScaleSum, factor_of
+from rtl.arith import F32, Accumulate, delay
+from rtl.grouped import DecodeElements, ScaleSum, SumInPairs, f32_of_sum, factor_of, sum_of_f32
 from spec.design import GROUPS, Format
 from tests.bfm import run_pipeline
 from tests.block_bench import plant_bug
@@ -138,3 +138,68 @@ def test_planted_bug_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, rtl.grouped, *BUGS[bug])
     with pytest.raises(AssertionError, match="rtl 0x"):
         check_scaling(Format.FP8, 600)
+
+
+class PatternsInPairs(wiring.Component):
+    """Four fp32 patterns, summed in pairs."""
+
+    LATENCY = SumInPairs.latency_of(4)
+
+    def __init__(self) -> None:
+        super().__init__({**{f"i_{n}": In(F32) for n in range(4)}, "o": Out(32)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.pairs = pairs = SumInPairs(4)
+        m.d.comb += self.o.eq(f32_of_sum(pairs.o))
+        for n in range(4):
+            number = sum_of_f32(m, getattr(self, f"i_{n}"), f"number_{n}")
+            m.d.comb += pairs.i[n].eq(number)
+            with m.If(number.inf):
+                # As a product with a scale is too large.
+                m.d.comb += [pairs.i[n].exponent.eq(300), pairs.i[n].significand.eq(0xABCDEF)]
+        return m
+
+
+def check_pairs() -> None:
+    """Each corner with each, then numbers near each other, whose sums round and cancel."""
+    rng = np.random.default_rng(8)
+    corners = np.array([*CORNERS, *(corner | 1 << 31 for corner in CORNERS[1:-1])], np.uint32)
+    near = rng.integers(0x3F800000, 0x41000000, (400, 4), dtype=np.uint32)
+    near |= rng.integers(0, 2, near.shape).astype(np.uint32) << 31
+    near[::3, 2] = near[::3, 0] ^ (1 << 31)
+    numbers = np.concatenate([rng.choice(corners, (500, 4)), near])
+    got = run_pipeline(
+        PatternsInPairs(),
+        {f"i_{n}": numbers[:, n].tolist() for n in range(4)},
+        ["o"],
+        PatternsInPairs.LATENCY,
+    )["o"]
+    a, b, c, d = numbers.T.copy().view(np.float32)
+
+    def add(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return accumulate(one, other.astype(np.float64))
+
+    want = add(add(a, b), add(c, d)).view(np.uint32)
+    wrong = np.flatnonzero(np.array(got, dtype=np.uint32) != want)
+    assert not len(wrong), f"{numbers[wrong[0]]}: rtl {got[wrong[0]]:#x}, golden {want[wrong[0]]:#x}"
+
+
+def test_sums_in_pairs():
+    check_pairs()
+
+
+PAIR_BUGS = {
+    "another order": ("numbers[2 * number : 2 * number + 2]", "numbers[number :: len(numbers) // 2]"),
+    "an infinite number": ("Mux(value.inf, infinite, finite)", "finite"),
+    "an infinite sum": ("out.inf.eq(top & ~value.fraction.any())", "out.inf.eq(0)"),
+    "no number": ("out.nan.eq(top & value.fraction.any())", "out.nan.eq(0)"),
+    "zero": ("out.significand.eq(Mux(zero, 0, ", "out.significand.eq(Mux(0, 0, "),
+}
+
+
+@pytest.mark.parametrize("bug", PAIR_BUGS)
+def test_planted_bug_in_pairs_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, rtl.grouped, *PAIR_BUGS[bug])
+    with pytest.raises(AssertionError, match="rtl 0x"):
+        check_pairs()

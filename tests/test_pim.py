@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from amaranth import ResetInserter, Signal
 from amaranth.hdl import Value
 
+import rtl.expert.array
 import rtl.pim.channel
 import rtl.pim.columns
 import rtl.pim.operands
@@ -28,7 +30,7 @@ from sim.dram_check import Commands, check_commands, tiles_needed, tiles_read
 from sim.pim import ChannelCycles, ChannelShape
 from sim.streams import readiness
 from spec.banks import BankGeometry, CommandTiming
-from spec.design import PIM_FORMATS, BankMode, Format, PimDesign, RegisterPath, RouterPlace
+from spec.design import GROUPS, PLAIN_FORMATS, BankMode, Format, PimDesign, RegisterPath, RouterPlace
 from spec.dram import DramSpec, DramTiming
 from spec.errors import InputError
 from spec.geometry import FfnGeometry, GateGeometry, ImageGeometry, RouterGeometry, ceil_div
@@ -77,6 +79,7 @@ def config_of(
     d_hidden: int = 6,
     d_shared: int = 0,
     number_format: Format = Format.BF16,
+    group: int = 0,
     num_experts: int = 2,
     max_tokens: int = 4,
     stream_lanes: int = 2,
@@ -93,9 +96,15 @@ def config_of(
     routed, shared = ffns(d_hidden, **ffn)
 
     def geometry(spec: FfnSpec, size: int) -> FfnGeometry:
-        cols = pim.lanes(number_format)
         return FfnGeometry(
-            ffn=spec, d_model=d_model, d_hidden=size, rows=pim.units, cols=cols, format=number_format
+            ffn=spec,
+            d_model=d_model,
+            d_hidden=size,
+            rows=pim.units,
+            cols=pim.lanes(number_format),
+            format=number_format,
+            group=group,
+            bias_room=number_format.grouped and (routed.bias or (d_shared > 0 and shared.bias)),
         )
 
     gate = GateGeometry(
@@ -256,7 +265,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
     dut = PimChannel(config)
     reset = Signal()
     storage = BankStorage(dut, tiles_of(config, images, bases, rng), banks.pim.storage_cycles)
-    since_reset = 0
+    since_reset = fires = 0
     commands: dict[str, list[tuple[int, ...]]] = {"rows": [], "columns": []}
     logits: list[tuple[int, int]] = []
 
@@ -266,10 +275,11 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
                 logits.append((since_reset - 1, int(value)))
 
     async def watch(ctx):
-        nonlocal since_reset
+        nonlocal since_reset, fires
         row, column = dut.o_row, dut.o_column
-        async for _, _, in_reset, *seen in ctx.tick().sample(
+        async for _, _, in_reset, fire, *seen in ctx.tick().sample(
             reset,
+            dut.fire,
             *(
                 Value.cast(field)
                 for bus, address in ((row, row.row), (column, column.column))
@@ -280,8 +290,9 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
                 if kind:
                     commands[name].append((since_reset, int(kind), *map(int, fields)))
             since_reset += 1
+            fires += fire
             if in_reset:
-                since_reset = 0
+                since_reset = fires = 0
                 for trace in commands.values():
                     trace.clear()
                 logits.clear()
@@ -322,6 +333,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         banks.pim, Commands(**seen), first_refresh=case.first_refresh - spent + sim.pim.ISSUE
     )
     assert not violations, f"{[str(violation) for violation in violations]}; {case}"
+    assert fires == model.fires, f"fires: rtl {fires}, model {model.fires}; {case}"
     entry_experts = np.repeat(*np.array(case.jobs).T)
     tiles = tiles_needed(banks, bases, entry_experts, np.array(entry_last))
     differing = first_difference(tiles_read(banks, Commands(**seen)), tiles)
@@ -398,7 +410,7 @@ def check(case: Case, run: Run | None = None) -> Run:
     return run
 
 
-@pytest.mark.parametrize("number_format", PIM_FORMATS)
+@pytest.mark.parametrize("number_format", PLAIN_FORMATS)
 def test_the_shared_expert_has_another_activation(number_format: Format) -> None:
     """And no biases, whose ones the others have in a tile of its own."""
     config = config_of(
@@ -413,7 +425,7 @@ def test_the_shared_expert_has_another_activation(number_format: Format) -> None
 
 
 def test_one_token() -> None:
-    for number_format in PIM_FORMATS:
+    for number_format in PLAIN_FORMATS:
         check(Case(config_of(number_format=number_format), ((0, 1),), num_tokens=1))
 
 
@@ -465,7 +477,7 @@ def random_case(seed: int) -> Case:
         d_hidden=int(rng.integers(1, 20)),
         d_shared=one_of(0, int(rng.integers(1, 20))),
         **random_ffn(rng),
-        number_format=one_of(*PIM_FORMATS),
+        number_format=one_of(*PLAIN_FORMATS),
         max_tokens=max_tokens,
         stream_lanes=one_of(1, 2, 4),
     )
@@ -515,9 +527,54 @@ def ffn_of(config: PimConfig) -> dict[str, object]:
     }
 
 
-def weighted_case(seed: int) -> Case:
-    """Return a random channel whose experts see weighted tokens, every other one with a router too."""
-    case = random_router_case(seed) if seed % 4 == 3 else random_case(seed)
+def stored_case(seed: int) -> Case:
+    """Return a random channel whose weights are stored in a grouped format.
+
+    Groups of several tiles, and several in one; matrices that end within a group, a tile or a span. Two
+    units, of few lanes, but for every eighth.
+    """
+    rng = np.random.default_rng(seed + 20_000)
+    case = random_case(seed)
+    plain, pim = case.config, case.config.banks.pim
+    number_format = Format(rng.choice(list(GROUPS)))
+    if seed % 8 != 7:
+        # A row of a tile has room for an fp32 scale and a bias.
+        dram = replace(pim.dram, burst_bytes=8 if number_format is Format.FP8 else 4)
+        pim = replace(pim, dram=dram, banks_per_unit=4, act_lanes=min(pim.act_lanes, 2))
+    ffn = ffn_of(plain)
+    shared = plain.image.shared is not None
+    cols, room = pim.lanes(number_format), 8 * pim.dram.burst_bytes
+    if ffn["bias"] or (shared and ffn["shared_bias"]):
+        room -= 16
+    groups = [n for n in (1, 2, 4, 8, 16, 32) if cols // n * number_format.scale_bits <= room]
+    config = config_of(
+        pim,
+        d_model=int(rng.integers(1, 40)),
+        d_hidden=int(rng.integers(1, 24)),
+        d_shared=int(rng.integers(1, 24)) if shared else 0,
+        **ffn,
+        number_format=number_format,
+        group=int(rng.choice(groups)),
+        max_tokens=plain.max_tokens,
+        stream_lanes=plain.stream_lanes,
+    )
+    return replace(case, config=config)
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(4), *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 200))]
+)
+def test_random_channels_with_stored_weights(seed: int) -> None:
+    check(stored_case(seed))
+
+
+def weighted_case(seed: int, draw: Callable[[int], Case] | None = None) -> Case:
+    """Return a random channel whose experts see weighted tokens, every other one with a router too.
+
+    ``draw``: what draws the channel otherwise.
+    """
+    draw = draw or (random_router_case if seed % 4 == 3 else random_case)
+    case = draw(seed)
     config, image = case.config, weighted_image(case.config.image)
     pim = config.banks.pim
     least = 2 + image.input_cycles - CommandTiming.of(pim).write_to_mac
@@ -530,6 +587,11 @@ def weighted_case(seed: int) -> Case:
 )
 def test_random_weighted_inputs(seed: int) -> None:
     check(weighted_case(seed))
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 60))])
+def test_random_weighted_inputs_with_stored_weights(seed: int) -> None:
+    check(weighted_case(seed, stored_case))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -742,3 +804,68 @@ def test_planted_int8_bug_is_found(monkeypatch: pytest.MonkeyPatch, bug: str) ->
     plant_bug(monkeypatch, *INT8_PLANTED[bug])
     with pytest.raises(DIVERGED):
         check(int8_case())
+
+
+GROUPED_PLANTED = {
+    "scales of the tile before": (rtl.expert.array, "scales.eq(scales >> scale_bits)", "scales.eq(scales)"),
+    "scales of another group": (
+        rtl.expert.array,
+        "scales.word_select(number, number_format",
+        "scales.word_select(0, number_format",
+    ),
+    "elements of another group": (
+        rtl.expert.array,
+        "decode.o.word_select(number, group * 16)",
+        "decode.o.word_select(0, group * 16)",
+    ),
+    "bias in every group": (rtl.pim.walk, "tile < routed.group_tiles", "1"),
+    "a scale tile for each tile": (rtl.pim.walk, "routed.span_tiles - 1)", "0)"),
+    "a slot for each token": (rtl.pim.walk, "Mux(tag.scale, 0, group.last_token) if", "group.last_token if"),
+    "the pace of one token": (rtl.pim.walk, "self.last_token.eq(group.last_token)", "self.last_token.eq(0)"),
+    "a scale tile waits": (rtl.pim.walk, "inputs_ready | self.tag.scale if", "inputs_ready if"),
+    "inputs not waited for": (rtl.pim.walk, "(tile + 1) * config.load_parts - 1", "tile * config.load_parts"),
+    "the wrong part of a word": (rtl.pim.channel, "loads.go << part", "loads.go << (part ^ 1)"),
+    "scales not told apart": (
+        rtl.pim.operands,
+        '("scale", "group_first", "group_last", "first_group"):',
+        '("group_first", "group_last", "first_group"):',
+    ),
+    "model: pairs": (sim.expert, "PAIRING = 3", "PAIRING = 2"),
+    "model: scale tiles": (sim.pim, "(tile + s.span - 1) // s.span", "tile // s.span"),
+    "model: parts of a word": (sim.pim, "tiles * s.load_parts", "tiles"),
+}
+
+
+def grouped_cases() -> list[Case]:
+    """Return what these bugs show in: four groups a tile and any scale, groups of two tiles, many tokens."""
+    pim = replace(PIM, dram=replace(DRAM, burst_bytes=4), banks_per_unit=4, act_lanes=1, storage_cycles=1)
+    many = replace(pim, tokens_per_burst=4, mac_cycles=2)
+    return [
+        Case(
+            config_of(pim, d_model=29, d_hidden=11, number_format=Format.MXFP4, group=2),
+            ((0, 2), (1, 2), (0, 1)),
+            data="patterns",
+        ),
+        Case(
+            config_of(many, d_model=40, d_hidden=9, bias=True, number_format=Format.MXFP4, group=4),
+            ((0, 4), (1, 3)),
+            stalls="half",
+        ),
+        Case(config_of(many, d_model=37, d_hidden=9, number_format=Format.INT4, group=16), ((0, 4), (1, 1))),
+    ]
+
+
+@pytest.mark.long
+def test_unbroken_groups_pass() -> None:
+    for case in grouped_cases():
+        check(case)
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [pytest.param(bug, marks=[pytest.mark.long] * (n > 0)) for n, bug in enumerate(GROUPED_PLANTED)],
+)
+def test_planted_bug_in_groups_is_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    plant_bug(monkeypatch, *GROUPED_PLANTED[bug])
+    with pytest.raises(DIVERGED):
+        [check(case) for case in grouped_cases()]

@@ -1,13 +1,13 @@
 """The MAC array: rows x cols products per cycle into fp32 or int32 accumulators."""
 
-from amaranth import Const, Module, Mux, Signal, signed
+from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.arith import Accumulate, Burst, delay
 from rtl.expert.layouts import EngineConfig, bits_for
 from rtl.expert.sequencer import slot_layout
-from rtl.grouped import DecodeElements, ScaleSum, f32_of_bf16, factor_of
+from rtl.grouped import DecodeElements, ScaleSum, SumInPairs, f32_of_bf16, factor_of
 from rtl.int8 import IntegerAccumulate, IntegerBurst, scale_of
 from rtl.ram import Ram, ReadSignature
 from spec.geometry import ACCUMULATE_DISTANCE, SCALE_BYTES, SCALE_DISTANCE
@@ -24,8 +24,10 @@ class MacArray(wiring.Component):
     the sum and leaves it in the accumulator as the fp32 pattern of a bf16 number.
 
     In a grouped format a group has sums of its own, for each token one; that of its last tile is scaled and
-    added to the accumulators, which takes 5 cycles more. A scale tile waits beside the rows until the slots
-    that fired before it have been scaled; then it becomes the rows' scales, the next one lowest.
+    added to the accumulators, which takes 5 cycles more. Where a tile holds several groups (beside banks),
+    their scaled sums are added in pairs before, 3 cycles for each doubling. A scale tile waits beside the
+    rows until the slots that fired before it have been scaled; then it becomes the rows' scales, the next
+    one lowest.
 
     Members
     -------
@@ -58,7 +60,12 @@ class MacArray(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from a slot to its sums' being written."""
-        return self.SUM_LATENCY + (ScaleSum.LATENCY + Accumulate.LATENCY if self.config.grouped else 0)
+        return self.SUM_LATENCY + (self.scaled_latency + Accumulate.LATENCY if self.config.grouped else 0)
+
+    @property
+    def scaled_latency(self) -> int:
+        """Cycles from a group's sum to what is added to the total: the product, then sums in pairs."""
+        return ScaleSum.LATENCY + SumInPairs.latency_of(self.config.routed.tile_groups)
 
     def elaborate(self, platform):
         m = Module()
@@ -142,14 +149,14 @@ class MacArray(wiring.Component):
             old_sums = group_ram.read_0.data
 
         # Totals. The slot before the scaled sum's arrival reads them.
-        slot_total = delay(m, slot_group, ScaleSum.LATENCY - 1, "slot_total")
+        slot_total = delay(m, slot_group, self.scaled_latency - 1, "slot_total")
         slot_scaled = delay(m, slot_total, 1, "slot_scaled")
         total, scaled = layout(slot_total), layout(slot_scaled)
         write = layout(delay(m, slot_scaled, Accumulate.LATENCY, "slot_write"))
         valid_write = delay(
             m,
             valid_group & group.group_last,
-            ScaleSum.LATENCY + Accumulate.LATENCY,
+            self.scaled_latency + Accumulate.LATENCY,
             "valid_write",
             control=True,
         )
@@ -163,6 +170,8 @@ class MacArray(wiring.Component):
         group_done = Signal()
         m.d.comb += group_done.eq(valid_group & group.group_done)
         row_bits = routed.cols * routed.format.bits
+        # Scales of a tile.
+        scale_bits = routed.tile_groups * routed.format.scale_bits
         for row in range(rows):
             waiting = Signal(row_bits, name=f"waiting_{row}", reset_less=True)
             scales = Signal(row_bits - routed.bias_bits, name=f"scales_{row}", reset_less=True)
@@ -171,21 +180,25 @@ class MacArray(wiring.Component):
             with m.If(scales_go):
                 m.d.sync += scales.eq(waiting[routed.bias_bits :])
             with m.Elif(group_done):
-                m.d.sync += scales.eq(scales >> routed.format.scale_bits)
+                m.d.sync += scales.eq(scales >> scale_bits)
             start = Const(0, 32)
             if routed.bias_bits:
                 bias = Signal(16, name=f"bias_{row}", reset_less=True)
                 with m.If(scales_go):
                     m.d.sync += bias.eq(waiting)
-                start = f32_of_bf16(delay(m, bias, ScaleSum.LATENCY, f"bias_{row}"))
-            result = self._row_grouped(
-                m,
-                row,
-                Mux(add.group_first, 0, old_sums.word_select(row, 32)),
-                sums.word_select(row, 32),
-                scales[: routed.format.scale_bits],
-                Mux(scaled.first_group, start, old.word_select(row, 32)),
-            )
+                start = f32_of_bf16(delay(m, bias, self.scaled_latency, f"bias_{row}"))
+            old_total = Mux(scaled.first_group, start, old.word_select(row, 32))
+            if routed.tile_groups > 1:
+                result = self._row_of_groups(m, row, scales[:scale_bits], old_total)
+            else:
+                result = self._row_grouped(
+                    m,
+                    row,
+                    Mux(add.group_first, 0, old_sums.word_select(row, 32)),
+                    sums.word_select(row, 32),
+                    scales[:scale_bits],
+                    old_total,
+                )
             for ram in rams:
                 m.d.comb += ram.write.data.word_select(row, 32).eq(result)
 
@@ -209,6 +222,34 @@ class MacArray(wiring.Component):
             add.acc.eq(old_total),
             add.addend.eq(scaling.o),
         ]
+        return add.o
+
+    def _row_of_groups(self, m, row, scales, old_total):
+        """Return a row's total, ``latency`` cycles after its slot fired; a tile holds several groups."""
+        routed, number_format = self.config.routed, self.config.routed.format
+        group = routed.group
+        decode = m.submodules[f"decode_{row}"] = DecodeElements(number_format, routed.cols)
+        m.d.comb += decode.i.eq(self.tile.word_select(row, routed.cols * number_format.bits))
+        addends = []
+        for number in range(routed.tile_groups):
+            name = f"{row}_{number}"
+            burst = m.submodules[f"burst_{name}"] = Burst(group)
+            accumulate = m.submodules[f"accumulate_{name}"] = Accumulate(group)
+            scaling = m.submodules[f"scale_{name}"] = ScaleSum(number_format)
+            scale = scales.word_select(number, number_format.scale_bits)
+            m.d.comb += [
+                burst.x.eq(self.x.word_select(number, group * 16)),
+                burst.w.eq(decode.o.word_select(number, group * 16)),
+                # The burst's sum, rounded to fp32.
+                accumulate.acc.eq(0),
+                accumulate.addend.eq(burst.o),
+                scaling.i.eq(accumulate.o),
+                scaling.factor.eq(factor_of(m, number_format, scale, f"factor_{name}")),
+            ]
+            addends.append(scaling.o.as_value())
+        pairs = m.submodules[f"pairs_{row}"] = SumInPairs(routed.tile_groups)
+        add = m.submodules[f"add_{row}"] = Accumulate(1)
+        m.d.comb += [pairs.i.eq(Cat(*addends)), add.acc.eq(old_total), add.addend.eq(pairs.o)]
         return add.o
 
     def _row_bf16(self, m, row, weights, old, add):

@@ -14,28 +14,32 @@ class WeightedInputs(wiring.Component):
 
     Latency :attr:`spec.geometry.ImageGeometry.input_cycles`, as many stages, each of which goes on when it
     is told to. References: :func:`golden.formats.bf16_product`, :func:`golden.int8.quantise`.
-    Area: ``cols`` 8x8 multipliers, in int8 also ``cols`` quantisers (in place of the token store's).
+    Area: ``lanes`` 8x8 multipliers, in int8 also ``lanes`` quantisers (in place of the token store's).
+
+    Parameters
+    ----------
+    lanes : inputs at a time, by default ``cols`` of a tile.
 
     Members
     -------
     en : In(input_cycles)
         The first, second, ... stage takes what is before it.
-    i : In(cols * 16)
+    i : In(lanes * 16)
     weight : In(16)
     scale_x : In(SCALE_WORD_BITS), in int8
-    o : Out(cols * element_bits)
+    o : Out(lanes * element_bits)
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, lanes: int | None = None) -> None:
         self.config = config
-        cols = config.routed.cols
+        self.lanes = lanes = config.routed.cols if lanes is None else lanes
         super().__init__(
             {
                 "en": In(config.image.input_cycles),
-                "i": In(cols * 16),
+                "i": In(lanes * 16),
                 "weight": In(16),
                 **({"scale_x": In(SCALE_WORD_BITS)} if config.int8 else {}),
-                "o": Out(cols * config.element_bits),
+                "o": Out(lanes * config.element_bits),
             }
         )
 
@@ -44,7 +48,7 @@ class WeightedInputs(wiring.Component):
         config = self.config
         assert len(self.en) == 1 + (Quantise.LATENCY if config.int8 else 0)
         outputs = []
-        for lane in range(config.routed.cols):
+        for lane in range(self.lanes):
             product = Signal(16, name=f"product_{lane}", reset_less=True)
             value = data.View(BF16, self.i.word_select(lane, 16))
             rounded = bf16_product(m, value, data.View(BF16, self.weight), f"lane_{lane}")

@@ -30,7 +30,8 @@ class PimChannel(wiring.Component):
     are read back over the bus, activated, and written to the registers as inputs of the down matrix;
     logits go to the gate as they are. Commands keep the DRAM's timing; a cycle is one tCK.
     Cycle model: :mod:`sim.pim`; layout of the weights: :mod:`spec.banks`; reference:
-    :func:`golden.expert_bf16.ffn_bf16`, :func:`golden.expert_int8.ffn_int8`. Reset empties the block;
+    :func:`golden.expert_bf16.ffn_bf16`, :func:`golden.expert_int8.ffn_int8`,
+    :func:`golden.expert_grouped.ffn_grouped`. Reset empties the block;
     the table of first rows stays.
 
     Members
@@ -47,7 +48,7 @@ class PimChannel(wiring.Component):
         The command buses; kind 0 is no command.
     mem_en : Out(units), mem_addr : Out(weights_layout(config))
         The units that read a burst, and which tile it belongs to, in the cycle of the MAC command.
-    mem_data : In(units * cols * element_bits)
+    mem_data : In(units * bits of a burst)
         The burst of each unit, ``storage_cycles`` later.
     scale_x, scale_h : In(SCALE_WORD_BITS), in int8
         Scales of tokens and of hidden activations; constant from the first token on.
@@ -59,7 +60,7 @@ class PimChannel(wiring.Component):
     retired : Out(1)
         A job of an expert is done with; its place is free from the next cycle on.
     fire : Out(1)
-        A token's inputs meet a tile.
+        A token's inputs meet a tile; none does a scale tile of a grouped format.
     refreshing : Out(1)
         From the decision to refresh until commands may follow.
     """
@@ -139,7 +140,7 @@ class PimChannel(wiring.Component):
             columns.want_read.eq(readout.want_read & rows.columns_allowed),
             columns.want_input.eq(loads.want & rows.columns_allowed),
             columns.mac_last.eq(macs.tile_done),
-            columns.mac_last_token.eq(macs.tag.last_token),
+            columns.mac_last_token.eq(macs.last_token if config.grouped else macs.tag.last_token),
             macs.go.eq(columns.go_mac),
             macs.loaded.eq(loads.loaded),
             macs.all_loaded.eq(loads.all_loaded),
@@ -172,7 +173,7 @@ class PimChannel(wiring.Component):
             array.slot.eq(operands.slot),
             array.x.eq(operands.x),
             array.tile.eq(operands.tile),
-            self.fire.eq(operands.fire),
+            self.fire.eq(operands.fire & ~operands.slot.scale if config.grouped else operands.fire),
         ]
         return m
 
@@ -203,32 +204,42 @@ class PimChannel(wiring.Component):
     def _load(self, m, jobs, tokens, loads, operands):
         """Fetch what an input write carries: the token's slot, then its word, then into the registers.
 
-        The product with a weight makes that later, still before the word is first read for a MAC
+        A word of the registers may take several writes, each of which brings its part of it. The product with
+        a weight makes that later, still before the word is first read for a MAC
         (:class:`spec.banks.BankGeometry` sees to that).
         """
         config = self.config
         entry = list_layout(config)(jobs.read_mac.data)
         slot = entry.slot
         inputs, wait = tokens.read.data, 2 + config.image.input_cycles
+        parts = config.load_parts
+        parts_log2 = (parts - 1).bit_length()
+        load_word, writes = loads.word, loads.go
+        if parts > 1:
+            load_word, part = loads.word >> parts_log2, loads.word[:parts_log2]
+            writes = Signal(parts)
+            m.d.comb += writes.eq(loads.go << part)
         if config.weighted_inputs:
-            m.submodules.weighted = weighted = WeightedInputs(config)
+            m.submodules.weighted = weighted = WeightedInputs(config, config.load_cols)
+            if parts > 1:
+                inputs = inputs.word_select(delay(m, part, 2, "load_part"), config.load_cols * 16)
             m.d.comb += [
                 weighted.en.eq(~0),
-                weighted.i.eq(tokens.read.data),
+                weighted.i.eq(inputs),
                 weighted.weight.eq(delay(m, entry.input_weight, 1, "load_weight")),
             ]
             if config.int8:
                 m.d.comb += weighted.scale_x.eq(self.scale_x)
-            inputs = weighted.o
-        word = delay(m, loads.word, 1, "load_word")
+            inputs = weighted.o.replicate(parts) if parts > 1 else weighted.o
+        word = delay(m, load_word, 1, "load_word")
         address = Signal(range(operands.input_depth + 1))
         m.d.comb += [
             jobs.read_mac.addr.eq(loads.list_address),
             jobs.read_mac.en.eq(loads.go),
             tokens.read.addr.eq(slot * config.token_words + word),
             tokens.read.en.eq(delay(m, loads.go, 1, "load_reads", control=True)),
-            address.eq(loads.token * config.token_words + loads.word),
+            address.eq(loads.token * config.token_words + load_word),
             operands.inputs.addr.eq(delay(m, address, wait, "load_address")),
             operands.inputs.data.eq(inputs),
-            operands.inputs.en.eq(delay(m, loads.go, wait, "load_writes", control=True)),
+            operands.inputs.en.eq(delay(m, writes, wait, "load_writes", control=True)),
         ]

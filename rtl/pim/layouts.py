@@ -8,6 +8,7 @@ from amaranth.lib import data, enum
 
 from rtl.expert.layouts import EngineConfig, bits_for
 from spec.banks import COLUMN_KIND_BITS, ROW_KIND_BITS, BankGeometry, CommandTiming
+from spec.geometry import ceil_div
 
 
 class RowKind(enum.Enum, shape=ROW_KIND_BITS):
@@ -64,6 +65,21 @@ class PimConfig(EngineConfig):
     def unit_bits(self) -> int:
         """Bits that number a unit."""
         return self.banks.field_bits["unit"]
+
+    @property
+    def load_cols(self) -> int:
+        """Inputs that a register write brings."""
+        return self.banks.pim.load_lanes(self.routed.format)
+
+    @property
+    def load_parts(self) -> int:
+        """Register writes that fill a word of ``cols`` inputs; several where weights have fewer bits."""
+        return self.routed.cols // self.load_cols
+
+    @property
+    def load_words(self) -> int:
+        """Register writes of a token's inputs."""
+        return ceil_div(self.d_model, self.load_cols)
 
     @property
     def parts(self) -> int:

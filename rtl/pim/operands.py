@@ -22,7 +22,7 @@ class Operands(wiring.Component):
     -------
     mac : In(1), unit : In, tile_done : In(1), tag : In(mac_layout(config))
         A MAC command is decided; the last of its tile.
-    weights : In(units * cols * element_bits)
+    weights : In(units * bits of a burst)
         The storage's answer, ``storage_cycles`` after the command was on the bus.
     inputs, hidden : In(WriteSignature)
         Registers: row = token and word.
@@ -35,7 +35,9 @@ class Operands(wiring.Component):
     def __init__(self, config: PimConfig) -> None:
         self.config = config
         width = config.routed.cols * config.element_bits
+        load = config.load_cols * config.element_bits
         granularity = config.act_lanes * config.element_bits
+        weights = config.routed.tile_bytes * 8
         self.input_depth = config.group_tokens * config.token_words
         self.hidden_depth = config.group_tokens * config.hidden_words
         super().__init__(
@@ -44,13 +46,13 @@ class Operands(wiring.Component):
                 "unit": In(config.unit_bits),
                 "tile_done": In(1),
                 "tag": In(mac_layout(config)),
-                "weights": In(config.units * width),
-                "inputs": In(WriteSignature(width, self.input_depth, width)),
+                "weights": In(weights),
+                "inputs": In(WriteSignature(width, self.input_depth, load)),
                 "hidden": In(WriteSignature(width, self.hidden_depth, granularity)),
                 "fire": Out(1),
                 "slot": Out(slot_layout(config.group)),
                 "x": Out(width),
-                "tile": Out(config.units * width),
+                "tile": Out(weights),
                 "inputs_freed": Out(1),
             }
         )
@@ -63,7 +65,7 @@ class Operands(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        width = len(self.x)
+        width, burst = len(self.x), len(self.tile) // config.units
         wait = self.latency - 1
         layout = mac_layout(config)
 
@@ -76,8 +78,8 @@ class Operands(wiring.Component):
             unit = delay(m, self.unit, wait, "unit")
             for number in range(config.units):
                 with m.If(arrived & (unit == number)):
-                    m.d.sync += self.tile.word_select(number, width).eq(
-                        self.weights.word_select(number, width)
+                    m.d.sync += self.tile.word_select(number, burst).eq(
+                        self.weights.word_select(number, burst)
                     )
 
         # Slots of the tile: a token's inputs are read, then multiplied.
@@ -108,7 +110,9 @@ class Operands(wiring.Component):
         with m.Elif(active):
             m.d.sync += spacing.eq(spacing - 1)
 
-        m.submodules.input_registers = inputs = Ram(width=width, depth=self.input_depth)
+        m.submodules.input_registers = inputs = Ram(
+            width=width, depth=self.input_depth, granularity=config.load_cols * config.element_bits
+        )
         m.submodules.hidden_registers = hidden = Ram(
             width=width, depth=self.hidden_depth, granularity=config.act_lanes * config.element_bits
         )
@@ -142,6 +146,10 @@ class Operands(wiring.Component):
             self.slot.first.eq(fired.first),
             self.slot.unit_done.eq(fired.unit_done & fired_last),
         ]
+        if config.grouped:
+            for name in ("scale", "group_first", "group_last", "first_group"):
+                m.d.comb += self.slot[name].eq(fired[name])
+            m.d.comb += self.slot.group_done.eq(fired.group_last & fired_last)
         operand = Mux(fired.out, hidden.read_0.data, inputs.read_0.data)
         if config.int8:
             # Weights beyond the matrix are zero, and zero times whatever is read there is zero.

@@ -165,9 +165,12 @@ def mac_layout(config: PimConfig):
 
     ``tile`` of the inputs, of a job that is ``shared`` or not, in its ``out`` (down) matrix or before;
     accumulators of this ``parity``, set ``up``; ``first`` starts them from zero; ``last_token`` of the
-    group; ``unit_done`` ends a block of outputs, ``frees_inputs`` the use of the group's inputs. In int8
-    ``scale`` marks a scale tile; with a router in the banks ``router`` its tiles.
+    group; ``unit_done`` ends a block of outputs, ``frees_inputs`` the use of the group's inputs. In int8 and
+    in grouped formats ``scale`` marks a scale tile; with a router in the banks ``router`` its tiles. In
+    grouped formats ``tile`` counts those of weights alone, a scale tile has one token, and ``group_first``,
+    ``group_last``, ``first_group`` are as in :func:`rtl.expert.sequencer.slot_layout`.
     """
+    grouped = ("group_first", "group_last", "first_group") if config.grouped else ()
     return data.StructLayout(
         {
             "tile": unsigned(config.tile_bits),
@@ -179,7 +182,8 @@ def mac_layout(config: PimConfig):
             "first": unsigned(1),
             "unit_done": unsigned(1),
             "frees_inputs": unsigned(1),
-            **({"scale": unsigned(1)} if config.int8 else {}),
+            **({"scale": unsigned(1)} if config.int8 or config.grouped else {}),
+            **dict.fromkeys(grouped, unsigned(1)),
             **({"router": unsigned(1)} if config.router else {}),
         }
     )
@@ -190,13 +194,14 @@ class MacWalk(wiring.Component):
 
     A router has one matrix of blocks, which take a group's inputs as hidden blocks do. Wants to issue
     while a job is there and its inputs are in the registers, and, for a block's first tile, the block
-    before the last has been read out.
+    before the last has been read out. A scale tile of a grouped format needs no inputs.
 
     Members
     -------
     complete, records : In, from :class:`rtl.expert.jobs.JobLists`.
     loaded : In
-        Input words of the group that are complete, for all its tokens; all of them with ``all_loaded``.
+        Register writes of a token's inputs that are complete, for all tokens of the group; all of them with
+        ``all_loaded``.
     all_loaded : In(1)
     hidden_blocks : In
         Hidden blocks of the group that are in the registers.
@@ -205,6 +210,8 @@ class MacWalk(wiring.Component):
     go : In(1)
         The command is issued.
     want : Out(1), side : Out, unit : Out, column : Out, tag : Out(mac_layout(config))
+    last_token : Out, in a grouped format
+        Of the group, whose pace scale tiles keep too.
     tile_done : Out(1), visit_done : Out(1), inputs_done : Out(1)
         With ``go``: the tile's, row's, group's inputs' last MAC.
     """
@@ -215,7 +222,7 @@ class MacWalk(wiring.Component):
             {
                 "complete": In(1),
                 "records": In(data.ArrayLayout(job_record_layout(config), 2)),
-                "loaded": In(range(config.token_words + 1)),
+                "loaded": In(range(config.load_words + 1)),
                 "all_loaded": In(1),
                 "hidden_blocks": In(range(max(kind.hidden_blocks for kind in config.kinds) + 1)),
                 "block_read": In(1),
@@ -225,6 +232,7 @@ class MacWalk(wiring.Component):
                 "unit": Out(config.unit_bits),
                 "column": Out(config.column_bits),
                 "tag": Out(mac_layout(config)),
+                **({"last_token": Out(bits_for(config.group_tokens))} if config.grouped else {}),
                 "tile_done": Out(1),
                 "visit_done": Out(1),
                 "inputs_done": Out(1),
@@ -245,6 +253,10 @@ class MacWalk(wiring.Component):
         first_step, last_step = Signal(), Signal()
         last_tile, last_matrix, last_block = Signal(), Signal(), Signal()
         block_done, group_done = Signal(), Signal()
+        # The last MAC of a tile of weights; the first tile of a block, by which its others are counted.
+        weights_done, first_tile = self.tile_done, tile == 0
+        if config.grouped:
+            weights_done, first_tile = self._walk_groups(m, tile, last_tile, group)
         m.d.comb += [
             walk.complete.eq(self.complete),
             walk.records.eq(self.records),
@@ -253,7 +265,12 @@ class MacWalk(wiring.Component):
             last_step.eq(self.unit == config.timing.mac_steps - 1),
             last_tile.eq(
                 tile
-                == Mux(out, of_kind(config, record, "hidden_tiles"), of_kind(config, record, "in_tiles")) - 1
+                == Mux(
+                    out,
+                    of_kind(config, record, "met_hidden_tiles"),
+                    of_kind(config, record, "met_in_tiles"),
+                )
+                - 1
             ),
             last_matrix.eq(out | up | is_router | (config.routed.num_up_matrices == 1)),
             last_block.eq(
@@ -262,7 +279,7 @@ class MacWalk(wiring.Component):
                 - 1
             ),
             self.tile_done.eq(self.go & last_step),
-            block_done.eq(self.tile_done & last_tile & last_matrix),
+            block_done.eq(weights_done & last_tile & last_matrix),
             self.inputs_done.eq(block_done & last_block & ~out),
             group_done.eq(block_done & last_block & (out | is_router)),
             self.visit_done.eq(
@@ -274,15 +291,17 @@ class MacWalk(wiring.Component):
         needed = Signal(range((1 << len(tile)) * config.routed.cols + 1))
         hidden_needed = Signal(range(max(kind.hidden_blocks for kind in kinds) + 1))
         inputs_ready = Signal()
-        word = Signal(range(config.token_words))
+        word = Signal(range(config.load_words))
         undrained = Signal(range(3))
         hidden_count = of_kind(config, record, "hidden_blocks")
+        last_load = tile if config.load_parts == 1 else (tile + 1) * config.load_parts - 1
+        may_issue = inputs_ready | self.tag.scale if config.grouped else inputs_ready
         m.d.comb += [
             # Blocks that hold the first (tile + 1) * cols hidden elements, as far as there are.
             needed.eq(((tile + 1) * config.routed.cols + config.units - 1) >> rows_log2),
             hidden_needed.eq(Mux(needed < hidden_count, needed, hidden_count)),
             # A tile beyond the last word holds the bias alone.
-            word.eq(Mux(tile < config.token_words, tile, config.token_words - 1)),
+            word.eq(Mux(last_load < config.load_words, last_load, config.load_words - 1)),
             inputs_ready.eq(
                 Mux(
                     out,
@@ -290,32 +309,43 @@ class MacWalk(wiring.Component):
                     self.all_loaded | (self.loaded > word),
                 )
             ),
-            self.want.eq(walk.valid & inputs_ready & ~(first_step & (tile == 0) & ~up & (undrained == 2))),
+            self.want.eq(walk.valid & may_issue & ~(first_step & first_tile & ~up & (undrained == 2))),
         ]
         tag = self.tag
+        ends_block = last_tile & last_matrix
+        if config.grouped:
+            ends_block = ends_block & ~tag.scale
         m.d.comb += [
             tag.tile.eq(tile),
-            tag.last_token.eq(group.last_token),
+            tag.last_token.eq(Mux(tag.scale, 0, group.last_token) if config.grouped else group.last_token),
             tag.out.eq(out),
             tag.shared.eq(record.shared),
             tag.up.eq(up),
             tag.parity.eq(parity),
             tag.first.eq(tile == 0),
-            tag.unit_done.eq(last_tile & last_matrix),
-            tag.frees_inputs.eq(last_tile & last_matrix & last_block & ~out),
+            tag.unit_done.eq(ends_block),
+            tag.frees_inputs.eq(ends_block & last_block & ~out),
         ]
         if config.int8:
             m.d.comb += tag.scale.eq(last_tile)
         if config.router:
             m.d.comb += tag.router.eq(is_router)
-        starts_block = self.go & first_step & (tile == 0) & ~up
+        starts_block = self.go & first_step & first_tile & ~up
         m.d.sync += undrained.eq(undrained + starts_block - self.block_read)
         with m.If(self.go):
             m.d.sync += self.unit.eq(Mux(last_step, 0, self.unit + 1))
-        with m.If(self.tile_done):
-            m.d.sync += [tile.eq(Mux(last_tile, 0, tile + 1)), self.column.eq(self.column + 1)]
-            with m.If(last_tile):
-                m.d.sync += up.eq(~last_matrix)
+        if config.grouped:
+            with m.If(self.tile_done):
+                m.d.sync += self.column.eq(self.column + 1)
+            with m.If(weights_done):
+                m.d.sync += tile.eq(Mux(last_tile, 0, tile + 1))
+                with m.If(last_tile):
+                    m.d.sync += up.eq(~last_matrix)
+        else:
+            with m.If(self.tile_done):
+                m.d.sync += [tile.eq(Mux(last_tile, 0, tile + 1)), self.column.eq(self.column + 1)]
+                with m.If(last_tile):
+                    m.d.sync += up.eq(~last_matrix)
         with m.If(self.visit_done):
             m.d.sync += [self.column.eq(0), self.side.eq(Mux(self.side == sides - 1, 0, self.side + 1))]
         with m.If(block_done):
@@ -326,9 +356,38 @@ class MacWalk(wiring.Component):
             m.d.sync += self.side.eq(0)
         return m
 
+    def _walk_groups(self, m, tile, last_tile, group):
+        """Count the tiles of groups and spans of a grouped format.
+
+        Return "the last MAC of a tile of weights" and "the first tile of a block", which is a scale tile.
+        """
+        routed, tag = self.config.routed, self.tag
+        scale = Signal(init=1)
+        span_tile = Signal(range(routed.span_tiles))
+        group_tile = Signal(range(routed.group_tiles))
+        group_last, weights_done = Signal(), Signal()
+        m.d.comb += [
+            weights_done.eq(self.tile_done & ~scale),
+            group_last.eq(last_tile | (group_tile == routed.group_tiles - 1)),
+            self.last_token.eq(group.last_token),
+            tag.scale.eq(scale),
+            tag.group_first.eq(group_tile == 0),
+            tag.group_last.eq(group_last & ~scale),
+            tag.first_group.eq(tile < routed.group_tiles),
+        ]
+        with m.If(self.tile_done & scale):
+            m.d.sync += scale.eq(0)
+        with m.If(weights_done):
+            m.d.sync += [span_tile.eq(span_tile + 1), group_tile.eq(group_tile + 1)]
+            with m.If(group_last):
+                m.d.sync += group_tile.eq(0)
+            with m.If(last_tile | (span_tile == routed.span_tiles - 1)):
+                m.d.sync += [span_tile.eq(0), scale.eq(1)]
+        return weights_done, (tile == 0) & scale
+
 
 class InputWalk(wiring.Component):
-    """Order of the register writes of a group's inputs: word by word, in each all tokens.
+    """Order of the register writes of a group's inputs: ``load_cols`` of them, in turn for all tokens.
 
     Members
     -------
@@ -355,8 +414,8 @@ class InputWalk(wiring.Component):
                 "want": Out(1),
                 "list_address": Out(address_width(2 << bits_for(config.max_tokens))),
                 "token": Out(bits_for(config.group_tokens)),
-                "word": Out(bits_for(config.token_words)),
-                "loaded": Out(range(config.token_words + 1)),
+                "word": Out(bits_for(config.load_words)),
+                "loaded": Out(range(config.load_words + 1)),
                 "all_loaded": Out(1),
             }
         )
@@ -373,7 +432,7 @@ class InputWalk(wiring.Component):
             walk.done.eq(done),
             self.want.eq(walk.valid & room),
             last_token.eq(self.token == walk.group.last_token),
-            last_word.eq(self.word == config.token_words - 1),
+            last_word.eq(self.word == config.load_words - 1),
             done.eq(self.go & last_token & last_word),
             self.loaded.eq(self.word),
             self.list_address.eq(walk.group.number * config.group_tokens + self.token),

@@ -19,7 +19,7 @@ from sim.accelerator import Report, float_error, load_compiled
 from sim.alone.expert import ExpertAlone
 from sim.alone.pim import PimAlone
 from sim.alone.plan import EngineAlone, Operands, Plan, Totals
-from sim.divergence import PortCheck, first_divergence, with_waveform
+from sim.divergence import differing_bits, first_divergence, with_waveform
 from sim.dram_trace import trace_text
 from sim.energy import Energy, energy_of
 from sim.rtlsim import DEFAULT_ROOT, RunResult, Waveform
@@ -126,7 +126,7 @@ def run_plan(
     _add_run(report, alone, result)
     report.reference = _compare_with_float(plan, operands)
     checks = alone.checks(rtl, operands, result, cycles=engine == "both")
-    report.mismatches = _differing_bits(checks[0])
+    report.mismatches = differing_bits(checks[0])
     problems = list(result.violations)
     if isinstance(alone, PimAlone):
         if trace is not None:
@@ -171,14 +171,6 @@ def _calibrate(plan: Plan, weights: LayerWeights, tokens: Bits16) -> ActivationS
     x = bf16_decode(tokens)
     peak = max(hidden_peak(plan.model.ffn, weights.expert(expert), x) for expert in range(plan.num_experts))
     return ActivationScales(scale_for(float(np.abs(x).max())), scale_for(peak))
-
-
-def _differing_bits(check: PortCheck) -> int:
-    """Return the bits in which the payloads differ; a missing or extra beat counts whole."""
-    expected, seen = np.asarray(check.payloads, dtype=np.uint64), check.seen.payloads
-    common = min(len(expected), len(seen))
-    differing = int(np.bitwise_count(expected[:common] ^ seen[:common]).sum())
-    return differing + 64 * int(expected.shape[1]) * abs(len(expected) - len(seen))
 
 
 def _report(alone: EngineAlone, engine: str, totals: Totals, wall_s: float) -> Report:

@@ -14,7 +14,7 @@ from sim.gating import gate_cycles
 from sim.pim import ChannelShape, Column, channel_cycles
 from sim.pim_slots import SLOTS, ChannelTrace, mac_slots
 from spec.banks import BankGeometry, CommandTiming
-from spec.design import PIM_FORMATS, DesignSpec, Format
+from spec.design import PLAIN_FORMATS, DesignSpec, Format
 from spec.geometry import GateGeometry, ImageGeometry, ceil_div
 from spec.load import load_design, load_model
 
@@ -42,7 +42,7 @@ CHANNEL_MODELS = (("deepseek-v3", 1), ("mixtral-8x7b", 16), ("qwen3-30b-a3b", 3)
 CHANNELS = tuple(
     (model, scale, number_format, banks, tokens)
     for model, scale in CHANNEL_MODELS
-    for number_format in PIM_FORMATS
+    for number_format in PLAIN_FORMATS
     for banks in (1, 2)
     for tokens in (1, 4)
 )
