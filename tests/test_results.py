@@ -127,6 +127,45 @@ def test_tokens_and_commands_are_in_the_maps(runs) -> None:
         assert f"channel {channel}: {count:,} MAC" in page.text
 
 
+def check_drawings(text: str) -> int:
+    """Rectangles lie in their picture, coordinates are numbers; return how many there are."""
+    view = [0.0, 0.0]
+    count = 0
+    for tag, attributes in Page(text).tags:
+        if tag == "svg":
+            view = [float(number) for number in str(attributes["viewbox"]).split()[2:]]
+        numbers = {
+            name: float(str(attributes[name])) for name in ("x", "y", "cx", "cy") if name in attributes
+        }
+        assert all(number >= 0 for number in numbers.values()), attributes
+        if tag == "rect":
+            count += 1
+            width, height = float(str(attributes["width"])), float(str(attributes["height"]))
+            assert 0 <= width <= view[0] * 1.001 - numbers["x"], attributes
+            assert 0 <= height <= view[1] * 1.001 - numbers["y"], attributes
+        elif tag == "circle":
+            assert numbers["cx"] <= view[0] and numbers["cy"] <= view[1]
+        elif tag == "polyline":
+            points = [tuple(map(float, point.split(","))) for point in str(attributes["points"]).split()]
+            assert all(0 <= x <= view[0] and 0 <= y <= view[1] for x, y in points)
+    return count
+
+
+def test_drawings_stay_in_their_pictures(runs) -> None:
+    text = page_text(runs, {})
+    assert check_drawings(text) > 2 * (256 + 2 * 6)
+    planted = {
+        'width="1" height="1"': 'width="1000" height="1"',
+        'x="0" y="0"': 'x="-1" y="0"',
+        'cx="': 'cx="9999',
+        'points="': 'points="nan,0 ',
+    }
+    for whole, broken in planted.items():
+        assert whole in text
+        with pytest.raises(AssertionError):
+            check_drawings(text.replace(whole, broken, 1))
+
+
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
 
 
