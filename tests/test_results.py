@@ -223,6 +223,7 @@ def check_activity(report: Report) -> None:
         assert min(block.busy, block.weights, block.gaps, block.blocked, activity.idle(name)) >= 0
         assert block.gaps == 0 or activity.cycles >= 1 << 16
         assert len(block.spans) <= 1 << 16
+        assert (block.spans[1:, 0] - block.spans[:-1, 1] > activity.cycles >> 16).all()
     jobs = activity.jobs
     for unit, spans in enumerate(activity.units):
         mine = jobs.unit == unit
@@ -306,14 +307,17 @@ def test_jobs_of_a_unit_share_its_time() -> None:
         assert np.array_equal(union(jobs.start, jobs.end), union(given + 1, done + 1)), seed
 
 
-def test_gaps_of_long_runs_are_closed() -> None:
+@pytest.mark.parametrize(
+    ("model", "design", "tokens"), [("deepseek-v3", "fpga", 64), ("olmoe-1b-7b", "pim", 64)]
+)
+def test_gaps_of_long_runs_are_closed(model, design, tokens) -> None:
     """Few spans are kept of a long run; no cycle is lost, and a strip's shades are as dark as without."""
-    report = simulate("olmoe-1b-7b", tokens=4)
+    report = simulate(model, design, tokens=tokens)
     check_activity(report)
     activity = report.activity
     combine = activity.blocks["combine"]
     assert combine.gaps > 0
-    text = timeline_text([(report, load_design("fpga"))])
+    text = timeline_text([(report, load_design(design))])
     assert f'"combine, gaps of up to {activity.cycles >> 16} cycles closed"' in text
     check_timeline(text, [report])
     spans = np.array([[0, BINS]])
@@ -323,6 +327,8 @@ def test_gaps_of_long_runs_are_closed() -> None:
 
 def test_spans_of_trains() -> None:
     """Against cycle by cycle: all cycles, and what is closed."""
+    train = np.array([[7, 2, 5, 4]])
+    assert [len(train_spans(train, closed)) for closed in (2, 3)] == [4, 1]
     for seed in range(100):
         rng = np.random.default_rng(seed)
         length = rng.integers(1, 5, 6)
@@ -384,6 +390,23 @@ def test_timeline(tmp_path, capsys, runs) -> None:
     assert {"deepseek-v3 on pim (model)", "gating", "channel 1, jobs", "engine, jobs"} <= names
 
 
+def test_a_timeline_starts_with_the_run(runs) -> None:
+    """Whatever cycle that is."""
+    report, design = runs[1]
+    activity, later = report.activity, 50
+    blocks = {name: replace(block, spans=block.spans + later) for name, block in activity.blocks.items()}
+    moved = replace(
+        activity,
+        start=activity.start + later,
+        blocks=blocks,
+        units=[spans + later for spans in activity.units],
+        jobs=activity.jobs.later(later, 0),
+    )
+    shifted = [(replace(report, activity=moved), design)]
+    assert timeline_text(shifted) == timeline_text(runs[1:])
+    assert page_text(shifted, {}) == page_text(runs[1:], {})
+
+
 def test_a_timeline_that_is_wrong_is_found(runs) -> None:
     reports = [report for report, _ in runs]
     for change in ("start_cycle", "cycles"):
@@ -404,6 +427,18 @@ def test_a_timeline_has_an_end(monkeypatch, runs) -> None:
         timeline_text(runs)
     expected = f"timeline: would have {spans} spans, more than 10; take fewer tokens or a higher --scale"
     assert str(caught.value) == expected
+
+
+def test_a_file_that_cannot_be_made_leaves_none(tmp_path, monkeypatch, capsys) -> None:
+    """All texts are made before the first is written."""
+    monkeypatch.setattr("sim.results.timeline.MAX_SPANS", 10)
+    files = [part for name in ("report", "timeline", "csv") for part in (f"--{name}", str(tmp_path / name))]
+    assert main([*SIM, *files]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    rule = r"timeline: would have \d+ spans, more than 10; take fewer tokens or a higher --scale"
+    assert re.fullmatch(f"expertbank: {rule}\n", err)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_table(tmp_path, runs) -> None:
