@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench claims models-page reproduce-page policies-page lint format typecheck clean
+.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench claims models-page reproduce-page policies-page report lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -97,6 +97,14 @@ models-page: $(STAMP) ## write docs/models.md from the model presets
 
 reproduce-page: $(STAMP) ## write docs/reproduce.md: what papers claim, and what is modelled
 	@$(RUN) expertbank reproduce --page docs/reproduce.md
+
+report: $(STAMP) ## a page in build/report.html of MODEL= (default: olmoe-1b-7b, 64 tokens) on DESIGN= (default: both)
+	@mkdir -p build
+	@$(RUN) expertbank sim --model '$(or $(MODEL),olmoe-1b-7b)' --engine '$(or $(ENGINE),model)' \
+		$(foreach design,$(or $(DESIGN),fpga pim),--design '$(design)') --tokens '$(or $(TOKENS),64)' \
+		--routing '$(or $(ROUTING),zipf:1)' $(call flag,scale,SCALE) $(call flag,experts,EXPERTS) $(call flag,format,FORMAT) \
+		$(call flag,seed,SEED) --report build/report.html
+	@echo "wrote build/report.html"
 
 policies-page: $(STAMP) ## write docs/policies.md: the survey's systems, policies that carry their ideas, what they gain
 	@$(RUN) expertbank policies page docs/policies.md

@@ -19,6 +19,7 @@ from golden.experts import calibrate
 from golden.formats import Bits16, bf16_decode
 from golden.gating_bf16 import RoutingBf16
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image, layer_streams
+from sim.activity import Activity
 from sim.divergence import PortCheck, differing_bits, first_divergence, with_waveform
 from sim.energy import Energy, energy_of, fpga_counts
 from sim.layer import (
@@ -29,7 +30,9 @@ from sim.layer import (
     StreamTimes,
     active_cycles,
     block_times,
+    layer_activity,
     layer_cycles,
+    seen_activity,
 )
 from sim.routing import IntArray
 from sim.rtlsim import (
@@ -94,6 +97,7 @@ BLOCK_PORTS = {
 class Report:
     """Result of a run; the names of the command line's JSON. What was not run is None.
 
+    ``activity``: when the parts of a layer work, where it was asked for; no part of the JSON.
     ``dram``, of a near-memory run: ``commands`` of all channels by name, ``refreshes`` that fell due and
     that were issued in that very cycle, ``violations`` of the DRAM's rules.
     """
@@ -126,6 +130,7 @@ class Report:
     divergence: str | None = None
     waveform: str | None = None
     notes: list[str] = field(default_factory=list)
+    activity: Activity | None = field(default=None, repr=False)
 
     @property
     def energy_j(self) -> float | None:
@@ -141,8 +146,10 @@ class Report:
         """Return the report as the contract's JSON object: every block of a layer, also those not run."""
         engine = "pim" if "pim" in self.blocks else "expert"
         not_run = {"model": None, "rtl": None}
+        values = dataclasses.asdict(dataclasses.replace(self, activity=None))
+        del values["activity"]
         return {
-            **dataclasses.asdict(self),
+            **values,
             "energy_j": self.energy_j,
             "energy": None if self.energy is None else self.energy.as_json(),
             "blocks": {
@@ -187,15 +194,24 @@ def load_compiled() -> None:
 
 
 def run_model(
-    model: ModelSpec, design: DesignSpec, ids: IntArray, routing: str, batch_lengths: list[int] | None = None
+    model: ModelSpec,
+    design: DesignSpec,
+    ids: IntArray,
+    routing: str,
+    batch_lengths: list[int] | None = None,
+    *,
+    record: bool = False,
 ) -> Report:
-    """Return the cycle model's answer for a routing; no weights, no Verilog."""
+    """Return the cycle model's answer for a routing; no weights, no Verilog.
+
+    ``record``: whether the report tells when what works (``activity``).
+    """
     shape = layer_shape(model, design, ids, batch_lengths)
     load_compiled()
     started = time.perf_counter()
     modelled = layer_cycles(shape, np.zeros(len(ids), dtype=np.int64))
     wall = time.perf_counter() - started
-    return _report(
+    report = _report(
         model,
         design,
         "model",
@@ -205,6 +221,9 @@ def run_model(
         wall,
         routing_report(routing, ids, model.gating.num_experts, None),
     )
+    if record:
+        report.activity = layer_activity(shape, modelled)
+    return report
 
 
 def layer_shape(
@@ -500,11 +519,13 @@ def run_layer(
     waves: Path | None = None,
     root: Path = DEFAULT_ROOT,
     progress: Progress = lambda _text: None,
+    record: bool = False,
 ) -> Report:
     """Run a workload with weights on the ``rtl`` engine, or on ``both``, and compare.
 
-    With ``waves`` a VCD of the run (:meth:`sim.rtlsim.Waveform.of_run`) is left in that folder. On a
-    difference the report's ``divergence`` names the first one and a waveform around it.
+    With ``waves`` a VCD of the run (:meth:`sim.rtlsim.Waveform.of_run`) is left in that folder, with
+    ``record`` the report tells when what worked in the Verilog (``activity``). On a difference the report's
+    ``divergence`` names the first one and a waveform around it.
     """
     model = workload.model
     progress("exporting Verilog and building its simulation (cached by content)")
@@ -528,6 +549,8 @@ def run_layer(
         routing_report(routing, ids, model.gating.num_experts, workload.target_ids),
     )
     report.reference = compare_with_float(workload, run.golden)
+    if record and complete(run.shape, run.seen):
+        report.activity = seen_activity(run.shape, run.seen)
     progress("comparing")
     report.mismatches = mismatches(run)
     problems = [*run.result.violations, *([run.result.timeout] if run.result.timeout else [])]

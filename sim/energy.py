@@ -89,6 +89,14 @@ def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
     return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}
 
 
+def joules_text(joules: float) -> str:
+    """Return an energy with four digits, in a unit that leaves at most three of them before the point."""
+    for unit, name in ((1.0, "J"), (1e-3, "mJ"), (1e-6, "uJ")):
+        if joules >= unit:
+            return f"{joules / unit:.4g} {name}"
+    return f"{joules / 1e-9:.4g} nJ"
+
+
 def energy_of(table: EnergyTable, counts: Counts, seconds: float) -> Energy:
     """Return what events cost, and the powers over a time.
 

@@ -10,19 +10,32 @@ would give them, then with the room that the engine turned out to have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from golden.dispatch_streams import DispatchStreams
+from sim.activity import Activity, BlockActivity, Jobs, resolution, tokens_of_experts
 from sim.combine import FREED_LATENCY, combine_cycles, token_outputs
 from sim.dispatch import DispatchModel, dispatch_cycles
 from sim.expert import EngineShape, ExpertModel, expert_cycles
 from sim.gating import GateModel, gate_cycles
-from sim.streams import ALWAYS, NEVER, Cycles, Spans, common, common_with_trains, size, union, without
+from sim.streams import (
+    ALWAYS,
+    NEVER,
+    Cycles,
+    Spans,
+    Trains,
+    common,
+    common_with_trains,
+    size,
+    train_spans,
+    union,
+    without,
+)
 from spec.design import DesignSpec
 from spec.geometry import ImageGeometry
 
@@ -88,6 +101,9 @@ class LayerCycles:
     sent : the cycles of all output beats.
     fires, read_beats : MAC slots used; weight beats read.
     tiles, walked_tiles : weight tiles in all, and those that the model went through one by one.
+    inside : when gate, dispatcher and engine hold work.
+    wait_tile : cycles in which the array waits for a tile.
+    contributions : cycles of the contribution beats, window after window.
     """
 
     cycles: int
@@ -102,6 +118,9 @@ class LayerCycles:
     read_beats: int
     tiles: int
     walked_tiles: int
+    inside: Mapping[str, Spans]
+    wait_tile: int
+    contributions: Sequence[Trains]
 
 
 def layer_cycles(shape: LayerShape, arrivals: Cycles, output_ready: Spans = ALWAYS) -> LayerCycles:
@@ -159,13 +178,14 @@ def layer_cycles(shape: LayerShape, arrivals: Cycles, output_ready: Spans = ALWA
     num_beats = (len(results) + len(outputs)) * words
     # A token's beats are right behind each other, but for the output's stalls.
     sent = without(union(outputs, last_outputs + 1), output_ready)
+    wait_tile = sum(done.wait_tile for done in jobs)
     return LayerCycles(
         cycles=int(last_outputs[-1]) + 1 - max(0, int(arrivals[0])),
         active={
             "gating": _outside(inside["gating"], assignments.waits),
             "dispatch": _outside(inside["dispatch"], given.waits),
             # The array waits for tiles only while their job is inside; no result waits.
-            "expert": size(inside["expert"]) - sum(done.wait_tile for done in jobs),
+            "expert": size(inside["expert"]) - wait_tile,
             "combine": num_beats - sum(common_with_trains(done.o, sent) for done in jobs),
         },
         assignments=assignments,
@@ -178,6 +198,76 @@ def layer_cycles(shape: LayerShape, arrivals: Cycles, output_ready: Spans = ALWA
         read_beats=sum(done.read_beats for done in jobs),
         tiles=sum(done.tiles for done in jobs),
         walked_tiles=sum(done.walked_tiles for done in jobs),
+        inside=inside,
+        wait_tile=wait_tile,
+        contributions=[done.o for done in jobs],
+    )
+
+
+def layer_activity(shape: LayerShape, modelled: LayerCycles) -> Activity:
+    """Return when the blocks work, as the model has it."""
+    beats = train_spans(np.concatenate(modelled.contributions), resolution(modelled.cycles))
+    moved = np.concatenate([beats, modelled.sent])
+    combine = BlockActivity.of(union(moved[:, 0], moved[:, 1]), ALWAYS)
+    inside = modelled.inside
+    blocks = {
+        "gating": BlockActivity.of(inside["gating"], modelled.assignments.waits),
+        "dispatch": BlockActivity.of(inside["dispatch"], modelled.entries.waits),
+        "expert": BlockActivity.of(inside["expert"], ALWAYS, modelled.wait_tile),
+        "combine": replace(combine, gaps=combine.busy - modelled.active["combine"]),
+    }
+    end = int(modelled.sent[-1, 1])
+    return _activity(
+        shape, "model", end - modelled.cycles, end, blocks, modelled.entries.taken, modelled.results
+    )
+
+
+def seen_activity(shape: LayerShape, seen: LayerTimes) -> Activity:
+    """Return when the blocks worked, as the Verilog's probe showed it."""
+    taken = {name: stream.taken for name, stream in seen.streams.items()}
+    waits = {name: stream.waits for name, stream in seen.streams.items()}
+    beats, words = shape.image.gate.input_beats, shape.engine.words
+    results = taken["contributions"][words - 1 :: words]
+    last = shape.streams.entry_last
+    inside = _inside(
+        shape, taken["tokens"][beats - 1 :: beats], taken["assignments"], taken["entries"], results[last]
+    )
+    moved = np.concatenate([taken["contributions"], taken["output"]])
+    expert = BlockActivity.of(inside["expert"], waits["contributions"])
+    active = active_cycles(shape, taken, waits, seen.wait_tile)["expert"]
+    blocks = {
+        "gating": BlockActivity.of(inside["gating"], waits["assignments"]),
+        "dispatch": BlockActivity.of(inside["dispatch"], waits["entries"]),
+        "expert": replace(expert, weights=expert.busy - active),
+        "combine": BlockActivity.of(union(moved, moved + 1), ALWAYS),
+    }
+    start = int(taken["tokens"][0])
+    return _activity(shape, "rtl", start, start + seen.cycles, blocks, taken["entries"], results)
+
+
+def _activity(
+    shape: LayerShape,
+    source: str,
+    start: int,
+    end: int,
+    blocks: dict[str, BlockActivity],
+    entries: Cycles,
+    results: Cycles,
+) -> Activity:
+    """Return the activity of a layer; ``entries`` and ``results``: of each entry."""
+    ends = np.flatnonzero(shape.streams.entry_last)
+    given, done = entries[ends], results[ends]
+    return Activity(
+        start=start,
+        cycles=end - start,
+        source=source,
+        blocks={name: block.coarse(resolution(end - start)) for name, block in blocks.items()},
+        units=[union(given + 1, done + 1)],
+        jobs=Jobs.of_unit(0, shape.streams.entry_expert[ends], np.diff(ends, prepend=-1), given, done),
+        tokens=tokens_of_experts(
+            shape.streams, shape.image.num_experts, shared=shape.image.shared is not None
+        ),
+        commands={},
     )
 
 

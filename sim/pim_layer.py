@@ -6,7 +6,7 @@ The model joins those of gate, dispatcher, channels, merger and combiner: :mod:`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from golden.banks import channel_image
 from golden.dispatch_streams import DispatchStreams
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
 from sim.accelerator import scale_steps, scales_of
+from sim.activity import ROUTER, Activity, BlockActivity, Jobs, resolution, tokens_of_experts
 from sim.channels import run_channels
 from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
 from sim.combine_ordered import ordered_cycles
@@ -159,6 +160,11 @@ class PimRun:
             first = int(due[0]) if len(due) else None
             found += [(channel, one) for one in check_commands(self.banks.pim, commands, first_refresh=first)]
         return found
+
+    def commands_by_name(self) -> dict[str, NDArray[np.int64]]:
+        """Return how many commands of each name each channel got."""
+        counts = [commands.before(self.result.cycles).counts() for commands in self.commands]
+        return {name: np.array([of[name] for of in counts], dtype=np.int64) for name in counts[0]}
 
     def dram(self) -> dict[str, Any]:
         """Return ``dram`` of :class:`sim.accelerator.Report`."""
@@ -684,6 +690,17 @@ def admitted_cycles(offered: Cycles) -> Cycles:
 def active_cycles(shape: PimShape, times: PimTimes, unit_entries: Sequence[Cycles]) -> dict[str, int]:
     """Return for each block the cycles in which it holds work and is neither starved nor blocked.
 
+    As the spans of :func:`block_activity`.
+    """
+    blocks, _ = block_activity(shape, times, unit_entries)
+    return {name: block.busy for name, block in blocks.items()}
+
+
+def block_activity(
+    shape: PimShape, times: PimTimes, unit_entries: Sequence[Cycles]
+) -> tuple[dict[str, BlockActivity], list[Jobs]]:
+    """Return when each block works, and the jobs of each channel.
+
     * gating: a whole token, or all its logits from the banks, is inside, and no assignment waits to be
       taken;
     * dispatch: a closed window is not yet served, and no entry waits to be taken;
@@ -702,26 +719,65 @@ def active_cycles(shape: PimShape, times: PimTimes, unit_entries: Sequence[Cycle
     into_gate = times.tokens.taken[beats - 1 :: beats] if times.router is None else times.router.logits
     gating = union(into_gate + 1, times.assignments.taken[top_k - 1 :: top_k] + 1)
     dispatch = union(closed + 1, served + 1)
-    working = []
+    jobs, holding, working = [], [], []
     for n, entries in enumerate(unit_entries):
         given, results = times.entries[n], times.contributions[n]
         ends = np.flatnonzero(streams.entry_last[entries])
-        begun, done = given.taken[ends] + 1, results.taken[(ends + 1) * words - 1] + 1
+        experts, tokens = streams.entry_expert[entries[ends]], np.diff(ends, prepend=-1)
+        begun, done = given.taken[ends], results.taken[(ends + 1) * words - 1]
         if times.router is not None and n == ROUTER_CHANNEL:
             ends = shape.router_ends
-            begun = np.concatenate([begun, times.router.entries.taken[ends] + 1])
-            done = np.concatenate([done, times.router.logits[ends] + 1])
-        inside = union(begun, done)
+            experts = np.concatenate([experts, np.full(len(ends), ROUTER)])
+            tokens = np.concatenate([tokens, np.diff(ends, prepend=-1)])
+            begun = np.concatenate([begun, times.router.entries.taken[ends]])
+            done = np.concatenate([done, times.router.logits[ends]])
+        jobs.append(Jobs.of_unit(n, experts, tokens, begun, done))
+        inside = union(begun + 1, done + 1)
+        holding.append(inside)
         working.append(without(inside, results.waits))
-    pim = np.concatenate(working)
     beats_of_combine = np.concatenate([times.merged.taken, times.output.taken])
     waiting = np.concatenate([stream.waits for stream in times.entries])
+    pim, held = _any(working), _any(holding)
     return {
-        "gating": size(without(gating, times.assignments.waits)),
-        "dispatch": size(without(dispatch, union(waiting[:, 0], waiting[:, 1]))),
-        "pim": size(union(pim[:, 0], pim[:, 1])),
-        "combine": size(union(beats_of_combine, beats_of_combine + 1)),
-    }
+        "gating": BlockActivity.of(gating, times.assignments.waits),
+        "dispatch": BlockActivity.of(dispatch, union(waiting[:, 0], waiting[:, 1])),
+        "pim": BlockActivity(pim, 0, 0, size(held) - size(pim)),
+        "combine": BlockActivity.of(union(beats_of_combine, beats_of_combine + 1), ALWAYS),
+    }, jobs
+
+
+def _any(sets: Sequence[Spans]) -> Spans:
+    """Return the cycles that are in any of several sets."""
+    spans = np.concatenate(sets)
+    return union(spans[:, 0], spans[:, 1])
+
+
+def pim_activity(
+    shape: PimShape,
+    times: PimTimes,
+    unit_entries: Sequence[Cycles],
+    source: str,
+    commands: Mapping[str, NDArray[np.int64]],
+) -> Activity:
+    """Return when the blocks work.
+
+    Parameters
+    ----------
+    source : ``model`` or ``rtl``: where the times are from.
+    commands : of each name, how many each channel got.
+    """
+    blocks, jobs = block_activity(shape, times, unit_entries)
+    image = shape.banks.image
+    return Activity(
+        start=int(times.tokens.taken[0]),
+        cycles=times.cycles,
+        source=source,
+        blocks={name: block.coarse(resolution(times.cycles)) for name, block in blocks.items()},
+        units=[union(of.start, of.end) for of in jobs],
+        jobs=Jobs.joined(jobs),
+        tokens=tokens_of_experts(shape.streams, image.num_experts, shared=image.shared is not None),
+        commands=commands,
+    )
 
 
 def first_refreshes_seen(run: PimRun) -> list[int]:

@@ -38,6 +38,7 @@ from sim.pim_layer import (
     block_checks,
     first_refreshes,
     first_refreshes_seen,
+    pim_activity,
     pim_cycles,
     pim_job,
     seen_times,
@@ -92,10 +93,12 @@ def run_pim_model(
     batch_lengths: list[int] | None = None,
     *,
     placement: Placement | None = None,
+    record: bool = False,
 ) -> Report:
     """Return the cycle model's answer for a routing; no weights, no Verilog.
 
-    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.place`.
+    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.place`. ``record``:
+    whether the report tells when what works (``activity``).
     """
     shape = pim_shape(model, design, ids, batch_lengths, placement)
     load_compiled()
@@ -114,7 +117,20 @@ def run_pim_model(
     )
     for name, count in active_cycles(shape, times, times.unit_entries).items():
         report.blocks[name]["model"] = count
+    if record:
+        report.activity = pim_activity(shape, times, times.unit_entries, "model", _commands_of(channels))
     return report
+
+
+def _commands_of(channels: Sequence[ChannelTotals]) -> dict[str, NDArray[np.int64]]:
+    """Return how many commands each channel gets in the model, by their names in ``dram`` of a report."""
+    counts = {
+        "ACT": [channel.activates for channel in channels],
+        "MAC": [channel.macs for channel in channels],
+        "WR": [channel.writes for channel in channels],
+        "RD": [channel.reads for channel in channels],
+    }
+    return {name: np.array(of, dtype=np.int64) for name, of in counts.items()}
 
 
 def run_pim_layer(
@@ -131,6 +147,7 @@ def run_pim_layer(
     arrivals: Cycles | None = None,
     output_ready: NDArray[np.bool_] | None = None,
     trace: Path | None = None,
+    record: bool = False,
 ) -> Report:
     """Run a workload with weights on the ``rtl`` engine, or on ``both``, and compare.
 
@@ -143,6 +160,7 @@ def run_pim_layer(
     placement : channels of each expert, by default :meth:`spec.banks.BankGeometry.round_robin`.
     arrivals, output_ready : as in :func:`sim.pim_layer.pim_job`.
     trace : file for all DRAM commands (:mod:`sim.dram_trace`).
+    record : whether the report tells when what worked in the Verilog (``activity``).
     """
     model = workload.model
     banks = BankGeometry.of(model, design, placement)
@@ -187,6 +205,10 @@ def run_pim_layer(
             _add_run(report, shape, seen, expected)
             buses = [(commands.rows, commands.columns) for commands in _commands_and_first_refresh(run)]
             slots = _mac_slots(shape, seen.numbered_as(expected), buses)
+            if record:
+                report.activity = pim_activity(
+                    shape, seen, expected.unit_entries, "rtl", run.commands_by_name()
+                )
         if arrivals is None and output_ready is None:
             started = time.perf_counter()
             times, channels = _modelled(shape, _arrivals(banks, len(workload.tokens)))

@@ -6,24 +6,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
 from golden.checkpoint import CheckpointLayer
-from golden.weights import random_weights
+from golden.weights import check_seed, random_weights
 from sim import accelerator, alone, pim_report, step, workload
 from sim.energy import check_table
-from sim.routing import IntArray, Routing, draw_ids
+from sim.routing import IntArray, Routing, draw_ids, parse_routing, shape_of
 from sim.toolchain import check_parent
 from spec.banks import BankGeometry
 from spec.design import DesignSpec, Engine
-from spec.errors import InputError, require
+from spec.errors import InputError, require, require_range
 from spec.geometry import ImageGeometry
 from spec.layout import Placement, load_layout
+from spec.load import is_folder, load_model
 from spec.model import ModelSpec
 
 Progress = Callable[[str], None]
+
+RTL_SCALE = 64
+"""What sizes are divided by for the Verilog, if nothing is said."""
 
 
 class Options(TypedDict):
@@ -32,6 +36,7 @@ class Options(TypedDict):
     engine: str
     routing: str
     waves: Path | None
+    record: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,7 @@ class Request:
     trace : file for the DRAM commands of a ``pim`` design's run; None for no file.
     layout : file that says where experts lie in a ``pim`` design; None for the default.
     layer : of a folder, the layer whose weights are run.
+    record : whether reports tell when what works (``activity``).
     """
 
     model_name: str
@@ -60,10 +66,57 @@ class Request:
     phase: str | None
     routing: Routing
     seed: int
-    waves: Path | None
+    waves: Path | None = None
     trace: Path | None = None
     layout: Path | None = None
     layer: str | None = None
+    record: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        model_name: str,
+        *,
+        engine: str | None = None,
+        tokens: int | None = None,
+        scale: str | None = None,
+        phase: str | None = None,
+        routing: str | None = None,
+        routing_layer: int | None = None,
+        seed: int | None = None,
+        experts: int | None = None,
+        layer: str | None = None,
+        **more: Any,
+    ) -> Request:
+        """Return the request of options as ``expertbank sim`` has them; None is each one's default.
+
+        ``more``: attributes as they are. Raises :class:`InputError` for whatever no design could run.
+        """
+        chosen = engine or ("model" if phase else "both")
+        vector = workload.is_vector(model_name)
+        # The cycle model computes no values: of a folder it needs the configuration alone.
+        folder = is_folder(model_name) and (chosen != "model" or layer is not None)
+        shape = None if vector else shape_of(load_model(model_name))
+        request = cls(
+            model_name=model_name,
+            engine=chosen,
+            tokens=tokens,
+            divisor=workload.parse_scale(
+                scale, 1 if chosen == "model" else RTL_SCALE, vector=vector, folder=folder
+            ),
+            experts=experts,
+            phase=phase,
+            routing=parse_routing(routing or "uniform", shape, layer=routing_layer),
+            seed=seed or 0,
+            layer=layer,
+            **more,
+        )
+        check_seed(request.seed)
+        if tokens is not None:
+            require_range("tokens", tokens, 1, 1 << 20)
+        require(request.waves is None or chosen != "model", "needs --engine rtl or both", key="waves")
+        require(phase is None or experts is None, "cannot be combined with --phase", key="experts")
+        return request
 
     @cached_property
     def own_layer(self) -> CheckpointLayer | None:
@@ -150,7 +203,7 @@ class Request:
             for number in range(model.num_moe_layers):
                 banks.place(np.unique(draw(self.seed + number, moe_layer=number)).tolist())
         run = partial(step.run_step, model, design, count, self.routing, self.seed, phase=self.phase)
-        return lambda: self._named(self._seeded(run(placement=layout)))
+        return lambda: self._named(self._seeded(run(placement=layout, record=self.record)))
 
     def _layer(self, design: DesignSpec, progress: Progress) -> Callable[[], accelerator.Report]:
         given = workload.vector_workload(self.model_name, self.tokens) if self.vector else None
@@ -160,18 +213,20 @@ class Request:
         image = ImageGeometry.of(model, design)
 
         def run_layer(work: workload.Workload, routing: str) -> accelerator.Report:
-            options: Options = {"engine": self.engine, "routing": routing, "waves": self.waves}
+            options = self._options(routing)
             return accelerator.run_layer(work, design, progress=progress, **options)
 
         if given:
             if self.engine == "model":
                 ids, lengths = given.reference_ids, given.batch_lengths
-                return lambda: accelerator.run_model(model, design, ids, "vector", lengths)
+                return lambda: accelerator.run_model(
+                    model, design, ids, "vector", lengths, record=self.record
+                )
             return lambda: run_layer(given, "vector")
         count, name = self.tokens or workload.DEFAULT_TOKENS, self.routing.layer_name()
         ids = draw_ids(model.gating, self.routing, count, self.seed)
         if self.engine == "model":
-            return lambda: self._seeded(accelerator.run_model(model, design, ids, name))
+            return lambda: self._seeded(accelerator.run_model(model, design, ids, name, record=self.record))
         workload.check_image(image.num_bytes)
 
         def run() -> accelerator.Report:
@@ -198,10 +253,10 @@ class Request:
         ) -> Callable[[], accelerator.Report]:
             placement = layout or banks.place(np.unique(ids).tolist())
             run = partial(pim_report.run_pim_model, model, design, ids, routing, lengths)
-            return lambda: self._named(run(placement=placement))
+            return lambda: self._named(run(placement=placement, record=self.record))
 
         def run_layer(work: workload.Workload, routing: str, placement: Placement) -> accelerator.Report:
-            options: Options = {"engine": self.engine, "routing": routing, "waves": self.waves}
+            options = self._options(routing)
             run = partial(pim_report.run_pim_layer, progress=progress, trace=self.trace, **options)
             return self._named(run(work, design, placement=placement))
 
@@ -241,6 +296,9 @@ class Request:
             return self._seeded(run_layer(work, name, placement))
 
         return run
+
+    def _options(self, routing: str) -> Options:
+        return {"engine": self.engine, "routing": routing, "waves": self.waves, "record": self.record}
 
     def _layout(self, banks: BankGeometry) -> Placement | None:
         """Return where the experts lie if a file says so; :class:`InputError` where they do not fit."""

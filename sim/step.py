@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from sim.accelerator import Report, run_model
+from sim.activity import Activity
 from sim.pim_report import run_pim_model
 from sim.routing import Routing, draw_ids
 from spec.design import DesignSpec, Engine
@@ -22,23 +23,29 @@ def run_step(
     *,
     phase: str | None = None,
     placement: Placement | None = None,
+    record: bool = False,
 ) -> Report:
     """Return the sum over the model's MoE layers, each with a routing of its own.
 
     Of a trace each layer has the layer in its place, and the tokens of ``phase`` where the trace knows it.
     ``placement``: of every layer's experts in a ``pim`` design (:mod:`spec.layout`), by default
-    :meth:`spec.banks.BankGeometry.place` for each layer's tokens.
+    :meth:`spec.banks.BankGeometry.place` for each layer's tokens. ``record``: whether the report tells when
+    what works (``activity``).
 
     The layers run one after the other on one accelerator. Dense layers and attention are not part of
     the accelerator and not counted; the report says so.
     """
     require_range("tokens", num_tokens, 1, 1 << 20)
     routing.check_layers(model.num_moe_layers)
-    run = partial(run_pim_model, placement=placement) if design.engine is Engine.PIM else run_model
+    run_layer = partial(run_pim_model, placement=placement) if design.engine is Engine.PIM else run_model
+    run = partial(run_layer, record=record)
     total: Report | None = None
+    activities: list[Activity] = []
     for layer in range(model.num_moe_layers):
         ids = draw_ids(model.gating, routing, num_tokens, seed + layer, moe_layer=layer, phase=phase)
         report = run(model, design, ids, routing.name if routing.layer is None else routing.layer_name())
+        if report.activity is not None:
+            activities.append(report.activity)
         if total is None:
             total = report
             continue
@@ -68,6 +75,8 @@ def run_step(
         if report.routing["max_load"] > total.routing["max_load"]:
             total.routing = report.routing
     assert total is not None
+    if activities:
+        total.activity = Activity.joined(activities)
     if total.layout is not None and total.layout["only"] is not None:
         total.notes.append(
             f"the banks hold only the experts that a layer's tokens use, {total.layout['only']} at most"

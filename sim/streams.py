@@ -141,6 +141,26 @@ def expanded(trains: Trains) -> Cycles:
     return cycles
 
 
+def train_spans(trains: Trains, closed: int = 0) -> Spans:
+    """Return the cycles of all trains as spans; gaps of a train of ``closed`` cycles at most are closed."""
+    start, length, period, count = trains.T
+    whole = period - length <= closed
+    length = np.where(whole, (count - 1) * period + length, length)
+    count = np.where(whole, np.minimum(count, 1), count)
+    starts = start.repeat(count) + period.repeat(count) * _counters(count)
+    return union(starts, starts + length.repeat(count))
+
+
+def without_gaps(spans: Spans, closed: int) -> Spans:
+    """Return a set of cycles with those between its spans where they are ``closed`` at most."""
+    if not len(spans):
+        return spans
+    apart = spans[1:, 0] - spans[:-1, 1] > closed
+    starts = np.concatenate([spans[:1, 0], spans[1:, 0][apart]])
+    ends = np.concatenate([spans[:-1, 1][apart], spans[-1:, 1]])
+    return np.stack([starts, ends], axis=1)
+
+
 def _counters(counts: Cycles) -> Cycles:
     """Return 0..count - 1 for each count, one after the other."""
     counter: Cycles = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from sim.check import check_folder
 from sim.commands.output import json_option, print_json, print_table
 
 
@@ -23,6 +22,8 @@ def command(folder: Path, as_json: bool) -> int:
 
     Exit status: 0 all cases are ok, 1 some failed, 2 DIR cannot be read or holds no .npz file.
     """
+    from sim.check import check_folder
+
     cases = check_folder(folder)
     failed = [case for case in cases if not case.ok]
     if as_json:

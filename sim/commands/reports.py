@@ -105,20 +105,14 @@ def _routing(report: Report) -> str:
 
 def _energy(energy: Energy) -> str:
     """Return an energy with its uncertainty, and its parts in descending order."""
+    from sim.energy import joules_text
+
     parts = sorted(energy.components.items(), key=lambda part: -part[1])
     shares = ", ".join(f"{name} {joules / energy.total:.1%}" for name, joules in parts)
     return (
-        f"energy {_joules(energy.total)} by table {energy.table} ({_joules(energy.low)} to"
-        f" {_joules(energy.high)} over its figures' ranges): {shares}"
+        f"energy {joules_text(energy.total)} by table {energy.table} ({joules_text(energy.low)} to"
+        f" {joules_text(energy.high)} over its figures' ranges): {shares}"
     )
-
-
-def _joules(joules: float) -> str:
-    """Return an energy with four digits, in a unit that leaves at most three of them before the point."""
-    for unit, name in ((1.0, "J"), (1e-3, "mJ"), (1e-6, "uJ")):
-        if joules >= unit:
-            return f"{joules / unit:.4g} {name}"
-    return f"{joules / 1e-9:.4g} nJ"
 
 
 def _layout(layout: dict[str, Any]) -> str:

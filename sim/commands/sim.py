@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sim.commands.output import json_option, print_json
 from sim.commands.reports import print_report, print_side_by_side
+from sim.toolchain import check_parent, write_atomically
 from spec.design import DesignSpec, Format
-from spec.errors import require, require_range
+from spec.errors import require
 
-RTL_SCALE = 64
+if TYPE_CHECKING:
+    # At run time the command imports it in its function, which --help does not wait for.
+    from sim.accelerator import Report
 
 
 @click.command("sim")
@@ -59,6 +63,23 @@ RTL_SCALE = 64
     type=click.Path(path_type=Path),
     help="Write every DRAM command of a pim design's run to this CSV; see 'dram check'.",
 )
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path),
+    help="Write a page with figures, roofline, maps, timeline and energy to this HTML file.",
+)
+@click.option(
+    "--timeline",
+    type=click.Path(path_type=Path),
+    help="Write when blocks and jobs work to this JSON file, for Perfetto or chrome://tracing.",
+)
+@click.option(
+    "--csv",
+    "table",
+    type=click.Path(path_type=Path),
+    help="Write figures of the run, its blocks, experts and energy to this CSV file.",
+)
 @click.option("--sim", "simulator", type=click.Choice(["verilator"]), default="verilator", show_default=True)
 @click.option("--waves", is_flag=True, help="Leave a VCD of the first 10,000 cycles in build/waves.")
 @json_option
@@ -77,6 +98,9 @@ def command(
     given_seed: int | None,
     layout: Path | None,
     trace: Path | None,
+    page: Path | None,
+    timeline: Path | None,
+    table: Path | None,
     simulator: str,
     waves: bool,
     as_json: bool,
@@ -87,45 +111,43 @@ def command(
     the layer from its model by more than 1 %. With several designs the JSON object is
     {"designs": [one object for each]}.
     """
-    from golden.weights import check_seed
-    from sim import workload
     from sim.request import Request
-    from sim.routing import parse_routing, shape_of
     from sim.rtlsim import DEFAULT_ROOT, check_ready
-    from spec.load import is_folder, load_design, load_model
+    from sim.workload import is_vector
+    from spec.load import load_design
 
     designs = [load_design(name, number_format) for name in design_names]
     for number, name in enumerate(design_names):
         require(
             name not in design_names[:number], f"must name each design once, not {name!r} again", key="design"
         )
-    engine = given_engine or ("model" if phase else "both")
-    vector = workload.is_vector(model_name)
-    # The cycle model computes no values: of a folder it needs the configuration alone.
-    folder = is_folder(model_name) and (engine != "model" or layer is not None)
-    shape = None if vector else shape_of(load_model(model_name))
-    request = Request(
-        model_name=model_name,
-        engine=engine,
+    files = {"report": page, "timeline": timeline, "csv": table}
+    _check_files(files)
+    request = Request.of(
+        model_name,
+        engine=given_engine,
         tokens=tokens,
-        divisor=workload.parse_scale(
-            scale, 1 if engine == "model" else RTL_SCALE, vector=vector, folder=folder
-        ),
+        scale=scale,
         experts=experts,
         phase=phase,
-        routing=parse_routing(routing_name or "uniform", shape, layer=routing_layer),
-        seed=given_seed or 0,
+        routing=routing_name,
+        routing_layer=routing_layer,
+        seed=given_seed,
         waves=DEFAULT_ROOT / "waves" if waves else None,
         trace=trace,
         layout=layout,
         layer=layer,
+        record=any(files.values()),
     )
-    check_seed(request.seed)
-    if tokens is not None:
-        require_range("tokens", tokens, 1, 1 << 20)
-    require(not waves or engine != "model", "needs --engine rtl or both", key="waves")
+    engine, vector = request.engine, is_vector(model_name)
     require(trace is None or len(designs) == 1, "needs a single --design", key="trace")
-    require(phase is None or experts is None, "cannot be combined with --phase", key="experts")
+    if timeline is not None:
+        require(experts is None, "cannot be combined with --experts", key="timeline")
+        require(
+            engine != "rtl" or all(design.pim is None for design in designs),
+            "needs --engine model or both for a pim design",
+            key="timeline",
+        )
     if engine != "model":
         check_ready()
 
@@ -146,6 +168,8 @@ def command(
             report.notes.append("--routing and --seed change nothing: a vector has its own")
         elif experts is not None and routing_name is not None:
             report.notes.append("--routing changes nothing: with --experts every token meets every expert")
+    if request.record:
+        _write_files(files, list(zip(reports, designs, strict=True)), _asked())
     if as_json:
         results = [report.as_json() for report in reports]
         print_json(results[0] if len(results) == 1 else {"designs": results})
@@ -154,3 +178,44 @@ def command(
     else:
         print_side_by_side(reports)
     return 0 if all(report.agreed for report in reports) else 1
+
+
+def _check_files(files: Mapping[str, Path | None]) -> None:
+    """Raise :class:`InputError` unless each file can be written beside the others."""
+    seen: dict[Path, str] = {}
+    for key, path in files.items():
+        if path is not None:
+            check_parent(path, key)
+            same = seen.setdefault(path.resolve(), key)
+            require(same == key, f"must be another file than that of --{same}, not {path}", key=key)
+
+
+def _asked() -> dict[str, str]:
+    """Return the options that were given, or have a default, as a user would write them."""
+    context = click.get_current_context()
+    asked = {}
+    for parameter in context.command.params:
+        value = context.params[str(parameter.name)]
+        if value is None or value is False or value == ():
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        asked[parameter.opts[0]] = "yes" if value is True else ", ".join(map(str, values))
+    return asked
+
+
+def _write_files(
+    files: Mapping[str, Path | None], runs: Sequence[tuple[Report, DesignSpec]], asked: Mapping[str, str]
+) -> None:
+    """Write what was asked for: all texts are there before the first file is written."""
+    from sim.results.page import page_text
+    from sim.results.rows import csv_text
+    from sim.results.timeline import timeline_text
+
+    made = {
+        "report": lambda: page_text(runs, asked),
+        "timeline": lambda: timeline_text(runs),
+        "csv": lambda: csv_text([report for report, _ in runs]),
+    }
+    texts = [(path, made[key]()) for key, path in files.items() if path is not None]
+    for path, text in texts:
+        write_atomically(path, text)
