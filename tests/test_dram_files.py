@@ -210,7 +210,7 @@ KNOWN = ", ".join(STANDARDS)
 CHECK = ["dram", "check", "f", "--standard", "hbm2-2000", "--format", "ramulator"]
 TRACE = ["dram", "trace", "f", "--standard", "hbm2-2000"]
 REFUSED = {
-    "standard": (stream("hbm9"), rf"dram: is neither a preset \({KNOWN}\) nor a \.toml file: 'hbm9'"),
+    "standard": (stream("hbm9"), rf"standard: is neither a preset \({KNOWN}\) nor a \.toml file: 'hbm9'"),
     "pattern": (
         stream(pattern="zigzag"),
         "pattern: must be one of seq_bankfast, seq_colfast, rowthrash, random, not 'zigzag'",
@@ -279,7 +279,9 @@ HEADER = "clock,command,Channel,PseudoChannel,BankGroup,Bank,Row,Column,type,sou
 SIM3 = ["--format", "dramsim3"]
 SIZE = "must be below 0x80000000, the size of hbm2-2000, not 0x80000000"
 BAD_FILES = {
-    "empty": (TRACE, "", "f: line 1: must have 2 fields, not 0"),
+    "empty": (TRACE, "", "f: holds no request"),
+    "empty, dramsim3": ([*TRACE, "--format", "dramsim3"], "", "f: holds no request"),
+    "empty first line": (TRACE, "\nLD 0x40\n", "f: line 1: must have 2 fields, not 0"),
     "empty line": (TRACE, "LD 0x40\n\nLD 0x40\n", "f: line 2: must have 2 fields, not 0"),
     "word": (TRACE, "LD 0x40\nLOAD 0x40\n", "f: line 2: request: must be one of LD, ST, R, W, not 'LOAD'"),
     "address": (
@@ -385,7 +387,8 @@ def test_any_text_is_read_or_refused(tmp_path_factory, lines: list[str], form: F
             read()
         except InputError as error:
             refusal = str(error)
-        assert refusal is None or refusal.startswith((f"{path}: line ", f"{path}: holds no command"))
+        empty = (f"{path}: holds no command", f"{path}: holds no request")
+        assert refusal is None or refusal.startswith((f"{path}: line ", *empty))
 
 
 @given(
