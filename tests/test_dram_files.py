@@ -80,6 +80,21 @@ def test_a_stream_that_is_over_at_once(capsys) -> None:
     assert re.search(r"^cycles per request +-$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_a_run_that_is_not_checked_says_so(capsys, tmp_path) -> None:
+    """The same clocks and commands; nothing is said of rules."""
+    checked, other = (said(capsys, *stream(), *more) for more in ((), ("--no-check",)))
+    assert (checked["violations"], checked["first_violations"]) == (0, [])
+    assert other["violations"] is other["first_violations"] is None
+    assert [other[name] for name in ("cycles", "served", "commands")] == [
+        checked[name] for name in ("cycles", "served", "commands")
+    ]
+    requests = tmp_path / "f"
+    requests.write_text("LD 0x40\n")
+    assert said(capsys, "dram", "trace", str(requests), *TRACE[3:], "--no-check")["violations"] is None
+    assert main([*stream(), "--no-check"]) == 0
+    assert re.search(r"^DRAM rules broken +-$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_a_smaller_queue_is_slower(capsys) -> None:
     cycles = {queue: said(capsys, *stream(), "--queue", str(queue))["cycles"] for queue in (8, 32)}
     assert cycles[8] > cycles[32]
