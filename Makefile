@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench claims models-page reproduce-page lint format typecheck clean
+.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench claims models-page reproduce-page policies-page lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -97,6 +97,9 @@ models-page: $(STAMP) ## write docs/models.md from the model presets
 
 reproduce-page: $(STAMP) ## write docs/reproduce.md: what papers claim, and what is modelled
 	@$(RUN) expertbank reproduce --page docs/reproduce.md
+
+policies-page: $(STAMP) ## write docs/policies.md: the survey's systems, policies that carry their ideas, what they gain
+	@$(RUN) expertbank policies page docs/policies.md
 
 lint: $(STAMP) ## ruff and codespell
 	@$(RUN) ruff check .

@@ -22,7 +22,7 @@ from spec.families import load_config
 from spec.files import load_preset, load_preset_with, preset_names, preset_path, read_toml
 from spec.model import ModelSpec
 from spec.paper import PaperSpec
-from spec.system import EngineSpec, SystemSpec
+from spec.system import EngineSpec, LinkSpec, SystemSpec
 
 __all__ = [
     "design_names",
@@ -34,6 +34,7 @@ __all__ = [
     "load_energy",
     "load_engine",
     "load_entry",
+    "load_link",
     "load_model",
     "load_paper",
     "load_sources",
@@ -127,6 +128,11 @@ def load_system(name: str) -> SystemSpec:
 def load_engine(name: str) -> EngineSpec:
     """Return the engine of a preset's name or of a TOML file; :class:`InputError` on bad input."""
     return typing.cast("EngineSpec", load_preset(EngineSpec, EngineSpec.PRESET_FOLDER, name, "host"))
+
+
+def load_link(name: str) -> LinkSpec:
+    """Return the link of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("LinkSpec", load_preset(LinkSpec, LinkSpec.PRESET_FOLDER, name, "link"))
 
 
 def load_paper(name: str) -> PaperSpec:

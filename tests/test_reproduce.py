@@ -27,6 +27,7 @@ from spec.system import Evidence, nominal, quantities, with_changed
 PAGE = Path(__file__).parent.parent / "docs" / "reproduce.md"
 GRADES = {
     "coqmoe": "medium",
+    "deepep": "medium",
     "duplex": "high",
     "dynande": "high",
     "edge-moe": "high",
@@ -306,6 +307,14 @@ def test_coqmoe_and_flame_by_hand():
     assert flame.run(paper, values)["speed_over_gpu"] == pytest.approx(77 * 2 / (936 * 0.5 * 0.156))
     exposed = with_changed(values, {"inputs.exposed_hits": 1, "inputs.gpu_efficiency": 0.8})
     assert flame.run(paper, exposed)["speed_over_gpu"] == pytest.approx(77 * 2 / (936 * 0.8))
+
+
+def test_deepep_by_hand():
+    """Of 1,024 copies to 16 devices, 8 of 16 leave the node: RDMA is the longer way."""
+    found = result("deepep")
+    modelled = {outcome.name: outcome.modelled for outcome in found.outcomes}
+    assert modelled["dispatch_16_us"] == pytest.approx(5 + 512 * 7392 / 50e3)
+    assert modelled["combine_8_us"] == pytest.approx(0.8 + 896 * 14336 / 160e3)
 
 
 def test_sieve_with_true_rooflines_is_no_slower():

@@ -69,6 +69,10 @@ class Expert:
         traffic: FloatArray = self.weight_bytes + 2.0 * BYTES * self.d_model * counts.astype(np.float64)
         return traffic
 
+    def cut(self, parts: int) -> Expert:
+        """Return one of so many parts, each with its share of the weights and all of a token."""
+        return Expert(self.params / parts, self.d_model, self.weight_bytes / parts)
+
     def flops(self, counts: IntArray) -> FloatArray:
         """Return two operations for each parameter and token."""
         flops: FloatArray = 2.0 * self.params * counts.astype(np.float64)
