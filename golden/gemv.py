@@ -21,6 +21,7 @@ from spec.device import PimDevice
 from spec.program import TILE_INPUTS, TILE_ROWS
 
 UInt8 = NDArray[np.uint8]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Share:
     banks : (rows, 2, bursts of a row, units, lanes) bf16 patterns: the weights.
     inputs : (words, lanes) bf16 patterns, in the order in which programs count them.
     results : (bursts, units) float32, in the order in which they are written.
+    reads : (rows, 2, bursts of a row) int64, how often each burst of the banks is read.
     """
 
     banks: Bits16
     inputs: Bits16
     results: F32
+    reads: Ints
 
     def bank_image(self, *, secded: bool = False) -> UInt8:
         """Return the banks as they lie in a memory, one burst of all units a word; (bursts, bytes) uint8."""
@@ -99,6 +102,8 @@ def streamed_share(
     banks = np.zeros((max(rows) + 1, 2, row_bursts, units, lanes), dtype=np.uint16)
     row, of_side, place = (np.concatenate(axis) for axis in zip(*places, strict=True))
     banks[row, of_side, place] = np.concatenate(used)
+    reads = np.zeros(banks.shape[:3], dtype=np.int64)
+    reads[row, of_side, place] = len(groups)
     first = 0
     for sharing in groups:
         sums = dot(x[first : first + sharing], mine, lanes).reshape(sharing, units, outputs)
@@ -109,7 +114,7 @@ def streamed_share(
         x[start : start + tokens].reshape(-1, bursts, lanes).transpose(1, 0, 2).reshape(-1, lanes)
         for start in range(0, batch, tokens)
     ]
-    return Share(banks, np.concatenate(words), np.concatenate(results))
+    return Share(banks, np.concatenate(words), np.concatenate(results), reads)
 
 
 def barrier_share(
@@ -135,6 +140,7 @@ def barrier_share(
     )
     half = -(-inputs // 2)
     banks = np.zeros((outputs, half, 2, TILE_ROWS * row_bursts, units, lanes), dtype=np.uint16)
+    reads = np.zeros(banks.shape[:4], dtype=np.int64)
     results: list[F32] = []
     for tile, first in enumerate(tile_rows):
         mine = _window(weights, first, 0, units * entries, cols)
@@ -142,13 +148,16 @@ def barrier_share(
         blocks = mine.reshape(units, entries, inputs, TILE_INPUTS, lanes).transpose(2, 3, 1, 0, 4)
         for number in range(inputs):
             banks[tile, number // 2, number % 2] = blocks[number].reshape(-1, units, lanes)
+            reads[tile, number // 2, number % 2] = batch
         ordered = mine.reshape(-1, inputs, TILE_INPUTS * lanes)[:, order].reshape(-1, cols)
         results += list(dot(x, ordered, lanes).reshape(batch, units, entries).transpose(0, 2, 1))
     placed = banks.reshape(outputs * half, 2, TILE_ROWS, row_bursts, units, lanes).transpose(0, 2, 1, 3, 4, 5)
+    read = reads.reshape(outputs * half, 2, TILE_ROWS, row_bursts).transpose(0, 2, 1, 3)
     return Share(
         np.ascontiguousarray(placed).reshape(-1, 2, row_bursts, units, lanes),
         x.reshape(-1, lanes),
         np.concatenate(results),
+        np.ascontiguousarray(read).reshape(-1, 2, row_bursts),
     )
 
 

@@ -116,6 +116,13 @@ def gate_component(geometry: GateGeometry) -> Callable[[], object]:
     return gate
 
 
+def require_channel(device: PimDevice, *, secded: bool = False) -> None:
+    """Raise :class:`spec.errors.InputError` where no channel in Verilog can run a device's schedule."""
+    from rtl.gemv import ChannelConfig
+
+    ChannelConfig(device=device, secded=secded)
+
+
 def gemv_component(device: PimDevice, *, secded: bool = False) -> Callable[[], object]:
     """Return what makes a channel that runs command programs, for :func:`build`."""
 

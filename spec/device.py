@@ -2,7 +2,7 @@
 
 It is one description for all of them: where the units lie, how wide they are, what registers and commands
 they have, and in which schedule a product runs on them. Unlike :class:`spec.design.DesignSpec` it has no
-gate, dispatcher or combiner around it, and no Verilog.
+gate, dispatcher or combiner around it; one channel of it is hardware where the schedule has some.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def design_names() -> list[str]:
 
 def load_dram(name: str) -> DramSpec:
     """Return the DRAM standard of a preset's name or of a TOML file; :class:`InputError` on bad input."""
-    return typing.cast("DramSpec", load_preset(DramSpec, DramSpec.PRESET_FOLDER, name, "dram"))
+    return typing.cast("DramSpec", load_preset(DramSpec, DramSpec.PRESET_FOLDER, name, "standard"))
 
 
 def load_energy(name: str) -> EnergyTable:

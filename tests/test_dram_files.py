@@ -80,6 +80,21 @@ def test_a_stream_that_is_over_at_once(capsys) -> None:
     assert re.search(r"^cycles per request +-$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_a_run_that_is_not_checked_says_so(capsys, tmp_path) -> None:
+    """The same clocks and commands; nothing is said of rules."""
+    checked, other = (said(capsys, *stream(), *more) for more in ((), ("--no-check",)))
+    assert (checked["violations"], checked["first_violations"]) == (0, [])
+    assert other["violations"] is other["first_violations"] is None
+    assert [other[name] for name in ("cycles", "served", "commands")] == [
+        checked[name] for name in ("cycles", "served", "commands")
+    ]
+    requests = tmp_path / "f"
+    requests.write_text("LD 0x40\n")
+    assert said(capsys, "dram", "trace", str(requests), *TRACE[3:], "--no-check")["violations"] is None
+    assert main([*stream(), "--no-check"]) == 0
+    assert re.search(r"^DRAM rules broken +-$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_a_smaller_queue_is_slower(capsys) -> None:
     cycles = {queue: said(capsys, *stream(), "--queue", str(queue))["cycles"] for queue in (8, 32)}
     assert cycles[8] > cycles[32]
@@ -210,7 +225,7 @@ KNOWN = ", ".join(STANDARDS)
 CHECK = ["dram", "check", "f", "--standard", "hbm2-2000", "--format", "ramulator"]
 TRACE = ["dram", "trace", "f", "--standard", "hbm2-2000"]
 REFUSED = {
-    "standard": (stream("hbm9"), rf"dram: is neither a preset \({KNOWN}\) nor a \.toml file: 'hbm9'"),
+    "standard": (stream("hbm9"), rf"standard: is neither a preset \({KNOWN}\) nor a \.toml file: 'hbm9'"),
     "pattern": (
         stream(pattern="zigzag"),
         "pattern: must be one of seq_bankfast, seq_colfast, rowthrash, random, not 'zigzag'",
@@ -279,7 +294,9 @@ HEADER = "clock,command,Channel,PseudoChannel,BankGroup,Bank,Row,Column,type,sou
 SIM3 = ["--format", "dramsim3"]
 SIZE = "must be below 0x80000000, the size of hbm2-2000, not 0x80000000"
 BAD_FILES = {
-    "empty": (TRACE, "", "f: line 1: must have 2 fields, not 0"),
+    "empty": (TRACE, "", "f: holds no request"),
+    "empty, dramsim3": ([*TRACE, "--format", "dramsim3"], "", "f: holds no request"),
+    "empty first line": (TRACE, "\nLD 0x40\n", "f: line 1: must have 2 fields, not 0"),
     "empty line": (TRACE, "LD 0x40\n\nLD 0x40\n", "f: line 2: must have 2 fields, not 0"),
     "word": (TRACE, "LD 0x40\nLOAD 0x40\n", "f: line 2: request: must be one of LD, ST, R, W, not 'LOAD'"),
     "address": (
@@ -385,7 +402,8 @@ def test_any_text_is_read_or_refused(tmp_path_factory, lines: list[str], form: F
             read()
         except InputError as error:
             refusal = str(error)
-        assert refusal is None or refusal.startswith((f"{path}: line ", f"{path}: holds no command"))
+        empty = (f"{path}: holds no command", f"{path}: holds no request")
+        assert refusal is None or refusal.startswith((f"{path}: line ", *empty))
 
 
 @given(

@@ -28,10 +28,12 @@ from rtl.stream import connect_stream
 from sim.cli import main
 from sim.divergence import first_divergence
 from sim.gemv import streamed
-from sim.gemv.commands import NO_LIMITS, PowerLimits, Product, timings
+from sim.gemv.commands import EVEN, NO_LIMITS, Kind, PowerLimits, Product, timings
 from sim.gemv.program import (
     COLUMN_KINDS,
     ROW_KINDS,
+    Flips,
+    Job,
     RtlRun,
     bus_check,
     commands_seen,
@@ -473,16 +475,47 @@ def test_flips_in_the_banks_are_corrected_and_counted():
     share = share_of(device, product, DEFAULT, *operands(product, 0), 0)
     program, clean = program_of(device, product, DEFAULT), share.bank_image(secded=True)
     assert clean.shape[1] == 2 * 9
-    read = 3 * 10  # bursts of a unit, of which it reads each for every item
-    image = flipped(clean[:read], device, 7, seed=3)
+    read = share.reads.reshape(-1)  # 3 x 10 bursts of a unit, of which it reads each for every item
+    assert read.tolist() == [2] * 30 + [0] * 34
+    image, planted = flipped(clean, read, device, 7, 0, seed=3)
+    assert planted == Flips(single=7, corrected=14)
+    assert (image[:30] != clean[:30]).sum() == 7 and (image[30:] == clean[30:]).all()
     seen = simulate(config, program, share.input_image(), image)
     assert differences(device, product, DEFAULT, seen, share.results) == ""
     assert seen.counts == (14, 0)
-    image = clean[:read].copy()
-    image[4, 0] ^= 0b101
+    image, planted = flipped(clean, read, device, 2, 3, seed=3)
+    assert planted == Flips(single=2, double=3, corrected=4, uncorrected=6)
+    assert np.bitwise_count(image ^ clean).sum() == 2 + 2 * 3
     seen = simulate(config, program, share.input_image(), image)
-    assert seen.counts == (0, 2)
+    assert seen.counts == (4, 6)
     assert re.match(r"result \[", differences(device, product, DEFAULT, seen, share.results))
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_bits_are_flipped_in_every_word_that_is_read_and_in_no_other(name):
+    """As many words as are read can be asked for, and no more; which are read, the model's commands say."""
+    device, product = DEVICES[name], Product(rows=20, cols=300, channels=1, batch=5)
+    share = share_of(device, product, DEFAULT, *operands(product, 0), 0)
+    run_ = run_gemv(device, product, log=True)
+    macs = run_.log[run_.log[:, 1] == Kind.MAC]
+    of_row = np.zeros(share.reads.shape[:2], dtype=np.int64)
+    np.add.at(of_row, (macs[:, 3], macs[:, 2] - EVEN), 1)
+    assert share.reads.sum(axis=2).tolist() == of_row.tolist()
+    clean, units = share.bank_image(secded=True), device.units
+    most = int((share.reads > 0).sum()) * units
+    image, planted = flipped(clean, share.reads, device, most - 1, 1, seed=1)
+    assert (planted.single, planted.double) == (most - 1, 1)
+    assert planted.corrected + planted.uncorrected == share.reads.sum() * units
+    words_ = image.reshape(len(image), units, -1) != clean.reshape(len(image), units, -1)
+    assert (words_.any(axis=2).all(axis=1) == (share.reads.reshape(-1) > 0)).all()
+    for single, double, key, with_ in (
+        (most + 1, 0, "flips", ""),
+        (0, most + 1, "double_flips", ""),
+        (most, 1, "flips", " with --double-flips"),
+    ):
+        with pytest.raises(InputError) as error:
+            flipped(clean, share.reads, device, single, double, seed=1)
+        assert str(error.value) == f"{key}: must be at most {most}, the words read,{with_} not {most + 1}"
 
 
 def test_results_carry_check_bits():
@@ -524,7 +557,8 @@ def test_a_run_that_ends_elsewhere_is_told():
     check = bus_check(DEVICES["hbm2-pim"], "o_row", ROW_KINDS, model.log, model.log)
 
     def told(cycles: int, late: bool) -> str:
-        run = RtlRun(model, cycles, late, 0, model.log, [check], None, None)
+        job = Job(model, None, None, None)
+        run = RtlRun(model, cycles, late, 0, model.log, [check], None, job)
         return run.divergence(None, Path())
 
     end = model.cycles
@@ -533,10 +567,60 @@ def test_a_run_that_ends_elsewhere_is_told():
     assert told(end, True) == f"gemv: done in cycle {end}, model {end}; late: True"
 
 
+def test_counts_that_are_not_those_of_the_flips_are_told():
+    device = DEVICES["hbm2-pim"]
+    model = run_gemv(device, Product(rows=2, cols=8, channels=1))
+    check = bus_check(device, "o_row", ROW_KINDS, model.log, model.log)
+    job = Job(model, None, None, Flips(single=7, double=2, corrected=14, uncorrected=4))
+
+    def told(corrected: int, uncorrected: int, *, cycles: bool) -> str:
+        counts = (corrected, uncorrected)
+        run = RtlRun(model, model.cycles, False, 0, model.log, [check, check], None, job, *counts)
+        return run.divergence(None, Path(), cycles=cycles)
+
+    for cycles in (True, False):
+        assert told(14, 4, cycles=cycles) == ""
+        assert told(13, 4, cycles=cycles) == "gemv: corrected 13 words, of those planted 14 are read"
+        assert told(14, 0, cycles=cycles) == "gemv: uncorrected 0 words, of those planted 4 are read"
+
+
+@pytest.mark.long
+def test_flips_in_the_verilog(capsys):
+    """Single flips change nothing; double ones are counted, and the results differ."""
+    shape = ["--channels", "64", "--rows", "512", "--cols", "512", "--batch", "2"]
+    arguments = ["pim", "gemv", "--design", "hbm2-pim", *shape, "--engine", "both", "--secded", "--json"]
+    assert main([*arguments, "--flips", "9"]) == 0
+    rtl = json.loads(capsys.readouterr().out)["rtl"]
+    names = ("planted", "planted_double", "corrected", "uncorrected", "mismatches")
+    assert [rtl[name] for name in names] == [9, 0, 18, 0, 0]
+    assert main([*arguments, "--flips", "9", "--double-flips", "5"]) == 1
+    rtl = json.loads(capsys.readouterr().out)["rtl"]
+    assert [rtl[name] for name in names[:-1]] == [9, 5, 18, 10]
+    assert rtl["mismatches"] > 0 and rtl["divergence"].startswith("gemv.o: ")
+
+
 MISTAKES = {
     "seed": (["--seed", "1"], "seed: needs --engine rtl or both"),
     "channel": (["--engine", "rtl", "--channel", "2"], "channel: must be in 0..1, not 2"),
     "flips": (["--engine", "rtl", "--flips", "2"], "flips: needs --secded"),
+    "double flips": (["--engine", "rtl", "--double-flips", "2"], "double_flips: needs --secded"),
+    "double flips of nothing": (["--double-flips", "2"], "double_flips: needs --engine rtl or both"),
+    "negative flips": (
+        ["--engine", "rtl", "--secded", "--flips", "-1"],
+        "flips: must be in 0..1048576, not -1",
+    ),
+    "more flips than words": (
+        ["--engine", "both", "--secded", "--flips", "33"],
+        "flips: must be at most 32, the words read, not 33",
+    ),
+    "a design without hardware": (
+        ["--design", "gddr6-aim", "--engine", "both"],
+        "schedule: must be barrier or streamed in Verilog, not lockstep",
+    ),
+    "pins": (
+        ["--design", "monde", "--engine", "rtl"],
+        "schedule: must be barrier or streamed in Verilog, not pins",
+    ),
     "without": (
         ["--engine", "rtl", "--without", "split"],
         "without: needs --engine model: the hardware has all additions",

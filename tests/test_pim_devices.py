@@ -355,7 +355,11 @@ MISTAKES = {
     ),
     "ablation": (
         ["--design", "monde", "--ablation"],
-        "without: is of schedule streamed, which monde has not",
+        "ablation: is of schedule streamed, which monde has not",
+    ),
+    "ablation of sets": (
+        ["--design", "attacc", "--ablation"],
+        "ablation: is of schedule streamed, which attacc has not",
     ),
     "end to end": (
         ["--design", "attacc", "--end-to-end"],

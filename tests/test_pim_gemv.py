@@ -577,6 +577,10 @@ MISTAKES = {
         ["--design", "hbm2-pim-samsung", "--without", "split"],
         "without: is of schedule streamed, which hbm2-pim-samsung has not",
     ),
+    "ablation of another schedule": (
+        ["--design", "hbm2-pim-samsung", "--ablation"],
+        "ablation: is of schedule streamed, which hbm2-pim-samsung has not",
+    ),
     "no such folder": (
         ["--log", "/nowhere/log.csv"],
         "/nowhere/log.csv: log: is in a folder that does not exist",

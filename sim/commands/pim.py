@@ -59,7 +59,8 @@ def command() -> None:
 @click.option("--channel", type=int, help="Of the channels, which one the Verilog is (default: 0).")
 @click.option("--seed", type=int, help="Of the random numbers (default: 0).")
 @click.option("--secded", is_flag=True, help="In the Verilog the banks hold 8 check bits with 64 of data.")
-@click.option("--flips", type=int, help="Bits to be flipped, in as many words of the banks; needs --secded.")
+@click.option("--flips", type=int, help="Words that are read in which a bit is flipped; needs --secded.")
+@click.option("--double-flips", type=int, help="Words that are read in which two are; needs --secded.")
 @click.option("--check", "check", is_flag=True, help="Replay the commands against the DRAM's constraints.")
 @click.option(
     "--log", "log_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the commands."
@@ -85,6 +86,7 @@ def gemv_command(
     seed: int | None,
     secded: bool,
     flips: int | None,
+    double_flips: int | None,
     check: bool,
     log_file: Path | None,
     as_json: bool,
@@ -110,9 +112,12 @@ def gemv_command(
 
     require(surround or adders is None, "needs --end-to-end", key="adders")
     require(surround or interruptions is None, "needs --end-to-end", key="interruptions")
-    for key, value in (("channel", channel), ("seed", seed), ("secded", secded or None), ("flips", flips)):
+    of_rtl = {"channel": channel, "seed": seed, "secded": secded or None}
+    of_secded = {"flips": flips, "double_flips": double_flips}
+    for key, value in (of_rtl | of_secded).items():
         require(engine != "model" or value is None, "needs --engine rtl or both", key=key)
-    require(secded or flips is None, "needs --secded", key="flips")
+    for key, value in of_secded.items():
+        require(secded or value is None, "needs --secded", key=key)
     device = load_device(design_name)
     dram = device.timed
     product = Product(rows=rows, cols=cols, channels=channels, batch=batch)
@@ -156,8 +161,9 @@ def gemv_command(
         result["added_area_um2"] = areas
     differs = ""
     if engine != "model":
+        bits = {key: value or 0 for key, value in of_secded.items()}
         result["rtl"], differs = _run_rtl(
-            device, product, options, engine, channel or 0, seed or 0, secded, flips or 0
+            device, product, options, engine, channel=channel or 0, seed=seed or 0, secded=secded, **bits
         )
     found: Sequence[object] = []
     if check or log_file is not None:
@@ -198,31 +204,45 @@ def _run_rtl(
     product: Product,
     options: Options,
     engine: str,
+    *,
     channel: int,
     seed: int,
     secded: bool,
     flips: int,
+    double_flips: int,
 ) -> tuple[dict[str, object], str]:
     """Return what the exported Verilog of a channel shows, and where it differs first, or nothing."""
-    from sim.gemv.program import bench_of, run_rtl
+    from sim.gemv.program import bench_of, prepare, run_rtl
     from sim.gemv.streamed import ALL
     from sim.rtlsim import DEFAULT_ROOT, check_ready
 
     require_range("channel", channel, 0, product.channels - 1)
     require_range("seed", seed, 0, (1 << 63) - 1)
-    require_range("flips", flips, 0, 1 << 20)
+    for key, value in (("flips", flips), ("double_flips", double_flips)):
+        require_range(key, value, 0, 1 << 20)
     require(options.additions == ALL, "needs --engine model: the hardware has all additions", key="without")
+    job = prepare(
+        device,
+        product,
+        options,
+        channel=channel,
+        seed=seed,
+        secded=secded,
+        flips=flips,
+        double_flips=double_flips,
+    )
     check_ready()
     click.echo("[pim gemv] builds the channel's bench, unless it is there", err=True)
     bench = bench_of(device, DEFAULT_ROOT, secded=secded)
-    run = run_rtl(bench, device, product, options, channel=channel, seed=seed, secded=secded, flips=flips)
+    run = run_rtl(bench, job)
     shown: dict[str, object] = {
         "cycles": run.cycles,
         "commands": len(run.log),
         "mismatches": run.mismatches,
         "simulated_cycles_per_second": run.result.cycles_per_second,
     }
-    if secded:
+    if job.planted is not None:
+        shown |= {"planted": job.planted.single, "planted_double": job.planted.double}
         shown |= {"corrected": run.corrected, "uncorrected": run.uncorrected}
     differs = run.divergence(bench, DEFAULT_ROOT / "waves", cycles=engine == "both")
     if differs:

@@ -137,7 +137,10 @@ def read_requests(path: Path, dram: DramSpec, form: Form, mapping: Mapping) -> R
     banks, keys, arrivals = [], [], []
     ticks = PROTOCOLS[dram.protocol].ticks_per_clock
     before = 0
-    for number, text in numbered_lines(path):
+    lines = numbered_lines(path)
+    for number, text in lines:
+        if number == 1 and not text and next(lines, None) is None:
+            raise InputError("holds no request", file=path)
         try:
             fields = text.split()
             if form is Form.RAMULATOR:

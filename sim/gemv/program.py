@@ -8,15 +8,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.formats import Bits16, bf16_encode
-from golden.gemv import Share, barrier_share, streamed_share
+from golden.formats import F32, Bits16, bf16_encode
+from golden.gemv import Ints, Share, barrier_share, streamed_share
+from golden.secded import DATA_BITS as SECDED_BITS
 from sim.divergence import PortCheck, first_divergence, with_waveform
 from sim.gemv import barrier, streamed
 from sim.gemv.commands import EVEN, NO_BANK, Kind, Log, Product, limited, timings
 from sim.gemv.report import Options, Run, run_gemv
 from sim.payload import Field
-from sim.rtlsim import BankMemory, Build, RunResult, RunSpec, Sink, Trace, build, gemv_component
+from sim.rtlsim import (
+    BankMemory,
+    Build,
+    RunResult,
+    RunSpec,
+    Sink,
+    Trace,
+    build,
+    gemv_component,
+    require_channel,
+)
 from spec.device import PimDevice, Schedule
+from spec.errors import require
 from spec.program import ROW_BITS, Program, barrier_program, first_cycle, streamed_program, words
 
 ROW_KINDS = (Kind.ACT, Kind.PRE, Kind.REF, Kind.OTHER_REF)
@@ -24,6 +36,7 @@ COLUMN_KINDS = (Kind.MAC, Kind.RD, Kind.WR, Kind.REG)
 """Kinds of a command on each bus, from 1 on."""
 NO_ROW = -1
 MAX_CYCLES = 1 << 40
+COUNTERS = ("corrected", "uncorrected")
 
 
 def program_of(device: PimDevice, product: Product, options: Options) -> Program:
@@ -137,6 +150,43 @@ def bus_check(device: PimDevice, port: str, kinds: tuple[Kind, ...], seen: Log, 
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flips:
+    """Bits flipped in the banks: in as many words of data that are read, one bit or two.
+
+    Attributes
+    ----------
+    single, double : words with one bit flipped, with two.
+    corrected, uncorrected : how often these words are read.
+    """
+
+    single: int = 0
+    double: int = 0
+    corrected: int = 0
+    uncorrected: int = 0
+
+
+NO_FLIPS = Flips()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A channel's part of a product, ready to be run.
+
+    Attributes
+    ----------
+    model : with its commands.
+    results : (bursts, units) float32, golden's; flipped bits change nothing of it.
+    spec : what the bench is given.
+    planted : bits flipped; None without SECDED.
+    """
+
+    model: Run
+    results: F32
+    spec: RunSpec
+    planted: Flips | None
+
+
 @dataclass(frozen=True)
 class RtlRun:
     """A channel's part of a product, run by the exported Verilog.
@@ -147,8 +197,8 @@ class RtlRun:
     late : the engine says that a command missed its cycle.
     mismatches : bits of the results that are not golden's.
     checks : of the buses against the model, of the results against golden.
-    job : what the bench was given.
-    corrected, uncorrected : words with a flipped bit, with two; None without SECDED.
+    job : what was run.
+    corrected, uncorrected : words read with a flipped bit, with two; None without SECDED.
     """
 
     model: Run
@@ -158,22 +208,38 @@ class RtlRun:
     log: Log
     checks: list[PortCheck]
     result: RunResult
-    job: RunSpec
+    job: Job
     corrected: int | None = None
     uncorrected: int | None = None
 
     def divergence(self, bench: Build, place: Path, *, cycles: bool = True) -> str:
         """Return where the run first differs from golden, or with ``cycles`` the model, or nothing.
 
-        A waveform of it is left in the folder ``place``.
+        Counts that are not those of the flips planted come before results: these differ where two bits of a
+        word are flipped. A waveform of a difference at a port is left in the folder ``place``.
         """
-        found = first_divergence(self.checks if cycles else self.checks[-1:])
+        commands = first_divergence(self.checks[:-1]) if cycles else None
+        if commands is None and (miscounted := self._miscounted()):
+            return miscounted
+        found = commands or first_divergence(self.checks[-1:])
         if found is not None:
-            return with_waveform(found, bench, self.job, place)
+            return with_waveform(found, bench, self.job.spec, place)
         if not cycles:
             return ""
         if self.late or self.cycles != self.model.cycles:
             return f"gemv: done in cycle {self.cycles}, model {self.model.cycles}; late: {self.late}"
+        return ""
+
+    def _miscounted(self) -> str:
+        planted = self.job.planted
+        if planted is None:
+            return ""
+        for name, seen, expected in (
+            ("corrected", self.corrected, planted.corrected),
+            ("uncorrected", self.uncorrected, planted.uncorrected),
+        ):
+            if seen != expected:
+                return f"gemv: {name} {seen} words, of those planted {expected} are read"
         return ""
 
 
@@ -183,8 +249,7 @@ def bench_of(device: PimDevice, root: Path, *, secded: bool = False) -> Build:
     return build("gemv", gemv_component(device, secded=secded), config=(anonymous, secded), root=root)
 
 
-def run_rtl(
-    bench: Build,
+def prepare(
     device: PimDevice,
     product: Product,
     options: Options,
@@ -193,17 +258,18 @@ def run_rtl(
     seed: int = 0,
     secded: bool = False,
     flips: int = 0,
-) -> RtlRun:
-    """Run a channel's part of a product with random numbers; the hardware has all additions.
+    double_flips: int = 0,
+) -> Job:
+    """Return a channel's part of a product with random numbers; the hardware has all additions.
 
-    flips : bits flipped in as many words of the weights, where the banks hold check bits.
+    flips, double_flips : words of the weights in which a bit, two bits, are flipped, where the banks hold
+    check bits. :class:`spec.errors.InputError` if so many words are not read, or no hardware runs this.
     """
-    model = run_gemv(device, product, options, log=True)
+    require_channel(device, secded=secded)
     share = share_of(device, product, options, *operands(product, seed), channel)
-    image = share.bank_image(secded=secded)
-    if flips:
-        image = flipped(image, device, flips, seed)
-    counters = ["corrected", "uncorrected"] if secded else []
+    image, planted = share.bank_image(secded=secded), NO_FLIPS
+    if flips or double_flips:
+        image, planted = flipped(image, share.reads, device, flips, double_flips, seed)
     spec = RunSpec(
         banks={
             "prog": BankMemory(words(program_of(device, product, options))),
@@ -212,11 +278,18 @@ def run_rtl(
         },
         sinks={"o": Sink(len(share.results))},
         statics={"start": 1},
-        probes=["o_row", "o_column", "done", "late", *counters],
+        probes=["o_row", "o_column", "done", "late", *(COUNTERS if secded else ())],
         until="done",
         max_cycles=MAX_CYCLES,
     )
-    result = bench.run(spec)
+    model = run_gemv(device, product, options, log=True)
+    return Job(model, share.results, spec, planted if secded else None)
+
+
+def run_rtl(bench: Build, job: Job) -> RtlRun:
+    """Run a channel's part of a product in the exported Verilog."""
+    device = job.model.device
+    result = bench.run(job.spec)
     result.check()
     row, column = (
         Trace(cycles, values.reshape(-1, 1))
@@ -224,39 +297,63 @@ def run_rtl(
     )
     log = commands_seen(device, row, column)
     seen = _results(bench, result.streams["o"], device)
-    expected = share.results.view(np.uint32)
+    expected = job.results.view(np.uint32)
     same = seen.shape == expected.shape
     mismatches = int(np.bitwise_count(seen ^ expected).sum()) if same else 32 * expected.size
+    counters = COUNTERS if job.planted else ()
     counts = [int(result.probes[name][1][-1]) if len(result.probes[name][1]) else 0 for name in counters]
     return RtlRun(
-        model,
+        job.model,
         int(result.probes["done"][0][0]) - first_cycle(device),
         bool(len(result.probes["late"][0])),
         mismatches,
         log,
         [
-            bus_check(device, "o_row", ROW_KINDS, log, model.log),
-            bus_check(device, "o_column", COLUMN_KINDS, log, model.log),
+            bus_check(device, "o_row", ROW_KINDS, log, job.model.log),
+            bus_check(device, "o_column", COLUMN_KINDS, log, job.model.log),
             PortCheck("gemv", "o", Trace(result.streams["o"].cycles, _wide(seen)), payloads=_wide(expected)),
         ],
         result,
-        spec,
+        job,
         *counts,
     )
 
 
-def flipped(image: NDArray[np.uint8], device: PimDevice, flips: int, seed: int) -> NDArray[np.uint8]:
-    """Return an image of bursts with check bits with a bit flipped in each of some of its words of data."""
+def flipped(
+    image: NDArray[np.uint8], reads: Ints, device: PimDevice, single: int, double: int, seed: int
+) -> tuple[NDArray[np.uint8], Flips]:
+    """Return an image of bursts with check bits, bits flipped in some of its words of data, and how many.
+
+    reads : how often each burst of the image is read; only words of those that are have bits flipped.
+    """
     rng = np.random.default_rng(seed)
-    image = image.copy()
-    data_bytes, units = 2 * device.lanes, device.units
-    bursts = image.reshape(len(image) * units, -1)
-    word = rng.permutation(len(bursts) * (data_bytes // 8))[:flips]
-    bit = rng.integers(0, 64, len(word))
-    bursts[word // (data_bytes // 8), word % (data_bytes // 8) * 8 + bit // 8] ^= (1 << bit % 8).astype(
-        np.uint8
+    image, reads = image.copy(), reads.reshape(-1)
+    word_bytes, units = SECDED_BITS // 8, device.units
+    per_unit = 2 * device.lanes // word_bytes
+    read = np.flatnonzero(reads)
+    most = len(read) * units * per_unit
+    key = "flips" if single else "double_flips"
+    both = " with --double-flips" if single and double else ""
+    require(
+        single + double <= most,
+        f"must be at most {most}, the words read,{both} not {single + double}",
+        key=key,
     )
-    return image
+    chosen = rng.choice(most, single + double, replace=False)
+    burst, word = read[chosen // (units * per_unit)], chosen % (units * per_unit)
+    first = rng.integers(0, SECDED_BITS, len(chosen))
+    other = (first + rng.integers(1, SECDED_BITS, len(chosen))) % SECDED_BITS
+    lines = image.reshape(len(image), units, -1)
+    for some, bit in ((slice(None), first), (slice(single, None), other)):
+        place = (burst[some], word[some] // per_unit, word[some] % per_unit * word_bytes + bit[some] // 8)
+        lines[place] ^= (1 << bit[some] % 8).astype(np.uint8)
+    times = reads[burst]
+    return image, Flips(
+        single=single,
+        double=double,
+        corrected=int(times[:single].sum()),
+        uncorrected=int(times[single:].sum()),
+    )
 
 
 def _results(bench: Build, trace: Trace, device: PimDevice) -> NDArray[np.uint32]:

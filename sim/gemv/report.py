@@ -214,6 +214,11 @@ def end_to_end(run: Run, *, adders: int = 16, interruptions: int = 0) -> dict[st
 
 def ablation(device: PimDevice, product: Product, options: Options = DEFAULT) -> dict[str, int]:
     """Return the cycles with everything, and without each of the additions of the schedule."""
+    require(
+        device.schedule is Schedule.STREAMED,
+        f"is of schedule streamed, which {device.name} has not",
+        key="ablation",
+    )
     result = {"all": run_gemv(device, product, options).cycles}
     for field in fields(Additions):
         less = replace(options, additions=replace(options.additions, **{field.name: False}))
