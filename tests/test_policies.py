@@ -13,14 +13,15 @@ import pytest
 
 from sim import policies_page
 from sim.cli import main
+from sim.routing import parse_routing
 from sim.system import caches, exchange, execution, placement, widths
-from sim.system.comparison import Comparison, Result, Steps
+from sim.system.comparison import Comparison, Result, Steps, drawn_steps
 from sim.system.costs import Costs, Expert, Roofline
 from sim.system.placement import Placing
 from sim.system.schedule import schedule
 from sim.system.step import least_frequent_leave, load_counts
 from spec.files import PRESETS, preset_names
-from spec.load import load_system
+from spec.load import load_model, load_system
 
 PAGE = Path(__file__).parent.parent / "docs" / "policies.md"
 ENGINE = Roofline(bytes_per_s=100.0, flops=1000.0, expert_s=0.5)
@@ -135,6 +136,9 @@ def test_circular_prediction_learns_what_follows():
     fetched = caches.circular(steps, 2)
     assert (fetched & (steps.counts > 0)).sum(axis=2).tolist() == [[0, 0, 0, 1], [0, 0, 1, 1]]
     assert fetched.sum() == 3
+    # Layer 0 is predicted by the token before: 2 was followed by 0, and is now by 1.
+    pairs = steps_of([[[[0]], [[0]], [[1]], [[1]]], [[[2]], [[2]], [[3]], [[3]]]], 4)
+    assert caches.circular(pairs, 1)[0].astype(int).tolist() == [[0] * 4, [0] * 4, [1, 0, 0, 0], [0] * 4]
     gate = caches.next_layer_gate(steps, 1)
     assert gate[0].sum() == 0
     assert (gate[1] == (steps.counts[1] > 0)).all()
@@ -340,7 +344,7 @@ def test_phases_by_hand():
     cluster = exchange.Cluster(4, 2, exchange.Link(100.0, 1.0), exchange.Link(50.0, 2.0))
     tokens = np.zeros((3, 4, 4))
     tokens[0, 0, 0] = 99  # stays
-    tokens[1, 0, 1] = tokens[1, 2, 1] = 20  # device 1 receives 20 from its node, 20 from the other
+    tokens[1, 0, 1] = tokens[1, 2, 1] = tokens[1, 3, 1] = 10  # device 1 receives 10 from its node, 20 more
     tokens[2, 0, 1] = 70
     assert cluster.phase(tokens, 10.0).tolist() == [0, 6, 8]
     assert cluster.phase(tokens, 10.0, latency=False).tolist() == [0, 4, 7]
@@ -363,6 +367,9 @@ def test_ways_by_hand():
     # Once to node 1, to device 2; from there 2 sends on to 3 what token 0 and its own token 2 want.
     assert exchange.node_forward(one, False).tolist() == pytest.approx([max(0.2, 2 * 0.1)])
     assert exchange.node_forward(one, True).tolist() == pytest.approx([0.2 + 0.03])
+    # Tokens of either device of node 0 go to the device of their place in node 1: one for each.
+    straight = exchange_of([[[[4], [6], [4], [6]]]], 8)
+    assert exchange.node_forward(straight, False).tolist() == pytest.approx([0.2])
 
 
 def scan(phase: float, compute: float, chunks: int) -> float:
@@ -375,6 +382,17 @@ def scan(phase: float, compute: float, chunks: int) -> float:
     for ready in done:
         link = max(link, ready) + phase
     return link
+
+
+def test_identity_experts_have_nothing_to_compute_and_go_nowhere():
+    model = load_model("longcat-flash")
+    steps = drawn_steps(model, 1, 16, parse_routing("uniform"), 0)
+    experts = model.gating.num_ffn_experts
+    assert (steps.ids >= experts).any()
+    assert steps.counts[:, :, experts:].sum() == 0
+    cluster = exchange.Cluster(8, 1, exchange.Link(1.0, 0.0), exchange.Link(1.0, 0.0))
+    sent = exchange.Exchange(cluster, ENGINE, steps, experts).direct()
+    assert sent.sum() == (steps.ids < experts).sum() == steps.counts.sum()
 
 
 def test_a_pipeline_is_its_events(rng):
@@ -517,3 +535,19 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err == line
     assert main(["policies", "page", str(tmp_path / "p.md"), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["systems"]) == len(policies_page.ROWS)
+
+
+def test_a_trace_in_which_layers_predict_each_other(rng, tmp_path, capsys):
+    """Experts that follow from those of the layer before: `circular` learns it."""
+    first = rng.integers(8, size=64)
+    ids = np.stack([(first * 8 + 7 * layer) % 64 for layer in range(16)])[:, :, None] + np.arange(8)
+    np.savez(tmp_path / "t.npz", ids=ids % 64)
+    arguments = ["policies", "cache", "--model", "olmoe-1b-7b", "--routing", str(tmp_path / "t.npz")]
+    assert main([*arguments, "--steps", "64", "--tokens", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["policies"]
+    # All but the first layer, once each of eight tokens has been seen.
+    assert found["circular"]["hit_rate"] >= 15 / 16 * 56 / 64
+    assert found["circular"]["hit_rate"] > found["lru"]["hit_rate"]
+    assert main([*arguments, "--steps", "65", "--tokens", "1"]) == 2
+    message = "ids: must have at least 65 rows of k=8, not shape (64, 8)"
+    assert capsys.readouterr().err == f"expertbank: {tmp_path / 't.npz'}: {message}\n"

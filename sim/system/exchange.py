@@ -215,9 +215,8 @@ def pipelined(phase: FloatArray, compute: FloatArray, chunks: int) -> FloatArray
     ----------
     phase, compute : (layers,) seconds of a chunk: the way to or back, and the computing.
     """
-    first = phase + compute
-    last = np.maximum(phase + chunks * compute, chunks * phase + compute)
-    return np.maximum(np.maximum(2 * chunks * phase, first + chunks * phase), last + phase)
+    computed = np.maximum(phase + chunks * compute, chunks * phase + compute)
+    return np.maximum(2 * chunks * phase, computed + phase)
 
 
 def chunked(exchange: Exchange, chunks: int) -> FloatArray:
