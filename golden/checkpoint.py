@@ -23,7 +23,7 @@ from golden.stored_formats import MXFP4_GROUP, StoredMatrix, StoredWeight, decod
 from golden.tensor_file import MAX_HEADER_BYTES, TensorFile, read_json, shown
 from golden.weights import PER_EXPERT, LayerWeights, check_indices, weight_shapes
 from spec.errors import InputError, require, require_range
-from spec.families import CheckpointNames, Take, WeightSource, read_config
+from spec.families import CheckpointNames, Take, WeightSource, read_config, warn_of_unread_keys
 from spec.files import check_regular
 from spec.model import ModelSpec
 
@@ -124,6 +124,7 @@ class Checkpoint:
             model = self.family.model(self.config | {"layer_idx": number}, name=name)
         except InputError as error:
             raise error.at(file=self.folder / CONFIG) from None
+        warn_of_unread_keys(self.family, self.config, file=self.folder / CONFIG)
         return CheckpointLayer(self, label, beginning, model)
 
     @cached_property

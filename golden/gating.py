@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spec.errors import require
+from spec.gate_plan import GatePlan
 from spec.model import Epsilon, GatingSpec, GroupMask, GroupScore, Normalise, Router, Score, Selection
 
 _TOKENS_AT_A_TIME = 1024
@@ -102,7 +103,7 @@ def route(
         if hash_table is not None and token_ids is not None:
             ids[some] = hash_table[token_ids[some]]
         else:
-            ids[some] = select(gating, scores, selection_bias, out=ranking, spare=spare)
+            ids[some] = select(gating, scores, selection_bias, logits=z, out=ranking, spare=spare)
         if gating.weight_score is not None:
             scores = _score_prototypes(gating, gating.weight_score, z, own)
         selected[some] = np.take_along_axis(scores, ids[some], axis=1)
@@ -167,17 +168,23 @@ def select(
     scores: F64,
     selection_bias: NDArray[np.floating] | None,
     *,
+    logits: F64 | None = None,
     out: F64 | None = None,
     spare: F64 | None = None,
 ) -> NDArray[np.int64]:
     """Return the ``(T, k)`` experts of the largest selection scores, from ``(T, E)`` scores.
 
-    ``out`` and ``spare``, as large as the scores, are work space.
+    With their ``logits``, softmax scores without a selection bias are ranked by those, as in hardware
+    (:class:`spec.gate_plan.GatePlan`): the order is the same, but scores of logits 745 below the largest one
+    are all 0 in float64. ``out`` and ``spare``, as large as the scores, are work space.
     """
-    ranking: F64 = np.add(scores, 0.0 if selection_bias is None else selection_bias, out=out)
+    plan = GatePlan(gating)
+    by_logit = logits is not None and plan.ranked_by_logit
+    keys = logits if logits is not None and by_logit else scores
+    ranking: F64 = np.add(keys, 0.0 if selection_bias is None else selection_bias, out=out)
     if gating.grouped:
-        loser = -np.inf if gating.group_mask is GroupMask.MINUS_INFINITY else 0.0
-        np.copyto(ranking, loser, where=~group_mask(gating, ranking, spare=spare))
+        zero = plan.masks_to_zero if by_logit else gating.group_mask is GroupMask.ZERO
+        np.copyto(ranking, 0.0 if zero else -np.inf, where=~group_mask(gating, ranking, spare=spare))
     prototypes = gating.num_prototypes
     width = gating.num_experts // prototypes
     best = _take_largest(ranking.reshape(-1, width), gating.top_k // prototypes)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from golden.formats import F32, Bits16, dot
 from golden.secded import stored
 from spec.device import PimDevice
-from spec.errors import require
 from spec.program import TILE_INPUTS, TILE_ROWS
 
 UInt8 = NDArray[np.uint8]
@@ -78,20 +77,15 @@ def streamed_share(
     # (units, outputs, bursts, lanes) and in the order of use (pass, burst, output).
     blocks = mine.reshape(units, outputs, bursts, lanes)
     groups = [min(tokens, batch - start) for start in range(0, batch, tokens)]
-    passes = [_passes(outputs, device.output_registers // sharing) for sharing in groups]
-    require(
-        all(one == passes[0] for one in passes),
-        f"must be a multiple of {tokens}, the tokens that share a burst, or its last bursts lie in another"
-        f" order, not {batch}",
-        key="batch",
-    )
+    # Of all groups: a last one of fewer tokens reads the bursts in the order in which they lie.
+    passes = _passes(outputs, device.output_registers // groups[0])
     used: list[Bits16] = []
     results: list[F32] = []
     # The first row of the even banks; a pass that ends with a row stays on its side.
     rows = [0, 0]
     side = column = 0
     places: list[tuple[NDArray[np.int64], ...]] = []
-    for start, stop in _ranges(passes[0]):
+    for start, stop in _ranges(passes):
         count = (stop - start) * bursts
         used.append(blocks[:, start:stop].transpose(2, 1, 0, 3).reshape(count, units, lanes))
         done = 0
@@ -108,7 +102,7 @@ def streamed_share(
     first = 0
     for sharing in groups:
         sums = dot(x[first : first + sharing], mine, lanes).reshape(sharing, units, outputs)
-        for start, stop in _ranges(passes[0]):
+        for start, stop in _ranges(passes):
             results.append(sums[:, :, start:stop].transpose(2, 0, 1).reshape(-1, units))
         first += sharing
     words = [

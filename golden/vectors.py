@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from golden.archive import read_archive
 from golden.weights import LayerWeights, check_array, check_indices, weight_shapes
 from spec.errors import InputError, require
-from spec.families import Family, Take, WeightSource, load_family
+from spec.families import Family, Take, WeightSource, load_family, warn_of_unread_keys
 from spec.model import ModelSpec
 
 MAX_META_CHARACTERS = 1 << 20
@@ -128,6 +128,7 @@ def _parse(archive: Archive) -> Vector:
         model = family.model(config, name=archive.path.stem)
     except InputError as error:
         raise InputError(error.rule, key=f"meta.{error.key}") from None
+    warn_of_unread_keys(family, config, file=archive.path, prefix="meta.")
     applied_to = model.gating.weight_applied_to.value
     stated = meta.get("weight_applied_to", applied_to)
     require(stated == applied_to, f"must be {applied_to!r}, not {stated!r}", key="meta.weight_applied_to")
@@ -141,7 +142,7 @@ def _parse(archive: Archive) -> Vector:
     num_tokens = tokens.shape[0] * tokens.shape[1]
     per_expert = (num_tokens, model.gating.num_experts)
     per_choice = (num_tokens, model.gating.top_k)
-    return Vector(
+    vector = Vector(
         family=name,
         model=model,
         weights=read_weights(family, model, arrays),
@@ -159,6 +160,21 @@ def _parse(archive: Archive) -> Vector:
             else None
         ),
     )
+    facts = {
+        "B": tokens.shape[0],
+        "S": tokens.shape[1],
+        "T": num_tokens,
+        "H": model.d_model,
+        "n_router_outputs": model.gating.num_experts,
+        "top_k": model.gating.top_k,
+    }
+    for key, fact in facts.items():
+        stated = meta.get(key, fact)
+        same = type(stated) is int and stated == fact
+        require(
+            same, f"must be {fact}, as configuration and arrays say, not {stated!r:.80}", key=f"meta.{key}"
+        )
+    return vector
 
 
 def read_weights(family: Family, model: ModelSpec, arrays: dict[str, NDArray[Any]]) -> LayerWeights:

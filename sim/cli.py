@@ -9,7 +9,9 @@ others stay fast.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
@@ -30,7 +32,7 @@ from sim.commands import (
     system,
     verilog,
 )
-from spec.errors import InputError, one_line
+from spec.errors import InputError, InputWarning, one_line
 
 OK, DIFFERS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -69,7 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         _check_empty(given)
-        status = expertbank.main(args=given, prog_name="expertbank", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", InputWarning)  # once, however often a file is read
+            warnings.showwarning = _warn(warnings.showwarning)
+            status = expertbank.main(args=given, prog_name="expertbank", standalone_mode=False)
     except InputError as error:
         return _fail(str(error))
     except click.ClickException as error:
@@ -90,6 +95,18 @@ def _check_empty(arguments: Sequence[str]) -> None:
         if not argument or (argument.startswith("--") and argument.endswith("=")):
             named = option.lstrip("-") if option.startswith("-") else f"argument {place + 1}"
             raise InputError("must not be empty", key=named)
+
+
+def _warn(show: Callable[..., None]) -> Callable[..., None]:
+    """Return what shows a warning: one line where the input is its reason, as ever otherwise."""
+
+    def shown(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if issubclass(category, InputWarning):
+            print(f"expertbank: warning: {message}", file=sys.stderr)
+        else:
+            show(message, category, *place, **options)
+
+    return shown
 
 
 def _fail(message: str) -> int:

@@ -196,11 +196,11 @@ def pim_engine_counts(
     burst_bits = 8 * pim.dram.burst_bytes
     read_bits = float(commands["mac_commands"] * pim.units // timing.mac_steps * burst_bits)
     if pim.banks_per_unit <= BANKS_AT_A_BANK:
-        path = "dram_bank_bit"
+        path, register_path = "dram_bank_bit", "dram_register_bit"
     elif pim.banks_per_unit <= pim.dram.banks_per_group:
-        path = "dram_bank_group_bit"
+        path, register_path = "dram_bank_group_bit", "dram_group_register_bit"
     else:
-        path = "dram_logic_die_bit"
+        path, register_path = "dram_logic_die_bit", "dram_die_register_bit"
     # A write brings a burst to all units at once, a read an element of each.
     register_bits = commands["register_writes"] * burst_bits
     register_bits += commands["register_reads"] * pim.units * ELEMENT_BITS
@@ -208,7 +208,7 @@ def pim_engine_counts(
         "dram_activate": float(commands["activates"] * pim.units // timing.act_steps),
         "dram_cell_bit": read_bits,
         path: read_bits,
-        "dram_register_bit": float(register_bits),
+        register_path: float(register_bits),
         "dram_refresh": pim.channels * cycles / timing.refi if timing.refi else 0.0,
         "dram_background": float(pim.channels),
     }

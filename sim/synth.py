@@ -25,12 +25,14 @@ from sim.rtlsim import (
     block_component,
     exported,
     file_list,
+    gemv_component,
     layer_component,
     ports_of,
 )
 from sim.toolchain import built_once, digest, write_atomically
 from sim.workload import scaled_model
 from spec.design import DesignSpec, Engine
+from spec.device import PimDevice
 from spec.errors import InputError, require, require_range
 from spec.load import load_design
 from spec.model import ModelSpec
@@ -174,6 +176,15 @@ def export_block(
         require(design.engine is engine, f"{block!r} is none of engine {str(design.engine)!r}", key="block")
         name, component = block, block_component(model, design, block)
     return exported(name, component, config=("synthesis", model, design, block), root=root), name
+
+
+def export_channel(device: PimDevice, root: Path = DEFAULT_ROOT) -> tuple[Path, str]:
+    """Return the folder and name of an export: of a device's channel that runs command programs.
+
+    Raises :class:`InputError` where the device's schedule has no hardware.
+    """
+    name = device.name.replace("-", "_")
+    return exported(name, gemv_component(device), config=("synthesis", device), root=root), name
 
 
 def synthesise(

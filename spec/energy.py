@@ -69,6 +69,8 @@ class EnergyTable:
         group, on the logic die.
     dram_pin_bit : from there over the pins to a controller.
     dram_register_bit : a bit of an input or a result between the channel's controller and the banks' lanes.
+    dram_group_register_bit, dram_die_register_bit : the same to lanes at a bank group, to lanes on the
+        controller's own die.
     dram_refresh : one all-bank refresh of a channel.
     dram_background : power of a channel with open rows.
     host_add : an addition of two sums on the host.
@@ -94,6 +96,8 @@ class EnergyTable:
     dram_logic_die_bit: Figure | None = None
     dram_pin_bit: Figure | None = None
     dram_register_bit: Figure | None = None
+    dram_group_register_bit: Figure | None = None
+    dram_die_register_bit: Figure | None = None
     dram_refresh: Figure | None = None
     dram_background: Figure | None = None
     host_add: Figure | None = None
@@ -130,6 +134,8 @@ COMPONENTS = {
     "dram_logic_die_bit": "dram_path",
     "dram_pin_bit": "dram_path",
     "dram_register_bit": "dram_path",
+    "dram_group_register_bit": "dram_path",
+    "dram_die_register_bit": "dram_path",
     "dram_refresh": "dram_refresh",
     "dram_background": "dram_background",
     "host_add": "host",

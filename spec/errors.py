@@ -24,6 +24,10 @@ class InputError(ValueError):
         return InputError(self.rule, file=self.file or file, key=self.key or key)
 
 
+class InputWarning(UserWarning):
+    """Input that breaks no rule, but that nothing reads: one line, printed on stderr."""
+
+
 def one_line(text: str) -> str:
     """Return a text as it is printed: no line ends, nothing that a terminal would obey, not too long."""
     text = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."

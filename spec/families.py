@@ -11,25 +11,32 @@ A row (``spec/families/<family>.toml``) has
 * ``[defaults]``: key -> what the configuration class takes where it is absent,
 * ``[requires]``: key -> the values that this row covers, where the key is present,
 * ``[model]``: the fields of :class:`spec.model.ModelSpec`, each a constant or a :class:`FromConfig`,
+* ``[layers]``: :class:`spec.layer_kinds.LayerKinds`, the keys that say which layers are MoE layers, where
+  ``[model]`` does not count them,
 * ``[weights]``: canonical weight -> :class:`WeightSource`, where it lies and how it is laid out,
 * ``[checkpoint]``: how published checkpoints name a layer's tensors, :class:`CheckpointNames`.
 
-A key of a configuration that no row or list names and that sounds like a part of an MoE layer
-(``spec/config_keys.toml``) is refused: it could change what is computed.
+A key of a configuration that the row does not read is ignored only if ``spec/config_keys.toml`` knows that it
+changes nothing in an MoE layer. One that sounds like a part of such a layer is refused, since it could change
+what is computed; one that says which layers are MoE layers is refused where it means others than all; of any
+other key :func:`warn_of_unread_keys` warns. Tables in tables are looked into.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import re
+import warnings
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from spec.errors import InputError, require
+from spec.errors import InputError, InputWarning, one_line, require
 from spec.files import PRESETS, build_spec, read_text, read_toml
+from spec.layer_kinds import LayerKinds
 from spec.model import ModelSpec
 
 WEIGHT_NAMES = (
@@ -187,7 +194,9 @@ class FromConfig:
             if value is None:
                 if self.default is not None:
                     return self.default
-                raise InputError("is missing", key=f"config.{name}")
+                raise InputError(
+                    "must not be null" if _is_there(config, name) else "is missing", key=f"config.{name}"
+                )
         if self.when is not None:
             flag = found[self.names[0]]
             require(type(flag) is bool, f"must be true or false, not {flag!r}", key=f"config.{self.names[0]}")
@@ -273,6 +282,38 @@ def _lookup(config: dict[str, Any], name: str) -> Any:
     return value
 
 
+def _is_there(config: dict[str, Any], name: str) -> bool:
+    """Whether a configuration has a key, be it null; ``a.b`` in the table a."""
+    *path, last = name.split(".")
+    table = _lookup(config, ".".join(path)) if path else config
+    return isinstance(table, dict) and last in table
+
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+"""A part of a key's name, in snake case or camel case: ``num_experts``, ``expertsPerToken``, ``MoETopK``."""
+
+
+MAX_PLACE = 100
+"""Characters of a table's place, and of a key, in a message: a hostile file's could be long, and many."""
+
+MAX_TOLD = 16
+"""Keys that a warning names; of more it says how many."""
+
+
+def _inner_place(table: str, key: str) -> str:
+    """Return the place of a table within a table."""
+    place = f"{table}{key:.{MAX_PLACE}}."
+    return place if len(place) <= MAX_PLACE else f"{place[:MAX_PLACE]}..."
+
+
+class KeyKind(StrEnum):
+    """What an unread key can be: without effect on an MoE layer, a part of one by its name, or unknown."""
+
+    HARMLESS = "harmless"
+    TELLING = "telling"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConfigKeys:
     """What is said of configuration keys for all families (``spec/config_keys.toml``).
@@ -280,17 +321,27 @@ class ConfigKeys:
     Attributes
     ----------
     words : parts of a key's name that make it sound like a part of an MoE layer.
-    harmless : keys with such a part that change nothing in an MoE layer's output.
+    harmless : keys that change nothing in an MoE layer's output, whatever their parts.
+    harmless_words : parts of a key's name that make it one of those, if none of ``words`` is there.
+    layers : key that says which layers are MoE layers -> the values by which all are.
     activations : Hugging Face's name of an activation -> ours.
     """
 
     words: frozenset[str]
     harmless: frozenset[str]
+    harmless_words: frozenset[str]
+    layers: dict[str, list[Any]]
     activations: dict[str, object]
 
-    def suspicious(self, key: str) -> bool:
-        """Whether an unknown key could change what a layer computes, by its name."""
-        return key not in self.harmless and not self.words.isdisjoint(key.lower().split("_"))
+    def kind(self, key: str) -> KeyKind:
+        """Return what a key that a row does not read is, by its name."""
+        if key in self.harmless:
+            return KeyKind.HARMLESS
+        parts = {part.lower() for part in _WORD.findall(key.replace("MoE", "Moe"))}
+        parts.update(key.lower().split("_"))  # relu2
+        if not self.words.isdisjoint(parts):
+            return KeyKind.TELLING
+        return KeyKind.UNKNOWN if self.harmless_words.isdisjoint(parts) else KeyKind.HARMLESS
 
 
 @cache
@@ -300,6 +351,8 @@ def config_keys() -> ConfigKeys:
     return ConfigKeys(
         words=frozenset(table["words"]),
         harmless=frozenset(table["harmless"]),
+        harmless_words=frozenset(table["harmless_words"]),
+        layers=table["layers"],
         activations=table["activations"],
     )
 
@@ -313,6 +366,7 @@ class Family:
     fields : dotted field of ModelSpec -> constant or :class:`FromConfig`.
     requires : configuration key -> values covered.
     weights : canonical name -> where it lies.
+    layers : which layers are MoE layers, None where ``fields`` count them.
     checkpoint : names in checkpoints, None where the row has none.
     model_types, architectures, nested, ignored, aliases, defaults : as in the module's description.
     """
@@ -328,6 +382,7 @@ class Family:
     ignored: list[str]
     aliases: dict[str, str]
     defaults: dict[str, Any]
+    layers: LayerKinds | None = None
     checkpoint: CheckpointNames | None = None
 
     def model(self, config: dict[str, Any], *, name: str) -> ModelSpec:
@@ -337,6 +392,7 @@ class Family:
         offending field was read from it.
         """
         config = self._resolved(config)
+        self._unread_keys(config)
         for key, allowed in self.requires.items():
             value = config.get(key)
             # A list has a value for each layer.
@@ -347,6 +403,8 @@ class Family:
                     f"must be {covered} in family {self.name}, not {value!r}", key=f"config.{key}"
                 )
         table: dict[str, Any] = {"name": name}
+        if self.layers is not None:
+            table["num_moe_layers"], table["num_dense_layers"] = self.layers.count(config)
         for dotted, entry in self.fields.items():
             *path, leaf = dotted.split(".")
             target = table
@@ -376,18 +434,58 @@ class Family:
                 require(
                     same, f"must equal config.{key}={resolved[key]!r}, not {value!r}", key=f"config.{alias}"
                 )
-        known = self._known_keys()
-        for key, value in resolved.items():
-            if value is not None and key not in known and config_keys().suspicious(key):
+        return {"model_type": self.model_types[0]} | self.defaults | resolved
+
+    def unread_keys(self, config: dict[str, Any]) -> dict[str, object]:
+        """Return the keys (``a.b`` in the table a) that the row does not read and no list knows, with values.
+
+        Raises :class:`InputError` for one that could change what a layer computes, by its name, and for one
+        that says of some layers that they are no MoE layers.
+        """
+        return self._unread_keys(self._resolved(config))
+
+    def _unread_keys(self, resolved: dict[str, Any]) -> dict[str, object]:
+        known, lists = self._known_keys(), config_keys()
+        unknown: dict[str, object] = {}
+        # A key's table, its name, its value. What is read is read from the outermost table alone.
+        left = [("", key, value) for key, value in reversed(resolved.items()) if key not in known]
+        while left:
+            table, key, value = left.pop()
+            kind = lists.kind(key)
+            if value is None or (kind is KeyKind.HARMLESS and key not in lists.layers):
+                continue
+            if key in lists.layers:
+                self._require_all_layers(f"config.{table}{key}", value, lists.layers[key])
+            elif kind is KeyKind.TELLING:
                 raise InputError(
                     f"is unknown in family {self.name} and could change what the layer computes, by its name;"
                     f" not {value!r:.80}",
-                    key=f"config.{key}",
+                    key=f"config.{table}{key}",
                 )
-        return self.defaults | resolved
+            elif isinstance(value, dict):
+                inner = _inner_place(table, key)
+                left += [(inner, *item) for item in reversed(value.items())]
+            elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+                inner = _inner_place(table, key)
+                left += [(inner, str(place), item) for place, item in enumerate(value)][::-1]
+            else:
+                unknown[f"config.{table}{key:.{MAX_PLACE}}"] = value
+        return unknown
+
+    def _require_all_layers(self, key: str, value: object, allowed: list[Any]) -> None:
+        values = value if isinstance(value, list) and value else [value]
+        ok = value in allowed or all(item in allowed for item in values)
+        covered = " or ".join(repr(item) for item in allowed) or "absent"
+        require(
+            ok,
+            f"says which layers are MoE layers, which family {self.name} does not read; must be {covered},"
+            f" not {value!r:.80}",
+            key=key,
+        )
 
     def _known_keys(self) -> set[str]:
         known = {*self.requires, *self.nested, *self.ignored, *self.defaults, "layer_idx"}
+        known.update(self.layers.keys if self.layers is not None else ())
         for entry in self.fields.values():
             if isinstance(entry, FromConfig):
                 known.update(name.split(".")[0] for name in (*entry.names, *entry.only))
@@ -416,9 +514,22 @@ def load_config(path: Path) -> ModelSpec:
     """Return the model of a Hugging Face ``config.json``; see :func:`read_config`."""
     family, config = read_config(path)
     try:
-        return family.model(config, name=path.parent.name or path.stem)
+        model = family.model(config, name=path.parent.name or path.stem)
     except InputError as error:
         raise error.at(file=path) from None
+    warn_of_unread_keys(family, config, file=path)
+    return model
+
+
+def warn_of_unread_keys(family: Family, config: dict[str, Any], *, file: object, prefix: str = "") -> None:
+    """Warn (:class:`InputWarning`, one line) of the keys that nothing reads and no list knows as harmless."""
+    unread = family.unread_keys(config)
+    if unread:
+        keys = ", ".join(f"{prefix}{key}={value!r:.80}" for key, value in list(unread.items())[:MAX_TOLD])
+        if len(unread) > MAX_TOLD:
+            keys += f" and {len(unread) - MAX_TOLD} more"
+        message = f"{file}: not read in family {family.name}, and not known to change nothing: {keys}"
+        warnings.warn(one_line(message), InputWarning, stacklevel=2)
 
 
 def _no_key_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -473,6 +584,7 @@ _ROW_KINDS = {
     "defaults": dict,
     "requires": dict,
     "model": dict,
+    "layers": dict,
     "weights": dict,
     "checkpoint": dict,
 }
@@ -499,6 +611,7 @@ def _parse_row(name: str, table: dict[str, Any]) -> Family:
         requires=table.get("requires", {}),
         fields=_parse_fields(table["model"], ""),
         weights=_parse_weights(table["weights"], "weights"),
+        layers=_parse_layers(table["layers"]) if "layers" in table else None,
         checkpoint=_parse_checkpoint(table["checkpoint"]) if "checkpoint" in table else None,
         model_types=table.get("model_types", [name]),
         architectures=table.get("architectures", []),
@@ -546,6 +659,16 @@ def _parse_checkpoint(table: dict[str, Any]) -> CheckpointNames:
         blocks=tuple(blocks),
         weights=_parse_weights(weights, "checkpoint.weights"),
     )
+
+
+def _parse_layers(table: dict[str, Any]) -> LayerKinds:
+    kinds: dict[str, Any] = {key: table[key] for key in ("sparse", "other") if key in table}
+    for key, names in kinds.items():
+        ok = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        require(ok, f"must be a list of texts, not {names!r}", key=f"layers.{key}")
+    rest = {key: value for key, value in table.items() if key not in kinds}
+    layers: LayerKinds = build_spec(LayerKinds, rest, prefix="layers.")
+    return replace(layers, sparse=tuple(kinds.get("sparse", ())), other=tuple(kinds.get("other", ())))
 
 
 def _parse_fields(table: dict[str, Any], prefix: str) -> dict[str, object]:

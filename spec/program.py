@@ -180,11 +180,12 @@ def streamed_program(
     refi : cycles from a refresh to the next, or None for no refreshes.
     mac_gap, act_gap : least cycles between all-bank MACs, ACTs.
     """
+    # A last group of fewer tokens has the passes of the others: weights lie in the order of these.
+    passes = -(-outputs // (device.output_registers // min(tokens, batch)))
+    fewer, larger = outputs // passes, outputs % passes
 
     def group(sharing: int, *, final: bool) -> Program:
         registers = device.input_registers // sharing * sharing
-        passes = -(-outputs // (device.output_registers // sharing))
-        fewer, larger = outputs // passes, outputs % passes
 
         def one(here: int, even_next: int = 0) -> Program:
             results = word(Op.RESULTS, count=here * sharing, row=RESULT_ROW, even_next=even_next)

@@ -27,7 +27,7 @@ from spec.catalogue import (
     total_params,
 )
 from spec.errors import InputError
-from spec.families import config_keys, family_names, load_config, load_family
+from spec.families import KeyKind, config_keys, family_names, load_config, load_family, read_config
 from spec.files import PRESETS
 from spec.hardware import check_hardware, lacking_terms
 from spec.load import load_design, load_entry, load_model, load_sources, preset_names
@@ -325,9 +325,13 @@ def test_a_presets_family_is_the_one_that_reads_its_configuration(name):
 def test_families_with_a_preset_have_a_configuration():
     families = {load_entry(name)[1].catalogue.family for name in NAMES} - {""}
     with_configuration = {load_entry(name)[1].catalogue.family for name in CONFIGS}
-    # DeepSeek-V4's is not known as published.
-    assert families - with_configuration == {"deepseek_v4"}
-    assert len(CONFIGS) == 35
+    assert families == with_configuration
+    assert len(CONFIGS) == 39
+
+
+def is_telling(key: str) -> bool:
+    """Whether a key sounds like a part of an MoE layer."""
+    return config_keys().kind(key) is KeyKind.TELLING
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -338,10 +342,7 @@ def test_no_published_key_decides_in_silence(name):
     layer_keys = dict(config)
     for nested in family.nested:
         layer_keys |= config.get(nested, {})
-    words = config_keys().words
-    telling = {
-        key: value for key, value in layer_keys.items() if not words.isdisjoint(key.lower().split("_"))
-    }
+    telling = {key: value for key, value in layer_keys.items() if is_telling(f"{key}_v2")}
     telling = {key: value for key, value in telling.items() if not (value is None or isinstance(value, dict))}
     assert telling
     for key, value in telling.items():
@@ -350,6 +351,35 @@ def test_no_published_key_decides_in_silence(name):
             f" by its name; not {value!r:.80}"
         ):
             family.model(config | {f"{key}_v2": value}, name=name)
+
+
+# Configurations of models without a preset of their family: model type's family, MoE and dense layers.
+OTHERS = {
+    "arctic": ("mixtral", 35, 0),
+    "aria": ("aria", 28, 0),
+    "deepseek-v3.2": ("deepseek_v3", 58, 3),
+    "nemotron-3-nano": ("nemotron_h", 23, 29),
+    "trinity-mini": ("afmoe", 30, 2),
+}
+
+
+def test_other_configurations_are_read_too():
+    """Without a warning, which would be an error here, as for those above."""
+    folder = DATA / "configs_without_preset"
+    assert sorted(path.stem for path in folder.glob("*.json")) == sorted(OTHERS)
+    models = {}
+    for name, (family, num_moe, num_dense) in OTHERS.items():
+        row, _ = read_config(folder / f"{name}.json")
+        models[name] = load_config(folder / f"{name}.json")
+        assert (row.name, models[name].num_moe_layers) == (family, num_moe)
+        assert models[name].num_dense_layers == (0 if family == "nemotron_h" else num_dense)
+    assert dataclasses.replace(models["arctic"], name="arctic") == load_model("arctic")
+    v3 = load_model("deepseek-v3")
+    assert dataclasses.replace(models["deepseek-v3.2"], name=v3.name) == v3
+    assert (models["aria"].ffn.d_expert, models["aria"].d_shared) == (1664, 3328)
+    nano = models["nemotron-3-nano"]
+    assert (nano.ffn.activation, nano.gating.scale, nano.d_shared) == (Activation.RELU2, 2.5, 3712)
+    assert (models["trinity-mini"].gating.scale, models["trinity-mini"].d_shared) == (2.826, 1024)
 
 
 def test_a_class_names_the_family_before_the_model_type(tmp_path):

@@ -464,6 +464,20 @@ BAD_FILES = {
         change_meta(weight_applied_to="input"),
         "meta.weight_applied_to: must be 'output', not 'input'",
     ),
+    **{
+        f"another {key}": (
+            change_meta(**{key: value}),
+            f"meta.{key}: must be {fact}, as configuration and arrays say, not {value!r}",
+        )
+        for key, fact, value in (
+            ("B", 2, 1),
+            ("S", 10, 9),
+            ("T", 20, 20.0),
+            ("H", 32, "32"),
+            ("n_router_outputs", 8, 7),
+            ("top_k", 2, 3),
+        )
+    },
     "negative drops": (
         change_meta(dropped_assignments=-1),
         "meta.dropped_assignments: must be a whole number from 0, not -1",

@@ -34,7 +34,7 @@ from sim.alone import operands_of, plan_experts
 from sim.cli import main
 from spec.banks import BankGeometry
 from spec.design import Format
-from spec.errors import InputError
+from spec.errors import InputError, InputWarning
 from spec.families import WEIGHT_NAMES, _parse_row, family_names, load_family
 from spec.files import PRESETS, read_toml
 from spec.geometry import ImageGeometry
@@ -98,6 +98,15 @@ def test_modules_names_are_read_too(name, tmp_path):
     }
     folder = write_checkpoint(tmp_path / name, config_of_vector(vector.path), tensors)
     assert_same(Checkpoint(folder).layer("7").read(), read_vector(vector.path).weights)
+
+
+def test_a_key_of_its_configuration_that_nothing_knows_is_a_warning(tmp_path):
+    vector = read_vector(MIXTRAL)
+    config = config_of_vector(MIXTRAL) | {"top_k": 4}
+    folder = write_checkpoint(tmp_path / "mixtral_s0", config, published("mixtral", vector.weights, 0))
+    line = "not read in family mixtral, and not known to change nothing: config.top_k=4"
+    with pytest.warns(InputWarning, match=rf"\A{re.escape(str(folder / 'config.json'))}: {line}\Z"):
+        assert Checkpoint(folder).layer("0").model == vector.model
 
 
 def test_some_experts_equal_those_of_all(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sim.cli import main
@@ -68,6 +69,23 @@ def test_check_fails(capsys, tmp_path):
     assert main(["check", str(tmp_path)]) == 1
     reason = f"bad.npz: {tmp_path / 'bad.npz'}: is not a sound .npz archive: File is not a zip file"
     assert capsys.readouterr().out.splitlines()[-2:] == [reason, "1 passed, 1 failed"]
+
+
+def test_check_tells_of_an_unknown_family_and_says_so_in_its_help(capsys, tmp_path):
+    with np.load(DATA / "mixtral_s0.npz") as archive:
+        arrays = dict(archive)
+    meta = json.loads(str(arrays["meta"])) | {"family": "abacus"}
+    np.savez(tmp_path / "v.npz", **arrays | {"meta": json.dumps(meta)})
+    status, result = run_json(capsys, "check", str(tmp_path))
+    assert (status, result["passed"], result["failed"]) == (1, 0, 1)
+    assert result["cases"][0]["family"] == "abacus"
+    reason = result["cases"][0]["reason"]
+    assert re.fullmatch(r".*v\.npz: meta\.family: must be one of .*, not 'abacus'", reason)
+    assert main(["check", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "A file that is malformed, contradicts itself or is of an unknown family is a failed case" in text
+    line = "Exit status: 0 all cases are ok, 1 some failed, 2 DIR cannot be read or holds no .npz file."
+    assert line in text
 
 
 MISTAKES = {

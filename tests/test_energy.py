@@ -123,7 +123,8 @@ def test_counts_of_the_banks_by_hand():
     group = replace(design, pim=replace(design.pim, banks_per_unit=4))
     counts = pim_engine_counts(group, fires=9, commands=commands, cycles=39000, hidden_values=11)
     assert counts["dram_bank_group_bit"] == 7 * 4 * 256
-    assert "dram_bank_bit" not in counts
+    assert counts["dram_group_register_bit"] == 5 * 256 + 2 * 4 * 16
+    assert not {"dram_bank_bit", "dram_register_bit"} & set(counts)
 
 
 def test_a_missing_figure_is_an_error_and_never_zero():

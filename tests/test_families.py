@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from sim.pim_report import run_pim_layer
 from sim.routing import parse_routing
 from sim.workload import random_workload, vector_workload
 from spec.design import Format
-from spec.errors import InputError
+from spec.errors import InputError, InputWarning
 from spec.families import family_names, load_config, load_family
 from spec.geometry import ImageGeometry
 from spec.hardware import check_hardware
@@ -450,13 +452,237 @@ def test_another_name_of_a_key(tmp_path):
 
 def test_an_unknown_key_that_could_matter_is_reported(tmp_path):
     """Keys of attention, positions, training or null change nothing; one that sounds like a router might."""
-    harmless = {"rope_theta": 1e6, "router_aux_loss_coef": 0.02, "my_note": 3, "expert_choice": None}
-    model_of(tmp_path, MIXTRAL_CONFIG | harmless)
+    harmless = {"rope_theta": 1e6, "router_aux_loss_coef": 0.02, "expert_choice": None, "expert_dropout": 0.0}
+    model_of(tmp_path, MIXTRAL_CONFIG | harmless | {"vision_config": {"num_experts": 3}})
     with raises(
         f"{tmp_path / 'config.json'}: config.norm_topk_prob: is unknown in family mixtral and could change"
         " what the layer computes, by its name; not False"
     ):
         model_of(tmp_path, MIXTRAL_CONFIG | {"norm_topk_prob": False})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place"),
+    [
+        ("expertsPerToken", 4, "expertsPerToken"),
+        ("routerTemperature", 2.0, "routerTemperature"),
+        ("MoETopK", 4, "MoETopK"),
+        ("num_selected", 4, "num_selected"),
+        ("renormalize", False, "renormalize"),
+        ("normalize_weights", True, "normalize_weights"),
+        ("norm_probs", True, "norm_probs"),
+        ("sinkhorn", True, "sinkhorn"),
+        ("correction_bias", True, "correction_bias"),
+        ("clamp_value", 7.0, "clamp_value"),
+        ("token_dropping", True, "token_dropping"),
+        ("attention_router", True, "attention_router"),
+        ("text_config", {"num_experts_per_tok": 4}, "text_config.num_experts_per_tok"),
+        ("extra", {"deep": {"gate": "top"}}, "extra.deep.gate"),
+        ("extra", [{"top": 1}, {"gate": "top"}], "extra.1.gate"),
+    ],
+)
+def test_a_key_that_concerns_the_layer_is_refused(tmp_path, key, value, place):
+    told = value
+    while isinstance(told, dict | list):
+        told = told[-1] if isinstance(told, list) else next(iter(told.values()))
+    with raises(
+        f"{tmp_path / 'config.json'}: config.{place}: is unknown in family mixtral and could change what the"
+        f" layer computes, by its name; not {told!r}"
+    ):
+        model_of(tmp_path, MIXTRAL_CONFIG | {key: value})
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("top_k", "top_p", "prob_threshold", "softmax_temperature", "softmax_scale", "use_sigmoid"),
+        *("apply_softmax", "scale_factor", "logit_softcap", "layer_scale", "e_bias", "use_bias", "bias"),
+        *("drop_tokens", "dense_residual", "use_residual_branch", "my_note"),
+    ],
+)
+def test_a_key_that_nothing_knows_is_a_warning(tmp_path, key):
+    message = (
+        f"{tmp_path / 'config.json'}: not read in family mixtral, and not known to change nothing:"
+        f" config.{key}=4, config.extra.0.{key}=5"
+    )
+    with pytest.warns(InputWarning, match=rf"\A{re.escape(message)}\Z"):
+        model = model_of(tmp_path, MIXTRAL_CONFIG | {key: 4, "extra": [{key: 5}]})
+    assert model.gating.top_k == MIXTRAL_CONFIG["num_experts_per_tok"]
+
+
+def test_many_long_keys_are_told_of_in_one_short_line(tmp_path):
+    table = {f"{'k' * 40}{number}": number for number in range(3000)}
+    started = time.process_time()
+    with pytest.warns(InputWarning, match=r"\A[^\n]*=15 and 2984 more\Z") as told:
+        model_of(tmp_path, MIXTRAL_CONFIG | {"t" * 500_000: {"u" * 1000: table}})
+    assert len(str(told[0].message)) < 4_000
+    assert time.process_time() - started < 5
+
+
+def test_a_warning_is_one_line_on_stderr_and_the_run_goes_on(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(MIXTRAL_CONFIG | {"model_type": "mixtral", "top_k": 4}))
+    assert main(["sim", "--model", str(path), "--engine", "model", "--tokens", "4", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["cycles"]["model"] > 0
+    line = "not read in family mixtral, and not known to change nothing: config.top_k=4"
+    assert err == f"expertbank: warning: {path}: {line}\n"
+
+
+def test_a_vectors_configuration_is_looked_into_too(tmp_path):
+    path = tmp_path / "v.npz"
+    with np.load(DATA / "mixtral_s0.npz") as archive:
+        arrays = dict(archive)
+    meta = json.loads(str(arrays["meta"]))
+    meta["config"]["top_k"] = 4
+    np.savez(path, **arrays | {"meta": json.dumps(meta)})
+    message = f"{path}: not read in family mixtral, and not known to change nothing: meta.config.top_k=4"
+    with pytest.warns(InputWarning, match=rf"\A{re.escape(message)}\Z"):
+        read_vector(path)
+
+
+def published(name: str) -> dict[str, Any]:
+    """Return a published configuration."""
+    config: dict[str, Any] = json.loads((DATA / "configs" / f"{name}.json").read_text())
+    return config
+
+
+TEXT = "text_config"
+LAYER_KINDS = {
+    # Of a published configuration: the changes, and how many MoE and dense layers there are.
+    "listed": (
+        "llama-4-maverick",
+        {TEXT: published("llama-4-maverick")[TEXT] | {"moe_layers": [1, 5, 9]}},
+        3,
+        45,
+    ),
+    "step": (
+        "llama-4-scout",
+        {TEXT: published("llama-4-scout")[TEXT] | {"interleave_moe_layer_step": 5}},
+        9,
+        39,
+    ),
+    "kinds": ("glm-4.5", {"mlp_layer_types": ["dense"] * 10 + ["sparse"] * 82}, 82, 10),
+    "end": ("ernie-4.5-21b-a3b", {"moe_layer_end_index": 20}, 20, 8),
+    "last": ("ernie-4.5-21b-a3b", {"moe_layer_end_index": -1}, 27, 1),
+    "interval": ("ernie-4.5-21b-a3b", {"moe_layer_interval": 2}, 14, 14),
+    "frequency": ("deepseek-v3", {"moe_layer_freq": 2}, 29, 32),
+    "flags": ("deepseek-v3", {"moe_layer_freq": [0, 0, 0, 0] + [1] * 57}, 57, 4),
+    "sparse step": ("qwen3-30b-a3b", {"decoder_sparse_step": 2}, 24, 24),
+    "dense ones": ("qwen3-30b-a3b", {"mlp_only_layers": [0, 1, 47]}, 45, 3),
+    "all, as Qwen does not read it": (
+        "qwen3-30b-a3b",
+        {"first_k_dense_replace": 0, "moe_layer_freq": [1] * 48},
+        48,
+        0,
+    ),
+    "skipped": ("hunyuan-a13b", {"moe_layer_num_skipped": 2}, 30, 2),
+}
+
+
+@pytest.mark.parametrize(("name", "changes", "num_moe", "num_dense"), LAYER_KINDS.values(), ids=LAYER_KINDS)
+def test_which_layers_are_moe_layers(tmp_path, name, changes, num_moe, num_dense):
+    model = model_of(tmp_path, published(name) | changes)
+    assert (model.num_moe_layers, model.num_dense_layers) == (num_moe, num_dense)
+
+
+NOT_READ = "says which layers are MoE layers, which family qwen3_moe does not read; must be"
+BAD_LAYER_KINDS = {
+    "Qwen has no first ones": (
+        "qwen3-30b-a3b",
+        {"first_k_dense_replace": 3},
+        f"first_k_dense_replace: {NOT_READ} 0, not 3",
+    ),
+    "nor flags": ("qwen3-30b-a3b", {"moe_layer_freq": [0, 1]}, f"moe_layer_freq: {NOT_READ} 1, not [0, 1]"),
+    "nor a list": ("qwen3-30b-a3b", {"moe_layers": [1]}, f"moe_layers: {NOT_READ} absent, not [1]"),
+    "no such layer": (
+        "qwen3-30b-a3b",
+        {"mlp_only_layers": [48]},
+        "mlp_only_layers: must list layers in 0..47, not 48",
+    ),
+    "no list": ("qwen3-30b-a3b", {"mlp_only_layers": 4}, "mlp_only_layers: must be a list, not 4"),
+    "a step of 0": (
+        "qwen3-30b-a3b",
+        {"decoder_sparse_step": 0},
+        "decoder_sparse_step: must be a whole number from 1, not 0",
+    ),
+    "too few kinds": (
+        "glm-4.5",
+        {"mlp_layer_types": ["sparse"]},
+        "mlp_layer_types: must have a value for each of 92 layers, not 1",
+    ),
+    "another kind": (
+        "glm-4.5",
+        {"mlp_layer_types": ["sparse"] * 91 + ["hash"]},
+        "mlp_layer_types: must have one of sparse, dense for each layer, not 'hash'",
+    ),
+    "a flag of 2": (
+        "deepseek-v3",
+        {"moe_layer_freq": [2] * 61},
+        "moe_layer_freq: must be a whole number in 0..1, not 2",
+    ),
+    "no layer at all": (
+        "deepseek-v3",
+        {"num_hidden_layers": 0},
+        "num_hidden_layers: must be a whole number in 1..1024, not 0",
+    ),
+    "no MoE layer": (
+        "glm-4.5",
+        {"first_k_dense_replace": 92},
+        "num_hidden_layers and config.first_k_dense_replace: must leave an MoE layer among 92 layers",
+    ),
+    "NLLB's two stacks": (
+        "nllb-moe-54b",
+        {"decoder_sparse_step": 2},
+        "decoder_sparse_step: must equal config.encoder_sparse_step=4, not 2",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), BAD_LAYER_KINDS.values(), ids=BAD_LAYER_KINDS)
+def test_layers_that_contradict_are_one_line(tmp_path, name, changes, message):
+    with raises(f"{tmp_path / 'config.json'}: config.{message}"):
+        model_of(tmp_path, published(name) | changes)
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2", "deepseek-v3", "glm-4.5"])
+def test_null_shared_experts_are_none(tmp_path, name):
+    assert model_of(tmp_path, published(name)).d_shared > 0
+    assert model_of(tmp_path, published(name) | {"n_shared_experts": None}).d_shared == 0
+
+
+def test_null_where_a_value_must_be(tmp_path):
+    config = published("deepseek-v3")
+    for key in ("n_group", "num_experts_per_tok"):
+        with raises(f"{tmp_path / 'config.json'}: config.{key}: must not be null"):
+            model_of(tmp_path, config | {key: None})
+    del config["num_experts_per_tok"]
+    with raises(f"{tmp_path / 'config.json'}: config.num_experts_per_tok: is missing"):
+        model_of(tmp_path, config)
+
+
+def test_options_by_model_type(tmp_path):
+    """DeepSeekMoE-16B reads norm_topk_prob, V2 does not; Hunyuan-Large keeps a single expert's score."""
+    first = published("deepseekmoe-16b") | {"norm_topk_prob": True}
+    gating = model_of(tmp_path, first).gating
+    assert (gating.normalise, gating.epsilon) == (Normalise.SUM, 1e-20)
+    assert (
+        model_of(tmp_path, published("deepseek-v2") | {"norm_topk_prob": True}).gating.normalise
+        is Normalise.NONE
+    )
+    large = published("hunyuan-large")
+    assert model_of(tmp_path, large | {"moe_topk": 2}).gating.normalise is Normalise.SUM
+    assert model_of(tmp_path, large | {"model_type": "hunyuan_v1_moe"}).gating.normalise is Normalise.SUM
+
+
+def test_options_that_change_nothing(tmp_path):
+    model_of(tmp_path, published("longcat-flash") | {"router_dtype": "float32"})
+    model_of(tmp_path, published("phi-3.5-moe") | {"expert_dropout": 0.0})
+    with raises(
+        f"{tmp_path / 'config.json'}: config.router_dtype: must be 'float32' in family longcat_flash,"
+        " not 'bfloat16'"
+    ):
+        model_of(tmp_path, published("longcat-flash") | {"router_dtype": "bfloat16"})
 
 
 def test_a_value_that_the_row_does_not_cover(tmp_path):

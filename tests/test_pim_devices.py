@@ -16,6 +16,7 @@ from sim.cli import main
 from sim.gemv import lockstep, pins
 from sim.gemv.check import check_sums
 from sim.gemv.commands import EVEN, Kind, PowerLimits, Product, limited
+from sim.gemv.energy import gemv_counts
 from sim.gemv.report import Options, Run, run_gemv
 from spec.design import RegisterPath
 from spec.device import PimDevice, Schedule
@@ -247,9 +248,45 @@ def test_a_slot_that_cas_needs_is_not_anothers():
 def test_sums_of_the_checker_and_of_the_schedule_are_counted_apart():
     run = run_of("attacc", Product(rows=300, cols=900, channels=1, batch=2))
     layout = lockstep.layout(run.device, run.product, PowerLimits())
-    assert check_sums(run.log, layout, 2, 32, 16, shared=False) == []
+    assert check_sums(run.log, layout, 2, 32, 16, 1, 32, shared=False) == []
     for other in (replace(layout, bursts=layout.bursts + 1), replace(layout, sums=4)):
-        assert check_sums(run.log, other, 2, 32, 16, shared=False)
+        assert check_sums(run.log, other, 2, 32, 16, 1, 32, shared=False)
+
+
+def test_bursts_read_in_another_order_than_stored_are_found():
+    """Weights are stored once: a last group of fewer tokens has the chunks and outputs of the full ones."""
+    duplex = load_device("duplex")
+    product = Product(rows=80, cols=1040, channels=1, batch=11)
+    layout = lockstep.layout(duplex, product, PowerLimits())
+    # Eight tokens: chunks of 32 bursts, 8 outputs at once; three alone: of 65 and 10, all there are.
+    assert (layout.tokens, layout.outputs, layout.bursts) == (8, 10, 65)
+    assert (layout.entries, layout.sums) == (256, 64)
+
+    def rules(log: np.ndarray) -> set[str]:
+        found = check_sums(log, layout, 11, 8, 16, 2, duplex.timed.bursts_per_row, shared=False)
+        return {one.rule for one in found}
+
+    both, eight, three = (
+        run_gemv(duplex, replace(product, batch=batch), log=True).log for batch in (11, 8, 3)
+    )
+    assert rules(both) == set()
+    behind = three.copy()
+    behind[:, 0] += eight[-1, 0]
+    assert rules(np.concatenate([eight, behind])) == {"MACs, sums and inputs of the layout"}
+    macs = np.flatnonzero(both[:, 1] == Kind.MAC)
+    for first, other in ((0, 32), (31, 64), (650, 682), (700, 800)):
+        swapped = both.copy()
+        swapped[macs[[first, other]], 2:] = swapped[macs[[other, first]], 2:]
+        assert rules(swapped) == {"burst where it is stored"}
+
+
+def test_sums_of_a_last_group_are_those_of_the_full_ones_chunks():
+    """Three chunks for each of 11 tokens: the host adds two sums more than there are results."""
+    product = Product(rows=80, cols=1040, channels=1, batch=11)
+    run = run_gemv(load_device("duplex"), product)
+    assert gemv_counts(run)["host_add"] == 2 * 80 * 11
+    # Reads of 16 sums of 8 banks: of 8 and of 2 outputs, for 8 and for 3 tokens.
+    assert run.commands["RD"] == 3 * 8 * (8 + 2) * (8 + 3) // 16
 
 
 # Cores behind the pins.

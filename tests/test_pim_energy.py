@@ -14,7 +14,7 @@ from sim.gemv import lockstep, streamed
 from sim.gemv.commands import EVEN, Kind, PowerLimits, Product, timings
 from sim.gemv.energy import gemv_counts, gemv_energy
 from sim.gemv.report import Options, run_gemv
-from spec.device import PimDevice, Schedule
+from spec.device import PimDevice, Schedule, UnitLevel
 from spec.errors import InputError
 from spec.files import PRESETS
 from spec.load import load_device, load_energy, preset_names
@@ -24,6 +24,11 @@ DEVICES = [load_device(name) for name in preset_names("devices")]
 WITH_TABLE = [device for device in DEVICES if device.energy is not None]
 NAMES = {"argvalues": WITH_TABLE, "ids": lambda device: device.name}
 SHAPE = ["--channels", "4", "--rows", "300", "--cols", "500"]
+REGISTERS = {
+    UnitLevel.BANK: "dram_register_bit",
+    UnitLevel.BANK_GROUP: "dram_group_register_bit",
+    UnitLevel.LOGIC_DIE: "dram_die_register_bit",
+}
 BIG = Product(rows=4096, cols=4096, channels=64, batch=4)
 
 
@@ -48,7 +53,8 @@ def test_events_are_those_of_the_log(device):
         registers = int((log[:, 1] == Kind.REG).sum())
         if device.schedule is Schedule.LOCKSTEP:
             registers += int((log[:, 1] == Kind.RD).sum())
-            assert counts["dram_register_bit"] == channels * registers * 256
+            assert counts[REGISTERS[device.level]] == channels * registers * 256
+            assert len({*REGISTERS.values()} & set(counts)) == 1
             assert counts["dram_cell_bit"] == counts[path]
         assert counts["link_bit"] == 16 * product.batch * (product.rows + product.cols)
 
@@ -87,7 +93,9 @@ def test_counts_of_logic_pim_by_hand():
     assert counts["dram_logic_die_bit"] == counts["dram_cell_bit"] == 16 * 4096 * 16
     assert counts["host_add"] == 16 * 8 * 7
     assert counts["dram_activate"] == 2 * 8 * 8
-    assert counts["dram_register_bit"] == 2 * 256 * (256 * 8 + 8 * 8 * 8 // 16)
+    # Inputs and sums stay on the logic die.
+    assert counts["dram_die_register_bit"] == 2 * 256 * (256 * 8 + 8 * 8 * 8 // 16)
+    assert "dram_register_bit" not in counts
     assert counts["dram_background"] == 2
 
 
@@ -134,6 +142,9 @@ def test_the_path_of_a_bit_is_what_separates_duplex_and_its_rivals():
         ("dram_pin_bit", 0.891e3 / 256),
     ):
         assert table.dram_cell_bit.value + getattr(table, path).value == pytest.approx(published, abs=0.01)
+    # Inputs and sums: the nearer the units are to the banks, the farther from the controller.
+    ways = [getattr(table, name).value for name in REGISTERS.values()]
+    assert ways == sorted(ways, reverse=True)
     energies = {
         name: gemv_energy(run_gemv(load_device(name), replace(BIG, channels=32, batch=8)))
         for name in ("duplex", "duplex-bank-group-pim", "duplex-bank-pim")

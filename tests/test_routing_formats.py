@@ -854,6 +854,19 @@ def test_what_a_file_does_not_say(tmp_path, name):
         read(path, shape)
 
 
+@pytest.mark.parametrize("name", ["llama_cpp.csv", "llama_cpp_tokens.csv", "dynande.csv"])
+def test_a_byte_order_mark_changes_nothing(tmp_path, name):
+    """As spreadsheets write it, before the first line."""
+    plain = (FOLDER / name).read_bytes()
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + plain)
+    marked, trace = read(tmp_path / name), read(FOLDER / name)
+    assert np.array_equal(marked.ids, trace.ids)
+    line, rest = plain.split(b"\n", 1)
+    (tmp_path / name).write_bytes(line + b"\n\xef\xbb\xbf" + rest)
+    with pytest.raises(InputError, match=r"csv: line 2: must be "):
+        read(tmp_path / name)
+
+
 def test_a_line_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr("sim.routing.text.MAX_LINE_BYTES", 1000)
     (tmp_path / "t.csv").write_text(LLAMA + "0,1\n" + "1" * 2000)

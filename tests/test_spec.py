@@ -436,8 +436,8 @@ BAD_ROWS = {
     "unknown table": (
         ROW + "[router]\n",
         (
-            "router: unknown key; known are aliases, architectures, checkpoint, defaults, ignored, model,"
-            " model_types, nested, requires, source, weights"
+            "router: unknown key; known are aliases, architectures, checkpoint, defaults, ignored, layers,"
+            " model, model_types, nested, requires, source, weights"
         ),
     ),
     "no source": (ROW.replace("source =", "# source ="), "source: is missing or of the wrong type"),
@@ -457,9 +457,9 @@ BAD_ROWS = {
         ("weights.gate.take: must be one of all, first_half, second_half, even, odd, not 'third'"),
     ),
     "unknown option": (
-        ROW.replace("default = 1", "fallback = 1"),
+        ROW.replace('default = "silu"', 'fallback = "silu"'),
         (
-            "model.num_moe_layers.fallback: unknown key;"
+            "model.ffn.activation.fallback: unknown key;"
             " known are by_layer, combine, count, default, keys, only, other, otherwise, replace, rest,"
             " values,"
             " when_false, when_true"

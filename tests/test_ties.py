@@ -8,7 +8,7 @@ import pytest
 import golden.gating
 import golden.gating_bf16
 from golden.functions import SCORE_BITS, SELECT_BITS, score_from, sigmoid
-from spec.model import GatingSpec, GroupScore, Score
+from spec.model import GatingSpec, GroupMask, GroupScore, Score
 
 GATINGS = {
     # Few of many: the largest again and again. Many of few: sorted.
@@ -109,3 +109,33 @@ def test_another_order_of_equals_is_found(monkeypatch, kind, name):
     monkeypatch.setattr(module, planted, highest)
     with pytest.raises(AssertionError, match=r"^row \d+: "):
         check_ties(kind, name, FEW)
+
+
+FAR = {
+    "all": (GatingSpec(num_experts=16, top_k=3), [[3, 12, 9], [2, 15, 7]]),
+    "groups": (
+        GatingSpec(
+            num_experts=16,
+            top_k=3,
+            num_groups=4,
+            topk_groups=2,
+            group_score=GroupScore.MAX,
+            group_mask=GroupMask.ZERO,
+        ),
+        [[3, 12, 0], [2, 15, 0]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_far_logits_are_ranked_as_in_hardware(name):
+    """Softmax shares of logits 745 below the largest are 0 in float64: the logits rank them."""
+    gating, want = FAR[name]
+    logits = np.full((2, 16), -1900.0)
+    logits[0, [3, 9, 12]] = 100.0, -900.0, -800.0
+    logits[1, [2, 15, 7]] = 1500.0, 600.0, -1000.0
+    fixed = np.rint(logits * 2.0**20).astype(np.int64)
+    assert golden.gating_bf16.select(gating, fixed, None).ids.tolist() == want
+    assert golden.gating.route(gating, np.eye(16), logits).ids.tolist() == want
+    shares = golden.gating.score(gating.score, logits)
+    assert golden.gating.select(gating, shares, None).tolist() != want

@@ -18,7 +18,10 @@ def command(folder: Path, as_json: bool) -> int:
     """Compare the golden layer with every *.npz vector in DIR.
 
     A case is ok if it selects the same experts, its combine weights are within 1e-6 and its outputs
-    within 1e-5 of the outputs' standard deviation.
+    within 1e-5 of the outputs' standard deviation. A file that is malformed, contradicts itself or
+    is of an unknown family is a failed case with its reason.
+
+    Exit status: 0 all cases are ok, 1 some failed, 2 DIR cannot be read or holds no .npz file.
     """
     cases = check_folder(folder)
     failed = [case for case in cases if not case.ok]

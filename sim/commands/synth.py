@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sim.commands.output import json_option, print_json, print_table
 from sim.commands.verilog import DEFAULT_MODEL, DEFAULT_SCALE
-from spec.design import Format
+from spec.design import DesignSpec, Format
+
+if TYPE_CHECKING:
+    from spec.model import ModelSpec
 
 
 @click.command("synth")
@@ -47,34 +51,30 @@ def command(
 
     Routed for an LFE5U-85F, speed grade 6. Minutes for a block; results are kept in build/cache.
     """
-    from golden.vectors import read_vector
-    from sim import synth, workload
-    from spec.errors import InputError
-    from spec.load import load_design
+    from sim import synth
+    from spec.errors import require
+    from spec.load import is_device, load_device
 
-    if design_name in synth.SMALL:
-        if block is not None:
-            raise InputError(f"is for a whole design, not for {design_name!r}, a block", key="block")
-        block = design_name
-        model, design = synth.small_block()
+    if is_device(design_name):
+        for given, key in (
+            (model_name, "model"),
+            (scale, "scale"),
+            (number_format, "format"),
+            (block, "block"),
+        ):
+            require(given is None, f"needs an accelerator, not {design_name!r}, a device", key=key)
+        directory, name = synth.export_channel(load_device(design_name))
+        block, model_name = "channel", None
     else:
-        model, design = None, load_design(design_name, number_format)
-    if design_name in synth.SMALL and number_format not in (None, Format.BF16):
-        raise InputError(f"must be bf16 for {design_name!r}, not {number_format}", key="format")
-    if model is None or model_name is not None:
-        model_name = model_name or DEFAULT_MODEL
-        vector = workload.is_vector(model_name)
-        divisor = workload.parse_scale(scale, DEFAULT_SCALE, vector=vector)
-        model = read_vector(Path(model_name)).model if vector else workload.scaled_model(model_name, divisor)
-    elif scale is not None:
-        raise InputError(f"needs a model: {design_name!r} has a size of its own", key="scale")
-    directory, name = synth.export_block(model, design, block)
+        model, design, block = _layer(design_name, model_name, scale, number_format, block)
+        directory, name = synth.export_block(model, design, block)
+        model_name = model.name
     result = synth.synthesise(
         directory, name, family=family, seeds=seeds, route=not no_route, clock_mhz=clock_mhz
     )
     if as_json:
         print_json(
-            {"design": design_name, "block": block, "model": model.name, "family": family, **asdict(result)}
+            {"design": design_name, "block": block, "model": model_name, "family": family, **asdict(result)}
         )
         return 0
     fmax = "-" if result.fmax_mhz is None else f"{result.fmax_mhz:.1f}"
@@ -93,3 +93,36 @@ def command(
         click.echo(f"  from {path.source}")
         click.echo(f"  to   {path.sink}")
     return 0
+
+
+def _layer(
+    design_name: str,
+    model_name: str | None,
+    scale: str | None,
+    number_format: str | None,
+    block: str | None,
+) -> tuple[ModelSpec, DesignSpec, str | None]:
+    """Return the model and design that the options name, and which block of them, None for the layer."""
+    from golden.vectors import read_vector
+    from sim import synth, workload
+    from spec.errors import require
+    from spec.load import load_design
+
+    small = design_name in synth.SMALL
+    if small:
+        require(block is None, f"is for a whole design, not for {design_name!r}, a block", key="block")
+        rule = f"must be bf16 for {design_name!r}, not {number_format}"
+        require(number_format in (None, Format.BF16), rule, key="format")
+        block = design_name
+        model, design = synth.small_block()
+        if model_name is None:
+            require(scale is None, f"needs a model: {design_name!r} has a size of its own", key="scale")
+            return model, design, block
+    else:
+        design = load_design(design_name, number_format)
+    model_name = model_name or DEFAULT_MODEL
+    vector = workload.is_vector(model_name)
+    divisor = workload.parse_scale(scale, DEFAULT_SCALE, vector=vector)
+    if vector:
+        return read_vector(Path(model_name)).model, design, block
+    return workload.scaled_model(model_name, divisor), design, block

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.gemv import lockstep
-from sim.gemv.commands import EVEN, NO_BANK, ODD, Kind, Log, PowerLimits, bus_slots, limited
+from sim.gemv.commands import EVEN, FAR, NO_BANK, ODD, Kind, Log, PowerLimits, bus_slots, limited
 from sim.gemv.streamed import Layout
 from spec.dram import PROTOCOLS, Command, Constraint, DramSpec, Level, constraints_of
+from spec.program import LEAVE_ROW
 
 Ints = NDArray[np.int64]
 AS_COMMAND = {
@@ -110,26 +111,37 @@ def check_log(dram: DramSpec, log: Log, rules: Rules, limits: PowerLimits | None
     return found
 
 
-def check_inputs(log: Log, layout: Layout, batch: int, per_unit: int, entries: int) -> list[Violation]:
-    """Return MACs that read an input register before its write, or after that of a later input.
+def check_inputs(
+    log: Log, layout: Layout, batch: int, per_unit: int, entries: int, row_bursts: int
+) -> list[Violation]:
+    """Return MACs that read a burst out of turn, or an input register before its write or after a later one.
 
-    The order of MACs and of register writes is that of :mod:`sim.gemv.streamed`; two writes before the inputs
-    and one behind them are of other registers. Commands take effect in their order. Only for logs with the
-    register path: without it register writes are writes on the data bus, and their inputs are not checked.
+    The order of MACs, results and register writes is that of :mod:`sim.gemv.streamed`; two writes before the
+    inputs and one behind them are of other registers. Commands take effect in their order. Only for logs
+    with the register path: without it register writes are writes on the data bus, whose inputs are not
+    checked.
+
+    Weights are stored once: all groups of tokens run in the passes of the first, read the same rows in the
+    same order, and write the results of a pass behind its last MAC.
     """
-    macs = log[log[:, 1] == Kind.MAC, 0]
+    mac_lines = log[log[:, 1] == Kind.MAC]
+    macs = mac_lines[:, 0]
+    results = log[(log[:, 1] == Kind.WR) & (log[:, 2] >= EVEN) & (log[:, 3] != LEAVE_ROW), 0]
     writes = log[log[:, 1] == Kind.REG, 0][2:-1]
     found: list[Violation] = []
     groups = [min(layout.tokens, batch - start) for start in range(0, batch, layout.tokens)]
-    passes = sum(-(-layout.outputs // (per_unit // sharing)) * sharing for sharing in groups)
-    needed = (len(groups) * layout.outputs * layout.bursts, passes * layout.bursts)
+    count = -(-layout.outputs // (per_unit // groups[0]))
+    passes = [layout.outputs // count + (number < layout.outputs % count) for number in range(count)]
+    needed = (len(groups) * layout.outputs * layout.bursts, batch * count * layout.bursts)
     if (len(macs), len(writes)) != needed:
         return [Violation("MACs and inputs of the layout", 0, len(macs) + len(writes), sum(needed))]
+    stored = np.tile(_stored(passes, layout.bursts, row_bursts), (len(groups), 1))
+    wrong = np.flatnonzero((mac_lines[:, 2:] != stored).any(axis=1))
+    if wrong.size:
+        found.append(Violation("burst where it is stored", int(macs[wrong[0]]), 0, 0))
     mac = write = 0
     for sharing in groups:
-        count = -(-layout.outputs // (per_unit // sharing))
-        for number in range(count):
-            here = layout.outputs // count + (number < layout.outputs % count)
+        for here in passes:
             burst = np.arange(layout.bursts)
             first = macs[mac + burst * here]
             last = macs[mac + burst * here + here - 1]
@@ -143,31 +155,70 @@ def check_inputs(log: Log, layout: Layout, batch: int, per_unit: int, entries: i
                 found.append(Violation("input not replaced", int(last[early[0]]), 0, 1))
             mac += layout.bursts * here
             write += layout.bursts * sharing
+            until = macs[mac] if mac < len(macs) else FAR
+            behind = int(np.diff(np.searchsorted(results, (macs[mac - 1], until)))[0])
+            if behind != here * sharing:
+                found.append(Violation("results of a pass", int(macs[mac - 1]), behind, here * sharing))
     return found
 
 
+def _stored(passes: list[int], bursts: int, row_bursts: int) -> Ints:
+    """Return bank and row of every burst of a unit in the order of use; (bursts, 2).
+
+    Rows of the even and the odd banks follow each other; a pass that ends with a row stays on its side.
+    """
+    places: list[Ints] = []
+    rows, side, column = np.zeros(2, dtype=np.int64), 0, 0
+    for here in passes:
+        step = (column + np.arange(here * bursts)) // row_bursts
+        on = (side + step) % 2
+        places.append(np.stack([EVEN + on, rows[on] + step // 2], axis=1))
+        full, column = divmod(column + here * bursts, row_bursts)
+        rows[side] += (full + 1) // 2
+        rows[1 - side] += full // 2
+        side = int(on[-1])
+    return np.concatenate(places)
+
+
 def check_sums(
-    log: Log, layout: lockstep.Layout, batch: int, per_set: int, results: int, *, shared: bool
+    log: Log,
+    layout: lockstep.Layout,
+    batch: int,
+    per_set: int,
+    results: int,
+    num_sets: int,
+    row_bursts: int,
+    *,
+    shared: bool,
 ) -> list[Violation]:
-    """Return MACs of sets in lockstep that read an input too early or too late, or sums that are not read.
+    """Return MACs of sets in lockstep that read a wrong burst or input, or sums that are not read in time.
 
     The order of MACs, inputs and sums is that of :mod:`sim.gemv.lockstep`. A MAC comes behind the write of
     its input, a write behind the last MAC that reads what it replaces in the buffer, the reads of sums
     behind the last MAC of them. On the data bus the sums of some outputs are read before the next ones'
-    MACs; else before those of the next but one.
+    MACs; else before those of the next but one. Weights are stored once: all groups of tokens have the chunks
+    and the outputs at once of the first, and read the same rows in the same order.
 
     Parameters
     ----------
     per_set : banks of a set. results : sums that a read returns. shared : registers are on the data bus.
+    num_sets : sets of a channel. row_bursts : bursts of a row.
     """
     macs, writes, reads = (log[log[:, 1] == kind, 0] for kind in (Kind.MAC, Kind.REG, Kind.RD))
     found: list[Violation] = []
     used: list[Ints] = []  # of each input burst, in the order of their writes: first and last MAC
     mac = read = 0
     ends: list[int] = []  # reads that are done before the MACs of some outputs begin
+    places = log[log[:, 1] == Kind.MAC, 2:]
+    row = np.arange(len(places)) % (layout.outputs * layout.bursts) // row_bursts
+    stored = np.stack([EVEN + row % num_sets, row // num_sets], axis=1)
+    wrong = np.flatnonzero((places != stored).any(axis=1))
+    if wrong.size:
+        found.append(Violation("burst where it is stored", int(macs[wrong[0]]), 0, 0))
+    shared_by = min(layout.tokens, batch)
+    chunk, sums = layout.entries // shared_by, max(1, layout.sums // shared_by)
     for start in range(0, batch, layout.tokens):
         sharing = min(layout.tokens, batch - start)
-        chunk, sums = layout.entries // sharing, max(1, layout.sums // sharing)
         for base in range(0, layout.bursts, chunk):
             bursts = np.arange(min(chunk, layout.bursts - base))
             first_mac = mac
@@ -193,11 +244,11 @@ def check_sums(
     first, last = np.concatenate(used).T
     held = layout.entries
     early = writes[held:] <= last[:-held] if held < len(writes) else np.zeros(0, dtype=np.bool_)
-    for name, wrong, cycles in (
+    for name, late, cycles in (
         ("input there", writes >= first, first),
         ("input not replaced", early, writes[held:]),
     ):
-        where = np.flatnonzero(wrong)
+        where = np.flatnonzero(late)
         if where.size:
             found.append(Violation(name, int(cycles[where[0]]), 0, 1))
     return found

@@ -22,6 +22,14 @@ PATHS = {
     UnitLevel.CONTROLLER: "dram_pin_bit",
 }
 """Figure of a bit's way from a bank's column decoder to a unit."""
+REGISTER_PATHS = {
+    UnitLevel.BANK: "dram_register_bit",
+    UnitLevel.BANK_PAIR: "dram_register_bit",
+    UnitLevel.BANK_GROUP: "dram_group_register_bit",
+    UnitLevel.LOGIC_DIE: "dram_die_register_bit",
+    UnitLevel.CONTROLLER: "dram_die_register_bit",
+}
+"""Figure of the way of an input or a sum between a channel's controller and its units."""
 ADDER_BITS = 32
 """A sum of an adder tree, read and written for each MAC of its bank."""
 
@@ -47,18 +55,22 @@ def gemv_counts(run: Run) -> Counts:
     lane = _lane_events(run)
     mac_bits = counts[Kind.MAC] * lane["banks"] * burst_bits
     array_bits = lane["array_bursts"] * burst_bits
-    return {
+    events = {
         ("mac_int8" if device.element_bits == 8 else "mac_bf16"): float(channels * lane["macs"]),
         "sram_bit": float(channels * lane["sram_bits"]),
         "link_bit": float(_link_bits(run)),
         "dram_activate": float(channels * lane["opened"]),
         "dram_cell_bit": float(channels * (mac_bits + array_bits)),
         PATHS[device.level]: float(channels * mac_bits),
-        "dram_register_bit": float(channels * (lane["register_bits"] + array_bits)),
+        REGISTER_PATHS[device.level]: float(channels * lane["register_bits"]),
         "dram_refresh": float(channels * counts[Kind.REF]),
         "dram_background": float(channels),
         "host_add": float(channels * lane["additions"]),
     }
+    if array_bits:
+        # Wherever the units are, what lies in a bank comes from the controller.
+        events["dram_register_bit"] = events.get("dram_register_bit", 0.0) + channels * array_bits
+    return events
 
 
 def _link_bits(run: Run) -> int:
@@ -100,12 +112,8 @@ def _lockstep_events(run: Run, counts: dict[Kind, int], burst_bits: int) -> dict
     layout = lockstep.layout(device, product, run.options.limits)
     steps = layout.outputs * layout.bursts * product.batch  # of a bank: a burst of weights and one of inputs
     # The partial sums of a bank, and the results that the host makes of them.
-    whole, rest = divmod(product.batch, layout.tokens)
-    partial = sum(
-        groups * sharing * layout.outputs * banks * -(-layout.bursts // (layout.entries // sharing))
-        for groups, sharing in ((whole, layout.tokens), (1, rest))
-        if sharing
-    )
+    chunks = -(-layout.bursts // (layout.entries // layout.tokens))
+    partial = product.batch * layout.outputs * banks * chunks
     results = layout.outputs * banks * product.batch // layout.slices
     accesses = counts[Kind.REG] + counts[Kind.RD]
     return {

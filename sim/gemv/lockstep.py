@@ -8,8 +8,9 @@ the banks of a set at once, they are opened one by one.
 
 Per group of ``tokens`` that share a burst, inputs come in *chunks* that the buffer holds; for each chunk all
 outputs run, as many at once as a bank has sums for, and their sums are read: the host adds those of further
-chunks. On a register path of its own, entries of the buffer are written again as soon as the last MAC has
-read them, and sums are read while the next ones are made. On the data bus both wait, with its turnarounds.
+chunks. Weights lie in that order, once: a last group of fewer tokens keeps chunks and outputs of the others.
+On a register path of its own, entries of the buffer are written again as soon as the last MAC has read them,
+and sums are read while the next ones are made. On the data bus both wait, with its turnarounds.
 
 Refreshes are issued in the cycle in which they fall due. In each step the command issues that may issue
 first. Distances are those of the DRAM's table, rounded up to whole clocks from first to first tick of
@@ -267,12 +268,14 @@ def _kernel(  # type: ignore[no-untyped-def]
     written, done_writes, freed = 0, 0, 0
     older, newer = 0, 0  # sums to be read: of the outputs before the last, of the last
     start, base, first, mac, position = 0, 0, 0, 0, 0
+    # Of all groups, for bursts lie in their order.
     sharing = min(tokens, batch)
+    longest, most = entries // sharing, max(1, sums // sharing)
     while True:
         macs_left = start < batch
         if macs_left:
-            chunk = min(bursts - base, entries // sharing)
-            here = min(outputs - first, max(1, sums // sharing))
+            chunk = min(bursts - base, longest)
+            here = min(outputs - first, most)
             row = position // row_bursts
             allowed = freed + entries if own else done_writes + (base + chunk) * sharing
             allowed = min(total_writes, allowed)

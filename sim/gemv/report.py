@@ -99,6 +99,7 @@ class Run:
                 self.product.batch,
                 self.device.output_registers,
                 self.device.input_registers,
+                dram.bursts_per_row,
             )
         return found
 
@@ -121,6 +122,8 @@ class Run:
             self.product.batch,
             banks.shape[1],
             8 * dram.burst_bytes // device.result_bits,
+            len(banks),
+            dram.bursts_per_row,
             shared=shared,
         )
 

@@ -109,6 +109,9 @@ class Layout:
     slices : sets of channels that each hold a slice of the inputs; the host adds their sums.
     outputs, bursts : of a unit: outputs, and bursts of inputs for each.
     tokens : tokens that share a burst.
+
+    A unit's outputs run in passes of as many as it has sums for with the first group of tokens: a last group
+    of fewer keeps them, for the bursts lie in the order of these passes.
     """
 
     slices: int
@@ -334,12 +337,12 @@ def _kernel(  # type: ignore[no-untyped-def]
         _burst_writes(machine, 2)
 
     used, place = 0, 0
+    at_once = per_unit // max(1, min(tokens, batch))
+    passes = (outputs + at_once - 1) // at_once
     for start in range(0, batch, tokens):
         sharing = min(tokens, batch - start)
         gap = max(T[MAC_GAP], sharing * mac_cycles)
         depth = entries // sharing
-        at_once = per_unit // sharing
-        passes = (outputs + at_once - 1) // at_once
         sides[:, _ROWS] = 0
         side, row, column = 0, 0, 0
         for number in range(passes):
@@ -388,13 +391,11 @@ def _kernel(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _group_estimate(T, outputs, bursts, sharing, per_unit, mac_cycles, register_path):  # type: ignore[no-untyped-def]
+def _group_estimate(T, outputs, bursts, sharing, passes, mac_cycles, register_path):  # type: ignore[no-untyped-def]
     """Return the cycles that ``sharing`` tokens that share bursts may take, refreshes left out."""
     if sharing == 0:
         return 0
     gap = max(T[MAC_GAP], sharing * mac_cycles)
-    at_once = per_unit // sharing
-    passes = (outputs + at_once - 1) // at_once
     turn = T[READ_TO_WRITE] + T[WRITE_TO_READ_L] - T[CCD_L] - gap
     time = gap * outputs * bursts + passes * turn + T[CCD_L] * outputs * sharing
     # With few outputs in a pass, inputs want more column slots than MACs leave.
@@ -424,9 +425,11 @@ def _choose(T, rows, cols, channels, batch, units, lanes, sharing, per_unit, mac
                 outputs = (outputs + per_unit - 1) // per_unit * per_unit
                 inputs = (inputs + per_unit - 1) // per_unit * per_unit
             bursts = (inputs + slices - 1) // slices
-            # The last group may be of fewer tokens; its passes hold more outputs.
-            time = full * _group_estimate(T, outputs, bursts, tokens, per_unit, mac_cycles, additions[0])
-            time += _group_estimate(T, outputs, bursts, rest, per_unit, mac_cycles, additions[0])
+            # The last group may be of fewer tokens, in passes of as many outputs.
+            at_once = per_unit // min(tokens, batch)
+            passes = (outputs + at_once - 1) // at_once
+            time = full * _group_estimate(T, outputs, bursts, tokens, passes, mac_cycles, additions[0])
+            time += _group_estimate(T, outputs, bursts, rest, passes, mac_cycles, additions[0])
             if time < best:
                 best = time
                 slices_, outputs_, bursts_, tokens_ = slices, outputs, bursts, tokens

@@ -18,7 +18,7 @@ BYTES_AT_A_TIME = 1 << 22
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield a UTF-8 file's lines with their numbers from 1, without line ends."""
+    """Yield a UTF-8 file's lines with their numbers from 1, without line ends and byte-order mark."""
     try:
         check_regular(path)
         with path.open("rb") as file:
@@ -28,7 +28,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 if len(line) > MAX_LINE_BYTES:
                     raise InputError(f"must be at most {MAX_LINE_BYTES} bytes", file=path, key=at(number))
                 try:
-                    yield number, line.decode("utf-8").rstrip("\r\n")
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
                     raise InputError(f"is not UTF-8: {error.reason}", file=path, key=at(number)) from None
     except InputError as error:
@@ -91,7 +91,7 @@ def read_documents(path: Path) -> Iterator[tuple[str | None, Any]]:
                 f"must be at most {MAX_DOCUMENT_BYTES} bytes, not {size} (.jsonl has no such limit)",
                 file=path,
             )
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except InputError as error:
         raise error.at(file=path) from None
     except UnicodeDecodeError as error:
