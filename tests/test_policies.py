@@ -177,8 +177,8 @@ PUBLISHED = np.array(
 
 
 def test_eplb_places_as_its_authors_example():
-    """The example of the README of deepseek-ai/EPLB: 16 slots, 4 groups, 2 nodes, 8 devices."""
-    placing = Placing(PUBLISHED, slots=16, devices=8, nodes=2, groups=4)
+    """The example of the README of deepseek-ai/EPLB: 16 places, 4 groups, 2 nodes, 8 devices."""
+    placing = Placing(PUBLISHED, places=16, devices=8, nodes=2, groups=4)
     assert placement.eplb_hierarchical(placing).tolist() == [
         [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
         [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1],
@@ -189,8 +189,8 @@ def test_eplb_places_as_its_authors_example():
 
 
 def test_placements_by_hand():
-    """Loads 8 4 2 1 1 and a copy of 0: six slots on two devices."""
-    placing = Placing(np.array([[8.0, 4.0, 2.0, 1.0, 1.0]]), slots=6, devices=2)
+    """Loads 8 4 2 1 1 and a copy of 0: six places on two devices."""
+    placing = Placing(np.array([[8.0, 4.0, 2.0, 1.0, 1.0]]), places=6, devices=2)
     assert placement.round_robin(placing).tolist() == [[0, 2, 4, 1, 3, 0]]
     # By load of a copy 0 1 0 2 3 4: 0 and 1, back with 0 and 2, and there again with 3 and 4.
     assert placement.popularity(placing).tolist() == [[0, 2, 3, 1, 0, 4]]
@@ -205,18 +205,18 @@ def test_tokens_are_dealt_over_copies():
 
 
 def test_placements_hold_every_expert_and_no_device_beats_balance(rng):
-    for devices, nodes, slots in ((4, 2, 8), (4, 2, 12), (2, 1, 10), (4, 4, 16)):
+    for devices, nodes, places in ((4, 2, 8), (4, 2, 12), (2, 1, 10), (4, 4, 16)):
         steps = random_steps(rng, steps=4, tokens=16)
         load = steps.counts[:, :2].sum(axis=1).astype(float)
         for place in placement.PLACEMENTS.values():
-            placed = place(Placing(load, slots, devices, nodes, groups=4))
-            assert placed.shape == (3, slots)
+            placed = place(Placing(load, places, devices, nodes, groups=4))
+            assert placed.shape == (3, places)
             assert all(set(row) == set(range(8)) for row in placed.tolist())
             tokens = placement.dealt_tokens(placed, steps.counts[:, 3])
             back = np.zeros((3, 8), int)
             np.add.at(back, (np.arange(3)[:, None], placed), tokens)
             assert (back == steps.counts[:, 3]).all()
-        result = placement.compare(ENGINE, "t", steps, devices=devices, nodes=nodes, groups=4, slots=slots)
+        result = placement.compare(ENGINE, "t", steps, devices=devices, nodes=nodes, groups=4, places=places)
         assert set(result.results) == set(placement.POLICIES)
         for found in result.results.values():
             assert found.seconds >= found.bound_s * (1 - 1e-9)
@@ -281,9 +281,9 @@ def test_the_command(capsys, family):
             f"policy: must be one of {', '.join(placement.POLICIES)}, not 'even'",
         ),
         ("placement", ["--devices", "0"], "devices: must be in 1..4096, not 0"),
-        ("placement", ["--devices", "7"], "devices: must divide slots=64, not 7"),
+        ("placement", ["--devices", "7"], "devices: must divide places=64, not 7"),
         ("placement", ["--nodes", "3"], "nodes: must divide devices=8, not 3"),
-        ("placement", ["--slots", "32"], "slots: must be in 64..4096, not 32"),
+        ("placement", ["--places", "32"], "places: must be in 64..4096, not 32"),
         (
             "exchange",
             ["--policy", "ring"],
@@ -339,15 +339,15 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, family, arguments,
     assert re.fullmatch(rf"expertbank: {re.escape(message)}\n", captured.err)
 
 
-def test_phases_by_hand():
+def test_transfers_by_hand():
     """Two nodes of two; 10 bytes a token; 100 bytes/s inside, 50 between, latencies 1 and 2."""
     cluster = exchange.Cluster(4, 2, exchange.Link(100.0, 1.0), exchange.Link(50.0, 2.0))
     tokens = np.zeros((3, 4, 4))
     tokens[0, 0, 0] = 99  # stays
     tokens[1, 0, 1] = tokens[1, 2, 1] = tokens[1, 3, 1] = 10  # device 1 receives 10 from its node, 20 more
     tokens[2, 0, 1] = 70
-    assert cluster.phase(tokens, 10.0).tolist() == [0, 6, 8]
-    assert cluster.phase(tokens, 10.0, latency=False).tolist() == [0, 4, 7]
+    assert cluster.transfer(tokens, 10.0).tolist() == [0, 6, 8]
+    assert cluster.transfer(tokens, 10.0, latency=False).tolist() == [0, 4, 7]
 
 
 def exchange_of(ids, experts: int, devices: int = 4, nodes: int = 2) -> exchange.Exchange:
@@ -372,15 +372,15 @@ def test_ways_by_hand():
     assert exchange.node_forward(straight, False).tolist() == pytest.approx([0.2])
 
 
-def scan(phase: float, compute: float, chunks: int) -> float:
+def scan(transfer: float, compute: float, chunks: int) -> float:
     """Return the end of a pipeline of chunks, one event after another."""
     link, engine, done = 0.0, 0.0, []
     for _ in range(chunks):
-        link += phase
+        link += transfer
         engine = max(engine, link) + compute
         done.append(engine)
     for ready in done:
-        link = max(link, ready) + phase
+        link = max(link, ready) + transfer
     return link
 
 
@@ -397,10 +397,10 @@ def test_identity_experts_have_nothing_to_compute_and_go_nowhere():
 
 def test_a_pipeline_is_its_events(rng):
     for _ in range(50):
-        phase, compute = rng.random(2)
+        transfer, compute = rng.random(2)
         chunks = int(rng.integers(1, 9))
-        closed = exchange.pipelined(np.array([phase]), np.array([compute]), chunks)
-        assert closed.tolist() == pytest.approx([scan(phase, compute, chunks)])
+        closed = exchange.pipelined(np.array([transfer]), np.array([compute]), chunks)
+        assert closed.tolist() == pytest.approx([scan(transfer, compute, chunks)])
 
 
 def test_a_shadowed_expert_costs_no_exchange():

@@ -123,13 +123,13 @@ def cache_command(system_name: str, entries: int, policy: str | None, as_json: b
 @click.option("--engine", "engine_name", default="h100", show_default=True, help="Device: of spec/engines.")
 @click.option("--devices", type=int, default=8, show_default=True, help="Of that kind.")
 @click.option("--nodes", type=int, default=1, show_default=True, help="That the devices are in.")
-@click.option("--slots", type=int, help="For experts and copies, on all devices (default: the experts).")
+@click.option("--places", type=int, help="For experts and copies, on all devices (default: the experts).")
 @_drawn
 def placement_command(
     engine_name: str,
     devices: int,
     nodes: int,
-    slots: int | None,
+    places: int | None,
     policy: str | None,
     as_json: bool,
     **given: Any,
@@ -146,7 +146,7 @@ def placement_command(
         devices=devices,
         nodes=nodes,
         groups=model.gating.num_groups,
-        slots=slots,
+        places=places,
     )
     return _print(result, policy, as_json)
 
