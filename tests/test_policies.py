@@ -216,7 +216,9 @@ def test_placements_hold_every_expert_and_no_device_beats_balance(rng):
             back = np.zeros((3, 8), int)
             np.add.at(back, (np.arange(3)[:, None], placed), tokens)
             assert (back == steps.counts[:, 3]).all()
-        result = placement.compare(ENGINE, "t", steps, devices=devices, nodes=nodes, groups=4, places=places)
+        result = placement.compare(
+            ENGINE, "t", steps, 8, devices=devices, nodes=nodes, groups=4, places=places
+        )
         assert set(result.results) == set(placement.POLICIES)
         for found in result.results.values():
             assert found.seconds >= found.bound_s * (1 - 1e-9)
@@ -226,7 +228,7 @@ def test_placements_hold_every_expert_and_no_device_beats_balance(rng):
 def test_balanced_loads_reach_the_bound():
     """Each of 4 experts has 3 tokens: one on each of 4 devices is perfect balance."""
     ids = np.broadcast_to(np.repeat(np.arange(4), 3)[:, None], (2, 2, 12, 1))
-    result = placement.compare(ENGINE, "t", steps_of(ids, 4), devices=4)
+    result = placement.compare(ENGINE, "t", steps_of(ids, 4), 4, devices=4)
     for name in placement.PLACEMENTS:
         assert result.results[name].seconds == pytest.approx(result.results[name].bound_s)
 
@@ -393,6 +395,9 @@ def test_identity_experts_have_nothing_to_compute_and_go_nowhere():
     cluster = exchange.Cluster(8, 1, exchange.Link(1.0, 0.0), exchange.Link(1.0, 0.0))
     sent = exchange.Exchange(cluster, ENGINE, steps, experts).direct()
     assert sent.sum() == (steps.ids < experts).sum() == steps.counts.sum()
+    two = replace(steps, counts=np.repeat(steps.counts, 2, axis=1))
+    # 512 experts on 512 devices: the 256 others take no place.
+    assert placement.compare(ENGINE, "t", two, experts, devices=experts).results["round-robin"].seconds > 0
 
 
 def test_a_pipeline_is_its_events(rng):

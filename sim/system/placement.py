@@ -193,6 +193,7 @@ def compare(
     engine: Roofline,
     title: str,
     steps: Steps,
+    num_ffn: int,
     *,
     devices: int,
     nodes: int = 1,
@@ -200,13 +201,12 @@ def compare(
     places: int | None = None,
 ) -> Comparison:
     """Place by the first half of the steps, run the second."""
-    experts = steps.counts.shape[2]
-    learned, judged = halves(steps.counts)
+    learned, judged = halves(steps.counts[:, :, :num_ffn])
     load = learned.sum(axis=1).astype(np.float64)
-    placing = Placing(load, experts if places is None else places, devices, nodes, groups)
+    placing = Placing(load, num_ffn if places is None else places, devices, nodes, groups)
     # (layers x steps, experts), the steps of a layer next to each other.
     num_judged = judged.shape[1]
-    judged = judged.reshape(-1, experts)
+    judged = judged.reshape(-1, num_ffn)
     bound = float(engine.experts(judged, steps.expert).sum() / devices)
     results = {}
     for name, place in PLACEMENTS.items():
