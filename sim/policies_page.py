@@ -76,7 +76,7 @@ class Row:
 
 EIGHT = "--devices 8 --steps 1"
 SLOW = f"{EIGHT} --engine a100 --link pcie4-x16"
-PLACED = "--model deepseek-v3 --tokens 2048 --steps 2 --devices 32 --nodes 4 --slots 288"
+PLACED = "--model deepseek-v3 --tokens 2048 --steps 2 --devices 32 --nodes 4 --places 288"
 ROWS = (
     Row(
         table="2",

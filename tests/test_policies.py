@@ -13,14 +13,15 @@ import pytest
 
 from sim import policies_page
 from sim.cli import main
+from sim.routing import parse_routing
 from sim.system import caches, exchange, execution, placement, widths
-from sim.system.comparison import Comparison, Result, Steps
+from sim.system.comparison import Comparison, Result, Steps, drawn_steps
 from sim.system.costs import Costs, Expert, Roofline
 from sim.system.placement import Placing
 from sim.system.schedule import schedule
 from sim.system.step import least_frequent_leave, load_counts
 from spec.files import PRESETS, preset_names
-from spec.load import load_system
+from spec.load import load_model, load_system
 
 PAGE = Path(__file__).parent.parent / "docs" / "policies.md"
 ENGINE = Roofline(bytes_per_s=100.0, flops=1000.0, expert_s=0.5)
@@ -135,6 +136,9 @@ def test_circular_prediction_learns_what_follows():
     fetched = caches.circular(steps, 2)
     assert (fetched & (steps.counts > 0)).sum(axis=2).tolist() == [[0, 0, 0, 1], [0, 0, 1, 1]]
     assert fetched.sum() == 3
+    # Layer 0 is predicted by the token before: 2 was followed by 0, and is now by 1.
+    pairs = steps_of([[[[0]], [[0]], [[1]], [[1]]], [[[2]], [[2]], [[3]], [[3]]]], 4)
+    assert caches.circular(pairs, 1)[0].astype(int).tolist() == [[0] * 4, [0] * 4, [1, 0, 0, 0], [0] * 4]
     gate = caches.next_layer_gate(steps, 1)
     assert gate[0].sum() == 0
     assert (gate[1] == (steps.counts[1] > 0)).all()
@@ -173,8 +177,8 @@ PUBLISHED = np.array(
 
 
 def test_eplb_places_as_its_authors_example():
-    """The example of the README of deepseek-ai/EPLB: 16 slots, 4 groups, 2 nodes, 8 devices."""
-    placing = Placing(PUBLISHED, slots=16, devices=8, nodes=2, groups=4)
+    """The example of the README of deepseek-ai/EPLB: 16 places, 4 groups, 2 nodes, 8 devices."""
+    placing = Placing(PUBLISHED, places=16, devices=8, nodes=2, groups=4)
     assert placement.eplb_hierarchical(placing).tolist() == [
         [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
         [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1],
@@ -185,8 +189,8 @@ def test_eplb_places_as_its_authors_example():
 
 
 def test_placements_by_hand():
-    """Loads 8 4 2 1 1 and a copy of 0: six slots on two devices."""
-    placing = Placing(np.array([[8.0, 4.0, 2.0, 1.0, 1.0]]), slots=6, devices=2)
+    """Loads 8 4 2 1 1 and a copy of 0: six places on two devices."""
+    placing = Placing(np.array([[8.0, 4.0, 2.0, 1.0, 1.0]]), places=6, devices=2)
     assert placement.round_robin(placing).tolist() == [[0, 2, 4, 1, 3, 0]]
     # By load of a copy 0 1 0 2 3 4: 0 and 1, back with 0 and 2, and there again with 3 and 4.
     assert placement.popularity(placing).tolist() == [[0, 2, 3, 1, 0, 4]]
@@ -201,18 +205,20 @@ def test_tokens_are_dealt_over_copies():
 
 
 def test_placements_hold_every_expert_and_no_device_beats_balance(rng):
-    for devices, nodes, slots in ((4, 2, 8), (4, 2, 12), (2, 1, 10), (4, 4, 16)):
+    for devices, nodes, places in ((4, 2, 8), (4, 2, 12), (2, 1, 10), (4, 4, 16)):
         steps = random_steps(rng, steps=4, tokens=16)
         load = steps.counts[:, :2].sum(axis=1).astype(float)
         for place in placement.PLACEMENTS.values():
-            placed = place(Placing(load, slots, devices, nodes, groups=4))
-            assert placed.shape == (3, slots)
+            placed = place(Placing(load, places, devices, nodes, groups=4))
+            assert placed.shape == (3, places)
             assert all(set(row) == set(range(8)) for row in placed.tolist())
             tokens = placement.dealt_tokens(placed, steps.counts[:, 3])
             back = np.zeros((3, 8), int)
             np.add.at(back, (np.arange(3)[:, None], placed), tokens)
             assert (back == steps.counts[:, 3]).all()
-        result = placement.compare(ENGINE, "t", steps, devices=devices, nodes=nodes, groups=4, slots=slots)
+        result = placement.compare(
+            ENGINE, "t", steps, 8, devices=devices, nodes=nodes, groups=4, places=places
+        )
         assert set(result.results) == set(placement.POLICIES)
         for found in result.results.values():
             assert found.seconds >= found.bound_s * (1 - 1e-9)
@@ -222,7 +228,7 @@ def test_placements_hold_every_expert_and_no_device_beats_balance(rng):
 def test_balanced_loads_reach_the_bound():
     """Each of 4 experts has 3 tokens: one on each of 4 devices is perfect balance."""
     ids = np.broadcast_to(np.repeat(np.arange(4), 3)[:, None], (2, 2, 12, 1))
-    result = placement.compare(ENGINE, "t", steps_of(ids, 4), devices=4)
+    result = placement.compare(ENGINE, "t", steps_of(ids, 4), 4, devices=4)
     for name in placement.PLACEMENTS:
         assert result.results[name].seconds == pytest.approx(result.results[name].bound_s)
 
@@ -277,9 +283,9 @@ def test_the_command(capsys, family):
             f"policy: must be one of {', '.join(placement.POLICIES)}, not 'even'",
         ),
         ("placement", ["--devices", "0"], "devices: must be in 1..4096, not 0"),
-        ("placement", ["--devices", "7"], "devices: must divide slots=64, not 7"),
+        ("placement", ["--devices", "7"], "devices: must divide places=64, not 7"),
         ("placement", ["--nodes", "3"], "nodes: must divide devices=8, not 3"),
-        ("placement", ["--slots", "32"], "slots: must be in 64..4096, not 32"),
+        ("placement", ["--places", "32"], "places: must be in 64..4096, not 32"),
         (
             "exchange",
             ["--policy", "ring"],
@@ -335,15 +341,15 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, family, arguments,
     assert re.fullmatch(rf"expertbank: {re.escape(message)}\n", captured.err)
 
 
-def test_phases_by_hand():
+def test_transfers_by_hand():
     """Two nodes of two; 10 bytes a token; 100 bytes/s inside, 50 between, latencies 1 and 2."""
     cluster = exchange.Cluster(4, 2, exchange.Link(100.0, 1.0), exchange.Link(50.0, 2.0))
     tokens = np.zeros((3, 4, 4))
     tokens[0, 0, 0] = 99  # stays
-    tokens[1, 0, 1] = tokens[1, 2, 1] = 20  # device 1 receives 20 from its node, 20 from the other
+    tokens[1, 0, 1] = tokens[1, 2, 1] = tokens[1, 3, 1] = 10  # device 1 receives 10 from its node, 20 more
     tokens[2, 0, 1] = 70
-    assert cluster.phase(tokens, 10.0).tolist() == [0, 6, 8]
-    assert cluster.phase(tokens, 10.0, latency=False).tolist() == [0, 4, 7]
+    assert cluster.transfer(tokens, 10.0).tolist() == [0, 6, 8]
+    assert cluster.transfer(tokens, 10.0, latency=False).tolist() == [0, 4, 7]
 
 
 def exchange_of(ids, experts: int, devices: int = 4, nodes: int = 2) -> exchange.Exchange:
@@ -363,26 +369,43 @@ def test_ways_by_hand():
     # Once to node 1, to device 2; from there 2 sends on to 3 what token 0 and its own token 2 want.
     assert exchange.node_forward(one, False).tolist() == pytest.approx([max(0.2, 2 * 0.1)])
     assert exchange.node_forward(one, True).tolist() == pytest.approx([0.2 + 0.03])
+    # Tokens of either device of node 0 go to the device of their place in node 1: one for each.
+    straight = exchange_of([[[[4], [6], [4], [6]]]], 8)
+    assert exchange.node_forward(straight, False).tolist() == pytest.approx([0.2])
 
 
-def scan(phase: float, compute: float, chunks: int) -> float:
+def scan(transfer: float, compute: float, chunks: int) -> float:
     """Return the end of a pipeline of chunks, one event after another."""
     link, engine, done = 0.0, 0.0, []
     for _ in range(chunks):
-        link += phase
+        link += transfer
         engine = max(engine, link) + compute
         done.append(engine)
     for ready in done:
-        link = max(link, ready) + phase
+        link = max(link, ready) + transfer
     return link
+
+
+def test_identity_experts_have_nothing_to_compute_and_go_nowhere():
+    model = load_model("longcat-flash")
+    steps = drawn_steps(model, 1, 16, parse_routing("uniform"), 0)
+    experts = model.gating.num_ffn_experts
+    assert (steps.ids >= experts).any()
+    assert steps.counts[:, :, experts:].sum() == 0
+    cluster = exchange.Cluster(8, 1, exchange.Link(1.0, 0.0), exchange.Link(1.0, 0.0))
+    sent = exchange.Exchange(cluster, ENGINE, steps, experts).direct()
+    assert sent.sum() == (steps.ids < experts).sum() == steps.counts.sum()
+    two = replace(steps, counts=np.repeat(steps.counts, 2, axis=1))
+    # 512 experts on 512 devices: the 256 others take no place.
+    assert placement.compare(ENGINE, "t", two, experts, devices=experts).results["round-robin"].seconds > 0
 
 
 def test_a_pipeline_is_its_events(rng):
     for _ in range(50):
-        phase, compute = rng.random(2)
+        transfer, compute = rng.random(2)
         chunks = int(rng.integers(1, 9))
-        closed = exchange.pipelined(np.array([phase]), np.array([compute]), chunks)
-        assert closed.tolist() == pytest.approx([scan(phase, compute, chunks)])
+        closed = exchange.pipelined(np.array([transfer]), np.array([compute]), chunks)
+        assert closed.tolist() == pytest.approx([scan(transfer, compute, chunks)])
 
 
 def test_a_shadowed_expert_costs_no_exchange():
@@ -517,3 +540,19 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err == line
     assert main(["policies", "page", str(tmp_path / "p.md"), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["systems"]) == len(policies_page.ROWS)
+
+
+def test_a_trace_in_which_layers_predict_each_other(rng, tmp_path, capsys):
+    """Experts that follow from those of the layer before: `circular` learns it."""
+    first = rng.integers(8, size=64)
+    ids = np.stack([(first * 8 + 7 * layer) % 64 for layer in range(16)])[:, :, None] + np.arange(8)
+    np.savez(tmp_path / "t.npz", ids=ids % 64)
+    arguments = ["policies", "cache", "--model", "olmoe-1b-7b", "--routing", str(tmp_path / "t.npz")]
+    assert main([*arguments, "--steps", "64", "--tokens", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["policies"]
+    # All but the first layer, once each of eight tokens has been seen.
+    assert found["circular"]["hit_rate"] >= 15 / 16 * 56 / 64
+    assert found["circular"]["hit_rate"] > found["lru"]["hit_rate"]
+    assert main([*arguments, "--steps", "65", "--tokens", "1"]) == 2
+    message = "ids: must have at least 65 rows of k=8, not shape (64, 8)"
+    assert capsys.readouterr().err == f"expertbank: {tmp_path / 't.npz'}: {message}\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +85,15 @@ def _engine(name: str) -> Roofline:
     return Roofline.of(values, "engine")
 
 
+def _check(policy: str | None, known: Sequence[str]) -> None:
+    """Raise :class:`InputError` for a policy that a family does not have, before anything runs."""
+    if policy is not None and policy not in known:
+        raise InputError(f"must be one of {', '.join(known)}, not {policy!r}", key="policy")
+
+
 def _print(result: Comparison, policy: str | None, as_json: bool) -> int:
     from dataclasses import replace
 
-    from sim.system.comparison import check_policy
-
-    check_policy(policy, result.results)
     if policy is not None:
         kept = {name: result.results[name] for name in dict.fromkeys((policy, result.baseline))}
         result = replace(result, results=kept)
@@ -109,10 +112,11 @@ def _print(result: Comparison, policy: str | None, as_json: bool) -> int:
 @_drawn
 def cache_command(system_name: str, entries: int, policy: str | None, as_json: bool, **given: Any) -> int:
     """Caches and prefetch of experts whose weights lie behind a link: LRU, LFU, Belady, Pre-gated, FLAME."""
-    from sim.system.caches import compare
+    from sim.system.caches import POLICIES, compare
     from sim.system.step import check_capacity
     from spec.load import load_system
 
+    _check(policy, POLICIES)
     system = load_system(system_name)
     model, steps, title = _steps(given)
     check_capacity(system, model.num_moe_layers * model.gating.num_ffn_experts * steps.expert.weight_bytes)
@@ -123,30 +127,32 @@ def cache_command(system_name: str, entries: int, policy: str | None, as_json: b
 @click.option("--engine", "engine_name", default="h100", show_default=True, help="Device: of spec/engines.")
 @click.option("--devices", type=int, default=8, show_default=True, help="Of that kind.")
 @click.option("--nodes", type=int, default=1, show_default=True, help="That the devices are in.")
-@click.option("--slots", type=int, help="For experts and copies, on all devices (default: the experts).")
+@click.option("--places", type=int, help="For experts and copies, on all devices (default: the experts).")
 @_drawn
 def placement_command(
     engine_name: str,
     devices: int,
     nodes: int,
-    slots: int | None,
+    places: int | None,
     policy: str | None,
     as_json: bool,
     **given: Any,
 ) -> int:
     """Experts over devices: round robin, popularity, EPLB (hierarchical, global), each cut over all."""
-    from sim.system.placement import compare
+    from sim.system.placement import POLICIES, compare
 
+    _check(policy, POLICIES)
     engine = _engine(engine_name)
     model, steps, title = _steps(given)
     result = compare(
         engine,
         f"{title}, on {devices} x {engine_name}",
         steps,
+        model.gating.num_ffn_experts,
         devices=devices,
         nodes=nodes,
         groups=model.gating.num_groups,
-        slots=slots,
+        places=places,
     )
     return _print(result, policy, as_json)
 
@@ -169,9 +175,10 @@ def exchange_command(
     **given: Any,
 ) -> int:
     """All-to-all of tokens: ways (DeepEP), chunks (FasterMoE, Tutel), tiles (Flux), shadowed experts."""
-    from sim.system.exchange import Cluster, Exchange, Link, compare
+    from sim.system.exchange import POLICIES, Cluster, Exchange, Link, compare
     from spec.load import load_link
 
+    _check(policy, POLICIES)
     links = (Link.of(load_link(name)) for name in (link_name, between_name))
     cluster = Cluster(devices, nodes, *links)
     model, steps, title = _steps(given)
@@ -189,8 +196,9 @@ def dispatch_command(
     engine_name: str, capacity_factor: float, block: int, policy: str | None, as_json: bool, **given: Any
 ) -> int:
     """Rows of experts: capacity with drop, as the largest, whole blocks (MegaBlocks, vLLM), grouped."""
-    from sim.system.execution import compare
+    from sim.system.execution import POLICIES, compare
 
+    _check(policy, POLICIES)
     engine = _engine(engine_name)
     model, steps, title = _steps(given)
     result = compare(
@@ -212,8 +220,9 @@ def formats_command(
     engine_name: str, wide_share: float, policy: str | None, as_json: bool, **given: Any
 ) -> int:
     """Formats of weights: bf16, fp8, int4 (LMDeploy), MXFP4, mixed by popularity: bytes and time alone."""
-    from sim.system.widths import compare
+    from sim.system.widths import POLICIES, compare
 
+    _check(policy, POLICIES)
     engine = _engine(engine_name)
     model, steps, title = _steps(given)
     result = compare(engine, f"{title}, on {engine_name}", steps, model.gating.num_ffn_experts, wide_share)

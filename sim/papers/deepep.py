@@ -22,5 +22,5 @@ def run(paper: PaperSpec, values: Mapping[str, float]) -> dict[str, float]:
         number = int(devices)
         cluster = Cluster(number, max(1, number // int(v["node_devices"])), inside, between)
         copies = np.full((1, number, number), v["tokens"] * v["top_k"] / number)
-        found[claim] = MICROSECONDS * float(cluster.phase(copies, v[f"{what}_bytes"])[0])
+        found[claim] = MICROSECONDS * float(cluster.transfer(copies, v[f"{what}_bytes"])[0])
     return found

@@ -101,7 +101,8 @@ def circular(steps: Steps, entries: int) -> BoolArray:
     before = np.roll(steps.ids, 1, axis=0)
     before[0] = np.roll(before[0], 1, axis=0)
     layer = np.arange(layers)[:, None, None, None]
-    followed = np.zeros((layers, experts, experts))
+    followed = np.zeros((layers, experts, experts), np.float32)
+    times = np.zeros((layers, experts))
     predicted = np.zeros(steps.counts.shape, bool)
     computes = steps.counts.any(axis=(0, 1))
     for step in range(num_steps):
@@ -111,9 +112,10 @@ def circular(steps: Steps, entries: int) -> BoolArray:
         given = before[:, step]
         seen = np.zeros((layers, experts))
         np.add.at(seen, (layer[..., 0], given), 1.0)
-        frequency = known * seen / np.maximum(followed.sum(axis=2) / k, 1.0)
-        score = np.matmul(frequency[:, None], followed)[:, 0]
+        frequency = (known * seen / np.maximum(times, 1.0)).astype(np.float32)
+        score = np.matmul(frequency[:, None], followed)[:, 0].astype(np.float64)
         predicted[:, step] = largest(np.where(computes, score, 0.0), entries)
+        times += known * seen
         pair = np.broadcast_to(known[:, :, None, None], (layers, tokens, k, k))
         np.add.at(followed, (layer, given[..., None], steps.ids[:, step, :, None, :]), pair)
     return predicted

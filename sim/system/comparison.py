@@ -10,7 +10,7 @@ import numpy as np
 from sim.routing import IntArray, Routing, draw_ids
 from sim.system.costs import BYTES, Expert
 from sim.system.step import load_counts
-from spec.errors import InputError, require, require_range
+from spec.errors import require, require_range
 from spec.model import ModelSpec
 
 MOST_TOKENS = 1 << 20
@@ -141,9 +141,3 @@ def halves(counts: IntArray) -> tuple[IntArray, IntArray]:
     steps = counts.shape[1]
     require(steps > 1, f"must be at least 2, one to learn from and one to run, not {steps}", key="steps")
     return counts[:, : steps // 2], counts[:, steps // 2 :]
-
-
-def check_policy(name: str | None, registry: dict[str, Any]) -> None:
-    """Raise :class:`InputError` for a name that a family's registry does not have; None is all of them."""
-    if name is not None and name not in registry:
-        raise InputError(f"must be one of {', '.join(registry)}, not {name!r}", key="policy")

@@ -1,7 +1,7 @@
 """Tokens between devices: all-to-all over links with latency and bandwidth, and what hides it.
 
 Devices lie in nodes, next to each other; a device has a link to its node and one to the others. The step's
-tokens lie evenly over the devices, and so do experts, in order of their numbers. A phase of an exchange takes
+tokens lie evenly over the devices, and so do experts, in order of their numbers. A transfer takes
 a link's latency and the bytes of its busiest device, in or out; both links work at a time. Results go back
 the way that tokens came. Not modelled: switches that many devices share, and what a kernel takes to pack.
 """
@@ -70,11 +70,13 @@ class Cluster:
         same: BoolArray = node[:, None] == node
         return same
 
-    def phase(self, tokens: FloatArray | IntArray, token_bytes: float, *, latency: bool = True) -> FloatArray:
+    def transfer(
+        self, tokens: FloatArray | IntArray, token_bytes: float, *, latency: bool = True
+    ) -> FloatArray:
         """Return (layers,) seconds until (layers, devices, devices) tokens have come from row to column."""
-        return np.maximum(*self.phases(tokens, token_bytes, latency=latency))
+        return np.maximum(*self.transfers(tokens, token_bytes, latency=latency))
 
-    def phases(
+    def transfers(
         self, tokens: FloatArray | IntArray, token_bytes: float, *, latency: bool = True
     ) -> tuple[FloatArray, FloatArray]:
         """Return the times of the links inside nodes and of those between; what stays on a device is free."""
@@ -170,19 +172,19 @@ class Exchange:
 
 
 def direct(exchange: Exchange, latency: bool = True) -> FloatArray:
-    """Return a phase in which every copy of a token goes straight to its expert (DeepEP, low latency)."""
-    return exchange.cluster.phase(exchange.direct(), exchange.token_bytes, latency=latency)
+    """Return a transfer in which every copy of a token goes straight to its expert (DeepEP, low latency)."""
+    return exchange.cluster.transfer(exchange.direct(), exchange.token_bytes, latency=latency)
 
 
 def once_per_device(exchange: Exchange, latency: bool = True) -> FloatArray:
-    """Return a phase in which a token goes to a device once, whatever experts it has there."""
+    """Return a transfer in which a token goes to a device once, whatever experts it has there."""
     target, new = exchange.once(1)
     tokens = exchange.matrix(exchange.source[:, None], target, new)
-    return exchange.cluster.phase(tokens, exchange.token_bytes, latency=latency)
+    return exchange.cluster.transfer(tokens, exchange.token_bytes, latency=latency)
 
 
 def node_forward(exchange: Exchange, latency: bool = True) -> FloatArray:
-    """Return a phase in which a token goes to a node once and is forwarded there (DeepEP, high throughput).
+    """Return a transfer in which a token goes to a node once and is forwarded in it (DeepEP, throughput).
 
     To the device of its own place in that node; forwarding begins as tokens arrive.
     """
@@ -192,8 +194,8 @@ def node_forward(exchange: Exchange, latency: bool = True) -> FloatArray:
     across = exchange.matrix(exchange.source[:, None], node * cluster.per_node + place, new)
     device, new = exchange.once(1)
     within = exchange.matrix(device // cluster.per_node * cluster.per_node + place, device, new)
-    inside = cluster.phases(within, exchange.token_bytes, latency=False)[0]
-    between = cluster.phases(across, exchange.token_bytes, latency=False)[1]
+    inside = cluster.transfers(within, exchange.token_bytes, latency=False)[0]
+    between = cluster.transfers(across, exchange.token_bytes, latency=False)[1]
     starts = (inside > 0) * cluster.inside.latency_s + (between > 0) * cluster.between.latency_s
     return np.maximum(inside, between) + (starts if latency else 0.0)
 
@@ -203,21 +205,20 @@ WAYS: dict[str, Callable[[Exchange, bool], FloatArray]] = {
     "once-per-device": once_per_device,
     "node-forward": node_forward,
 }
-"""To (layers,) seconds of one phase; computing stands between two of them."""
+"""To (layers,) seconds of one transfer; computing stands between two of them."""
 
 
-def pipelined(phase: FloatArray, compute: FloatArray, chunks: int) -> FloatArray:
+def pipelined(transfer: FloatArray, compute: FloatArray, chunks: int) -> FloatArray:
     """Return (layers,) the time of equal chunks that are sent, computed and sent back.
 
     A device's link sends all chunks first, then results as they are there.
 
     Parameters
     ----------
-    phase, compute : (layers,) seconds of a chunk: the way to or back, and the computing.
+    transfer, compute : (layers,) seconds of a chunk: the way to or back, and the computing.
     """
-    first = phase + compute
-    last = np.maximum(phase + chunks * compute, chunks * phase + compute)
-    return np.maximum(np.maximum(2 * chunks * phase, first + chunks * phase), last + phase)
+    computed = np.maximum(transfer + chunks * compute, chunks * transfer + compute)
+    return np.maximum(2 * chunks * transfer, computed + transfer)
 
 
 def chunked(exchange: Exchange, chunks: int) -> FloatArray:
@@ -254,13 +255,13 @@ def shadowed(exchange: Exchange) -> FloatArray:
     best = np.full(len(exchange.ids), np.inf)
     for number in SHADOWED:
         shadow = rank < number
-        phase = cluster.phase(exchange.direct(shadow), exchange.token_bytes)
+        transfer = cluster.transfer(exchange.direct(shadow), exchange.token_bytes)
         compute = exchange.device_s(np.where(shadow, 0, exchange.counts))
         if number:
             local = _local(exchange, rank, number)
             compute = compute + engine.experts(local, expert).sum(axis=2)
         moved = number * expert.weight_bytes / link.bytes_per_s + (number > 0) * link.latency_s
-        best = np.minimum(best, 2 * phase + compute.max(axis=1) + moved)
+        best = np.minimum(best, 2 * transfer + compute.max(axis=1) + moved)
     return best
 
 

@@ -1,6 +1,6 @@
 """Experts over devices of one kind: who has which, which of them more than once, and how even that is.
 
-A device has as many slots as any other. A policy knows the loads of the first half of the steps and is
+A device has as many places as any other. A policy knows the loads of the first half of the steps and is
 judged by the second. An expert's tokens are dealt over its copies; a layer takes as long as its slowest
 device, by a roofline. What the exchange between devices takes is in :mod:`sim.system.exchange`.
 """
@@ -30,13 +30,13 @@ class Placing:
     Attributes
     ----------
     load : (layers, experts) float64, tokens seen of each expert.
-    slots : of all devices together; each has ``slots / devices``, next to each other.
+    places : of all devices together; each has ``places / devices``, next to each other.
     devices, nodes : a node has ``devices / nodes``, next to each other.
     groups : equal groups of experts, as the gate has them.
     """
 
     load: FloatArray
-    slots: int
+    places: int
     devices: int
     nodes: int = 1
     groups: int = 1
@@ -45,10 +45,10 @@ class Placing:
         experts = self.load.shape[1]
         require_range("devices", self.devices, 1, MOST_DEVICES)
         require_range("nodes", self.nodes, 1, self.devices)
-        require_range("slots", self.slots, experts, 64 * experts)
+        require_range("places", self.places, experts, 64 * experts)
         for key, whole, name, part in (
             ("nodes", self.devices, "devices", self.nodes),
-            ("devices", self.slots, "slots", self.devices),
+            ("devices", self.places, "places", self.devices),
         ):
             if whole % part:
                 raise InputError(f"must divide {name}={whole}, not {part}", key=key)
@@ -56,14 +56,14 @@ class Placing:
 
 def round_robin(placing: Placing) -> IntArray:
     """Expert after expert to device after device; copies of the first ones, where there is room."""
-    expert = np.arange(placing.slots) % placing.load.shape[1]
-    return np.broadcast_to(_dealt(expert, placing.devices), (len(placing.load), placing.slots))
+    expert = np.arange(placing.places) % placing.load.shape[1]
+    return np.broadcast_to(_dealt(expert, placing.devices), (len(placing.load), placing.places))
 
 
 def popularity(placing: Placing) -> IntArray:
     """The most popular first, to device after device and back; copies of the first, where there is room."""
     order = np.argsort(-placing.load, axis=1, kind="stable")
-    more = order[:, np.arange(placing.slots - order.shape[1]) % order.shape[1]]
+    more = order[:, np.arange(placing.places - order.shape[1]) % order.shape[1]]
     copied = np.concatenate([order, more], axis=1)
     copies = np.take_along_axis(_copies(copied, order.shape[1]), copied, axis=1)
     each = np.take_along_axis(placing.load, copied, axis=1) / copies
@@ -93,13 +93,13 @@ PLACEMENTS: dict[str, Callable[[Placing], IntArray]] = {
     "eplb-hierarchical": eplb_hierarchical,
     "eplb-global": eplb_global,
 }
-"""To (layers, slots) int64, the expert in each slot."""
+"""To (layers, places) int64, the expert in each place."""
 
 POLICIES = (*PLACEMENTS, TENSOR)
 
 
 def _dealt(expert: IntArray, devices: int) -> IntArray:
-    """Return a list's entries, the first to the first device, the second to the second, as slots in order."""
+    """Return a list's entries, the first to the first device, the second to the second, in places' order."""
     return expert.reshape(-1, devices).T.ravel()
 
 
@@ -111,22 +111,22 @@ def _eplb(placing: Placing, nodes: int, groups: int) -> IntArray:
     group = packed(of_group, nodes)
     expert = (group[:, :, None] * size + np.arange(size)).reshape(layers * nodes, per_node)
     load = np.take_along_axis(placing.load, expert.reshape(layers, experts), axis=1).reshape(expert.shape)
-    # Copies within a node, and slots of a node to its devices.
-    copied = replicated(load, placing.slots // nodes)
+    # Copies within a node, and places of a node to its devices.
+    copied = replicated(load, placing.places // nodes)
     copies = np.take_along_axis(_copies(copied, per_node), copied, axis=1)
-    slot = packed(np.take_along_axis(load, copied, axis=1) / copies, placing.devices // nodes)
-    placed = np.take_along_axis(expert, np.take_along_axis(copied, slot, axis=1), axis=1)
-    return placed.reshape(layers, placing.slots)
+    place = packed(np.take_along_axis(load, copied, axis=1) / copies, placing.devices // nodes)
+    placed = np.take_along_axis(expert, np.take_along_axis(copied, place, axis=1), axis=1)
+    return placed.reshape(layers, placing.places)
 
 
-def replicated(load: FloatArray, slots: int) -> IntArray:
-    """Return (rows, slots): every expert, then copies, each of the one whose copies have the largest load."""
+def replicated(load: FloatArray, places: int) -> IntArray:
+    """Return (rows, places): every expert, then copies, each of whose copies have the largest load."""
     rows, experts = load.shape
     copies = np.ones(load.shape)
-    chosen = np.tile(np.arange(slots) % experts, (rows, 1))
-    for slot in range(experts, slots):
-        chosen[:, slot] = (load / copies).argmax(axis=1)
-        copies[np.arange(rows), chosen[:, slot]] += 1
+    chosen = np.tile(np.arange(places) % experts, (rows, 1))
+    for place in range(experts, places):
+        chosen[:, place] = (load / copies).argmax(axis=1)
+        copies[np.arange(rows), chosen[:, place]] += 1
     return chosen
 
 
@@ -162,18 +162,18 @@ def _packs(load: FloatArray, order: IntArray, packs: int) -> IntArray:
 
 
 def _copies(placed: IntArray, experts: int) -> IntArray:
-    """Return (rows, experts), the slots that hold each."""
+    """Return (rows, experts), the places that hold each."""
     rows = len(placed)
     flat = (placed + experts * np.arange(rows)[:, None]).ravel()
     return np.bincount(flat, minlength=rows * experts).reshape(rows, experts)
 
 
 def dealt_tokens(placed: IntArray, counts: IntArray) -> IntArray:
-    """Return (layers, slots) tokens: those of an expert over its copies, the first ones one more.
+    """Return (layers, places) tokens: those of an expert over its copies, the first ones one more.
 
     Parameters
     ----------
-    placed : (layers, slots) experts.
+    placed : (layers, places) experts.
     counts : (layers, experts) tokens.
     """
     by_expert = np.argsort(placed, axis=1, kind="stable")
@@ -193,27 +193,27 @@ def compare(
     engine: Roofline,
     title: str,
     steps: Steps,
+    num_ffn: int,
     *,
     devices: int,
     nodes: int = 1,
     groups: int = 1,
-    slots: int | None = None,
+    places: int | None = None,
 ) -> Comparison:
     """Place by the first half of the steps, run the second."""
-    experts = steps.counts.shape[2]
-    learned, judged = halves(steps.counts)
+    learned, judged = halves(steps.counts[:, :, :num_ffn])
     load = learned.sum(axis=1).astype(np.float64)
-    placing = Placing(load, experts if slots is None else slots, devices, nodes, groups)
+    placing = Placing(load, num_ffn if places is None else places, devices, nodes, groups)
     # (layers x steps, experts), the steps of a layer next to each other.
     num_judged = judged.shape[1]
-    judged = judged.reshape(-1, experts)
+    judged = judged.reshape(-1, num_ffn)
     bound = float(engine.experts(judged, steps.expert).sum() / devices)
     results = {}
     for name, place in PLACEMENTS.items():
         placed = np.repeat(place(placing), num_judged, axis=0)
-        slot_tokens = dealt_tokens(placed, judged)
-        of_device = slot_tokens.reshape(len(judged), devices, -1).sum(axis=2)
-        times = engine.experts(slot_tokens, steps.expert).reshape(len(judged), devices, -1).sum(axis=2)
+        place_tokens = dealt_tokens(placed, judged)
+        of_device = place_tokens.reshape(len(judged), devices, -1).sum(axis=2)
+        times = engine.experts(place_tokens, steps.expert).reshape(len(judged), devices, -1).sum(axis=2)
         even = of_device.mean(axis=1)
         imbalance = float((of_device.max(axis=1) / np.maximum(even, 1e-300))[even > 0].mean())
         results[name] = Result(float(times.max(axis=1).sum()), bound, {"imbalance": imbalance})
