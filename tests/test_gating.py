@@ -1428,8 +1428,8 @@ PLANTED_IN_TERMS = {
     ),
     "payload of the row before": (
         rtl.gating.scores,
-        "Cat(*logits), self.latency - 1",
-        "Cat(*logits), self.latency",
+        "Cat(*logits), self.latency - self.fixed_latency",
+        "Cat(*logits), self.latency - self.fixed_latency + 1",
         "weights_of_another_score",
     ),
     "losers keep their scores": (
