@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from amaranth import unsigned
 from amaranth.hdl import signed
-from amaranth.lib import data, enum
+from amaranth.lib import data, enum, stream
+from amaranth.lib.wiring import In, Out
 
 from rtl.arith import Accumulate, Burst
 from rtl.expert.layouts import bits_for
@@ -221,3 +222,15 @@ def weights_layout(config: ChannelConfig):
             "row": unsigned((config.dram.rows - 1).bit_length()),
         }
     )
+
+
+def engine_members(config: ChannelConfig) -> dict:
+    """Return the members of a schedule's engine: what a channel has to know of it."""
+    return {
+        "i": In(stream.Signature(unsigned(WORD_BITS))),
+        "start": In(1),
+        "o_row": Out(row_layout(config)),
+        "o_column": Out(issue_layout(config)),
+        "done": Out(1),
+        "late": Out(1),
+    }

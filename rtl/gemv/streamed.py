@@ -19,6 +19,7 @@ from rtl.gemv.layouts import (
     ChannelConfig,
     ColumnKind,
     RowKind,
+    engine_members,
     issue_layout,
     row_layout,
     word_layout,
@@ -577,16 +578,7 @@ class StreamedEngine(wiring.Component):
 
     def __init__(self, config: ChannelConfig) -> None:
         self.config = config
-        super().__init__(
-            {
-                "i": In(stream.Signature(unsigned(WORD_BITS))),
-                "start": In(1),
-                "o_row": Out(row_layout(config)),
-                "o_column": Out(issue_layout(config)),
-                "done": Out(1),
-                "late": Out(1),
-            }
-        )
+        super().__init__(engine_members(config))
 
     def elaborate(self, platform):
         m = Module()
