@@ -190,6 +190,16 @@ def random_workload(
     return draw_tokens(model, num_tokens, routing, seed, weights).workload(weights, window_tokens)
 
 
+def hardware_model(name: str, scale: str | None, default: int) -> tuple[ModelSpec, int]:
+    """Return the model that ``--model`` and ``--scale`` name, a vector's too, and the divisor of its widths.
+
+    Raises :class:`InputError` on bad input.
+    """
+    vector = is_vector(name)
+    divisor = parse_scale(scale, default, vector=vector)
+    return (read_vector(Path(name)).model if vector else scaled_model(name, divisor)), divisor
+
+
 def parse_scale(text: str | None, default: int, *, vector: bool, folder: bool = False) -> int:
     """Return the divisor that ``--scale`` names: ``full`` or a whole number.
 

@@ -37,9 +37,8 @@ def command(
     The default is round robin: expert e in channel e modulo their number, the shared expert in all.
     Edit the file to move experts or to add replicas.
     """
-    from golden.vectors import read_vector
-    from sim import workload
     from sim.toolchain import check_parent, write_atomically
+    from sim.workload import hardware_model
     from spec.banks import BankGeometry
     from spec.layout import layout_text, load_layout, rows_of, rows_used
     from spec.load import load_design
@@ -47,9 +46,7 @@ def command(
     design = load_design(design_name, number_format)
     if design.engine is not Engine.PIM or design.pim is None:
         raise InputError(f"must have engine pim, which design {design.name} has not", key="design")
-    vector = workload.is_vector(model_name)
-    divisor = workload.parse_scale(scale, 1, vector=vector)
-    model = read_vector(Path(model_name)).model if vector else workload.scaled_model(model_name, divisor)
+    model, divisor = hardware_model(model_name, scale, 1)
     if replicas is not None:
         require_range("replicas", replicas, 1, design.pim.channels)
         if given is not None:

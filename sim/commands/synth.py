@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -103,8 +102,8 @@ def _layer(
     block: str | None,
 ) -> tuple[ModelSpec, DesignSpec, str | None]:
     """Return the model and design that the options name, and which block of them, None for the layer."""
-    from golden.vectors import read_vector
-    from sim import synth, workload
+    from sim import synth
+    from sim.workload import hardware_model
     from spec.errors import require
     from spec.load import load_design
 
@@ -120,9 +119,5 @@ def _layer(
             return model, design, block
     else:
         design = load_design(design_name, number_format)
-    model_name = model_name or DEFAULT_MODEL
-    vector = workload.is_vector(model_name)
-    divisor = workload.parse_scale(scale, DEFAULT_SCALE, vector=vector)
-    if vector:
-        return read_vector(Path(model_name)).model, design, block
-    return workload.scaled_model(model_name, divisor), design, block
+    model, _ = hardware_model(model_name or DEFAULT_MODEL, scale, DEFAULT_SCALE)
+    return model, design, block

@@ -56,15 +56,12 @@ def command(
 def _write_accelerator(
     design_name: str, model_name: str, scale: str | None, number_format: str | None, out: Path
 ) -> list[Path]:
-    from golden.vectors import read_vector
-    from sim import workload
     from sim.rtlsim import write_layer
+    from sim.workload import hardware_model
     from spec.load import load_design
 
     design = load_design(design_name, number_format)
-    vector = workload.is_vector(model_name)
-    divisor = workload.parse_scale(scale, DEFAULT_SCALE, vector=vector)
-    model = read_vector(Path(model_name)).model if vector else workload.scaled_model(model_name, divisor)
+    model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
     return write_layer(model, design, f"{design.name.replace('-', '_')}", out)
 
 
