@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench claims models-page reproduce-page policies-page report lint format typecheck clean
+.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench claims models-page registers-page reproduce-page policies-page report lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -94,6 +94,9 @@ claims: $(STAMP) ## measure everything that is claimed, through the Verilog too;
 
 models-page: $(STAMP) ## write docs/models.md from the model presets
 	@$(RUN) expertbank models --page docs/models.md
+
+registers-page: $(STAMP) ## write docs/registers.md from spec/registers.py
+	@$(RUN) expertbank registers --page docs/registers.md
 
 reproduce-page: $(STAMP) ## write docs/reproduce.md: what papers claim, and what is modelled
 	@$(RUN) expertbank reproduce --page docs/reproduce.md

@@ -5,6 +5,8 @@ in which ``reg_we`` is set, and read one cycle after its address. Counters have 
 the address given, high word behind it.
 """
 
+from collections.abc import Collection, Sequence
+
 from amaranth import Cat, Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -12,9 +14,11 @@ from amaranth.lib.wiring import In, Out
 from spec.registers import (
     CONTROL_CLEAR,
     CONTROL_LOAD,
+    CORE_REGISTERS,
     COUNTERS,
     IDENTITY,
     REGISTERS,
+    Access,
     counter_address,
 )
 
@@ -22,7 +26,10 @@ ADDRESS_BITS = 8
 
 
 class RegisterFile(wiring.Component):
-    """Registers of :mod:`spec.registers`; SCALE_X and SCALE_H with ``scales`` only.
+    """The core's page of :mod:`spec.registers`; SCALE_X and SCALE_H with ``scales`` only.
+
+    ``names`` leaves registers that are read and written out (a block alone has fewer), ``counters``
+    counters.
 
     Members
     -------
@@ -32,15 +39,28 @@ class RegisterFile(wiring.Component):
         Pulses in the cycle after CONTROL was written.
     image_page, capacity, policy : Out(32)
     scale_x, scale_h : Out(32), with ``scales``
-    events : In(ArrayLayout(range(most + 1), len(COUNTERS)))
-        How many of each counter's events fall into this cycle, in the order of the table.
+    events : In(ArrayLayout(range(most + 1), len(counters)))
+        How many of each counter's events fall into this cycle, in the order of ``counters``.
     place_expert, place_channel, place_value : Out, place_row, place_channels : Out(1)
         An entry of the placement tables is written in this cycle: an expert's first row in a channel,
         its set of channels.
     """
 
-    def __init__(self, most: int = 1, *, scales: bool = False) -> None:
-        self.scales = ("scale_x", "scale_h") if scales else ()
+    def __init__(
+        self,
+        most: int = 1,
+        *,
+        scales: bool = False,
+        names: Collection[str] = tuple(REGISTERS),
+        counters: Sequence[str] = tuple(COUNTERS),
+    ) -> None:
+        self.counters = counters
+        self.kept = [
+            register.name
+            for register in CORE_REGISTERS
+            if register.access is Access.READ_WRITE and register.name in names and scales >= register.int8
+        ]
+        self.scales = tuple(name.lower() for name in self.kept if name.startswith("SCALE_"))
         super().__init__(
             {
                 "reg_addr": In(ADDRESS_BITS),
@@ -50,11 +70,8 @@ class RegisterFile(wiring.Component):
                 "status": In(32),
                 "load": Out(1),
                 "clear": Out(1),
-                "image_page": Out(32),
-                "capacity": Out(32),
-                "policy": Out(32),
-                **dict.fromkeys(self.scales, Out(32)),
-                "events": In(data.ArrayLayout(range(most + 1), len(COUNTERS))),
+                **{name.lower(): Out(32) for name in self.kept},
+                "events": In(data.ArrayLayout(range(most + 1), len(counters))),
                 "place_expert": Out(16),
                 "place_channel": Out(8),
                 "place_value": Out(32),
@@ -68,8 +85,7 @@ class RegisterFile(wiring.Component):
         word = Signal(ADDRESS_BITS - 2)
         m.d.comb += word.eq(self.reg_addr[2:])
         m.d.sync += [self.load.eq(0), self.clear.eq(0), self.place_row.eq(0), self.place_channels.eq(0)]
-        writable = {"IMAGE_PAGE": self.image_page, "CAPACITY": self.capacity, "POLICY": self.policy}
-        writable |= {name.upper(): getattr(self, name) for name in self.scales}
+        writable = {name: getattr(self, name.lower()) for name in self.kept}
         with m.If(self.reg_we):
             with m.Switch(word):
                 with m.Case(REGISTERS["CONTROL"] >> 2):
@@ -87,7 +103,7 @@ class RegisterFile(wiring.Component):
                 with m.Case(REGISTERS["PLACE_CHANNELS"] >> 2):
                     m.d.sync += [self.place_channels.eq(1), self.place_value.eq(self.reg_wdata)]
 
-        counters = [Signal(64, name=f"count_{name}") for name in COUNTERS]
+        counters = [Signal(64, name=f"count_{name}") for name in self.counters]
         for index, counter in enumerate(counters):
             with m.If(self.clear):
                 m.d.sync += counter.eq(0)
@@ -103,7 +119,7 @@ class RegisterFile(wiring.Component):
             for name, register in writable.items():
                 with m.Case(REGISTERS[name] >> 2):
                     m.d.sync += self.reg_rdata.eq(register)
-            for name, counter in zip(COUNTERS, counters, strict=True):
+            for name, counter in zip(self.counters, counters, strict=True):
                 for half in range(2):
                     with m.Case((counter_address(name) >> 2) + half):
                         m.d.sync += self.reg_rdata.eq(counter.word_select(half, 32))

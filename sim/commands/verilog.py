@@ -1,4 +1,4 @@
-"""``expertbank verilog``: the Verilog of an accelerator for a model, or of a device's channel."""
+"""``expertbank verilog``: the Verilog of an accelerator for a model, of a block, or of a device's channel."""
 
 from __future__ import annotations
 
@@ -13,14 +13,28 @@ from spec.errors import require
 
 DEFAULT_MODEL = "mixtral-8x7b"
 DEFAULT_SCALE = 64
+PLAIN, AXI = "plain", "axi"
 
 
 @click.command("verilog")
-@click.option("--design", "design_name", default="fpga", show_default=True, help="Preset or TOML.")
+@click.option(
+    "--design",
+    "design_name",
+    default="fpga",
+    show_default=True,
+    help="Preset or TOML; with '--bus axi' also 'gate' and 'dispatch', that block alone.",
+)
 @click.option("--model", "model_name", default=DEFAULT_MODEL, show_default=True, help="As in 'sim'.")
 @click.option("--scale", help=f"'full' or a divisor of the model's widths (default: {DEFAULT_SCALE}).")
 @click.option(
     "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
+)
+@click.option(
+    "--bus",
+    type=click.Choice([PLAIN, AXI]),
+    default=PLAIN,
+    show_default=True,
+    help="Registers at a plain port, or AXI4-Lite with errors, recovery and an interrupt (docs/axi.md).",
 )
 @click.option("--secded", is_flag=True, help="Of a device: the banks hold 8 check bits with 64 of data.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder.")
@@ -30,21 +44,25 @@ def command(
     model_name: str,
     scale: str | None,
     number_format: str | None,
+    bus: str,
     secded: bool,
     out: Path,
     as_json: bool,
 ) -> int:
     """Write an accelerator's Verilog, one module per distinct block, and its file list to a folder.
 
+    With AXI ports also its registers as C header, Python constants and SystemRDL.
     Of a device with a command schedule it is a channel that runs command programs, of all products.
     """
     from spec.load import is_device
 
     if is_device(design_name):
+        require(bus == PLAIN, f"must be {PLAIN} for {design_name!r}, a device, not {bus}", key="bus")
         files = _write_device(design_name, secded, out)
     else:
         require(not secded, f"needs a device for 'pim gemv', not {design_name!r}", key="secded")
-        files = _write_accelerator(design_name, model_name, scale, number_format, out)
+        write = _write_axi if bus == AXI else _write_accelerator
+        files = write(design_name, model_name, scale, number_format, out)
     if as_json:
         print_json({"files": [str(file) for file in files]})
     else:
@@ -63,6 +81,30 @@ def _write_accelerator(
     design = load_design(design_name, number_format)
     model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
     return write_layer(model, design, f"{design.name.replace('-', '_')}", out)
+
+
+def _write_axi(
+    design_name: str, model_name: str, scale: str | None, number_format: str | None, out: Path
+) -> list[Path]:
+    from sim.rtlsim import write_top
+    from sim.synth import SMALL, small_block
+    from sim.workload import hardware_model
+    from spec.load import load_design
+    from spec.registers import Top
+
+    if design_name not in SMALL:
+        design = load_design(design_name, number_format)
+        model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
+        return write_top(model, design, None, design.name.replace("-", "_"), out)
+    model, design = small_block()
+    rule = f"must be bf16 for {design_name!r}, not {number_format}"
+    require(number_format in (None, Format.BF16), rule, key="format")
+    context = click.get_current_context()
+    if context.get_parameter_source("model_name") is not ParameterSource.DEFAULT:
+        model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
+    else:
+        require(scale is None, f"needs a model: {design_name!r} has a size of its own", key="scale")
+    return write_top(model, design, Top(design_name), design_name, out)
 
 
 def _write_device(design_name: str, secded: bool, out: Path) -> list[Path]:
