@@ -112,7 +112,7 @@ class PacketGuard(wiring.Component):
             with m.Case(InputState.PASS):
                 with m.If(take):
                     self._passed(m, state, i.payload.last, ends_token, counted_out)
-                with m.Elif(self.read_failed & ~self.packet_open & first & ~o.valid):
+                with m.Elif(self.read_failed & ~self.packet_open & first & ~o.valid & ~self.recovering):
                     m.d.sync += state.eq(InputState.HALTED)
             with m.Case(InputState.FILL):
                 m.d.comb += [o.payload.eq(0), o.payload.last.eq(ends_token), o.valid.eq(~self.recovering)]

@@ -205,7 +205,8 @@ class AxiTop(wiring.Component):
             block.bus_status_loading.eq(loading),
             decoder.locked.eq(busy | loading | recovering | packets.inside_packet),
             decoder.recovering.eq(recovering),
-            packets.admit.eq(loaded & ~loading & ~read_failed),
+            # Behind a failed read a packet that has begun goes on to its end.
+            packets.admit.eq(loaded & ~loading & (~read_failed | packets.inside_packet)),
             packets.read_failed.eq(read_failed),
         ]
 
