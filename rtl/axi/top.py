@@ -173,10 +173,12 @@ class AxiTop(wiring.Component):
             m.d.comb += became_loaded.eq(core.reg_rdata[STATUS_LOADED] & ~loaded & ~recovering)
             with m.If(core.reg_rdata[STATUS_LOADED]):
                 m.d.sync += loading.eq(0)
+        # Tokens wait for a load even where nothing has to be loaded: registers are written before it.
+        started = Signal()
         with m.If(load):
-            m.d.sync += [loading.eq(1), loaded.eq(0)]
+            m.d.sync += [loading.eq(1), loaded.eq(0), started.eq(1)]
         with m.If(recovering):
-            m.d.sync += [loading.eq(0), loaded.eq(0)]
+            m.d.sync += [loading.eq(0), loaded.eq(0), started.eq(0)]
 
         # Tokens.
         tokens_in, tokens_out = Signal(32), Signal(32)
@@ -206,7 +208,7 @@ class AxiTop(wiring.Component):
             decoder.locked.eq(busy | loading | recovering | packets.inside_packet),
             decoder.recovering.eq(recovering),
             # Behind a failed read a packet that has begun goes on to its end.
-            packets.admit.eq(loaded & ~loading & (~read_failed | packets.inside_packet)),
+            packets.admit.eq(started & loaded & ~loading & (~read_failed | packets.inside_packet)),
             packets.read_failed.eq(read_failed),
         ]
 
