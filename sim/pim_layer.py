@@ -777,7 +777,32 @@ def pim_activity(
         jobs=Jobs.joined(jobs),
         tokens=tokens_of_experts(shape.streams, image.num_experts, shared=image.shared is not None),
         commands=commands,
+        bank_reads=bank_reads(shape.banks, jobs),
     )
+
+
+def bank_reads(banks: BankGeometry, jobs: Sequence[Jobs]) -> NDArray[np.int64]:
+    """Return (channels, banks) bursts that MACs read: every tile of a job once for each group of its tokens.
+
+    Bank ``side * units + unit``; all units of a side read alike.
+
+    Parameters
+    ----------
+    jobs : of each channel.
+    """
+
+    def tiles(expert: int) -> NDArray[np.int64]:
+        """Return (sides,) tiles of an expert."""
+        visit = np.arange(banks.kind(expert).num_tiles) // banks.bursts_per_row
+        return np.bincount(visit % banks.sides, minlength=banks.sides)
+
+    of_kind = np.stack([tiles(expert) for expert in (0, banks.num_experts, banks.router_number)])
+    of_sides = np.empty((len(jobs), banks.sides), dtype=np.int64)
+    for channel, of in enumerate(jobs):
+        groups = -(-of.tokens // banks.pim.tokens_per_burst)
+        kind = np.where(of.expert == ROUTER, 2, of.expert == banks.num_experts)
+        of_sides[channel] = groups @ of_kind[kind]
+    return of_sides.repeat(banks.pim.units, axis=1)
 
 
 def first_refreshes_seen(run: PimRun) -> list[int]:
