@@ -62,7 +62,8 @@ def test_an_arrays_image_is_what_its_run_loads(name, number_format, tmp_path) ->
 def test_channels_are_what_their_run_loads(router, number_format, tmp_path) -> None:
     if (router, number_format) == ("banks", "int8"):
         pytest.skip("refused by the design")
-    text = TINY_PIM.read_text().replace("channels = 1", f'channels = 2\nrouter = "{router}"')
+    more = f'channels = 2\nrouter = "{router}"\nbanks_per_unit = 2'
+    text = TINY_PIM.read_text().replace("channels = 1", more)
     path = tmp_path / "two.toml"
     path.write_text(text)
     vector = str(DATA / "deepseek_v3_s0.npz")
@@ -164,6 +165,8 @@ def test_only_some_experts_are_held(tmp_path) -> None:
         (["--address", "-4096"], "address: must be a multiple of 4096, not -0x1000"),
         (["--address", "x"], "address: must be a whole number such as 0x10000000, not 'x'"),
         (["--address", "0xfffffff000"], "address: must leave 692224 bytes below 2**40, not 0xfffffff000"),
+        (["--design", "pim", "--address", "0x10000000000"],
+         "address: must leave 1024 bytes below 2**40, not 0x10000000000"),
         (["--hold", "0"], "hold: is for engine pim, not for design fpga"),
         (["--layout", "x.toml"], "layout: is for engine pim, not for design fpga"),
         (["--tokens", "0"], "tokens: must be in 1..1048576, not 0"),
@@ -211,6 +214,29 @@ def test_what_breaks_midway_leaves_the_earlier_pack(tmp_path) -> None:
         pack(model, design, broken, out, batch_lengths=[4])
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     assert read_pack(out).map == sound.map
+
+
+def test_a_new_file_is_never_beside_an_old_map(tmp_path, monkeypatch) -> None:
+    model, design = read_vector(DATA / "mixtral_s0.npz").model, load_design(str(TINY_PIM))
+    out = tmp_path / "out"
+
+    def again(seed: int) -> None:
+        pack(model, design, lambda experts: random_weights(model, seed, experts=experts), out,
+             batch_lengths=[4])  # fmt: skip
+
+    again(1)
+    old, replace = (out / "image.bin").read_bytes(), Path.replace
+
+    def stops(path: Path, target: Path) -> Path:
+        if path.name == "channel_0.bin":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", stops)
+    with pytest.raises(KeyboardInterrupt):
+        again(2)
+    assert (out / "image.bin").read_bytes() != old
+    assert not (out / "map.json").exists()
 
 
 @pytest.mark.slow
