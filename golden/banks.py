@@ -11,6 +11,7 @@ from golden.expert_int8 import ActivationScales
 from golden.formats import bf16_encode
 from golden.image import router_tiles
 from golden.layer_bf16 import pack_expert
+from golden.secded import stored
 from golden.weights import LayerWeights
 from spec.banks import BankGeometry
 
@@ -38,7 +39,8 @@ def channel_image(
 ) -> NDArray[np.uint8]:
     """Return the tiles that a channel's storage holds, (tiles, bytes of a tile).
 
-    Row ``n`` is tile number ``n`` as :mod:`spec.banks` counts: one burst of each unit after the other.
+    Row ``n`` is tile number ``n`` as :mod:`spec.banks` counts: one burst of each unit after the other, each
+    with the check bits of its words behind it where the design has them.
     What belongs to no expert, and not to the router, is zero, as are experts whose weights are not held.
 
     Parameters
@@ -56,4 +58,6 @@ def channel_image(
         image = bank_image(banks, weights, expert, scales)
         start = base * banks.bursts_per_row
         tiles[start : start + banks.kind(expert).num_tiles] = image.reshape(-1, width)
+    if banks.pim.secded:
+        return stored(tiles.reshape(len(tiles), banks.pim.units, -1)).reshape(len(tiles), -1)
     return tiles
