@@ -15,6 +15,21 @@ from golden.weights import LayerWeights
 from spec.banks import BankGeometry
 
 
+def bank_image(
+    banks: BankGeometry, weights: LayerWeights, expert: int, scales: ActivationScales | None = None
+) -> NDArray[np.uint8]:
+    """Return the bytes of an expert's tiles in a channel, or of a router's in the banks.
+
+    ``expert``: as :meth:`spec.banks.BankGeometry.kind` counts.
+    """
+    if banks.image.router and expert == banks.router_number:
+        words = router_tiles(
+            banks.image.router, bf16_encode(weights.router), weights.logit_bias, weights.shared_gate_bits
+        )
+        return words.view(np.uint8)
+    return pack_expert(banks.image, weights, expert, scales).image()
+
+
 def channel_image(
     banks: BankGeometry,
     weights: LayerWeights,
@@ -38,16 +53,7 @@ def channel_image(
     for expert, base in bases.items():
         if expert < banks.num_experts and not weights.holds(expert):
             continue
-        if banks.image.router and expert == banks.router_number:
-            words = router_tiles(
-                banks.image.router,
-                bf16_encode(weights.router),
-                weights.logit_bias,
-                weights.shared_gate_bits,
-            )
-            image = words.view(np.uint8)
-        else:
-            image = pack_expert(banks.image, weights, expert, scales).image()
+        image = bank_image(banks, weights, expert, scales)
         start = base * banks.bursts_per_row
         tiles[start : start + banks.kind(expert).num_tiles] = image.reshape(-1, width)
     return tiles

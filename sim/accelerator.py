@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -300,6 +300,33 @@ def scale_steps(scales: ActivationScales | None) -> list[Step]:
     ]
 
 
+def setup_steps(
+    model: ModelSpec,
+    design: DesignSpec,
+    batch_lengths: Sequence[int],
+    scales: ActivationScales | None,
+    *,
+    page: int = 0,
+    placement: Sequence[Step] = (),
+) -> list[Step]:
+    """Return the register steps from reset to the first token: settings, then the router is loaded.
+
+    ``page``: 4 KiB page at which the weight image lies; ``placement``: where a near-memory design's experts
+    lie.
+    """
+    loaded = 1 << STATUS_LOADED
+    capacity = capacity_word(model.capacity_for(list(batch_lengths)), max(batch_lengths))
+    return [
+        reg_write(REGISTERS["IMAGE_PAGE"], page),
+        reg_write(REGISTERS["CAPACITY"], capacity),
+        reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
+        *scale_steps(scales),
+        *placement,
+        reg_write(REGISTERS["CONTROL"], 1 << CONTROL_LOAD),
+        reg_wait(REGISTERS["STATUS"], loaded, loaded, 1 << 30),
+    ]
+
+
 def layer_job(
     workload: Workload,
     design: DesignSpec,
@@ -326,7 +353,6 @@ def layer_job(
     num_tokens = len(workload.tokens)
     beats = token_beats(image, design, workload.tokens, workload.batch_lengths)
     offered = np.zeros(len(beats), dtype=np.int64) if arrivals is None else arrivals
-    control = REGISTERS["CONTROL"]
     spec = RunSpec(
         sources={"i": Source(beats, offered)},
         sinks={"o": Sink(num_tokens * shape.engine.words, output_ready)},
@@ -338,16 +364,8 @@ def layer_job(
             )
         },
         prologue=[
-            reg_write(REGISTERS["IMAGE_PAGE"], 0),
-            reg_write(
-                REGISTERS["CAPACITY"],
-                capacity_word(model.capacity_for(workload.batch_lengths), max(workload.batch_lengths)),
-            ),
-            *scale_steps(scales),
-            reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
-            reg_write(control, 1 << CONTROL_LOAD),
-            reg_wait(REGISTERS["STATUS"], 1 << STATUS_LOADED, 1 << STATUS_LOADED, 1 << 30),
-            reg_write(control, 1 << CONTROL_CLEAR),
+            *setup_steps(model, design, workload.batch_lengths, scales),
+            reg_write(REGISTERS["CONTROL"], 1 << CONTROL_CLEAR),
             # The counters are cleared in the cycle after the write; no event may fall into it.
             Set({"reg_addr": REGISTERS["STATUS"]}),
         ],

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from golden.banks import channel_image
 from golden.dispatch_streams import DispatchStreams
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
-from sim.accelerator import scale_steps, scales_of
+from sim.accelerator import scales_of, setup_steps
 from sim.activity import ROUTER, Activity, BlockActivity, Jobs, resolution, tokens_of_experts
 from sim.channels import run_channels
 from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
@@ -70,15 +70,11 @@ from spec.geometry import ceil_div
 from spec.registers import (
     CHANNEL_PROBE,
     CONTROL_CLEAR,
-    CONTROL_LOAD,
     COUNTERS,
-    POLICIES,
     PROBE,
     REGISTERS,
     ROUTER_PROBE,
-    STATUS_LOADED,
     STATUS_REFRESHING,
-    capacity_word,
     counter_address,
 )
 
@@ -212,7 +208,6 @@ def pim_job(
     placed = banks.round_robin() if placement is None else placement
     banks.check_fit(placed)
     words = -(-model.d_model // design.tile.act_lanes)
-    control, loaded = REGISTERS["CONTROL"], 1 << STATUS_LOADED
     channels = range(banks.pim.channels)
     spec = RunSpec(
         sources={"i": Source(input_payloads, arrivals)},
@@ -233,16 +228,13 @@ def pim_job(
             for channel, bases in enumerate(banks.bases(placed))
         },
         prologue=[
-            reg_write(REGISTERS["IMAGE_PAGE"], 0),
-            reg_write(
-                REGISTERS["CAPACITY"],
-                capacity_word(model.capacity_for(workload.batch_lengths), max(workload.batch_lengths)),
+            *setup_steps(
+                model,
+                design,
+                workload.batch_lengths,
+                scales,
+                placement=placement_steps(banks, placed),
             ),
-            reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
-            *scale_steps(scales),
-            *placement_steps(banks, placed),
-            reg_write(control, 1 << CONTROL_LOAD),
-            reg_wait(REGISTERS["STATUS"], loaded, loaded, 1 << 30),
             *start_steps(banks),
         ],
         epilogue=[reg_read(counter_address(name) + offset) for name in COUNTERS for offset in (0, 4)],

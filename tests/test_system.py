@@ -218,6 +218,17 @@ def test_bounds_by_hand():
     assert bounds(costs_of([1, 1], [9, 9], [8, 4], [9, 9], unit=[0, 1], num_units=2))["fastest"] == 8.0
 
 
+def test_a_bound_without_moves_is_not_what_rounding_leaves():
+    """The sum of what is near, less each of it, is not 0: the expert in which both meet was the first."""
+    costs = costs_of([1] * 3, [1.0] * 3, [0.1, 0.2, 0.3])
+    assert 0.1 + 0.2 + 0.3 - (0.3 + 0.2 + 0.1) != 0
+    assert bounds(costs)["balance"] == pytest.approx(0.6 - 0.3 * 0.6 / 1.3)
+    for seed in range(20):
+        near = np.random.default_rng(seed).random((1, 50))
+        costs = costs_of(np.ones((1, 50)), near * 2, near)
+        assert bounds(costs)["balance"] == pytest.approx(near.sum() * 2 / 3)
+
+
 def faulty(step, **changes):
     """Return a step whose schedule is another one."""
     return replace(step, schedule=replace(step.schedule, **changes))

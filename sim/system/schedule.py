@@ -142,7 +142,8 @@ def _fractional(host: FloatArray, near: FloatArray) -> FloatArray:
     order = np.argsort(-gain, axis=1, kind="stable")
     ahead, behind = np.take_along_axis(host, order, 1), np.take_along_axis(near, order, 1)
     host_sum = np.pad(ahead.cumsum(axis=1), ((0, 0), (1, 0)))
-    near_left = behind.sum(axis=1)[:, None] - np.pad(behind.cumsum(axis=1), ((0, 0), (1, 0)))
+    # From the last one on, so that it ends with 0 and not with what rounding leaves of a difference.
+    near_left = np.pad(behind[:, ::-1].cumsum(axis=1)[:, ::-1], ((0, 0), (0, 1)))
     # The expert in which the two meet: before it near is longer, behind it the host.
     meet = np.clip((host_sum >= near_left).argmax(axis=1) - 1, 0, None)
     rows = np.arange(len(host))
