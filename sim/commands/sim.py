@@ -10,6 +10,7 @@ import click
 
 from sim.commands.output import json_option, print_json
 from sim.commands.reports import print_report, print_side_by_side
+from sim.progress import tell, track
 from sim.toolchain import check_parent, write_atomically
 from spec.design import DesignSpec, Format
 from spec.errors import require
@@ -172,11 +173,11 @@ def command(
 
     def progress_of(design: DesignSpec) -> Callable[[str], None]:
         label = model_name if len(designs) == 1 else f"{model_name}, {design.name}"
-        return lambda text: click.echo(f"[{label}] {text}", err=True)
+        return tell(label)
 
     # Whatever one of the designs refuses is refused before anything runs.
     runs = [request.prepare(design, progress_of(design)) for design in designs]
-    reports = [run() for run in runs]
+    reports = [run() for run in (track(runs, lambda _run: model_name) if len(runs) > 1 else runs)]
     for report in reports:
         if engine != "model" and request.own_layer is not None:
             note = f"weights of {request.own_layer.label} in {model_name}, read as float32"
