@@ -16,10 +16,10 @@ from sim.gemv import barrier, streamed
 from sim.gemv.check import BARRIER, STREAMED, check_inputs, check_log
 from sim.gemv.commands import EVEN, ODD, Kind, PowerLimits, Product, timings
 from sim.gemv.report import Options, ablation, added_area_um2, added_bits, end_to_end, run_gemv
-from sim.gemv.streamed import Additions
 from spec.errors import InputError
 from spec.files import PRESETS
 from spec.load import design_names, load_device, load_sources, preset_names
+from spec.program import Additions
 from tests import barrier_reference
 
 POINTS = json.loads((Path(__file__).parent / "data" / "pim_hbm2_gemv.json").read_text())["points"]
