@@ -33,6 +33,7 @@ from sim.commands import (
     system,
     verilog,
 )
+from sim.progress import bar
 from spec.errors import InputError, InputWarning, one_line
 
 OK, DIFFERS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -76,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default", InputWarning)  # once, however often a file is read
             warnings.showwarning = _warn(warnings.showwarning)
-            status = expertbank.main(args=given, prog_name="expertbank", standalone_mode=False)
+            with bar(" ".join(given[:2])):
+                status = expertbank.main(args=given, prog_name="expertbank", standalone_mode=False)
     except InputError as error:
         return _fail(str(error))
     except click.ClickException as error:

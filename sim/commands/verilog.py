@@ -22,7 +22,7 @@ DEFAULT_SCALE = 64
 @click.option(
     "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
 )
-@click.option("--secded", is_flag=True, help="Of a device: the banks hold 8 check bits with 64 of data.")
+@click.option("--secded", is_flag=True, help="The banks hold 8 check bits with 64 of data.")
 @click.option(
     "--bench", "bench_tokens", type=int, help="Tokens of the self-checking bench, 0 for none (default: 8)."
 )
@@ -51,10 +51,11 @@ def command(
         require(bench_tokens is None, f"needs an accelerator, not {design_name!r}, a device", key="bench")
         files = hand_over(lambda folder: _write_device(design_name, secded, folder), out)
     else:
-        require(not secded, f"needs a device for 'pim gemv', not {design_name!r}", key="secded")
-        bench = layer_bench(model_name, design_name, scale or str(DEFAULT_SCALE), number_format, bench_tokens)
+        bench = layer_bench(
+            model_name, design_name, scale or str(DEFAULT_SCALE), number_format, bench_tokens, secded=secded
+        )
         files = hand_over(
-            lambda folder: _write_accelerator(design_name, model_name, scale, number_format, folder),
+            lambda folder: _write_accelerator(design_name, model_name, scale, number_format, secded, folder),
             out,
             bench,
         )
@@ -67,13 +68,19 @@ def command(
 
 
 def _write_accelerator(
-    design_name: str, model_name: str, scale: str | None, number_format: str | None, out: Path
+    design_name: str,
+    model_name: str,
+    scale: str | None,
+    number_format: str | None,
+    secded: bool,
+    out: Path,
 ) -> list[Path]:
     from sim.rtlsim import write_layer
     from sim.workload import hardware_model
     from spec.load import load_design
 
     design = load_design(design_name, number_format)
+    design = design.with_secded() if secded else design
     model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
     return write_layer(model, design, f"{design.name.replace('-', '_')}", out)
 

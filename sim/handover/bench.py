@@ -57,7 +57,13 @@ class LayerBench:
 
 
 def layer_bench(
-    model_name: str, design_name: str, scale: str, number_format: str | None, tokens: int | None
+    model_name: str,
+    design_name: str,
+    scale: str,
+    number_format: str | None,
+    tokens: int | None,
+    *,
+    secded: bool = False,
 ) -> LayerBench | None:
     """Return the bench of the layer that ``verilog`` writes by these options.
 
@@ -67,6 +73,7 @@ def layer_bench(
     if tokens is not None:
         require_range("bench", tokens, 0, MAX_TOKENS)
     design = load_design(design_name, number_format)
+    design = design.with_secded() if secded else design
     vector = is_vector(model_name)
     model, _ = hardware_model(model_name, None if vector else scale, 1)
     image = ImageGeometry.of(model, design)
