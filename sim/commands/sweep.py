@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sim.commands.output import json_option, print_json, print_table
+from sim.progress import show, tell
 from spec.errors import InputError, require, require_range
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from sim.sweep.findings import Findings
     from sim.sweep.run import Summary
     from sim.sweep.space import Space
@@ -94,7 +93,7 @@ def command(
 
     watch = _Watch()
     try:
-        with watch, _terminated():
+        with _terminated():
             summary = run_sweep(space, file, start, watch)
     except Interrupted as error:
         print(f"expertbank: {error}", file=sys.stderr)
@@ -194,74 +193,34 @@ def _print(space: Space, summary: Summary, found: Findings) -> None:
 
 
 class _Watch:
-    """Shows progress, rate and time left on stderr: a bar on a terminal, else a line now and then."""
+    """Shows progress, rate and time left on stderr: in the bar of a terminal, else in a line now and then."""
 
     def __init__(self) -> None:
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
         self._total = self._done = self._computed = 0
         self._started = self._said = time.monotonic()
-
-    def __enter__(self) -> _Watch:
-        """Begin to show."""
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(stderr=True)
-        if console.is_terminal:
-            self._bar = Progress(
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("points, {task.fields[rate]:,.0f}/s, left"),
-                TimeRemainingColumn(),
-                TextColumn("after"),
-                TimeElapsedColumn(),
-                console=console,
-                transient=True,
-            )
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the terminal as it was."""
-        if self._bar is not None:
-            self._bar.stop()
 
     def begin(self, points: int) -> None:
         """So many points there are at most."""
         self._total, self._started = points, time.monotonic()
-        if self._bar is not None:
-            self._task = self._bar.add_task("", total=points, rate=0.0)
-
-    @property
-    def _rate(self) -> float:
-        return self._computed / max(time.monotonic() - self._started, 1e-9)
 
     def done(self, points: int, *, computed: int) -> None:
         """So many points more are done, of which some had to be computed."""
         self._done += points
         self._computed += computed
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, rate=self._rate)
-        elif time.monotonic() > self._said + SAY_EVERY_S and self._rate:
-            self._said = time.monotonic()
-            left = max(self._total - self._done, 0) / self._rate
-            print(
-                f"[sweep] {self._done:,} of {self._total:,} points, {self._rate:,.0f}/s, {left:,.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+        rate = self._computed / max(time.monotonic() - self._started, 1e-9)
+        left = max(self._total - self._done, 0)
+        words = "points" if not rate else f"points, {rate:,.0f}/s, {_time(left / rate)} left"
+        if show(words, self._done, self._total) or time.monotonic() < self._said + SAY_EVERY_S:
+            return
+        self._said = time.monotonic()
+        print(f"[sweep] {self._done:,} of {self._total:,} {words}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Something to know, in a line."""
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
-        else:
-            print(f"[sweep] {text}", file=sys.stderr, flush=True)
+        tell("sweep")(text)
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,6 +1,8 @@
-"""``expertbank system``: a model's MoE layers on a host with an engine near memory, under every policy."""
+"""``expertbank system``: a step of a model on a system, under every policy."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -14,12 +16,19 @@ from spec.errors import require
 @click.option("--tokens", type=int, default=16, show_default=True, help="Of the step.")
 @click.option("--policy", help="What is reported (default: the system's); all are compared.")
 @click.option("--host", "host_name", help="Another host: a preset of spec/engines or a TOML file.")
-@click.option("--phase", type=click.Choice(["prefill", "decode"]), help="Tokens of a trace to take.")
+@click.option("--scale", default="full", show_default=True, help="full, or divide the model's sizes by N.")
+@click.option(
+    "--phase",
+    type=click.Choice(["prefill", "decode"]),
+    help="One prompt of --tokens, or (default) a token of each request; tokens of a trace to take.",
+)
+@click.option("--only-experts", is_flag=True, help="Leave out attention, dense layers and shared experts.")
 @click.option(
     "--routing", "routing_name", default="uniform", help="uniform, zipf:S, ... or a trace: docs/routing.md."
 )
 @click.option("--routing-layer", type=int, help="The trace's layer to take, by its number.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the routing.")
+@click.option("--timeline", type=click.Path(path_type=Path), help="Write all spans for Perfetto.")
 @json_option
 def command(
     system_name: str,
@@ -27,30 +36,45 @@ def command(
     tokens: int,
     policy: str | None,
     host_name: str | None,
+    scale: str,
     phase: str | None,
+    only_experts: bool,
     routing_name: str,
     routing_layer: int | None,
     seed: int,
+    timeline: Path | None,
     as_json: bool,
 ) -> int:
-    """Run one step of a model's routed experts on a system, by rooflines; docs/reproduce.md.
-
-    Attention, dense layers and shared experts are not part of it.
-    """
+    """Run one step of a model on a system: hosts, engines near memory, devices; docs/system.md."""
     from dataclasses import replace
 
     from sim.routing import parse_routing, shape_of
     from sim.system.report import COLUMNS, run_system
-    from spec.load import load_engine, load_model, load_system
+    from sim.system.timeline import timeline_text
+    from sim.toolchain import check_parent, write_atomically
+    from sim.workload import parse_scale
+    from spec.load import load_backbone, load_engine, load_model, load_system
 
     system = load_system(system_name)
     if host_name is not None:
+        require(system.host is not None, f"system {system.name} has none", key="host")
         system = replace(system, host=load_engine(host_name))
-    model = load_model(model_name)
+    if only_experts:
+        system = replace(system, outside=None)
+    divisor = parse_scale(scale, 1, vector=False)
+    model = load_model(model_name).scaled(divisor)
+    # Attention is not scaled: sizes of heads are not.
+    backbone = load_backbone(model_name) if divisor == 1 else None
     require(seed >= 0, f"must be at least 0, not {seed}", key="seed")
+    if timeline is not None:
+        check_parent(timeline, "timeline")
     shape = replace(shape_of(model), num_experts=model.gating.num_experts)
     routing = parse_routing(routing_name, shape, layer=routing_layer)
-    result = run_system(system, model.name, model, tokens, routing, seed, policy=policy, phase=phase)
+    result = run_system(
+        system, model.name, model, tokens, routing, seed, policy=policy, phase=phase, backbone=backbone
+    )
+    if timeline is not None:
+        write_atomically(timeline, timeline_text(result))
     if as_json:
         print_json(result.as_json())
         return 0
@@ -61,4 +85,9 @@ def command(
         f"{name} {seconds * 1e6:.2f} us" for name, seconds in result.steps[result.policy].bounds.items()
     )
     print(f"no policy is faster than: {bounds}")
+    energy = result.energies[result.policy]
+    if energy.missing:
+        print(f"no energy: nothing says {', '.join(energy.missing)}")
+    for note in result.notes:
+        print(note)
     return 0

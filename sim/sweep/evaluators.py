@@ -10,26 +10,25 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sim import accelerator, pim_report, step
 from sim.gemv.commands import Product
 from sim.gemv.energy import gemv_energy
 from sim.gemv.report import COMMANDS, Options, run_gemv
-from sim.routing import Routing, draw_ids, parse_routing, shape_of
+from sim.points import Point, on_design
+from sim.routing import Routing, parse_routing, shape_of
 from sim.routing.synthetic import KINDS, parse_kind
 from sim.routing.trace import TraceShape
 from sim.system.policies import POLICIES
-from sim.system.report import step_costs
+from sim.system.report import run_policies
 from sim.system.schedule import RESOURCES
-from sim.system.step import run_step
 from sim.workload import DEFAULT_TOKENS, parse_scale
 from spec.design import DesignSpec, Engine, Format
 from spec.device import PimDevice
 from spec.errors import InputError, require, require_range
-from spec.load import load_design, load_device, load_model, load_system
+from spec.load import load_backbone, load_design, load_device, load_model, load_system
 from spec.model import ModelSpec
 from spec.system import SystemSpec
 
@@ -77,6 +76,7 @@ class Evaluator:
     figures : what it gives, name -> type.
     objectives : what is best where a space says nothing; the least.
     run : gives the figures of a point; :class:`InputError` for one that breaks a rule.
+    beside : what else the name of a root stands for: name -> root, what loads it.
     """
 
     roots: Mapping[str, Root]
@@ -84,8 +84,11 @@ class Evaluator:
     figures: Mapping[str, type[Any]]
     objectives: tuple[str, ...]
     run: Callable[[Specs, Given], Figures]
+    beside: Mapping[str, tuple[str, Callable[[str], Any]]] = field(default_factory=dict)
 
 
+LAYER = "layer"
+"""Phase of a single MoE layer."""
 ROUTING = "routing"
 ROUTING_OPTIONS = {
     "tokens": Option((int,), DEFAULT_TOKENS),
@@ -139,16 +142,19 @@ def run_layer(specs: Specs, given: Given) -> Figures:
     if given["format"] is not None and design.format != given["format"]:
         design = replace(design, format=Format(given["format"]), group=None)
     model = _scaled(specs["model"], given["scale"])
-    tokens, seed, phase = given["tokens"], given["seed"], given["phase"]
-    require_range("tokens", tokens, 1, 1 << 20)
-    require(seed >= 0, f"must be at least 0, not {seed}", key="seed")
-    routing = _routing(given[ROUTING], given["routing_layer"], shape_of(model))
-    if phase in ("prefill", "decode"):
-        report = step.run_step(model, design, tokens, routing, seed, phase=phase)
-    else:
-        ids = draw_ids(model.gating, routing, tokens, seed)
-        run = pim_report.run_pim_model if design.engine is Engine.PIM else accelerator.run_model
-        report = run(model, design, ids, routing.layer_name())
+    require_range("tokens", given["tokens"], 1, 1 << 20)
+    require(given["seed"] >= 0, f"must be at least 0, not {given['seed']}", key="seed")
+    whole = given["phase"] != LAYER
+    point = Point(
+        model=model,
+        target=design,
+        tokens=given["tokens"],
+        routing=_routing(given[ROUTING], given["routing_layer"], shape_of(model)),
+        seed=given["seed"],
+        whole=whole,
+        phase=given["phase"] if whole else None,
+    )
+    report = on_design(point, design)
     energy, engine = report.energy, "pim" if design.engine is Engine.PIM else "expert"
     tile = design.tile
     channels = 1 if design.pim is None else design.pim.channels
@@ -172,22 +178,36 @@ def run_layer(specs: Specs, given: Given) -> Figures:
 
 
 def run_system(specs: Specs, given: Given) -> Figures:
-    """Return the figures of a step of a model's routed experts on a system, by rooflines."""
+    """Return the figures of a step of a model on a system, as ``expertbank system`` has them."""
     system: SystemSpec = specs["system"]
+    if given["only_experts"]:
+        system = replace(system, outside=None)
     model = _scaled(specs["model"], given["scale"])
     require(given["seed"] >= 0, f"must be at least 0, not {given['seed']}", key="seed")
     shape = replace(shape_of(model), num_experts=model.gating.num_experts)
     routing = _routing(given[ROUTING], given["routing_layer"], shape)
-    costs = step_costs(system, model, given["tokens"], routing, given["seed"], phase=given["phase"])
-    result = run_step(costs, given["policy"] or system.policy)
-    schedule = result.schedule
+    policy = given["policy"] or system.policy
+    steps, energies, _ = run_policies(
+        system,
+        model,
+        given["tokens"],
+        routing,
+        given["seed"],
+        (policy,),
+        phase=given["phase"],
+        # Attention is not scaled: sizes of heads are not.
+        backbone=specs["backbone"] if model is specs["model"] else None,
+    )
+    step, energy = steps[policy], energies[policy]
+    busy = step.schedule.busy_s
     return {
-        "seconds": result.seconds,
-        "bound_s": max(result.bounds.values()),
-        "host_share": float(schedule.host.sum() / max(1, costs.active.sum())),
-        **{f"{name}_busy_s": float(schedule.busy_s[name].sum()) for name in RESOURCES},
-        "exchange_s": float(schedule.exchange_s.sum()),
-        "experts_active": int(costs.active.sum()),
+        "seconds": step.seconds,
+        "energy_j": energy.total,
+        "bound_s": max(step.bounds.values()),
+        "host_share": float(step.schedule.host.sum() / max(1, step.costs.active.sum())),
+        **{f"{name}_busy_s": float(busy[name].sum()) if name in busy else None for name in RESOURCES},
+        "exchange_s": float(step.schedule.exchange_s.sum()),
+        "experts_active": int(step.costs.active.sum()),
     }
 
 
@@ -217,7 +237,7 @@ EVALUATORS = {
         options={
             "format": Option((str,), choices=tuple(kind.value for kind in Format)),
             "scale": SCALE,
-            "phase": Option((str,), "layer", ("layer", "prefill", "decode")),
+            "phase": Option((str,), LAYER, (LAYER, "prefill", "decode")),
             **ROUTING_OPTIONS,
         },
         figures={
@@ -242,14 +262,17 @@ EVALUATORS = {
     ),
     "system": Evaluator(
         roots={"model": MODEL, "system": Root(SystemSpec, load_system)},
+        beside={"backbone": ("model", load_backbone)},
         options={
             "policy": Option((str,), choices=tuple(POLICIES)),
+            "only_experts": Option((bool,), False),
             "scale": SCALE,
             "phase": Option((str,), choices=("prefill", "decode")),
             **ROUTING_OPTIONS,
         },
         figures={
             "seconds": float,
+            "energy_j": float,
             "bound_s": float,
             "host_share": float,
             **{f"{name}_busy_s": float for name in RESOURCES},

@@ -193,6 +193,7 @@ class Space:
             }
             spec = self.specs[root][taken[root]]
             specs[root] = with_fields(spec, changes, root) if changes else spec
+        specs |= {beside: self.specs[beside][taken[root]] for beside, (root, _) in kind.beside.items()}
         return specs, given
 
     def allowed(self, choices: Choices) -> bool:
@@ -497,6 +498,8 @@ class _Reader:
                 if root in axis.names:
                     names += [values[axis.names.index(root)] for values in axis.values]
             found[root] = {name: of.load(name) for name in dict.fromkeys(names)}
+        for beside, (root, load) in self.kind.beside.items():
+            found[beside] = {name: load(name) for name in found[root]}
         return found
 
     def expression(self, text: Any, key: str, figures: Sequence[str]) -> Expression:
