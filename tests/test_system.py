@@ -169,6 +169,8 @@ BY_HAND = {
     # By tokens: 9 first; with the second, the host takes 6 and near 3.
     "argmin": (costs_of([9, 1, 5], [3, 9, 3], [6, 3, 5]), [1, 0, 1]),
     "faster": (costs_of([1, 1, 1], [2, 2, 2], [1, 3, 5], [0, 0, 6]), [0, 1, 0]),
+    # The host has experts 0 and 2, whose weights are not moved.
+    "hot-cold": (costs_of([1, 9, 1], [9, 1, 9], [1, 9, 1], [0, 4, 0]), [1, 0, 1]),
     "all-host": (costs_of([1, 0], [1, 0], [1, 0]), [1, 0]),
     "all-near": (costs_of([1, 0], [1, 0], [1, 0]), [0, 0]),
 }
