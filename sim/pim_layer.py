@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from golden.banks import channel_image
 from golden.dispatch_streams import DispatchStreams
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
-from sim.accelerator import counter_steps, counters_read, scale_steps, scales_of
+from sim.accelerator import counter_steps, counters_read, scales_of, setup_steps
 from sim.activity import ROUTER, Activity, BlockActivity, Jobs, resolution, tokens_of_experts
 from sim.channels import run_channels
 from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
@@ -74,14 +74,10 @@ from spec.geometry import ceil_div
 from spec.registers import (
     CHANNEL_PROBE,
     CONTROL_CLEAR,
-    CONTROL_LOAD,
-    POLICIES,
     PROBE,
     REGISTERS,
     ROUTER_PROBE,
-    STATUS_LOADED,
     STATUS_REFRESHING,
-    capacity_word,
 )
 
 AFTER_REFRESH = 4
@@ -233,7 +229,6 @@ def pim_job(
     placed = banks.round_robin() if placement is None else placement
     banks.check_fit(placed)
     words = -(-model.d_model // design.tile.act_lanes)
-    control, loaded = REGISTERS["CONTROL"], 1 << STATUS_LOADED
     channels = range(banks.pim.channels)
     spec = RunSpec(
         sources={"i": Source(input_payloads, arrivals)},
@@ -254,16 +249,13 @@ def pim_job(
             for channel, bases in enumerate(banks.bases(placed))
         },
         prologue=[
-            reg_write(REGISTERS["IMAGE_PAGE"], 0),
-            reg_write(
-                REGISTERS["CAPACITY"],
-                capacity_word(model.capacity_for(workload.batch_lengths), max(workload.batch_lengths)),
+            *setup_steps(
+                model,
+                design,
+                workload.batch_lengths,
+                scales,
+                placement=placement_steps(banks, placed),
             ),
-            reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
-            *scale_steps(scales),
-            *placement_steps(banks, placed),
-            reg_write(control, 1 << CONTROL_LOAD),
-            reg_wait(REGISTERS["STATUS"], loaded, loaded, 1 << 30),
             *start_steps(banks),
         ],
         epilogue=[*counter_steps(design), reg_read(REGISTERS["STATUS"])],
@@ -820,7 +812,32 @@ def pim_activity(
         jobs=Jobs.joined(jobs),
         tokens=tokens_of_experts(shape.streams, image.num_experts, shared=image.shared is not None),
         commands=commands,
+        bank_reads=bank_reads(shape.banks, jobs),
     )
+
+
+def bank_reads(banks: BankGeometry, jobs: Sequence[Jobs]) -> NDArray[np.int64]:
+    """Return (channels, banks) bursts that MACs read: every tile of a job once for each group of its tokens.
+
+    Bank ``side * units + unit``; all units of a side read alike.
+
+    Parameters
+    ----------
+    jobs : of each channel.
+    """
+
+    def tiles(expert: int) -> NDArray[np.int64]:
+        """Return (sides,) tiles of an expert."""
+        visit = np.arange(banks.kind(expert).num_tiles) // banks.bursts_per_row
+        return np.bincount(visit % banks.sides, minlength=banks.sides)
+
+    of_kind = np.stack([tiles(expert) for expert in (0, banks.num_experts, banks.router_number)])
+    of_sides = np.empty((len(jobs), banks.sides), dtype=np.int64)
+    for channel, of in enumerate(jobs):
+        groups = -(-of.tokens // banks.pim.tokens_per_burst)
+        kind = np.where(of.expert == ROUTER, 2, of.expert == banks.num_experts)
+        of_sides[channel] = groups @ of_kind[kind]
+    return of_sides.repeat(banks.pim.units, axis=1)
 
 
 def first_refreshes_seen(run: PimRun) -> list[int]:

@@ -238,8 +238,8 @@ def synthesise(
     )
 
 
-def pin_top(ports: Sequence[Mapping[str, Any]], core: str) -> str:
-    """Return Verilog of a top with four pins around module ``core``.
+def pin_top(ports: Sequence[Mapping[str, Any]], core: str, top: str = TOP, clock: str = "aclk") -> str:
+    """Return Verilog of a module ``top`` with four pins around module ``core``; ``clock`` is one of them.
 
     ``si`` feeds a shift register that holds all inputs but the clock; ``capture`` loads all outputs into
     another one, which ends at ``so``.
@@ -247,21 +247,25 @@ def pin_top(ports: Sequence[Mapping[str, Any]], core: str) -> str:
     inputs = [port for port in ports if port["direction"] == "input" and port["name"] != "aclk"]
     outputs = [port for port in ports if port["direction"] == "output"]
     widths = [sum(port["width"] for port in some) for some in (inputs, outputs)]
-    connections = [".aclk(aclk)"]
+    connections = [f".aclk({clock})"]
     for some, wires in ((inputs, "i"), (outputs, "w")):
         at = 0
         for port in some:
             connections.append(f".{port['name']}({wires}[{at + port['width'] - 1}:{at}])")
             at += port["width"]
     joined = ",\n    ".join(connections)
-    return f"""module {TOP}(input aclk, input si, input capture, output so);
+    shifted = [
+        f"{{{name}[{width - 2}:0], {bit}}}" if width > 1 else bit
+        for name, width, bit in zip("io", widths, ("si", "1'b0"), strict=True)
+    ]
+    return f"""module {top}(input {clock}, input si, input capture, output so);
   reg [{widths[0] - 1}:0] i;
   reg [{widths[1] - 1}:0] o;
   wire [{widths[1] - 1}:0] w;
   assign so = o[{widths[1] - 1}];
-  always @(posedge aclk) begin
-    i <= {{i, si}};
-    o <= capture ? w : {{o, 1'b0}};
+  always @(posedge {clock}) begin
+    i <= {shifted[0]};
+    o <= capture ? w : {shifted[1]};
   end
   {core} core(
     {joined}

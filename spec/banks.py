@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from spec.design import BankMode, DesignSpec, PimDesign, RegisterPath
 from spec.dram import Command, Level, all_groups, clocks_between
-from spec.errors import InputError, require
+from spec.errors import InputError, require, require_range
 from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, RouterGeometry, ceil_div
 from spec.model import ModelSpec
 
@@ -268,12 +268,20 @@ class BankGeometry:
         everything = self.round_robin()
         if self.fits(everything):
             return everything
-        channels = self.pim.channels
-        placed: list[list[int]] = [[] for _ in range(self.num_experts)]
         # (An identity expert needs no place.)
-        for place, expert in enumerate(sorted({expert for expert in used if expert < self.num_experts})):
-            placed[expert] = [place % channels]
-        placed += everything[self.num_experts :]
+        return self.hold(expert for expert in used if expert < self.num_experts)
+
+    def hold(self, experts: Iterable[int]) -> list[list[int]]:
+        """Return the channels of each expert where the banks hold only these routed ones.
+
+        Round robin in order of their numbers, and the shared one in all channels. :class:`InputError` where
+        they do not fit, or for a number that is no expert's.
+        """
+        placed: list[list[int]] = [[] for _ in range(self.num_experts)]
+        for place, expert in enumerate(sorted(set(experts))):
+            require_range("hold", expert, 0, self.num_experts - 1)
+            placed[expert] = [place % self.pim.channels]
+        placed += self.round_robin()[self.num_experts :]
         self.check_fit(placed)
         return placed
 

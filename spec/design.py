@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import ClassVar
 
 from spec.dram import DramSpec
 from spec.energy import EnergyTable
@@ -321,6 +322,8 @@ class DesignSpec:
     clock_hz : clock used to turn cycles into seconds.
     energy : what events cost; a preset's name in TOML. None: no energy is counted.
     """
+
+    PRESET_FOLDER: ClassVar[str] = "designs"
 
     name: str
     engine: Engine

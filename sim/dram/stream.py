@@ -29,6 +29,7 @@ from sim.dram.engine import (
     banks_per_interval,
 )
 from sim.dram.patterns import SEED, make_pattern
+from sim.progress import advance
 from spec.dram import Command, DramSpec
 from spec.errors import InputError, require, require_range
 from spec.load import load_dram
@@ -180,11 +181,12 @@ def run_requests(
             arrivals = requests.arrivals[made : made + count]
             made, taken = made + count, 0
         status, taken, logged = channel.run(banks, keys, arrivals, taken)
-        ended = time.process_time()
-        seconds += ended - started
+        seconds += time.process_time() - started
+        advance(channel.scalar(SERVED), requests.total)
+        started = time.process_time()
         for output in outputs:
             output(channel.log[:logged])
-        check_seconds += time.process_time() - ended
+        check_seconds += time.process_time() - started
         if status == OVERRUN:
             raise InputError(
                 f"leaves no time between refreshes: {RING} of {dram.name} wait at tick"
