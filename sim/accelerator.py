@@ -341,7 +341,11 @@ def layer_job(
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
             reg_write(
                 REGISTERS["CAPACITY"],
-                capacity_word(model.capacity_for(workload.batch_lengths), max(workload.batch_lengths)),
+                capacity_word(
+                    model.capacity_for(workload.batch_lengths),
+                    max(workload.batch_lengths),
+                    key=model.capacity_key,
+                ),
             ),
             *scale_steps(scales),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),

@@ -236,7 +236,11 @@ def pim_job(
             reg_write(REGISTERS["IMAGE_PAGE"], 0),
             reg_write(
                 REGISTERS["CAPACITY"],
-                capacity_word(model.capacity_for(workload.batch_lengths), max(workload.batch_lengths)),
+                capacity_word(
+                    model.capacity_for(workload.batch_lengths),
+                    max(workload.batch_lengths),
+                    key=model.capacity_key,
+                ),
             ),
             reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
             *scale_steps(scales),

@@ -67,6 +67,7 @@ def command(
         click.echo(f"[claims] {text}", err=True)
 
     measurement = Measurement(vectors, DEFAULT_ROOT, progress)
+    measurement.paths()  # before anything is told
     links = []
     for producer in LINKS:
         if (only and producer.name not in only) or (no_verilog and producer.needs_verilog):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sim.commands.output import json_option, print_json, print_table
-from spec.errors import InputError, require
+from spec.errors import InputError
 
 if TYPE_CHECKING:
     from sim.system.comparison import Comparison, Steps
@@ -63,12 +63,13 @@ def _steps(given: dict[str, Any]) -> tuple[ModelSpec, Steps, str]:
     """Return the model, its steps, and both in words."""
     from dataclasses import replace
 
+    from golden.weights import check_seed
     from sim.routing import parse_routing, shape_of
     from sim.system.comparison import drawn_steps
     from spec.load import load_model
 
     model = load_model(given["model_name"])
-    require(given["seed"] >= 0, f"must be at least 0, not {given['seed']}", key="seed")
+    check_seed(given["seed"])
     shape = replace(shape_of(model), num_experts=model.gating.num_experts)
     routing = parse_routing(given["routing_name"], shape, layer=given["routing_layer"])
     steps = drawn_steps(model, given["steps"], given["tokens"], routing, given["seed"], given["phase"])
