@@ -11,8 +11,24 @@ from golden.expert_int8 import ActivationScales
 from golden.formats import bf16_encode
 from golden.image import router_tiles
 from golden.layer_bf16 import pack_expert
+from golden.secded import stored
 from golden.weights import LayerWeights
 from spec.banks import BankGeometry
+
+
+def bank_image(
+    banks: BankGeometry, weights: LayerWeights, expert: int, scales: ActivationScales | None = None
+) -> NDArray[np.uint8]:
+    """Return the bytes of an expert's tiles in a channel, or of a router's in the banks.
+
+    ``expert``: as :meth:`spec.banks.BankGeometry.kind` counts.
+    """
+    if banks.image.router and expert == banks.router_number:
+        words = router_tiles(
+            banks.image.router, bf16_encode(weights.router), weights.logit_bias, weights.shared_gate_bits
+        )
+        return words.view(np.uint8)
+    return pack_expert(banks.image, weights, expert, scales).image()
 
 
 def channel_image(
@@ -23,7 +39,8 @@ def channel_image(
 ) -> NDArray[np.uint8]:
     """Return the tiles that a channel's storage holds, (tiles, bytes of a tile).
 
-    Row ``n`` is tile number ``n`` as :mod:`spec.banks` counts: one burst of each unit after the other.
+    Row ``n`` is tile number ``n`` as :mod:`spec.banks` counts: one burst of each unit after the other, each
+    with the check bits of its words behind it where the design has them.
     What belongs to no expert, and not to the router, is zero, as are experts whose weights are not held.
 
     Parameters
@@ -38,16 +55,9 @@ def channel_image(
     for expert, base in bases.items():
         if expert < banks.num_experts and not weights.holds(expert):
             continue
-        if banks.image.router and expert == banks.router_number:
-            words = router_tiles(
-                banks.image.router,
-                bf16_encode(weights.router),
-                weights.logit_bias,
-                weights.shared_gate_bits,
-            )
-            image = words.view(np.uint8)
-        else:
-            image = pack_expert(banks.image, weights, expert, scales).image()
+        image = bank_image(banks, weights, expert, scales)
         start = base * banks.bursts_per_row
         tiles[start : start + banks.kind(expert).num_tiles] = image.reshape(-1, width)
+    if banks.pim.secded:
+        return stored(tiles.reshape(len(tiles), banks.pim.units, -1)).reshape(len(tiles), -1)
     return tiles

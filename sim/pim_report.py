@@ -17,7 +17,6 @@ from sim.accelerator import (
     Progress,
     Report,
     compare_with_float,
-    counters_of,
     cycles_apart,
     routing_report,
     seen_assignments,
@@ -28,6 +27,7 @@ from sim.divergence import PortCheck, differing_bits, first_divergence, with_wav
 from sim.dram_check import REF, Commands
 from sim.dram_trace import trace_text
 from sim.energy import energy_of, pim_counts
+from sim.flips import NO_FLIPS, Flips, flip_problems, secded_of
 from sim.pim import ChannelTotals
 from sim.pim_banked import banked_cycles
 from sim.pim_layer import (
@@ -38,6 +38,7 @@ from sim.pim_layer import (
     block_checks,
     first_refreshes,
     first_refreshes_seen,
+    flip_banks,
     pim_activity,
     pim_cycles,
     pim_job,
@@ -54,7 +55,7 @@ from spec.design import DesignSpec
 from spec.layout import Placement, rows_used
 from spec.load import load_design, load_model
 from spec.model import ModelSpec
-from spec.registers import PROBE_EXPERT, PROBE_WEIGHT
+from spec.registers import ECC_COUNTERS, PROBE_EXPERT, PROBE_WEIGHT, STATUS_UNCORRECTED
 
 BLOCKS = ("gating", "dispatch", "pim", "combine")
 
@@ -148,6 +149,7 @@ def run_pim_layer(
     output_ready: NDArray[np.bool_] | None = None,
     trace: Path | None = None,
     record: bool = False,
+    flips: Flips = NO_FLIPS,
 ) -> Report:
     """Run a workload with weights on the ``rtl`` engine, or on ``both``, and compare.
 
@@ -161,6 +163,8 @@ def run_pim_layer(
     arrivals, output_ready : as in :func:`sim.pim_layer.pim_job`.
     trace : file for all DRAM commands (:mod:`sim.dram_trace`).
     record : whether the report tells when what worked in the Verilog (``activity``).
+    flips : words of the banks in which bits are flipped, chosen by ``seed``; they need check bits. Two in a
+        word that is read are an error of their own, and outputs that differ then no divergence.
     """
     model = workload.model
     banks = BankGeometry.of(model, design, placement)
@@ -172,6 +176,8 @@ def run_pim_layer(
     banks, golden, spec = pim_job(
         workload, design, beats, placement=placed, arrivals=arrivals, output_ready=output_ready
     )
+    used = np.unique(golden.streams.entry_expert)
+    words = flip_banks(spec, banks, placed, used, flips, seed) if banks.pim.secded else None
     progress(f"running {len(workload.tokens)} tokens through the Verilog")
     vcd = Waveform.of_run(waves / f"{model.name}_{design.name}.vcd") if waves else None
     started = time.perf_counter()
@@ -190,13 +196,13 @@ def run_pim_layer(
         write_atomically(trace, trace_text(banks.pim, run.commands))
     progress("comparing")
     seen = seen_times(run)
-    report.counters = counters_of(result.reads)
+    report.counters = run.counters
     report.simulated_cycles_per_second = result.cycles_per_second
     report.reference = compare_with_float(workload, golden)
     _add_layout(report, shape, [len(stream.taken) for stream in seen.entries], list(map(len, seen.retired)))
     payloads = _payload_checks(run, golden)
     report.mismatches = sum(differing_bits(check) for check in payloads)
-    checks = list(payloads)
+    checks = payloads[:1] if flips.double else list(payloads)
     slots = None
     if engine == "both":
         found, expected = block_checks(run, shape, seen)
@@ -222,6 +228,8 @@ def run_pim_layer(
     report.dram = run.dram()
     rules = report.dram["violations"]
     problems = [*result.violations, *rules, *([result.timeout] if result.timeout else [])]
+    if words is not None:
+        problems += _add_flips(report, words.read(run.reads()), run.status)
     divergence = first_divergence(checks)
     if divergence is not None:
         progress("something differs; building with waveforms")
@@ -297,6 +305,21 @@ def _report(model: ModelSpec, shape: PimShape, engine: str, wall: float, routing
         wall_s=wall,
         routing=routing,
     )
+
+
+def _add_flips(report: Report, planted: Flips, status: int) -> list[str]:
+    """Put what flipped bits came to into the report; return what is wrong with it.
+
+    ``planted`` : as often as the words were read, by the commands.
+    """
+    assert report.counters is not None
+    counts = [report.counters[name] for name in ECC_COUNTERS]
+    report.secded = secded_of(planted, counts)
+    problems = flip_problems(planted, counts, report.mismatches)
+    told = status >> STATUS_UNCORRECTED & 1
+    if told != (counts[1] > 0):
+        problems.append(f"pim: bit {STATUS_UNCORRECTED} of STATUS is {told}, uncorrected {counts[1]}")
+    return problems
 
 
 def _add_layout(report: Report, shape: PimShape, assignments: list[int], jobs: list[int]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sim.papers import model_of
+from sim.progress import track
 from sim.system import caches, exchange, execution, placement, policies, widths
 from spec.load import load_paper
 from spec.system import nominal
@@ -319,7 +320,8 @@ def page() -> str:
     ratios = [claim.published / modelled[name] for name, claim in paper.claims.items()]
     lines = [HEADER + "\n".join(_family_rows()), NOTES.format(least=min(ratios), most=max(ratios))]
     columns = ("table", "system", "carried by", "command", "effect", "the survey's result", "not covered")
-    found = {row.command: _run(row.command) for row in ROWS if row.baseline}
+    commands = list(dict.fromkeys(row.command for row in ROWS if row.baseline))
+    found = {command: _run(command) for command in track(commands)}
     rows = [_cells(row, found) for row in ROWS]
     lines += [_line(columns), _line(["---"] * len(columns)), *map(_line, rows)]
     return "\n".join(lines) + "\n"

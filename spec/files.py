@@ -59,6 +59,12 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             raise InputError(f"must be a table, not {value!r}", key=key)
         of = typing.get_args(hint)[1]
         return {name: _convert(of, entry, f"{key}.{name}") for name, entry in value.items()}
+    if typing.get_origin(hint) is tuple:
+        # A list of any length, of one type.
+        if not isinstance(value, list):
+            raise InputError(f"must be a list, not {value!r}", key=key)
+        of = typing.get_args(hint)[0]
+        return tuple(_convert(of, entry, f"{key}.{number}") for number, entry in enumerate(value))
     if dataclasses.is_dataclass(hint):
         folder = getattr(hint, "PRESET_FOLDER", None)
         if folder is not None and isinstance(value, str):

@@ -39,7 +39,9 @@ from spec.families import WEIGHT_NAMES, _parse_row, family_names, load_family
 from spec.files import PRESETS, read_toml
 from spec.geometry import ImageGeometry
 from spec.load import load_design, load_model
+from spec.model import CapacityRounding, FfnSpec, GatingSpec, ModelSpec, Normalise, Router
 from tests.checkpoint_files import PUBLISHED, Tensors, file_bytes, published, raw_file, write_checkpoint
+from tests.vector_files import config_of
 
 DATA = Path(__file__).parent / "data"
 VECTORS = sorted(path.stem for path in DATA.glob("*.npz"))
@@ -80,6 +82,47 @@ def test_every_family_by_its_published_names(name, tmp_path):
     found = Checkpoint(folder).layer(str(layer))
     assert found.model == vector.model
     assert_same(found.read(), vector.weights)
+
+
+UNRECORDED = {
+    "llama_moe": ({"router": Router.MLP, "router_width": 5}, {}),
+    "openmoe": ({"normalise": Normalise.NONE}, {"second_up": True}),
+    "skywork": ({"router": Router.MLP, "router_width": 40}, {}),
+    "yuan": ({"router": Router.ATTENTION}, {}),
+}
+"""Families of which no layer is recorded: terms of their gating and of their experts."""
+
+
+@pytest.mark.parametrize("family", UNRECORDED)
+def test_families_without_a_recorded_layer_by_their_names(family, tmp_path):
+    gating, ffn = UNRECORDED[family]
+    share = (
+        {"capacity_fraction": 0.8, "capacity_rounding": CapacityRounding.EVEN} if family == "openmoe" else {}
+    )
+    model = ModelSpec(
+        name=family,
+        d_model=6,
+        gating=GatingSpec(num_experts=5, top_k=2, **gating),
+        ffn=FfnSpec(d_expert=3, **ffn),
+        **share,
+    )
+    weights = random_weights(model, 3)
+    folder = write_checkpoint(
+        tmp_path / family,
+        {"model_type": family} | config_of(family, model),
+        published(family, weights, 2),
+    )
+    assert_same(Checkpoint(folder).layer("2").read(), weights)
+
+
+def test_a_router_of_one_layer_where_there_may_be_two(tmp_path):
+    gating = GatingSpec(num_experts=4, top_k=2)
+    model = ModelSpec(name="skywork", d_model=6, gating=gating, ffn=FfnSpec(d_expert=3))
+    weights = random_weights(model, 3)
+    tensors = published("skywork", weights, 0)
+    tensors["model.layers.0.mlp.moe.gate.wg.weight"] = tensors.pop("model.layers.0.mlp.moe.gate.wg.2.weight")
+    config = {"model_type": "skywork"} | config_of("skywork", model)
+    assert_same(Checkpoint(write_checkpoint(tmp_path / "s", config, tensors)).layer("0").read(), weights)
 
 
 def test_every_family_has_names():

@@ -22,17 +22,17 @@ from rtl.gemv import ChannelConfig, ProgramChannel
 from rtl.gemv import barrier as barrier_engine
 from rtl.gemv import streamed as streamed_engine
 from rtl.gemv.layouts import column_layout, row_layout
-from rtl.gemv.secded import CorrectWord
 from rtl.gemv.sequencer import PLACE_BITS, Sequencer
+from rtl.secded import CorrectWord
 from rtl.stream import connect_stream
 from sim.cli import main
 from sim.divergence import first_divergence
+from sim.flips import Flips
 from sim.gemv import streamed
 from sim.gemv.commands import EVEN, NO_LIMITS, Kind, PowerLimits, Product, timings
 from sim.gemv.program import (
     COLUMN_KINDS,
     ROW_KINDS,
-    Flips,
     Job,
     RtlRun,
     bus_check,
@@ -680,7 +680,7 @@ def test_a_devices_verilog(preset, options, tmp_path, capsys):
     for arguments, message in (
         (["--design", "hbm2-pim", "--scale", "3"], "scale: needs an accelerator, not 'hbm2-pim', a device"),
         (["--design", "gddr6-aim"], "schedule: must be barrier or streamed in Verilog, not lockstep"),
-        (["--design", "pim", "--secded"], "secded: needs a device for 'pim gemv', not 'pim'"),
+        (["--design", "fpga", "--secded"], "secded: needs a design with banks, not fpga"),
     ):
         assert main(["verilog", *arguments, "--out", str(tmp_path / "no")]) == 2
         assert capsys.readouterr().err == f"expertbank: {message}\n"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sim.commands.output import json_option, print_json, print_table
+from sim.progress import tell
 from spec.errors import require, require_range
 from spec.load import load_device
 
@@ -232,8 +233,10 @@ def _run_rtl(
         double_flips=double_flips,
     )
     check_ready()
-    click.echo("[pim gemv] builds the channel's bench, unless it is there", err=True)
+    progress = tell("pim gemv")
+    progress("builds the channel's bench, unless it is there")
     bench = bench_of(device, DEFAULT_ROOT, secded=secded)
+    progress("runs the product through the Verilog")
     run = run_rtl(bench, job)
     shown: dict[str, object] = {
         "cycles": run.cycles,

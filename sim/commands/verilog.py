@@ -22,7 +22,7 @@ DEFAULT_SCALE = 64
 @click.option(
     "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
 )
-@click.option("--secded", is_flag=True, help="Of a device: the banks hold 8 check bits with 64 of data.")
+@click.option("--secded", is_flag=True, help="The banks hold 8 check bits with 64 of data.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder.")
 @json_option
 def command(
@@ -43,8 +43,7 @@ def command(
     if is_device(design_name):
         files = _write_device(design_name, secded, out)
     else:
-        require(not secded, f"needs a device for 'pim gemv', not {design_name!r}", key="secded")
-        files = _write_accelerator(design_name, model_name, scale, number_format, out)
+        files = _write_accelerator(design_name, model_name, scale, number_format, secded, out)
     if as_json:
         print_json({"files": [str(file) for file in files]})
     else:
@@ -54,13 +53,19 @@ def command(
 
 
 def _write_accelerator(
-    design_name: str, model_name: str, scale: str | None, number_format: str | None, out: Path
+    design_name: str,
+    model_name: str,
+    scale: str | None,
+    number_format: str | None,
+    secded: bool,
+    out: Path,
 ) -> list[Path]:
     from sim.rtlsim import write_layer
     from sim.workload import hardware_model
     from spec.load import load_design
 
     design = load_design(design_name, number_format)
+    design = design.with_secded() if secded else design
     model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
     return write_layer(model, design, f"{design.name.replace('-', '_')}", out)
 

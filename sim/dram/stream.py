@@ -29,6 +29,7 @@ from sim.dram.engine import (
     banks_per_interval,
 )
 from sim.dram.patterns import SEED, make_pattern
+from sim.progress import advance
 from spec.dram import Command, DramSpec
 from spec.errors import InputError, require, require_range
 from spec.load import load_dram
@@ -179,6 +180,7 @@ def run_requests(
             made, taken = made + count, 0
         status, taken, logged = channel.run(banks, keys, arrivals, taken)
         seconds += time.process_time() - started
+        advance(channel.scalar(SERVED), requests.total)
         for output in outputs:
             output(channel.log[:logged])
         if status == OVERRUN:
