@@ -11,7 +11,7 @@ from sim.accelerator import Report
 from sim.request import Request
 from spec.design import DesignSpec
 from spec.errors import require
-from spec.load import load_design, load_engine, load_model, load_system
+from spec.load import load_design
 from spec.system import SystemSpec
 
 if TYPE_CHECKING:
@@ -82,14 +82,16 @@ def simulate_system(
     model: str | Path,
     *,
     tokens: int = 16,
+    scale: int | str = "full",
     routing: str = "uniform",
     routing_layer: int | None = None,
     phase: str | None = None,
     seed: int = 0,
     policy: str | None = None,
     host: str | Path | None = None,
+    only_experts: bool = False,
 ) -> SystemRun:
-    """Run one step of a model's routed experts on a host with an engine near memory, under every policy.
+    """Run one step of a model on a system: hosts, engines near memory, devices, under every policy.
 
     Parameters are the options of ``expertbank system``, of the same meaning and with the same defaults.
 
@@ -109,17 +111,27 @@ def simulate_system(
     from sim.routing import parse_routing, shape_of
     from sim.system.plugins import blamed, plugged
     from sim.system.report import run_system
+    from sim.workload import parse_scale
+    from spec.load import load_backbone, load_engine, load_model, load_system
 
     chosen = None if policy is None else plugged("split", policy)
     spec = system if isinstance(system, SystemSpec) else load_system(str(system))
     if host is not None:
+        require(spec.host is not None, f"system {spec.name} has none", key="host")
         spec = replace(spec, host=load_engine(str(host)))
-    of = load_model(str(model))
+    if only_experts:
+        spec = replace(spec, outside=None)
+    divisor = parse_scale(str(scale), 1, vector=False)
+    of = load_model(str(model)).scaled(divisor)
+    # Attention is not scaled: sizes of heads are not.
+    backbone = load_backbone(str(model)) if divisor == 1 else None
     require(seed >= 0, f"must be at least 0, not {seed}", key="seed")
     shape = replace(shape_of(of), num_experts=of.gating.num_experts)
     drawn = parse_routing(routing, shape, layer=routing_layer)
     with blamed(chosen):
-        return run_system(spec, of.name, of, tokens, drawn, seed, policy=chosen, phase=phase)
+        return run_system(
+            spec, of.name, of, tokens, drawn, seed, policy=chosen, phase=phase, backbone=backbone
+        )
 
 
 def compare_policies(

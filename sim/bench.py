@@ -508,6 +508,7 @@ def points_figures() -> list[Figure]:
     """Return the time of many design points of a layer, no design twice, on accelerator and system."""
     model, design, system = load_model(POINTS_MODEL), load_design("fpga"), load_system(SYSTEM)
     link, routing = system.link, parse_routing(SYSTEM_ROUTING)
+    assert link is not None
 
     def slower_memory(n: int) -> DesignSpec:
         return replace(design, memory=replace(design.memory, latency_cycles=20 + n))

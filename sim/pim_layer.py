@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from golden.banks import channel_image
 from golden.dispatch_streams import DispatchStreams
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
-from sim.accelerator import scales_of, setup_steps
+from sim.accelerator import counter_steps, counters_read, scales_of, setup_steps
 from sim.activity import ROUTER, Activity, BlockActivity, Jobs, resolution, tokens_of_experts
 from sim.channels import run_channels
 from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
@@ -29,12 +30,15 @@ from sim.dram_check import (
     REF,
     Commands,
     Violation,
+    bursts_of,
+    bursts_read,
     check_commands,
     commands_seen,
     refreshes_due,
     tiles_needed,
     tiles_read,
 )
+from sim.flips import FlippedWords, Flips, flip_words
 from sim.gating import banked_gate_cycles, gate_cycles
 from sim.layer import StreamTimes
 from sim.merge import merge_cycles
@@ -70,12 +74,10 @@ from spec.geometry import ceil_div
 from spec.registers import (
     CHANNEL_PROBE,
     CONTROL_CLEAR,
-    COUNTERS,
     PROBE,
     REGISTERS,
     ROUTER_PROBE,
     STATUS_REFRESHING,
-    counter_address,
 )
 
 AFTER_REFRESH = 4
@@ -134,6 +136,16 @@ class PimRun:
     spec: RunSpec
     result: RunResult
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """The counters by name."""
+        return counters_read(self.design, self.result.reads[:-1])
+
+    @property
+    def status(self) -> int:
+        """STATUS at the end of the run."""
+        return self.result.reads[-1]
+
     @cached_property
     def commands(self) -> list[Commands]:
         """Commands of each channel."""
@@ -147,6 +159,15 @@ class PimRun:
         """Return the cycles of the run in which a channel's refreshes should stand on its bus."""
         first = refresh_offset(self.banks, channel) - self.result.since_reset + ISSUE
         return refreshes_due(self.banks.pim, first, self.result.cycles)
+
+    def reads(self) -> list[Cycles]:
+        """Return for each channel how often each burst of its banks was read, by the commands seen."""
+        found = []
+        for channel, commands in enumerate(self.commands):
+            image = self.spec.banks[f"mem_{channel}"].image
+            assert not isinstance(image, Path)
+            found.append(bursts_read(self.banks, commands, len(image)))
+        return found
 
     def violations(self) -> list[tuple[int, Violation]]:
         """Return the DRAM rules that a channel broke: channel and violation."""
@@ -237,7 +258,7 @@ def pim_job(
             ),
             *start_steps(banks),
         ],
-        epilogue=[reg_read(counter_address(name) + offset) for name in COUNTERS for offset in (0, 4)],
+        epilogue=[*counter_steps(design), reg_read(REGISTERS["STATUS"])],
         probes=[
             "probe",
             "probe_channels",
@@ -247,6 +268,28 @@ def pim_job(
         max_cycles=1 << 40,
     )
     return banks, golden, spec
+
+
+def flip_banks(
+    spec: RunSpec, banks: BankGeometry, placement: list[list[int]], experts: Cycles, flips: Flips, seed: int
+) -> FlippedWords:
+    """Flip bits in the banks of a job, in place, in words of the experts that tokens go to.
+
+    Parameters
+    ----------
+    placement : channels of each expert.
+    experts : numbers of those that tokens go to.
+    flips : how many words, with one bit and with two.
+    """
+    images, read = [], []
+    for channel, bases in enumerate(banks.bases(placement)):
+        image = spec.banks[f"mem_{channel}"].image
+        assert not isinstance(image, Path)
+        images.append(image)
+        read.append(bursts_of(banks, bases, experts))
+    return flip_words(
+        images, read, units=banks.pim.units, single=flips.single, double=flips.double, seed=seed
+    )
 
 
 # Cycle model

@@ -13,14 +13,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 
 from sim.accelerator import Report, run_model
 from sim.pim_report import run_pim_model
 from sim.routing import Routing, draw_ids
 from sim.step import run_step as run_all_layers
-from sim.system.report import step_costs
-from sim.system.step import run_step
+from sim.system.report import run_policies
+from spec.catalogue import Backbone
 from spec.design import DesignSpec, Engine
 from spec.errors import InputError, require_range
 from spec.model import ModelSpec
@@ -43,7 +44,8 @@ class Point:
     tokens, routing, seed : of a layer; layers of a step have routings of their own.
     whole : one step over all MoE layers; else one layer.
     policy : of a system, by default its own.
-    phase : tokens of a trace to take.
+    phase : tokens of a trace to take; of a system, whether they are one prompt.
+    backbone : the model's attention and dense layers, for whole steps on a system that has them.
     """
 
     model: ModelSpec
@@ -54,6 +56,7 @@ class Point:
     whole: bool = False
     policy: str | None = None
     phase: str | None = None
+    backbone: Backbone | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class Outcome:
     ----------
     seconds : modelled time.
     cycles : of an accelerator.
-    energy_j : of an accelerator with a table of energy.
+    energy_j : where all figures that it needs are known.
     mac, bandwidth : utilisation of an accelerator.
     dropped : assignments that found no place.
     bound_s : of a system, the time that no policy is below.
@@ -89,7 +92,7 @@ def evaluate(point: Point) -> Outcome:
         require_range("tokens", point.tokens, 1, 1 << 20)
         if isinstance(point.target, SystemSpec):
             return _on_system(point, point.target)
-        return _of_report(_on_design(point, point.target))
+        return _of_report(on_design(point, point.target))
     except InputError as error:
         return Outcome(error=str(error))
 
@@ -131,7 +134,8 @@ def _chunks(points: Iterable[Point]) -> Iterator[list[Point]]:
         yield chunk
 
 
-def _on_design(point: Point, design: DesignSpec) -> Report:
+def on_design(point: Point, design: DesignSpec) -> Report:
+    """Return the report of a point on an accelerator; :class:`InputError` for one that breaks a rule."""
     model, routing = point.model, point.routing
     if point.whole:
         return run_all_layers(model, design, point.tokens, routing, point.seed, phase=point.phase)
@@ -157,11 +161,14 @@ def _on_system(point: Point, system: SystemSpec) -> Outcome:
         model = replace(model, num_moe_layers=1, num_dense_layers=0)
         if routing.trace is not None and routing.layer is None:
             routing = replace(routing, layer=routing.trace.layers[0])
-    costs = step_costs(system, model, point.tokens, routing, point.seed, phase=point.phase)
-    step = run_step(costs, point.policy or system.policy)
+    policy = point.policy or system.policy
+    run = partial(run_policies, system, model, point.tokens, routing, point.seed, (policy,))
+    steps, energies, _ = run(phase=point.phase, backbone=point.backbone if point.whole else None)
+    step = steps[policy]
     return Outcome(
         seconds=step.seconds,
+        energy_j=energies[policy].total,
         dropped=0,
         bound_s=max(step.bounds.values()),
-        host_share=float(step.schedule.host.sum() / max(1, costs.active.sum())),
+        host_share=float(step.schedule.host.sum() / max(1, step.costs.active.sum())),
     )

@@ -159,12 +159,13 @@ class BankGeometry:
             key="pim.dram.timing.refi",
         )
         # From the decision of a register write: when the first MAC reads the word, and when it is there.
-        latest = timing.write_to_mac + self.pim.storage_cycles
+        latest = timing.write_to_mac + self.pim.weight_cycles
         needed = 2 + self.image.input_cycles
+        corrects = self.pim.weight_cycles - self.pim.storage_cycles
         require(
             latest >= needed,
-            f"must be at least {needed - timing.write_to_mac} where weights multiply the experts' inputs,"
-            f" not {self.pim.storage_cycles}",
+            f"must be at least {needed - timing.write_to_mac - corrects} where weights multiply the experts'"
+            f" inputs, not {self.pim.storage_cycles}",
             key="pim.storage_cycles",
         )
 
@@ -210,6 +211,11 @@ class BankGeometry:
     def depth(self) -> int:
         """Tiles that a channel holds: words of the storage port, ``units`` bursts each."""
         return self.max_visits * self.bursts_per_row
+
+    @property
+    def stored_tile_bytes(self) -> int:
+        """Bytes of a tile as it lies in the banks: a burst of each unit, with its check bits."""
+        return self.pim.units * self.pim.stored_burst_bytes
 
     @property
     def field_bits(self) -> dict[str, int]:
@@ -318,7 +324,7 @@ class BankGeometry:
             for expert in bases
             if expert in held
         )
-        return visits * self.bursts_per_row * self.image.routed.tile_bytes
+        return visits * self.bursts_per_row * self.stored_tile_bytes
 
     def fits(self, placement: list[list[int]]) -> bool:
         """Whether every channel holds the experts placed on it."""

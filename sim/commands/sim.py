@@ -87,6 +87,9 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write figures of the run, its blocks, experts and energy to this CSV file.",
 )
+@click.option("--secded", is_flag=True, help="The banks of a pim design hold 8 check bits with 64 of data.")
+@click.option("--flips", type=int, help="Words that are read in which a bit is flipped; needs check bits.")
+@click.option("--double-flips", type=int, help="Words that are read in which two are; needs check bits.")
 @click.option("--sim", "simulator", type=click.Choice(["verilator"]), default="verilator", show_default=True)
 @click.option("--waves", is_flag=True, help="Leave a VCD of the first 10,000 cycles in build/waves.")
 @json_option
@@ -109,6 +112,9 @@ def command(
     compare: Path | None,
     timeline: Path | None,
     table: Path | None,
+    secded: bool,
+    flips: int | None,
+    double_flips: int | None,
     simulator: str,
     waves: bool,
     as_json: bool,
@@ -119,12 +125,15 @@ def command(
     the layer from its model by more than 1 %. With several designs the JSON object is
     {"designs": [one object for each]}.
     """
+    from sim.flips import Flips
     from sim.request import Request
     from sim.rtlsim import DEFAULT_ROOT, check_ready
     from sim.workload import is_vector
     from spec.load import load_design
 
     designs = [load_design(name, number_format) for name in design_names]
+    if secded:
+        designs = [design.with_secded() for design in designs]
     for number, name in enumerate(design_names):
         require(
             name not in design_names[:number], f"must name each design once, not {name!r} again", key="design"
@@ -148,6 +157,7 @@ def command(
         layout=layout,
         layer=layer,
         record=any(files.values()),
+        flips=Flips(single=flips or 0, double=double_flips or 0),
     )
     engine, vector = request.engine, is_vector(model_name)
     require(trace is None or len(designs) == 1, "needs a single --design", key="trace")

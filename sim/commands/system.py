@@ -1,6 +1,8 @@
-"""``expertbank system``: a model's MoE layers on a host with an engine near memory, under every policy."""
+"""``expertbank system``: a step of a model on a system, under every policy."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -13,12 +15,19 @@ from sim.commands.output import json_option, print_json, print_table
 @click.option("--tokens", type=int, default=16, show_default=True, help="Of the step.")
 @click.option("--policy", help="What is reported (default: the system's), or FILE.py; all are compared.")
 @click.option("--host", "host_name", help="Another host: a preset of spec/engines or a TOML file.")
-@click.option("--phase", type=click.Choice(["prefill", "decode"]), help="Tokens of a trace to take.")
+@click.option("--scale", default="full", show_default=True, help="full, or divide the model's sizes by N.")
+@click.option(
+    "--phase",
+    type=click.Choice(["prefill", "decode"]),
+    help="One prompt of --tokens, or (default) a token of each request; tokens of a trace to take.",
+)
+@click.option("--only-experts", is_flag=True, help="Leave out attention, dense layers and shared experts.")
 @click.option(
     "--routing", "routing_name", default="uniform", help="uniform, zipf:S, ... or a trace: docs/routing.md."
 )
 @click.option("--routing-layer", type=int, help="The trace's layer to take, by its number.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the routing.")
+@click.option("--timeline", type=click.Path(path_type=Path), help="Write all spans for Perfetto.")
 @json_option
 def command(
     system_name: str,
@@ -26,30 +35,38 @@ def command(
     tokens: int,
     policy: str | None,
     host_name: str | None,
+    scale: str,
     phase: str | None,
+    only_experts: bool,
     routing_name: str,
     routing_layer: int | None,
     seed: int,
+    timeline: Path | None,
     as_json: bool,
 ) -> int:
-    """Run one step of a model's routed experts on a system, by rooflines; docs/reproduce.md.
-
-    Attention, dense layers and shared experts are not part of it.
-    """
+    """Run one step of a model on a system: hosts, engines near memory, devices; docs/system.md."""
     from sim.api import simulate_system
     from sim.system.report import COLUMNS
+    from sim.system.timeline import timeline_text
+    from sim.toolchain import check_parent, write_atomically
 
+    if timeline is not None:
+        check_parent(timeline, "timeline")
     result = simulate_system(
         system_name,
         model_name,
         tokens=tokens,
+        scale=scale,
         routing=routing_name,
         routing_layer=routing_layer,
         phase=phase,
         seed=seed,
         policy=policy,
         host=host_name,
+        only_experts=only_experts,
     )
+    if timeline is not None:
+        write_atomically(timeline, timeline_text(result))
     if as_json:
         print_json(result.as_json())
         return 0
@@ -61,4 +78,9 @@ def command(
         f"{name} {seconds * 1e6:.2f} us" for name, seconds in result.steps[result.policy].bounds.items()
     )
     print(f"no policy is faster than: {bounds}")
+    energy = result.energies[result.policy]
+    if energy.missing:
+        print(f"no energy: nothing says {', '.join(energy.missing)}")
+    for note in result.notes:
+        print(note)
     return 0
