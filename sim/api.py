@@ -11,7 +11,7 @@ from sim.accelerator import Report
 from sim.request import Request
 from spec.design import DesignSpec
 from spec.errors import require
-from spec.load import load_design
+from spec.load import load_backbone, load_design, load_engine, load_model, load_system
 from spec.system import SystemSpec
 
 if TYPE_CHECKING:
@@ -83,21 +83,23 @@ def simulate_system(
     *,
     tokens: int = 16,
     scale: int | str = "full",
+    only_experts: bool = False,
     routing: str = "uniform",
     routing_layer: int | None = None,
     phase: str | None = None,
     seed: int = 0,
     policy: str | None = None,
     host: str | Path | None = None,
-    only_experts: bool = False,
 ) -> SystemRun:
-    """Run one step of a model on a system: hosts, engines near memory, devices, under every policy.
+    """Run one step of a model on a system, under every policy.
 
     Parameters are the options of ``expertbank system``, of the same meaning and with the same defaults.
 
     Parameters
     ----------
     system : preset, TOML, or a system.
+    scale : ``full`` or a divisor of the experts' sizes; attention and dense layers are then left out.
+    only_experts : leave out attention, dense layers and shared experts.
     policy : the one that is reported, by default the system's: a name, or a Python file of one's own.
     host : another host: a preset of ``spec/engines`` or a TOML file.
 
@@ -112,7 +114,6 @@ def simulate_system(
     from sim.system.plugins import blamed, plugged
     from sim.system.report import run_system
     from sim.workload import parse_scale
-    from spec.load import load_backbone, load_engine, load_model, load_system
 
     chosen = None if policy is None else plugged("split", policy)
     spec = system if isinstance(system, SystemSpec) else load_system(str(system))

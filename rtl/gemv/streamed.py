@@ -34,6 +34,8 @@ EPOCH = 1 << 13
 ROW_QUEUE, COLUMN_QUEUE = 8, 256
 RECENT = 8
 """Row commands that are remembered to keep their bus to one a cycle."""
+RECENT_IN_ORDER = 4
+"""The same where no row is opened meanwhile: PRE and ACT of the row in use, and both sides' last PRE."""
 FIRST_COMMAND, MARGIN = 1, 1
 """As in the model: the cycle of the first ACT, and cycles that are kept for the other side's PRE."""
 ACT, PRE, RD, WR, REF = Command.ACT, Command.PRE, Command.RD, Command.WR, Command.REF
@@ -93,7 +95,8 @@ class _Signals:
             stamp("last_act"),
         )
         self.singles = [stamp(f"single_{n}") for n in range(2)]
-        self.recent = [stamp(f"recent_{n}") for n in range(RECENT)]
+        recent = RECENT if config.additions.prefetch else RECENT_IN_ORDER
+        self.recent = [stamp(f"recent_{n}") for n in range(recent)]
         self.due = stamp("due")
         self.side, self.home = Signal(name="side"), Signal(name="home")
         self.target = Signal(signed(ROW_BITS), name="target")

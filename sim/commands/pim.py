@@ -180,7 +180,8 @@ def gemv_command(
     else:
         shown = [(name, value) for name, value in result.items() if not isinstance(value, dict | list)]
         shown = [(name, value) for name, value in shown if not name.startswith("energy")]
-        shown.append(("energy", "-" if energy is None else as_text(energy)))
+        unknown = "not known: the device names no table"
+        shown.append(("energy", unknown if energy is None else as_text(energy)))
         if energy is not None:
             shown += [(f"energy: {name}", joules) for name, joules in energy.components.items()]
         if ablate:

@@ -57,13 +57,13 @@ def command(
         model_name,
         tokens=tokens,
         scale=scale,
+        only_experts=only_experts,
         routing=routing_name,
         routing_layer=routing_layer,
         phase=phase,
         seed=seed,
         policy=policy,
         host=host_name,
-        only_experts=only_experts,
     )
     if timeline is not None:
         write_atomically(timeline, timeline_text(result))
