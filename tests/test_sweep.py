@@ -27,6 +27,7 @@ from sim.cli import main
 from sim.results.sweep_page import sweep_page_text
 from sim.sweep import run, store
 from sim.sweep.chunks import Row, point_key, run_chunk, run_point
+from sim.sweep.evaluators import EVALUATORS
 from sim.sweep.findings import Spread, find, not_beaten
 from sim.sweep.run import Interrupted, Summary, collect, run_sweep
 from sim.sweep.space import Space, load_space, read_space, shuffled
@@ -802,6 +803,17 @@ def test_presets_of_spaces_are_sound() -> None:
         assert run_point(of, next(of.candidates())).error is None
 
 
+def test_the_page_shows_the_preset() -> None:
+    text = (ROOT / "docs" / "sweep.md").read_text()
+    shown = text.partition("<!-- space -->\n\n```toml\n")[2].partition("```\n\n<!-- /space -->")[0]
+    assert shown == (ROOT / "spec" / "sweeps" / "array-and-memory.toml").read_text()
+    for name, kind in EVALUATORS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` | "))
+        specs, options = row.split(" | ")[1:3]
+        assert re.findall(r"`(\w+)`", specs) == list(kind.roots)
+        assert re.findall(r"`(\w+)`", re.sub(r" \(.*\)", "", options)) == list(kind.options)
+
+
 # What is in the file -> the line behind the file's name.
 BAD_SPACES = {
     "no TOML": ("[axes\n", r"is not valid TOML: .*"),
@@ -1160,13 +1172,15 @@ def test_clients_that_are_killed_at_random_lose_nothing(tmp_path) -> None:
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for number in range(20):
-        client = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        client = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             client.wait(timeout=3 + 4 * rng.random() if number < 19 else 200)
             break
         except subprocess.TimeoutExpired:
             client.send_signal([signal.SIGKILL, signal.SIGTERM, signal.SIGINT][number % 3])
-            client.communicate()
+            client.wait()
     assert client.returncode == 0
     run_sweep(of, tmp_path / "h.parquet", lambda: LocalWorkers(2), Silent())
     assert file.read_bytes() == (tmp_path / "h.parquet").read_bytes()
