@@ -16,8 +16,10 @@ from spec.registers import (
     CONTROL_LOAD,
     CORE_REGISTERS,
     COUNTERS,
+    ECC_COUNTERS,
     IDENTITY,
     REGISTERS,
+    STATUS_UNCORRECTED,
     Access,
     counter_address,
 )
@@ -31,6 +33,9 @@ class RegisterFile(wiring.Component):
     ``names`` leaves registers that are read and written out (a block alone has fewer), ``counters``
     counters.
 
+    ``flips``: most words with flipped bits that may be read in a cycle; 0 for banks without check bits,
+    of which there are no counters.
+
     Members
     -------
     reg_addr, reg_wdata, reg_we, reg_rdata : the port; byte addresses of 32-bit words.
@@ -41,6 +46,8 @@ class RegisterFile(wiring.Component):
     scale_x, scale_h : Out(32), with ``scales``
     events : In(ArrayLayout(range(most + 1), len(counters)))
         How many of each counter's events fall into this cycle, in the order of ``counters``.
+    corrected, uncorrected : In(range(flips + 1)), with ``flips``
+        The same of the words with flipped bits.
     place_expert, place_channel, place_value : Out, place_row, place_channels : Out(1)
         An entry of the placement tables is written in this cycle: an expert's first row in a channel,
         its set of channels.
@@ -53,6 +60,7 @@ class RegisterFile(wiring.Component):
         scales: bool = False,
         names: Collection[str] = tuple(REGISTERS),
         counters: Sequence[str] = tuple(COUNTERS),
+        flips: int = 0,
     ) -> None:
         self.counters = counters
         self.kept = [
@@ -61,6 +69,7 @@ class RegisterFile(wiring.Component):
             if register.access is Access.READ_WRITE and register.name in names and scales >= register.int8
         ]
         self.scales = tuple(name.lower() for name in self.kept if name.startswith("SCALE_"))
+        self.flips = tuple(ECC_COUNTERS) if flips else ()
         super().__init__(
             {
                 "reg_addr": In(ADDRESS_BITS),
@@ -72,6 +81,7 @@ class RegisterFile(wiring.Component):
                 "clear": Out(1),
                 **{name.lower(): Out(32) for name in self.kept},
                 "events": In(data.ArrayLayout(range(most + 1), len(counters))),
+                **dict.fromkeys(self.flips, In(range(flips + 1))),
                 "place_expert": Out(16),
                 "place_channel": Out(8),
                 "place_value": Out(32),
@@ -103,23 +113,28 @@ class RegisterFile(wiring.Component):
                 with m.Case(REGISTERS["PLACE_CHANNELS"] >> 2):
                     m.d.sync += [self.place_channels.eq(1), self.place_value.eq(self.reg_wdata)]
 
-        counters = [Signal(64, name=f"count_{name}") for name in self.counters]
-        for index, counter in enumerate(counters):
+        events = {name: self.events[index] for index, name in enumerate(self.counters)}
+        events |= {name: getattr(self, name) for name in self.flips}
+        counters = {name: Signal(64, name=f"count_{name}") for name in events}
+        for name, counter in counters.items():
             with m.If(self.clear):
                 m.d.sync += counter.eq(0)
             with m.Else():
-                m.d.sync += counter.eq(counter + self.events[index])
+                m.d.sync += counter.eq(counter + events[name])
+        status = self.status
+        if self.flips:
+            status = status | counters["uncorrected"].any() << STATUS_UNCORRECTED
 
         m.d.sync += self.reg_rdata.eq(0)
         with m.Switch(word):
             with m.Case(REGISTERS["IDENTITY"] >> 2):
                 m.d.sync += self.reg_rdata.eq(IDENTITY)
             with m.Case(REGISTERS["STATUS"] >> 2):
-                m.d.sync += self.reg_rdata.eq(self.status)
+                m.d.sync += self.reg_rdata.eq(status)
             for name, register in writable.items():
                 with m.Case(REGISTERS[name] >> 2):
                     m.d.sync += self.reg_rdata.eq(register)
-            for name, counter in zip(self.counters, counters, strict=True):
+            for name, counter in counters.items():
                 for half in range(2):
                     with m.Case((counter_address(name) >> 2) + half):
                         m.d.sync += self.reg_rdata.eq(counter.word_select(half, 32))

@@ -27,13 +27,14 @@ from spec.registers import (
     BUS_REGISTERS,
     BUS_VERSION,
     COUNTERS,
+    ECC_COUNTERS,
     IDENTITY,
     Register,
     Top,
     counter_address,
-    counters_of,
     field_of,
     register_map,
+    top_counters,
 )
 
 ATTEMPTS = 1_000_000
@@ -138,7 +139,7 @@ class Driver:
         self.streams = streams
         self.attempts = attempts
         self.top = Top.FPGA
-        self.int8 = False
+        self.int8 = self.secded = False
 
     def identify(self) -> Top:
         """Return which top this is; raises :class:`DriverError` if it is none that this driver knows."""
@@ -150,7 +151,8 @@ class Driver:
             raise DriverError(f"BUS_ID.version must be {BUS_VERSION}, not {found['version']}")
         if found["top"] >= len(Top):
             raise DriverError(f"BUS_ID.top must be below {len(Top)}, not {found['top']}")
-        self.top, self.int8 = list(Top)[found["top"]], bool(found["int8"])
+        self.top = list(Top)[found["top"]]
+        self.int8, self.secded = bool(found["int8"]), bool(found["secded"])
         return self.top
 
     def configure(self, steps: Iterable[Step]) -> None:
@@ -231,8 +233,8 @@ class Driver:
     def counters(self) -> dict[str, int]:
         """Return the performance counters of this top; read them while nothing runs."""
         found = {}
-        for name in COUNTERS:
-            if name in counters_of(self.top):
+        for name in (*COUNTERS, *ECC_COUNTERS):
+            if name in top_counters(self.top, secded=self.secded):
                 address = counter_address(name)
                 low, high = self.registers.read32(address), self.registers.read32(address + 4)
                 found[name] = low | high << 32

@@ -25,7 +25,7 @@ SOFTWARE_ACCESS = {
 
 def whole_map() -> tuple[Register, ...]:
     """Return every register of every top, in order of addresses."""
-    found = {register.name: register for top in Top for register in register_map(top, int8=True)}
+    found = {register.name: register for top in Top for register in register_map(top, int8=True, secded=True)}
     return tuple(sorted(found.values(), key=lambda register: register.address))
 
 
@@ -142,9 +142,9 @@ FILES: Mapping[str, Callable[[Sequence[Register], str], str]] = {
 """Files of a top's registers, by the pattern of their names."""
 
 
-def register_files(top: Top, name: str, *, int8: bool) -> dict[str, str]:
+def register_files(top: Top, name: str, *, int8: bool, secded: bool = False) -> dict[str, str]:
     """Return the texts of a top's header, constants and SystemRDL, by file name."""
-    registers = register_map(top, int8=int8)
+    registers = register_map(top, int8=int8, secded=secded)
     return {pattern.format(name): text(registers, name) for pattern, text in FILES.items()}
 
 
@@ -172,4 +172,5 @@ def _range(field: Field) -> str:
 
 def _tops(register: Register) -> str:
     tops = ", ".join(register.tops) if len(register.tops) < len(Top) else EVERY_TOP
-    return f"{tops} (int8)" if register.int8 else tops
+    conditions = [name for name in ("int8", "secded") if getattr(register, name)]
+    return f"{tops} ({', '.join(conditions)})" if conditions else tops

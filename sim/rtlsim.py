@@ -51,6 +51,7 @@ from spec.device import PimDevice
 from spec.errors import InputError
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.model import ModelSpec
+from spec.program import ALL, Additions
 from spec.registers import Top
 
 PROJECT = Path(__file__).parent.parent
@@ -118,20 +119,22 @@ def gate_component(geometry: GateGeometry) -> Callable[[], object]:
     return gate
 
 
-def require_channel(device: PimDevice, *, secded: bool = False) -> None:
+def require_channel(device: PimDevice, *, secded: bool = False, additions: Additions = ALL) -> None:
     """Raise :class:`spec.errors.InputError` where no channel in Verilog can run a device's schedule."""
     from rtl.gemv import ChannelConfig
 
-    ChannelConfig(device=device, secded=secded)
+    ChannelConfig(device=device, secded=secded, additions=additions.in_hardware)
 
 
-def gemv_component(device: PimDevice, *, secded: bool = False) -> Callable[[], object]:
+def gemv_component(
+    device: PimDevice, *, secded: bool = False, additions: Additions = ALL
+) -> Callable[[], object]:
     """Return what makes a channel that runs command programs, for :func:`build`."""
 
     def channel() -> object:
         from rtl.gemv import ChannelConfig, ProgramChannel
 
-        return ProgramChannel(ChannelConfig(device=device, secded=secded))
+        return ProgramChannel(ChannelConfig(device=device, secded=secded, additions=additions.in_hardware))
 
     return channel
 
@@ -154,13 +157,20 @@ def block_component(model: ModelSpec, design: DesignSpec, block: str) -> Callabl
     return engines[block](model, design) if block in engines else part
 
 
-def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:
+def write_layer(
+    model: ModelSpec, design: DesignSpec, name: str, out: Path, *, two_clocks: bool = False
+) -> list[Path]:
     """Write the Verilog of a layer, ``eb_<name>``, into a folder; return the files.
 
+    ``two_clocks``: its streams and memory port run on a clock of their own (:mod:`rtl.crossing`).
     Raises :class:`InputError` where the folder cannot be written.
     """
     check_writable(out)
     check_fits(model, design)
+    if two_clocks:
+        from rtl.crossing import TwoClocks
+
+        return _write(TwoClocks(_layer(model, design)), name, out)
     return _write(_layer(model, design), name, out)
 
 
@@ -202,7 +212,8 @@ def write_top(model: ModelSpec, design: DesignSpec, block: Top | None, stem: str
     check_writable(out)
     check_fits(model, design)
     name = f"{stem}_axi"
-    texts = register_files(top_of(design, block), name, int8=design.format is Format.INT8)
+    secded = design.pim is not None and design.pim.secded
+    texts = register_files(top_of(design, block), name, int8=design.format is Format.INT8, secded=secded)
     files = _write(top_component(model, design, block)(), name, out)
     for file, text in texts.items():
         write_atomically(out / file, text)
@@ -948,7 +959,8 @@ def _split(
     payloads: UInt64Array, data_bits: int, port_width: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the bytes of ``tdata`` as Verilator keeps them, and ``tlast``."""
-    raw = np.ascontiguousarray(payloads).view(np.uint8).reshape(len(payloads), -1)
+    # (No -1: a source may have no beats.)
+    raw = np.ascontiguousarray(payloads).view(np.uint8).reshape(len(payloads), 8 * payloads.shape[1])
     whole, rest = divmod(data_bits, 8)
     data = np.zeros((len(raw), _storage_bytes(port_width)), dtype=np.uint8)
     data[:, :whole] = raw[:, :whole]

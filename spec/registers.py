@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from spec.design import Policy
+from spec.design import DesignSpec, Policy
 from spec.errors import require
 
 IDENTITY = 0x45423031
@@ -97,6 +97,7 @@ class Register:
     fields : ascending; bits in none of them read as 0 and are not written.
     tops : which tops have it.
     int8 : only in int8 designs.
+    secded : only where banks hold check bits.
     locked : writes are refused while a token is inside, the router is loaded or recovery is under way.
     """
 
@@ -107,6 +108,7 @@ class Register:
     fields: tuple[Field, ...] = (Field(name="value"),)
     tops: tuple[Top, ...] = tuple(Top)
     int8: bool = False
+    secded: bool = False
     locked: bool = False
 
     def __post_init__(self) -> None:
@@ -167,6 +169,12 @@ CORE_REGISTERS = (
                 meaning="a read was answered with an error since the last load",
             ),
             Field(name="refreshing", low=3, width=1, meaning="channel 0 refreshes (`pim`)"),
+            Field(
+                name="uncorrected",
+                low=4,
+                width=1,
+                meaning="a word with two flipped bits was read since `clear` (`pim` with check bits)",
+            ),
         ),
     ),
     Register(
@@ -287,11 +295,12 @@ CONTROL_CLEAR = _low("CONTROL", "clear")
 """Bit of CONTROL: set all counters to zero."""
 
 
-def capacity_word(expert_capacity: int, longest: int) -> int:
+def capacity_word(expert_capacity: int, longest: int, *, key: str = "expert_capacity") -> int:
     """Return what CAPACITY holds for sequences of at most ``longest`` tokens.
 
     A capacity beyond the register that no sequence can reach is none; one that a sequence can reach
-    raises :class:`spec.errors.InputError`. Hardware of a model without any place does not read it: 0.
+    raises :class:`spec.errors.InputError` for ``key``, the field that it is from. Hardware of a model
+    without any place does not read it: 0.
     """
     most = (1 << CAPACITY_BITS) - 1
     if expert_capacity <= most:
@@ -300,7 +309,7 @@ def capacity_word(expert_capacity: int, longest: int) -> int:
         longest <= expert_capacity,
         f"must be at most {most} (register CAPACITY) for a sequence of {longest} tokens,"
         f" not {expert_capacity}",
-        key="expert_capacity",
+        key=key,
     )
     return 0
 
@@ -314,6 +323,9 @@ STATUS_READ_ERROR = _low("STATUS", "read_error")
 
 STATUS_REFRESHING = _low("STATUS", "refreshing")
 """Bit of STATUS: a refresh of channel 0 is under way (``pim``)."""
+STATUS_UNCORRECTED = _low("STATUS", "uncorrected")
+"""Bit of STATUS: a word with two flipped bits was read since the counters were cleared (``pim`` with check
+bits in its banks)."""
 
 COUNTERS = {
     "cycles": "cycles with a token inside, from the first input beat to the last output beat",
@@ -339,12 +351,23 @@ COUNTERS = {
 }
 """Performance counters, 64 bits each; those of another engine stay 0."""
 
+ECC_COUNTERS = {
+    "corrected": "words read from the banks with one flipped bit, which was corrected",
+    "uncorrected": "words read with two flipped bits, which were not",
+}
+"""Further counters of a ``pim`` design whose banks hold check bits."""
+
 FIRST_COUNTER = 0x40
 
 
 def counter_address(name: str) -> int:
     """Return the byte address of a counter's low word; the high word follows."""
-    return FIRST_COUNTER + 8 * list(COUNTERS).index(name)
+    return FIRST_COUNTER + 8 * [*COUNTERS, *ECC_COUNTERS].index(name)
+
+
+def counters_of(design: DesignSpec) -> tuple[str, ...]:
+    """Return the names of a design's counters, in the order of their addresses."""
+    return (*COUNTERS, *(ECC_COUNTERS if design.pim is not None and design.pim.secded else ()))
 
 
 BUS_VERSION = 1
@@ -368,6 +391,7 @@ BUS_REGISTERS = (
                 meaning=", ".join(f"{number} `{top}`" for number, top in enumerate(Top)),
             ),
             Field(name="int8", low=12, width=1, meaning="experts are computed in int8"),
+            Field(name="secded", low=13, width=1, meaning="banks hold check bits"),
         ),
     ),
     Register(
@@ -526,12 +550,14 @@ PACKET_ERRORS = ("short_token", "short_packet", "long_packet")
 
 def counter_registers(names: Sequence[str] = tuple(COUNTERS)) -> tuple[Register, ...]:
     """Return the halves of the counters as registers."""
+    meanings = {**COUNTERS, **ECC_COUNTERS}
     return tuple(
         Register(
             name=f"{name.upper()}_{half}",
             address=counter_address(name) + 4 * (half == "HIGH"),
             access=Access.READ,
-            meaning=f"Counter: {COUNTERS[name]}" + (", upper half." if half == "HIGH" else "."),
+            meaning=f"Counter: {meanings[name]}" + (", upper half." if half == "HIGH" else "."),
+            secded=name in ECC_COUNTERS,
         )
         for name in names
         for half in ("LOW", "HIGH")
@@ -559,16 +585,21 @@ DISPATCH_COUNTERS = (
 """Counters of the blocks alone."""
 
 
-def counters_of(top: Top) -> tuple[str, ...]:
+def top_counters(top: Top, *, secded: bool = False) -> tuple[str, ...]:
     """Return the counters that a top has."""
-    return {Top.GATE: GATE_COUNTERS, Top.DISPATCH: DISPATCH_COUNTERS}.get(top, tuple(COUNTERS))
+    of_layer = (*COUNTERS, *(ECC_COUNTERS if secded and top is Top.PIM else ()))
+    return {Top.GATE: GATE_COUNTERS, Top.DISPATCH: DISPATCH_COUNTERS}.get(top, of_layer)
 
 
-def register_map(top: Top, *, int8: bool = False) -> tuple[Register, ...]:
-    """Return what software sees at a top's AXI4-Lite port, in order of addresses."""
+def register_map(top: Top, *, int8: bool = False, secded: bool = False) -> tuple[Register, ...]:
+    """Return what software sees at a top's AXI4-Lite port, in order of addresses.
+
+    ``int8``: experts are computed in int8; ``secded``: banks hold check bits.
+    """
+    counters = counter_registers(top_counters(top, secded=secded))
     return tuple(
         register
-        for register in (*CORE_REGISTERS, *counter_registers(counters_of(top)), *BUS_REGISTERS)
+        for register in (*CORE_REGISTERS, *counters, *BUS_REGISTERS)
         if top in register.tops and (int8 or not register.int8)
     )
 

@@ -86,12 +86,14 @@ class AxiTop(wiring.Component):
         token_beats: int,
         output_beats: int = 1,
         int8: bool = False,
+        secded: bool = False,
         burst_beats: int = 1,
         max_outstanding: int = 1,
     ) -> None:
         self.core = core
         self.top = top
         self.int8 = int8
+        self.secded = secded
         self.token_beats = token_beats
         self.output_beats = output_beats
         self.burst_beats = burst_beats
@@ -122,7 +124,7 @@ class AxiTop(wiring.Component):
     @property
     def registers(self):
         """What software sees: :func:`spec.registers.register_map`."""
-        return register_map(self.top, int8=self.int8)
+        return register_map(self.top, int8=self.int8, secded=self.secded)
 
     def elaborate(self, platform):
         m = Module()
@@ -135,6 +137,7 @@ class AxiTop(wiring.Component):
         bus = [register for register in self.registers if register.address >= BUS_PAGE]
         constants = {"bus_id_version": field_of(BUS_REGISTERS, "BUS_ID", "version").reset}
         constants |= {"bus_id_top": list(Top).index(self.top), "bus_id_int8": int(self.int8)}
+        constants["bus_id_secded"] = int(self.secded)
         m.submodules.block = block = RegisterBlock(bus, constants)
         m.submodules.packets = packets = PacketGuard(self.i.payload.shape(), self.token_beats)
         m.submodules.marker = marker = PacketMarker(self.o.payload.shape())
@@ -369,6 +372,7 @@ def layer_top(model: ModelSpec, design: DesignSpec) -> AxiTop:
         token_beats=core.image.gate.input_beats,
         output_beats=ceil_div(model.d_model, design.tile.act_lanes),
         int8=design.format is Format.INT8,
+        secded=design.pim is not None and design.pim.secded,
         burst_beats=design.memory.burst_beats,
         max_outstanding=design.memory.max_outstanding,
     )

@@ -36,7 +36,11 @@ PLAIN, AXI = "plain", "axi"
     show_default=True,
     help="Registers at a plain port, or AXI4-Lite with errors, recovery and an interrupt (docs/axi.md).",
 )
-@click.option("--secded", is_flag=True, help="Of a device: the banks hold 8 check bits with 64 of data.")
+@click.option("--secded", is_flag=True, help="The banks hold 8 check bits with 64 of data.")
+@click.option("--two-clocks", is_flag=True, help="Streams and memory port on a clock of their own, bus_aclk.")
+@click.option(
+    "--bench", "bench_tokens", type=int, help="Tokens of the self-checking bench, 0 for none (default: 8)."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder.")
 @json_option
 def command(
@@ -46,23 +50,44 @@ def command(
     number_format: str | None,
     bus: str,
     secded: bool,
+    two_clocks: bool,
+    bench_tokens: int | None,
     out: Path,
     as_json: bool,
 ) -> int:
     """Write an accelerator's Verilog, one module per distinct block, and its file list to a folder.
 
-    With AXI ports also its registers as C header, Python constants and SystemRDL.
-    Of a device with a command schedule it is a channel that runs command programs, of all products.
+    Beside it FuseSoC's expertbank.core, constraints, an example top for ECP5 and, of a layer, a bench that
+    checks itself (docs/verilog.md). Of a device with a command schedule it is a channel that runs command
+    programs, of all products. With '--bus axi' there is no bench, but the registers as C header, Python
+    constants and SystemRDL (docs/axi.md).
     """
+    from sim.handover import hand_over, layer_bench
     from spec.load import is_device
 
     if is_device(design_name):
+        require(not two_clocks, f"needs an accelerator, not {design_name!r}, a device", key="two-clocks")
+        require(bench_tokens is None, f"needs an accelerator, not {design_name!r}, a device", key="bench")
         require(bus == PLAIN, f"must be {PLAIN} for {design_name!r}, a device, not {bus}", key="bus")
-        files = _write_device(design_name, secded, out)
+        files = hand_over(lambda folder: _write_device(design_name, secded, folder), out)
+    elif bus == AXI:
+        require(not two_clocks, f"is for '--bus {PLAIN}', not {bus}", key="two-clocks")
+        require(not bench_tokens, f"is for '--bus {PLAIN}', not {bus}", key="bench")
+        files = hand_over(
+            lambda folder: _write_axi(design_name, model_name, scale, number_format, folder, secded=secded),
+            out,
+        )
     else:
-        require(not secded, f"needs a device for 'pim gemv', not {design_name!r}", key="secded")
-        write = _write_axi if bus == AXI else _write_accelerator
-        files = write(design_name, model_name, scale, number_format, out)
+        bench = layer_bench(
+            model_name, design_name, scale or str(DEFAULT_SCALE), number_format, bench_tokens, secded=secded
+        )
+        files = hand_over(
+            lambda folder: _write_accelerator(
+                design_name, model_name, scale, number_format, folder, secded=secded, two_clocks=two_clocks
+            ),
+            out,
+            bench,
+        )
     if as_json:
         print_json({"files": [str(file) for file in files]})
     else:
@@ -72,19 +97,34 @@ def command(
 
 
 def _write_accelerator(
-    design_name: str, model_name: str, scale: str | None, number_format: str | None, out: Path
+    design_name: str,
+    model_name: str,
+    scale: str | None,
+    number_format: str | None,
+    out: Path,
+    *,
+    secded: bool,
+    two_clocks: bool,
 ) -> list[Path]:
     from sim.rtlsim import write_layer
     from sim.workload import hardware_model
     from spec.load import load_design
 
     design = load_design(design_name, number_format)
+    design = design.with_secded() if secded else design
     model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
-    return write_layer(model, design, f"{design.name.replace('-', '_')}", out)
+    name = design.name.replace("-", "_") + ("_two_clocks" if two_clocks else "")
+    return write_layer(model, design, name, out, two_clocks=two_clocks)
 
 
 def _write_axi(
-    design_name: str, model_name: str, scale: str | None, number_format: str | None, out: Path
+    design_name: str,
+    model_name: str,
+    scale: str | None,
+    number_format: str | None,
+    out: Path,
+    *,
+    secded: bool,
 ) -> list[Path]:
     from sim.rtlsim import write_top
     from sim.synth import SMALL, small_block
@@ -94,8 +134,10 @@ def _write_axi(
 
     if design_name not in SMALL:
         design = load_design(design_name, number_format)
+        design = design.with_secded() if secded else design
         model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
         return write_top(model, design, None, design.name.replace("-", "_"), out)
+    require(not secded, f"needs a near-memory design, not {design_name!r}", key="secded")
     model, design = small_block()
     rule = f"must be bf16 for {design_name!r}, not {number_format}"
     require(number_format in (None, Format.BF16), rule, key="format")
