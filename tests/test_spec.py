@@ -237,6 +237,10 @@ BAD_DESIGNS = {
         PIM.replace('router = "own"', 'router = "gate"'),
         "pim.router: must be one of own, banks, not 'gate'",
     ),
+    "unknown check bits": (
+        PIM.replace('router = "own"', 'router = "own"\necc = "parity"'),
+        "pim.ecc: must be one of none, secded, not 'parity'",
+    ),
     "router in int8 banks": (
         PIM.replace('router = "own"', 'router = "banks"').replace(
             'engine = "pim"', 'engine = "pim"\nformat = "int8"'
@@ -369,6 +373,17 @@ def test_files_that_are_no_text(tmp_path):
     path.write_bytes(b"#" * ((1 << 20) + 1))
     with raises(f"{path}: must be at most 1048576 bytes, not 1048577"):
         load_model(str(path))
+
+
+def test_check_bits_are_of_whole_words():
+    design = load_design("pim").with_secded()
+    assert design.pim is not None
+    assert (design.pim.stored_burst_bytes, design.pim.weight_cycles) == (36, 17)
+    small = dataclasses.replace(design.pim.dram, burst_bytes=4)
+    with raises(
+        "ecc: must be none with bursts of 4 bytes, which are no words of 8, not secded",
+    ):
+        dataclasses.replace(design.pim, dram=small, banks_per_unit=1, act_lanes=1)
 
 
 def test_a_unit_must_find_its_place_in_a_burst():
