@@ -19,6 +19,7 @@ from golden.vectors import read_vector
 from sim.cli import main
 from sim.routing import TraceShape
 from sim.routing.formats import read_trace
+from sim.sweep.space import load_space
 from spec.banks import BankGeometry
 from spec.errors import MAX_MESSAGE, InputError
 from spec.families import load_config
@@ -44,6 +45,7 @@ READERS: dict[str, tuple[str, list[str], Callable[[Path], object]]] = {
     "device": ("f.toml", presets("devices"), lambda path: load_device(str(path))),
     "dram": ("f.toml", presets("dram"), lambda path: load_dram(str(path))),
     "energy": ("f.toml", presets("energy"), lambda path: load_energy(str(path))),
+    "space": ("f.toml", presets("sweeps"), lambda path: load_space(str(path))),
     "layout": ("f.toml", [LAYOUT], lambda path: load_layout(path, TINY_BANKS)),
     "configuration": (
         "config.json",
