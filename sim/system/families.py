@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from golden.weights import check_seed
 from sim.routing import parse_routing, shape_of
 from sim.system import caches, combined, execution, parallel, placement, widths
 from sim.system import exchange as exchanges
@@ -46,7 +47,7 @@ def drawn(
 ) -> Drawn:
     """Return steps of a model's MoE layers under a routing; :class:`InputError` for bad input."""
     model = load_model(model_name)
-    require(seed >= 0, f"must be at least 0, not {seed}", key="seed")
+    check_seed(seed)
     shape = replace(shape_of(model), num_experts=model.gating.num_experts)
     parsed = parse_routing(routing, shape, layer=routing_layer)
     found = drawn_steps(model, steps, tokens, parsed, seed, phase)
