@@ -176,7 +176,7 @@ def test_all_verilog_of_an_export_compiles_together(tiny) -> None:
     assert not list((tiny / "bench").glob("*.v"))
 
 
-EXPORTS = ["fpga", "pim", "gate", "dispatch", "hbm2-pim"]
+EXPORTS = ["fpga", "pim", *synth.SMALL, "hbm2-pim"]
 
 
 def exported(design: str) -> tuple[Path, str]:
