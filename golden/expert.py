@@ -25,6 +25,7 @@ def ffn(
     gate_bias: NDArray[np.floating] | None = None,
     up_bias: NDArray[np.floating] | None = None,
     down_bias: NDArray[np.floating] | None = None,
+    second_up: NDArray[np.floating] | None = None,
 ) -> NDArray[np.float64]:
     """Return one expert's output for n tokens, computed in float64.
 
@@ -36,15 +37,20 @@ def ffn(
     down : (H, F).
     x : (n, H).
     gate_bias, up_bias, down_bias : (F,), (F,) and (H,), or None.
+    second_up : (F, H), or None.
 
     Returns
     -------
     (n, H) float64.
 
     Sources: gated activations arXiv 2002.05202 (eq. 5 and 6); clamped SwiGLU: the gpt-oss release; ReLU arXiv
-    2101.03961; squared ReLU arXiv 2109.08668; GELU and its approximations arXiv 1606.08415.
+    2101.03961; squared ReLU arXiv 2109.08668; GELU and its approximations arXiv 1606.08415; a second up
+    matrix: github.com/hpcaitech/ColossalAI colossalai/moe/experts.py.
     """
-    return linear(hidden(spec, gate, up, x, gate_bias=gate_bias, up_bias=up_bias), down, down_bias)
+    values = hidden(spec, gate, up, x, gate_bias=gate_bias, up_bias=up_bias)
+    if second_up is not None:
+        values = values * linear(x, second_up, None)
+    return linear(values, down, down_bias)
 
 
 def hidden(

@@ -51,23 +51,26 @@ def route(
     token_ids: NDArray[np.int64] | None = None,
     router_query: NDArray[np.floating] | None = None,
     router_key: NDArray[np.floating] | None = None,
+    router_hidden: NDArray[np.floating] | None = None,
 ) -> Routing:
     """Choose ``top_k`` experts for each token, and their weights; computed in float64.
 
     Parameters
     ----------
     gating : the algebra's settings.
-    router : (E, H); the values' with ``router = attention``.
+    router : (E, H); the values' with ``router = attention``; (E, W), the second layer, with ``router = mlp``.
     tokens : (T, H).
     logit_bias, selection_bias : (E,); given exactly where ``gating`` has them.
     hash_table, token_ids : (V, k) experts of each token id and (T,) token ids, for ``selection = hash``.
     router_query, router_key : (E, H) each, for ``router = attention``.
+    router_hidden : (W, H), the first layer, for ``router = mlp``.
 
     Sources: softmax and top-k arXiv 2101.03961 (eq. 1, 2) and 2401.04088 (section 2.1; there softmax
     over the selected, which is a softmax over all divided by the sum of the selected); sigmoid with
     selection bias and groups arXiv 2412.19437 (section 2.1.2, eq. 12 to 16); groups ranked by their best
     score arXiv 2405.04434 (section 2.2.2); SparseMixer arXiv 2409.12136; hash arXiv 2106.04426;
-    attention router arXiv 2405.17976; normalised logits arXiv 2406.06563; prototypes arXiv 2105.15082.
+    attention router arXiv 2405.17976; router of two layers arXiv 2406.16554; normalised logits
+    arXiv 2406.06563; prototypes arXiv 2105.15082.
     """
     num_tokens, k = len(tokens), gating.top_k
     if gating.selection is Selection.HASH:
@@ -78,6 +81,9 @@ def route(
         given = router_query is not None and router_key is not None
         require(given, "must be given with router='attention'", key="router_query and router_key")
         matrices += [part for part in (router_query, router_key) if part is not None]
+    if gating.router is Router.MLP:
+        require(router_hidden is not None, "must be given with router='mlp'", key="router_hidden")
+    first_layer = None if router_hidden is None else router_hidden.astype(np.float64).T
     matrix, *query_and_key = (part.astype(np.float64).T for part in matrices)
     logits = np.empty((num_tokens, gating.num_experts))
     ids = np.empty((num_tokens, k), np.int64)
@@ -87,7 +93,8 @@ def route(
     for start in range(0, num_tokens, _TOKENS_AT_A_TIME):
         some = slice(start, start + _TOKENS_AT_A_TIME)
         x = tokens[some].astype(np.float64)
-        z = np.matmul(x, matrix, out=logits[some])
+        inputs = x if first_layer is None else np.tanh(x @ first_layer)
+        z = np.matmul(inputs, matrix, out=logits[some])
         if query_and_key:
             query, key = query_and_key
             z[...] = attend(x @ query, x @ key, z)

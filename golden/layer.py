@@ -72,6 +72,7 @@ def layer(
         token_ids=token_ids,
         router_query=weights.router_query,
         router_key=weights.router_key,
+        router_hidden=weights.router_hidden,
     )
     lengths = [len(tokens)] if sequence_lengths is None else list(sequence_lengths)
     if model.capacity_scope is CapacityScope.BATCH:
@@ -112,6 +113,8 @@ def _combined(
     x = tokens.astype(np.float64)
     if weights.latent_in is not None:
         x = linear(x, weights.latent_in, weights.latent_in_bias)
+    if model.expert_input_scale != 1.0:
+        x = x * model.expert_input_scale
     on_input = model.gating.weight_applied_to is AppliedTo.INPUT
     outputs = np.zeros((*ids.shape, x.shape[1]))
     for expert, rows, slots in _assignments(ids, kept):

@@ -185,6 +185,24 @@ def pack_expert(
     return PackedExpert.of(weights.shared_expert, image.shared, scales, weights.stored_expert(None))
 
 
+def load_image(image: ImageGeometry, weights: LayerWeights) -> NDArray[np.uint8]:
+    """Return the beginning of the weight image, which is loaded before the first token.
+
+    The router's rows, or what of them no bank holds, and an output bias behind them.
+    """
+    router = router_image(
+        image.gate,
+        bf16_encode(weights.router),
+        weights.logit_bias,
+        weights.selection_bias,
+        weights.shared_gate_bits,
+    )
+    parts = [router.view(np.uint8)]
+    if weights.output_bias is not None:
+        parts.append(f32_flush(weights.output_bias).view(np.uint8))
+    return np.concatenate(parts)
+
+
 def layer_image(
     model: ModelSpec,
     image: ImageGeometry,
@@ -205,17 +223,8 @@ def layer_image(
     last = max(wanted, default=-1)
     end = image.expert_page(last + 1) * PAGE_BYTES if last < num_experts else image.num_bytes
     memory = np.zeros(end, dtype=np.uint8)
-    router = router_image(
-        image.gate,
-        bf16_encode(weights.router),
-        weights.logit_bias,
-        weights.selection_bias,
-        weights.shared_gate_bits,
-    )
-    memory[: 2 * router.size] = router.view(np.uint8)
-    if weights.output_bias is not None:
-        bias = f32_flush(weights.output_bias).view(np.uint8)
-        memory[2 * router.size : 2 * router.size + bias.size] = bias
+    head = load_image(image, weights)
+    memory[: head.size] = head
     for expert in wanted:
         tiles = pack_expert(image, weights, expert, scales).image()
         start = image.expert_page(expert) * PAGE_BYTES

@@ -22,7 +22,7 @@ from spec.families import WEIGHT_NAMES
 from spec.model import ModelSpec, Router
 
 MATRICES = ("gate", "up", "down")
-PER_EXPERT = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
+PER_EXPERT = ("gate", "up", "second_up", "down", "gate_bias", "up_bias", "down_bias")
 """Weights whose first axis is the expert."""
 
 # One random stream each, so that no part's values depend on another part's size.
@@ -37,6 +37,7 @@ class ExpertWeights:
     ----------
     gate : (F, H), or None for an FFN of two matrices.
     up : (F, H).
+    second_up : (F, H), or None where there is none.
     down : (H, F).
     gate_bias, up_bias : (F,), or None.
     down_bias : (H,), or None.
@@ -48,6 +49,7 @@ class ExpertWeights:
     gate_bias: NDArray[np.float32] | None = None
     up_bias: NDArray[np.float32] | None = None
     down_bias: NDArray[np.float32] | None = None
+    second_up: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,11 +62,13 @@ class LayerWeights:
     Attributes
     ----------
     held : numbers of the experts that the per-expert arrays hold, in order; None for all of the model's.
-    router : (E, H).
+    router : (E, H), or (E, W) behind a first layer of width W.
+    router_hidden : (W, H), that first layer, or None.
     router_query, router_key : (E, H), or None without an attention router, whose values are the router's.
     logit_bias, selection_bias : (E,), or None where the gating has none.
     gate : (E', F, D), or None for an FFN of two matrices.
     up : (E', F, D).
+    second_up : (E', F, D), or None.
     down : (E', D, F).
     gate_bias, up_bias : (E', F), or None.
     down_bias : (E', D), or None.
@@ -88,6 +92,8 @@ class LayerWeights:
     gate: NDArray[np.float32] | None = None
     router_query: NDArray[np.float32] | None = None
     router_key: NDArray[np.float32] | None = None
+    router_hidden: NDArray[np.float32] | None = None
+    second_up: NDArray[np.float32] | None = None
     logit_bias: NDArray[np.float32] | None = None
     selection_bias: NDArray[np.float32] | None = None
     gate_bias: NDArray[np.float32] | None = None
@@ -134,6 +140,7 @@ class LayerWeights:
         return ExpertWeights(
             gate=part(self.gate),
             up=self.up[place],
+            second_up=part(self.second_up),
             down=self.down[place],
             gate_bias=part(self.gate_bias),
             up_bias=part(self.up_bias),
@@ -219,13 +226,15 @@ def weight_shapes(model: ModelSpec, *, num_experts: int | None = None) -> dict[s
     attention = gating.router is Router.ATTENTION
     n = gating.num_ffn_experts if num_experts is None else num_experts
     present = {
-        "router": (True, (e, h)),
+        "router": (True, (e, gating.router_width or h)),
         "router_query": (attention, (e, h)),
         "router_key": (attention, (e, h)),
+        "router_hidden": (gating.router_width > 0, (gating.router_width, h)),
         "logit_bias": (gating.logit_bias, (e,)),
         "selection_bias": (gating.selection_bias, (e,)),
         "gate": (ffn.gated, (n, f, d)),
         "up": (True, (n, f, d)),
+        "second_up": (ffn.second_up, (n, f, d)),
         "down": (True, (n, d, f)),
         "gate_bias": (ffn.gated and ffn.bias, (n, f)),
         "up_bias": (ffn.bias, (n, f)),
@@ -328,8 +337,12 @@ def _standard_deviations(model: ModelSpec) -> dict[str, float]:
     A hidden value of an FFN has a root mean square of 0.6 (silu) to 0.9 (clamped SwiGLU) where its
     pre-activations are N(0, 1); 1.5 / sqrt(width) for the down projection gives outputs of order 1.
     """
-    routers = ("router", "router_query", "router_key")
-    deviations = dict.fromkeys((*routers, "gate", "up", "shared_gate", "shared_up"), model.d_model**-0.5)
+    routers = ("router", "router_query", "router_key", "router_hidden")
+    products = (*routers, "gate", "up", "second_up", "shared_gate", "shared_up")
+    deviations = dict.fromkeys(products, model.d_model**-0.5)
+    if model.gating.router_width:
+        # The tanh of N(0, 1) has a root mean square of 0.63.
+        deviations["router"] = (0.63**2 * model.gating.router_width) ** -0.5
     deviations["down"] = 1.5 * model.ffn.d_expert**-0.5
     deviations["shared_down"] = 1.5 * max(model.d_shared, 1) ** -0.5
     deviations |= dict.fromkeys(("gate_bias", "up_bias", "down_bias"), 0.25)

@@ -13,8 +13,10 @@ from spec.registers import (
     CONTROL_CLEAR,
     CONTROL_LOAD,
     COUNTERS,
+    ECC_COUNTERS,
     IDENTITY,
     REGISTERS,
+    STATUS_UNCORRECTED,
     counter_address,
 )
 
@@ -23,6 +25,9 @@ ADDRESS_BITS = 8
 
 class RegisterFile(wiring.Component):
     """Registers of :mod:`spec.registers`; SCALE_X and SCALE_H with ``scales`` only.
+
+    ``flips``: most words with flipped bits that may be read in a cycle; 0 for banks without check bits,
+    of which there are no counters.
 
     Members
     -------
@@ -34,13 +39,16 @@ class RegisterFile(wiring.Component):
     scale_x, scale_h : Out(32), with ``scales``
     events : In(ArrayLayout(range(most + 1), len(COUNTERS)))
         How many of each counter's events fall into this cycle, in the order of the table.
+    corrected, uncorrected : In(range(flips + 1)), with ``flips``
+        The same of the words with flipped bits.
     place_expert, place_channel, place_value : Out, place_row, place_channels : Out(1)
         An entry of the placement tables is written in this cycle: an expert's first row in a channel,
         its set of channels.
     """
 
-    def __init__(self, most: int = 1, *, scales: bool = False) -> None:
+    def __init__(self, most: int = 1, *, scales: bool = False, flips: int = 0) -> None:
         self.scales = ("scale_x", "scale_h") if scales else ()
+        self.flips = tuple(ECC_COUNTERS) if flips else ()
         super().__init__(
             {
                 "reg_addr": In(ADDRESS_BITS),
@@ -55,6 +63,7 @@ class RegisterFile(wiring.Component):
                 "policy": Out(32),
                 **dict.fromkeys(self.scales, Out(32)),
                 "events": In(data.ArrayLayout(range(most + 1), len(COUNTERS))),
+                **dict.fromkeys(self.flips, In(range(flips + 1))),
                 "place_expert": Out(16),
                 "place_channel": Out(8),
                 "place_value": Out(32),
@@ -87,23 +96,28 @@ class RegisterFile(wiring.Component):
                 with m.Case(REGISTERS["PLACE_CHANNELS"] >> 2):
                     m.d.sync += [self.place_channels.eq(1), self.place_value.eq(self.reg_wdata)]
 
-        counters = [Signal(64, name=f"count_{name}") for name in COUNTERS]
-        for index, counter in enumerate(counters):
+        events = {name: self.events[index] for index, name in enumerate(COUNTERS)}
+        events |= {name: getattr(self, name) for name in self.flips}
+        counters = {name: Signal(64, name=f"count_{name}") for name in events}
+        for name, counter in counters.items():
             with m.If(self.clear):
                 m.d.sync += counter.eq(0)
             with m.Else():
-                m.d.sync += counter.eq(counter + self.events[index])
+                m.d.sync += counter.eq(counter + events[name])
+        status = self.status
+        if self.flips:
+            status = status | counters["uncorrected"].any() << STATUS_UNCORRECTED
 
         m.d.sync += self.reg_rdata.eq(0)
         with m.Switch(word):
             with m.Case(REGISTERS["IDENTITY"] >> 2):
                 m.d.sync += self.reg_rdata.eq(IDENTITY)
             with m.Case(REGISTERS["STATUS"] >> 2):
-                m.d.sync += self.reg_rdata.eq(self.status)
+                m.d.sync += self.reg_rdata.eq(status)
             for name, register in writable.items():
                 with m.Case(REGISTERS[name] >> 2):
                     m.d.sync += self.reg_rdata.eq(register)
-            for name, counter in zip(COUNTERS, counters, strict=True):
+            for name, counter in counters.items():
                 for half in range(2):
                     with m.Case((counter_address(name) >> 2) + half):
                         m.d.sync += self.reg_rdata.eq(counter.word_select(half, 32))

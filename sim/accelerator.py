@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -62,7 +62,6 @@ from spec.model import ModelSpec
 from spec.registers import (
     CONTROL_CLEAR,
     CONTROL_LOAD,
-    COUNTERS,
     EXPERT_BITS,
     POLICIES,
     PROBE,
@@ -73,6 +72,7 @@ from spec.registers import (
     STATUS_LOADED,
     capacity_word,
     counter_address,
+    counters_of,
 )
 
 Progress = Callable[[str], None]
@@ -100,6 +100,8 @@ class Report:
     ``activity``: when the parts of a layer work, where it was asked for; no part of the JSON.
     ``dram``, of a near-memory run: ``commands`` of all channels by name, ``refreshes`` that fell due and
     that were issued in that very cycle, ``violations`` of the DRAM's rules.
+    ``secded``, of a run of the Verilog whose banks hold check bits: words with bits ``planted`` and
+    ``planted_double``, words read that were ``corrected`` and ``uncorrected``.
     """
 
     model: str
@@ -125,6 +127,7 @@ class Report:
     reference: dict[str, Any] | None = None
     simulated_cycles_per_second: float | None = None
     dram_rules_broken: int | None = None
+    secded: dict[str, int] | None = None
     layout: dict[str, Any] | None = None
     mac_slots: dict[str, int] | None = None
     divergence: str | None = None
@@ -300,6 +303,33 @@ def scale_steps(scales: ActivationScales | None) -> list[Step]:
     ]
 
 
+def setup_steps(
+    model: ModelSpec,
+    design: DesignSpec,
+    batch_lengths: Sequence[int],
+    scales: ActivationScales | None,
+    *,
+    page: int = 0,
+    placement: Sequence[Step] = (),
+) -> list[Step]:
+    """Return the register steps from reset to the first token: settings, then the router is loaded.
+
+    ``page``: 4 KiB page at which the weight image lies; ``placement``: where a near-memory design's experts
+    lie.
+    """
+    loaded = 1 << STATUS_LOADED
+    capacity = capacity_word(model.capacity_for(list(batch_lengths)), max(batch_lengths))
+    return [
+        reg_write(REGISTERS["IMAGE_PAGE"], page),
+        reg_write(REGISTERS["CAPACITY"], capacity),
+        reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
+        *scale_steps(scales),
+        *placement,
+        reg_write(REGISTERS["CONTROL"], 1 << CONTROL_LOAD),
+        reg_wait(REGISTERS["STATUS"], loaded, loaded, 1 << 30),
+    ]
+
+
 def layer_job(
     workload: Workload,
     design: DesignSpec,
@@ -326,7 +356,6 @@ def layer_job(
     num_tokens = len(workload.tokens)
     beats = token_beats(image, design, workload.tokens, workload.batch_lengths)
     offered = np.zeros(len(beats), dtype=np.int64) if arrivals is None else arrivals
-    control = REGISTERS["CONTROL"]
     spec = RunSpec(
         sources={"i": Source(beats, offered)},
         sinks={"o": Sink(num_tokens * shape.engine.words, output_ready)},
@@ -338,20 +367,12 @@ def layer_job(
             )
         },
         prologue=[
-            reg_write(REGISTERS["IMAGE_PAGE"], 0),
-            reg_write(
-                REGISTERS["CAPACITY"],
-                capacity_word(model.capacity_for(workload.batch_lengths), max(workload.batch_lengths)),
-            ),
-            *scale_steps(scales),
-            reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
-            reg_write(control, 1 << CONTROL_LOAD),
-            reg_wait(REGISTERS["STATUS"], 1 << STATUS_LOADED, 1 << STATUS_LOADED, 1 << 30),
-            reg_write(control, 1 << CONTROL_CLEAR),
+            *setup_steps(model, design, workload.batch_lengths, scales),
+            reg_write(REGISTERS["CONTROL"], 1 << CONTROL_CLEAR),
             # The counters are cleared in the cycle after the write; no event may fall into it.
             Set({"reg_addr": REGISTERS["STATUS"]}),
         ],
-        epilogue=[reg_read(counter_address(name) + offset) for name in COUNTERS for offset in (0, 4)],
+        epilogue=counter_steps(design),
         probes=["probe"],
         max_cycles=max_cycles or 1 << 40,
     )
@@ -378,10 +399,10 @@ def input_payloads(lanes: int, beats: int, tokens: Bits16, batch_lengths: list[i
     return payloads.view(np.uint64)
 
 
-def output_payloads(shape: LayerShape, golden: LayerBf16, batch_lengths: list[int]) -> NDArray[np.uint64]:
-    """Return the output stream's payloads that golden expects."""
-    lanes, words = shape.design.tile.act_lanes, shape.engine.words
+def output_payloads(lanes: int, golden: LayerBf16, batch_lengths: list[int]) -> NDArray[np.uint64]:
+    """Return the output stream's payloads that golden expects, ``lanes`` elements a beat."""
     num_tokens, d_model = golden.output.shape
+    words = -(-d_model // lanes)
     elements = np.zeros((num_tokens, words * lanes), dtype=np.uint16)
     elements[:, :d_model] = golden.output
     last = np.zeros((num_tokens, words), dtype=np.uint16)
@@ -415,7 +436,7 @@ def run_rtl(
         result=result,
         seen=seen_times(cycles, values),
         assignments=seen_assignments(cycles, values),
-        counters=counters_of(result.reads),
+        counters=counters_read(design, result.reads),
     )
 
 
@@ -447,10 +468,15 @@ def seen_assignments(cycles: Cycles, values: NDArray[np.uint64]) -> Trace:
     return Trace(cycles[passed], payloads.reshape(-1, 1))
 
 
-def counters_of(reads: list[int]) -> dict[str, int]:
-    """Return the counters by name from the words that were read."""
+def counter_steps(design: DesignSpec) -> list[Step]:
+    """Return the register reads of a design's counters."""
+    return [reg_read(counter_address(name) + offset) for name in counters_of(design) for offset in (0, 4)]
+
+
+def counters_read(design: DesignSpec, reads: list[int]) -> dict[str, int]:
+    """Return the counters by name from the words that :func:`counter_steps` read."""
     pairs = zip(reads[::2], reads[1::2], strict=True)
-    return {name: low | high << 32 for name, (low, high) in zip(COUNTERS, pairs, strict=True)}
+    return {name: low | high << 32 for name, (low, high) in zip(counters_of(design), pairs, strict=True)}
 
 
 def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
@@ -469,7 +495,7 @@ def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
             "combine",
             "o",
             run.result.streams["o"],
-            payloads=output_payloads(run.shape, golden, run.workload.batch_lengths),
+            payloads=output_payloads(run.design.tile.act_lanes, golden, run.workload.batch_lengths),
         ),
     ]
     return found + cycle_checks(run.shape, run.seen) if cycles else found

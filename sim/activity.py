@@ -6,7 +6,7 @@ Cycles count from reset as in the block models; a run of several layers is one a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,7 @@ class Activity:
     jobs : of all units.
     tokens : (layers, experts) how many each expert computes; the shared one, if there is one, is last.
     commands : of a near-memory run, how many of each name a channel got, (channels,) each.
+    bank_reads : of a near-memory run, (channels, banks) bursts that MACs read from each bank, else (0, 0).
     """
 
     start: int
@@ -119,6 +120,7 @@ class Activity:
     jobs: Jobs
     tokens: NDArray[np.int64]
     commands: Mapping[str, NDArray[np.int64]]
+    bank_reads: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
 
     @classmethod
     def joined(cls, layers: Sequence[Activity]) -> Activity:
@@ -156,6 +158,7 @@ class Activity:
             commands={
                 name: np.sum([layer.commands[name] for layer in layers], axis=0) for name in first.commands
             },
+            bank_reads=np.sum([layer.bank_reads for layer in layers], axis=0),
         )
 
     def idle(self, block: str) -> int:

@@ -37,6 +37,7 @@ from sim.gemv.report import run_gemv
 from sim.layer import LayerShape, layer_cycles
 from sim.pim_layer import PimShape, first_refreshes, pim_cycles, pim_job
 from sim.pim_report import build_pim_layer, run_pim_layer
+from sim.points import Point, evaluate_all
 from sim.routing import Routing, parse_routing
 from sim.rtlsim import PROJECT, Build, RunSpec, build_exported, exported, layer_component
 from sim.system.report import step_costs
@@ -47,6 +48,7 @@ from spec.design import PLAIN_FORMATS, DesignSpec
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.load import load_design, load_device, load_dram, load_model, load_system, preset_names
 from spec.model import ModelSpec
+from spec.system import SystemSpec
 
 REPEATS = 5
 GATING_MODEL, GATING_INPUTS, GATING_TOKENS = "deepseek-v3", 64, 1 << 20
@@ -70,6 +72,7 @@ DRAM_REQUESTS = 200_000
 SYSTEM, SYSTEM_ROUTING = "dynande", "zipf:1"
 SYSTEM_STEPS = (("deepseek-v3", 0, 64, 200.0), ("mixtral-8x7b", 1, 16, 10.0))
 """Models, MoE layers (0: all), tokens of a step, goals in milliseconds."""
+POINTS_MODEL, POINTS, POINTS_CORES, POINTS_GOAL_S = "mixtral-8x7b", 10_000, 2, 60.0
 GROUPS = {
     "simulation": "Simulation speed",
     "build": "Build time",
@@ -470,7 +473,10 @@ def system_figures() -> list[Figure]:
         def step(model: ModelSpec = model, tokens: int = tokens) -> object:
             return run_step(step_costs(system, model, tokens, routing, 0), system.policy)
 
-        seconds, more = fastest_seconds(step), fastest_seconds(partial(step, _layers_times(model, 4)))
+        seconds, more, wide = (
+            fastest_seconds(partial(step, of))
+            for of in (model, _layers_times(model, 4), _experts_times(model, 4))
+        )
         figures.append(
             Figure(
                 group="model",
@@ -479,7 +485,8 @@ def system_figures() -> list[Figure]:
                 value=1e3 * seconds,
                 unit="ms",
                 how=f"`expertbank system`, one policy, routing {SYSTEM_ROUTING} drawn too;"
-                f" {more / seconds:.1f} times as long with 4 times the layers; fastest of {REPEATS}",
+                f" {more / seconds:.1f} times as long with 4 times the layers, {wide / seconds:.1f} times"
+                f" with 4 times the experts and as many of them a token; fastest of {REPEATS}",
                 goal=f"below {goal:g} ms",
                 met=1e3 * seconds < goal,
             )
@@ -489,6 +496,54 @@ def system_figures() -> list[Figure]:
 
 def _layers_times(model: ModelSpec, factor: int) -> ModelSpec:
     return replace(model, num_moe_layers=factor * model.num_moe_layers)
+
+
+def _experts_times(model: ModelSpec, factor: int) -> ModelSpec:
+    gating = model.gating
+    gating = replace(gating, num_experts=factor * gating.num_experts, top_k=factor * gating.top_k)
+    return replace(model, gating=gating)
+
+
+def points_figures() -> list[Figure]:
+    """Return the time of many design points of a layer, no design twice, on accelerator and system."""
+    model, design, system = load_model(POINTS_MODEL), load_design("fpga"), load_system(SYSTEM)
+    link, routing = system.link, parse_routing(SYSTEM_ROUTING)
+    assert link is not None
+
+    def slower_memory(n: int) -> DesignSpec:
+        return replace(design, memory=replace(design.memory, latency_cycles=20 + n))
+
+    def slower_link(n: int) -> SystemSpec:
+        latency = replace(link.latency_s, value=1e-9 * n, low=0.0, high=1e-3)
+        return replace(system, link=replace(link, latency_s=latency))
+
+    targets: dict[str, Callable[[int], DesignSpec | SystemSpec]] = {
+        design.name: slower_memory,
+        system.name: slower_link,
+    }
+    figures = []
+    for name, of in targets.items():
+        points = (
+            Point(model=model, target=of(n // 10), tokens=1 + n % 10, routing=routing) for n in range(POINTS)
+        )
+        started = time.perf_counter()
+        found = sum(not outcome.error for outcome in evaluate_all(points, POINTS_CORES))
+        seconds = time.perf_counter() - started
+        if found != POINTS:
+            raise AssertionError(f"{POINTS - found} of {POINTS} points on {name} were refused")
+        figures.append(
+            Figure(
+                group="model",
+                name=f"{POINTS:,} design points of a layer of {POINTS_MODEL} on {name}",
+                value=seconds,
+                unit="s",
+                how=f"`sim.points.evaluate_all` on {POINTS_CORES} cores, starting its processes included:"
+                f" {POINTS // 10:,} designs with 1 to 10 tokens, routing {SYSTEM_ROUTING}",
+                goal=f"below {POINTS_GOAL_S:g} s",
+                met=seconds < POINTS_GOAL_S,
+            )
+        )
+    return figures
 
 
 def utilisation_figures(bench: Bench) -> list[Figure]:
@@ -543,6 +598,7 @@ def measure(
     figures += model_figures([(bench.name, bench.run.shape)])
     figures += gemv_figures()
     figures += system_figures()
+    figures += points_figures()
     progress("golden's gating: half a minute")
     figures += golden_figures()
     figures += utilisation_figures(bench)

@@ -10,6 +10,7 @@ import numpy as np
 
 from golden.layer import LayerResult, layer
 from golden.vectors import Vector, open_vector, parse_vector
+from sim.progress import track
 from spec.errors import InputError, require
 
 COMBINE_TOLERANCE = 1e-6
@@ -44,7 +45,7 @@ def check_folder(folder: Path) -> list[Case]:
     require(folder.is_dir(), "is not a folder" if folder.exists() else "does not exist", key=str(folder))
     paths = sorted(folder.glob("*.npz"))
     require(bool(paths), "holds no .npz file", key=str(folder))
-    return [check_file(path) for path in paths]
+    return [check_file(path) for path in track(paths, lambda path: path.name)]
 
 
 def check_file(path: Path) -> Case:

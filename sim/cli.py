@@ -23,15 +23,18 @@ from sim.commands import (
     dram,
     layout,
     models,
+    pack,
     pim,
     policies,
     reproduce,
     routing,
     sim,
+    sweep,
     synth,
     system,
     verilog,
 )
+from sim.progress import bar
 from spec.errors import InputError, InputWarning, one_line
 
 OK, DIFFERS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -52,6 +55,7 @@ for module in (
     verilog,
     synth,
     layout,
+    pack,
     dram,
     pim,
     routing,
@@ -59,6 +63,7 @@ for module in (
     designs,
     system,
     policies,
+    sweep,
     reproduce,
     bench,
     claims,
@@ -74,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default", InputWarning)  # once, however often a file is read
             warnings.showwarning = _warn(warnings.showwarning)
-            status = expertbank.main(args=given, prog_name="expertbank", standalone_mode=False)
+            with bar(" ".join(given[:2])):
+                status = expertbank.main(args=given, prog_name="expertbank", standalone_mode=False)
     except InputError as error:
         return _fail(str(error))
     except click.ClickException as error:

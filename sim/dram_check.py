@@ -237,6 +237,28 @@ def tiles_read(banks: BankGeometry, commands: Commands) -> Ints:
     return np.where(rows < 0, -1, visit * banks.bursts_per_row + macs[:, 4])
 
 
+def bursts_read(banks: BankGeometry, commands: Commands, num_bursts: int) -> Ints:
+    """Return how often each of a channel's first bursts of all units is read, by MACs from cycle 0 on.
+
+    Where units compute one by one, a burst is read once by each of them; that counts as once.
+    """
+    inside = Commands(commands.rows, commands.columns[commands.columns[:, 0] >= 0])
+    tiles = tiles_read(banks, inside)
+    steps = banks.pim.units if banks.pim.bank_mode is BankMode.SINGLE_BANK else 1
+    counts: Ints = np.bincount(tiles[tiles >= 0], minlength=num_bursts) // steps
+    return counts
+
+
+def bursts_of(banks: BankGeometry, bases: dict[int, int], experts: Ints) -> Ints:
+    """Return the numbers of the bursts of a channel's experts, of those among ``experts`` that it holds."""
+    places = [
+        bases[expert] * banks.bursts_per_row + np.arange(banks.kind(expert).num_tiles)
+        for expert in map(int, experts)
+        if expert in bases
+    ]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *places])
+
+
 def tiles_needed(banks: BankGeometry, bases: dict[int, int], experts: Ints, last: NDArray[np.bool_]) -> Ints:
     """Return the tiles that a channel's jobs read, one for each MAC command, in order.
 

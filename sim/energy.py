@@ -202,7 +202,7 @@ def pim_engine_counts(
     assert pim is not None
     timing = CommandTiming.of(pim)
     burst_bits = 8 * pim.dram.burst_bytes
-    read_bits = float(commands["mac_commands"] * pim.units // timing.mac_steps * burst_bits)
+    read_bits = float(commands["mac_commands"] * pim.units // timing.mac_steps * 8 * pim.stored_burst_bytes)
     if pim.banks_per_unit <= BANKS_AT_A_BANK:
         path, register_path = "dram_bank_bit", "dram_register_bit"
     elif pim.banks_per_unit <= pim.dram.banks_per_group:

@@ -81,7 +81,7 @@ class ChannelNumbers(NamedTuple):
     span: int
     visible: int
     mac_cycles: int
-    storage_cycles: int
+    weight_cycles: int
     activation: int
     mac_steps: int
     mac_gap: int
@@ -140,7 +140,7 @@ class ChannelShape:
             span=routed.span_tiles + 1 if routed.format.grouped else 0,
             visible=unit_visible(routed),
             mac_cycles=pim.mac_cycles,
-            storage_cycles=pim.storage_cycles,
+            weight_cycles=pim.weight_cycles,
             activation=activation_latency(routed, banks.image.shared or routed),
             **distances,
         )
@@ -643,7 +643,7 @@ def advance(
     written_at, popped_at, out_from = results[_WRITTEN_AT], results[POPPED_AT], results[OUT_FROM]
     never = np.int64(NEVER)
     told = len(rows) > 0
-    lanes_latency = s.storage_cycles + 2
+    lanes_latency = s.weight_cycles + 2
     unknown_job = np.int64(next_job)
 
     while True:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from golden.banks import channel_image
 from golden.dispatch_streams import DispatchStreams
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
-from sim.accelerator import scale_steps, scales_of
+from sim.accelerator import counter_steps, counters_read, scales_of, setup_steps
 from sim.activity import ROUTER, Activity, BlockActivity, Jobs, resolution, tokens_of_experts
 from sim.channels import run_channels
 from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
@@ -29,12 +30,15 @@ from sim.dram_check import (
     REF,
     Commands,
     Violation,
+    bursts_of,
+    bursts_read,
     check_commands,
     commands_seen,
     refreshes_due,
     tiles_needed,
     tiles_read,
 )
+from sim.flips import FlippedWords, Flips, flip_words
 from sim.gating import banked_gate_cycles, gate_cycles
 from sim.layer import StreamTimes
 from sim.merge import merge_cycles
@@ -70,16 +74,10 @@ from spec.geometry import ceil_div
 from spec.registers import (
     CHANNEL_PROBE,
     CONTROL_CLEAR,
-    CONTROL_LOAD,
-    COUNTERS,
-    POLICIES,
     PROBE,
     REGISTERS,
     ROUTER_PROBE,
-    STATUS_LOADED,
     STATUS_REFRESHING,
-    capacity_word,
-    counter_address,
 )
 
 AFTER_REFRESH = 4
@@ -138,6 +136,16 @@ class PimRun:
     spec: RunSpec
     result: RunResult
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """The counters by name."""
+        return counters_read(self.design, self.result.reads[:-1])
+
+    @property
+    def status(self) -> int:
+        """STATUS at the end of the run."""
+        return self.result.reads[-1]
+
     @cached_property
     def commands(self) -> list[Commands]:
         """Commands of each channel."""
@@ -151,6 +159,15 @@ class PimRun:
         """Return the cycles of the run in which a channel's refreshes should stand on its bus."""
         first = refresh_offset(self.banks, channel) - self.result.since_reset + ISSUE
         return refreshes_due(self.banks.pim, first, self.result.cycles)
+
+    def reads(self) -> list[Cycles]:
+        """Return for each channel how often each burst of its banks was read, by the commands seen."""
+        found = []
+        for channel, commands in enumerate(self.commands):
+            image = self.spec.banks[f"mem_{channel}"].image
+            assert not isinstance(image, Path)
+            found.append(bursts_read(self.banks, commands, len(image)))
+        return found
 
     def violations(self) -> list[tuple[int, Violation]]:
         """Return the DRAM rules that a channel broke: channel and violation."""
@@ -212,7 +229,6 @@ def pim_job(
     placed = banks.round_robin() if placement is None else placement
     banks.check_fit(placed)
     words = -(-model.d_model // design.tile.act_lanes)
-    control, loaded = REGISTERS["CONTROL"], 1 << STATUS_LOADED
     channels = range(banks.pim.channels)
     spec = RunSpec(
         sources={"i": Source(input_payloads, arrivals)},
@@ -233,19 +249,16 @@ def pim_job(
             for channel, bases in enumerate(banks.bases(placed))
         },
         prologue=[
-            reg_write(REGISTERS["IMAGE_PAGE"], 0),
-            reg_write(
-                REGISTERS["CAPACITY"],
-                capacity_word(model.capacity_for(workload.batch_lengths), max(workload.batch_lengths)),
+            *setup_steps(
+                model,
+                design,
+                workload.batch_lengths,
+                scales,
+                placement=placement_steps(banks, placed),
             ),
-            reg_write(REGISTERS["POLICY"], POLICIES.index(design.policy)),
-            *scale_steps(scales),
-            *placement_steps(banks, placed),
-            reg_write(control, 1 << CONTROL_LOAD),
-            reg_wait(REGISTERS["STATUS"], loaded, loaded, 1 << 30),
             *start_steps(banks),
         ],
-        epilogue=[reg_read(counter_address(name) + offset) for name in COUNTERS for offset in (0, 4)],
+        epilogue=[*counter_steps(design), reg_read(REGISTERS["STATUS"])],
         probes=[
             "probe",
             "probe_channels",
@@ -255,6 +268,28 @@ def pim_job(
         max_cycles=1 << 40,
     )
     return banks, golden, spec
+
+
+def flip_banks(
+    spec: RunSpec, banks: BankGeometry, placement: list[list[int]], experts: Cycles, flips: Flips, seed: int
+) -> FlippedWords:
+    """Flip bits in the banks of a job, in place, in words of the experts that tokens go to.
+
+    Parameters
+    ----------
+    placement : channels of each expert.
+    experts : numbers of those that tokens go to.
+    flips : how many words, with one bit and with two.
+    """
+    images, read = [], []
+    for channel, bases in enumerate(banks.bases(placement)):
+        image = spec.banks[f"mem_{channel}"].image
+        assert not isinstance(image, Path)
+        images.append(image)
+        read.append(bursts_of(banks, bases, experts))
+    return flip_words(
+        images, read, units=banks.pim.units, single=flips.single, double=flips.double, seed=seed
+    )
 
 
 # Cycle model
@@ -777,7 +812,32 @@ def pim_activity(
         jobs=Jobs.joined(jobs),
         tokens=tokens_of_experts(shape.streams, image.num_experts, shared=image.shared is not None),
         commands=commands,
+        bank_reads=bank_reads(shape.banks, jobs),
     )
+
+
+def bank_reads(banks: BankGeometry, jobs: Sequence[Jobs]) -> NDArray[np.int64]:
+    """Return (channels, banks) bursts that MACs read: every tile of a job once for each group of its tokens.
+
+    Bank ``side * units + unit``; all units of a side read alike.
+
+    Parameters
+    ----------
+    jobs : of each channel.
+    """
+
+    def tiles(expert: int) -> NDArray[np.int64]:
+        """Return (sides,) tiles of an expert."""
+        visit = np.arange(banks.kind(expert).num_tiles) // banks.bursts_per_row
+        return np.bincount(visit % banks.sides, minlength=banks.sides)
+
+    of_kind = np.stack([tiles(expert) for expert in (0, banks.num_experts, banks.router_number)])
+    of_sides = np.empty((len(jobs), banks.sides), dtype=np.int64)
+    for channel, of in enumerate(jobs):
+        groups = -(-of.tokens // banks.pim.tokens_per_burst)
+        kind = np.where(of.expert == ROUTER, 2, of.expert == banks.num_experts)
+        of_sides[channel] = groups @ of_kind[kind]
+    return of_sides.repeat(banks.pim.units, axis=1)
 
 
 def first_refreshes_seen(run: PimRun) -> list[int]:

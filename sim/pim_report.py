@@ -17,8 +17,8 @@ from sim.accelerator import (
     Progress,
     Report,
     compare_with_float,
-    counters_of,
     cycles_apart,
+    output_payloads,
     routing_report,
     seen_assignments,
     streams_of,
@@ -28,6 +28,7 @@ from sim.divergence import PortCheck, differing_bits, first_divergence, with_wav
 from sim.dram_check import REF, Commands
 from sim.dram_trace import trace_text
 from sim.energy import energy_of, pim_counts
+from sim.flips import NO_FLIPS, Flips, flip_problems, secded_of
 from sim.pim import ChannelTotals
 from sim.pim_banked import banked_cycles
 from sim.pim_layer import (
@@ -38,6 +39,7 @@ from sim.pim_layer import (
     block_checks,
     first_refreshes,
     first_refreshes_seen,
+    flip_banks,
     pim_activity,
     pim_cycles,
     pim_job,
@@ -54,7 +56,7 @@ from spec.design import DesignSpec
 from spec.layout import Placement, rows_used
 from spec.load import load_design, load_model
 from spec.model import ModelSpec
-from spec.registers import PROBE_EXPERT, PROBE_WEIGHT
+from spec.registers import ECC_COUNTERS, PROBE_EXPERT, PROBE_WEIGHT, STATUS_UNCORRECTED
 
 BLOCKS = ("gating", "dispatch", "pim", "combine")
 
@@ -148,6 +150,7 @@ def run_pim_layer(
     output_ready: NDArray[np.bool_] | None = None,
     trace: Path | None = None,
     record: bool = False,
+    flips: Flips = NO_FLIPS,
 ) -> Report:
     """Run a workload with weights on the ``rtl`` engine, or on ``both``, and compare.
 
@@ -161,6 +164,8 @@ def run_pim_layer(
     arrivals, output_ready : as in :func:`sim.pim_layer.pim_job`.
     trace : file for all DRAM commands (:mod:`sim.dram_trace`).
     record : whether the report tells when what worked in the Verilog (``activity``).
+    flips : words of the banks in which bits are flipped, chosen by ``seed``; they need check bits. Two in a
+        word that is read are an error of their own, and outputs that differ then no divergence.
     """
     model = workload.model
     banks = BankGeometry.of(model, design, placement)
@@ -172,6 +177,8 @@ def run_pim_layer(
     banks, golden, spec = pim_job(
         workload, design, beats, placement=placed, arrivals=arrivals, output_ready=output_ready
     )
+    used = np.unique(golden.streams.entry_expert)
+    words = flip_banks(spec, banks, placed, used, flips, seed) if banks.pim.secded else None
     progress(f"running {len(workload.tokens)} tokens through the Verilog")
     vcd = Waveform.of_run(waves / f"{model.name}_{design.name}.vcd") if waves else None
     started = time.perf_counter()
@@ -190,13 +197,13 @@ def run_pim_layer(
         write_atomically(trace, trace_text(banks.pim, run.commands))
     progress("comparing")
     seen = seen_times(run)
-    report.counters = counters_of(result.reads)
+    report.counters = run.counters
     report.simulated_cycles_per_second = result.cycles_per_second
     report.reference = compare_with_float(workload, golden)
     _add_layout(report, shape, [len(stream.taken) for stream in seen.entries], list(map(len, seen.retired)))
     payloads = _payload_checks(run, golden)
     report.mismatches = sum(differing_bits(check) for check in payloads)
-    checks = list(payloads)
+    checks = payloads[:1] if flips.double else list(payloads)
     slots = None
     if engine == "both":
         found, expected = block_checks(run, shape, seen)
@@ -222,6 +229,8 @@ def run_pim_layer(
     report.dram = run.dram()
     rules = report.dram["violations"]
     problems = [*result.violations, *rules, *([result.timeout] if result.timeout else [])]
+    if words is not None:
+        problems += _add_flips(report, words.read(run.reads()), run.status)
     divergence = first_divergence(checks)
     if divergence is not None:
         progress("something differs; building with waveforms")
@@ -258,14 +267,7 @@ def _payload_checks(run: PimRun, golden: LayerBf16) -> list[PortCheck]:
     """Return the comparisons of assignments and outputs with golden."""
     ids = golden.routing.ids.ravel().astype(np.uint64)
     weights = golden.routing.weights.ravel().astype(np.uint64)
-    lanes = run.design.tile.act_lanes
-    num_tokens, d_model = golden.output.shape
-    words = -(-d_model // lanes)
-    elements = np.zeros((num_tokens, words * lanes), dtype=np.uint16)
-    elements[:, :d_model] = golden.output
-    payloads = np.zeros((num_tokens * words, -(-(lanes + 1) // 4) * 4), dtype=np.uint16)
-    payloads[:, :lanes] = elements.reshape(-1, lanes)
-    payloads[np.cumsum(run.workload.batch_lengths) * words - 1, lanes] = 1
+    outputs = output_payloads(run.design.tile.act_lanes, golden, run.workload.batch_lengths)
     return [
         PortCheck(
             "gating",
@@ -273,7 +275,7 @@ def _payload_checks(run: PimRun, golden: LayerBf16) -> list[PortCheck]:
             seen_assignments(*run.result.probes["probe"]),
             payloads=ids | weights << np.uint64(PROBE_WEIGHT - PROBE_EXPERT),
         ),
-        PortCheck("combine", "o", run.result.streams["o"], payloads=payloads.view(np.uint64)),
+        PortCheck("combine", "o", run.result.streams["o"], payloads=outputs),
     ]
 
 
@@ -297,6 +299,21 @@ def _report(model: ModelSpec, shape: PimShape, engine: str, wall: float, routing
         wall_s=wall,
         routing=routing,
     )
+
+
+def _add_flips(report: Report, planted: Flips, status: int) -> list[str]:
+    """Put what flipped bits came to into the report; return what is wrong with it.
+
+    ``planted`` : as often as the words were read, by the commands.
+    """
+    assert report.counters is not None
+    counts = [report.counters[name] for name in ECC_COUNTERS]
+    report.secded = secded_of(planted, counts)
+    problems = flip_problems(planted, counts, report.mismatches)
+    told = status >> STATUS_UNCORRECTED & 1
+    if told != (counts[1] > 0):
+        problems.append(f"pim: bit {STATUS_UNCORRECTED} of STATUS is {told}, uncorrected {counts[1]}")
+    return problems
 
 
 def _add_layout(report: Report, shape: PimShape, assignments: list[int], jobs: list[int]) -> None:

@@ -23,6 +23,9 @@ from spec.paper import WIDE, Claim, Judged, PaperSpec
 from spec.system import Evidence, Quantity, nominal, quantities, with_changed
 
 NOT_A_TEST = "not a test"
+NOT_TAKEN = ("outside", "exchange", "memory_j_per_bit", "flop_j", "j_per_bit")
+"""Numbers of engines, links and systems that ``expertbank system`` takes, and no paper's model: each of these
+has its own model of what is beside experts, and of energy."""
 SHOWN_EFFECT = 0.005
 """Effects of inputs below this share of a result are left out of its sweep."""
 
@@ -115,9 +118,10 @@ def reproduce(name: str, files: Path | None = None) -> Reproduction:
     """
     paper = load_paper(name)
     model, values = model_of(paper.name), nominal(paper)
+    inputs = {name: quantity for name, quantity in quantities(paper) if _is_taken(name)}
     central = model(paper, values)
     runs: dict[str, tuple[Quantity, dict[str, float], dict[str, float]]] = {}
-    for key, quantity in quantities(paper):
+    for key, quantity in inputs.items():
         if quantity.swept:
             low, high = (
                 model(paper, with_changed(values, {key: end})) if end != quantity.value else central
@@ -144,7 +148,12 @@ def reproduce(name: str, files: Path | None = None) -> Reproduction:
     for key, result in replayed.items():
         outcomes.append(Outcome(key, paper.claims[key], result, (result, result), ()))
         del not_run[key]
-    return Reproduction(paper, tuple(outcomes), not_run, dict(quantities(paper)))
+    return Reproduction(paper, tuple(outcomes), not_run, inputs)
+
+
+def _is_taken(name: str) -> bool:
+    """Whether an input's name is one of those that a paper's model takes."""
+    return not (name.startswith("systems.") and set(NOT_TAKEN).intersection(name.split(".")))
 
 
 def _outcome(

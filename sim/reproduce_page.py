@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sim.progress import track
 from sim.reproduce import COLUMNS, Outcome, Reproduction, claim_rows, paper_names, reproduce
 from spec.system import Evidence
 
@@ -60,7 +61,7 @@ def _sweep(outcome: Outcome, *, assumed: bool) -> str:
 
 def page() -> str:
     """Return the text of ``docs/reproduce.md``."""
-    return "\n".join([HEADER, *(section(reproduce(name)) for name in paper_names())])
+    return "\n".join([HEADER, *(section(reproduce(name)) for name in track(paper_names()))])
 
 
 def section(result: Reproduction) -> str:

@@ -14,6 +14,7 @@ from golden.checkpoint import CheckpointLayer
 from golden.weights import check_seed, random_weights
 from sim import accelerator, alone, pim_report, step, workload
 from sim.energy import check_table
+from sim.flips import NO_FLIPS, Flips
 from sim.routing import IntArray, Routing, draw_ids, parse_routing, shape_of
 from sim.toolchain import check_parent
 from spec.banks import BankGeometry
@@ -56,6 +57,7 @@ class Request:
     layout : file that says where experts lie in a ``pim`` design; None for the default.
     layer : of a folder, the layer whose weights are run.
     record : whether reports tell when what works (``activity``).
+    flips : words of the banks in which bits are flipped.
     """
 
     model_name: str
@@ -71,6 +73,7 @@ class Request:
     layout: Path | None = None
     layer: str | None = None
     record: bool = False
+    flips: Flips = NO_FLIPS
 
     @classmethod
     def of(
@@ -116,6 +119,9 @@ class Request:
             require_range("tokens", tokens, 1, 1 << 20)
         require(request.waves is None or chosen != "model", "needs --engine rtl or both", key="waves")
         require(phase is None or experts is None, "cannot be combined with --phase", key="experts")
+        for key, words in (("flips", request.flips.single), ("double_flips", request.flips.double)):
+            require_range(key, words, 0, 1 << 20)
+            require(words == 0 or chosen != "model", "needs --engine rtl or both", key=key)
         return request
 
     @cached_property
@@ -147,6 +153,12 @@ class Request:
             check_parent(self.trace, "trace")
         if self.layout is not None:
             require(self.experts is None, "cannot be combined with --experts", key="layout")
+        if self.flips != NO_FLIPS:
+            require(
+                design.pim is not None and design.pim.secded,
+                f"needs check bits in the banks (--secded), which design {design.name} has not",
+                key="flips" if self.flips.single else "double_flips",
+            )
         check_table(design)
         try:
             if self.experts is not None:
@@ -180,6 +192,7 @@ class Request:
             waves=self.waves,
             trace=self.trace,
             progress=progress,
+            flips=self.flips,
         )
 
     def _step(self, design: DesignSpec) -> Callable[[], accelerator.Report]:
@@ -257,7 +270,9 @@ class Request:
 
         def run_layer(work: workload.Workload, routing: str, placement: Placement) -> accelerator.Report:
             options = self._options(routing)
-            run = partial(pim_report.run_pim_layer, progress=progress, trace=self.trace, **options)
+            run = partial(
+                pim_report.run_pim_layer, progress=progress, trace=self.trace, flips=self.flips, **options
+            )
             return self._named(run(work, design, placement=placement))
 
         if given:

@@ -50,6 +50,7 @@ from spec.device import PimDevice
 from spec.errors import InputError
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.model import ModelSpec
+from spec.program import ALL, Additions
 
 PROJECT = Path(__file__).parent.parent
 HARNESS = Path(__file__).with_name("harness.cpp")
@@ -116,20 +117,22 @@ def gate_component(geometry: GateGeometry) -> Callable[[], object]:
     return gate
 
 
-def require_channel(device: PimDevice, *, secded: bool = False) -> None:
+def require_channel(device: PimDevice, *, secded: bool = False, additions: Additions = ALL) -> None:
     """Raise :class:`spec.errors.InputError` where no channel in Verilog can run a device's schedule."""
     from rtl.gemv import ChannelConfig
 
-    ChannelConfig(device=device, secded=secded)
+    ChannelConfig(device=device, secded=secded, additions=additions.in_hardware)
 
 
-def gemv_component(device: PimDevice, *, secded: bool = False) -> Callable[[], object]:
+def gemv_component(
+    device: PimDevice, *, secded: bool = False, additions: Additions = ALL
+) -> Callable[[], object]:
     """Return what makes a channel that runs command programs, for :func:`build`."""
 
     def channel() -> object:
         from rtl.gemv import ChannelConfig, ProgramChannel
 
-        return ProgramChannel(ChannelConfig(device=device, secded=secded))
+        return ProgramChannel(ChannelConfig(device=device, secded=secded, additions=additions.in_hardware))
 
     return channel
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from spec.design import BankMode, DesignSpec, PimDesign, RegisterPath
 from spec.dram import Command, Level, all_groups, clocks_between
-from spec.errors import InputError, require
+from spec.errors import InputError, require, require_range
 from spec.geometry import ACCUMULATE_DISTANCE, FfnGeometry, ImageGeometry, RouterGeometry, ceil_div
 from spec.model import ModelSpec
 
@@ -159,12 +159,13 @@ class BankGeometry:
             key="pim.dram.timing.refi",
         )
         # From the decision of a register write: when the first MAC reads the word, and when it is there.
-        latest = timing.write_to_mac + self.pim.storage_cycles
+        latest = timing.write_to_mac + self.pim.weight_cycles
         needed = 2 + self.image.input_cycles
+        corrects = self.pim.weight_cycles - self.pim.storage_cycles
         require(
             latest >= needed,
-            f"must be at least {needed - timing.write_to_mac} where weights multiply the experts' inputs,"
-            f" not {self.pim.storage_cycles}",
+            f"must be at least {needed - timing.write_to_mac - corrects} where weights multiply the experts'"
+            f" inputs, not {self.pim.storage_cycles}",
             key="pim.storage_cycles",
         )
 
@@ -210,6 +211,11 @@ class BankGeometry:
     def depth(self) -> int:
         """Tiles that a channel holds: words of the storage port, ``units`` bursts each."""
         return self.max_visits * self.bursts_per_row
+
+    @property
+    def stored_tile_bytes(self) -> int:
+        """Bytes of a tile as it lies in the banks: a burst of each unit, with its check bits."""
+        return self.pim.units * self.pim.stored_burst_bytes
 
     @property
     def field_bits(self) -> dict[str, int]:
@@ -262,12 +268,20 @@ class BankGeometry:
         everything = self.round_robin()
         if self.fits(everything):
             return everything
-        channels = self.pim.channels
-        placed: list[list[int]] = [[] for _ in range(self.num_experts)]
         # (An identity expert needs no place.)
-        for place, expert in enumerate(sorted({expert for expert in used if expert < self.num_experts})):
-            placed[expert] = [place % channels]
-        placed += everything[self.num_experts :]
+        return self.hold(expert for expert in used if expert < self.num_experts)
+
+    def hold(self, experts: Iterable[int]) -> list[list[int]]:
+        """Return the channels of each expert where the banks hold only these routed ones.
+
+        Round robin in order of their numbers, and the shared one in all channels. :class:`InputError` where
+        they do not fit, or for a number that is no expert's.
+        """
+        placed: list[list[int]] = [[] for _ in range(self.num_experts)]
+        for place, expert in enumerate(sorted(set(experts))):
+            require_range("hold", expert, 0, self.num_experts - 1)
+            placed[expert] = [place % self.pim.channels]
+        placed += self.round_robin()[self.num_experts :]
         self.check_fit(placed)
         return placed
 
@@ -310,7 +324,7 @@ class BankGeometry:
             for expert in bases
             if expert in held
         )
-        return visits * self.bursts_per_row * self.image.routed.tile_bytes
+        return visits * self.bursts_per_row * self.stored_tile_bytes
 
     def fits(self, placement: list[list[int]]) -> bool:
         """Whether every channel holds the experts placed on it."""

@@ -140,8 +140,8 @@ def all_expert_params(model: ModelSpec) -> int:
 def total_params(model: ModelSpec, backbone: Backbone) -> int:
     """Return the parameters of a whole model, norms and the biases outside experts left out."""
     gating, h = model.gating, model.d_model
-    layer = model.expert_params + gating.num_experts * h + 2 * h * model.d_latent
-    layer += model.ffn.num_matrices * h * model.d_shared
+    layer = model.expert_params + gating.router_params(h) + 2 * h * model.d_latent
+    layer += (2 + model.ffn.gated) * h * model.d_shared
     outside = backbone.dense_ffns * backbone.dense_matrices * h * backbone.d_dense
     outside += backbone.attention_layers * backbone.attention_params(h)
     outside += (1 if backbone.tied_embeddings else 2) * backbone.vocab_size * h

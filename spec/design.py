@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import ClassVar
 
 from spec.dram import DramSpec
 from spec.energy import EnergyTable
@@ -190,6 +191,22 @@ class RouterPlace(StrEnum):
     BANKS = "banks"
 
 
+class Ecc(StrEnum):
+    """What the banks hold beside their data.
+
+    ``NONE``: nothing. ``SECDED``: 8 check bits with every 64 of data (:mod:`golden.secded`).
+    """
+
+    NONE = "none"
+    SECDED = "secded"
+
+
+SECDED_WORD_BYTES, SECDED_CHECK_BYTES = 8, 1
+"""Data that check bits are for, and the check bits."""
+SECDED_CYCLES = 1
+"""Cycles from a word out of the banks to the corrected one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PimDesign:
     """Near-memory engine: channels of DRAM banks with MAC lanes beside them.
@@ -207,9 +224,10 @@ class PimDesign:
     mac_cycles : cycles from one token's MAC to the next one's on the same burst.
     register_path : how inputs and results travel.
     act_lanes : results handled per cycle by the channel's activation.
-    storage_cycles : cycles from a MAC command to its weights at the lanes.
+    storage_cycles : cycles from a MAC command to its bursts out of the banks.
     refresh : whether the banks are refreshed.
     router : where tokens are multiplied with the router.
+    ecc : check bits in the banks.
     """
 
     dram: DramSpec
@@ -223,6 +241,7 @@ class PimDesign:
     storage_cycles: int = 16
     refresh: bool = True
     router: RouterPlace = RouterPlace.OWN
+    ecc: Ecc = Ecc.NONE
 
     def __post_init__(self) -> None:
         require_range("channels", self.channels, 1, 64)
@@ -241,6 +260,28 @@ class PimDesign:
             f"must be at most the {self.units} units, not {self.act_lanes}",
             key="act_lanes",
         )
+        require(
+            not self.secded or self.dram.burst_bytes % SECDED_WORD_BYTES == 0,
+            f"must be none with bursts of {self.dram.burst_bytes} bytes, which are no words of"
+            f" {SECDED_WORD_BYTES}, not {self.ecc}",
+            key="ecc",
+        )
+
+    @property
+    def secded(self) -> bool:
+        """Whether the banks hold check bits."""
+        return self.ecc is Ecc.SECDED
+
+    @property
+    def stored_burst_bytes(self) -> int:
+        """Bytes of a burst as it lies in the banks, its check bits behind it."""
+        burst = self.dram.burst_bytes
+        return burst + (burst // SECDED_WORD_BYTES * SECDED_CHECK_BYTES if self.secded else 0)
+
+    @property
+    def weight_cycles(self) -> int:
+        """Cycles from a MAC command to its weights at the lanes, corrected where they have check bits."""
+        return self.storage_cycles + (SECDED_CYCLES if self.secded else 0)
 
     @property
     def units(self) -> int:
@@ -281,6 +322,8 @@ class DesignSpec:
     clock_hz : clock used to turn cycles into seconds.
     energy : what events cost; a preset's name in TOML. None: no energy is counted.
     """
+
+    PRESET_FOLDER: ClassVar[str] = "designs"
 
     name: str
     engine: Engine
@@ -403,6 +446,12 @@ class DesignSpec:
     def hardware(self) -> DesignSpec:
         """The design without its name and without what its Verilog does not depend on."""
         return replace(self, name="design", energy=None)
+
+    def with_secded(self) -> DesignSpec:
+        """Return the design with check bits in its banks; :class:`InputError` where it has none."""
+        if self.pim is None:
+            raise InputError(f"needs a design with banks, not {self.name}", key="secded")
+        return replace(self, pim=replace(self.pim, ecc=Ecc.SECDED))
 
     @property
     def tile(self) -> ArrayDesign:

@@ -30,7 +30,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
-from math import prod
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,12 @@ WEIGHT_NAMES = (
     "router",
     "router_query",
     "router_key",
+    "router_hidden",
     "logit_bias",
     "selection_bias",
     "gate",
     "up",
+    "second_up",
     "down",
     "gate_bias",
     "up_bias",
@@ -82,7 +84,9 @@ class Combine(StrEnum):
     """How configuration keys make one number.
 
     ``quotient``: the sum of all but the last by the last, rounded down. ``periodic``: of (layers, period,
-    offset), how many layers have a number that leaves the offset. ``complement``: 1 minus one key.
+    offset), how many layers have a number that leaves the offset. ``complement``: 1 minus one key. ``share``:
+    the product of all but the last by the last, any numbers. ``sample_deviation``: of (deviation, n), the
+    deviation of n values around their mean that torch.std, which divides by n - 1, gives as the first.
     """
 
     SUM = "sum"
@@ -90,6 +94,8 @@ class Combine(StrEnum):
     QUOTIENT = "quotient"
     PERIODIC = "periodic"
     COMPLEMENT = "complement"
+    SHARE = "share"
+    SAMPLE_DEVIATION = "sample_deviation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +161,10 @@ class FromConfig:
     rest : what the number leaves of the sum that is divided, or of the layers that are counted.
     by_layer : the key may be a list with a value for each layer. Where these differ, ``layer_idx`` of the
         configuration says which; without it the last layer stands for all.
+    alike : the value may be a list with one for each expert; all must be the same.
+    times : what the number is multiplied with.
     only, otherwise : the keys are read only where other keys have one of these values (an empty list: any but
-        null); else ``otherwise``.
+        null); else ``otherwise``, a value or another :class:`FromConfig`.
     """
 
     keys: tuple[str, ...]
@@ -169,6 +177,8 @@ class FromConfig:
     count: tuple[str, ...] = ()
     rest: bool = False
     by_layer: bool = False
+    alike: bool = False
+    times: int = 1
     only: dict[str, list[Any]] = field(default_factory=dict)
     otherwise: object = None
 
@@ -177,12 +187,24 @@ class FromConfig:
         """The keys without signs."""
         return [key.removeprefix("-") for key in self.keys]
 
+    @property
+    def all_names(self) -> list[str]:
+        """All keys that may be read."""
+        others = self.otherwise.all_names if isinstance(self.otherwise, FromConfig) else []
+        return [*self.names, *self.only, *others]
+
+    def read_names(self, config: dict[str, Any]) -> list[str]:
+        """Return the keys of which the value is made."""
+        other = self.otherwise
+        if isinstance(other, FromConfig) and not self._applies(config):
+            return other.read_names(config)
+        return self.names
+
     def value(self, config: dict[str, Any]) -> object:
         """Return the field's value; :class:`InputError` where the configuration has none."""
-        for key, allowed in self.only.items():
-            value = self._read(config, key)
-            if value is None or (allowed and value not in allowed):
-                return self.otherwise
+        if not self._applies(config):
+            other = self.otherwise
+            return other.value(config) if isinstance(other, FromConfig) else other
         found = {name: self._read(config, name) for name in self.names}
         if self.values is not None and len(found) == 1:
             [(name, only)] = found.items()
@@ -204,9 +226,30 @@ class FromConfig:
         if self.combine is not None:
             return self._combined(found)
         value = found[self.names[0]]
+        if self.times != 1:
+            return self._whole(self.names[0], value) * self.times
         return value if self.replace is None else self.replace.get(_json_text(value), value)
 
+    def _applies(self, config: dict[str, Any]) -> bool:
+        """Whether the other keys have the values with which these are read."""
+        for key, allowed in self.only.items():
+            value = self._read(config, key)
+            if value is None or (allowed and value not in allowed):
+                return False
+        return True
+
     def _read(self, config: dict[str, Any], name: str) -> Any:
+        value = self._of_layer(config, name)
+        if not (self.alike and isinstance(value, list) and value):
+            return value
+        require(
+            all(item == value[0] for item in value),
+            f"must be the same for every expert, not {value!r:.80}",
+            key=f"config.{name}",
+        )
+        return value[0]
+
+    def _of_layer(self, config: dict[str, Any], name: str) -> Any:
         value = _lookup(config, name)
         if not (self.by_layer and isinstance(value, list) and value):
             return value
@@ -248,10 +291,15 @@ class FromConfig:
             ok = type(share) in (int, float) and 0 <= share <= 1
             require(ok, f"must be in 0..1, not {share!r}", key=f"config.{name}")
             return 1.0 - share
-        for name, number in found.items():
-            ok = type(number) is int and 0 <= number < 1 << 32
-            require(ok, f"must be a whole number from 0, not {number!r}", key=f"config.{name}")
-        numbers = list(found.values())
+        if self.combine in (Combine.SHARE, Combine.SAMPLE_DEVIATION):
+            for name, number in found.items():
+                ok = type(number) in (int, float) and 0 < number < 1 << 32
+                require(ok, f"must be a number above 0, not {number!r:.80}", key=f"config.{name}")
+            *factors, last = found.values()
+            if self.combine is Combine.SHARE:
+                return prod(factors) / last
+            return float(factors[0] * sqrt((self._whole(self.names[-1], last) - 1) / last))
+        numbers = [self._whole(name, number) for name, number in found.items()]
         if self.combine is Combine.PRODUCT:
             return prod(numbers)
         if self.combine is Combine.SUM:
@@ -267,6 +315,12 @@ class FromConfig:
         else:
             total, counted = sum(numbers[:-1]), sum(numbers[:-1]) // divisor
         return total - counted if self.rest else counted
+
+    def _whole(self, name: str, number: object) -> int:
+        ok = type(number) is int and 0 <= number < 1 << 32
+        require(ok, f"must be a whole number from 0, not {number!r}", key=f"config.{name}")
+        assert isinstance(number, int)
+        return number
 
 
 def _json_text(value: object) -> str:
@@ -417,7 +471,7 @@ class Family:
             place = error.key
             entry = self.fields.get(place or "")
             if isinstance(entry, FromConfig):
-                place = " and ".join(f"config.{name}" for name in entry.names)
+                place = " and ".join(f"config.{name}" for name in entry.read_names(config))
             raise InputError(error.rule, key=place) from None
         return spec
 
@@ -426,6 +480,7 @@ class Family:
         resolved = dict(config)
         for key in self.nested:
             if isinstance(config.get(key), dict):
+                self._check_outer(resolved, key, config[key])
                 resolved |= config[key]
         for alias, key in self.aliases.items():
             value = resolved.pop(alias, None)
@@ -435,6 +490,22 @@ class Family:
                     same, f"must equal config.{key}={resolved[key]!r}, not {value!r}", key=f"config.{alias}"
                 )
         return {"model_type": self.model_types[0]} | self.defaults | resolved
+
+    def _check_outer(self, outer: dict[str, Any], table: str, inner: dict[str, Any]) -> None:
+        """Raise :class:`InputError` for a key that the inner table overrides with another value.
+
+        What a configuration says of the whole, and what has nothing to do with an MoE layer, may differ.
+        """
+        read = self._known_keys() | set(self.aliases)
+        for key, value in outer.items():
+            matters = key in read or config_keys().kind(key) is KeyKind.TELLING
+            if not matters or key == "model_type" or value is None or inner.get(key) is None:
+                continue
+            require(
+                value == inner[key],
+                f"must equal config.{table}.{key}={inner[key]!r:.80}, not {value!r:.80}",
+                key=f"config.{key}",
+            )
 
     def unread_keys(self, config: dict[str, Any]) -> dict[str, object]:
         """Return the keys (``a.b`` in the table a) that the row does not read and no list knows, with values.
@@ -447,8 +518,13 @@ class Family:
     def _unread_keys(self, resolved: dict[str, Any]) -> dict[str, object]:
         known, lists = self._known_keys(), config_keys()
         unknown: dict[str, object] = {}
-        # A key's table, its name, its value. What is read is read from the outermost table alone.
+        # A key's table, its name, its value. What is read is read from the outermost table, or is a key of it
+        # that names its own table, of which the row may not read all.
         left = [("", key, value) for key, value in reversed(resolved.items()) if key not in known]
+        for name in sorted({name.split(".")[0] for name in known if "." in name}):
+            table = resolved.get(name)
+            if isinstance(table, dict):
+                left += [(f"{name}.", *item) for item in table.items() if f"{name}.{item[0]}" not in known]
         while left:
             table, key, value = left.pop()
             kind = lists.kind(key)
@@ -488,8 +564,8 @@ class Family:
         known.update(self.layers.keys if self.layers is not None else ())
         for entry in self.fields.values():
             if isinstance(entry, FromConfig):
-                known.update(name.split(".")[0] for name in (*entry.names, *entry.only))
-        return known
+                known.update(entry.all_names)
+        return known | {name.split(".")[0] for name in known}
 
 
 def family_names() -> list[str]:
@@ -554,12 +630,14 @@ def read_config(path: Path) -> tuple[Family, dict[str, Any]]:
     try:
         require(isinstance(config, dict), f"must be a JSON object, not {type(config).__name__}")
         model_type = config.get("model_type")
-        require(isinstance(model_type, str), f"must be a family's name, not {model_type!r}", key="model_type")
         classes = config.get("architectures")
         classes = classes if isinstance(classes, list) else []
         families = [
             family for family in _known_families() if any(one in family.architectures for one in classes)
         ]
+        if not families or model_type is not None:
+            ok = isinstance(model_type, str)
+            require(ok, f"must be a family's name, not {model_type!r}", key="model_type")
         families += [family for family in _known_families() if model_type in family.model_types]
         if not families:
             known = ", ".join(family_names())
@@ -695,6 +773,8 @@ _FIELD_KEYS = {
     "count",
     "rest",
     "by_layer",
+    "alike",
+    "times",
     "only",
     "otherwise",
 }
@@ -732,6 +812,10 @@ def _parse_from_config(table: dict[str, Any], key: str) -> FromConfig:
         f"must be a table or 'activations', with a single key, not {values!r}",
         key=f"{key}.values",
     )
+    otherwise = table.get("otherwise")
+    if isinstance(otherwise, dict):
+        require("keys" in otherwise, "must be a value, or a table with keys", key=f"{key}.otherwise")
+        otherwise = _parse_from_config(otherwise, f"{key}.otherwise")
     return FromConfig(
         keys=tuple(keys),
         combine=None if combine is None else Combine(combine),
@@ -743,6 +827,8 @@ def _parse_from_config(table: dict[str, Any], key: str) -> FromConfig:
         count=tuple(table.get("count", ())),
         rest=table.get("rest", False),
         by_layer=table.get("by_layer", False),
+        alike=table.get("alike", False),
+        times=table.get("times", 1),
         only=table.get("only", {}),
-        otherwise=table.get("otherwise"),
+        otherwise=otherwise,
     )

@@ -234,7 +234,8 @@ class GateGeometry:
     def _slots(self, distance: int) -> int:
         """Return how many different cycles, modulo the interval, a token's bursts take."""
         first = range(0, self.num_beats * distance, distance)
-        return len({(cycle + row) % self.interval for cycle in first for row in range(self.num_rows)})
+        interval, rows = self.interval, range(self.num_rows)
+        return len({(cycle + row) % interval for cycle in first for row in rows})
 
     @property
     def product_cycles(self) -> int:

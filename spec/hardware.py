@@ -56,6 +56,8 @@ def _lacking(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     identity, on_input = model.gating.num_identity_experts, model.gating.weight_applied_to is AppliedTo.INPUT
     if model.output_bias and identity:
         yield "output_bias", "must be false with identity experts", True
+    if model.expert_input_scale != 1.0:
+        yield "expert_input_scale", "must be 1.0", model.expert_input_scale
     # It is a factor of the gate's weights.
     if model.expert_output_scale != 1.0 and (identity or on_input):
         terms = "identity experts" if identity else "weights on the input"
@@ -115,6 +117,8 @@ def _lacking_of_gating(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
 
 def _lacking_of_ffn(model: ModelSpec) -> Iterator[tuple[str, str, object]]:
     ffn = model.ffn
+    if ffn.second_up:
+        yield "ffn.second_up", "must be false", True
     activations = {kind.activation for kind in (ffn, model.shared_ffn) if kind is not None}
     clamped = ffn.clamped or Activation.CLAMPED_SWIGLU in activations
     if clamped and not LIMITS[0] <= ffn.limit <= LIMITS[1]:

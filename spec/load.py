@@ -12,7 +12,7 @@ import typing
 from dataclasses import replace
 from pathlib import Path
 
-from spec.catalogue import TABLES, Entry
+from spec.catalogue import TABLES, Backbone, Entry
 from spec.design import DesignSpec, Format
 from spec.device import PimDevice
 from spec.dram import DramSpec
@@ -28,6 +28,7 @@ __all__ = [
     "design_names",
     "is_device",
     "is_folder",
+    "load_backbone",
     "load_design",
     "load_device",
     "load_dram",
@@ -59,6 +60,11 @@ def load_entry(name: str) -> tuple[ModelSpec, Entry]:
     """Return the model of a preset's name or a TOML file, and what the file says beside it."""
     model, tables = load_preset_with(ModelSpec, "models", name, "model", TABLES)
     return typing.cast("ModelSpec", model), Entry(**tables)
+
+
+def load_backbone(name: str) -> Backbone | None:
+    """Return what a preset or a TOML file says of a model outside its experts; None of any other model."""
+    return None if name.endswith(".json") or is_folder(name) else load_entry(name)[1].backbone
 
 
 def is_folder(name: str) -> bool:

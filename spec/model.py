@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from math import ceil
+from math import ceil, floor
 
 from spec.errors import require, require_range
 
@@ -22,6 +22,8 @@ MAX_WIDTH = 1 << 16
 MAX_SCALE = 1 << 16
 """Of weights and of experts' outputs."""
 SCALE_MULTIPLE = 16
+SHARE_DIGITS = 9
+"""Decimals of a share of the tokens, where it is rounded down."""
 NO_PLACES = -1
 """An ``expert_capacity`` that drops every assignment; 0 drops none."""
 
@@ -40,11 +42,13 @@ class Router(StrEnum):
 
     ``linear``: a matrix product. ``attention``: three of them, query, key and value, a number for each
     expert; an expert's logit is the mean of the values, weighted by a softmax over its query times the
-    keys (Yuan 2.0-M32, arXiv 2405.17976, section 2.2).
+    keys (Yuan 2.0-M32, arXiv 2405.17976, section 2.2). ``mlp``: two of them, one after the other, with a
+    tanh between (LLaMA-MoE, arXiv 2406.16554; an option of Skywork-MoE).
     """
 
     LINEAR = "linear"
     ATTENTION = "attention"
+    MLP = "mlp"
 
 
 class Selection(StrEnum):
@@ -147,6 +151,16 @@ class CapacityScope(StrEnum):
     BATCH = "batch"
 
 
+class CapacityRounding(StrEnum):
+    """How a share of the tokens becomes a number of places.
+
+    ``up``: to the next whole number. ``even``: down to a whole number, and an odd one up by one (OpenMoE).
+    """
+
+    UP = "up"
+    EVEN = "even"
+
+
 @dataclass(frozen=True, kw_only=True)
 class GatingSpec:
     """The gating algebra: score, bias, groups, top-k, weights.
@@ -156,7 +170,8 @@ class GatingSpec:
     num_experts, top_k : experts that the router knows, experts chosen per token.
     num_identity_experts : so many of them, the last ones, return their input (zero-computation experts,
         arXiv 2410.07348; LongCat-Flash).
-    router : the matrix product, or the attention router.
+    router : the matrix product, the attention router, or two layers.
+    router_width : with ``router = mlp``, the width between its two layers; else 0.
     logit_deviation : where above 0, a token's logits are shifted and scaled to a mean of 0 and this
         standard deviation (over the experts) before the score (Skywork-MoE, arXiv 2406.06563, section 3.1).
     num_prototypes : the experts lie in so many equal groups, each with a softmax of its own, of which each
@@ -181,6 +196,7 @@ class GatingSpec:
     top_k: int
     num_identity_experts: int = 0
     router: Router = Router.LINEAR
+    router_width: int = 0
     logit_deviation: float = 0.0
     num_prototypes: int = 1
     score: Score = Score.SOFTMAX
@@ -233,6 +249,12 @@ class GatingSpec:
             self.num_experts % self.num_prototypes == 0 and self.top_k % self.num_prototypes == 0,
             f"must divide num_experts={self.num_experts} and top_k={self.top_k}, not {self.num_prototypes}",
             key="num_prototypes",
+        )
+        require_range("router_width", self.router_width, 0, MAX_WIDTH)
+        require(
+            (self.router_width > 0) is (self.router is Router.MLP),
+            f"must be above 0 with router='mlp', and 0 without, not {self.router_width}",
+            key="router_width",
         )
         require_range("logit_deviation", self.logit_deviation, 0.0, MAX_SCALE)
         require_range("epsilon", self.epsilon, 0.0, 1.0)
@@ -293,6 +315,12 @@ class GatingSpec:
             num_identity_experts=0,
         )
 
+    def router_params(self, d_model: int) -> int:
+        """Return the parameters of the router's matrices for tokens of this width."""
+        if self.router is Router.MLP:
+            return self.router_width * (d_model + self.num_experts)
+        return (3 if self.router is Router.ATTENTION else 1) * self.num_experts * d_model
+
     @property
     def group_size(self) -> int:
         """Experts in a group."""
@@ -314,11 +342,13 @@ class FfnSpec:
     ``clamped_swiglu`` (gpt-oss) cuts in the same way, then ``h = (u + 1) * g * sigmoid(alpha * g)``.
 
     ``gate_matrix`` says whether there is one; None: as is usual for the activation (none for relu and relu2).
+    ``second_up`` adds a fourth matrix V: ``W_down (f(W_gate x) * (W_up x) * (V x))`` (OpenMoE as released).
     """
 
     d_expert: int
     activation: Activation = Activation.SILU
     gate_matrix: bool | None = None
+    second_up: bool = False
     bias: bool = False
     clamped: bool = False
     limit: float = 7.0
@@ -339,6 +369,11 @@ class FfnSpec:
             f"must be true where values are clamped (activation={self.activation.value!r}), not false",
             key="gate_matrix",
         )
+        require(
+            not self.second_up or (self.gated and not self.bias and not clamped),
+            "needs a gate matrix, no biases and nothing that is clamped",
+            key="second_up",
+        )
 
     @property
     def gated(self) -> bool:
@@ -352,7 +387,7 @@ class FfnSpec:
     @property
     def num_matrices(self) -> int:
         """Weight matrices per expert."""
-        return 3 if self.gated else 2
+        return 2 + self.gated + self.second_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,10 +406,12 @@ class ModelSpec:
     shared_activation : its activation, where that is not the routed experts'.
     shared_bias : whether its matrices have biases.
     shared_expert_gate : its output is multiplied with a sigmoid of a product with the token (Qwen2-MoE).
+    expert_input_scale : factor of every routed expert's input (Skywork-MoE has one of 2 as an option).
     expert_output_scale : factor of every routed expert's output (NLLB-MoE: 1 - its token dropout).
     output_bias : a bias added once to each token's sum (JetMoE).
     expert_capacity : assignments an expert takes, later ones are dropped; 0 = dropless, -1 = it takes none.
-    capacity_fraction : where positive, the capacity is this share of the tokens, rounded up, instead.
+    capacity_fraction : where positive, the capacity is this share of the tokens instead.
+    capacity_rounding, capacity_minimum : how that share becomes a whole number, and the least it can be.
     capacity_scope : of which tokens: each sequence's, or all.
     capacity_rule : which ones are the later ones.
     """
@@ -389,10 +426,13 @@ class ModelSpec:
     shared_activation: Activation | None = None
     shared_bias: bool = False
     shared_expert_gate: bool = False
+    expert_input_scale: float = 1.0
     expert_output_scale: float = 1.0
     output_bias: bool = False
     expert_capacity: int = 0
     capacity_fraction: float = 0.0
+    capacity_rounding: CapacityRounding = CapacityRounding.UP
+    capacity_minimum: int = 0
     capacity_scope: CapacityScope = CapacityScope.SEQUENCE
     capacity_rule: CapacityRule = CapacityRule.SWITCH
     num_moe_layers: int = 1
@@ -402,11 +442,23 @@ class ModelSpec:
         require_range("d_model", self.d_model, 1, MAX_WIDTH)
         require_range("d_latent", self.d_latent, 0, MAX_WIDTH)
         require_range("d_shared", self.d_shared, 0, 1 << 18)
+        require(
+            0 < self.expert_input_scale < MAX_SCALE,
+            f"must be in 0..{MAX_SCALE} (both excluded), not {self.expert_input_scale}",
+            key="expert_input_scale",
+        )
         require_range("expert_output_scale", self.expert_output_scale, 0.0, MAX_SCALE)
         require_range("expert_capacity", self.expert_capacity, NO_PLACES, 1 << 24)
         require(
             self.capacity_fraction <= 1 << 16,
             f"is too large: {self.capacity_fraction}",
+            key="capacity_fraction",
+        )
+        require_range("capacity_minimum", self.capacity_minimum, 0, 1 << 24)
+        plain = self.capacity_rounding is CapacityRounding.UP and not self.capacity_minimum
+        require(
+            plain or self.capacity_fraction > 0,
+            f"must be above 0 with a rounding or a minimum of its own, not {self.capacity_fraction}",
             key="capacity_fraction",
         )
         require_range("num_moe_layers", self.num_moe_layers, 1, MAX_LAYERS)
@@ -456,13 +508,20 @@ class ModelSpec:
             self.ffn,
             activation=self.shared_activation or self.ffn.activation,
             gate_matrix=self.ffn.gated,
+            second_up=False,
             bias=self.shared_bias,
         )
 
     def capacity_of(self, num_tokens: int) -> int:
         """Return an expert's capacity among so many tokens; 0 and -1 as in ``expert_capacity``."""
         if self.capacity_fraction > 0:
-            return ceil(self.capacity_fraction * num_tokens)
+            share = self.capacity_fraction * num_tokens
+            if self.capacity_rounding is CapacityRounding.UP:
+                return max(ceil(share), self.capacity_minimum)
+            # As a product of k, factor and tokens, divided by the experts, it may have been exact.
+            places = floor(round(share, SHARE_DIGITS))
+            places = max(places + places % 2, self.capacity_minimum)
+            return places if places or not num_tokens else NO_PLACES
         return self.expert_capacity
 
     def capacity_for(self, lengths: Sequence[int]) -> int:

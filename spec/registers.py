@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spec.design import Policy
+from spec.design import DesignSpec, Policy
 from spec.errors import require
 
 IDENTITY = 0x45423031
@@ -68,6 +68,9 @@ STATUS_READ_ERROR = 2
 
 STATUS_REFRESHING = 3
 """Bit of STATUS: a refresh of channel 0 is under way (``pim``)."""
+STATUS_UNCORRECTED = 4
+"""Bit of STATUS: a word with two flipped bits was read since the counters were cleared (``pim`` with check
+bits in its banks)."""
 
 COUNTERS = {
     "cycles": "cycles with a token inside, from the first input beat to the last output beat",
@@ -93,12 +96,23 @@ COUNTERS = {
 }
 """Performance counters, 64 bits each; those of another engine stay 0."""
 
+ECC_COUNTERS = {
+    "corrected": "words read from the banks with one flipped bit, which was corrected",
+    "uncorrected": "words read with two flipped bits, which were not",
+}
+"""Further counters of a ``pim`` design whose banks hold check bits."""
+
 FIRST_COUNTER = 0x40
 
 
 def counter_address(name: str) -> int:
     """Return the byte address of a counter's low word; the high word follows."""
-    return FIRST_COUNTER + 8 * list(COUNTERS).index(name)
+    return FIRST_COUNTER + 8 * [*COUNTERS, *ECC_COUNTERS].index(name)
+
+
+def counters_of(design: DesignSpec) -> tuple[str, ...]:
+    """Return the names of a design's counters, in the order of their addresses."""
+    return (*COUNTERS, *(ECC_COUNTERS if design.pim is not None and design.pim.secded else ()))
 
 
 PROBE = ("tokens", "assignments", "expects", "entries", "contributions", "output", "addresses", "beats")

@@ -1,5 +1,10 @@
 """A whole system as data: a host, an engine near the experts' memory, the link between them, a policy.
 
+Beside the experts it may say where attention and shared experts are computed (``outside``), and over how many
+such pairs of engines the experts lie and what connects them (``exchange``). An engine is a roofline, or one
+of this project's accelerators, whose models its times come from; a system of such an engine alone runs
+whole MoE layers on it.
+
 Every number is a :class:`Quantity`: it has its evidence and its source, and the range in which its sources
 lie. A number that has no source is ``assumed``, and then it must have a range: ``expertbank reproduce`` shows
 what it moves.
@@ -13,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+from spec.design import DesignSpec
 from spec.errors import InputError, require
 
 
@@ -104,38 +110,70 @@ def _share(spec: object, *names: str) -> None:
             require(inside, f"must be above 0 and at most 1, not {quantity.value:g}", key=name)
 
 
+def _share_or_none(spec: object, *names: str) -> None:
+    for name in names:
+        quantity = getattr(spec, name)
+        if quantity is not None:
+            inside = quantity.least >= 0 and quantity.most <= 1
+            require(inside, f"must be in 0..1, not {quantity.value:g}", key=name)
+
+
+def _whole(spec: object, *names: str) -> None:
+    for name in names:
+        quantity = getattr(spec, name)
+        if quantity is not None:
+            whole = quantity.value >= 1 and quantity.value == int(quantity.value)
+            require(whole, f"must be a whole number from 1, not {quantity.value:g}", key=name)
+
+
+ROOFLINE = ("peak_flops", "bytes_per_s", "flops_efficiency", "bandwidth_efficiency")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """A processor as a roofline with declared efficiencies.
+    """A processor as a roofline with declared efficiencies, or an accelerator with RTL.
 
     Attributes
     ----------
     peak_flops : operations in a second, two for a multiplication with its addition.
     bytes_per_s : that it reads from the memory that holds the weights.
     flops_efficiency, bandwidth_efficiency : of these that are reached.
+    block : an accelerator; in place of these four. Its models say how long experts take, and their energy.
     capacity_bytes : of that memory; left out where nobody asks.
     expert_s : seconds that each expert takes beside: a launch, a synchronisation.
+    memory_j_per_bit, flop_j : energy of a bit read from that memory, of an operation; None: unknown.
     """
 
     PRESET_FOLDER: ClassVar[str] = "engines"
 
     name: str
-    peak_flops: Quantity
-    bytes_per_s: Quantity
-    flops_efficiency: Quantity
-    bandwidth_efficiency: Quantity
+    peak_flops: Quantity | None = None
+    bytes_per_s: Quantity | None = None
+    flops_efficiency: Quantity | None = None
+    bandwidth_efficiency: Quantity | None = None
+    block: DesignSpec | None = None
     capacity_bytes: Quantity | None = None
     expert_s: Quantity | None = None
+    memory_j_per_bit: Quantity | None = None
+    flop_j: Quantity | None = None
 
     def __post_init__(self) -> None:
+        beside = (*ROOFLINE, "capacity_bytes", "expert_s", "memory_j_per_bit", "flop_j")
+        for key in ROOFLINE if self.block is None else beside:
+            given = getattr(self, key) is not None
+            require(given or self.block is not None, "is missing", key=key)
+            require(not (given and self.block), "must be left out beside block, which says it", key=key)
         _positive(self, "peak_flops", "bytes_per_s", "capacity_bytes")
-        _not_negative(self, "expert_s")
+        _not_negative(self, "expert_s", "memory_j_per_bit", "flop_j")
         _share(self, "flops_efficiency", "bandwidth_efficiency")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkSpec:
-    """A link, one direction: bytes take ``latency_s + bytes / (bytes_per_s * efficiency)``."""
+    """A link, one direction: bytes take ``latency_s + bytes / (bytes_per_s * efficiency)``.
+
+    ``j_per_bit``: energy of a bit that crosses it; None: unknown.
+    """
 
     PRESET_FOLDER: ClassVar[str] = "links"
 
@@ -143,10 +181,11 @@ class LinkSpec:
     bytes_per_s: Quantity
     latency_s: Quantity
     efficiency: Quantity
+    j_per_bit: Quantity | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "bytes_per_s")
-        _not_negative(self, "latency_s")
+        _not_negative(self, "latency_s", "j_per_bit")
         _share(self, "efficiency")
 
 
@@ -168,13 +207,74 @@ class Sharding(StrEnum):
     EXPERT = "expert"
 
 
+class AttentionPlace(StrEnum):
+    """Where keys and values lie and are multiplied with: in the host, near, or wherever that is faster."""
+
+    HOST = "host"
+    NEAR = "near"
+    FASTER = "faster"
+
+
+class SharedPlace(StrEnum):
+    """When the host computes shared experts: while the near engine has routed ones, or before all these."""
+
+    BESIDE = "beside"
+    BEFORE = "before"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideSpec:
+    """What a step has beside routed experts: attention, dense layers, routers, shared experts.
+
+    The host computes all of it but what ``attention`` says.
+
+    Attributes
+    ----------
+    context : tokens whose keys and values a decoded token is multiplied with.
+    """
+
+    attention: AttentionPlace
+    shared: SharedPlace
+    context: Quantity
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "context")
+
+
+class Overlap(StrEnum):
+    """What runs while tokens are exchanged: nothing, or the experts of other tokens, without loss."""
+
+    NONE = "none"
+    EXPERTS = "experts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeSpec:
+    """Several devices, each a host with its near engine: experts in order of number, tokens evenly.
+
+    Attributes
+    ----------
+    devices : how many.
+    link : of each to all others; a layer's tokens go to their experts over it, results come back.
+    overlap : with the experts' own time.
+    """
+
+    devices: Quantity
+    link: LinkSpec
+    overlap: Overlap
+
+    def __post_init__(self) -> None:
+        _whole(self, "devices")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SystemSpec:
     """A host, an engine near memory, a link, and the policy that divides a layer's experts between the two.
 
     Attributes
     ----------
-    host, near : engines; presets' names in TOML.
+    host, near : engines; presets' names in TOML. Without a host ``near`` is an accelerator with RTL that
+        runs whole MoE layers: gate, dispatch, experts, combination.
     link : between them: moved weights towards the host, tokens both ways.
     weights : where the weights lie.
     sharding : over ``units`` of the near engine (channels); unit ``e mod units`` has expert e.
@@ -182,35 +282,62 @@ class SystemSpec:
     alpha : factor on the ratio of bandwidths in policy ``ratio``.
     spaces : memory spaces of policy ``look-up``: experts of one space are computed by one engine.
     cache_share : of the experts that the host holds already, the most popular ones.
+    outside : what is computed beside routed experts; left out: nothing.
+    exchange : devices that the experts lie on; left out: one.
     """
 
     PRESET_FOLDER: ClassVar[str] = "systems"
 
     name: str
-    host: EngineSpec
     near: EngineSpec
-    link: LinkSpec
-    weights: WeightPlace
     policy: str
+    host: EngineSpec | None = None
+    link: LinkSpec | None = None
+    weights: WeightPlace = WeightPlace.NEAR
     sharding: Sharding = Sharding.TENSOR
     units: Quantity | None = None
     alpha: Quantity | None = None
     spaces: Quantity | None = None
     cache_share: Quantity | None = None
+    outside: OutsideSpec | None = None
+    exchange: ExchangeSpec | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "alpha")
-        _not_negative(self, "cache_share")
-        for key in ("units", "spaces"):
-            quantity = getattr(self, key)
-            if quantity is not None:
-                whole = quantity.value >= 1 and quantity.value == int(quantity.value)
-                require(whole, f"must be a whole number from 1, not {quantity.value:g}", key=key)
+        _share_or_none(self, "cache_share")
+        _whole(self, "units", "spaces")
+        if self.host is None:
+            require(
+                self.near.block is not None, "is missing: near is no accelerator that runs alone", key="host"
+            )
+            for key in ("link", "units", "alpha", "spaces", "cache_share", "outside", "exchange"):
+                require(getattr(self, key) is None, "must be left out without a host", key=key)
+            require(
+                self.policy == ALONE, f"must be {ALONE!r} without a host, not {self.policy!r}", key="policy"
+            )
+            return
+        require(self.link is not None, "is missing", key="link")
+        require(self.host.block is None, "must be a roofline, not an accelerator", key="host")
+        block = self.near.block
+        require(
+            block is None or self.sharding is Sharding.EXPERT,
+            "must be 'expert' for an accelerator, whose units have whole experts",
+            key="sharding",
+        )
         require(
             self.sharding is Sharding.TENSOR or self.units is not None,
             "must be given where each expert lies in one unit",
             key="units",
         )
+        require(
+            block is None or self.outside is None or self.outside.attention is AttentionPlace.HOST,
+            "must be 'host' beside an accelerator, which has no attention",
+            key="outside.attention",
+        )
+
+
+ALONE = "all-near"
+"""The policy of a system of one accelerator."""
 
 
 def quantities(spec: object, prefix: str = "") -> Iterator[tuple[str, Quantity]]:

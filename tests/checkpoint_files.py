@@ -73,14 +73,16 @@ def write_checkpoint(folder: Path, config: dict[str, Any], *shards: Tensors) -> 
     return folder
 
 
-def per_expert(gate: str, up: str, down: str) -> Callable[[LayerWeights], dict[str, Any]]:
+def per_expert(
+    gate: str, up: str, down: str, before: str = "experts"
+) -> Callable[[LayerWeights], dict[str, Any]]:
     """Return a layout with a matrix for each expert."""
 
     def layout(weights: LayerWeights) -> dict[str, Any]:
         arrays = {}
         for name, values in ((gate, weights.gate), (up, weights.up), (down, weights.down)):
             if values is not None:
-                arrays |= {f"experts.{e}.{name}.weight": matrix for e, matrix in enumerate(values)}
+                arrays |= {f"{before}.{e}.{name}.weight": matrix for e, matrix in enumerate(values)}
         return arrays
 
     return layout
@@ -135,6 +137,34 @@ def gpt_oss(weights: LayerWeights) -> dict[str, Any]:
         "experts.gate_up_proj_bias": in_turn(weights.gate_bias, weights.up_bias),
         "experts.down_proj_bias": weights.down_bias,
     }
+
+
+def llama_moe(weights: LayerWeights) -> dict[str, Any]:
+    """Return LLaMA-MoE's layout: lists of matrices."""
+    parts = (("gate", weights.gate), ("up", weights.up), ("down", weights.down))
+    return {
+        f"calculator.experts.weight_{name}.{e}": matrix
+        for name, values in parts
+        for e, matrix in enumerate(values)
+    }
+
+
+def openmoe(weights: LayerWeights) -> dict[str, Any]:
+    """Return OpenMoE's layout: (in, out), the gate's activated half behind the other."""
+    return {
+        "experts.wi_gate": np.concatenate([weights.second_up, weights.gate], axis=1).swapaxes(1, 2),
+        "experts.wi_up": weights.up.swapaxes(1, 2),
+        "experts.wo": weights.down.swapaxes(1, 2),
+    }
+
+
+def yuan(weights: LayerWeights) -> dict[str, Any]:
+    """Return Yuan's layout: gate and up one below the other, for each expert."""
+    arrays = {}
+    for e in range(len(weights.up)):
+        arrays[f"experts.{e}.w1.weight"] = np.concatenate([weights.gate[e], weights.up[e]])
+        arrays[f"experts.{e}.w2.weight"] = weights.down[e]
+    return arrays
 
 
 PROJ = per_expert("gate_proj", "up_proj", "down_proj")
@@ -218,6 +248,11 @@ PUBLISHED: dict[str, tuple[str, Layout, dict[str, str]]] = {
     ),
     "minimax": (BLOCK, W, GATE),
     "minimax_m2": (BLOCK, W, GATE | {"e_score_correction_bias": "selection_bias"}),
+    "llama_moe": (
+        MLP,
+        llama_moe,
+        {"gate.gate_network.0.weight": "router_hidden", "gate.gate_network.2.weight": "router"},
+    ),
     "mixtral": (BLOCK, W, GATE),
     "nemotron_h": (
         "backbone.layers.{}.mixer.",
@@ -233,6 +268,7 @@ PUBLISHED: dict[str, tuple[str, Layout, dict[str, str]]] = {
     ),
     "nllb_moe": ("model.encoder.layers.{}.ffn.", numbered("fc1", "fc2"), CLASSIFIER),
     "olmoe": (MLP, PROJ, GATE),
+    "openmoe": (MLP, openmoe, {"gate_weight": "router"}),
     "phimoe": (BLOCK, W, GATE),
     "qwen2_moe": (
         MLP,
@@ -244,6 +280,20 @@ PUBLISHED: dict[str, tuple[str, Layout, dict[str, str]]] = {
         MLP,
         PROJ,
         GATE | {"shared_expert_gate.weight": "shared_expert_gate"} | shared("shared_expert"),
+    ),
+    "skywork": (
+        "model.layers.{}.mlp.moe.",
+        per_expert("gate_proj", "up_proj", "down_proj", before="experts.experts"),
+        {"gate.wg.0.weight": "router_hidden", "gate.wg.2.weight": "router"},
+    ),
+    "yuan": (
+        MLP,
+        yuan,
+        {
+            "gate.query.weight": "router_query",
+            "gate.key.weight": "router_key",
+            "gate.value.weight": "router",
+        },
     ),
     "switch_transformers": ("encoder.block.{}.layer.1.mlp.", numbered("wi", "wo"), CLASSIFIER),
 }

@@ -58,6 +58,7 @@ def reference_layer(
         for expert, factor in zip(chosen, factors, strict=True):
             row[expert] += factor
         x = token if weights.latent_in is None else affine(weights.latent_in, weights.latent_in_bias, token)
+        x = [model.expert_input_scale * value for value in x]
         y = [0.0] * len(x)
         for expert, factor, keep in zip(chosen, factors, keeps, strict=True):
             if keep:
@@ -88,7 +89,10 @@ def reference_layer(
 
 def reference_logits(weights: LayerWeights, token: list[float]) -> list[float]:
     """Return one token's logits, by a matrix or by attention among the experts."""
-    z = affine(weights.router, None, token)
+    if weights.router_hidden is None:
+        z = affine(weights.router, None, token)
+    else:
+        z = affine(weights.router, None, [math.tanh(v) for v in affine(weights.router_hidden, None, token)])
     if weights.router_query is not None:
         queries, keys = (affine(part, None, token) for part in (weights.router_query, weights.router_key))
         z = [dot(reference_score("softmax", [query * key for key in keys]), z) for query in queries]
@@ -101,7 +105,13 @@ def reference_places(model: ModelSpec, gates: list[tuple[list[int], list[float]]
     """Return the (token, choice) pairs of a sequence that find a place at their expert."""
     capacity = model.expert_capacity
     if model.capacity_fraction > 0:
-        capacity = math.ceil(model.capacity_fraction * len(gates))
+        share = model.capacity_fraction * len(gates)
+        if model.capacity_rounding == "up":
+            capacity = math.ceil(share)
+        else:
+            # 3.9 and 4.0 make 4, 5.0 makes 6.
+            capacity = 2 * math.ceil(math.floor(share + 1e-9) / 2)
+        capacity = max(capacity, model.capacity_minimum)
     elif capacity == 0:
         capacity = len(gates) * model.gating.top_k
     pairs = [(token, choice) for token in range(len(gates)) for choice in range(model.gating.top_k)]
@@ -207,7 +217,10 @@ def reference_expert(model: ModelSpec, w: LayerWeights, expert: int, x: list[flo
     )
     u = affine(up, up_bias, x)
     g = None if gate is None else affine(gate, gate_bias, x)
-    y = affine(down, down_bias, reference_hidden(model.ffn, model.ffn.activation, g, u))
+    hidden = reference_hidden(model.ffn, model.ffn.activation, g, u)
+    if w.second_up is not None:
+        hidden = [a * b for a, b in zip(hidden, affine(w.second_up[expert], None, x), strict=True)]
+    y = affine(down, down_bias, hidden)
     return [model.expert_output_scale * value for value in y]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from spec.model import (
     NO_PLACES,
     Activation,
     AppliedTo,
+    CapacityRounding,
     CapacityRule,
     CapacityScope,
     Epsilon,
@@ -78,6 +81,7 @@ def all_gatings(draw: st.DrawFn, *, max_experts: int = 24) -> GatingSpec:
         top_k=top_k,
         num_identity_experts=draw(st.integers(0, num_experts - 1)),
         router=router,
+        router_width=draw(st.integers(1, 9)) if router is Router.MLP else 0,
         # Attention may leave logits that are next to equal; divided by their spread they would be noise.
         logit_deviation=draw(st.sampled_from((0.0, 0.0, 1.0, 0.5))) if router is Router.LINEAR else 0.0,
         num_prototypes=draw(st.sampled_from(prototypes)) if alone else 1,
@@ -122,10 +126,24 @@ def activations(draw: st.DrawFn) -> tuple[Activation, bool, Activation | None]:
 
 
 @st.composite
+def _shares(draw: st.DrawFn, fractions: st.SearchStrategy[float]) -> dict[str, Any]:
+    """Draw a capacity as a share of the tokens, or none."""
+    fraction = draw(fractions)
+    if fraction <= 0:
+        return {"capacity_fraction": fraction}
+    return {
+        "capacity_fraction": fraction,
+        "capacity_rounding": draw(st.sampled_from(CapacityRounding)),
+        "capacity_minimum": draw(st.sampled_from((0, 0, 1, 4))),
+    }
+
+
+@st.composite
 def models(draw: st.DrawFn) -> ModelSpec:
     """Draw a small valid model that the hardware has."""
     gating = draw(gatings(max_experts=12))
     activation, gated, other = draw(activations())
+    scaled = not gating.num_identity_experts and gating.weight_applied_to is AppliedTo.OUTPUT
     return ModelSpec(
         name="drawn",
         d_model=draw(st.integers(1, 12)),
@@ -142,8 +160,10 @@ def models(draw: st.DrawFn) -> ModelSpec:
         shared_activation=other,
         shared_bias=draw(st.booleans()),
         shared_expert_gate=draw(st.booleans()),
+        expert_output_scale=draw(st.sampled_from((1.0, 0.8, 3.0))) if scaled else 1.0,
         output_bias=not gating.num_identity_experts and draw(st.booleans()),
         expert_capacity=draw(st.sampled_from((0, 0, 1, 2, NO_PLACES))),
+        **draw(_shares(st.sampled_from((0.0, 0.0, -1.0, 0.25)))),
         capacity_rule=draw(st.sampled_from(CapacityRule)),
     )
 
@@ -155,6 +175,7 @@ def all_models(draw: st.DrawFn) -> ModelSpec:
     activation = draw(st.sampled_from(Activation))
     swiglu = activation is Activation.CLAMPED_SWIGLU
     gated = swiglu or draw(st.booleans())
+    bias, clamped = draw(st.booleans()), gated and draw(st.booleans())
     single = [kind for kind in Activation if kind is not Activation.CLAMPED_SWIGLU]
     return ModelSpec(
         name="drawn",
@@ -164,8 +185,9 @@ def all_models(draw: st.DrawFn) -> ModelSpec:
             d_expert=draw(st.integers(1, 9)),
             activation=activation,
             gate_matrix=gated,
-            bias=draw(st.booleans()),
-            clamped=gated and draw(st.booleans()),
+            second_up=gated and not (swiglu or bias or clamped) and draw(st.booleans()),
+            bias=bias,
+            clamped=clamped,
             limit=draw(st.sampled_from((0.2, 7.0))),
         ),
         d_latent=0 if gating.num_identity_experts else draw(st.sampled_from((0, 1, 5))),
@@ -174,10 +196,11 @@ def all_models(draw: st.DrawFn) -> ModelSpec:
         shared_activation=draw(st.sampled_from((None, *single))),
         shared_bias=draw(st.booleans()),
         shared_expert_gate=draw(st.booleans()),
+        expert_input_scale=draw(st.sampled_from((1.0, 1.0, 2.0))),
         expert_output_scale=draw(st.sampled_from((1.0, 0.8))),
         output_bias=draw(st.booleans()),
         expert_capacity=draw(st.sampled_from((0, 0, 1, 2, -1))),
-        capacity_fraction=draw(st.sampled_from((0.0, 0.0, -1.0, 0.25, 1.0))),
+        **draw(_shares(st.sampled_from((0.0, 0.0, -1.0, 0.25, 1.0)))),
         capacity_scope=draw(st.sampled_from(CapacityScope)),
         capacity_rule=draw(st.sampled_from(CapacityRule)),
     )

@@ -192,7 +192,7 @@ BAD_ARGUMENTS = {
     ),
     "unknown design": (
         [*PRESET_MODEL, "--design", "asic"],
-        r"design: is neither a preset \(fpga, pim\) nor a \.toml file: 'asic'",
+        r"design: is neither a preset \(fpga, pim, pim-small\) nor a \.toml file: 'asic'",
     ),
     "no model": ([], r"Missing option '--model'\."),
     "scale 0": (
@@ -268,6 +268,26 @@ BAD_ARGUMENTS = {
     "waveform of a model": (
         [*PRESET_MODEL, "--waves", "--engine", "model"],
         "waves: needs --engine rtl or both",
+    ),
+    "check bits without banks": (
+        [*PRESET_MODEL, "--secded"],
+        "secded: needs a design with banks, not fpga",
+    ),
+    "flips without check bits": (
+        [*PRESET_MODEL, "--design", "pim", "--flips", "3"],
+        r"flips: needs check bits in the banks \(--secded\), which design pim has not",
+    ),
+    "double flips without banks": (
+        [*PRESET_MODEL, "--double-flips", "3"],
+        r"double_flips: needs check bits in the banks \(--secded\), which design fpga has not",
+    ),
+    "flips of a model": (
+        [*PRESET_MODEL, "--design", "pim", "--secded", "--flips", "3", "--engine", "model"],
+        "flips: needs --engine rtl or both",
+    ),
+    "negative flips": (
+        [*PRESET_MODEL, "--design", "pim", "--secded", "--double-flips", "-1"],
+        "double_flips: must be in 0..1048576, not -1",
     ),
     "more than memory holds": (
         ["--model", "deepseek-v3", "--scale", "full"],

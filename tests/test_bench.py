@@ -12,6 +12,7 @@ import pytest
 from sim import accelerator, bench
 from sim.alone import run_plan
 from sim.bench import GROUPS, Bench, Figure
+from sim.points import Outcome
 from sim.routing import Routing
 from sim.rtlsim import DEFAULT_ROOT
 from sim.workload import random_workload, vector_workload
@@ -154,7 +155,23 @@ def test_figures_of_a_system(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (step.goal, layer.goal) == ("below 200 ms", "below 10 ms")
     for figure in (step, layer):
         assert figure.value > 0
-        assert re.search(r"[0-9.]+ times as long with 4 times the layers", figure.how)
+        assert re.search(
+            r"[0-9.]+ times as long with 4 times the layers, [0-9.]+ times with 4 times the experts",
+            figure.how,
+        )
+
+
+@pytest.mark.slow
+def test_figures_of_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "POINTS", 40)
+    monkeypatch.setattr(bench, "POINTS_CORES", 1)
+    on_fpga, on_system = bench.points_figures()
+    assert on_fpga.name == "40 design points of a layer of mixtral-8x7b on fpga"
+    assert on_system.name == "40 design points of a layer of mixtral-8x7b on dynande"
+    assert on_fpga.met is on_system.met is True
+    monkeypatch.setattr(bench, "evaluate_all", lambda of, _cores: (Outcome(error="no") for _ in of))
+    with pytest.raises(AssertionError, match=r"^40 of 40 points on fpga were refused$"):
+        bench.points_figures()
 
 
 @pytest.mark.slow

@@ -310,7 +310,19 @@ def test_limits_of_the_hardware_are_not_the_specs():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_published_configuration_is_the_preset(name):
-    assert dataclasses.replace(load_config(DATA / "configs" / f"{name}.json"), name=name) == load_model(name)
+    model = dataclasses.replace(load_config(DATA / "configs" / f"{name}.json"), name=name)
+    preset = load_model(name)
+    if load_entry(name)[1].catalogue.family == "openmoe":
+        # The released code has a fourth matrix and drops; published sizes are those of three.
+        assert (model.ffn.num_matrices, model.capacity_of(100)) == (4, 26 if name.endswith("16e") else 12)
+        ffn = dataclasses.replace(model.ffn, second_up=False)
+        plain = {
+            field.name: field.default
+            for field in dataclasses.fields(ModelSpec)
+            if field.name.startswith("capacity")
+        }
+        model = dataclasses.replace(model, ffn=ffn, **plain)
+    assert model == preset
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -319,14 +331,14 @@ def test_a_presets_family_is_the_one_that_reads_its_configuration(name):
     assert not family or family in family_names()
     if name in CONFIGS:
         config, row = json.loads((DATA / "configs" / f"{name}.json").read_text()), load_family(family)
-        assert config["model_type"] in row.model_types or config["architectures"][0] in row.architectures
+        assert config.get("model_type") in row.model_types or config["architectures"][0] in row.architectures
 
 
 def test_families_with_a_preset_have_a_configuration():
     families = {load_entry(name)[1].catalogue.family for name in NAMES} - {""}
     with_configuration = {load_entry(name)[1].catalogue.family for name in CONFIGS}
     assert families == with_configuration
-    assert len(CONFIGS) == 39
+    assert len(CONFIGS) == 47
 
 
 def is_telling(key: str) -> bool:
@@ -355,7 +367,6 @@ def test_no_published_key_decides_in_silence(name):
 
 # Configurations of models without a preset of their family: model type's family, MoE and dense layers.
 OTHERS = {
-    "arctic": ("mixtral", 35, 0),
     "aria": ("aria", 28, 0),
     "deepseek-v3.2": ("deepseek_v3", 58, 3),
     "nemotron-3-nano": ("nemotron_h", 23, 29),
@@ -373,7 +384,6 @@ def test_other_configurations_are_read_too():
         models[name] = load_config(folder / f"{name}.json")
         assert (row.name, models[name].num_moe_layers) == (family, num_moe)
         assert models[name].num_dense_layers == (0 if family == "nemotron_h" else num_dense)
-    assert dataclasses.replace(models["arctic"], name="arctic") == load_model("arctic")
     v3 = load_model("deepseek-v3")
     assert dataclasses.replace(models["deepseek-v3.2"], name=v3.name) == v3
     assert (models["aria"].ffn.d_expert, models["aria"].d_shared) == (1664, 3328)

@@ -25,6 +25,7 @@ from spec.families import config_keys, family_names
 from spec.model import (
     Activation,
     AppliedTo,
+    CapacityRounding,
     CapacityRule,
     CapacityScope,
     Epsilon,
@@ -34,6 +35,7 @@ from spec.model import (
     GroupScore,
     ModelSpec,
     Normalise,
+    Router,
     Score,
     Selection,
 )
@@ -56,6 +58,8 @@ def test_all_shipped_vectors_pass():
 # Generated vectors: other sizes and options than the recorded ones.
 
 
+ONE_EACH = -1
+"""As a router's width: as many as there are experts."""
 SIGMOID_BIAS = {"score": Score.SIGMOID, "selection_bias": True}
 DEEPSEEK = {**SIGMOID_BIAS, "epsilon": 1e-20}
 UNGATED = {"activation": Activation.RELU, "gate_matrix": False}
@@ -128,6 +132,19 @@ KINDS: dict[str, tuple[dict, dict, dict]] = {
             "expert_capacity": 64,
         },
     ),
+    "llama_moe": ({"router": Router.MLP, "router_width": ONE_EACH}, {}, {}),
+    "openmoe": (
+        {"normalise": Normalise.NONE},
+        {"second_up": True},
+        {
+            "capacity_scope": CapacityScope.BATCH,
+            "capacity_rule": CapacityRule.GSHARD,
+            "capacity_rounding": CapacityRounding.EVEN,
+            "capacity_fraction": 0.5,
+        },
+    ),
+    "skywork": ({}, {}, {}),
+    "yuan": ({"router": Router.ATTENTION}, {}, {}),
 }
 """What a family's row says of gating, experts and layer where its configuration says nothing."""
 
@@ -140,6 +157,8 @@ def family_model(family: str, *, e: int, k: int, h: int = 10, f: int = 6, **opti
         parts.append(own | {key: options.pop(key) for key in list(options) if key in names})
     assert not options
     gating, ffn, layer = parts
+    if gating.get("router_width") == ONE_EACH:
+        gating["router_width"] = e
     return ModelSpec(
         name=family,
         d_model=h,
@@ -236,6 +255,17 @@ GENERATED = {
         "nllb_moe", e=7, k=2, capacity_rule=CapacityRule.SCORE_PRIORITY, normalise_kept=False
     ),
     "a fixed capacity": family_model("nllb_moe", e=7, k=2, capacity_fraction=0.0, expert_capacity=3),
+    "a router of two layers": family_model("llama_moe", e=8, k=2, scale=4.0),
+    "experts of stated width": family_model("llama_moe", e=5, k=3, activation=Activation.GELU),
+    "three products": family_model("openmoe", e=4, k=2, capacity_fraction=0.2, capacity_minimum=3),
+    "an even capacity": family_model("openmoe", e=6, k=2, capacity_fraction=0.3),
+    "an odd share": family_model("openmoe", e=3, k=1, capacity_fraction=5 / 18),
+    "skywork, two layers, twice the input": family_model(
+        "skywork", e=6, k=2, router=Router.MLP, router_width=48, expert_input_scale=2.0
+    ),
+    "skywork, normalised logits": family_model("skywork", e=16, k=2, logit_deviation=0.9682458365518543),
+    "attention among experts": family_model("yuan", e=8, k=2),
+    "attention, not normalised": family_model("yuan", e=5, k=3, normalise=Normalise.NONE),
     "drops all, by batch": family_model("nllb_moe", e=7, k=2, capacity_fraction=-1.0, expert_capacity=-1),
 }
 
@@ -272,9 +302,10 @@ def test_generated_vectors_pass(tmp_path, model):
 @given(seed=st.integers(0, 2**32), e=st.integers(1, 12), data=st.data())
 def test_generated_vectors_of_any_size_pass(tmp_path_factory, seed, e, data):
     family = data.draw(st.sampled_from(sorted(KINDS)))
-    k = {"switch_transformers": 1, "nllb_moe": min(2, e), "phimoe": min(2, e)}.get(family)
-    e = max(e, 2) if family in ("nllb_moe", "phimoe") else e
-    k = data.draw(st.integers(1, e)) if k is None else max(k, 2) if family != "switch_transformers" else 1
+    pairs = ("nllb_moe", "phimoe", "openmoe", "skywork")
+    e = max(e, 2) if family in pairs else e
+    k = {"switch_transformers": 1} | dict.fromkeys(pairs, 2)
+    k = k[family] if family in k else data.draw(st.integers(1, e))
     model = family_model(family, e=e, k=k, h=data.draw(st.integers(1, 9)))
     path = tmp_path_factory.mktemp("vectors") / "v.npz"
     write_generated(path, model, seed, (2, 2))

@@ -39,7 +39,9 @@ from spec.families import WEIGHT_NAMES, _parse_row, family_names, load_family
 from spec.files import PRESETS, read_toml
 from spec.geometry import ImageGeometry
 from spec.load import load_design, load_model
+from spec.model import CapacityRounding, FfnSpec, GatingSpec, ModelSpec, Normalise, Router
 from tests.checkpoint_files import PUBLISHED, Tensors, file_bytes, published, raw_file, write_checkpoint
+from tests.vector_files import config_of
 
 DATA = Path(__file__).parent / "data"
 VECTORS = sorted(path.stem for path in DATA.glob("*.npz"))
@@ -80,6 +82,47 @@ def test_every_family_by_its_published_names(name, tmp_path):
     found = Checkpoint(folder).layer(str(layer))
     assert found.model == vector.model
     assert_same(found.read(), vector.weights)
+
+
+UNRECORDED = {
+    "llama_moe": ({"router": Router.MLP, "router_width": 5}, {}),
+    "openmoe": ({"normalise": Normalise.NONE}, {"second_up": True}),
+    "skywork": ({"router": Router.MLP, "router_width": 40}, {}),
+    "yuan": ({"router": Router.ATTENTION}, {}),
+}
+"""Families of which no layer is recorded: terms of their gating and of their experts."""
+
+
+@pytest.mark.parametrize("family", UNRECORDED)
+def test_families_without_a_recorded_layer_by_their_names(family, tmp_path):
+    gating, ffn = UNRECORDED[family]
+    share = (
+        {"capacity_fraction": 0.8, "capacity_rounding": CapacityRounding.EVEN} if family == "openmoe" else {}
+    )
+    model = ModelSpec(
+        name=family,
+        d_model=6,
+        gating=GatingSpec(num_experts=5, top_k=2, **gating),
+        ffn=FfnSpec(d_expert=3, **ffn),
+        **share,
+    )
+    weights = random_weights(model, 3)
+    folder = write_checkpoint(
+        tmp_path / family,
+        {"model_type": family} | config_of(family, model),
+        published(family, weights, 2),
+    )
+    assert_same(Checkpoint(folder).layer("2").read(), weights)
+
+
+def test_a_router_of_one_layer_where_there_may_be_two(tmp_path):
+    gating = GatingSpec(num_experts=4, top_k=2)
+    model = ModelSpec(name="skywork", d_model=6, gating=gating, ffn=FfnSpec(d_expert=3))
+    weights = random_weights(model, 3)
+    tensors = published("skywork", weights, 0)
+    tensors["model.layers.0.mlp.moe.gate.wg.weight"] = tensors.pop("model.layers.0.mlp.moe.gate.wg.2.weight")
+    config = {"model_type": "skywork"} | config_of("skywork", model)
+    assert_same(Checkpoint(write_checkpoint(tmp_path / "s", config, tensors)).layer("0").read(), weights)
 
 
 def test_every_family_has_names():
@@ -270,8 +313,10 @@ def test_fp8_product_is_rounded_once(tmp_path):
 
 @pytest.mark.parametrize("rows", [slice(0, 9, 1), slice(1, 9, 2), slice(3, 8, 1), slice(4, 4, 1)])
 @pytest.mark.parametrize("block", [(1, 1), (2, 64), (3, 100), (4, 7), (128, 128)])
-def test_every_fp8_pattern_under_every_kind_of_scale(block, rows):
+@pytest.mark.parametrize("compiled_from", [0, 1 << 20])
+def test_every_fp8_pattern_under_every_kind_of_scale(monkeypatch, compiled_from, block, rows):
     """Scales take the exponents' offset with them where that cannot overflow; bits show no difference."""
+    monkeypatch.setattr("golden.stored_formats.COMPILED_FROM", compiled_from)
     rng = np.random.default_rng(4)
     codes = np.stack([rng.permutation(256) for _ in range(9)]).astype(np.uint8)
     kinds = np.array([2.0**-149, -(2.0**-127), 3e-39, 0.0, -0.0, 0.7, -127.0, 300.0, 3e4, -1e36, 3e38])
@@ -293,8 +338,10 @@ def test_every_fp8_pattern_under_every_kind_of_scale(block, rows):
 
 
 @pytest.mark.parametrize(("place", "pattern"), [((0, 0), 0x7F), ((300, 511), 0xFF), ((511, 77), 0x7F)])
-def test_a_large_matrix_is_read_by_all_processors(tmp_path, monkeypatch, place, pattern):
+@pytest.mark.parametrize("compiled_from", [0, 1 << 20])
+def test_a_large_matrix_is_read_by_all_processors(tmp_path, monkeypatch, compiled_from, place, pattern):
     """The same values, and of several that are not finite the first one is named."""
+    monkeypatch.setattr("golden.stored_formats.COMPILED_FROM", compiled_from)
     rng = np.random.default_rng(5)
     monkeypatch.setattr("golden.checkpoint.ELEMENTS_AT_ONCE", 1 << 12)
     beginning = "model.layers.0.mlp."

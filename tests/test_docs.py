@@ -22,7 +22,7 @@ from rtl.export import describe_ports
 from rtl.gating import BankedGate, Gate
 from rtl.layer import FpgaLayer, PimLayer, expert_config, pim_config
 from rtl.pim import PimChannel
-from rtl.registers import RegisterFile
+from rtl.registers import ADDRESS_BITS, RegisterFile
 from sim.expert import expert_cycles
 from sim.gating import latency
 from sim.layer import LayerShape, layer_cycles
@@ -87,8 +87,9 @@ def test_every_port_is_in_its_table(block):
     assert header[0] == "port"
     members = dict(component.signature.members)
     if block == "pim":
-        # And with the router in its banks.
-        members |= PimChannel(pim_config(MODEL, BANKED)).signature.members
+        # And with the router in its banks, and with check bits.
+        for design in (BANKED, PIM.with_secded()):
+            members |= PimChannel(pim_config(MODEL, design)).signature.members
     check_ports(block, header, rows, members)
 
 
@@ -146,6 +147,7 @@ def test_registers_and_counters_of_the_layer():
             "busy": registers.STATUS_BUSY,
             "read_error": registers.STATUS_READ_ERROR,
             "refreshing": registers.STATUS_REFRESHING,
+            "uncorrected": registers.STATUS_UNCORRECTED,
         },
     }
     for name, expected in bits.items():
@@ -153,8 +155,48 @@ def test_registers_and_counters_of_the_layer():
         assert {bit: int(number) for number, bit in found} == expected
     assert counter_table[1:] == [
         [f"{registers.counter_address(name):#04x}", name, meaning]
-        for name, meaning in registers.COUNTERS.items()
+        for name, meaning in (registers.COUNTERS | registers.ECC_COUNTERS).items()
     ]
+    assert max(map(registers.counter_address, registers.ECC_COUNTERS)) + 8 <= 1 << ADDRESS_BITS
+
+
+def test_words_with_flipped_bits_are_counted_and_told():
+    """Two in one cycle, one in another; STATUS tells of those that were not corrected, until ``clear``."""
+    file = RegisterFile(flips=4)
+    seen = []
+
+    async def read(ctx, address):
+        ctx.set(file.reg_addr, address)
+        await ctx.tick().repeat(2)
+        return ctx.get(file.reg_rdata)
+
+    async def tell(ctx):
+        names = registers.ECC_COUNTERS
+        counts = [await read(ctx, registers.counter_address(name)) for name in names]
+        seen.append((*counts, await read(ctx, registers.REGISTERS["STATUS"])))
+
+    async def bench(ctx):
+        ctx.set(file.status, 1)
+        for corrected, uncorrected in ((4, 0), (1, 2), (0, 1)):
+            ctx.set(file.corrected, corrected)
+            ctx.set(file.uncorrected, uncorrected)
+            await ctx.tick()
+            ctx.set(file.corrected, 0)
+            ctx.set(file.uncorrected, 0)
+            await tell(ctx)
+        ctx.set(file.reg_addr, registers.REGISTERS["CONTROL"])
+        ctx.set(file.reg_wdata, 1 << registers.CONTROL_CLEAR)
+        ctx.set(file.reg_we, 1)
+        await ctx.tick()
+        ctx.set(file.reg_we, 0)
+        await tell(ctx)
+
+    simulator = Simulator(file)
+    simulator.add_clock(1e-8)
+    simulator.add_testbench(bench)
+    simulator.run()
+    error = 1 | 1 << registers.STATUS_UNCORRECTED
+    assert seen == [(4, 0, 1), (5, 2, error), (5, 3, error), (0, 0, 1)]
 
 
 def test_access_of_registers_is_what_the_hardware_does():

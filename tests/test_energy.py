@@ -118,6 +118,14 @@ def test_counts_of_the_banks_by_hand():
     assert counts["sram_bit"] == 9 * (16 * 16 + 2 * 16 * 32) + 11 * 16
     # One command each for the banks; a group of banks shares lanes; no refresh.
     single = replace(design, pim=replace(design.pim, bank_mode=BankMode.SINGLE_BANK, refresh=False))
+    checked = pim_engine_counts(
+        design.with_secded(), fires=9, commands=commands, cycles=39000, hidden_values=11
+    )
+    differing = {name for name in counts if checked[name] != counts[name]}
+    assert {name: checked[name] / counts[name] for name in differing} == {
+        "dram_cell_bit": 9 / 8,
+        "dram_bank_bit": 9 / 8,
+    }
     counts = pim_engine_counts(single, fires=9, commands=commands, cycles=39000, hidden_values=11)
     assert (counts["dram_activate"], counts["dram_cell_bit"], counts["dram_refresh"]) == (3, 7 * 256, 0)
     group = replace(design, pim=replace(design.pim, banks_per_unit=4))

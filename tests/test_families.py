@@ -25,10 +25,10 @@ from sim.routing import parse_routing
 from sim.workload import random_workload, vector_workload
 from spec.design import Format
 from spec.errors import InputError, InputWarning
-from spec.families import family_names, load_config, load_family
+from spec.families import family_names, load_config, load_family, read_config
 from spec.geometry import ImageGeometry
-from spec.hardware import check_hardware
-from spec.load import load_design, load_model
+from spec.hardware import check_hardware, lacking_terms
+from spec.load import load_design, load_entry, load_model
 from spec.model import (
     NO_PLACES,
     Activation,
@@ -334,7 +334,7 @@ def test_tables_within_a_configuration(tmp_path):
         "hidden_act": "silu",
         "router_jitter_noise": 0.0,
     }
-    maverick = model_of(tmp_path, {"model_type": "llama4", "text_config": text, "hidden_size": 1})
+    maverick = model_of(tmp_path, {"model_type": "llama4", "text_config": text, "hidden_size": 5120})
     assert (maverick.d_model, maverick.d_shared, maverick.num_moe_layers) == (5120, 8192, 24)
     assert maverick.gating.weight_applied_to is AppliedTo.INPUT
     ffn = {
@@ -350,6 +350,93 @@ def test_tables_within_a_configuration(tmp_path):
     dbrx = model_of(tmp_path, {"model_type": "dbrx", "d_model": 6144, "n_layers": 40, "ffn_config": ffn})
     assert (dbrx.gating.top_k, dbrx.gating.normalise, dbrx.ffn.d_expert) == (4, Normalise.SUM, 10752)
     assert dbrx.expert_params == 16 * 3 * 6144 * 10752
+
+
+def test_a_key_that_a_table_overrides_is_told(tmp_path):
+    """What the row reads, or a part of an MoE layer by its name, must not be said twice in two ways."""
+    text = {
+        "hidden_size": 5120,
+        "intermediate_size": 8192,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 1,
+        "bos_token_id": 1,
+        "model_type": "llama4_text",
+    }
+    config = {"model_type": "llama4", "text_config": text}
+    for key, value in (("hidden_size", 1), ("num_local_experts", 16), ("num_experts_per_tok", 2)):
+        message = f"config.{key}: must equal config.text_config.{key}={text[key]!r}, not {value!r}"
+        with raises(f"{tmp_path / 'config.json'}: {message}"):
+            model_of(tmp_path, config | {key: value})
+    assert model_of(tmp_path, config | {"hidden_size": 5120, "num_local_experts": None}).d_model == 5120
+    # Of the whole, or of nothing in the layer.
+    assert model_of(tmp_path, config | {"bos_token_id": 2}).d_model == 5120
+
+
+def test_a_table_of_which_the_row_reads_one_key_is_looked_into(tmp_path):
+    ffn = {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "moe_normalize_expert_weights": 1}
+    config = {"model_type": "dbrx", "d_model": 8, "ffn_config": ffn}
+    with raises(
+        f"{tmp_path / 'config.json'}: config.ffn_act_fn.gate_limit: is unknown in family dbrx and could"
+        " change what the layer computes, by its name; not 3"
+    ):
+        model_of(tmp_path, config | {"ffn_config": ffn | {"ffn_act_fn": {"name": "silu", "gate_limit": 3}}})
+    line = f"{tmp_path / 'config.json'}: not read in family dbrx, and not known to change nothing: "
+    with pytest.warns(InputWarning, match=rf"\A{re.escape(line)}config.ffn_act_fn.alpha=2.0\Z"):
+        model_of(tmp_path, config | {"ffn_config": ffn | {"ffn_act_fn": {"name": "silu", "alpha": 2.0}}})
+
+
+def test_routers_of_two_layers(tmp_path):
+    """LLaMA-MoE's has as many hidden values as experts, Skywork's eight times as many, if it has them."""
+    config = published("llama-moe-3.5b-4-16")
+    assert model_of(tmp_path, config).gating.router_width == 16
+    linear = model_of(tmp_path, config | {"gate_network": "linear"}).gating
+    assert (linear.router, linear.router_width) == (Router.LINEAR, 0)
+    sizes = [[688] * 15 + [689]] * 32
+    with raises(
+        f"{tmp_path / 'config.json'}: config.size_experts: must be the same for every expert,"
+        f" not {sizes[0]!r:.80}"
+    ):
+        model_of(tmp_path, config | {"size_experts": sizes})
+    with raises(f"{tmp_path / 'config.json'}: config.num_experts: must be above 0, not 0"):
+        model_of(tmp_path, config | {"size_experts": None, "num_experts": 0})
+    skywork = published("skywork-moe")
+    two = model_of(tmp_path, skywork | {"moe_2layer_gate": True}).gating
+    assert (two.router, two.router_width) == (Router.MLP, 128)
+    plain = model_of(tmp_path, skywork | {"moe_use_logits_norm": False})
+    assert plain.gating.logit_deviation == 0.0
+    for mixtral, feature, scale in ((True, False, 1.0), (False, True, 1.0), (False, False, 2.0)):
+        flags = {"moe_use_mixtral_gating": mixtral, "moe_feature_no_mul_topk": feature}
+        assert model_of(tmp_path, skywork | flags).expert_input_scale == scale
+    assert model_of(tmp_path, skywork | {"moe_expert_interval": 2}).num_moe_layers == 26
+
+
+def test_what_is_no_term_of_the_algebra_is_one_line(tmp_path):
+    path = tmp_path / "config.json"
+    for name, key, value, covered in (
+        ("llama-moe-3.5b-2-8", "calculator_type", "SwitchDropTokenCalculator", "'UniversalCalculator'"),
+        ("llama-moe-3.5b-2-8", "gate_type", "SwitchBalancedGate", "'TopKBalancedNoisyGate'"),
+        ("llama-moe-3.5b-2-8", "multiply_gate_scores", False, "True"),
+        ("openmoe-34b-32e", "hidden_act", "gelu", "'swiglu'"),
+        ("openmoe-34b-32e", "router_topk", 3, "1 or 2"),
+        ("openmoe-34b-32e", "router_drop_tks", False, "True"),
+        ("yuan2.0-m32", "gated_linear_unit", False, "True"),
+    ):
+        config = published(name)
+        family = load_entry(name)[1].catalogue.family
+        if name.startswith("yuan"):
+            config["moe_config"][key] = value
+        with raises(f"{path}: config.{key}: must be {covered} in family {family}, not {value!r}"):
+            model_of(tmp_path, config | ({} if name.startswith("yuan") else {key: value}))
+
+
+def test_a_capacity_that_is_even_or_the_least():
+    model = load_config(DATA / "configs" / "openmoe-8b-32e.json")
+    # An eighth of the tokens, rounded down, an odd one up by one; at least 4.
+    assert [model.capacity_of(tokens) for tokens in (1, 32, 39, 40, 47, 48, 56, 64)] == [
+        4, 4, 4, 6, 6, 6, 8, 8
+    ]  # fmt: skip
+    thirds = dataclasses.replace(model, capacity_fraction=4 / 6, capacity_minimum=0)
+    assert [thirds.capacity_of(tokens) for tokens in (0, 1, 3, 6, 7, 9)] == [0, NO_PLACES, 2, 4, 4, 6]
 
 
 def test_values_by_layer(tmp_path):
@@ -468,6 +555,9 @@ def test_an_unknown_key_that_could_matter_is_reported(tmp_path):
         ("routerTemperature", 2.0, "routerTemperature"),
         ("MoETopK", 4, "MoETopK"),
         ("num_selected", 4, "num_selected"),
+        ("num_selects", 4, "num_selects"),
+        ("use_sigmoid", True, "use_sigmoid"),
+        ("num_prototypes", 2, "num_prototypes"),
         ("renormalize", False, "renormalize"),
         ("normalize_weights", True, "normalize_weights"),
         ("norm_probs", True, "norm_probs"),
@@ -495,7 +585,7 @@ def test_a_key_that_concerns_the_layer_is_refused(tmp_path, key, value, place):
 @pytest.mark.parametrize(
     "key",
     [
-        *("top_k", "top_p", "prob_threshold", "softmax_temperature", "softmax_scale", "use_sigmoid"),
+        *("top_k", "top_p", "prob_threshold", "softmax_temperature", "softmax_scale", "use_tanh"),
         *("apply_softmax", "scale_factor", "logit_softcap", "layer_scale", "e_bias", "use_bias", "bias"),
         *("drop_tokens", "dense_residual", "use_residual_branch", "my_note"),
     ],
@@ -703,7 +793,7 @@ def test_a_value_that_the_row_does_not_cover(tmp_path):
         model_of(tmp_path, config | {"num_selected_experts": 2})
 
 
-@pytest.mark.parametrize("family", family_names())
+@pytest.mark.parametrize("family", sorted({stem.rsplit("_s", 1)[0] for stem in VECTORS if "neg" not in stem}))
 def test_defaults_are_those_of_a_bare_configuration(tmp_path, family):
     """A vector's sizes alone, without any option, make a model: options have Hugging Face's defaults."""
     with np.load(DATA / f"{family}_s0.npz") as archive:
@@ -724,5 +814,13 @@ def test_the_page_has_a_row_for_each_family():
         refused = {
             stem in REFUSED for stem in VECTORS if stem.rsplit("_s", 1)[0].removesuffix("_negbias") == family
         }
+        if not refused:
+            # No layer is recorded: of its configurations as published.
+            published = (DATA / "configs").glob("*.json")
+            refused = {
+                bool(lacking_terms(load_config(path)))
+                for path in published
+                if read_config(path)[0].name == family
+            }
         stated = {"yes": {False}, "no": {True}, "without": {True, False}}[re.split(r"[ ,]", hardware)[0]]
         assert refused == stated, family

@@ -45,8 +45,10 @@ VECTORS = sorted(DATA.glob("*.npz"))
 
 
 def test_vectors_cover_every_family():
-    assert len(family_names()) == 28
-    assert {read_vector(path).family for path in VECTORS} == set(family_names())
+    recorded = {read_vector(path).family for path in VECTORS}
+    assert len(recorded) == 28
+    # No class of transformers is of these.
+    assert set(family_names()) - recorded == {"llama_moe", "openmoe", "skywork", "yuan"}
     assert len(VECTORS) == 57
 
 
@@ -531,7 +533,7 @@ def test_random_weights_are_deterministic_and_bf16():
     model = full_model()
     first, again, other = random_weights(model, 7), random_weights(model, 7), random_weights(model, 8)
     shapes = weight_shapes(model)
-    assert set(shapes) == set(WEIGHT_NAMES) - {"hash_table"}
+    assert set(shapes) == set(WEIGHT_NAMES) - {"hash_table", "router_hidden", "second_up"}
     for name, shape in shapes.items():
         array = getattr(first, name)
         assert array.shape == shape

@@ -16,10 +16,10 @@ from sim.gemv import barrier, streamed
 from sim.gemv.check import BARRIER, STREAMED, check_inputs, check_log
 from sim.gemv.commands import EVEN, ODD, Kind, PowerLimits, Product, timings
 from sim.gemv.report import Options, ablation, added_area_um2, added_bits, end_to_end, run_gemv
-from sim.gemv.streamed import Additions
 from spec.errors import InputError
 from spec.files import PRESETS
 from spec.load import design_names, load_device, load_sources, preset_names
+from spec.program import Additions
 from tests import barrier_reference
 
 POINTS = json.loads((Path(__file__).parent / "data" / "pim_hbm2_gemv.json").read_text())["points"]
@@ -213,15 +213,15 @@ def test_every_burst_is_read_once_for_each_group_of_tokens():
 
 def test_results_of_a_batch_need_rows_in_our_schedule_alone():
     """The published kernel writes all results to a row; ours refuses what does not fit, also among many."""
-    product = Product(rows=8000, cols=1000, channels=1, batch=700)
+    product = Product(rows=119000, cols=1000, channels=1, batch=8)
     shapes = np.array([[product.rows, product.cols, product.channels, product.batch]])
     for refused in (
         lambda: run_gemv(OURS, product),
         lambda: streamed.many(OURS, shapes, timings(DRAM, PowerLimits())),
     ):
-        with pytest.raises(InputError, match=r"^batch: with its results behind the weights needs 17279 rows"):
+        with pytest.raises(InputError, match=r"^batch: with its results behind the weights needs 17663 rows"):
             refused()
-    run_gemv(OURS, replace(product, batch=600))
+    run_gemv(OURS, replace(product, batch=4))
     with pytest.raises(InputError, match=r"^rows: times cols needs 32768 rows of each bank"):
         streamed.many(OURS, np.array([[1 << 18, 1 << 10, 1, 1]]), timings(DRAM, PowerLimits()))
     log = run_gemv(SAMSUNG, Product(rows=200, cols=40, channels=1, batch=3), log=True).log
@@ -532,7 +532,10 @@ def test_the_command(capsys, tmp_path):
 
 def test_a_device_is_no_accelerator(capsys):
     """Commands that need a layer refuse it in one line."""
-    rule = r"design: must be an accelerator with RTL \(fpga, pim\), not 'hbm2-pim', a device for 'pim gemv'"
+    rule = (
+        r"design: must be an accelerator with RTL \(fpga, pim, pim-small\), not 'hbm2-pim', a device for 'pim"
+        " gemv'"
+    )
     for arguments in (
         ["sim", "--model", "mixtral-8x7b", "--tokens", "1", "--engine", "model"],
         ["layout", "--model", "mixtral-8x7b"],

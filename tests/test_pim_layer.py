@@ -10,6 +10,7 @@ import pytest
 
 import sim.pim_layer
 from sim.cli import main
+from sim.flips import NO_FLIPS, Flips, flip_problems
 from sim.pim_report import run_pim_layer
 from sim.routing import Routing, parse_routing
 from sim.workload import random_workload, vector_workload
@@ -127,3 +128,34 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "DRAM rules broken: 0" in text
     assert "all agree" in text
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "design", [ONE.with_secded(), TWO.with_secded()], ids=["one channel", "two channels"]
+)
+def test_flips_in_the_verilog(design) -> None:
+    """Counters and STATUS of the whole layer: single flips change no bit, words with two are an error."""
+    work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None)
+    report = run_pim_layer(work, design, engine="both", routing="vector", flips=Flips(single=9))
+    assert report.agreed and report.mismatches == 0, report.divergence
+    assert report.cycles["model"] == report.cycles["rtl"]
+    assert report.secded is not None
+    assert report.secded["uncorrected"] == 0 and report.secded["corrected"] >= 9
+    report = run_pim_layer(work, design, engine="both", routing="vector", flips=Flips(single=9, double=3))
+    assert report.secded is not None and not report.agreed
+    seen = report.secded["uncorrected"]
+    assert seen >= 3 and report.mismatches
+    assert report.divergence == (
+        f"pim: {seen} words read with two flipped bits; {report.mismatches} bits differ from golden"
+    )
+
+
+def test_counts_of_flips_that_are_wrong_are_told() -> None:
+    planted = Flips(single=2, double=1, corrected=5, uncorrected=3)
+    assert flip_problems(planted, [4, 3], 7) == [
+        "pim: corrected 4 words, of those planted 5 are read",
+        "pim: 3 words read with two flipped bits; 7 bits differ from golden",
+    ]
+    assert flip_problems(planted, [5, 0], 0) == ["pim: uncorrected 0 words, of those planted 3 are read"]
+    assert flip_problems(NO_FLIPS, [0, 0], 0) == []

@@ -19,14 +19,18 @@ from sim import accelerator, simulate
 from sim.accelerator import Report
 from sim.activity import ROUTER, Jobs
 from sim.cli import main
-from sim.results.charts import BINS, LEVELS, shares, strip
-from sim.results.page import claim_rows, page_text
+from sim.pim_layer import bank_reads
+from sim.results.charts import BINS, LEVELS, error_bars, shares, strip
+from sim.results.comparison import Run, compared, read_runs
+from sim.results.page import CYCLES_CLAIM, claim_rows, page_text, trust_bars
 from sim.results.roofline import Roofline
 from sim.results.rows import COLUMNS, csv_text
 from sim.results.timeline import FIRST_UNIT, timeline_text
 from sim.streams import common, expanded, size, spans_of, train_spans, union, without_gaps
+from spec.banks import BankGeometry
+from spec.design import BankMode, DesignSpec, RouterPlace
 from spec.errors import InputError
-from spec.load import load_design
+from spec.load import load_design, load_model
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
@@ -125,6 +129,11 @@ def test_tokens_and_commands_are_in_the_maps(runs) -> None:
         assert f"expert {expert}: {tokens} tokens" in page.text
     for channel, count in enumerate(report.activity.commands["MAC"].tolist()):
         assert f"channel {channel}: {count:,} MAC" in page.text
+    for channel, reads in enumerate(report.activity.bank_reads.tolist()):
+        for bank, count in enumerate(reads):
+            assert (
+                f"channel {channel}, bank group {bank % 4}, bank {bank // 4}: {count:,} bursts" in page.text
+            )
 
 
 def check_drawings(text: str) -> int:
@@ -164,6 +173,47 @@ def test_drawings_stay_in_their_pictures(runs) -> None:
         assert whole in text
         with pytest.raises(AssertionError):
             check_drawings(text.replace(whole, broken, 1))
+
+
+def test_comparison_of_runs(tmp_path, capsys) -> None:
+    """An earlier run is the one that ratios are over; of blocks it has others, and no ratio."""
+    earlier, file = tmp_path / "earlier.json", tmp_path / "out.html"
+    assert main([*SIM, "--design", "fpga", "--json"]) == 0
+    earlier.write_text(capsys.readouterr().out)
+    before = json.loads(earlier.read_text())
+    arguments = [*SIM, "--design", "pim", "--report", str(file), "--compare", str(earlier), "--json"]
+    assert main(arguments) == 0
+    now = json.loads(capsys.readouterr().out)
+    page = check_page(file.read_text())
+    ratio = now["cycles"]["model"] / before["cycles"]["model"]
+    assert f"{before['cycles']['model']:,} {now['cycles']['model']:,} (x {ratio:.3g})" in page.text
+    assert f"cycles of expert {before['blocks']['expert']['model']:,} - cycles of pim - " in page.text
+    assert "earlier: fpga (bf16): deepseek-v3, 24 tokens, routing uniform" in page.text
+    # Several runs of an earlier file, and a single run that has none beside it.
+    both = tmp_path / "both.json"
+    both.write_text(json.dumps({"designs": [before, now]}))
+    assert [run.figures["cycles, model"] for run in read_runs(both)] == [
+        run["cycles"]["model"] for run in (before, now)
+    ]
+    assert main([*SIM, "--report", str(file)]) == 0
+    assert 'id="comparison"' not in file.read_text()
+    assert compared([Run("a", {})]) == []
+
+
+def test_error_bars_are_of_what_is_known(runs) -> None:
+    """Verilog's own cycles are exact; the model's may be off by what the claims say, energy by its table."""
+    report, _ = runs[0]
+    low, high = (bound / report.energy.total - 1 for bound in (report.energy.low, report.energy.high))
+    modelled, joules = trust_bars([report], [["", CYCLES_CLAIM, "0.25%", "1%"]])
+    assert (modelled.low, modelled.high, joules.low, joules.high) == (-0.01, 0.01, low, high)
+    assert modelled.text.startswith("model against Verilog: 0.25% at most over all measured runs;")
+    assert "in no run here" in trust_bars([report], [])[0].text
+    seen = replace(report, cycles={"model": 101, "rtl": 100})
+    assert trust_bars([seen], [])[0].text.endswith("the model's differ by +1.00%")
+    assert CYCLES_CLAIM in {row[1] for row in claim_rows(ROOT / "docs" / "claims.md")}
+    bars = error_bars([modelled, joules])
+    assert all(0 <= bars.place(end) <= 100 for end in (low, high, 0.01))
+    assert bars.place(0.0) == 50
 
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
@@ -234,6 +284,44 @@ def check_activity(report: Report) -> None:
     assert routed + report.dropped == len(activity.tokens) * report.tokens * report.top_k
     of_experts = jobs.expert != ROUTER
     assert jobs.tokens[of_experts].sum() == activity.tokens.sum()
+    assert (activity.bank_reads.size > 0) == ("pim" in report.blocks)
+
+
+def check_banks(report: Report, design: DesignSpec) -> None:
+    """A MAC command reads a burst from a bank, or from each of a side; and no bank is read otherwise."""
+    reads, pim = report.activity.bank_reads, design.pim
+    assert reads.shape == (pim.channels, pim.dram.num_banks)
+    together = 1 if pim.bank_mode is BankMode.SINGLE_BANK else pim.units
+    assert np.array_equal(reads.sum(axis=1), report.activity.commands["MAC"] * together)
+    sides = reads.reshape(pim.channels, pim.banks_per_unit, pim.units)
+    assert (sides == sides[:, :, :1]).all()
+
+
+@pytest.mark.parametrize("mode", BankMode)
+@pytest.mark.parametrize("per_unit", [1, 2, 4])
+@pytest.mark.parametrize("router", RouterPlace)
+def test_bursts_read_from_banks(mode, per_unit, router) -> None:
+    tiny = load_design(str(TINY_PIM))
+    pim = replace(tiny.pim, channels=2, act_lanes=1, banks_per_unit=per_unit, bank_mode=mode, router=router)
+    design = replace(tiny, pim=pim)
+    report = simulate(VECTOR, design)
+    check_banks(report, design)
+    wrong = replace(report.activity, bank_reads=report.activity.bank_reads + 1)
+    with pytest.raises(AssertionError):
+        check_banks(replace(report, activity=wrong), design)
+
+
+def test_sides_of_banks_are_read_in_turn(runs) -> None:
+    """Against the tiles one by one: tile t is in visit t // tiles of a visit, visits take turns."""
+    _, design = runs[1]
+    for sides, tokens in ((2, 3), (4, 9)):
+        pim = replace(design.pim, banks_per_unit=sides)
+        banks = BankGeometry.unplaced(load_model("deepseek-v3").scaled(64), replace(design, pim=pim))
+        job = Jobs(*(np.array([value]) for value in (0, 0, 3, tokens, 0, 1)))
+        expected = [0] * sides
+        for tile in range(banks.image.routed.num_tiles):
+            expected[tile // banks.bursts_per_row % sides] += -(-tokens // pim.tokens_per_burst)
+        assert bank_reads(banks, [job])[0, :: pim.units].tolist() == expected
 
 
 def test_activity_adds_up(runs) -> None:
@@ -290,6 +378,9 @@ def test_activity_of_the_verilog_is_that_of_the_model(monkeypatch, design) -> No
         vars(seen.activity.jobs).values(), vars(modelled.activity.jobs).values(), strict=True
     ):
         assert np.array_equal(mine, its)
+    if design is TINY_PIM:
+        # The Verilog's commands, on a design of one bank a unit.
+        check_banks(seen, load_design(str(design)))
     for name in ("ACT", "MAC", "WR", "RD") if design is TINY_PIM else ():
         assert np.array_equal(seen.activity.commands[name], modelled.activity.commands[name]), name
 
@@ -464,6 +555,9 @@ def test_table(tmp_path, runs) -> None:
         experts = [value["expert", "0", str(expert), "load"] for expert in range(report.experts)]
         assert experts == report.activity.tokens[0, : report.experts].tolist()
         assert value["expert", "0", "shared", "load"] == report.tokens
+        for channel, reads in enumerate(report.activity.bank_reads.tolist()):
+            of = [value["bank", "", f"{channel}.{bank}", "reads by MACs"] for bank in range(len(reads))]
+            assert of == reads
         energies = {name: value["energy", "", name, "energy"] for name in report.energy.components}
         assert energies == report.energy.components
         assert value["energy", "", "total", "energy"] == report.energy.total
@@ -491,6 +585,11 @@ def test_hostile_names_in_the_table(runs) -> None:
             ["--timeline", "{tmp}/x", "--design", "pim", "--engine", "rtl"],
             "timeline: needs --engine model or both for a pim design",
         ),
+        (["--compare", "{tmp}/y"], "compare: needs --report, which shows it"),
+        (
+            ["--report", "{tmp}/x", "--compare", "{tmp}/no.json"],
+            "{tmp}/no.json: compare: cannot be read: No such file or directory",
+        ),
     ],
 )
 def test_bad_files_are_one_line(tmp_path, capsys, arguments, line) -> None:
@@ -500,6 +599,36 @@ def test_bad_files_are_one_line(tmp_path, capsys, arguments, line) -> None:
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"expertbank: {line.format(tmp=tmp_path)}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("", "must be what 'sim --json' printed: one JSON object"),
+        ("[]", "must be what 'sim --json' printed: one JSON object"),
+        ("3", "must be what 'sim --json' printed: one JSON object"),
+        ('{"designs": [1]}', "must be what 'sim --json' printed: one JSON object"),
+        ('{"designs": []}', "holds no run"),
+        ("\x00", "must be what 'sim --json' printed: one JSON object"),
+        ("[" * 100_000, "must be what 'sim --json' printed: one JSON object"),
+        ("{seconds}", "must be what 'sim --json' printed: one JSON object"),
+    ],
+)
+def test_bad_earlier_runs_are_one_line(tmp_path, capsys, text, rule) -> None:
+    file = tmp_path / "earlier.json"
+    if text == "{seconds}":
+        assert main([*SIM, "--json"]) == 0
+        run = json.loads(capsys.readouterr().out)
+        for value in ("1", -1.0, float("nan"), True, 1e400, [1]):
+            file.write_text(json.dumps(run | {"seconds": value}))
+            with pytest.raises(InputError) as caught:
+                read_runs(file)
+            assert str(caught.value) == f"{file}: compare: {rule}"
+        text = json.dumps(run | {"blocks": None})
+    file.write_text(text)
+    assert main([*SIM, "--report", str(tmp_path / "x.html"), "--compare", str(file)]) == 2
+    assert capsys.readouterr() == ("", f"expertbank: {file}: compare: {rule}\n")
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_the_report_is_the_same_with_files(tmp_path, capsys) -> None:

@@ -27,8 +27,9 @@ FPGA_INT8 = FPGA.replace('engine = "fpga"', 'engine = "fpga"\nformat = "int8"')
 MODELS = {"deepseek-v3", "gpt-oss-20b", "mixtral-8x7b", "olmoe-1b-7b", "qwen3-30b-a3b", "switch-base-128"}
 FAMILIES = (
     "afmoe, aria, dbrx, deepseek_v2, deepseek_v3, deepseek_v4, ernie4_5_moe, glm4_moe, gpt_oss, granitemoe,"
-    " granitemoeshared, hunyuan_v1_moe, jamba, jetmoe, lfm2_moe, llama4, longcat_flash, minimax, minimax_m2,"
-    " mixtral, nemotron_h, nllb_moe, olmoe, phimoe, qwen2_moe, qwen3_moe, qwen3_next, switch_transformers"
+    " granitemoeshared, hunyuan_v1_moe, jamba, jetmoe, lfm2_moe, llama4, llama_moe, longcat_flash, minimax,"
+    " minimax_m2, mixtral, nemotron_h, nllb_moe, olmoe, openmoe, phimoe, qwen2_moe, qwen3_moe, qwen3_next,"
+    " skywork, switch_transformers, yuan"
 )
 
 
@@ -50,7 +51,7 @@ def raises(message: str):
 
 def test_presets():
     assert set(preset_names("models")) >= MODELS
-    assert preset_names("designs") == ["fpga", "pim"]
+    assert preset_names("designs") == ["fpga", "pim", "pim-small"]
     assert preset_names("dram") == DRAM_STANDARDS
     assert load_model("deepseek-v3").gating.num_groups == 8
     assert load_design("fpga").tile.rows == 16
@@ -89,15 +90,18 @@ BAD_MODELS = {
     "unknown key": (
         MIXTRAL.replace("d_model", "width"),
         (
-            "width: unknown key; known are capacity_fraction, capacity_rule, capacity_scope, d_latent,"
-            " d_model, d_shared, expert_capacity, expert_output_scale, ffn, gating, latent_bias, name,"
-            " num_dense_layers, num_moe_layers, output_bias, shared_activation, shared_bias,"
-            " shared_expert_gate"
+            "width: unknown key; known are capacity_fraction, capacity_minimum, capacity_rounding,"
+            " capacity_rule, capacity_scope, d_latent, d_model, d_shared, expert_capacity,"
+            " expert_input_scale, expert_output_scale, ffn, gating, latent_bias, name, num_dense_layers,"
+            " num_moe_layers, output_bias, shared_activation, shared_bias, shared_expert_gate"
         ),
     ),
     "unknown key in a table": (
         MIXTRAL.replace("d_expert", "width"),
-        ("ffn.width: unknown key; known are activation, alpha, bias, clamped, d_expert, gate_matrix, limit"),
+        (
+            "ffn.width: unknown key; known are activation, alpha, bias, clamped, d_expert, gate_matrix,"
+            " limit, second_up"
+        ),
     ),
     "missing key": (MIXTRAL.replace("d_model = 4096\n", ""), "d_model: is missing"),
     "missing table": ("name = 'x'\nd_model = 4\n", "gating: is missing"),
@@ -155,8 +159,36 @@ BAD_MODELS = {
         "gating.logit_deviation: must be in 0.0..65536, not -1.0",
     ),
     "unknown router": (
+        MIXTRAL.replace("top_k = 2", "top_k = 2\nrouter = 'hash'"),
+        "gating.router: must be one of linear, attention, mlp, not 'hash'",
+    ),
+    "no width between the router's layers": (
         MIXTRAL.replace("top_k = 2", "top_k = 2\nrouter = 'mlp'"),
-        "gating.router: must be one of linear, attention, not 'mlp'",
+        "gating.router_width: must be above 0 with router='mlp', and 0 without, not 0",
+    ),
+    "a width between layers that are not there": (
+        MIXTRAL.replace("top_k = 2", "top_k = 2\nrouter_width = 8"),
+        "gating.router_width: must be above 0 with router='mlp', and 0 without, not 8",
+    ),
+    "second up matrix without a gate": (
+        MIXTRAL.replace("d_expert = 14336", "d_expert = 14336\nsecond_up = true\ngate_matrix = false"),
+        "ffn.second_up: needs a gate matrix, no biases and nothing that is clamped",
+    ),
+    "second up matrix with biases": (
+        MIXTRAL.replace("d_expert = 14336", "d_expert = 14336\nsecond_up = true\nbias = true"),
+        "ffn.second_up: needs a gate matrix, no biases and nothing that is clamped",
+    ),
+    "input scale": (
+        MIXTRAL.replace("d_model = 4096", "d_model = 4096\nexpert_input_scale = 0.0"),
+        "expert_input_scale: must be in 0..65536 (both excluded), not 0.0",
+    ),
+    "least capacity of none": (
+        MIXTRAL.replace("d_model = 4096", "d_model = 4096\ncapacity_minimum = 4"),
+        "capacity_fraction: must be above 0 with a rounding or a minimum of its own, not 0.0",
+    ),
+    "rounded capacity of none": (
+        MIXTRAL.replace("d_model = 4096", "d_model = 4096\ncapacity_rounding = 'even'"),
+        "capacity_fraction: must be above 0 with a rounding or a minimum of its own, not 0.0",
     ),
     "infinite": (DEEPSEEK.replace("scale = 2.5", "scale = inf"), "gating.scale: must be finite, not inf"),
     "not a number": (DEEPSEEK.replace("scale = 2.5", "scale = nan"), "gating.scale: must be finite, not nan"),
@@ -204,6 +236,10 @@ BAD_DESIGNS = {
     "unknown place of the router": (
         PIM.replace('router = "own"', 'router = "gate"'),
         "pim.router: must be one of own, banks, not 'gate'",
+    ),
+    "unknown check bits": (
+        PIM.replace('router = "own"', 'router = "own"\necc = "parity"'),
+        "pim.ecc: must be one of none, secded, not 'parity'",
     ),
     "router in int8 banks": (
         PIM.replace('router = "own"', 'router = "banks"').replace(
@@ -321,7 +357,7 @@ def test_unknown_presets_and_missing_files(tmp_path):
     listed = f"'expertbank models' lists {len(preset_names('models'))}"
     with raises(f"model: is neither a preset ({listed}) nor a .toml file: 'gpt-5'"):
         load_model("gpt-5")
-    with raises("design: is neither a preset (fpga, pim) nor a .toml file: 'tpu'"):
+    with raises("design: is neither a preset (fpga, pim, pim-small) nor a .toml file: 'tpu'"):
         load_design("tpu")
     for suffix in ("toml", "json"):
         path = tmp_path / f"none.{suffix}"
@@ -337,6 +373,17 @@ def test_files_that_are_no_text(tmp_path):
     path.write_bytes(b"#" * ((1 << 20) + 1))
     with raises(f"{path}: must be at most 1048576 bytes, not 1048577"):
         load_model(str(path))
+
+
+def test_check_bits_are_of_whole_words():
+    design = load_design("pim").with_secded()
+    assert design.pim is not None
+    assert (design.pim.stored_burst_bytes, design.pim.weight_cycles) == (36, 17)
+    small = dataclasses.replace(design.pim.dram, burst_bytes=4)
+    with raises(
+        "ecc: must be none with bursts of 4 bytes, which are no words of 8, not secded",
+    ):
+        dataclasses.replace(design.pim, dram=small, banks_per_unit=1, act_lanes=1)
 
 
 def test_a_unit_must_find_its_place_in_a_burst():
@@ -380,7 +427,8 @@ def test_families():
     assert family_names() == FAMILIES.split(", ")
     for name in family_names():
         row = load_family(name)
-        assert row.source.startswith("transformers ")
+        of_other_code = name in ("llama_moe", "openmoe", "skywork", "yuan")
+        assert row.source.startswith("transformers ") is not of_other_code
         assert {"router", "up", "down"} <= set(row.weights)
 
 
@@ -445,10 +493,10 @@ BAD_ROWS = {
         ROW.replace("\ndown =", "\nsideways ="),
         (
             "weights.sideways: unknown weight; known are"
-            " router, router_query, router_key, logit_bias, selection_bias, gate, up, down, gate_bias,"
-            " up_bias, down_bias, shared_gate, shared_up, shared_down, shared_gate_bias, shared_up_bias,"
-            " shared_down_bias, shared_expert_gate, hash_table, latent_in, latent_in_bias, latent_out,"
-            " latent_out_bias,"
+            " router, router_query, router_key, router_hidden, logit_bias, selection_bias, gate, up,"
+            " second_up, down, gate_bias, up_bias, down_bias, shared_gate, shared_up, shared_down,"
+            " shared_gate_bias, shared_up_bias, shared_down_bias, shared_expert_gate, hash_table,"
+            " latent_in, latent_in_bias, latent_out, latent_out_bias,"
             " output_bias"
         ),
     ),
@@ -460,9 +508,8 @@ BAD_ROWS = {
         ROW.replace('default = "silu"', 'fallback = "silu"'),
         (
             "model.ffn.activation.fallback: unknown key;"
-            " known are by_layer, combine, count, default, keys, only, other, otherwise, replace, rest,"
-            " values,"
-            " when_false, when_true"
+            " known are alike, by_layer, combine, count, default, keys, only, other, otherwise, replace,"
+            " rest, times, values, when_false, when_true"
         ),
     ),
     "no keys": (
@@ -472,8 +519,8 @@ BAD_ROWS = {
     "two keys and no way": (
         ROW.replace('["hidden_size"]', '["a", "b"]'),
         (
-            "model.d_model.combine: must be one of sum, product, quotient, periodic, complement"
-            " where there are several keys, and absent or complement otherwise, not None"
+            "model.d_model.combine: must be one of sum, product, quotient, periodic, complement, share,"
+            " sample_deviation where there are several keys, and absent or complement otherwise, not None"
         ),
     ),
     "half a choice": (

@@ -164,6 +164,47 @@ def config_of(family: str, model: ModelSpec) -> dict[str, Any]:
                 "normalize_router_prob_before_dropping": not gating.normalise_kept,
             }
         ),
+        "llama_moe": lambda: {
+            "hidden_size": h,
+            "intermediate_size": e * f,
+            "size_experts": [[f] * e] if e % 2 else None,
+            "num_experts": e,
+            "num_selects": k,
+            "gate_network": "mlp",
+            "score_scale_factor": gating.scale,
+            "hidden_act": act,
+        },
+        "openmoe": lambda: {
+            "architectures": ["OpenMoeForCausalLM"],
+            "hidden_size": h,
+            "intermediate_size": f,
+            "num_experts": e,
+            "router_topk": k,
+            "router_capacity_factor_eval": model.capacity_fraction * e / k,
+            "router_min_capacity": model.capacity_minimum,
+            "hidden_act": "swiglu",
+        },
+        "skywork": lambda: {
+            "hidden_size": h,
+            "intermediate_size": f,
+            "num_experts": [e],
+            "moe_2layer_gate": gating.router == "mlp",
+            "moe_use_logits_norm": gating.logit_deviation > 0,
+            "moe_gate_norm_std": round(gating.logit_deviation * (e / max(e - 1, 1)) ** 0.5, 12) or 1.0,
+            "moe_feature_no_mul_topk": model.expert_input_scale == 1.0,
+            "hidden_act": act,
+        },
+        "yuan": lambda: {
+            "hidden_size": h,
+            "hidden_act": act,
+            "moe_config": {
+                "ffn_hidden_size": f,
+                "gated_linear_unit": True,
+                "moe_num_experts": e,
+                "moe_top_k": k,
+                "norm_topk_prob": normalised,
+            },
+        },
     }[family]()
 
 
@@ -209,6 +250,32 @@ def params_of(family: str, w: LayerWeights) -> dict[str, Any]:
             "output_linear.weight": w.down,
             "bias": w.output_bias,
         }
+    elif family == "llama_moe":
+        params = {"gate.gate_network.2.weight": w.router, "gate.gate_network.0.weight": w.router_hidden}
+        for e in range(len(w.up)):
+            experts = (("gate", w.gate), ("up", w.up), ("down", w.down))
+            params |= {f"calculator.experts.weight_{name}.{e}": array[e] for name, array in experts}
+    elif family == "openmoe":
+        params = {
+            "gate_weight": w.router,
+            "experts.wi_gate": np.concatenate([w.second_up, w.gate], axis=1).transpose(0, 2, 1),
+            "experts.wi_up": w.up.transpose(0, 2, 1),
+            "experts.wo": w.down.transpose(0, 2, 1),
+        }
+    elif family == "skywork":
+        params = {"gate.wg.weight": w.router, "gate.wg.0.weight": w.router_hidden}
+        for e in range(len(w.up)):
+            experts = (("gate", w.gate), ("up", w.up), ("down", w.down))
+            params |= {f"experts.experts.{e}.{name}_proj.weight": array[e] for name, array in experts}
+    elif family == "yuan":
+        params = {
+            "gate.query.weight": w.router_query,
+            "gate.key.weight": w.router_key,
+            "gate.value.weight": w.router,
+        }
+        for e in range(len(w.up)):
+            params[f"experts.{e}.w1.weight"] = np.concatenate([w.gate[e], w.up[e]])
+            params[f"experts.{e}.w2.weight"] = w.down[e]
     elif family == "nemotron_h":
         params = {
             "gate.weight": w.router,

@@ -1,13 +1,15 @@
 """The MAC units at a channel's banks: registers of inputs, products, sums, results."""
 
+from itertools import chain
+
 from amaranth import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.arith import Accumulate, Burst, delay
-from rtl.gemv.layouts import INPUT_BITS, SECDED_WORD, ChannelConfig, weights_layout, work_layout
-from rtl.gemv.secded import CorrectWord, check_bits
+from rtl.gemv.layouts import INPUT_BITS, ChannelConfig, weights_layout, work_layout
 from rtl.ram import Ram
+from rtl.secded import CorrectWord, check_bits, correct_bursts
 from spec.geometry import ACCUMULATE_DISTANCE
 
 COUNTER_BITS = 32
@@ -178,25 +180,14 @@ class MacUnits(wiring.Component):
         if not config.secded:
             return self.mem_data
         comes = delay(m, self.mac, config.storage_cycles, "comes", control=True)
-        units, lane_bits = config.device.units, 16 * config.device.lanes
-        words = lane_bits // SECDED_WORD
-        corrected, single, double = Signal(units * lane_bits), [], []
-        for unit in range(units):
-            stored = self.mem_data.word_select(unit, config.burst_bits)
-            for number in range(words):
-                word = m.submodules[f"word_{unit}_{number}"] = CorrectWord()
-                m.d.comb += [
-                    word.data.eq(stored[number * SECDED_WORD :]),
-                    word.check.eq(stored[lane_bits + 8 * number :]),
-                    corrected.word_select(unit * words + number, SECDED_WORD).eq(word.o),
-                ]
-                single.append(word.one_flip)
-                double.append(word.two_flips)
+        corrected, single, double = correct_bursts(
+            m, self.mem_data, units=config.device.units, burst_bits=16 * config.device.lanes
+        )
         seen = delay(m, comes, CorrectWord.LATENCY, "seen", control=True)
         with m.If(seen):
             m.d.sync += [
-                self.corrected.eq(self.corrected + _count(single)),
-                self.uncorrected.eq(self.uncorrected + _count(double)),
+                self.corrected.eq(self.corrected + _count(chain.from_iterable(single))),
+                self.uncorrected.eq(self.uncorrected + _count(chain.from_iterable(double))),
             ]
         return corrected
 

@@ -93,7 +93,7 @@ class PimLayer(LayerShell):
         self.config = config
         count = config.banks.pim.channels
         self.channels = [PimChannel(pim_config(model, design, n)) for n in range(count)]
-        bits = 8 * config.routed.tile_bytes
+        bits = 8 * config.banks.stored_tile_bytes
         probes = len(CHANNEL_PROBE) * count + (len(ROUTER_PROBE) if config.router else 0)
         members = {"probe_channels": Out(probes)}
         for n in range(count):
@@ -105,7 +105,12 @@ class PimLayer(LayerShell):
                 f"column_{n}": Out(column_layout(config)),
             }
         gate = BankedGate(config.router, config.group_tokens) if config.router else None
-        super().__init__(model, design, num_units=count, gate=gate, **members)
+        super().__init__(model, design, num_units=count, gate=gate, flips=self.most_flips, **members)
+
+    @property
+    def most_flips(self) -> int:
+        """Most words with flipped bits that all channels may read in a cycle; 0 without check bits."""
+        return sum(channel.correct.num_words for channel in self.channels if channel.correct is not None)
 
     def engine(self, m, registers):
         """Add the channels; the memory behind the AXI4 read master holds the router alone, or its bias."""
@@ -169,6 +174,10 @@ class PimLayer(LayerShell):
             ]
         streams = {"contributions": self.combine.i}
         waits = [getattr(dispatch, f"o_{n}") for n in range(count)]
+        for name in registers.flips:
+            m.d.comb += getattr(registers, name).eq(
+                tree([getattr(channel, name) for channel in self.channels], lambda a, b: a + b)
+            )
         events = {
             "mac_active": popcount(channel.fire for channel in self.channels),
             "stall_dispatch": popcount(stream.valid & ~stream.ready for stream in waits),

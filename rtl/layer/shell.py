@@ -190,7 +190,8 @@ class LayerShell(wiring.Component):
     int8 SCALE_X, SCALE_H), set CONTROL.load, wait for STATUS.loaded. Reset empties everything; the router
     has to be loaded again. A subclass adds the engine (:meth:`engine`), and a gate that is not
     :class:`rtl.gating.Gate`: one whose logits come from the engine, which then gets the tokens alone.
-    Nothing is read where that gate has nothing to load; STATUS.loaded is then always set.
+    Nothing is read where that gate has nothing to load; STATUS.loaded is then always set. ``flips`` : as in
+    :class:`rtl.registers.RegisterFile`.
 
     Members
     -------
@@ -210,6 +211,7 @@ class LayerShell(wiring.Component):
         *,
         num_units: int = 1,
         gate: BankedGate | None = None,
+        flips: int = 0,
         **members,
     ) -> None:
         image = ImageGeometry.of(model, design)
@@ -218,6 +220,7 @@ class LayerShell(wiring.Component):
         beat_bits = design.memory.width_bits
         self.axi_read = ("o_ar", "i_r", design.memory.burst_beats)
         self.num_units = num_units
+        self.flips = flips
         self.int8 = design.format is Format.INT8
         self.gate = Gate(image.gate) if gate is None else gate
         self.dispatch = dispatcher(model, design, num_units)
@@ -253,7 +256,7 @@ class LayerShell(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.registers = registers = RegisterFile(self.num_units, scales=self.int8)
+        m.submodules.registers = registers = RegisterFile(self.num_units, scales=self.int8, flips=self.flips)
         m.submodules.intake = intake = self.intake
         m.submodules.gate = gate = self.gate
         m.submodules.dispatch = dispatch = self.dispatch

@@ -18,7 +18,9 @@ from rtl.pim.operands import Operands
 from rtl.pim.readout import Readout
 from rtl.pim.rows import REFRESH_BITS, RowEngine
 from rtl.pim.walk import InputWalk, MacWalk, VisitWalk
+from rtl.secded import CorrectBursts
 from rtl.stream import connect_stream
+from spec.registers import ECC_COUNTERS
 
 
 class PimChannel(wiring.Component):
@@ -48,8 +50,8 @@ class PimChannel(wiring.Component):
         The command buses; kind 0 is no command.
     mem_en : Out(units), mem_addr : Out(weights_layout(config))
         The units that read a burst, and which tile it belongs to, in the cycle of the MAC command.
-    mem_data : In(units * bits of a burst)
-        The burst of each unit, ``storage_cycles`` later.
+    mem_data : In(units * bits of a burst in the banks)
+        The burst of each unit, ``storage_cycles`` later; with check bits those of its words behind it.
     scale_x, scale_h : In(SCALE_WORD_BITS), in int8
         Scales of tokens and of hidden activations; constant from the first token on.
     o : Out(stream.Signature(config.contribution))
@@ -63,11 +65,20 @@ class PimChannel(wiring.Component):
         A token's inputs meet a tile; none does a scale tile of a grouped format.
     refreshing : Out(1)
         From the decision to refresh until commands may follow.
+    corrected, uncorrected : Out, with check bits in the banks
+        Words read with one flipped bit, which was corrected, and with two.
     """
 
     def __init__(self, config: PimConfig) -> None:
         self.config = config
         logits = logit_part_layout(config.units, config.group_tokens)
+        pim = config.banks.pim
+        self.correct = CorrectBursts(config.units, 8 * pim.dram.burst_bytes) if pim.secded else None
+        flips = (
+            {}
+            if self.correct is None
+            else dict.fromkeys(ECC_COUNTERS, Out(range(self.correct.num_words + 1)))
+        )
         super().__init__(
             {
                 "i_token": In(stream.Signature(token_layout(config.stream_lanes))),
@@ -80,13 +91,14 @@ class PimChannel(wiring.Component):
                 "o_column": Out(column_layout(config)),
                 "mem_en": Out(config.units),
                 "mem_addr": Out(weights_layout(config)),
-                "mem_data": In(config.routed.tile_bytes * 8),
+                "mem_data": In(config.banks.stored_tile_bytes * 8),
                 **(dict.fromkeys(("scale_x", "scale_h"), In(SCALE_WORD_BITS)) if config.int8 else {}),
                 "o": Out(stream.Signature(config.contribution)),
                 **({"o_logits": Out(logits)} if config.router else {}),
                 "retired": Out(1),
                 "fire": Out(1),
                 "refreshing": Out(1),
+                **flips,
             }
         )
 
@@ -168,7 +180,7 @@ class PimChannel(wiring.Component):
             operands.unit.eq(macs.unit),
             operands.tile_done.eq(macs.tile_done),
             operands.tag.eq(macs.tag),
-            operands.weights.eq(self.mem_data),
+            operands.weights.eq(self._weights(m)),
             array.fire.eq(operands.fire),
             array.slot.eq(operands.slot),
             array.x.eq(operands.x),
@@ -176,6 +188,19 @@ class PimChannel(wiring.Component):
             self.fire.eq(operands.fire & ~operands.slot.scale if config.grouped else operands.fire),
         ]
         return m
+
+    def _weights(self, m):
+        """Return the units' bursts, corrected where the banks hold check bits."""
+        if self.correct is None:
+            return self.mem_data
+        m.submodules.correct = correct = self.correct
+        storage_cycles = self.config.banks.pim.storage_cycles
+        m.d.comb += [
+            correct.en.eq(delay(m, self.mem_en, storage_cycles, "units_read", control=True)),
+            correct.data.eq(self.mem_data),
+            *(getattr(self, name).eq(getattr(correct, name)) for name in ECC_COUNTERS),
+        ]
+        return correct.o
 
     def _command(self, m, rows, columns, macs):
         """Put the commands on the buses, and the request to the storage beside the MAC."""

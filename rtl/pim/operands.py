@@ -23,7 +23,7 @@ class Operands(wiring.Component):
     mac : In(1), unit : In, tile_done : In(1), tag : In(mac_layout(config))
         A MAC command is decided; the last of its tile.
     weights : In(units * bits of a burst)
-        The storage's answer, ``storage_cycles`` after the command was on the bus.
+        The storage's answer, ``weight_cycles`` after the command was on the bus.
     inputs, hidden : In(WriteSignature)
         Registers: row = token and word.
     fire : Out(1), slot : Out(slot_layout(config.group)), x : Out, tile : Out
@@ -60,7 +60,7 @@ class Operands(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from the decision of a tile's last MAC command to its first slot."""
-        return self.config.banks.pim.storage_cycles + 2
+        return self.config.banks.pim.weight_cycles + 2
 
     def elaborate(self, platform):
         m = Module()

@@ -14,8 +14,9 @@ from golden.formats import BF16_ONE, Bits16
 from sim.accelerator import token_beats
 from sim.alone.plan import EngineAlone, Operands, Plan, Totals
 from sim.divergence import PortCheck
-from sim.dram_check import Commands, Violation, check_commands, commands_seen
+from sim.dram_check import Commands, Violation, bursts_of, bursts_read, check_commands, commands_seen
 from sim.energy import pim_engine_counts
+from sim.flips import FlippedWords, Flips, flip_words
 from sim.pim import ISSUE, ChannelCycles, ChannelShape, Column, Row, channel_cycles
 from sim.pim_layer import commands_check
 from sim.pim_slots import ChannelTrace, mac_slots
@@ -23,6 +24,7 @@ from sim.rtlsim import BankMemory, Build, RunResult, RunSpec, Set, Sink, Source,
 from sim.streams import Cycles
 from spec.banks import BankGeometry, CommandTiming
 from spec.design import RouterPlace
+from spec.registers import ECC_COUNTERS
 
 
 class PimAlone(EngineAlone):
@@ -51,7 +53,7 @@ class PimAlone(EngineAlone):
         """Bytes of the weights that a run of the Verilog holds."""
         routed = self.banks.image.routed
         visits = self.plan.num_experts * self.banks.reserved(routed)
-        return visits * self.banks.bursts_per_row * routed.tile_bytes
+        return visits * self.banks.bursts_per_row * self.banks.stored_tile_bytes
 
     @property
     def waveform_name(self) -> str:
@@ -132,9 +134,31 @@ class PimAlone(EngineAlone):
             },
             statics=statics,
             prologue=prologue,
-            probes=["o_row", "o_column", "fire"],
+            probes=["o_row", "o_column", "fire", *(ECC_COUNTERS if banks.pim.secded else ())],
             max_cycles=1 << 40,
         )
+
+    def flip(self, spec: RunSpec, flips: Flips, seed: int) -> FlippedWords:
+        """Flip bits of the experts' words in the banks of a job, in place."""
+        image = spec.banks["mem"].image
+        assert not isinstance(image, Path)
+        [bases] = self.banks.bases(self.placement)
+        read = bursts_of(self.banks, bases, np.arange(self.plan.num_experts))
+        return flip_words(
+            [image],
+            [read],
+            units=self.banks.pim.units,
+            single=flips.single,
+            double=flips.double,
+            seed=seed,
+        )
+
+    def flips_seen(self, spec: RunSpec, result: RunResult, words: FlippedWords) -> tuple[Flips, list[int]]:
+        """Return what a run should have counted of flipped words, and what it has: corrected, uncorrected."""
+        image = spec.banks["mem"].image
+        assert not isinstance(image, Path)
+        planted = words.read([bursts_read(self.banks, self.commands(result), len(image))])
+        return planted, [int(result.probes[name][1].sum()) for name in ECC_COUNTERS]
 
     def seen(self, result: RunResult) -> Totals:
         """Return what a run showed that came to its end."""

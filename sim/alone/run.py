@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from sim.alone.plan import EngineAlone, Operands, Plan, Totals
 from sim.divergence import differing_bits, first_divergence, with_waveform
 from sim.dram_trace import trace_text
 from sim.energy import Energy, energy_of
+from sim.flips import NO_FLIPS, Flips, flip_problems, secded_of
 from sim.rtlsim import DEFAULT_ROOT, RunResult, Waveform
 from sim.toolchain import write_atomically
 from sim.workload import check_image, is_vector, scaled_model
@@ -97,10 +99,11 @@ def run_plan(
     trace: Path | None = None,
     root: Path = DEFAULT_ROOT,
     progress: Callable[[str], None] = lambda _text: None,
+    flips: Flips = NO_FLIPS,
 ) -> Report:
     """Run a plan by the cycle model, the Verilog, or both, and compare.
 
-    ``waves`` and differences as in :func:`sim.accelerator.run_layer`; ``trace`` as in
+    ``waves`` and differences as in :func:`sim.accelerator.run_layer`; ``trace`` and ``flips`` as in
     :func:`sim.pim_report.run_pim_layer`.
     """
     plan = alone.plan
@@ -118,6 +121,7 @@ def run_plan(
     progress("exporting Verilog and building its simulation (cached by content)")
     rtl = alone.build(root, trace=waves is not None)
     spec = alone.job(rtl, operands)
+    words = alone.flip(spec, flips, seed) if isinstance(alone, PimAlone) and alone.banks.pim.secded else None
     progress(f"running {plan.num_tokens} tokens through {plan.num_experts} experts in Verilog")
     vcd = Waveform.of_run(waves / alone.waveform_name) if waves else None
     started = time.perf_counter()
@@ -134,6 +138,13 @@ def run_plan(
         rules = alone.violations(result)
         report.dram_rules_broken = len(rules)
         problems += [f"channel 0: {violation}" for violation in rules]
+        if words is not None:
+            planted, counts = alone.flips_seen(spec, result, words)
+            report.secded = secded_of(planted, counts)
+            problems += flip_problems(planted, counts, report.mismatches)
+            if flips.double:
+                # What differs then is no divergence.
+                checks[0] = dataclasses.replace(checks[0], payloads=None)
     problems += [result.timeout] if result.timeout else []
     found = first_divergence(checks)
     if found is not None:

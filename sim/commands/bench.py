@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sim.commands.output import json_option, print_json, print_table
+from sim.progress import tell
 
 SCALE = 64
 
@@ -28,13 +29,10 @@ def command(model_name: str, tokens: int, cold_build: bool, as_json: bool) -> in
     from sim.rtlsim import DEFAULT_ROOT
     from spec.load import load_design
 
-    def progress(text: str) -> None:
-        click.echo(f"[bench] {text}", err=True)
-
     where = bench.machine()
     design = load_design("fpga")
     _, figures = bench.measure(
-        model_name, SCALE, tokens, design, DEFAULT_ROOT, cold=cold_build, progress=progress
+        model_name, SCALE, tokens, design, DEFAULT_ROOT, cold=cold_build, progress=tell("bench")
     )
     if as_json:
         print_json(bench.as_json(figures, where))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sim.commands.output import json_option, print_json, print_table
+from sim.progress import tell, track
 from spec.errors import InputError
 
 MARK = "claims"
@@ -63,14 +64,15 @@ def command(
     if out is not None and not out.resolve().parent.is_dir():
         raise InputError("is in a folder that does not exist", file=out, key="out")
 
-    def progress(text: str) -> None:
-        click.echo(f"[claims] {text}", err=True)
-
+    progress = tell("claims")
     measurement = Measurement(vectors, DEFAULT_ROOT, progress)
     links = []
-    for producer in LINKS:
-        if (only and producer.name not in only) or (no_verilog and producer.needs_verilog):
-            continue
+    chosen = [
+        producer
+        for producer in LINKS
+        if (not only or producer.name in only) and not (no_verilog and producer.needs_verilog)
+    ]
+    for producer in track(chosen, lambda producer: f"claims: link {producer.name}"):
         progress(f"link {producer.name}")
         links.append(producer.measure(measurement))
     claims = [(link.name, claim) for link in links for claim in link.claims]

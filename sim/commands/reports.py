@@ -84,6 +84,11 @@ def print_report(report: Report) -> None:
         lines.append(_layout(report.layout))
     if report.dram_rules_broken is not None:
         lines.append(f"DRAM rules broken: {report.dram_rules_broken}")
+    if report.secded is not None:
+        lines.append(
+            f"words with flipped bits: {report.secded['corrected']} corrected,"
+            f" {report.secded['uncorrected']} uncorrected"
+        )
     lines += report.notes
     if report.difference_from_reference:
         lines.append(f"NOTE: {report.difference_from_reference}")

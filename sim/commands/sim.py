@@ -10,6 +10,7 @@ import click
 
 from sim.commands.output import json_option, print_json
 from sim.commands.reports import print_report, print_side_by_side
+from sim.progress import tell, track
 from sim.toolchain import check_parent, write_atomically
 from spec.design import DesignSpec, Format
 from spec.errors import require
@@ -17,6 +18,7 @@ from spec.errors import require
 if TYPE_CHECKING:
     # At run time the command imports it in its function, which --help does not wait for.
     from sim.accelerator import Report
+    from sim.results.comparison import Run
 
 
 @click.command("sim")
@@ -70,6 +72,11 @@ if TYPE_CHECKING:
     help="Write a page with figures, roofline, maps, timeline and energy to this HTML file.",
 )
 @click.option(
+    "--compare",
+    type=click.Path(path_type=Path),
+    help="JSON file of an earlier run (sim --json), beside which --report shows this one.",
+)
+@click.option(
     "--timeline",
     type=click.Path(path_type=Path),
     help="Write when blocks and jobs work to this JSON file, for Perfetto or chrome://tracing.",
@@ -80,6 +87,9 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write figures of the run, its blocks, experts and energy to this CSV file.",
 )
+@click.option("--secded", is_flag=True, help="The banks of a pim design hold 8 check bits with 64 of data.")
+@click.option("--flips", type=int, help="Words that are read in which a bit is flipped; needs check bits.")
+@click.option("--double-flips", type=int, help="Words that are read in which two are; needs check bits.")
 @click.option("--sim", "simulator", type=click.Choice(["verilator"]), default="verilator", show_default=True)
 @click.option("--waves", is_flag=True, help="Leave a VCD of the first 10,000 cycles in build/waves.")
 @json_option
@@ -99,8 +109,12 @@ def command(
     layout: Path | None,
     trace: Path | None,
     page: Path | None,
+    compare: Path | None,
     timeline: Path | None,
     table: Path | None,
+    secded: bool,
+    flips: int | None,
+    double_flips: int | None,
     simulator: str,
     waves: bool,
     as_json: bool,
@@ -111,18 +125,23 @@ def command(
     the layer from its model by more than 1 %. With several designs the JSON object is
     {"designs": [one object for each]}.
     """
+    from sim.flips import Flips
     from sim.request import Request
     from sim.rtlsim import DEFAULT_ROOT, check_ready
     from sim.workload import is_vector
     from spec.load import load_design
 
     designs = [load_design(name, number_format) for name in design_names]
+    if secded:
+        designs = [design.with_secded() for design in designs]
     for number, name in enumerate(design_names):
         require(
             name not in design_names[:number], f"must name each design once, not {name!r} again", key="design"
         )
     files = {"report": page, "timeline": timeline, "csv": table}
     _check_files(files)
+    require(compare is None or page is not None, "needs --report, which shows it", key="compare")
+    earlier = [] if compare is None else _earlier(compare)
     request = Request.of(
         model_name,
         engine=given_engine,
@@ -138,6 +157,7 @@ def command(
         layout=layout,
         layer=layer,
         record=any(files.values()),
+        flips=Flips(single=flips or 0, double=double_flips or 0),
     )
     engine, vector = request.engine, is_vector(model_name)
     require(trace is None or len(designs) == 1, "needs a single --design", key="trace")
@@ -153,11 +173,11 @@ def command(
 
     def progress_of(design: DesignSpec) -> Callable[[str], None]:
         label = model_name if len(designs) == 1 else f"{model_name}, {design.name}"
-        return lambda text: click.echo(f"[{label}] {text}", err=True)
+        return tell(label)
 
     # Whatever one of the designs refuses is refused before anything runs.
     runs = [request.prepare(design, progress_of(design)) for design in designs]
-    reports = [run() for run in runs]
+    reports = [run() for run in (track(runs, lambda _run: model_name) if len(runs) > 1 else runs)]
     for report in reports:
         if engine != "model" and request.own_layer is not None:
             note = f"weights of {request.own_layer.label} in {model_name}, read as float32"
@@ -169,7 +189,7 @@ def command(
         elif experts is not None and routing_name is not None:
             report.notes.append("--routing changes nothing: with --experts every token meets every expert")
     if request.record:
-        _write_files(files, list(zip(reports, designs, strict=True)), _asked())
+        _write_files(files, list(zip(reports, designs, strict=True)), _asked(), earlier)
     if as_json:
         results = [report.as_json() for report in reports]
         print_json(results[0] if len(results) == 1 else {"designs": results})
@@ -190,6 +210,12 @@ def _check_files(files: Mapping[str, Path | None]) -> None:
             require(same == key, f"must be another file than that of --{same}, not {path}", key=key)
 
 
+def _earlier(path: Path) -> list[Run]:
+    from sim.results.comparison import read_runs
+
+    return read_runs(path)
+
+
 def _asked() -> dict[str, str]:
     """Return the options that were given, or have a default, as a user would write them."""
     context = click.get_current_context()
@@ -204,7 +230,10 @@ def _asked() -> dict[str, str]:
 
 
 def _write_files(
-    files: Mapping[str, Path | None], runs: Sequence[tuple[Report, DesignSpec]], asked: Mapping[str, str]
+    files: Mapping[str, Path | None],
+    runs: Sequence[tuple[Report, DesignSpec]],
+    asked: Mapping[str, str],
+    earlier: Sequence[Run],
 ) -> None:
     """Write what was asked for: all texts are there before the first file is written."""
     from sim.results.page import page_text
@@ -212,7 +241,7 @@ def _write_files(
     from sim.results.timeline import timeline_text
 
     made = {
-        "report": lambda: page_text(runs, asked),
+        "report": lambda: page_text(runs, asked, earlier=earlier),
         "timeline": lambda: timeline_text(runs),
         "csv": lambda: csv_text([report for report, _ in runs]),
     }

@@ -22,7 +22,10 @@ DEFAULT_SCALE = 64
 @click.option(
     "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
 )
-@click.option("--secded", is_flag=True, help="Of a device: the banks hold 8 check bits with 64 of data.")
+@click.option("--secded", is_flag=True, help="The banks hold 8 check bits with 64 of data.")
+@click.option(
+    "--bench", "bench_tokens", type=int, help="Tokens of the self-checking bench, 0 for none (default: 8)."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder.")
 @json_option
 def command(
@@ -31,20 +34,31 @@ def command(
     scale: str | None,
     number_format: str | None,
     secded: bool,
+    bench_tokens: int | None,
     out: Path,
     as_json: bool,
 ) -> int:
     """Write an accelerator's Verilog, one module per distinct block, and its file list to a folder.
 
-    Of a device with a command schedule it is a channel that runs command programs, of all products.
+    Beside it FuseSoC's expertbank.core, constraints, an example top for ECP5 and, of a layer, a bench that
+    checks itself (docs/verilog.md). Of a device with a command schedule it is a channel that runs command
+    programs, of all products.
     """
+    from sim.handover import hand_over, layer_bench
     from spec.load import is_device
 
     if is_device(design_name):
-        files = _write_device(design_name, secded, out)
+        require(bench_tokens is None, f"needs an accelerator, not {design_name!r}, a device", key="bench")
+        files = hand_over(lambda folder: _write_device(design_name, secded, folder), out)
     else:
-        require(not secded, f"needs a device for 'pim gemv', not {design_name!r}", key="secded")
-        files = _write_accelerator(design_name, model_name, scale, number_format, out)
+        bench = layer_bench(
+            model_name, design_name, scale or str(DEFAULT_SCALE), number_format, bench_tokens, secded=secded
+        )
+        files = hand_over(
+            lambda folder: _write_accelerator(design_name, model_name, scale, number_format, secded, folder),
+            out,
+            bench,
+        )
     if as_json:
         print_json({"files": [str(file) for file in files]})
     else:
@@ -54,13 +68,19 @@ def command(
 
 
 def _write_accelerator(
-    design_name: str, model_name: str, scale: str | None, number_format: str | None, out: Path
+    design_name: str,
+    model_name: str,
+    scale: str | None,
+    number_format: str | None,
+    secded: bool,
+    out: Path,
 ) -> list[Path]:
     from sim.rtlsim import write_layer
     from sim.workload import hardware_model
     from spec.load import load_design
 
     design = load_design(design_name, number_format)
+    design = design.with_secded() if secded else design
     model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
     return write_layer(model, design, f"{design.name.replace('-', '_')}", out)
 

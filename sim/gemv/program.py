@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from golden.formats import F32, Bits16, bf16_encode
 from golden.gemv import Ints, Share, barrier_share, streamed_share
-from golden.secded import DATA_BITS as SECDED_BITS
 from sim.divergence import PortCheck, first_divergence, with_waveform
+from sim.flips import NO_FLIPS, Flips, flip_words
 from sim.gemv import barrier, streamed
 from sim.gemv.commands import EVEN, NO_BANK, Kind, Log, Product, limited, timings
 from sim.gemv.report import Options, Run, run_gemv
@@ -28,15 +28,23 @@ from sim.rtlsim import (
     require_channel,
 )
 from spec.device import PimDevice, Schedule
-from spec.errors import require
-from spec.program import ROW_BITS, Program, barrier_program, first_cycle, streamed_program, words
+from spec.program import (
+    ALL,
+    ROW_BITS,
+    Additions,
+    Program,
+    barrier_program,
+    first_cycle,
+    streamed_program,
+    words,
+)
+from spec.registers import ECC_COUNTERS
 
 ROW_KINDS = (Kind.ACT, Kind.PRE, Kind.REF, Kind.OTHER_REF)
 COLUMN_KINDS = (Kind.MAC, Kind.RD, Kind.WR, Kind.REG)
 """Kinds of a command on each bus, from 1 on."""
 NO_ROW = -1
 MAX_CYCLES = 1 << 40
-COUNTERS = ("corrected", "uncorrected")
 
 
 def program_of(device: PimDevice, product: Product, options: Options) -> Program:
@@ -54,7 +62,7 @@ def program_of(device: PimDevice, product: Product, options: Options) -> Program
             mac_gap=limits.mac_gap,
             act_gap=limits.act_gap,
         )
-    where = streamed.layout(device, product, timings(device.timed, limits))
+    where = streamed.layout(device, product, timings(device.timed, limits), options.additions)
     return streamed_program(
         device,
         outputs=where.outputs,
@@ -76,7 +84,7 @@ def share_of(
         return barrier_share(
             device, weights, x, outputs=outputs, inputs=inputs, channels=product.channels, channel=channel
         )
-    where = streamed.layout(device, product, timings(device.timed, options.limits))
+    where = streamed.layout(device, product, timings(device.timed, options.limits), options.additions)
     return streamed_share(
         device,
         weights,
@@ -150,25 +158,6 @@ def bus_check(device: PimDevice, port: str, kinds: tuple[Kind, ...], seen: Log, 
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flips:
-    """Bits flipped in the banks: in as many words of data that are read, one bit or two.
-
-    Attributes
-    ----------
-    single, double : words with one bit flipped, with two.
-    corrected, uncorrected : how often these words are read.
-    """
-
-    single: int = 0
-    double: int = 0
-    corrected: int = 0
-    uncorrected: int = 0
-
-
-NO_FLIPS = Flips()
-
-
 @dataclass(frozen=True)
 class Job:
     """A channel's part of a product, ready to be run.
@@ -232,21 +221,14 @@ class RtlRun:
 
     def _miscounted(self) -> str:
         planted = self.job.planted
-        if planted is None:
-            return ""
-        for name, seen, expected in (
-            ("corrected", self.corrected, planted.corrected),
-            ("uncorrected", self.uncorrected, planted.uncorrected),
-        ):
-            if seen != expected:
-                return f"gemv: {name} {seen} words, of those planted {expected} are read"
-        return ""
+        return "" if planted is None else planted.miscounted("gemv", self.corrected, self.uncorrected)
 
 
-def bench_of(device: PimDevice, root: Path, *, secded: bool = False) -> Build:
+def bench_of(device: PimDevice, root: Path, *, secded: bool = False, additions: Additions = ALL) -> Build:
     """Return the compiled bench of a channel; cached by content, the same for all products."""
     anonymous = replace(device, name="device")
-    return build("gemv", gemv_component(device, secded=secded), config=(anonymous, secded), root=root)
+    component = gemv_component(device, secded=secded, additions=additions)
+    return build("gemv", component, config=(anonymous, secded, additions.in_hardware), root=root)
 
 
 def prepare(
@@ -260,12 +242,12 @@ def prepare(
     flips: int = 0,
     double_flips: int = 0,
 ) -> Job:
-    """Return a channel's part of a product with random numbers; the hardware has all additions.
+    """Return a channel's part of a product with random numbers.
 
     flips, double_flips : words of the weights in which a bit, two bits, are flipped, where the banks hold
     check bits. :class:`spec.errors.InputError` if so many words are not read, or no hardware runs this.
     """
-    require_channel(device, secded=secded)
+    require_channel(device, secded=secded, additions=options.additions)
     share = share_of(device, product, options, *operands(product, seed), channel)
     image, planted = share.bank_image(secded=secded), NO_FLIPS
     if flips or double_flips:
@@ -278,7 +260,7 @@ def prepare(
         },
         sinks={"o": Sink(len(share.results))},
         statics={"start": 1},
-        probes=["o_row", "o_column", "done", "late", *(COUNTERS if secded else ())],
+        probes=["o_row", "o_column", "done", "late", *(ECC_COUNTERS if secded else ())],
         until="done",
         max_cycles=MAX_CYCLES,
     )
@@ -300,7 +282,7 @@ def run_rtl(bench: Build, job: Job) -> RtlRun:
     expected = job.results.view(np.uint32)
     same = seen.shape == expected.shape
     mismatches = int(np.bitwise_count(seen ^ expected).sum()) if same else 32 * expected.size
-    counters = COUNTERS if job.planted else ()
+    counters = ECC_COUNTERS if job.planted else ()
     counts = [int(result.probes[name][1][-1]) if len(result.probes[name][1]) else 0 for name in counters]
     return RtlRun(
         job.model,
@@ -326,34 +308,11 @@ def flipped(
 
     reads : how often each burst of the image is read; only words of those that are have bits flipped.
     """
-    rng = np.random.default_rng(seed)
     image, reads = image.copy(), reads.reshape(-1)
-    word_bytes, units = SECDED_BITS // 8, device.units
-    per_unit = 2 * device.lanes // word_bytes
-    read = np.flatnonzero(reads)
-    most = len(read) * units * per_unit
-    key = "flips" if single else "double_flips"
-    both = " with --double-flips" if single and double else ""
-    require(
-        single + double <= most,
-        f"must be at most {most}, the words read,{both} not {single + double}",
-        key=key,
+    words = flip_words(
+        [image], [np.flatnonzero(reads)], units=device.units, single=single, double=double, seed=seed
     )
-    chosen = rng.choice(most, single + double, replace=False)
-    burst, word = read[chosen // (units * per_unit)], chosen % (units * per_unit)
-    first = rng.integers(0, SECDED_BITS, len(chosen))
-    other = (first + rng.integers(1, SECDED_BITS, len(chosen))) % SECDED_BITS
-    lines = image.reshape(len(image), units, -1)
-    for some, bit in ((slice(None), first), (slice(single, None), other)):
-        place = (burst[some], word[some] // per_unit, word[some] % per_unit * word_bytes + bit[some] // 8)
-        lines[place] ^= (1 << bit[some] % 8).astype(np.uint8)
-    times = reads[burst]
-    return image, Flips(
-        single=single,
-        double=double,
-        corrected=int(times[:single].sum()),
-        uncorrected=int(times[single:].sum()),
-    )
+    return image, words.read([reads])
 
 
 def _results(bench: Build, trace: Trace, device: PimDevice) -> NDArray[np.uint32]:

@@ -60,6 +60,7 @@ class HeatMap:
     title, columns, rows : what it shows, along both axes.
     labels : of its rows, or none.
     low, high : least and greatest count.
+    axes : in words.
     """
 
     title: str
@@ -69,6 +70,7 @@ class HeatMap:
     cells: Sequence[Cell]
     low: int
     high: int
+    axes: str
 
 
 def shares(spans: Spans, start: int, cycles: int, bins: int = BINS) -> NDArray[np.float64]:
@@ -154,6 +156,8 @@ def expert_map(tokens: NDArray[np.int64], num_experts: int) -> HeatMap:
         labels,
         [f"{text}: {{}} tokens" for text in texts],
         tokens.ravel(),
+        axes=f"across: experts {names[0]} to {names[-1]}"
+        + (f"; down: layers 0 to {layers - 1}" if layers > 1 else f", {columns} in a row"),
     )
 
 
@@ -166,7 +170,38 @@ def command_map(counts: dict[str, NDArray[np.int64]]) -> HeatMap | None:
     places = [(row, column) for row in range(table.shape[0]) for column in range(table.shape[1])]
     texts = [f"channel {column}: {{}} {list(shown)[row]}" for row, column in places]
     return _heat_map(
-        "commands per channel", table.shape[1], places, list(shown), texts, table.ravel(), by_row=True
+        "commands per channel",
+        table.shape[1],
+        places,
+        list(shown),
+        texts,
+        table.ravel(),
+        by_row=True,
+        axes=f"across: {table.shape[1]} channels; the shades are of each row",
+    )
+
+
+def bank_map(reads: NDArray[np.int64], bank_groups: int) -> HeatMap | None:
+    """Return bursts that MACs read from each bank: channels down, banks across, group after group."""
+    if not reads.size:
+        return None
+    channels, banks = reads.shape
+    # Bank b is bank b / groups of group b mod groups.
+    order = np.argsort(np.arange(banks) % bank_groups, kind="stable")
+    places = [(channel, place) for channel in range(channels) for place in range(banks)]
+    texts = [
+        f"channel {channel}, bank group {bank % bank_groups}, bank {bank // bank_groups}: {{}} bursts"
+        for channel in range(channels)
+        for bank in order.tolist()
+    ]
+    return _heat_map(
+        "bursts read by MACs, per bank",
+        banks,
+        places,
+        [f"channel {channel}" for channel in range(channels)],
+        texts,
+        reads[:, order].ravel(),
+        axes=f"across: {banks} banks in {bank_groups} bank groups",
     )
 
 
@@ -179,6 +214,7 @@ def _heat_map(
     values: NDArray[np.int64],
     *,
     by_row: bool = False,
+    axes: str = "",
 ) -> HeatMap:
     rows = 1 + max(row for row, _ in places)
     highest = np.full(len(values), values.max(initial=0))
@@ -190,9 +226,8 @@ def _heat_map(
         Cell(float(column), float(row), 1.0, level, text.format(f"{value:,}") if titled else None)
         for (row, column), level, text, value in zip(places, levels, texts, values.tolist(), strict=True)
     ]
-    return HeatMap(
-        title, columns, rows, labels, cells, int(values.min(initial=0)), int(values.max(initial=0))
-    )
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    return HeatMap(title, columns, rows, labels, cells, low, high, axes)
 
 
 def _runs(values: NDArray[np.int64]) -> tuple[Cycles, Cycles]:
@@ -264,3 +299,37 @@ def roofline_chart(rooflines: Sequence[Roofline]) -> RooflineChart:
 
 def _power(power: int) -> str:
     return f"{10.0**power:g}"
+
+
+@dataclass(frozen=True)
+class ErrorBar:
+    """A figure's range as shares of it, 0 being the figure itself.
+
+    Attributes
+    ----------
+    name, text : of what, and what its ends are.
+    low, high : least and most that it may be off; None where nothing says.
+    """
+
+    name: str
+    text: str
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class ErrorBars:
+    """Rows over a common scale from ``-width`` to ``width``, both shares."""
+
+    width: float
+    bars: Sequence[ErrorBar]
+
+    def place(self, share: float) -> float:
+        """Return a place of 0 to 100 across the picture."""
+        return round(50 + 50 * share / self.width, 2)
+
+
+def error_bars(bars: Sequence[ErrorBar]) -> ErrorBars:
+    """Return the picture of error bars, as wide as the widest."""
+    ends = [abs(end) for bar in bars for end in (bar.low, bar.high) if end is not None]
+    return ErrorBars(1.1 * max([*ends, 0.05]), bars)

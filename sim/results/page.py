@@ -13,13 +13,17 @@ from sim.energy import joules_text
 from sim.results.charts import (
     BINS,
     LEVELS,
+    ErrorBar,
     HeatMap,
     Strip,
+    bank_map,
     command_map,
+    error_bars,
     expert_map,
     roofline_chart,
     timeline,
 )
+from sim.results.comparison import Run, compared
 from sim.results.roofline import Roofline
 from spec.design import DesignSpec
 from spec.registers import COUNTERS
@@ -63,6 +67,7 @@ class View:
     timeline: Sequence[Strip]
     experts: HeatMap | None
     commands: HeatMap | None
+    banks: HeatMap | None
     notes: Sequence[str]
 
 
@@ -75,7 +80,10 @@ class Line:
 
 
 def page_text(
-    runs: Sequence[tuple[Report, DesignSpec]], asked: Mapping[str, str], claims: Path = CLAIMS
+    runs: Sequence[tuple[Report, DesignSpec]],
+    asked: Mapping[str, str],
+    claims: Path = CLAIMS,
+    earlier: Sequence[Run] = (),
 ) -> str:
     """Return the page.
 
@@ -84,10 +92,13 @@ def page_text(
     runs : reports, with ``activity`` where timelines and maps are to be shown, and their designs.
     asked : options by their names.
     claims : page of the measured claims; the report says where to find them if it is not there.
+    earlier : runs to compare with, the first of them the one that ratios are over.
     """
     reports = [report for report, _ in runs]
     rooflines = [Roofline.of(report, design) for report, design in runs]
     first = reports[0]
+    measured = claim_rows(claims)
+    side_by_side = [*earlier, *map(Run.of, reports)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -113,31 +124,25 @@ def page_text(
         stalls=stall_lines(reports),
         views=[view(report, design) for report, design in runs],
         trust=trust_lines(reports),
-        claims=claim_rows(claims),
+        errors=error_bars(trust_bars(reports, measured)),
+        claims=measured,
+        compared_names=[run.name for run in side_by_side],
+        compared=[Line(*row) for row in compared(side_by_side)],
         bins=BINS,
         levels=LEVELS,
     )
 
 
 def headlines(reports: Sequence[Report], rooflines: Sequence[Roofline]) -> list[Line]:
-    """Return the figures at the top; of several runs also each one's time over the first's."""
+    """Return the figures at the top."""
     lines = [Line(name, [of(report) for report in reports]) for name, of in HEADLINES.items()]
     lines.append(
         Line(
-            "least time that lanes and weights allow, of the run's",
+            "roofline's time over the run's",
             [f"{one.bound_share:.1%}, by {one.limit}" for one in rooflines],
         )
     )
-    if len(reports) > 1:
-        lines.append(Line("time over the first run's", _ratios([report.seconds for report in reports])))
-        joules = [report.energy_j for report in reports]
-        lines.append(Line("energy over the first run's", _ratios(joules)))
     return [line for line in lines if any(value != NOTHING for value in line.values)]
-
-
-def _ratios(values: Sequence[float | None]) -> list[str]:
-    first = values[0]
-    return [f"{value / first:.3g}" if value is not None and first else NOTHING for value in values]
 
 
 def _count(value: int | None) -> str:
@@ -216,6 +221,9 @@ def view(report: Report, design: DesignSpec) -> View:
         timeline=[] if activity is None else timeline(activity, report.experts, unit),
         experts=None if activity is None else expert_map(activity.tokens, report.experts),
         commands=None if activity is None else command_map(dict(activity.commands)),
+        banks=None
+        if activity is None or design.pim is None
+        else bank_map(activity.bank_reads, design.pim.dram.bank_groups),
         notes=[note for note in (*report.notes, report.difference_from_reference) if note],
     )
 
@@ -284,6 +292,35 @@ def trust_lines(reports: Sequence[Report]) -> list[Line]:
         "energy: range of the table's figures": energy,
     }
     return [Line(name, [of(report) for report in reports]) for name, of in rows.items()]
+
+
+CYCLES_CLAIM = "largest difference of a layer's cycles, Verilog against model"
+ALLOWED = 0.01
+"""Of a layer's cycles: what the model may be off by before a run fails."""
+
+
+def trust_bars(reports: Sequence[Report], claims: Sequence[Sequence[str]]) -> list[ErrorBar]:
+    """Return by how much each run's time and energy may be off: as measured in it, else as claimed."""
+    claimed = next((row[2] for row in claims if row[1] == CYCLES_CLAIM), None)
+    bars = []
+    for report in reports:
+        name = f"{report.design} ({report.format})"
+        model, rtl = report.cycles["model"], report.cycles["rtl"]
+        if rtl is not None:
+            text = "cycles are the Verilog's own"
+            if model is not None:
+                text += f"; the model's differ by {(model - rtl) / rtl:+.2%}"
+            bars.append(ErrorBar(f"{name}: time", text, 0.0, 0.0))
+        else:
+            known = "in no run here" if claimed is None else f"{claimed} at most over all measured runs"
+            text = f"model against Verilog: {known}; a run fails beyond {ALLOWED:.0%}, which is drawn"
+            bars.append(ErrorBar(f"{name}: time", text, -ALLOWED, ALLOWED))
+        energy = report.energy
+        if energy is not None and energy.total:
+            low, high = (bound / energy.total - 1 for bound in (energy.low, energy.high))
+            text = f"{low:+.0%} to {high:+.0%} over the ranges of the table's figures"
+            bars.append(ErrorBar(f"{name}: energy", text, low, high))
+    return bars
 
 
 def claim_rows(path: Path) -> list[list[str]]:

@@ -50,6 +50,9 @@ def _rows(report: Report) -> Iterator[Row]:
         for name, counts in activity.commands.items():
             for channel, count in enumerate(counts.tolist()):
                 yield "channel", "", channel, name, "commands", count
+        for channel, reads in enumerate(activity.bank_reads.tolist()):
+            for bank, count in enumerate(reads):
+                yield "bank", "", f"{channel}.{bank}", "reads by MACs", "bursts", count
     if report.energy is not None:
         for component, joules in report.energy.components.items():
             yield "energy", "", component, "energy", "J", joules

@@ -11,6 +11,7 @@ its policy says what is moved for a layer while the one before runs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -167,6 +168,12 @@ def compare(system: SystemSpec, title: str, steps: Steps, entries: int) -> Compa
         key="weights",
     )
     require_range("entries", entries, 1, steps.counts.shape[2])
+    require(system.host is not None, "is missing: nothing is moved to it", key="host")
+    assert system.host is not None
+    # What is near, and on other devices, does not matter.
+    near = system.near if system.near.block is None else system.host
+    system = replace(system, exchange=None, near=near)
+    assert system.host is not None
     capacity = system.host.capacity_bytes
     held_bytes = entries * steps.counts.shape[0] * steps.expert.weight_bytes
     if capacity is not None and held_bytes > capacity.value:

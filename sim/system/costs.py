@@ -1,8 +1,10 @@
-"""What each expert of each layer would cost on either engine: arrays, from rooflines.
+"""What each expert of each layer would cost on either engine: arrays, from rooflines and block models.
 
-Modelled: ``max(bytes / (bandwidth * efficiency), operations / (peak * efficiency))`` and a fixed time per
-expert. Not modelled: anything inside an engine. Where a block model of this project covers an engine, its
-seconds are put into the arrays instead.
+A roofline is ``max(bytes / (bandwidth * efficiency), operations / (peak * efficiency))`` and a fixed time per
+expert; nothing inside an engine. Of an accelerator of this project the arrays have the seconds of its block
+model instead (:mod:`sim.system.blocks`).
+
+Rows are layers; with several devices each layer has a row for each of them, one after the other.
 """
 
 from __future__ import annotations
@@ -85,15 +87,20 @@ class Costs:
 
     Attributes
     ----------
-    counts : (layers, experts) int64, tokens of each expert.
-    host_s, near_s : (layers, experts), its time on either engine, 0 without tokens.
-    move_s : (layers, experts), time on the link until the host has its weights.
-    send_s : (layers, experts), time on the link for its tokens, to the near engine; as much comes back.
+    counts : (rows, experts) int64, tokens of each expert.
+    host_s, near_s : (rows, experts), its time on either engine, 0 without tokens.
+    move_s : (rows, experts), time on the link until the host has its weights.
+    send_s : (rows, experts), time on the link for its tokens, to the near engine; as much comes back.
     unit : (experts,) int64, the near engine's unit that has it; all 0 where each is cut over all.
     num_units : of the near engine.
-    latency_s : of a transfer of tokens; a number, or one for each layer (layers,).
+    latency_s : of a transfer of tokens; a number, or one for each row (rows,).
     link_share : bandwidth of the link over that of link and near memory together.
     alpha, spaces : the system's parameters of policies.
+    devices : rows of a layer; row ``layer * devices + device`` has the experts of that device.
+    shared_s : for which the host computes shared experts before routed ones of a layer (rows,).
+    before_host_s, before_near_s : what either engine does before a layer's experts (layers,).
+    exchange_s : of tokens to other devices and of results back, together (layers,).
+    overlapped : whether tokens are exchanged while experts are computed.
     """
 
     counts: IntArray
@@ -107,6 +114,12 @@ class Costs:
     link_share: float = 0.0
     alpha: float = 1.0
     spaces: int = 0
+    devices: int = 1
+    shared_s: FloatArray | float = 0.0
+    before_host_s: FloatArray | float = 0.0
+    before_near_s: FloatArray | float = 0.0
+    exchange_s: FloatArray | float = 0.0
+    overlapped: bool = False
 
     def __post_init__(self) -> None:
         shape = self.counts.shape
@@ -116,6 +129,11 @@ class Costs:
         require(
             self.unit.shape == shape[1:], f"must have shape {shape[1:]}, not {self.unit.shape}", key="unit"
         )
+
+    @property
+    def num_layers(self) -> int:
+        """Layers."""
+        return len(self.counts) // self.devices
 
     @property
     def active(self) -> BoolArray:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sim.system.blocks import JobTimes
 from sim.system.costs import BoolArray, Costs, Expert, FloatArray, IntArray, Roofline
 from sim.system.policies import split
 from sim.system.schedule import Schedule, bounds, schedule
-from spec.errors import InputError
+from spec.errors import InputError, require
 from spec.system import Sharding, SystemSpec, WeightPlace, nominal
 
 BITS = 8
@@ -50,36 +51,56 @@ def system_costs(
     values: Mapping[str, float] | None = None,
     *,
     cached: BoolArray | None = None,
+    jobs: JobTimes | None = None,
 ) -> Costs:
-    """Return the costs of a step's experts on a system.
+    """Return the costs of a step's experts on a system; each device's are a row of their own.
 
-    ``values`` are :func:`spec.system.nominal`'s, or others under the same names. ``cached``: (layers,
-    experts), experts whose weights the host has already; by default none.
+    Parameters
+    ----------
+    counts : (layers, experts).
+    values : :func:`spec.system.nominal`'s, or others under the same names.
+    cached : (layers, experts), experts whose weights the host has already; by default none.
+    jobs : of a near engine that is an accelerator: how long its experts take.
     """
     values = nominal(system) if values is None else values
-    host, near = Roofline.of(values, "host"), Roofline.of(values, "near")
+    host = Roofline.of(values, "host")
     link = values["link.bytes_per_s"] * values["link.efficiency"]
     latency = values["link.latency_s"]
     units = int(values.get("units", 1)) if system.sharding is Sharding.EXPERT else 1
-    near = replace(near, bytes_per_s=near.bytes_per_s / units, flops=near.flops / units)
+    devices = int(values.get("exchange.devices", 1))
+    require(
+        counts.shape[1] % devices == 0,
+        f"must divide the {counts.shape[1]} experts, not {devices}",
+        key="exchange.devices",
+    )
+    counts = np.ascontiguousarray(counts).reshape(len(counts) * devices, -1)
+    if jobs is None:
+        near = Roofline.of(values, "near")
+        near = replace(near, bytes_per_s=near.bytes_per_s / units, flops=near.flops / units)
+        near_s, near_bytes_per_s = near.experts(counts, expert), values["near.bytes_per_s"]
+    else:
+        near_s = jobs.experts(counts)
+        # As it reads one expert for one token.
+        near_bytes_per_s = units * expert.weight_bytes / jobs.of(1).seconds
     moved = np.zeros(counts.shape)
     if system.weights is WeightPlace.NEAR:
         moved = np.where(counts > 0, expert.weight_bytes / link + latency, 0.0)
         if cached is not None:
-            moved = np.where(cached, 0.0, moved)
+            moved = np.where(cached.reshape(counts.shape), 0.0, moved)
     return Costs(
         counts,
         host.experts(counts, expert),
-        near.experts(counts, expert),
+        near_s,
         moved,
         2.0 * expert.d_model * counts.astype(np.float64) / link,
         np.arange(counts.shape[1]) % units,
         units,
         latency_s=latency,
         # Of nominal bandwidths, as the paper has the rule; efficiencies are not known to it.
-        link_share=values["link.bytes_per_s"] / (values["link.bytes_per_s"] + values["near.bytes_per_s"]),
+        link_share=values["link.bytes_per_s"] / (values["link.bytes_per_s"] + near_bytes_per_s),
         alpha=values.get("alpha", 1.0),
         spaces=int(values.get("spaces", 0)),
+        devices=devices,
     )
 
 
@@ -95,9 +116,10 @@ def check(step: Step) -> None:
     costs, result = step.costs, step.schedule
     for name, mine in (("host", result.host), ("near", costs.active & ~result.host)):
         spans = result.spans[name]
-        served = np.zeros(costs.counts.shape, np.int64)
-        np.add.at(served, (spans[:, 0].astype(int), spans[:, 1].astype(int)), 1)
-        if not np.array_equal(served > 0, mine) or served.max(initial=0) > 1:
+        spans = spans[spans[:, 1] >= 0]
+        served = np.zeros((costs.num_layers, costs.devices * costs.counts.shape[1]), np.int64)
+        np.add.at(served, (spans[:, 0].astype(int), spans[:, 1].astype(int)), spans[:, 4].astype(int))
+        if not np.array_equal(served.reshape(costs.counts.shape), np.where(mine, costs.counts, 0)):
             raise ArithmeticError(f"an expert was computed by the {name} not once")
     slack = 1e-9 * result.layer_s.max(initial=0.0) + 1e-15
     for name, busy in result.busy_s.items():
@@ -108,9 +130,18 @@ def check(step: Step) -> None:
             raise ArithmeticError(f"the {name} works longer than a layer takes")
         if len(spans) and spans[:, 3].max() > result.seconds + slack:
             raise ArithmeticError(f"the {name} works behind the end")
+        if _overlap(spans) > slack:
+            raise ArithmeticError(f"the {name} does two things at a time")
     for name, seconds in step.bounds.items():
         if result.seconds < seconds * (1 - 1e-9):
             raise ArithmeticError(f"the step is faster than its bound {name}")
+
+
+def _overlap(spans: FloatArray) -> float:
+    """Return by how many seconds a unit's span begins before the one before it has ended, at most."""
+    ordered = spans[np.lexsort((spans[:, 3], spans[:, 2], spans[:, 5]))]
+    same = ordered[1:, 5] == ordered[:-1, 5]
+    return float((ordered[:-1, 3] - ordered[1:, 2])[same].max(initial=0.0))
 
 
 def least_frequent_leave(counts: IntArray, entries: int) -> BoolArray:
@@ -132,11 +163,13 @@ def least_frequent_leave(counts: IntArray, entries: int) -> BoolArray:
 
 
 def check_capacity(system: SystemSpec, weight_bytes: float) -> None:
-    """Raise :class:`InputError` if all experts of a model do not fit the memory that holds them."""
+    """Raise :class:`InputError` if all experts of a model do not fit the memories that hold them."""
     capacity = system.near.capacity_bytes
-    if capacity is not None and weight_bytes > capacity.value:
+    devices = 1 if system.exchange is None else int(system.exchange.devices.value)
+    if capacity is not None and weight_bytes > devices * capacity.value:
+        of = "" if devices == 1 else f"{devices} x "
         raise InputError(
-            f"must hold all experts, {weight_bytes / 1e9:,.1f} GB, not {capacity.value / 1e9:,.1f} GB",
+            f"must hold all experts, {weight_bytes / 1e9:,.1f} GB, not {of}{capacity.value / 1e9:,.1f} GB",
             key="near.capacity_bytes",
         )
 

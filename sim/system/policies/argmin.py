@@ -8,12 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from sim.system.costs import BoolArray, Costs
-from sim.system.policies.prefixes import in_order, pipelined, popular_first, taken
+from sim.system.policies.prefixes import near_left, pipelined, popular_first, taken
 
 
 def split(costs: Costs) -> BoolArray:
     """Return the best number of the most popular experts."""
     order = popular_first(costs)
-    near = costs.near_s.sum(axis=1)[:, None] - in_order(costs.near_s, order)
-    number = np.maximum(pipelined(costs, order), near).argmin(axis=1)
+    number = np.maximum(pipelined(costs, order), near_left(costs, order)).argmin(axis=1)
     return taken(order, number)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 from sim.system.costs import BoolArray, Costs
-from sim.system.policies.prefixes import in_order, pipelined, taken
+from sim.system.policies.prefixes import in_order, near_left, pipelined, taken
 
 
 def split(costs: Costs) -> BoolArray:
     """Return the best prefix."""
     score = np.where(costs.active, costs.near_s - costs.host_s - costs.move_s, -np.inf)
     order = np.argsort(-score, axis=1, kind="stable")
-    near = costs.near_s.sum(axis=1)[:, None] - in_order(costs.near_s, order)
+    near = near_left(costs, order)
     tokens = costs.send_s.sum(axis=1)[:, None] - in_order(costs.send_s, order)
     left = costs.active.sum(axis=1)[:, None] > np.arange(near.shape[1])
     sent = np.where(left, tokens + np.reshape(costs.latency_s, (-1, 1)), 0.0)

@@ -26,13 +26,28 @@ def in_order(values: FloatArray, order: IntArray) -> FloatArray:
     return sums
 
 
+def near_left(costs: Costs, order: IntArray) -> FloatArray:
+    """Return (rows, experts + 1), the time of the near engine's busiest unit without the first p experts."""
+    if costs.num_units == 1:
+        alone: FloatArray = costs.near_s.sum(axis=1)[:, None] - in_order(costs.near_s, order)
+        return alone
+    # From the last expert on, unit by unit: what is left is never below 0.
+    left = np.zeros((*order.shape, costs.num_units))
+    mine = np.eye(costs.num_units)[costs.unit[order]]
+    left += np.take_along_axis(costs.near_s, order, axis=1)[:, :, None] * mine
+    busiest = left[:, ::-1].cumsum(axis=1)[:, ::-1].max(axis=2, initial=0.0)
+    return np.pad(busiest, ((0, 0), (0, 1)))
+
+
 def pipelined(costs: Costs, order: IntArray) -> FloatArray:
     """Return (layers, experts + 1), when the host has finished the first p experts of an order.
 
-    Moves follow each other on the link; an expert is computed when it is there and the one before is done.
+    Moves follow each other on the link; an expert is computed when it is there and the one before is done,
+    the first one behind shared experts.
     """
     moves, work = in_order(costs.move_s, order), in_order(costs.host_s, order)
-    waits = np.maximum.accumulate(moves[:, 1:] - work[:, :-1], axis=1)
-    ends = np.zeros(moves.shape)
+    shared = np.broadcast_to(costs.shared_s, len(moves))[:, None]
+    waits = np.maximum(np.maximum.accumulate(moves[:, 1:] - work[:, :-1], axis=1), shared)
+    ends = np.broadcast_to(shared, moves.shape).copy()
     ends[:, 1:] = work[:, 1:] + waits
     return ends

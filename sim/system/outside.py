@@ -1,0 +1,141 @@
+"""What a step has beside routed experts: attention, dense layers, routers, shared experts; by rooflines.
+
+Every device has an even share of the tokens and all of these weights. Per layer: the projections of
+attention, products with keys and values, the router; all dense layers stand before the first MoE layer.
+Not counted: norms, embedding, output layer, recurrent layers, a vision encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sim.system.costs import BYTES, FloatArray, Roofline
+from spec.catalogue import Backbone
+from spec.errors import require
+from spec.model import ModelSpec
+from spec.system import AttentionPlace, OutsideSpec, SharedPlace
+
+OPERATIONS = 2
+"""A multiplication and its addition."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of work of a layer on one device: what is read, what is computed, how often in a step."""
+
+    num_bytes: float
+    flops: float
+    times: float
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What a step's layers have beside routed experts, on one device.
+
+    Attributes
+    ----------
+    before_host_s, before_near_s, shared_s : (layers,), as in :class:`sim.system.costs.Costs`.
+    parts : what -> (engine, part).
+    notes : what is not counted, and why.
+    """
+
+    before_host_s: FloatArray
+    before_near_s: FloatArray
+    shared_s: FloatArray
+    parts: dict[str, tuple[str, Part]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @staticmethod
+    def nothing(layers: int) -> Outside:
+        """Return that of a system that has routed experts alone."""
+        zero = np.zeros(layers)
+        notes = ("attention, dense layers, routers and shared experts are not counted",)
+        return Outside(zero, zero, zero, notes=notes)
+
+
+def outside_of(
+    spec: OutsideSpec,
+    values: Mapping[str, float],
+    model: ModelSpec,
+    backbone: Backbone | None,
+    tokens: int,
+    *,
+    prefill: bool,
+) -> Outside:
+    """Return what a step of a model has beside routed experts, and where it is computed.
+
+    Parameters
+    ----------
+    values : the system's numbers (:func:`spec.system.nominal`).
+    backbone : the model's; None where it is not known, and neither attention nor dense layers are counted.
+    tokens : of the step on one device: of one prompt in a prefill, else one of each request.
+    """
+    if backbone is not None and spec.attention is not AttentionPlace.HOST:
+        require("near.bytes_per_s" in values, "must be 'host' beside an accelerator", key="outside.attention")
+    host, d = Roofline.of(values, "host"), model.d_model
+    layers = model.num_moe_layers
+    every = model.num_moe_layers + model.num_dense_layers
+    own = tokens * BYTES * d
+    parts: dict[str, tuple[str, Part]] = {}
+    notes = ["norms, embedding and output layer are not counted"]
+
+    def product(params: float, times: float) -> Part:
+        return Part(BYTES * params + 2 * own, OPERATIONS * params * tokens, times)
+
+    if backbone is None:
+        notes.append("attention and dense layers are not counted: the model's file has no [backbone]")
+    elif backbone.attention_layers:
+        attended = _products(backbone, tokens, tokens if prefill else values["outside.context"], prefill)
+        place = spec.attention.value
+        if spec.attention is AttentionPlace.FASTER:
+            near = Roofline.of(values, "near")
+            place = "near" if near.seconds(*attended) < host.seconds(*attended) else "host"
+        parts["projections"] = "host", product(backbone.attention_params(d), backbone.attention_layers)
+        parts["attention"] = place, Part(*attended, backbone.attention_layers)
+    if backbone is not None and backbone.dense_ffns:
+        params = backbone.dense_matrices * d * backbone.d_dense
+        parts["dense layers"] = "host", product(params, backbone.dense_ffns)
+    parts["routers"] = "host", product(d * model.gating.num_experts, layers)
+    if model.d_shared:
+        params = model.ffn.num_matrices * d * model.d_shared
+        parts["shared experts"] = "host", product(params, layers)
+
+    seconds = {
+        name: (place, part.times * float(Roofline.of(values, place).seconds(part.num_bytes, part.flops)))
+        for name, (place, part) in parts.items()
+    }
+    before = {"host": np.zeros(layers), "near": np.zeros(layers)}
+    for name in ("projections", "attention"):
+        if name in seconds:
+            place, total = seconds[name]
+            before[place] += total / every
+            # Dense layers have attention too.
+            before[place][0] += total / every * model.num_dense_layers
+    if "dense layers" in seconds:
+        before["host"][0] += seconds["dense layers"][1]
+    before["host"] += seconds["routers"][1] / layers
+    shared = np.full(layers, seconds["shared experts"][1] / layers if model.d_shared else 0.0)
+    if spec.shared is SharedPlace.BEFORE:
+        before["host"] += shared
+        shared = np.zeros(layers)
+    return Outside(before["host"], before["near"], shared, parts, tuple(notes))
+
+
+def _products(backbone: Backbone, tokens: int, context: float, prefill: bool) -> tuple[float, float]:
+    """Return bytes and operations of one layer's queries, times keys and then values.
+
+    Tokens of a prefill have one cache and see half of it on average; a decoded token has its own, all of it.
+    Latent attention reads one latent vector a token, with its projections absorbed (arXiv 2405.04434, 2.1).
+    """
+    if backbone.kv_lora_rank:
+        cached = backbone.kv_lora_rank + backbone.d_rope
+        per_pair = backbone.heads * (cached + backbone.kv_lora_rank)
+    else:
+        cached = 2 * backbone.kv_heads * backbone.head_dim
+        per_pair = 2 * backbone.heads * backbone.head_dim
+    read = context if prefill else tokens * context
+    pairs = tokens * context * (0.5 if prefill else 1.0)
+    return BYTES * cached * read, OPERATIONS * per_pair * pairs
