@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench formal mutate coverage claims models-page reproduce-page policies-page report lint format typecheck clean
+.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench formal mutate coverage claims models-page reproduce-page policies-page report sweep lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -114,6 +114,12 @@ report: $(STAMP) ## a page in build/report.html of MODEL= (default: olmoe-1b-7b,
 		--routing '$(or $(ROUTING),zipf:1)' $(call flag,scale,SCALE) $(call flag,experts,EXPERTS) $(call flag,format,FORMAT) \
 		$(call flag,seed,SEED) --report build/report.html
 	@echo "wrote build/report.html"
+
+sweep: $(STAMP) ## the points of SPACE= (default: array-and-memory) in build/: a Parquet file and a page; docs/sweep.md
+	@mkdir -p build
+	@space='$(or $(SPACE),array-and-memory)'; name=$$(basename "$$space" .toml); \
+	$(RUN) expertbank sweep "$$space" --out "build/$$name.parquet" --report "build/$$name.html" \
+		$(call flag,workers,WORKERS) $(call flag,scheduler,SCHEDULER) && echo "wrote build/$$name.parquet and build/$$name.html"
 
 policies-page: $(STAMP) ## write docs/policies.md: the survey's systems, policies that carry their ideas, what they gain
 	@$(RUN) expertbank policies page docs/policies.md
