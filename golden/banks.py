@@ -19,16 +19,22 @@ from spec.banks import BankGeometry
 def bank_image(
     banks: BankGeometry, weights: LayerWeights, expert: int, scales: ActivationScales | None = None
 ) -> NDArray[np.uint8]:
-    """Return the bytes of an expert's tiles in a channel, or of a router's in the banks.
+    """Return an expert's tiles in a channel, or a router's in the banks, (tiles, bytes of a tile).
 
-    ``expert``: as :meth:`spec.banks.BankGeometry.kind` counts.
+    Bursts of the units after each other, each with the check bits of its words behind it where the design
+    has them. ``expert``: as :meth:`spec.banks.BankGeometry.kind` counts.
     """
     if banks.image.router and expert == banks.router_number:
         words = router_tiles(
             banks.image.router, bf16_encode(weights.router), weights.logit_bias, weights.shared_gate_bits
         )
-        return words.view(np.uint8)
-    return pack_expert(banks.image, weights, expert, scales).image()
+        image = words.view(np.uint8)
+    else:
+        image = pack_expert(banks.image, weights, expert, scales).image()
+    tiles = image.reshape(banks.kind(expert).num_tiles, -1)
+    if banks.pim.secded:
+        return stored(tiles.reshape(len(tiles), banks.pim.units, -1)).reshape(len(tiles), -1)
+    return tiles
 
 
 def channel_image(
@@ -50,14 +56,12 @@ def channel_image(
     scales : of the experts' inputs and hidden activations, for int8.
     """
     ends = [base + banks.reserved(banks.kind(expert)) for expert, base in bases.items()]
-    width = banks.image.routed.tile_bytes
+    width = banks.pim.units * banks.pim.stored_burst_bytes
     tiles = np.zeros((max(ends, default=0) * banks.bursts_per_row, width), dtype=np.uint8)
     for expert, base in bases.items():
         if expert < banks.num_experts and not weights.holds(expert):
             continue
-        image = bank_image(banks, weights, expert, scales)
         start = base * banks.bursts_per_row
-        tiles[start : start + banks.kind(expert).num_tiles] = image.reshape(-1, width)
-    if banks.pim.secded:
-        return stored(tiles.reshape(len(tiles), banks.pim.units, -1)).reshape(len(tiles), -1)
+        # (The check bits of zeros are zeros.)
+        tiles[start : start + banks.kind(expert).num_tiles] = bank_image(banks, weights, expert, scales)
     return tiles

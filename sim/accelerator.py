@@ -318,7 +318,9 @@ def setup_steps(
     lie.
     """
     loaded = 1 << STATUS_LOADED
-    capacity = capacity_word(model.capacity_for(list(batch_lengths)), max(batch_lengths))
+    capacity = capacity_word(
+        model.capacity_for(list(batch_lengths)), max(batch_lengths), key=model.capacity_key
+    )
     return [
         reg_write(REGISTERS["IMAGE_PAGE"], page),
         reg_write(REGISTERS["CAPACITY"], capacity),
@@ -399,10 +401,10 @@ def input_payloads(lanes: int, beats: int, tokens: Bits16, batch_lengths: list[i
     return payloads.view(np.uint64)
 
 
-def output_payloads(shape: LayerShape, golden: LayerBf16, batch_lengths: list[int]) -> NDArray[np.uint64]:
-    """Return the output stream's payloads that golden expects."""
-    lanes, words = shape.design.tile.act_lanes, shape.engine.words
+def output_payloads(lanes: int, golden: LayerBf16, batch_lengths: list[int]) -> NDArray[np.uint64]:
+    """Return the output stream's payloads that golden expects, ``lanes`` elements a beat."""
     num_tokens, d_model = golden.output.shape
+    words = -(-d_model // lanes)
     elements = np.zeros((num_tokens, words * lanes), dtype=np.uint16)
     elements[:, :d_model] = golden.output
     last = np.zeros((num_tokens, words), dtype=np.uint16)
@@ -495,7 +497,7 @@ def checks(run: LayerRun, *, cycles: bool = True) -> list[PortCheck]:
             "combine",
             "o",
             run.result.streams["o"],
-            payloads=output_payloads(run.shape, golden, run.workload.batch_lengths),
+            payloads=output_payloads(run.design.tile.act_lanes, golden, run.workload.batch_lengths),
         ),
     ]
     return found + cycle_checks(run.shape, run.seen) if cycles else found

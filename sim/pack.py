@@ -319,7 +319,7 @@ def _axi_plan(
 
 def _bank_plans(banks: BankGeometry, placement: Placement) -> Iterator[_Plan]:
     """Yield the plan of each channel's storage."""
-    tile_bytes = banks.image.routed.tile_bytes
+    tile_bytes = banks.pim.units * banks.pim.stored_burst_bytes
     visit_bytes = banks.bursts_per_row * tile_bytes
     names = {banks.num_experts: "shared expert", banks.router_number: "router"}
     for channel, bases in enumerate(banks.bases(placement)):
@@ -406,7 +406,7 @@ def _expert_bytes(
     scales: ActivationScales | None,
 ) -> Bytes:
     if banks is not None:
-        return bank_image(banks, weights, number, scales)
+        return bank_image(banks, weights, number, scales).ravel()
     return pack_expert(image, weights, number, scales).image()
 
 

@@ -18,6 +18,7 @@ from sim.accelerator import (
     Report,
     compare_with_float,
     cycles_apart,
+    output_payloads,
     routing_report,
     seen_assignments,
     streams_of,
@@ -266,14 +267,7 @@ def _payload_checks(run: PimRun, golden: LayerBf16) -> list[PortCheck]:
     """Return the comparisons of assignments and outputs with golden."""
     ids = golden.routing.ids.ravel().astype(np.uint64)
     weights = golden.routing.weights.ravel().astype(np.uint64)
-    lanes = run.design.tile.act_lanes
-    num_tokens, d_model = golden.output.shape
-    words = -(-d_model // lanes)
-    elements = np.zeros((num_tokens, words * lanes), dtype=np.uint16)
-    elements[:, :d_model] = golden.output
-    payloads = np.zeros((num_tokens * words, -(-(lanes + 1) // 4) * 4), dtype=np.uint16)
-    payloads[:, :lanes] = elements.reshape(-1, lanes)
-    payloads[np.cumsum(run.workload.batch_lengths) * words - 1, lanes] = 1
+    outputs = output_payloads(run.design.tile.act_lanes, golden, run.workload.batch_lengths)
     return [
         PortCheck(
             "gating",
@@ -281,7 +275,7 @@ def _payload_checks(run: PimRun, golden: LayerBf16) -> list[PortCheck]:
             seen_assignments(*run.result.probes["probe"]),
             payloads=ids | weights << np.uint64(PROBE_WEIGHT - PROBE_EXPERT),
         ),
-        PortCheck("combine", "o", run.result.streams["o"], payloads=payloads.view(np.uint64)),
+        PortCheck("combine", "o", run.result.streams["o"], payloads=outputs),
     ]
 
 

