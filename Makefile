@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench claims models-page reproduce-page policies-page report sweep lint format typecheck clean
+.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench formal mutate coverage claims models-page reproduce-page policies-page report sweep lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -88,6 +88,15 @@ synth: $(STAMP) ## LUT, FF, DSP, BRAM and Fmax of DESIGN= (default: gate and dis
 bench: $(STAMP) ## measure simulation speed, build time, model time, utilisation; write docs/benchmarks.md
 	@$(RUN) .venv/bin/python -m tests.bench.speed \
 		--out docs/benchmarks.md --headlines README.md --json build/bench.json
+
+formal: $(STAMP) ## prove the blocks' control, find every planted bug; write docs/formal.md
+	@$(RUN) .venv/bin/python -m tests.formal.run --out docs/formal.md
+
+mutate: $(STAMP) ## MUTANTS= (default: 100) mutants of every block against its bench; write docs/mutation.md
+	@$(RUN) .venv/bin/python -m tests.mutation.run --mutants '$(or $(MUTANTS),100)' $(call flag,seed,SEED) --out docs/mutation.md
+
+coverage: $(STAMP) ## lines, toggles and corners that the cocotb benches reach; write docs/coverage.md
+	@$(RUN) .venv/bin/python -m tests.coverage.run --out docs/coverage.md
 
 claims: $(STAMP) ## measure everything that is claimed, through the Verilog too; write docs/claims.md
 	@$(RUN) expertbank claims --out docs/claims.md --headlines README.md

@@ -913,7 +913,8 @@ def _split(
     payloads: UInt64Array, data_bits: int, port_width: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the bytes of ``tdata`` as Verilator keeps them, and ``tlast``."""
-    raw = np.ascontiguousarray(payloads).view(np.uint8).reshape(len(payloads), -1)
+    # (No -1: a source may have no beats.)
+    raw = np.ascontiguousarray(payloads).view(np.uint8).reshape(len(payloads), 8 * payloads.shape[1])
     whole, rest = divmod(data_bits, 8)
     data = np.zeros((len(raw), _storage_bytes(port_width)), dtype=np.uint8)
     data[:, :whole] = raw[:, :whole]
