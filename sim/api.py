@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from golden.weights import check_seed
 from sim.accelerator import Report
 from sim.request import Request
 from spec.design import DesignSpec
@@ -126,7 +127,7 @@ def simulate_system(
     of = load_model(str(model)).scaled(divisor)
     # Attention is not scaled: sizes of heads are not.
     backbone = load_backbone(str(model)) if divisor == 1 else None
-    require(seed >= 0, f"must be at least 0, not {seed}", key="seed")
+    check_seed(seed)
     shape = replace(shape_of(of), num_experts=of.gating.num_experts)
     drawn = parse_routing(routing, shape, layer=routing_layer)
     with blamed(chosen):

@@ -37,11 +37,12 @@ each alone and all together:
 
 NOTES = """
 What is modelled: experts by rooflines with declared efficiencies, links by latency and bandwidth
-(`spec/engines/`, `spec/links/`, each number with its source or a range). What is not: attention, shared
-experts and dense layers; switches that many devices share; software's own time. `split` alone has a
-schedule of single experts; the others take a layer's slowest device. Placements and `mixed` formats know the
-loads of the first half of the steps and are judged by the second. Caches are judged on all steps, cold at
-first; `hot`, `belady` and `oracle` know the future and are there to compare with.
+(`spec/engines/`, `spec/links/`, each number with its source or a range). What is not: switches that many
+devices share; software's own time; but for `split` ([system.md](system.md)) attention, shared experts and
+dense layers. `split` and `combined` have a schedule of single experts; the others take a layer's slowest
+device. Placements and `mixed` formats know the loads of the first half of the steps and are judged by the
+second. Caches are judged on all steps, cold at first; `hot`, `belady` and `oracle` know the future and are
+there to compare with.
 
 A drawn routing is independent from layer to layer and from token to token: `circular` can learn nothing but
 popularity from it. What it predicts of a model's own routing is seen with a trace (`--routing FILE`).

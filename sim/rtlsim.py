@@ -155,15 +155,22 @@ def block_component(model: ModelSpec, design: DesignSpec, block: str) -> Callabl
     return engines[block](model, design) if block in engines else part
 
 
-def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:
+def write_layer(
+    model: ModelSpec, design: DesignSpec, name: str, out: Path, *, two_clocks: bool = False
+) -> list[Path]:
     """Write the Verilog of a layer, ``eb_<name>``, into a folder; return the files.
 
+    ``two_clocks``: its streams and memory port run on a clock of their own (:mod:`rtl.crossing`).
     Raises :class:`InputError` where the folder cannot be written.
     """
     check_writable(out)
     if design.engine is Engine.PIM:
         # The banks need not hold all experts at once, but those of one token.
         BankGeometry.unplaced(model, design).place(range(model.gating.top_k))
+    if two_clocks:
+        from rtl.crossing import TwoClocks
+
+        return _write(TwoClocks(_layer(model, design)), name, out)
     return _write(_layer(model, design), name, out)
 
 
@@ -906,7 +913,8 @@ def _split(
     payloads: UInt64Array, data_bits: int, port_width: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the bytes of ``tdata`` as Verilator keeps them, and ``tlast``."""
-    raw = np.ascontiguousarray(payloads).view(np.uint8).reshape(len(payloads), -1)
+    # (No -1: a source may have no beats.)
+    raw = np.ascontiguousarray(payloads).view(np.uint8).reshape(len(payloads), 8 * payloads.shape[1])
     whole, rest = divmod(data_bits, 8)
     data = np.zeros((len(raw), _storage_bytes(port_width)), dtype=np.uint8)
     data[:, :whole] = raw[:, :whole]

@@ -22,7 +22,7 @@ from sim.claims import memory, programs
 from sim.claims.builds import build_all
 from sim.claims.hardware import blocks_link, dram_link, layer_link, rtl_link
 from sim.claims.links import LINKS, Producer
-from sim.claims.measurement import EACH_FFN, Measurement, Planned, Run
+from sim.claims.measurement import EACH_FFN, STORED, SUITES, Measurement, Planned, Run
 from sim.claims.numbers import formats_link, int8_link
 from sim.claims.page import HEADER, Claim, Link, Table, headlines, page, section, summary_rows
 from sim.claims.programs import Program
@@ -100,6 +100,27 @@ def modelled_cycles(plan: Planned) -> int:
     banks, golden, _ = pim_job(work, design, beats)
     shape = PimShape(banks, design, golden.streams, banks.round_robin())
     return pim_cycles(shape, np.zeros(len(beats), dtype=np.int64), first_refreshes(banks))[0].cycles
+
+
+def test_stored_weights_run_on_both_engines() -> None:
+    """Each format once on `fpga` and once near memory."""
+    on = [(suite.design, suite.format) for suite in SUITES if suite.format not in PLAIN_FORMATS]
+    stored = [one for one in Format if one not in PLAIN_FORMATS]
+    assert sorted(on) == sorted((design, one) for design in ("fpga", "pim-small") for one in stored)
+    assert all(len(suite.random) == 1 for suite in SUITES if suite.format in stored)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number_format", "model"), [(str(one), model) for one, model in STORED])
+def test_stored_weights_near_memory_through_the_verilog(
+    capsys: pytest.CaptureFixture[str], number_format: str, model: str
+) -> None:
+    options = ["--model", model, "--tokens", "24", "--design", "pim-small", "--format", number_format]
+    assert main(["sim", *options, "--engine", "both", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["mismatches"], report["dram"]["violations"]) == (0, [])
+    assert report["cycles"]["model"] == report["cycles"]["rtl"] > 0
+    assert all(pair["model"] == pair["rtl"] for pair in report["blocks"].values())
 
 
 def test_page_is_whole_and_everything_on_it_holds() -> None:

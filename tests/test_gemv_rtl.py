@@ -29,6 +29,7 @@ from sim.cli import main
 from sim.divergence import first_divergence
 from sim.flips import Flips
 from sim.gemv import streamed
+from sim.gemv.area import Cost, costs, variants
 from sim.gemv.commands import EVEN, NO_LIMITS, Kind, PowerLimits, Product, timings
 from sim.gemv.program import (
     COLUMN_KINDS,
@@ -329,6 +330,41 @@ def test_many_random_products_without_an_addition(name, seed):
     else:
         found = run_commands(product, options, hardware=LESS[name])
     assert found == "", (seed, product, options, channel)
+
+
+@pytest.mark.long
+def test_the_page_has_the_cells_of_the_additions():
+    """Synthesised anew, unless the Verilog is what it was."""
+    page = (Path(__file__).parents[1] / "docs" / "pim-gemv.md").read_text()
+    found = costs(load_device("hbm2-pim"))
+    names = {"all": "everything"} | {
+        f"without {name}": f"without `{name.replace('_', '-')}`"
+        for name in ("prefetch", "register_path", "unpadded")
+    }
+    for name, cost in found.items():
+        row = f"| {names.get(name, name)} | {cost.flip_flops} | {cost.gates} | {cost.um2:.0f} |"
+        less = found["all"] - cost
+        saved = " | | |" if name == "all" else f" {less.flip_flops} | {less.gates} | {less.um2:.0f} |"
+        assert row + saved in page
+
+
+def test_cells_and_their_area():
+    """By hand; a cell that nobody knows the size of is an error."""
+    cost = Cost.of({"$_DFF_P_": 2, "$_NAND_": 3, "$_NOT_": 1})
+    assert (cost.flip_flops, cost.gates) == (2, 4)
+    assert cost.um2 == pytest.approx(2 * 4.522 + 3 * 0.798 + 0.532)
+    assert (cost - Cost.of({"$_DFF_P_": 1})) == Cost(1, 4, cost.um2 - 4.522)
+    with pytest.raises(KeyError):
+        Cost.of({"$_LATCH_": 1})
+    assert list(variants(load_device("hbm2-pim"))) == [
+        "all",
+        "without prefetch",
+        "without register_path",
+        "without unpadded",
+        "with none",
+    ]
+    with pytest.raises(InputError, match=r"^additions: is of schedule streamed, which duplex has not$"):
+        variants(load_device("duplex"))
 
 
 class Wrong(ChannelConfig):

@@ -353,6 +353,14 @@ TOO_LARGE = (
             [*COMBINED, "--system", "duplex", "--cache", "lru"],
             "cache: must be 'none' where weights are shared and nothing is moved, not 'lru'",
         ),
+        (
+            [*COMBINED, "--system", "pim"],
+            "system: must have a host beside its engine near memory, which pim has not",
+        ),
+        (
+            [*COMBINED, "--system", "a100-pim"],
+            "system: must have a roofline near memory, not a block as a100-pim",
+        ),
         ([*COMBINED, "--entries", "0"], "entries: must be in 1..64, not 0"),
         ([*COMBINED, "--devices", "2", "--entries", "33"], "entries: must be in 1..32, not 33"),
         ([*COMBINED, "--devices", "3"], "devices: must divide places=64, not 3"),

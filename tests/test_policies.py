@@ -272,7 +272,7 @@ def test_the_command(capsys, family):
         ),
         ("cache", ["--steps", "0"], "steps: must be in 1..524288, not 0"),
         ("cache", ["--tokens", "-1"], "tokens: must be in 1..1048576, not -1"),
-        ("cache", ["--seed", "-1"], "seed: must be at least 0, not -1"),
+        ("cache", ["--seed", "-1"], "seed: must be in 0..9223372036854775807, not -1"),
         (
             "cache",
             ["--system", "monde", "--model", "kimi-k2-1t"],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from golden.weights import check_seed
 from sim.routing import parse_routing, shape_of
 from sim.system import caches, combined, execution, parallel, placement, widths
 from sim.system import exchange as exchanges
@@ -17,7 +18,7 @@ from sim.system.step import check_capacity
 from spec.errors import InputError, require
 from spec.load import load_engine, load_link, load_model, load_system
 from spec.model import ModelSpec
-from spec.system import quantities
+from spec.system import SystemSpec, quantities
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def drawn(
 ) -> Drawn:
     """Return steps of a model's MoE layers under a routing; :class:`InputError` for bad input."""
     model = load_model(model_name)
-    require(seed >= 0, f"must be at least 0, not {seed}", key="seed")
+    check_seed(seed)
     shape = replace(shape_of(model), num_experts=model.gating.num_experts)
     parsed = parse_routing(routing, shape, layer=routing_layer)
     found = drawn_steps(model, steps, tokens, parsed, seed, phase)
@@ -63,9 +64,19 @@ def _cluster(devices: int, nodes: int, link: str, between: str) -> Cluster:
     return Cluster(devices, nodes, Link.of(load_link(link)), Link.of(load_link(between)))
 
 
+def _system(name: str) -> SystemSpec:
+    """Return a system's host, near engine and link; experts alone, on one device."""
+    spec = load_system(name)
+    if spec.host is None:
+        raise InputError(
+            f"must have a host beside its engine near memory, which {spec.name} has not", key="system"
+        )
+    return replace(spec, outside=None, exchange=None)
+
+
 def cache(of: Drawn, *, system: str = "dynande", entries: int = 8) -> Comparison:
     """Caches and prefetch of experts whose weights lie behind a link."""
-    spec = load_system(system)
+    spec = _system(system)
     check_capacity(spec, of.model.num_moe_layers * of.experts * of.steps.expert.weight_bytes)
     return caches.compare(spec, f"{of.title}, on {spec.name}", of.steps, entries)
 
@@ -170,7 +181,10 @@ def together(
         if policy is not None:
             names[family] = plugged(family, policy)
     plan = combined.Plan(**names)
-    spec = load_system(system)
+    spec = _system(system)
+    require(
+        spec.near.block is None, f"must have a roofline near memory, not a block as {spec.name}", key="system"
+    )
     machine = combined.Machine(
         system=spec,
         cluster=_cluster(devices, nodes, link, between),
