@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench claims models-page reproduce-page policies-page report lint format typecheck clean
+.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench formal mutate coverage claims models-page reproduce-page policies-page report sweep lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -89,6 +89,15 @@ bench: $(STAMP) ## measure simulation speed, build time, model time, utilisation
 	@$(RUN) .venv/bin/python -m tests.bench.speed \
 		--out docs/benchmarks.md --headlines README.md --json build/bench.json
 
+formal: $(STAMP) ## prove the blocks' control, find every planted bug; write docs/formal.md
+	@$(RUN) .venv/bin/python -m tests.formal.run --out docs/formal.md
+
+mutate: $(STAMP) ## MUTANTS= (default: 100) mutants of every block against its bench; write docs/mutation.md
+	@$(RUN) .venv/bin/python -m tests.mutation.run --mutants '$(or $(MUTANTS),100)' $(call flag,seed,SEED) --out docs/mutation.md
+
+coverage: $(STAMP) ## lines, toggles and corners that the cocotb benches reach; write docs/coverage.md
+	@$(RUN) .venv/bin/python -m tests.coverage.run --out docs/coverage.md
+
 claims: $(STAMP) ## measure everything that is claimed, through the Verilog too; write docs/claims.md
 	@$(RUN) expertbank claims --out docs/claims.md --headlines README.md
 
@@ -105,6 +114,12 @@ report: $(STAMP) ## a page in build/report.html of MODEL= (default: olmoe-1b-7b,
 		--routing '$(or $(ROUTING),zipf:1)' $(call flag,scale,SCALE) $(call flag,experts,EXPERTS) $(call flag,format,FORMAT) \
 		$(call flag,seed,SEED) --report build/report.html
 	@echo "wrote build/report.html"
+
+sweep: $(STAMP) ## the points of SPACE= (default: array-and-memory) in build/: a Parquet file and a page; docs/sweep.md
+	@mkdir -p build
+	@space='$(or $(SPACE),array-and-memory)'; name=$$(basename "$$space" .toml); \
+	$(RUN) expertbank sweep "$$space" --out "build/$$name.parquet" --report "build/$$name.html" \
+		$(call flag,workers,WORKERS) $(call flag,scheduler,SCHEDULER) && echo "wrote build/$$name.parquet and build/$$name.html"
 
 policies-page: $(STAMP) ## write docs/policies.md: the survey's systems, policies that carry their ideas, what they gain
 	@$(RUN) expertbank policies page docs/policies.md

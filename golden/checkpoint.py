@@ -425,8 +425,12 @@ class _Part:
         width = (1 if self.source.take is Take.ALL else 2) * len(target) if transposed else target.shape[1]
         num_rows = target.shape[1] if transposed else len(target)
         step = max(1, ELEMENTS_AT_ONCE // width)
-        for first in range(0, num_rows, PIECE_STEPS * step):
-            last = min(first + PIECE_STEPS * step, num_rows)
+        if self.matrix.in_one_pass and not transposed:
+            # Nothing is read twice that would have to stay in a cache.
+            step *= PIECE_STEPS
+        piece = max(step, PIECE_STEPS * max(1, ELEMENTS_AT_ONCE // width))
+        for first in range(0, num_rows, piece):
+            last = min(first + piece, num_rows)
             fill = self._fill_transposed if transposed else self._fill
             yield partial(fill, target, first, last, step)
 

@@ -30,6 +30,8 @@ FP8_OFFSET = np.float32(2.0 ** (127 - 7))
 """Between the exponents of a field in fp32 and in e4m3."""
 FP8_NAN = ((np.int8, 0x7F), (np.uint8, 0xFF))
 """NaN of both signs: the largest pattern there is, read as a number with or without a sign."""
+COMPILED_FROM = 1 << 20
+"""Elements of a matrix from which on fp8 is decoded by compiled code."""
 FP8_LARGE_SCALE = 2.0**7
 """Below it neither a scale times ``FP8_OFFSET`` nor an element (at most 448) times the scale overflows."""
 
@@ -57,6 +59,11 @@ class StoredMatrix:
         """Elements of a row."""
         return int(self.codes.shape[1]) * (2 if self.packed else 1)
 
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether many rows are decoded in one pass over memory, however many they are."""
+        return self.scales is not None and not self.packed and self.codes.size >= COMPILED_FROM
+
     def read_rows(self, rows: slice, out: F32) -> bool:
         """Write some rows, (n, cols), to contiguous ``out``; NaN and infinity stay what they are.
 
@@ -78,8 +85,12 @@ class StoredMatrix:
                 _scale(out, scales, numbers, self.block_cols)
                 return False
             # The scales take the offset of the exponents with them: one pass less.
-            _place_fp8(codes, out)
-            _scale(out, scales * FP8_OFFSET, numbers, self.block_cols)
+            scales = scales * FP8_OFFSET
+            if self.in_one_pass:
+                _scale_fp8(codes, scales, numbers, self.block_cols, out)
+            else:
+                _place_fp8(codes, out)
+                _scale(out, scales, numbers, self.block_cols)
         return _mark_fp8_nan(codes, out)
 
 
@@ -131,6 +142,23 @@ def _place_fp8(codes: NDArray[Any], out: F32) -> None:
     patterns[...] = codes.view(np.int8)  # The sign fills what lies above it.
     np.left_shift(patterns, FP8_SHIFT, out=patterns)
     np.bitwise_and(patterns, FP8_FIELDS, out=patterns)
+
+
+def _scale_fp8(
+    codes: NDArray[Any], scales: F32, numbers: NDArray[np.intp], block_cols: int, out: F32
+) -> None:
+    """Do what :func:`_place_fp8` and :func:`_scale` do, in one pass."""
+    # What compiles takes half a second to import, which small matrices need not wait for.
+    from golden.stored_loops import scale_fp8
+
+    of_columns = np.repeat(scales, block_cols, axis=1)[:, : codes.shape[1]]
+    scale_fp8(
+        codes.view(np.int8),
+        np.ascontiguousarray(of_columns),
+        numbers.astype(np.int64),
+        out,
+        out.view(np.int32),
+    )
 
 
 def _mark_fp8_nan(codes: NDArray[Any], out: F32) -> bool:

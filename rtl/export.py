@@ -6,6 +6,7 @@ The wrapper ``eb_<name>`` gives a component the ports that Verilog users expect:
 member of the component                 ports of ``eb_<name>``
 ======================================  ==============================================================
 (clock and reset)                       ``aclk``, ``aresetn`` (active low, synchronous)
+``clock_domains = ("bus",)``            ``bus_aclk``, ``bus_aresetn``: further clocks and resets
 ``i``, ``i_foo``: In(stream)            ``s_axis_tdata/tvalid/tready[/tlast]``, ``s_axis_foo_t...``
 ``o``, ``o_foo``: Out(stream)           ``m_axis_t...``, ``m_axis_foo_t...``
 ``axi_read = ("o_ar", "i_r", beats)``   ``m_axi_araddr`` ... ``m_axi_rready``: an AXI4 read master
@@ -121,6 +122,10 @@ class _Wrapper:
         self._plain = []
         self.aclk = self._port("input", "aclk", 1)
         self.aresetn = self._port("input", "aresetn", 1)
+        self.more_clocks = {
+            domain: tuple(self._port("input", f"{domain}_{pin}", 1) for pin in ("aclk", "aresetn"))
+            for domain in getattr(component, "clock_domains", ())
+        }
         members = dict(component.signature.members)
         for ar_name, r_name, beats in _axi_reads(component):
             for member in (ar_name, r_name):
@@ -282,6 +287,9 @@ class _Wrapper:
         m = Module()
         m.domains.sync = ClockDomain()
         m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(~self.aresetn)]
+        for domain, (aclk, aresetn) in self.more_clocks.items():
+            m.domains += ClockDomain(domain)
+            m.d.comb += [ClockSignal(domain).eq(aclk), ResetSignal(domain).eq(~aresetn)]
         m.submodules.core = self.component
         m.d.comb += [target.eq(source) for target, source in self._inputs]
         m.d.comb += [port.eq(source) for port, source in self._outputs]

@@ -1,6 +1,7 @@
 """When, and at what cost: cycle models, RTL runs, reports, the command line.
 
-``from sim import simulate`` gives :func:`sim.api.simulate`; nothing is imported before it is asked for.
+``from sim import simulate`` gives :func:`sim.api.simulate`, and so the others of :mod:`sim.api`; nothing is
+imported before it is asked for.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sim.api import simulate
+    from sim.api import compare_policies, simulate, simulate_system
 
-__all__ = ["simulate"]
+__all__ = ["compare_policies", "simulate", "simulate_system"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "simulate":
-        from sim.api import simulate
+    if name in __all__:
+        from sim import api
 
-        return simulate
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

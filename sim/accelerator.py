@@ -318,7 +318,9 @@ def setup_steps(
     lie.
     """
     loaded = 1 << STATUS_LOADED
-    capacity = capacity_word(model.capacity_for(list(batch_lengths)), max(batch_lengths))
+    capacity = capacity_word(
+        model.capacity_for(list(batch_lengths)), max(batch_lengths), key=model.capacity_key
+    )
     return [
         reg_write(REGISTERS["IMAGE_PAGE"], page),
         reg_write(REGISTERS["CAPACITY"], capacity),

@@ -92,7 +92,7 @@ def evaluate(point: Point) -> Outcome:
         require_range("tokens", point.tokens, 1, 1 << 20)
         if isinstance(point.target, SystemSpec):
             return _on_system(point, point.target)
-        return _of_report(_on_design(point, point.target))
+        return _of_report(on_design(point, point.target))
     except InputError as error:
         return Outcome(error=str(error))
 
@@ -134,7 +134,8 @@ def _chunks(points: Iterable[Point]) -> Iterator[list[Point]]:
         yield chunk
 
 
-def _on_design(point: Point, design: DesignSpec) -> Report:
+def on_design(point: Point, design: DesignSpec) -> Report:
+    """Return the report of a point on an accelerator; :class:`InputError` for one that breaks a rule."""
     model, routing = point.model, point.routing
     if point.whole:
         return run_all_layers(model, design, point.tokens, routing, point.seed, phase=point.phase)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sim.papers import model_of
 from sim.progress import track
-from sim.system import caches, exchange, execution, placement, policies, widths
+from sim.system import caches, exchange, execution, parallel, placement, policies, widths
 from spec.load import load_paper
 from spec.system import nominal
 
@@ -25,6 +25,11 @@ not edit. `tests/test_policies.py` compares it with the commands.
 
 `expertbank policies FAMILY` runs all policies of a family on the same steps beside their baseline and their
 bound, `--json` too; `expertbank system` those that divide experts between a host and an engine near memory.
+`expertbank policies combined` runs a policy of each family at once on devices that are each such a system,
+each alone and all together:
+
+    expertbank policies combined --system duplex --model qwen3-30b-a3b --tokens 256 --devices 8 --nodes 2 \\
+        --places 160 --placement eplb-global --split look-up --exchange node-forward --formats fp8
 
 | family | policies | baseline | no policy is faster than | module |
 | --- | --- | --- | --- | --- |
@@ -32,11 +37,12 @@ bound, `--json` too; `expertbank system` those that divide experts between a hos
 
 NOTES = """
 What is modelled: experts by rooflines with declared efficiencies, links by latency and bandwidth
-(`spec/engines/`, `spec/links/`, each number with its source or a range). What is not: attention, shared
-experts and dense layers; switches that many devices share; software's own time. `split` alone has a
-schedule of single experts; the others take a layer's slowest device. Placements and `mixed` formats know the
-loads of the first half of the steps and are judged by the second. Caches are judged on all steps, cold at
-first; `hot`, `belady` and `oracle` know the future and are there to compare with.
+(`spec/engines/`, `spec/links/`, each number with its source or a range). What is not: switches that many
+devices share; software's own time; but for `split` ([system.md](system.md)) attention, shared experts and
+dense layers. `split` and `combined` have a schedule of single experts; the others take a layer's slowest
+device. Placements and `mixed` formats know the loads of the first half of the steps and are judged by the
+second. Caches are judged on all steps, cold at first; `hot`, `belady` and `oracle` know the future and are
+there to compare with.
 
 A drawn routing is independent from layer to layer and from token to token: `circular` can learn nothing but
 popularity from it. What it predicts of a model's own routing is seen with a trace (`--routing FILE`).
@@ -44,7 +50,10 @@ popularity from it. What it predicts of a model's own routing is seen with a tra
 Against published figures: EPLB's placement is that of its authors' example, copy for copy
 (`tests/test_policies.py`); DeepEP's times are {least:.1f} to {most:.1f} times those of the links alone
 ([reproduce.md](reproduce.md#deepep)). The survey's results of table 3 are of whole systems on platforms whose
-inputs it does not give: they stand beside ours as open, and are no test of them.
+inputs it does not give: they stand beside ours as open, [below](#results-of-table-3), and are no test.
+
+A policy of your own is a Python file, given where a policy's name is asked for:
+[api.md](api.md#policies-of-your-own).
 
 *Effect*: times as fast as the baseline named, by the command before it; then the family's other measures,
 of the baseline and of the policy. Below 1: slower, in this case. *Not covered*: what else the system does.
@@ -75,9 +84,36 @@ class Row:
     missing: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A result of the survey's table 3, and what stands for it here.
+
+    Attributes
+    ----------
+    platform, result : as the survey has them.
+    low, high : of the published ratio; None where there is none.
+    command, policy, baseline : as of :class:`Row`, with the nearest of the platforms that are here.
+    unknown : inputs that the survey does not give, and what is in their place.
+    """
+
+    system: str
+    platform: str
+    result: str
+    low: float | None
+    high: float | None
+    command: str
+    policy: str
+    baseline: str
+    unknown: str
+
+
 EIGHT = "--devices 8 --steps 1"
 SLOW = f"{EIGHT} --engine a100 --link pcie4-x16"
 PLACED = "--model deepseek-v3 --tokens 2048 --steps 2 --devices 32 --nodes 4 --places 288"
+TUTEL = (
+    "policies parallel --model gshard-37.5b --tokens 32768 --steps 1 --devices 64 --nodes 8"
+    " --engine a100 --link nvlink-h800 --between infiniband"
+)
 ROWS = (
     Row(
         table="2",
@@ -111,16 +147,16 @@ ROWS = (
     Row(
         table="2",
         system="KTransformers",
-        carries="`split`: `ratio` (popular experts on the host)",
-        command="system --system monde --model deepseek-v2-lite --tokens 16 --routing zipf:1",
-        policy="ratio",
+        carries="`split`: `hot-cold`",
+        command="system --system dynande --model deepseek-v2-lite --tokens 16 --routing zipf:1",
+        policy="hot-cold",
         baseline="all-host",
         missing="a CPU as the near engine",
     ),
     Row(
         table="2",
         system="llama.cpp",
-        carries="`cache`: `hot`; `formats`: `int4`",
+        carries="`cache`: `hot`; `split`: `hot-cold`; `formats`: `int4`",
         command="policies cache --system monde --model deepseek-v2-lite --tokens 1 --entries 16",
         policy="hot",
         baseline="none",
@@ -129,31 +165,31 @@ ROWS = (
     Row(
         table="2",
         system="Megatron-LM MoE",
-        carries="`placement`: `round-robin` against `tensor`; `dispatch`: `capacity`, `grouped`",
-        command="policies dispatch --model mixtral-8x7b --tokens 4096 --steps 1",
-        policy="grouped",
-        baseline="largest",
-        missing="mixes of expert, tensor and data parallelism; training",
+        carries="`parallel`: `expert-tensor-data`, or any mix; `dispatch`: `capacity`, `grouped`",
+        command="policies parallel --model mixtral-8x7b --tokens 8192 --steps 1 --devices 32 --nodes 4",
+        policy="expert-tensor-data",
+        baseline="expert",
+        missing="attention's own mix of parallelism; pipelines; training",
     ),
     Row(
         table="2, 3",
         system="DeepSpeed-MoE",
-        carries="`dispatch`: `capacity` (a table of places) against `one-hot`",
-        command="policies dispatch --model gshard-37.5b --tokens 8192 --steps 1",
+        carries="`dispatch`: `capacity` (a table of places) against `one-hot`; `parallel`: `expert-data`",
+        command="policies dispatch --model gshard-37.5b --tokens 8192 --steps 1 --engine v100s",
         policy="capacity",
         baseline="one-hot",
         survey="2 to 3.2 end to end",
-        missing="residual MoE; data-parallel mixes",
+        missing="residual MoE",
     ),
     Row(
         table="2, 3",
         system="Tutel",
-        carries="`exchange`: `adaptive`, `chunked-2`, `-4`, `-8`; `dispatch`: `largest`",
-        command=f"policies exchange --model mixtral-8x7b --tokens 8192 {SLOW}",
+        carries="`parallel`: `adaptive`; `exchange`: `adaptive`, `chunked-2`, `-4`, `-8`",
+        command=TUTEL,
         policy="adaptive",
-        baseline="direct",
+        baseline="expert",
         survey="8.49 a layer, 1.4 end to end",
-        missing="switching between kinds of parallelism",
+        missing="weights that lie alike under every mix, which make its switching free; its kernels",
     ),
     Row(
         table="2",
@@ -186,12 +222,12 @@ ROWS = (
     Row(
         table="2, 3",
         system="TensorRT-LLM",
-        carries="`placement`: `tensor` against `round-robin`",
-        command="policies placement --model mixtral-8x7b --tokens 16 --steps 4 --devices 2",
-        policy="tensor",
-        baseline="round-robin",
+        carries="`parallel`: `expert-tensor`, `tensor`",
+        command="policies parallel --model deepseek-v3 --tokens 2048 --steps 1 --devices 32 --nodes 4",
+        policy="expert-tensor",
+        baseline="expert",
         survey="38.4 requests/s, no baseline",
-        missing="both in one layer; requests",
+        missing="requests",
     ),
     Row(
         table="2",
@@ -306,10 +342,42 @@ ROWS = (
         baseline="round-robin",
         missing="chiplets and their network",
     ),
-    Row(table="named", system="Space-Mate", missing="all of it"),
-    Row(table="named", system="M3ViT", missing="all of it; Edge-MoE and UbiMoE run its model"),
-    Row(table="named", system="Adyna", missing="all of it"),
-    Row(table="named", system="SambaNova SN40L", missing="all of it"),
+    Row(
+        table="named",
+        system="Space-Mate",
+        carries="`placement`: `popularity`, as experts of uneven load over its cores",
+        command="policies placement --model olmoe-1b-7b --tokens 64 --steps 4 --devices 8",
+        policy="popularity",
+        baseline="round-robin",
+        missing="its router out of order, cores of two kinds, sparse inputs, and the mapping task itself",
+    ),
+    Row(
+        table="named",
+        system="M3ViT",
+        carries="`dispatch`: `grouped` against `one-by-one` (expert by expert, weights read once)",
+        command="policies dispatch --model mixtral-8x7b --tokens 64 --steps 1",
+        policy="grouped",
+        baseline="one-by-one",
+        missing="gates of several tasks; Edge-MoE and UbiMoE run its model",
+    ),
+    Row(
+        table="named",
+        system="Adyna",
+        carries="`dispatch`: `sizes` (kernels of few sizes); `placement`: `eplb-global` (tiles by load)",
+        command="policies dispatch --model mixtral-8x7b --tokens 4096 --steps 1",
+        policy="sizes",
+        baseline="largest",
+        missing="sizes chosen by how often they occur; other operators than experts; its tiles and network",
+    ),
+    Row(
+        table="named",
+        system="SambaNova SN40L",
+        carries="`cache`: `lru`, experts of a large memory in a fast one",
+        command="policies cache --system dynande --model deepseek-v2-lite --tokens 1 --steps 64 --entries 16",
+        policy="lru",
+        baseline="none",
+        missing="its memories' own rates; experts that are whole models; its fused dataflow",
+    ),
 )
 
 
@@ -320,11 +388,98 @@ def page() -> str:
     ratios = [claim.published / modelled[name] for name, claim in paper.claims.items()]
     lines = [HEADER + "\n".join(_family_rows()), NOTES.format(least=min(ratios), most=max(ratios))]
     columns = ("table", "system", "carried by", "command", "effect", "the survey's result", "not covered")
-    commands = list(dict.fromkeys(row.command for row in ROWS if row.baseline))
+    commands = [row.command for row in ROWS if row.baseline] + [one.command for one in TABLE_3]
+    commands = list(dict.fromkeys(commands))
     found = {command: _run(command) for command in track(commands)}
     rows = [_cells(row, found) for row in ROWS]
     lines += [_line(columns), _line(["---"] * len(columns)), *map(_line, rows)]
+    lines += [TABLE_3_HEADER + "\n".join(_results(found))]
     return "\n".join(lines) + "\n"
+
+
+TABLE_3 = (
+    Result(
+        system="TensorRT-LLM",
+        platform="2 x H100 80 GB, no baseline",
+        result="up to 38.4 requests/s",
+        low=None,
+        high=None,
+        command="policies parallel --model mixtral-8x7b --tokens 64 --steps 2 --devices 2",
+        policy="expert-tensor",
+        baseline="expert",
+        unknown="model, requests, batch; without a baseline no ratio",
+    ),
+    Result(
+        system="DeepSpeed-MoE",
+        platform="8, 16, 32 x V100 32 GB, over PyTorch",
+        result="2 to 3.2 end to end",
+        low=2.0,
+        high=3.2,
+        command="policies dispatch --model gshard-37.5b --tokens 8192 --steps 1 --engine v100s",
+        policy="capacity",
+        baseline="one-hot",
+        unknown="model, batch; here one device, a V100S, and a layer",
+    ),
+    Result(
+        system="vLLM",
+        platform="4 x A100 40 GB, over PyTorch",
+        result="up to 4.0 a layer",
+        low=4.0,
+        high=4.0,
+        command="policies dispatch --model mixtral-8x7b --tokens 512 --steps 1 --engine a100 --block 16",
+        policy="blocks",
+        baseline="largest",
+        unknown="model, batch, how PyTorch computed the layer; here one device",
+    ),
+    Result(
+        system="Tutel",
+        platform="512 x A100 80 GB, over Fairseq",
+        result="8.49 a layer, 1.4 end to end on average",
+        low=8.49,
+        high=8.49,
+        command=TUTEL,
+        policy="adaptive",
+        baseline="expert",
+        unknown="layer, batch, links; here 64 devices, NVLink of an H800, no kernels of Fairseq's",
+    ),
+    Result(
+        system="Flux",
+        platform="8 x H100 80 GB, over Megatron",
+        result="1.96 a layer, 1.71 end to end on average",
+        low=1.96,
+        high=1.96,
+        command=f"policies exchange --model mixtral-8x7b --tokens 8192 {EIGHT} --link nvlink4",
+        policy="fused",
+        baseline="direct",
+        unknown="model, batch, tensor parallelism of the layer",
+    ),
+)
+"""The survey's table 3: all of it open, since each row leaves inputs out."""
+
+TABLE_3_HEADER = """
+## Results of table 3
+
+What the survey's table 3 reports, and the ratio of the same idea over the same kind of baseline on the
+nearest platform that is modelled here. Inputs that the survey leaves out make each of them **open**: no test.
+
+"""
+
+
+def _results(found: dict[str, dict[str, Any]]) -> list[str]:
+    columns = ("system", "the survey's platform", "its result", "command", "here", "here over the survey's")
+    lines = [_line((*columns, "state")), _line(["---"] * (len(columns) + 1))]
+    for one in TABLE_3:
+        of = found[one.command]["policies"]
+        ratio = of[one.baseline]["seconds"] / of[one.policy]["seconds"]
+        here = f"`{one.policy}`: {ratio:.2f} times `{one.baseline}`"
+        over = "-"
+        if one.low is not None and one.high is not None:
+            ends = dict.fromkeys(f"{ratio / end:.2f}" for end in (one.high, one.low))
+            over = " to ".join(ends)
+        state = f"open: {one.unknown}"
+        command = f"`expertbank {one.command}`"
+        lines.append(_line((one.system, one.platform, one.result, command, here, over, state)))
+    return lines
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -339,6 +494,7 @@ def _family_rows() -> list[str]:
     for name, family, module in (
         ("cache", caches, "caches"),
         ("placement", placement, "placement"),
+        ("parallel", parallel, "parallel"),
         ("exchange", exchange, "exchange"),
         ("dispatch", execution, "execution"),
         ("formats", widths, "widths"),

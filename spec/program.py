@@ -9,6 +9,7 @@ of all products that fit its banks. Loops nest :data:`LOOP_DEPTH` deep and run a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -24,6 +25,33 @@ TILE_INPUTS, TILE_ROWS = 8, 2
 part of a tile fills."""
 LOOP_DEPTH = 4
 WORD_BITS, OP_BITS, ROW_BITS = 64, 4, 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Additions:
+    """What the schedule adds to the published kernel's, each to be left out.
+
+    Attributes
+    ----------
+    prefetch : the idle banks open their next row while the others compute; without it, behind the last MAC.
+    register_path : register writes take a column slot; without it they are writes on the data bus, as many
+        at once as there are entries, with its turnarounds.
+    split : the inputs are split over sets of channels where that is faster.
+    unpadded : units hold as many outputs and inputs as there are; without it, whole tiles.
+    """
+
+    prefetch: bool = True
+    register_path: bool = True
+    split: bool = True
+    unpadded: bool = True
+
+    @property
+    def in_hardware(self) -> Additions:
+        """Those that a channel has hardware for: which inputs it gets is the host's affair."""
+        return replace(self, split=True)
+
+
+ALL = Additions()
 
 
 class Op(IntEnum):

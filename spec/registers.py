@@ -41,11 +41,12 @@ CONTROL_CLEAR = 1
 """Bit of CONTROL: set all counters to zero."""
 
 
-def capacity_word(expert_capacity: int, longest: int) -> int:
+def capacity_word(expert_capacity: int, longest: int, *, key: str = "expert_capacity") -> int:
     """Return what CAPACITY holds for sequences of at most ``longest`` tokens.
 
     A capacity beyond the register that no sequence can reach is none; one that a sequence can reach
-    raises :class:`spec.errors.InputError`. Hardware of a model without any place does not read it: 0.
+    raises :class:`spec.errors.InputError` for ``key``, the field that it is from. Hardware of a model
+    without any place does not read it: 0.
     """
     most = (1 << CAPACITY_BITS) - 1
     if expert_capacity <= most:
@@ -54,7 +55,7 @@ def capacity_word(expert_capacity: int, longest: int) -> int:
         longest <= expert_capacity,
         f"must be at most {most} (register CAPACITY) for a sequence of {longest} tokens,"
         f" not {expert_capacity}",
-        key="expert_capacity",
+        key=key,
     )
     return 0
 

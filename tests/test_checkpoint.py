@@ -313,8 +313,10 @@ def test_fp8_product_is_rounded_once(tmp_path):
 
 @pytest.mark.parametrize("rows", [slice(0, 9, 1), slice(1, 9, 2), slice(3, 8, 1), slice(4, 4, 1)])
 @pytest.mark.parametrize("block", [(1, 1), (2, 64), (3, 100), (4, 7), (128, 128)])
-def test_every_fp8_pattern_under_every_kind_of_scale(block, rows):
+@pytest.mark.parametrize("compiled_from", [0, 1 << 20])
+def test_every_fp8_pattern_under_every_kind_of_scale(monkeypatch, compiled_from, block, rows):
     """Scales take the exponents' offset with them where that cannot overflow; bits show no difference."""
+    monkeypatch.setattr("golden.stored_formats.COMPILED_FROM", compiled_from)
     rng = np.random.default_rng(4)
     codes = np.stack([rng.permutation(256) for _ in range(9)]).astype(np.uint8)
     kinds = np.array([2.0**-149, -(2.0**-127), 3e-39, 0.0, -0.0, 0.7, -127.0, 300.0, 3e4, -1e36, 3e38])
@@ -336,8 +338,10 @@ def test_every_fp8_pattern_under_every_kind_of_scale(block, rows):
 
 
 @pytest.mark.parametrize(("place", "pattern"), [((0, 0), 0x7F), ((300, 511), 0xFF), ((511, 77), 0x7F)])
-def test_a_large_matrix_is_read_by_all_processors(tmp_path, monkeypatch, place, pattern):
+@pytest.mark.parametrize("compiled_from", [0, 1 << 20])
+def test_a_large_matrix_is_read_by_all_processors(tmp_path, monkeypatch, compiled_from, place, pattern):
     """The same values, and of several that are not finite the first one is named."""
+    monkeypatch.setattr("golden.stored_formats.COMPILED_FROM", compiled_from)
     rng = np.random.default_rng(5)
     monkeypatch.setattr("golden.checkpoint.ELEMENTS_AT_ONCE", 1 << 12)
     beginning = "model.layers.0.mlp."

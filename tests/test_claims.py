@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +18,20 @@ import sim.claims.numbers
 import sim.claims.throughput
 from golden.formats import bf16_decode, bf16_encode
 from sim.accelerator import Report, layer_job, run_model, token_beats
-from sim.claims import memory
+from sim.claims import memory, programs
 from sim.claims.builds import build_all
 from sim.claims.hardware import blocks_link, dram_link, layer_link, rtl_link
 from sim.claims.links import LINKS, Producer
-from sim.claims.measurement import EACH_FFN, Measurement, Planned, Run
+from sim.claims.measurement import EACH_FFN, STORED, SUITES, Measurement, Planned, Run
 from sim.claims.numbers import formats_link, int8_link
 from sim.claims.page import HEADER, Claim, Link, Table, headlines, page, section, summary_rows
+from sim.claims.programs import Program
 from sim.claims.throughput import ChannelUse, needed_interval, throughput_link
 from sim.cli import main
 from sim.dram_check import COMMANDS
+from sim.gemv.commands import Product
+from sim.gemv.program import Job, RtlRun
+from sim.gemv.report import Options
 from sim.layer import layer_cycles
 from sim.marked import marked
 from sim.pim_layer import PimShape, first_refreshes, pim_cycles, pim_job
@@ -36,7 +41,7 @@ from spec.banks import BankGeometry
 from spec.design import PLAIN_FORMATS, Engine, Format
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.hardware import lacking_terms
-from spec.load import load_design, load_model
+from spec.load import load_design, load_device, load_model
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "claims.md"
@@ -95,6 +100,27 @@ def modelled_cycles(plan: Planned) -> int:
     banks, golden, _ = pim_job(work, design, beats)
     shape = PimShape(banks, design, golden.streams, banks.round_robin())
     return pim_cycles(shape, np.zeros(len(beats), dtype=np.int64), first_refreshes(banks))[0].cycles
+
+
+def test_stored_weights_run_on_both_engines() -> None:
+    """Each format once on `fpga` and once near memory."""
+    on = [(suite.design, suite.format) for suite in SUITES if suite.format not in PLAIN_FORMATS]
+    stored = [one for one in Format if one not in PLAIN_FORMATS]
+    assert sorted(on) == sorted((design, one) for design in ("fpga", "pim-small") for one in stored)
+    assert all(len(suite.random) == 1 for suite in SUITES if suite.format in stored)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number_format", "model"), [(str(one), model) for one, model in STORED])
+def test_stored_weights_near_memory_through_the_verilog(
+    capsys: pytest.CaptureFixture[str], number_format: str, model: str
+) -> None:
+    options = ["--model", model, "--tokens", "24", "--design", "pim-small", "--format", number_format]
+    assert main(["sim", *options, "--engine", "both", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["mismatches"], report["dram"]["violations"]) == (0, [])
+    assert report["cycles"]["model"] == report["cycles"]["rtl"] > 0
+    assert all(pair["model"] == pair["rtl"] for pair in report["blocks"].values())
 
 
 def test_page_is_whole_and_everything_on_it_holds() -> None:
@@ -201,6 +227,43 @@ def test_a_broken_rule_of_a_product_is_told(figures, monkeypatch) -> None:
     assert failed_of_memory(figures) == [
         "DRAM rules broken in 12 streams and products, by independent checkers"
     ]
+
+
+def program(*, cycles: int = 0, late: bool = False, mismatches: int = 0, row: int = 0) -> Program:
+    """Return a product that the Verilog ran like the model, but for what is given."""
+    device, product = load_device("hbm2-pim"), Product(rows=64, cols=256, channels=1)
+    model = memory.run_gemv(device, product, log=True)
+    log = model.log.copy()
+    log[7, 3] += row
+    job = Job(model, np.zeros((8, 8), np.float32), None, None)
+    run = RtlRun(model, model.cycles + cycles, late, mismatches, log, [], None, job)
+    return Program(device.name, product, Options(), run)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "failed"),
+    [
+        ({}, []),
+        ({"row": 1}, [0]),
+        ({"cycles": 1}, [1]),
+        ({"late": True}, [1]),
+        ({"mismatches": 3}, [2]),
+    ],
+    ids=str,
+)
+def test_a_program_that_differs_is_told(spoiled: dict[str, Any], failed: list[int]) -> None:
+    link = programs.link_of([program(), program(**spoiled)])
+    assert [number for number, claim in enumerate(link.claims) if not claim.ok] == failed
+    commands = 2 * len(program().run.model.log)
+    assert link.claims[0].measured == f"{int('row' in spoiled)} of {commands}"
+    assert [claim.ok for claim in programs.link_of([]).claims] == [False] * 3
+
+
+def test_random_programs_are_the_same_every_time() -> None:
+    found = programs.random_products()
+    assert found == programs.random_products()
+    assert len({product for product, _ in found}) == programs.NUM_RANDOM
+    assert {options.limits.hot for _, options in found} == {False, True}
 
 
 def test_figures_that_cannot_be_read_end_in_a_line(tmp_path, capsys) -> None:
@@ -495,7 +558,7 @@ MISTAKES = {
         ["--only", "colour"],
         (
             "only: must be one of float, formats, int8, families, rtl, blocks, layer, dram, memory,"
-            " throughput, not 'colour'"
+            " programs, throughput, not 'colour'"
         ),
     ),
     "part of a page": (

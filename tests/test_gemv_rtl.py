@@ -29,6 +29,7 @@ from sim.cli import main
 from sim.divergence import first_divergence
 from sim.flips import Flips
 from sim.gemv import streamed
+from sim.gemv.area import Cost, costs, variants
 from sim.gemv.commands import EVEN, NO_LIMITS, Kind, PowerLimits, Product, timings
 from sim.gemv.program import (
     COLUMN_KINDS,
@@ -50,7 +51,7 @@ from spec.dram import Command
 from spec.errors import InputError
 from spec.files import PRESETS
 from spec.load import load_device
-from spec.program import WORD_BITS, Op, first_cycle, word, words
+from spec.program import ALL, WORD_BITS, Additions, Op, first_cycle, word, words
 
 MOST_CYCLES = 60_000
 
@@ -202,7 +203,7 @@ def run(name: str, product: Product, options: Options = DEFAULT, *, seed: int = 
     device = DEVICES[name]
     share = share_of(device, product, options, *operands(product, seed), channel)
     seen = simulate(
-        ChannelConfig(device=device),
+        ChannelConfig(device=device, additions=options.additions.in_hardware),
         program_of(device, product, options),
         share.input_image(),
         share.bank_image(),
@@ -274,6 +275,96 @@ def test_many_random_products(name, seed):
     product, options, channel = drawn(name, np.random.default_rng([len(name), seed]))
     found = run(name, product, options, seed=seed, channel=channel)
     assert found == "", (seed, product, options, channel)
+
+
+NOTHING = Additions(prefetch=False, register_path=False, split=False, unpadded=False)
+LESS = {
+    "prefetch": replace(ALL, prefetch=False),
+    "register-path": replace(ALL, register_path=False),
+    "unpadded": replace(ALL, unpadded=False),
+    "split": replace(ALL, split=False),
+    "none": NOTHING,
+}
+"""Hardware and model without an addition, and without all of them."""
+
+
+def run_commands(product: Product, options: Options, *, hardware: Additions) -> str:
+    """Run the commands of a product of `hbm2-pim` alone, with some additions in hardware."""
+    device = DEVICES["hbm2-pim"]
+    config = ChannelConfig(device=device, additions=hardware.in_hardware)
+    memories = np.zeros((0, 1)), np.zeros((0, 1))
+    seen = simulate(config, program_of(device, product, options), *memories, EngineAlone(config))
+    return differences(device, product, options, seen, np.zeros((0, 1), np.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(LESS)[:3])
+def test_a_channel_without_an_addition(name):
+    """Every command in the cycle of the ablated model: two passes, a refresh."""
+    product, options = Product(rows=19, cols=70, channels=1), replace(OFTEN, additions=LESS[name])
+    assert run_commands(product, options, hardware=LESS[name]) == ""
+
+
+def test_a_channel_with_none_of_the_additions_computes_the_same():
+    """Every bit too: inputs come over the data bus, as many at once as there are registers."""
+    product = Product(rows=3, cols=70, channels=1)
+    assert run("hbm2-pim", product, replace(OFTEN, additions=NOTHING)) == ""
+
+
+@pytest.mark.parametrize("name", ["prefetch", "register-path"])
+def test_a_channel_with_an_addition_is_not_one_without(name):
+    """Ten rows of inputs, so that the other side's are opened; the model leaves out what the hardware has."""
+    product, options = Product(rows=2, cols=140, channels=1), replace(DEFAULT, additions=LESS[name])
+    found = run_commands(product, options, hardware=ALL)
+    assert re.match(r"gemv\.o_(row|column): transfer \d+: cycle model \d+, rtl \d+", found), found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", list(LESS))
+@pytest.mark.parametrize("seed", range(20))
+def test_many_random_products_without_an_addition(name, seed):
+    product, options, channel = drawn("hbm2-pim", np.random.default_rng([len(name), seed, 1]))
+    options = replace(options, additions=LESS[name])
+    if seed < 3:
+        found = run("hbm2-pim", product, options, seed=seed, channel=channel)
+    else:
+        found = run_commands(product, options, hardware=LESS[name])
+    assert found == "", (seed, product, options, channel)
+
+
+@pytest.mark.long
+def test_the_page_has_the_cells_of_the_additions():
+    """Synthesised anew, unless the Verilog is what it was."""
+    page = (Path(__file__).parents[1] / "docs" / "pim-gemv.md").read_text()
+    found = costs(load_device("hbm2-pim"))
+    names = {"all": "everything"} | {
+        f"without {name}": f"without `{name.replace('_', '-')}`"
+        for name in ("prefetch", "register_path", "unpadded")
+    }
+    for name, cost in found.items():
+        row = f"| {names.get(name, name)} | {cost.flip_flops} | {cost.gates} | {cost.um2:.0f} |"
+        less = found["all"] - cost
+        saved = " | | |" if name == "all" else f" {less.flip_flops} | {less.gates} | {less.um2:.0f} |"
+        assert row + saved in page
+
+
+def test_cells_and_their_area():
+    """By hand; a cell that nobody knows the size of is an error."""
+    cost = Cost.of({"$_DFF_P_": 2, "$_NAND_": 3, "$_NOT_": 1})
+    assert (cost.flip_flops, cost.gates) == (2, 4)
+    assert cost.um2 == pytest.approx(2 * 4.522 + 3 * 0.798 + 0.532)
+    assert (cost - Cost.of({"$_DFF_P_": 1})) == Cost(1, 4, cost.um2 - 4.522)
+    with pytest.raises(KeyError):
+        Cost.of({"$_LATCH_": 1})
+    assert list(variants(load_device("hbm2-pim"))) == [
+        "all",
+        "without prefetch",
+        "without register_path",
+        "without unpadded",
+        "with none",
+    ]
+    with pytest.raises(InputError, match=r"^additions: is of schedule streamed, which duplex has not$"):
+        variants(load_device("duplex"))
 
 
 class Wrong(ChannelConfig):
@@ -621,9 +712,13 @@ MISTAKES = {
         ["--design", "monde", "--engine", "rtl"],
         "schedule: must be barrier or streamed in Verilog, not pins",
     ),
-    "without": (
-        ["--engine", "rtl", "--without", "split"],
-        "without: needs --engine model: the hardware has all additions",
+    "padded tiles of several tokens": (
+        ["--design", "hbm2-pim-quad", "--engine", "rtl", "--without", "unpadded"],
+        "without: must leave 'unpadded' in where 4 tokens share a burst in Verilog",
+    ),
+    "without what the kernel has not": (
+        ["--design", "hbm2-pim-samsung", "--engine", "rtl", "--without", "prefetch"],
+        "without: is of schedule streamed, which hbm2-pim-samsung has not",
     ),
 }
 

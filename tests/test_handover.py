@@ -80,6 +80,18 @@ def test_the_bench_of_near_memory_passes_in_icarus(tiny_pim) -> None:
     )
 
 
+@icarus
+@pytest.mark.long
+@pytest.mark.parametrize("bus", [2, 3, 5, 7, 17])
+def test_the_bench_passes_with_ports_on_another_clock(bus, tmp_path) -> None:
+    """Streams and memory port at 5:2 to 5:17 of the core's clock, with random stalls."""
+    options = ["--model", str(DATA / "mixtral_s0.npz"), "--design", str(ROOT / "tests" / "tiny.toml")]
+    folder = written(tmp_path, *options, "--bench", "3", "--two-clocks")
+    done = run_icarus(folder, f"+bus={bus}", "+pauses=60", f"+seed={bus}")
+    assert done.returncode == 0
+    assert "PASS: 48 output beats of 3 tokens equal golden's" in done.stdout
+
+
 def changed_line(text: str, line: int, new: str | None) -> str:
     """Return a hex file with another line; None: with the line's lowest bit turned over."""
     lines = text.splitlines()
@@ -164,7 +176,7 @@ def test_all_verilog_of_an_export_compiles_together(tiny) -> None:
     assert not list((tiny / "bench").glob("*.v"))
 
 
-EXPORTS = ["fpga", "pim", "gate", "dispatch", "hbm2-pim"]
+EXPORTS = ["fpga", "pim", *synth.SMALL, "hbm2-pim"]
 
 
 def exported(design: str) -> tuple[Path, str]:

@@ -19,6 +19,7 @@ from golden.vectors import read_vector
 from sim.cli import main
 from sim.routing import TraceShape
 from sim.routing.formats import read_trace
+from sim.sweep.space import load_space
 from spec.banks import BankGeometry
 from spec.errors import MAX_MESSAGE, InputError
 from spec.families import load_config
@@ -44,6 +45,7 @@ READERS: dict[str, tuple[str, list[str], Callable[[Path], object]]] = {
     "device": ("f.toml", presets("devices"), lambda path: load_device(str(path))),
     "dram": ("f.toml", presets("dram"), lambda path: load_dram(str(path))),
     "energy": ("f.toml", presets("energy"), lambda path: load_energy(str(path))),
+    "space": ("f.toml", presets("sweeps"), lambda path: load_space(str(path))),
     "layout": ("f.toml", [LAYOUT], lambda path: load_layout(path, TINY_BANKS)),
     "configuration": (
         "config.json",
@@ -278,3 +280,35 @@ def test_empty_arguments_are_refused(tmp_path, monkeypatch, capsys, arguments, k
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert capsys.readouterr() == ("", f"expertbank: {key}: must not be empty\n")
+
+
+def test_a_pipe_is_no_trace_of_commands_or_requests(tmp_path, capsys):
+    """Reading one would wait for ever."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for options in (
+        ["dram", "trace", str(pipe), "--standard", "ddr4-2400"],
+        ["dram", "check", str(pipe)],
+        ["dram", "check", str(pipe), "--format", "ramulator", "--standard", "ddr4-2400"],
+    ):
+        assert main(options) == 2
+        assert capsys.readouterr().err == f"expertbank: {pipe}: is not a regular file\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["bench", "--model", "none"], r"model: is neither a preset .* nor a \.toml file: 'none'"),
+        (["bench", "--model", "phi-3.5-moe"], r"gating\.selection: must be 'top_k' in hardware, .*"),
+        (["claims", "--no-verilog", "--vectors", "nowhere"], r"nowhere: holds no \.npz file"),
+        (
+            ["policies", "cache", "--model", "mixtral-8x7b", "--seed", str(1 << 63)],
+            r"seed: must be in 0\.\.9223372036854775807, not 9223372036854775808",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_else(capsys, options, line):
+    assert main(options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(rf"expertbank: {line}\n", captured.err)

@@ -435,6 +435,13 @@ def test_word_of_the_capacity() -> None:
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         capacity_word(most + 1, most + 2)
+    model = ModelSpec(name="m", d_model=4, gating=GatingSpec(num_experts=2, top_k=1), ffn=FfnSpec(d_expert=4))
+    assert model.capacity_key == "expert_capacity"
+    share = dataclasses.replace(model, capacity_fraction=0.5).capacity_key
+    with pytest.raises(
+        InputError, match=r"\Acapacity_fraction: must be at most \d+ \(register CAPACITY\) for"
+    ):
+        capacity_word(most + 1, most + 2, key=share)
 
 
 def test_report_of_a_full_size_layer() -> None:

@@ -16,10 +16,10 @@ from sim.gemv import barrier, streamed
 from sim.gemv.check import BARRIER, STREAMED, check_inputs, check_log
 from sim.gemv.commands import EVEN, ODD, Kind, PowerLimits, Product, timings
 from sim.gemv.report import Options, ablation, added_area_um2, added_bits, end_to_end, run_gemv
-from sim.gemv.streamed import Additions
 from spec.errors import InputError
 from spec.files import PRESETS
 from spec.load import design_names, load_device, load_sources, preset_names
+from spec.program import Additions
 from tests import barrier_reference
 
 POINTS = json.loads((Path(__file__).parent / "data" / "pim_hbm2_gemv.json").read_text())["points"]
@@ -532,7 +532,10 @@ def test_the_command(capsys, tmp_path):
 
 def test_a_device_is_no_accelerator(capsys):
     """Commands that need a layer refuse it in one line."""
-    rule = r"design: must be an accelerator with RTL \(fpga, pim\), not 'hbm2-pim', a device for 'pim gemv'"
+    rule = (
+        r"design: must be an accelerator with RTL \(fpga, pim, pim-small\), not 'hbm2-pim', a device for 'pim"
+        " gemv'"
+    )
     for arguments in (
         ["sim", "--model", "mixtral-8x7b", "--tokens", "1", "--engine", "model"],
         ["layout", "--model", "mixtral-8x7b"],

@@ -14,10 +14,11 @@ import pytest
 from sim import policies_page
 from sim.cli import main
 from sim.routing import parse_routing
-from sim.system import caches, exchange, execution, placement, widths
+from sim.system import caches, exchange, execution, parallel, placement, widths
 from sim.system.comparison import Comparison, Result, Steps, drawn_steps
 from sim.system.costs import Costs, Expert, Roofline
 from sim.system.placement import Placing
+from sim.system.policies import POLICIES
 from sim.system.schedule import schedule
 from sim.system.step import least_frequent_leave, load_counts
 from spec.files import PRESETS, preset_names
@@ -271,7 +272,7 @@ def test_the_command(capsys, family):
         ),
         ("cache", ["--steps", "0"], "steps: must be in 1..524288, not 0"),
         ("cache", ["--tokens", "-1"], "tokens: must be in 1..1048576, not -1"),
-        ("cache", ["--seed", "-1"], "seed: must be at least 0, not -1"),
+        ("cache", ["--seed", "-1"], "seed: must be in 0..9223372036854775807, not -1"),
         (
             "cache",
             ["--system", "monde", "--model", "kimi-k2-1t"],
@@ -308,7 +309,7 @@ def test_the_command(capsys, family):
         (
             "dispatch",
             ["--policy", "padded"],
-            "policy: must be one of capacity, one-hot, largest, blocks, grouped, not 'padded'",
+            (f"policy: must be one of {', '.join(execution.POLICIES)}, not 'padded'"),
         ),
         (
             "dispatch",
@@ -453,7 +454,9 @@ def test_copies_are_conserved(rng):
         ("one-hot", [3, 3, 3, 3]),
         ("largest", [5, 5, 5, 5]),
         ("blocks", [6, 4, 0, 2]),
+        ("sizes", [8, 4, 0, 1]),
         ("grouped", [5, 3, 0, 1]),
+        ("one-by-one", [5, 3, 0, 1]),
     ],
 )
 def test_rows_by_hand(name, computed):
@@ -474,6 +477,8 @@ def test_executions_by_hand():
     assert found["largest"].measures == {"dropped_share": 0.0, "padding_share": pytest.approx(2 / 6)}
     assert found["blocks"].measures == {"dropped_share": 0.0, "padding_share": 0.5}
     assert found["grouped"].seconds == found["grouped"].bound_s
+    # Four times an expert with one token.
+    assert found["one-by-one"].seconds == pytest.approx(4 * (1.2 + 0.5))
 
 
 def test_formats_by_hand():
@@ -516,8 +521,47 @@ def test_the_page_has_every_system_of_the_survey():
         }
     others = {"Megatron-LM MoE", "UbiMoE, ZCU102", "UbiMoE, U280", "Pre-gated MoE", "SambaNova SN40L"}
     assert {row.system for row in policies_page.ROWS} == others.union(*map(str.split, SURVEY.values()))
-    # What nothing carries is said to be missing.
-    assert all(row.carries or row.missing for row in policies_page.ROWS)
+    assert all(row.carries for row in policies_page.ROWS)
+    assert {one.system for one in policies_page.TABLE_3} == set(SURVEY["3"].split())
+
+
+def test_the_page_names_every_policy():
+    """Each policy stands in the table of families, and what a system is carried by is one of them."""
+    families = {
+        "split": set(POLICIES),
+        "cache": set(caches.POLICIES),
+        "placement": set(placement.POLICIES),
+        "parallel": set(parallel.POLICIES),
+        "exchange": set(exchange.POLICIES),
+        "dispatch": set(execution.POLICIES),
+        "formats": set(widths.POLICIES),
+    }
+    text = PAGE.read_text()
+    for family, names in families.items():
+        (line,) = re.findall(
+            rf"^\| {family}\b.*$", text.split("\n\n| table |")[0].split("**A policy")[0], re.M
+        )
+        assert all(f"`{name}`" in line for name in names)
+    known = set().union(*families.values())
+    for row in policies_page.ROWS:
+        for family, listed in re.findall(r"`(\w+)`: ((?:`[\w-]+`(?:, )?)+)", row.carries):
+            for name in re.findall(r"`([\w-]+)`", listed):
+                assert name in known or name.startswith("-"), (row.system, name)
+                assert family in families
+
+
+def test_the_issue_s_policies_are_there():
+    """By the names of what each is after."""
+    assert {"round-robin", "popularity", "eplb-hierarchical", "eplb-global", "tensor"} <= set(
+        placement.POLICIES
+    )
+    assert {"expert", "tensor", "data", "expert-tensor", "expert-data", "adaptive"} <= set(parallel.POLICIES)
+    split = "all-host all-near ratio look-up busiest-channel prefix-scan argmin hot-cold"
+    assert set(split.split()) <= set(POLICIES)
+    assert {"lru", "lfu", "belady", "next-layer-gate", "circular", "oracle"} <= set(caches.POLICIES)
+    assert {"direct", "node-forward", "chunked-2", "adaptive", "fused", "shadowed"} <= set(exchange.POLICIES)
+    assert {"capacity", "blocks", "grouped"} <= set(execution.POLICIES)
+    assert {"bf16", "fp8", "int4", "mxfp4", "mixed"} <= set(widths.POLICIES)
 
 
 def test_the_page_is_what_its_commands_give():

@@ -485,3 +485,8 @@ def test_ports_of_the_description_reach_the_bench(exported):
     header = rtlsim._ports_header(description)
     assert "    IN(aclk) \\\n" in header
     assert header.endswith("    OUT(wide_parity)\n")
+
+
+def test_source_without_beats():
+    data, last = rtlsim._split(np.zeros((0, 1), dtype="<u8"), 12, 16)
+    assert data.shape == (0, 2) and last.shape == (0,)

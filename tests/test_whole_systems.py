@@ -590,7 +590,7 @@ def test_bad_systems_are_one_line(tmp_path, monkeypatch, capsys, text, arguments
     if "granite-3-3b-a800m" in arguments:
         preset = replace(load_system("sieve-8").exchange, devices=number(16))
         monkeypatch.setattr(
-            "spec.load.load_system", lambda _name: replace(load_system("sieve"), exchange=preset)
+            "sim.api.load_system", lambda _name: replace(load_system("sieve"), exchange=preset)
         )
     default = ["--system", "s.toml", "--model", "mixtral-8x7b"]
     kept = [] if "--system" in arguments else default[:2]

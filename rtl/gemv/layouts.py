@@ -12,7 +12,7 @@ from rtl.expert.layouts import bits_for
 from spec.device import PimDevice, Schedule
 from spec.dram import Command, DramSpec, Level, clocks_between
 from spec.errors import require
-from spec.program import FIELDS, OP_BITS, ROW_BITS, TILE_INPUTS, TILE_ROWS, WORD_BITS, Op
+from spec.program import ALL, FIELDS, OP_BITS, ROW_BITS, TILE_INPUTS, TILE_ROWS, WORD_BITS, Additions, Op
 
 CYCLE_BITS = 32
 INPUT_BITS = 24
@@ -29,10 +29,12 @@ class ChannelConfig:
     ----------
     device : its units, registers, schedule, DRAM.
     secded : the banks hold 8 check bits with every 64 of data.
+    additions : of our schedule that there is hardware for; ``split`` asks for none.
     """
 
     device: PimDevice
     secded: bool = False
+    additions: Additions = ALL
 
     def __post_init__(self) -> None:
         device, timing = self.device, self.dram.timing
@@ -40,6 +42,16 @@ class ChannelConfig:
             device.schedule in (Schedule.BARRIER, Schedule.STREAMED),
             f"must be barrier or streamed in Verilog, not {device.schedule}",
             key="schedule",
+        )
+        require(
+            self.additions.in_hardware == ALL or device.schedule is Schedule.STREAMED,
+            f"is of schedule streamed, which {device.name} has not",
+            key="without",
+        )
+        require(
+            self.additions.unpadded or device.tokens_per_burst == 1,
+            f"must leave 'unpadded' in where {device.tokens_per_burst} tokens share a burst in Verilog",
+            key="without",
         )
         require(
             self.dram.rows <= 1 << (ROW_BITS - 1),

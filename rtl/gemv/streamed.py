@@ -12,6 +12,7 @@ from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.arith import tree
+from rtl.expert.layouts import bits_for
 from rtl.fifo import StreamFifo
 from rtl.gemv.layouts import (
     CYCLE_BITS,
@@ -33,6 +34,8 @@ EPOCH = 1 << 13
 ROW_QUEUE, COLUMN_QUEUE = 8, 256
 RECENT = 8
 """Row commands that are remembered to keep their bus to one a cycle."""
+RECENT_IN_ORDER = 4
+"""The same where no row is opened meanwhile: PRE and ACT of the row in use, and both sides' last PRE."""
 FIRST_COMMAND, MARGIN = 1, 1
 """As in the model: the cycle of the first ACT, and cycles that are kept for the other side's PRE."""
 ACT, PRE, RD, WR, REF = Command.ACT, Command.PRE, Command.RD, Command.WR, Command.REF
@@ -92,7 +95,8 @@ class _Signals:
             stamp("last_act"),
         )
         self.singles = [stamp(f"single_{n}") for n in range(2)]
-        self.recent = [stamp(f"recent_{n}") for n in range(RECENT)]
+        recent = RECENT if config.additions.prefetch else RECENT_IN_ORDER
+        self.recent = [stamp(f"recent_{n}") for n in range(recent)]
         self.due = stamp("due")
         self.side, self.home = Signal(name="side"), Signal(name="home")
         self.target = Signal(signed(ROW_BITS), name="target")
@@ -109,7 +113,10 @@ class _Signals:
         self.write_column = Signal(config.column_bits, name="write_column")
         self.left, self.number = Signal(7, name="left"), Signal(7, name="number")
         # A pass: its outputs and bursts, the registers of its inputs, the words of inputs.
-        self.outputs, self.output, self.sum = (Signal(7, name=n) for n in ("outputs", "output", "sum"))
+        # (With padded tiles a pass has as many outputs as there are sums: one counter, which runs over.)
+        sum_bits = 7 if config.additions.unpadded else bits_for(config.device.output_registers)
+        self.outputs, self.output = (Signal(7, name=n) for n in ("outputs", "output"))
+        self.sum = Signal(sum_bits, name="sum")
         self.bursts, self.burst = Signal(20, name="bursts"), Signal(20, name="burst")
         self.tokens, self.registers = Signal(7, name="tokens"), Signal(7, name="registers")
         self.read_register, self.write_register = (
@@ -121,6 +128,8 @@ class _Signals:
             for name in ("words", "base", "next_base", "needed", "allowed", "written")
         )
         self.register_next = stamp("register_next")
+        # Without a path of their own, register writes take their turn on the data bus.
+        self.bus_at = stamp("bus_at")
         # Combinational.
         self.pre_at, self.act_at, self.read_at, self.write_at, self.mac_at, self.row_at = (
             stamp(f"{name}_at") for name in ("pre", "act", "read", "write", "mac", "row")
@@ -217,13 +226,22 @@ class Planner(wiring.Component):
         def latest(at, *terms):
             m.d.comb += at.eq(tree([term[:CYCLE_BITS] for term in terms], lambda a, b: Mux(a > b, a, b)))
 
-        latest(s.pre_at, same_bank(ACT, PRE), same_bank(RD, PRE), same_bank(WR, PRE))
+        # Without the next row opened meanwhile: behind what is done in the one before.
+        behind_column = [] if config.additions.prefetch else [s.last_column + 1]
+        latest(
+            s.pre_at,
+            same_bank(ACT, PRE),
+            same_bank(RD, PRE),
+            same_bank(WR, PRE),
+            *(Mux(s.state == State.OPEN, at, 0) for at in behind_column),
+        )
         latest(
             s.act_at,
             same_bank(ACT, ACT),
             same_bank(PRE, ACT),
             s.last_ref + behind(REF, ACT, *CHANNEL),
             s.last_act + s.act_gap,
+            *behind_column,
         )
         latest(s.read_at, same_bank(ACT, RD), s.last_read + s.gap, s.last_write + behind(WR, RD, *CHANNEL))
         write_gap = behind(WR, WR, *CHANNEL)
@@ -233,10 +251,14 @@ class Planner(wiring.Component):
             s.last_read + behind(RD, WR, *CHANNEL),
             s.last_write + write_gap,
         )
-        # With the first MAC that reads a burst of inputs, it must be there.
-        input_at = Signal(CYCLE_BITS)
-        m.d.comb += input_at.eq(s.register_next + s.needed - s.written)
-        latest(s.mac_at, s.read_at, Mux(s.output == 0, input_at, 0))
+        if config.additions.register_path:
+            # With the first MAC that reads a burst of inputs, it must be there.
+            input_at = Signal(CYCLE_BITS)
+            m.d.comb += input_at.eq(s.register_next + s.needed - s.written)
+            latest(s.mac_at, s.read_at, Mux(self._first_output(s), input_at, 0))
+        else:
+            m.d.comb += s.mac_at.eq(s.read_at)
+            latest(s.bus_at, s.last_read + behind(RD, WR, *CHANNEL), s.last_write + write_gap)
         # Single banks, on the way to all-bank mode.
         mode = self._view(Op.MODE)
         short, long = behind(ACT, ACT, Level.SCOPE), behind(ACT, ACT, Level.BANK_GROUP)
@@ -254,6 +276,16 @@ class Planner(wiring.Component):
             s.row_at.eq(Mux(s.state == State.ACTIVATE, s.act_at, s.pre_at) + s.bump),
             s.row_taken.eq(Cat(*taken).any()),
         ]
+
+    def _first_output(self, s):
+        """Whether the MAC at hand is the first that reads its burst of inputs."""
+        return (s.output if self.config.additions.unpadded else s.sum) == 0
+
+    def _last_output(self, s):
+        """Whether it is the last one of its burst of inputs."""
+        if self.config.additions.unpadded:
+            return s.output + 1 == s.outputs
+        return s.sum == self.config.device.output_registers - 1
 
     def _too_late(self, s, at, command):
         """Whether a command would leave its bank open when it must be closed for the next refresh."""
@@ -346,15 +378,25 @@ class Planner(wiring.Component):
         ]
 
     def _registers(self, m, s):
-        """Register writes without inputs, one a cycle."""
+        """Register writes without inputs, one a cycle, or on the data bus."""
         m.d.comb += [
             s.column_push.eq(1),
-            s.item.at.eq(s.register_next),
+            s.item.at.eq(self._register_at(s)),
             s.item.what.command.kind.eq(ColumnKind.REG),
         ]
-        m.d.sync += [s.register_next.eq(s.register_next + 1), s.left.eq(s.left - 1)]
+        m.d.sync += [*self._register_written(s), s.left.eq(s.left - 1)]
         with m.If(s.left == 1):
             m.d.sync += s.state.eq(State.NEXT)
+
+    def _register_at(self, s):
+        """Return when the next register may be written."""
+        return s.register_next if self.config.additions.register_path else s.bus_at
+
+    def _register_written(self, s):
+        """Return what a register write changes."""
+        if self.config.additions.register_path:
+            return [s.register_next.eq(s.register_next + 1)]
+        return [s.last_write.eq(s.bus_at), s.last_column.eq(s.bus_at)]
 
     def _pass(self, m, s):
         """Begin a pass behind the last column command."""
@@ -366,8 +408,9 @@ class Planner(wiring.Component):
         ]
         for counter in (s.output, s.sum, s.burst, s.written, s.read_register, s.write_register):
             m.d.sync += counter.eq(0)
-        with m.If(s.last_column >= s.register_next):
-            m.d.sync += s.register_next.eq(s.last_column + 1)
+        if self.config.additions.register_path:
+            with m.If(s.last_column >= s.register_next):
+                m.d.sync += s.register_next.eq(s.last_column + 1)
         self._go(m, s, State.MAC, s.mac_side)
 
     def _results(self, m, s):
@@ -401,27 +444,23 @@ class Planner(wiring.Component):
 
     def _mac(self, m, s):
         """Place a MAC, or what must go before it."""
+        own_path = self.config.additions.register_path
         command, work = s.item.what.command, s.item.what.work
-        inputs = (s.written != s.allowed) & (s.register_next < s.mac_at)
-        with m.If(~s.opened[s.side] | (s.open_row[s.side] != s.target)):
+        inputs = s.written != s.allowed
+        if own_path:
+            inputs = inputs & (s.register_next < s.mac_at)
+        else:
+            # All that the registers hold, before the first MAC that reads them and what that needs.
+            with m.If(inputs):
+                self._input(m, s)
+        closed = ~s.opened[s.side] | (s.open_row[s.side] != s.target)
+        with m.If(closed) if own_path else m.Elif(closed):
             m.d.sync += s.state.eq(State.OPEN)
         with m.Elif(self._too_late(s, s.mac_at, RD)):
             self._refresh(m, s)
-        with m.Elif(inputs):
-            m.d.comb += [
-                s.column_push.eq(1),
-                s.item.at.eq(s.register_next),
-                command.kind.eq(ColumnKind.REG),
-                work.input.eq(1),
-                work.register.eq(s.write_register),
-                work.address.eq(s.base + s.written),
-            ]
-            last = s.write_register + 1 == s.registers
-            m.d.sync += [
-                s.register_next.eq(s.register_next + 1),
-                s.written.eq(s.written + 1),
-                s.write_register.eq(Mux(last, 0, s.write_register + 1)),
-            ]
+        if own_path:
+            with m.Elif(inputs):
+                self._input(m, s)
         with m.Else():
             m.d.comb += [
                 s.column_push.eq(1),
@@ -441,32 +480,59 @@ class Planner(wiring.Component):
                 s.last_read.eq(s.mac_at),
                 s.last_column.eq(s.mac_at),
             ]
-            with m.If(s.mac_at >= s.register_next):
-                m.d.sync += s.register_next.eq(s.mac_at + 1)
+            if own_path:
+                with m.If(s.mac_at >= s.register_next):
+                    m.d.sync += s.register_next.eq(s.mac_at + 1)
             self._advance(m, s)
+
+    def _input(self, m, s):
+        """Place the write of a register that carries inputs."""
+        command, work = s.item.what.command, s.item.what.work
+        m.d.comb += [
+            s.column_push.eq(1),
+            s.item.at.eq(self._register_at(s)),
+            command.kind.eq(ColumnKind.REG),
+            work.input.eq(1),
+            work.register.eq(s.write_register),
+            work.address.eq(s.base + s.written),
+        ]
+        last = s.write_register + 1 == s.registers
+        m.d.sync += [
+            *self._register_written(s),
+            s.written.eq(s.written + 1),
+            s.write_register.eq(Mux(last, 0, s.write_register + 1)),
+        ]
 
     def _advance(self, m, s):
         """Go on to the next MAC: the next output, burst of inputs, row."""
         allowed = Signal(INPUT_BITS + 1)
         read_register = Signal(8)
         last_output, last_burst, last_column = Signal(), Signal(), Signal()
+        additions = self.config.additions
         m.d.comb += [
-            allowed.eq(s.allowed + s.tokens),
+            allowed.eq(s.allowed + (s.tokens if additions.register_path else s.registers)),
             read_register.eq(s.read_register + s.tokens),
-            last_output.eq(s.output + 1 == s.outputs),
+            last_output.eq(self._last_output(s)),
             last_burst.eq(last_output & (s.burst + 1 == s.bursts)),
             last_column.eq(s.column == self.config.dram.bursts_per_row - 1),
         ]
-        m.d.sync += [
-            s.output.eq(Mux(last_output, 0, s.output + 1)),
-            s.sum.eq(Mux(last_output, 0, s.sum + s.tokens)),
-            s.column.eq(Mux(last_column, 0, s.column + 1)),
-        ]
+        if additions.unpadded:
+            m.d.sync += [
+                s.output.eq(Mux(last_output, 0, s.output + 1)),
+                s.sum.eq(Mux(last_output, 0, s.sum + s.tokens)),
+            ]
+        else:
+            m.d.sync += s.sum.eq(Mux(last_output, 0, s.sum + 1))
+        m.d.sync += s.column.eq(Mux(last_column, 0, s.column + 1))
+        may_write = Mux(allowed > s.words, s.words, allowed)
+        if not additions.register_path:
+            # As many inputs as there are registers come at once, behind the last that is read.
+            may_write = Mux(read_register == s.registers, may_write, s.allowed)
         with m.If(last_output):
             m.d.sync += [
                 s.burst.eq(s.burst + 1),
                 s.needed.eq(s.needed + s.tokens),
-                s.allowed.eq(Mux(allowed > s.words, s.words, allowed)),
+                s.allowed.eq(may_write),
                 s.read_register.eq(Mux(read_register == s.registers, 0, read_register)),
             ]
         with m.If(last_column):

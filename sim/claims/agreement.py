@@ -31,7 +31,7 @@ from spec.families import family_names
 from spec.geometry import GateGeometry
 from spec.hardware import lacking_terms
 from spec.load import load_entry, preset_names
-from spec.model import ModelSpec
+from spec.model import GatingSpec, ModelSpec
 
 TOKENS = 1 << 20
 RTL_TOKENS = 1 << 11
@@ -46,7 +46,8 @@ Each family's gate in the hardware's numbers (`golden.gating_bf16`) against the 
 (`golden.gating`, float64), on {TOKENS:,} random tokens, and the exported Verilog of that gate alone (design
 `fpga`) against both golden and its cycle model, on the first {RTL_TOKENS:,} of them. Experts, k, groups and
 all else of the gating are those of the family's preset with groups, or with the most experts, that the
-hardware has; without one, those of its recorded layer. d_model is {MOST_INPUTS}, or less where that are
+hardware has; without one, those of its recorded layer. A preset without a family has a row of its own where
+its gate has terms that no family's has. d_model is {MOST_INPUTS}, or less where that are
 more than {PRODUCTS:,} products a token. Router rows are N(0, 1/d_model), logit biases N(0, 1/4), selection
 biases N(0, 1/100), as `golden.weights.random_weights` draws them with seed {SEED}; tokens are N(0, 1),
 {CHUNK:,} of each seed from {SEED} on; all of them bf16 values. Families with equal gates share a row.
@@ -92,7 +93,10 @@ class Gate:
 
 @dataclass(frozen=True)
 class FamilyGate:
-    """A family, its gate, None where the hardware has none of its gates, and the terms that it lacks."""
+    """A family, its gate, None where the hardware has none of its gates, and the terms that it lacks.
+
+    In place of a family's name stands a preset's that has none.
+    """
 
     family: str
     gate: Gate | None
@@ -104,18 +108,44 @@ def gate_terms(model: ModelSpec) -> list[str]:
     return [term for term in lacking_terms(model) if term.startswith("gating.")]
 
 
+SIZES = (
+    "num_experts",
+    "top_k",
+    "num_groups",
+    "topk_groups",
+    "router_width",
+    "hash_tokens",
+    "scale",
+    "epsilon",
+)
+"""Of a gating, what is no term but a size or a number."""
+
+
+def terms_of(gating: GatingSpec) -> tuple[object, ...]:
+    """Return a gating's terms without its sizes."""
+    own = tuple(value for name, value in vars(gating).items() if name not in SIZES)
+    return (*own, gating.grouped, gating.epsilon > 0)
+
+
 def family_gates(vectors: Path, design: DesignSpec) -> list[FamilyGate]:
-    """Return every family with the gate that is measured of it."""
+    """Return every family with the gate that is measured of it, then presets with terms of their own."""
     models: dict[str, list[tuple[str, ModelSpec]]] = {name: [] for name in family_names()}
+    others: list[tuple[str, ModelSpec]] = []
     for name in preset_names("models"):
         model, entry = load_entry(name)
-        if entry.catalogue is not None and entry.catalogue.family:
-            models[entry.catalogue.family].append((name, model))
+        family = "" if entry.catalogue is None else entry.catalogue.family
+        (models[family] if family else others).append((name, model))
     for found in models.values():
         found.sort(key=lambda one: (not one[1].gating.grouped, -one[1].gating.num_experts))
     for path in sorted(vectors.glob("*.npz")):
         vector = read_vector(path)
         models[vector.family].append((path.stem, vector.model))
+    known = {terms_of(model.gating) for found in models.values() for _, model in found}
+    others = [one for one in others if not gate_terms(one[1]) and terms_of(one[1].gating) not in known]
+    for name, model in sorted(others, key=lambda one: -one[1].gating.num_experts):
+        if terms_of(model.gating) not in known:
+            known.add(terms_of(model.gating))
+            models[name] = [(name, model)]
     families = []
     for family, found in models.items():
         gates = [Gate.of(name, model, design) for name, model in found if not gate_terms(model)]

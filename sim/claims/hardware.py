@@ -12,10 +12,10 @@ from sim.dram_check import COMMANDS
 
 HOW_RTL = f"""\
 Selected experts, combine weights and outputs, bit for bit, of both accelerators in Verilator, with experts
-in bf16 and in int8, on `fpga` also with weights stored in fp8, MXFP4 and int4; of an expert alone the
-outputs. Of every family that the hardware has the first recorded layer runs on `fpga`, of six families all
-on both accelerators; `spec/hardware.py` refuses the others. `/ {SCALE}` is `--scale {SCALE}`: widths
-divided by {SCALE}; experts, groups and k as they are."""
+in bf16 and in int8, on `fpga` and on `pim-small`, whose units are few and built in a minute, with weights
+stored in fp8, MXFP4 and int4; of an expert alone the outputs. Of every family that the hardware has the
+first recorded layer runs on `fpga`, of six families all on both accelerators; `spec/hardware.py` refuses the
+others. `/ {SCALE}` is `--scale {SCALE}`: widths divided by {SCALE}; experts, groups and k as they are."""
 HOW_BLOCKS = """\
 Each block's model is given the arrivals and the ready patterns recorded at its ports; every handshake at
 every port between the blocks must fall into the cycle that it says, of a near-memory channel every DRAM

@@ -11,6 +11,7 @@ from sim.claims.measurement import Measurement
 from sim.claims.memory import memory_link
 from sim.claims.numbers import float_link, formats_link, int8_link
 from sim.claims.page import Link
+from sim.claims.programs import programs_link
 from sim.claims.throughput import throughput_link
 
 
@@ -33,5 +34,6 @@ LINKS = (
     Producer("layer", layer_link, needs_verilog=True),
     Producer("dram", dram_link, needs_verilog=True),
     Producer("memory", memory_link),
+    Producer("programs", programs_link, needs_verilog=True),
     Producer("throughput", throughput_link),
 )

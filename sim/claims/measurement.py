@@ -41,6 +41,8 @@ Of each other family that the hardware has, the first recorded layer runs on ``f
 
 STORED = ((Format.FP8, "deepseek-v3"), (Format.MXFP4, "gpt-oss-20b"), (Format.INT4, "mixtral-8x7b"))
 """Formats in which weights are stored, each with a preset; two of the models are released in theirs."""
+SMALL = "pim-small"
+"""Near-memory design for these: ``pim`` has eight times as many MACs a channel, a build takes ten minutes."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ SUITES = (
     Suite("fpga", Format.INT8, lambda name, _family: name in EACH_FFN, EVERY_PRESET[:1]),
     Suite("pim", Format.INT8, lambda name, _family: name in EACH_FFN, EVERY_PRESET[:1]),
     *(
-        Suite("fpga", number_format, lambda _name, _family: False, ((name, DEFAULT_TOKENS, "uniform"),))
+        Suite(design, number_format, lambda _name, _family: False, ((name, DEFAULT_TOKENS, "uniform"),))
+        for design in ("fpga", SMALL)
         for number_format, name in STORED
     ),
 )
@@ -161,12 +164,16 @@ class Measurement:
         """The design on which an expert runs alone; layers are drawn for its windows."""
         return load_design("fpga")
 
+    def paths(self) -> list[Path]:
+        """Return the files of the folder; :class:`spec.errors.InputError` if there are none."""
+        paths = sorted(self.vectors.glob("*.npz"))
+        require(bool(paths), "holds no .npz file", key=str(self.vectors))
+        return paths
+
     @cached_property
     def folder(self) -> dict[str, Vector]:
         """All recorded layers of the folder by their names."""
-        paths = sorted(self.vectors.glob("*.npz"))
-        require(bool(paths), "holds no .npz file", key=str(self.vectors))
-        return {path.stem: read_vector(path) for path in paths}
+        return {path.stem: read_vector(path) for path in self.paths()}
 
     @cached_property
     def recorded(self) -> dict[str, Workload]:

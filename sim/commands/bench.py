@@ -27,10 +27,12 @@ def command(model_name: str, tokens: int, cold_build: bool, as_json: bool) -> in
     """
     from sim import bench
     from sim.rtlsim import DEFAULT_ROOT
-    from spec.load import load_design
+    from spec.hardware import check_hardware
+    from spec.load import load_design, load_model
 
     where = bench.machine()
     design = load_design("fpga")
+    check_hardware(load_model(model_name).scaled(SCALE))  # before anything is told
     _, figures = bench.measure(
         model_name, SCALE, tokens, design, DEFAULT_ROOT, cold=cold_build, progress=tell("bench")
     )

@@ -66,6 +66,7 @@ def command(
 
     progress = tell("claims")
     measurement = Measurement(vectors, DEFAULT_ROOT, progress)
+    measurement.paths()  # before anything is told
     links = []
     chosen = [
         producer

@@ -14,6 +14,7 @@ from sim.commands.output import json_option, print_json, print_table
 from sim.progress import tell
 from spec.errors import require, require_range
 from spec.load import load_device
+from spec.program import ALL
 
 if TYPE_CHECKING:
     from sim.gemv.commands import Product
@@ -108,7 +109,6 @@ def gemv_command(
         log_text,
         run_gemv,
     )
-    from sim.gemv.streamed import ALL
     from sim.toolchain import check_parent, write_atomically
 
     require(surround or adders is None, "needs --end-to-end", key="adders")
@@ -180,7 +180,8 @@ def gemv_command(
     else:
         shown = [(name, value) for name, value in result.items() if not isinstance(value, dict | list)]
         shown = [(name, value) for name, value in shown if not name.startswith("energy")]
-        shown.append(("energy", "-" if energy is None else as_text(energy)))
+        unknown = "not known: the device names no table"
+        shown.append(("energy", unknown if energy is None else as_text(energy)))
         if energy is not None:
             shown += [(f"energy: {name}", joules) for name, joules in energy.components.items()]
         if ablate:
@@ -200,6 +201,33 @@ def gemv_command(
     return 1 if found or differs else 0
 
 
+@command.command("area")
+@click.option("--design", "design_name", required=True, help="Device of schedule streamed; preset or TOML.")
+@json_option
+def area_command(design_name: str, as_json: bool) -> int:
+    """What the schedule's additions cost: cells of a channel's Verilog with each and without it, by Yosys.
+
+    Minutes; results are kept in build/cache. MAC units and memories, the same in all, are not in it.
+    """
+    from dataclasses import asdict
+
+    from sim.gemv.area import costs
+
+    found = costs(load_device(design_name))
+    everything = found["all"]
+    if as_json:
+        cells = {name: asdict(cost) for name, cost in found.items()}
+        print_json({"design": design_name, "variants": cells})
+        return 0
+    rows = []
+    for name, cost in found.items():
+        less = everything - cost
+        added = ("", "", "") if name == "all" else (less.flip_flops, less.gates, f"{less.um2:.0f}")
+        rows.append((name, cost.flip_flops, cost.gates, f"{cost.um2:.0f}", *added))
+    print_table(("channel", "FF", "gates", "um2", "FF saved", "gates saved", "um2 saved"), rows)
+    return 0
+
+
 def _run_rtl(
     device: PimDevice,
     product: Product,
@@ -214,14 +242,12 @@ def _run_rtl(
 ) -> tuple[dict[str, object], str]:
     """Return what the exported Verilog of a channel shows, and where it differs first, or nothing."""
     from sim.gemv.program import bench_of, prepare, run_rtl
-    from sim.gemv.streamed import ALL
     from sim.rtlsim import DEFAULT_ROOT, check_ready
 
     require_range("channel", channel, 0, product.channels - 1)
     require_range("seed", seed, 0, (1 << 63) - 1)
     for key, value in (("flips", flips), ("double_flips", double_flips)):
         require_range(key, value, 0, 1 << 20)
-    require(options.additions == ALL, "needs --engine model: the hardware has all additions", key="without")
     job = prepare(
         device,
         product,
@@ -235,7 +261,7 @@ def _run_rtl(
     check_ready()
     progress = tell("pim gemv")
     progress("builds the channel's bench, unless it is there")
-    bench = bench_of(device, DEFAULT_ROOT, secded=secded)
+    bench = bench_of(device, DEFAULT_ROOT, secded=secded, additions=options.additions)
     progress("runs the product through the Verilog")
     run = run_rtl(bench, job)
     shown: dict[str, object] = {

@@ -7,14 +7,13 @@ from pathlib import Path
 import click
 
 from sim.commands.output import json_option, print_json, print_table
-from spec.errors import require
 
 
 @click.command("system")
 @click.option("--system", "system_name", required=True, help="Preset of spec/systems or a TOML file.")
 @click.option("--model", "model_name", required=True, help="Preset, TOML or config.json.")
 @click.option("--tokens", type=int, default=16, show_default=True, help="Of the step.")
-@click.option("--policy", help="What is reported (default: the system's); all are compared.")
+@click.option("--policy", help="What is reported (default: the system's), or FILE.py; all are compared.")
 @click.option("--host", "host_name", help="Another host: a preset of spec/engines or a TOML file.")
 @click.option("--scale", default="full", show_default=True, help="full, or divide the model's sizes by N.")
 @click.option(
@@ -46,40 +45,34 @@ def command(
     as_json: bool,
 ) -> int:
     """Run one step of a model on a system: hosts, engines near memory, devices; docs/system.md."""
-    from dataclasses import replace
-
-    from sim.routing import parse_routing, shape_of
-    from sim.system.report import COLUMNS, run_system
+    from sim.api import simulate_system
+    from sim.system.report import COLUMNS
     from sim.system.timeline import timeline_text
     from sim.toolchain import check_parent, write_atomically
-    from sim.workload import parse_scale
-    from spec.load import load_backbone, load_engine, load_model, load_system
 
-    system = load_system(system_name)
-    if host_name is not None:
-        require(system.host is not None, f"system {system.name} has none", key="host")
-        system = replace(system, host=load_engine(host_name))
-    if only_experts:
-        system = replace(system, outside=None)
-    divisor = parse_scale(scale, 1, vector=False)
-    model = load_model(model_name).scaled(divisor)
-    # Attention is not scaled: sizes of heads are not.
-    backbone = load_backbone(model_name) if divisor == 1 else None
-    require(seed >= 0, f"must be at least 0, not {seed}", key="seed")
     if timeline is not None:
         check_parent(timeline, "timeline")
-    shape = replace(shape_of(model), num_experts=model.gating.num_experts)
-    routing = parse_routing(routing_name, shape, layer=routing_layer)
-    result = run_system(
-        system, model.name, model, tokens, routing, seed, policy=policy, phase=phase, backbone=backbone
+    result = simulate_system(
+        system_name,
+        model_name,
+        tokens=tokens,
+        scale=scale,
+        only_experts=only_experts,
+        routing=routing_name,
+        routing_layer=routing_layer,
+        phase=phase,
+        seed=seed,
+        policy=policy,
+        host=host_name,
     )
     if timeline is not None:
         write_atomically(timeline, timeline_text(result))
     if as_json:
         print_json(result.as_json())
         return 0
-    layers = model.num_moe_layers
-    print(f"{model.name} on {system.name}: {layers} MoE layers, {tokens} tokens, routing {routing.name}")
+    layers = len(result.steps[result.policy].schedule.layer_s)
+    words = f"{layers} MoE layers, {tokens} tokens, routing {result.routing}"
+    print(f"{result.model} on {result.system.name}: {words}")
     print_table(COLUMNS, result.rows())
     bounds = ", ".join(
         f"{name} {seconds * 1e6:.2f} us" for name, seconds in result.steps[result.policy].bounds.items()

@@ -23,6 +23,7 @@ DEFAULT_SCALE = 64
     "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
 )
 @click.option("--secded", is_flag=True, help="The banks hold 8 check bits with 64 of data.")
+@click.option("--two-clocks", is_flag=True, help="Streams and memory port on a clock of their own, bus_aclk.")
 @click.option(
     "--bench", "bench_tokens", type=int, help="Tokens of the self-checking bench, 0 for none (default: 8)."
 )
@@ -34,6 +35,7 @@ def command(
     scale: str | None,
     number_format: str | None,
     secded: bool,
+    two_clocks: bool,
     bench_tokens: int | None,
     out: Path,
     as_json: bool,
@@ -48,6 +50,7 @@ def command(
     from spec.load import is_device
 
     if is_device(design_name):
+        require(not two_clocks, f"needs an accelerator, not {design_name!r}, a device", key="two-clocks")
         require(bench_tokens is None, f"needs an accelerator, not {design_name!r}, a device", key="bench")
         files = hand_over(lambda folder: _write_device(design_name, secded, folder), out)
     else:
@@ -55,7 +58,9 @@ def command(
             model_name, design_name, scale or str(DEFAULT_SCALE), number_format, bench_tokens, secded=secded
         )
         files = hand_over(
-            lambda folder: _write_accelerator(design_name, model_name, scale, number_format, secded, folder),
+            lambda folder: _write_accelerator(
+                design_name, model_name, scale, number_format, folder, secded=secded, two_clocks=two_clocks
+            ),
             out,
             bench,
         )
@@ -72,8 +77,10 @@ def _write_accelerator(
     model_name: str,
     scale: str | None,
     number_format: str | None,
-    secded: bool,
     out: Path,
+    *,
+    secded: bool,
+    two_clocks: bool,
 ) -> list[Path]:
     from sim.rtlsim import write_layer
     from sim.workload import hardware_model
@@ -82,7 +89,8 @@ def _write_accelerator(
     design = load_design(design_name, number_format)
     design = design.with_secded() if secded else design
     model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
-    return write_layer(model, design, f"{design.name.replace('-', '_')}", out)
+    name = design.name.replace("-", "_") + ("_two_clocks" if two_clocks else "")
+    return write_layer(model, design, name, out, two_clocks=two_clocks)
 
 
 def _write_device(design_name: str, secded: bool, out: Path) -> list[Path]:

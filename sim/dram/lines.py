@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spec.errors import InputError
+from spec.files import check_regular
 
 MAX_LINE = 256
 MAX_CYCLE = 1 << 48
@@ -15,6 +16,8 @@ MAX_CYCLE = 1 << 48
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Give numbers and lines of a file, no more of it in memory than a line; the first one in any case."""
     try:
+        if not path.is_dir():
+            check_regular(path)  # reading a pipe would wait for ever
         with path.open(encoding="utf-8", newline="\n") as file:
             number = 0
             while (line := file.readline(MAX_LINE + 1)) or number == 0:
@@ -24,6 +27,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
                         f"must have at most {MAX_LINE} characters", file=path, key=f"line {number}"
                     )
                 yield number, line.removesuffix("\n").removesuffix("\r")
+    except InputError as error:
+        raise error.at(file=path) from None
     except UnicodeDecodeError as error:
         raise InputError(f"is not UTF-8: {error.reason}", file=path) from None
     except OSError as error:

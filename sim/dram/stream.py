@@ -66,7 +66,7 @@ class Run:
     requests, served : accepted; read or written by then.
     commands : how many of each.
     broken : rules of the DRAM that the log breaks: none.
-    simulate_s : the engine's processor time, without the checker's.
+    simulate_s, check_s : processor time of the engine, and of the checker and what else takes the log.
     checked : the log was replayed.
     """
 
@@ -79,6 +79,7 @@ class Run:
     commands: dict[str, int]
     broken: list[Broken]
     simulate_s: float
+    check_s: float = 0.0
     checked: bool = True
 
     @property
@@ -114,6 +115,7 @@ class Run:
             "commands": self.commands,
             "seconds": self.cycles * self.dram.clock_ps * 1e-12,
             "simulate_s": self.simulate_s,
+            "check_s": self.check_s,
             "requests_per_second": self.requests / max(self.simulate_s, 1e-9),
         }
 
@@ -169,7 +171,7 @@ def run_requests(
     channel = Channel(rules, requests.total)
     outputs = (checker.check, *sinks) if check else sinks
     banks, keys, arrivals = NOTHING, NOTHING, NOTHING
-    made, taken, status, seconds = 0, 0, NEED_REQUESTS, 0.0
+    made, taken, status, seconds, check_seconds = 0, 0, NEED_REQUESTS, 0.0, 0.0
     while status != DONE:
         started = time.process_time()
         if status == NEED_REQUESTS:
@@ -181,8 +183,10 @@ def run_requests(
         status, taken, logged = channel.run(banks, keys, arrivals, taken)
         seconds += time.process_time() - started
         advance(channel.scalar(SERVED), requests.total)
+        started = time.process_time()
         for output in outputs:
             output(channel.log[:logged])
+        check_seconds += time.process_time() - started
         if status == OVERRUN:
             raise InputError(
                 f"leaves no time between refreshes: {RING} of {dram.name} wait at tick"
@@ -200,5 +204,6 @@ def run_requests(
         commands={command.name: int(channel.counts[command]) for command in Command},
         broken=checker.finish(clock) if check else [],
         simulate_s=seconds,
+        check_s=check_seconds,
         checked=check,
     )

@@ -28,7 +28,16 @@ from sim.rtlsim import (
     require_channel,
 )
 from spec.device import PimDevice, Schedule
-from spec.program import ROW_BITS, Program, barrier_program, first_cycle, streamed_program, words
+from spec.program import (
+    ALL,
+    ROW_BITS,
+    Additions,
+    Program,
+    barrier_program,
+    first_cycle,
+    streamed_program,
+    words,
+)
 from spec.registers import ECC_COUNTERS
 
 ROW_KINDS = (Kind.ACT, Kind.PRE, Kind.REF, Kind.OTHER_REF)
@@ -53,7 +62,7 @@ def program_of(device: PimDevice, product: Product, options: Options) -> Program
             mac_gap=limits.mac_gap,
             act_gap=limits.act_gap,
         )
-    where = streamed.layout(device, product, timings(device.timed, limits))
+    where = streamed.layout(device, product, timings(device.timed, limits), options.additions)
     return streamed_program(
         device,
         outputs=where.outputs,
@@ -75,7 +84,7 @@ def share_of(
         return barrier_share(
             device, weights, x, outputs=outputs, inputs=inputs, channels=product.channels, channel=channel
         )
-    where = streamed.layout(device, product, timings(device.timed, options.limits))
+    where = streamed.layout(device, product, timings(device.timed, options.limits), options.additions)
     return streamed_share(
         device,
         weights,
@@ -215,10 +224,11 @@ class RtlRun:
         return "" if planted is None else planted.miscounted("gemv", self.corrected, self.uncorrected)
 
 
-def bench_of(device: PimDevice, root: Path, *, secded: bool = False) -> Build:
+def bench_of(device: PimDevice, root: Path, *, secded: bool = False, additions: Additions = ALL) -> Build:
     """Return the compiled bench of a channel; cached by content, the same for all products."""
     anonymous = replace(device, name="device")
-    return build("gemv", gemv_component(device, secded=secded), config=(anonymous, secded), root=root)
+    component = gemv_component(device, secded=secded, additions=additions)
+    return build("gemv", component, config=(anonymous, secded, additions.in_hardware), root=root)
 
 
 def prepare(
@@ -232,12 +242,12 @@ def prepare(
     flips: int = 0,
     double_flips: int = 0,
 ) -> Job:
-    """Return a channel's part of a product with random numbers; the hardware has all additions.
+    """Return a channel's part of a product with random numbers.
 
     flips, double_flips : words of the weights in which a bit, two bits, are flipped, where the banks hold
     check bits. :class:`spec.errors.InputError` if so many words are not read, or no hardware runs this.
     """
-    require_channel(device, secded=secded)
+    require_channel(device, secded=secded, additions=options.additions)
     share = share_of(device, product, options, *operands(product, seed), channel)
     image, planted = share.bank_image(secded=secded), NO_FLIPS
     if flips or double_flips:

@@ -13,12 +13,11 @@ from sim.dram.checker import Broken
 from sim.gemv import barrier, lockstep, pins, streamed
 from sim.gemv.check import BARRIER, STREAMED, Rules, Violation, check_inputs, check_log, check_sums
 from sim.gemv.commands import EVEN, FAR, NO_LIMITS, ODD, Kind, Log, PowerLimits, Product, limited, timings
-from sim.gemv.streamed import ALL, Additions
 from spec.design import RegisterPath
 from spec.device import PimDevice, Schedule
 from spec.dram import PROTOCOLS
 from spec.errors import InputError, require, require_range
-from spec.program import TILE_ROWS
+from spec.program import ALL, TILE_ROWS, Additions
 
 COMMANDS = ("ACT", "PRE", "MAC", "WR", "REF", "RD")
 MAX_LOG = 1 << 24

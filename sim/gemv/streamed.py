@@ -53,7 +53,7 @@ from sim.gemv.commands import (
     require_rows,
 )
 from spec.device import PimDevice
-from spec.program import LEAVE_ROW, MODE_ROW, RESULT_ROW
+from spec.program import ALL, LEAVE_ROW, MODE_ROW, RESULT_ROW, Additions
 
 CLOSED = -1
 FIRST_COMMAND = 1
@@ -76,28 +76,6 @@ MARGIN = 1
     _NUM_STATE,
 ) = range(12)
 _OPEN, _ACT, _PRE, _RD, _WR, _RESULTS, _ROWS = range(7)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Additions:
-    """What the schedule adds to the published kernel's, each to be left out.
-
-    Attributes
-    ----------
-    prefetch : the idle banks open their next row while the others compute; without it, behind the last MAC.
-    register_path : register writes take a column slot; without it they are writes on the data bus, as many
-        at once as there are entries, with its turnarounds.
-    split : the inputs are split over sets of channels where that is faster.
-    unpadded : units hold as many outputs and inputs as there are; without it, whole tiles.
-    """
-
-    prefetch: bool = True
-    register_path: bool = True
-    split: bool = True
-    unpadded: bool = True
-
-
-ALL = Additions()
 
 
 @dataclass(frozen=True, kw_only=True)

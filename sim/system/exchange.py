@@ -99,16 +99,18 @@ class Exchange:
     Attributes
     ----------
     ids : (layers, tokens, k) experts; from ``num_ffn`` on they compute nothing and go nowhere.
+    even : whether devices must divide the experts, which then lie on them evenly.
     """
 
     cluster: Cluster
     engine: Roofline
     steps: Steps
     num_ffn: int
+    even: bool = True
 
     def __post_init__(self) -> None:
         devices = self.cluster.devices
-        if self.num_ffn % devices:
+        if self.even and self.num_ffn % devices:
             raise InputError(f"must divide the {self.num_ffn} experts, not {devices}", key="devices")
         pairs = self.ids.shape[0] * devices * max(devices, self.num_ffn)
         if pairs > MOST_PAIRS:

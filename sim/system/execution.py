@@ -60,6 +60,11 @@ def blocks(rows: Rows) -> IntArray:
     return -(-rows.counts // rows.block) * rows.block
 
 
+def sizes(rows: Rows) -> IntArray:
+    """Each expert has the rows of the next larger of few kernels, powers of two (Adyna's sampled kernels)."""
+    return np.where(rows.counts > 0, 1 << np.ceil(np.log2(np.maximum(rows.counts, 1))).astype(np.int64), 0)
+
+
 def grouped(rows: Rows) -> IntArray:
     """Each expert has its tokens' rows (grouped products)."""
     return rows.counts
@@ -70,9 +75,15 @@ EXECUTIONS: dict[str, Callable[[Rows], IntArray]] = {
     "one-hot": capacity,
     "largest": largest,
     "blocks": blocks,
+    "sizes": sizes,
     "grouped": grouped,
+    "one-by-one": grouped,
 }
-"""To (layers, experts) int64 rows; ``one-hot`` also multiplies tokens with a mask to place them."""
+"""To (layers, experts) int64 rows; ``one-hot`` also multiplies tokens with a mask to place them, and
+``one-by-one`` reads an expert's weights for each of its tokens."""
+
+SPECIAL = ("one-hot", "one-by-one")
+"""Those whose time is not that of their rows alone."""
 
 POLICIES = tuple(EXECUTIONS)
 
@@ -95,6 +106,8 @@ def compare(
         computed = policy(rows)
         kept = np.minimum(counts, computed)
         times = engine.experts(computed, steps.expert).sum()
+        if name == "one-by-one":
+            times = (counts * engine.experts(np.ones_like(counts), steps.expert)).sum()
         if name == "one-hot":
             # Tokens x (experts x capacity) x d_model, to place them and once more to combine results.
             times += 2 * OPERATIONS * tokens * steps.expert.d_model * computed.sum() / engine.flops

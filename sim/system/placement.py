@@ -189,6 +189,17 @@ def dealt_tokens(placed: IntArray, counts: IntArray) -> IntArray:
     return tokens
 
 
+def copy_of_each(placed: IntArray, expert: IntArray, turn: IntArray, experts: int) -> IntArray:
+    """Return (layers, n) places: copy ``turn`` mod their number of each (layers, n) expert.
+
+    Of tokens in turn the copies get as many as :func:`dealt_tokens` says.
+    """
+    copies = _copies(placed, experts)
+    first = copies.cumsum(axis=1) - copies
+    number = np.take_along_axis(first, expert, axis=1) + turn % np.take_along_axis(copies, expert, axis=1)
+    return np.take_along_axis(np.argsort(placed, axis=1, kind="stable"), number, axis=1)
+
+
 def compare(
     engine: Roofline,
     title: str,

@@ -32,6 +32,7 @@ from sim.toolchain import built_once, compile_model, digest, verilator_version
 from tests.bench.in_simulator import JOB, RESULTS
 
 FLAGS = ("--vpi",)
+COVERAGE_FLAGS = ("--coverage-line", "--coverage-toggle")
 # Python takes most of a run's time, so that compiling faster counts for more than running faster.
 CXX_FLAGS = ("-O1",)
 LIBRARY = ("verilated_vpi",)
@@ -52,6 +53,7 @@ class CocotbBuild:
     program: Path
     trace: bool
     root: Path
+    coverage: bool = False
 
     def traced(self) -> CocotbBuild:
         """Return the same with waveforms; builds it if need be."""
@@ -62,11 +64,21 @@ class CocotbBuild:
         return self.run_phases([spec], seed=seed, vcd=vcd)[0]
 
     def run_phases(
-        self, phases: Sequence[RunSpec], *, seed: int = 1, vcd: Waveform | None = None
+        self,
+        phases: Sequence[RunSpec],
+        *,
+        seed: int = 1,
+        vcd: Waveform | None = None,
+        coverage: Path | None = None,
     ) -> list[RunResult]:
-        """Run ``phases`` one after the other, each from a reset, registers otherwise as they were."""
+        """Run ``phases`` one after the other, each from a reset, registers otherwise as they were.
+
+        ``coverage``: where Verilator's counts of lines and toggles go, of a build with ``coverage=True``.
+        """
         if vcd is not None and not self.trace:
             raise ValueError("a waveform needs a build with trace=True")
+        if coverage is not None and not self.coverage:
+            raise ValueError("coverage needs a build with coverage=True")
         description = ports_of(self.directory, self.name)
         with tempfile.TemporaryDirectory(prefix="expertbank-") as folder:
             place = Path(folder)
@@ -77,6 +89,8 @@ class CocotbBuild:
             results: list[RunResult] = pickle.loads((place / RESULTS).read_bytes())
             if vcd is not None:
                 _cut(place / "whole.vcd", results, vcd)
+            if coverage is not None:
+                shutil.move(place / "coverage.dat", coverage)
         return results
 
 
@@ -93,15 +107,27 @@ def build(
 
 
 def build_exported(
-    directory: Path, name: str, *, trace: bool = False, root: Path = DEFAULT_ROOT
+    directory: Path,
+    name: str,
+    *,
+    trace: bool = False,
+    coverage: bool = False,
+    root: Path = DEFAULT_ROOT,
 ) -> CocotbBuild:
-    """Return the bench of ``eb_<name>`` as :func:`rtl.export.export` left it in ``directory``."""
+    """Return the bench of ``eb_<name>`` as :func:`rtl.export.export` left it in ``directory``.
+
+    ``coverage``: its runs count the lines and toggles that they reach.
+    """
     verilog = file_list(directory, name)
     top = ports_of(directory, name)["top"]
     tools = (toolchain.VERILATOR_FLAGS, toolchain.CXX_FLAGS, verilator_version())
     settings = repr(
         (*tools, FLAGS, CXX_FLAGS, importlib.metadata.version("cocotb"), str(LIBRARIES), trace, top)
     )
+    flags = FLAGS
+    if coverage:
+        flags += COVERAGE_FLAGS
+        settings += repr(COVERAGE_FLAGS)
     key = digest(settings.encode(), *(file.read_bytes() for file in verilog))
     target = root.resolve() / "cache" / f"cocotb-{key}"
 
@@ -115,14 +141,17 @@ def build_exported(
                 program=top,
                 prefix="Vtop",
                 trace=trace,
+                coverage=coverage,
                 library=LIBRARY,
-                flags=FLAGS,
+                flags=flags,
                 cxx_flags=CXX_FLAGS,
                 link_flags=[f"-L{LIBRARIES}", "-lcocotbvpi_verilator", f"-Wl,-rpath,{LIBRARIES}"],
             )
 
     program = built_once(target, top, make)
-    return CocotbBuild(name=name, directory=directory, program=program, trace=trace, root=root)
+    return CocotbBuild(
+        name=name, directory=directory, program=program, trace=trace, root=root, coverage=coverage
+    )
 
 
 @contextlib.contextmanager

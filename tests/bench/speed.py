@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ from sim import accelerator, bench
 from sim.bench import Bench, Figure
 from sim.layer import LayerShape
 from sim.marked import with_marked
-from sim.rtlsim import DEFAULT_ROOT
+from sim.rtlsim import DEFAULT_ROOT, PROJECT
 from sim.toolchain import write_atomically
 from sim.workload import vector_workload
 from spec.geometry import ImageGeometry, ceil_div
@@ -44,6 +45,10 @@ CYCLES = 2000
 COCOTB_REPEATS = 3
 LOADER_GOAL = 1.0
 """Times the time of reading an expert's bytes."""
+SWEEP_MODEL, SWEEP_POINTS, SWEEP_GOAL_S = "mixtral-8x7b", 10_000, 60.0
+SWEEP_EFFICIENCY, SWEEP_MEMORY = 90.0, 1.1
+"""Per cent of twice the speed of one worker; times the memory of the smaller sweep."""
+SWEEP_SIZES = (10_000, 100_000)
 LAYER_OF_MAKE_SIM = Path(__file__).parent.parent / "data" / "mixtral_s0.npz"
 
 
@@ -206,6 +211,95 @@ def loader_figures(d_model: int = 7168, d_expert: int = 2048) -> list[Figure]:
     return figures
 
 
+def sweep_figures() -> list[Figure]:
+    """Return the time of a sweep of a layer with one and two workers, and the client's memory."""
+    latencies = {"from": 20, "to": 19 + SWEEP_POINTS // 10}
+    layer = {
+        "fixed": {"model": SWEEP_MODEL, "design": "fpga", "routing": "zipf:1"},
+        "axes": {"design.memory.latency_cycles": latencies, "tokens": {"from": 1, "to": 10}},
+    }
+    seconds, files = [], []
+    with tempfile.TemporaryDirectory(prefix="expertbank-bench-") as place:
+        for workers in (1, 2):
+            file = Path(place) / f"{workers}.parquet"
+            took, _ = _swept(layer, file, workers)
+            seconds.append(took)
+            files.append(file.read_bytes())
+        if files[0] != files[1]:
+            raise AssertionError("two workers gave other rows than one")
+        megabytes = []
+        for points in SWEEP_SIZES:
+            product = {
+                "evaluate": "gemv",
+                "fixed": {"device": "hbm2-pim", "channels": 64},
+                "axes": {
+                    "batch": {"from": 1, "to": points // 1000},
+                    "rows": {"from": 64, "to": 6400, "step": 64},
+                    "cols": {"from": 256, "to": 2560, "step": 256},
+                },
+            }
+            megabytes.append(_swept(product, Path(place) / f"{points}.parquet", 2)[1])
+    efficiency = 100 * seconds[0] / (2 * seconds[1])
+    growth = megabytes[1] / megabytes[0]
+    what = f"{SWEEP_POINTS:,} points of a layer of {SWEEP_MODEL} on fpga, starting the processes included"
+    return [
+        Figure(
+            group="model",
+            name=f"sweep of {SWEEP_POINTS:,} points of a layer, 2 workers",
+            value=seconds[1],
+            unit="s",
+            how=f"`expertbank sweep`: {what}",
+            goal=f"below {SWEEP_GOAL_S:g} s",
+            met=seconds[1] < SWEEP_GOAL_S,
+        ),
+        Figure(
+            group="model",
+            name="sweep, efficiency from 1 to 2 workers",
+            value=efficiency,
+            unit="%",
+            how=f"half of {seconds[0]:.1f} s with one over {seconds[1]:.1f} s with two on {os.cpu_count()}"
+            f" cores: {what}",
+            goal=f"at least {SWEEP_EFFICIENCY:g}%",
+            met=efficiency >= SWEEP_EFFICIENCY,
+        ),
+        Figure(
+            group="model",
+            name=f"sweep, memory with {SWEEP_SIZES[1]:,} points over {SWEEP_SIZES[0]:,}",
+            value=growth,
+            unit="x",
+            how=f"largest resident set of the process that hands out products on hbm2-pim and writes:"
+            f" {megabytes[1]:.0f} MB over {megabytes[0]:.0f} MB",
+            goal=f"at most {SWEEP_MEMORY:g} x",
+            met=growth <= SWEEP_MEMORY,
+        ),
+    ]
+
+
+SWEEP_SCRIPT = """
+import json, resource, sys
+from pathlib import Path
+from sim.sweep.run import run_sweep
+from sim.sweep.space import read_space
+from sim.sweep.workers import LocalWorkers
+
+class Watch:
+    begin = done = say = lambda self, *_, **__: None
+
+if __name__ == "__main__":
+    space, file, workers = read_space(json.loads(sys.argv[1]), "bench"), Path(sys.argv[2]), int(sys.argv[3])
+    summary = run_sweep(space, file, lambda: LocalWorkers(workers), Watch())
+    print(summary.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def _swept(space: dict[str, object], file: Path, workers: int) -> tuple[float, float]:
+    """Run a sweep in a process of its own; return seconds and megabytes of its largest resident set."""
+    command = [sys.executable, "-c", SWEEP_SCRIPT, json.dumps(space), str(file), str(workers)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    seconds, megabytes = map(float, done.stdout.split())
+    return seconds, megabytes
+
+
 def main() -> int:
     """Measure, print, write the page and the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -232,6 +326,8 @@ def main() -> int:
     figures += model_figures()
     progress("weights of a checkpoint")
     figures += loader_figures()
+    progress("sweeps: a minute or two")
+    figures += sweep_figures()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.json, json.dumps(bench.as_json(figures, where), indent=1) + "\n")
     write_atomically(arguments.out, bench.page(figures, where))

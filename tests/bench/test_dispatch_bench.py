@@ -71,6 +71,12 @@ CORNERS = {
     "batches of one token": corner([[0, 1], [1, 2], [3, 1]] * 4, batches=[1] * 12),
     "last window partial": corner([[0, 1], [1, 2], [3, 1]] * 3),
     "highest expert only": corner([[4, 4]] * 5),
+    # What one batch has counted of any expert counts for nothing in the next one.
+    "every expert full in every batch": corner(
+        [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4], [4, 3], [2, 1], [0, 4], [3, 2], [1, 0]] * 2,
+        capacity=1,
+        batches=[5, 5, 5, 5],
+    ),
     "largest capacity": corner([[4, 0]] * 20, capacity=15),
 }
 

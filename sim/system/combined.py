@@ -1,0 +1,335 @@
+"""Policies of all families at once, on devices that are each a system: a host, an engine near memory, a link.
+
+One policy of each family: ``placement`` says where experts and their copies lie, ``formats`` how wide their
+weights are, ``dispatch`` how many rows they compute, ``cache`` what each device's host holds or fetches
+ahead, ``split`` what it computes, and ``exchange`` how tokens travel and what hides it. Each expert's place
+becomes an expert of its own with its share of the tokens; then the families' own functions apply. A
+device's layer is that of :mod:`sim.system.schedule`, and never shorter than what its link moves.
+
+Placement and formats know the first half of the steps, and all are judged by the second. Ways that work in
+chunks read, and move, an expert's weights for each. On one device nothing is exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+
+import numpy as np
+
+from sim.system import caches, execution, placement, widths
+from sim.system.comparison import Comparison, Result, Steps, halves
+from sim.system.costs import BYTES, BoolArray, Costs, FloatArray, IntArray, Roofline
+from sim.system.exchange import OVERLAPS, WAYS, Cluster, Exchange
+from sim.system.placement import Placing, copy_of_each
+from sim.system.policies import POLICIES as SPLITS
+from sim.system.policies import split
+from sim.system.schedule import bounds, schedule
+from sim.system.step import BITS, check_capacity, load_counts
+from spec.design import Format
+from spec.errors import InputError, require, require_range
+from spec.system import Sharding, SystemSpec, WeightPlace, nominal
+
+BASELINE = "baseline"
+TOGETHER = "together"
+BOUND = (
+    "rows of tokens alone in the narrowest format, cut anywhere between hosts and near engines and even over"
+    " the devices, nothing moved"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A policy of each family, by name; the defaults are the families' baselines."""
+
+    placement: str = placement.BASELINE
+    split: str = "all-host"
+    cache: str = caches.BASELINE
+    exchange: str = "direct"
+    dispatch: str = "grouped"
+    formats: str = widths.BASELINE
+
+    def __post_init__(self) -> None:
+        for key, registries in FAMILIES.items():
+            known = [name for registry in registries for name in registry if name not in execution.SPECIAL]
+            name = getattr(self, key)
+            if name not in known:
+                raise InputError(f"must be one of {', '.join(known)}, not {name!r}", key=key)
+
+
+FAMILIES: dict[str, tuple[Mapping[str, object], ...]] = {
+    "placement": (placement.PLACEMENTS,),
+    "split": (SPLITS,),
+    "cache": ({caches.BASELINE: None}, caches.CACHES, caches.PREFETCHERS),
+    "exchange": (WAYS, OVERLAPS),
+    "dispatch": (execution.EXECUTIONS,),
+    "formats": (widths.WIDTHS,),
+}
+"""What can be combined, by the names of :class:`Plan`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Devices of one kind, and the numbers that policies take.
+
+    Attributes
+    ----------
+    places : for experts and copies, on all devices.
+    groups : of the gate.
+    entries : experts of a layer that each device's host holds.
+    """
+
+    system: SystemSpec
+    cluster: Cluster
+    places: int
+    groups: int = 1
+    entries: int = 1
+    capacity_factor: float = 1.25
+    block: int = 128
+    wide_share: float = 0.25
+
+
+@dataclass(frozen=True)
+class Placed(Exchange):
+    """Layers whose experts are places; computing is that of each device's system under a plan.
+
+    Attributes
+    ----------
+    whose : (layers of all steps, places), the expert in each place.
+    bits : (layers of all steps, places), of a weight.
+    hit : (layers of all steps, places), what is held when a layer begins.
+    ahead : (layers of all steps, places), what is fetched for a layer while the one before runs.
+    num_layers : of the model; the layers of all steps are layer by layer.
+    """
+
+    machine: Machine = field(kw_only=True)
+    plan: Plan = field(kw_only=True)
+    whose: IntArray = field(kw_only=True)
+    bits: FloatArray = field(kw_only=True)
+    hit: BoolArray = field(kw_only=True)
+    ahead: BoolArray = field(kw_only=True)
+    num_layers: int = field(kw_only=True)
+
+    @cached_property
+    def values(self) -> dict[str, float]:
+        """Numbers of the system."""
+        return nominal(self.machine.system)
+
+    def costs(self, rows: IntArray, bits: FloatArray, hit: BoolArray, units: int) -> Costs:
+        """Return the costs of (layers, experts) rows of experts of so many bits a weight."""
+        values, expert, system = self.values, self.steps.expert, self.machine.system
+        weights = expert.weight_bytes / BYTES * bits / BITS
+        traffic = expert.traffic(rows) - expert.weight_bytes + weights
+        link, latency = values["link.bytes_per_s"] * values["link.efficiency"], values["link.latency_s"]
+        host, near = Roofline.of(values, "host"), Roofline.of(values, "near")
+        near = replace(near, bytes_per_s=near.bytes_per_s / units, flops=near.flops / units)
+        host_s, near_s = (
+            np.where(rows > 0, engine.seconds(traffic, expert.flops(rows)) + engine.expert_s, 0.0)
+            for engine in (host, near)
+        )
+        moved = (rows > 0) & ~hit & (system.weights is WeightPlace.NEAR)
+        return Costs(
+            rows,
+            host_s,
+            near_s,
+            np.where(moved, weights / link + latency, 0.0),
+            BYTES * expert.d_model * rows.astype(np.float64) / link,
+            np.arange(rows.shape[1]) % units,
+            units,
+            latency_s=latency,
+            link_share=values["link.bytes_per_s"] / (values["link.bytes_per_s"] + values["near.bytes_per_s"]),
+            alpha=values.get("alpha", 1.0),
+            spaces=int(values.get("spaces", 0)),
+        )
+
+    def rows(self, counts: IntArray) -> IntArray:
+        """Return the rows that experts compute for their tokens."""
+        machine = self.machine
+        given = execution.Rows(counts, machine.capacity_factor, machine.block)
+        return execution.EXECUTIONS[self.plan.dispatch](given)
+
+    def device_s(self, counts: IntArray) -> FloatArray:
+        """Return (layers, devices) seconds of (layers, places) tokens."""
+        devices = self.cluster.devices
+        # A device's layer is a layer of its own.
+        shape = (len(counts) * devices, -1)
+        rows, bits, hit = self.rows(counts).reshape(shape), self.bits.reshape(shape), self.hit.reshape(shape)
+        sharded = self.machine.system.sharding is Sharding.EXPERT
+        costs = self.costs(rows, bits, hit, int(self.values["units"]) if sharded else 1)
+        result = schedule(costs, split(self.plan.split, costs))
+        link = result.busy_s["link"].sum(axis=1) + self._fetched_s
+        of_device: FloatArray = np.maximum(result.layer_s, link).reshape(len(counts), devices)
+        return of_device
+
+    @cached_property
+    def _fetching_s(self) -> FloatArray:
+        """(steps x layers, devices), in time: what a device's link moves ahead for each layer."""
+        weights = self.steps.expert.weight_bytes / BYTES * self.bits / BITS
+        link = self.values["link.bytes_per_s"] * self.values["link.efficiency"]
+        each = np.where(self.ahead, weights / link + self.values["link.latency_s"], 0.0)
+        devices = self.cluster.devices
+        of_device = each.reshape(self.num_layers, -1, devices, each.shape[1] // devices)
+        in_time: FloatArray = of_device.sum(axis=3).swapaxes(0, 1).reshape(-1, devices)
+        return in_time
+
+    @cached_property
+    def _fetched_s(self) -> FloatArray:
+        """(layers of all steps x devices,): what a device's link moves for its next layer while one runs."""
+        behind = np.concatenate([self._fetching_s[1:], np.zeros((1, self.cluster.devices))])
+        by_layer = behind.reshape(-1, self.num_layers, self.cluster.devices).swapaxes(0, 1)
+        return by_layer.reshape(-1)
+
+    @property
+    def first_s(self) -> float:
+        """What is fetched before the first layer begins, on the slowest device."""
+        return float(self._fetching_s[0].max())
+
+
+def placed_steps(steps: Steps, placed: IntArray, num_ffn: int) -> Steps:
+    """Return steps whose experts are places: an expert's tokens in turn to each of its copies.
+
+    Parameters
+    ----------
+    placed : (layers, places), the expert in each. Ids from ``num_ffn`` on become ids from ``places`` on.
+    """
+    layers, _, tokens, k = steps.ids.shape
+    places = placed.shape[1]
+    flat = steps.ids.reshape(layers, -1)
+    real = flat < num_ffn
+    chosen = np.where(real, flat, 0)
+    # Which of its expert's assignments in its step this one is.
+    step = np.arange(flat.shape[1]) // (tokens * k)
+    key = np.where(real, chosen, num_ffn) + (num_ffn + 1) * step
+    order = np.argsort(key, axis=1, kind="stable")
+    ordered = np.take_along_axis(key, order, axis=1)
+    number = np.arange(flat.shape[1])
+    new = np.ones(ordered.shape, bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    turn = np.empty_like(flat)
+    first = np.maximum.accumulate(np.where(new, number, 0), axis=1)
+    np.put_along_axis(turn, order, number - first, axis=1)
+    target = copy_of_each(placed, chosen, turn, num_ffn)
+    ids = np.where(real, target, flat - num_ffn + places).reshape(steps.ids.shape)
+    counts = load_counts(ids.reshape(-1, tokens, k), places + steps.counts.shape[2] - num_ffn)
+    counts[:, places:] = 0
+    return Steps(ids, counts.reshape(layers, -1, counts.shape[1]), steps.expert)
+
+
+def build(machine: Machine, steps: Steps, num_ffn: int, plan: Plan) -> Placed:
+    """Return the second half of the steps under a plan."""
+    learned, _ = halves(steps.counts[:, :, :num_ffn])
+    load = learned.sum(axis=1).astype(np.float64)
+    cluster, devices = machine.cluster, machine.cluster.devices
+    placing = Placing(load, machine.places, devices, cluster.nodes, machine.groups)
+    placed = placement.PLACEMENTS[plan.placement](placing)
+    half = steps.ids.shape[1] - learned.shape[1]
+    judged = Steps(steps.ids[:, -half:], steps.counts[:, -half:], steps.expert)
+    mine = placed_steps(judged, placed, num_ffn)
+    # (layers, experts) to (layers x steps, places).
+    bits = np.take_along_axis(widths.WIDTHS[plan.formats](load, machine.wide_share), placed, axis=1)
+    hit, ahead = held(machine, mine, plan.cache)
+    return Placed(
+        cluster,
+        Roofline.of(nominal(machine.system), "host"),
+        mine,
+        machine.places,
+        machine=machine,
+        plan=plan,
+        whose=np.repeat(placed, half, axis=0),
+        bits=np.repeat(bits, half, axis=0),
+        hit=hit.reshape(-1, machine.places),
+        ahead=ahead.reshape(-1, machine.places),
+        num_layers=len(steps.ids),
+    )
+
+
+def held(machine: Machine, steps: Steps, name: str) -> tuple[BoolArray, BoolArray]:
+    """Return (layers, steps, places) bool, what hosts hold as a layer begins, what was fetched for it."""
+    devices, places = machine.cluster.devices, machine.places
+    counts = steps.counts[:, :, :places]
+    nothing = np.zeros(counts.shape, bool)
+    if name == caches.BASELINE:
+        return nothing, nothing
+    layers, number = counts.shape[:2]
+    each = counts.reshape(layers, number, devices, -1).swapaxes(1, 2).reshape(layers * devices, number, -1)
+
+    def together(of_devices: BoolArray) -> BoolArray:
+        split_up = of_devices.reshape(layers, devices, number, -1).swapaxes(1, 2)
+        return split_up.reshape(counts.shape)
+
+    if name in caches.CACHES:
+        value = caches.CACHES[name](each > 0)
+        return together(caches.held(each > 0, value, machine.entries)), nothing
+    fetched = caches.PREFETCHERS[name](steps, machine.entries * devices)[:, :, :places]
+    asked = fetched.reshape(layers, number, devices, -1).swapaxes(1, 2).reshape(each.shape)
+    # A device has room for so many: of what was predicted the most used up to now.
+    past = np.cumsum(each, axis=1) - each + 1.0
+    fetched = together(caches.largest(np.where(asked, past, 0.0), machine.entries))
+    return fetched, fetched
+
+
+def least_seconds(placed: Placed, kept: IntArray, num_ffn: int) -> float:
+    """Return the time that no combination is below, of (layers of all steps, places) tokens that are kept."""
+    of_experts = np.zeros((len(kept), num_ffn), np.int64)
+    np.add.at(of_experts, (np.arange(len(kept))[:, None], placed.whose), kept)
+    bits = np.full(of_experts.shape, min(*map(widths.bits_of, Format), placed.bits.min()))
+    costs = placed.costs(of_experts, bits, np.ones(of_experts.shape, bool), 1)
+    return bounds(costs)["balance"] / placed.cluster.devices
+
+
+def run(machine: Machine, steps: Steps, num_ffn: int, plan: Plan) -> Result:
+    """Return what a plan takes, and the bound of the rows that it keeps."""
+    require(
+        plan.cache == caches.BASELINE or machine.system.weights is WeightPlace.NEAR,
+        f"must be {caches.BASELINE!r} where weights are shared and nothing is moved, not {plan.cache!r}",
+        key="cache",
+    )
+    placed = build(machine, steps, num_ffn, plan)
+    counts, rows = placed.counts, placed.rows(placed.counts)
+    kept = np.minimum(counts, rows)
+    if plan.exchange in WAYS:
+        layers = 2 * WAYS[plan.exchange](placed, True) + placed.device_s(counts).max(axis=1)
+    else:
+        layers = OVERLAPS[plan.exchange](placed)
+    of_devices = counts.reshape(len(counts), machine.cluster.devices, -1).sum(axis=2)
+    even = of_devices.mean(axis=1)
+    measures = {
+        "imbalance": float((of_devices.max(axis=1) / np.maximum(even, 1e-300))[even > 0].mean()),
+        "hit_rate": float((placed.hit & (counts > 0)).sum() / (counts > 0).sum()),
+        "padding_share": float(1 - kept.sum() / rows.sum()),
+        "dropped_share": float(1 - kept.sum() / counts.sum()),
+        "held_GB": float(_held_bytes(placed) / 1e9),
+    }
+    bound = least_seconds(placed, kept, num_ffn)
+    return Result(float(layers.sum()) + placed.first_s, bound, measures)
+
+
+def _held_bytes(placed: Placed) -> float:
+    steps = len(placed.bits) // placed.num_layers
+    return placed.steps.expert.weight_bytes / BYTES * float(placed.bits[::steps].sum()) / BITS
+
+
+def alone_and_together(plan: Plan) -> dict[str, Plan]:
+    """Return the baseline, each policy of a plan alone where it is another one, and all together."""
+    base = Plan()
+    plans = {BASELINE: base}
+    for one in fields(Plan):
+        name = getattr(plan, one.name)
+        if name != getattr(base, one.name):
+            plans[f"{one.name}: {name}"] = replace(base, **{one.name: name})
+    if len(plans) > 2:
+        plans[TOGETHER] = plan
+    return plans
+
+
+def compare(machine: Machine, title: str, steps: Steps, num_ffn: int, plan: Plan) -> Comparison:
+    """Run a plan's policies one by one and together, beside a baseline without any."""
+    require_range("entries", machine.entries, 1, max(1, machine.places // machine.cluster.devices))
+    execution.Rows(np.ones((1, 1), np.int64), machine.capacity_factor, machine.block)
+    require(0 <= machine.wide_share <= 1, f"must be in 0..1, not {machine.wide_share:g}", key="wide-share")
+    share = -(-machine.places // machine.cluster.devices)
+    check_capacity(machine.system, len(steps.ids) * share * steps.expert.weight_bytes)
+    plans: Mapping[str, Plan] = alone_and_together(plan)
+    results = {name: run(machine, steps, num_ffn, one) for name, one in plans.items()}
+    return Comparison("combined", title, BASELINE, results, BOUND)

@@ -1,0 +1,149 @@
+"""Prove everything, plant every bug, write the page: ``python -m tests.formal.run`` (``make formal``)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import pytest
+
+from sim.toolchain import write_atomically
+from tests.block_bench import plant_bug
+from tests.formal.model import Checker
+from tests.formal.properties import PROOFS, Bug, Proof
+from tests.formal.prove import Verdict, prove
+
+PAGE = """# formal
+
+What is proved of the blocks' control, for any inputs, not only those of a test: `make formal` (yosys-smtbmc
+and
+Yices from wheels, {seconds:.0f} s of {jobs} processes when this page was written). The checkers are
+Amaranth modules around the blocks, which are
+elaborated unchanged (`tests/formal/`). Time begins in any state of all registers and memories, with one
+cycle of
+reset: what holds after it holds after every reset, also one in the middle of work.
+
+*Induction* n: whatever state fulfils all assertions (the invariants too) in n cycles fulfils them in the
+next one:
+for all time. *Bounded* n: no assertion fails in the first n cycles, that of reset among them. All of it is
+for the
+small parameters in the table; that it does not depend on them is not claimed. A bug planted for each
+property is
+found: from reset, as a trace, or (*) where its output is too many cycles away for a search, as a proof that
+fails.
+
+| block | property | parameters | method | assertions | seconds | bugs found |
+|---|---|---|---|---|---|---|
+{rows}
+
+Assumed of what is around a block: offered beats stay; what its documentation says that it is owed (slots
+announced in
+order and used again when freed; contributions announced before they come, one after the other; MACs in rows
+that are ready; memory bursts that were
+asked for); inputs that are constant while it works do not change. The combiners' sums, and all other
+arithmetic, are not
+part of it: those are compared bit for bit with golden by the benches. `rtl/gemv` (command programs) is not
+proved; its commands
+are checked in every run ([pim-gemv.md](pim-gemv.md)).
+
+A property that is new: an entry of `PROOFS` in `tests/formal/properties.py` with its bugs.
+"""
+
+
+def prove_one(name: str) -> tuple[str, int, Verdict]:
+    """Return a proof's name, how many assertions it has, and what the solver found."""
+    proof = proof_named(name)
+    return name, len(proof.make().properties), prove(proof.make, depth=proof.depth, induction=proof.induction)
+
+
+def find_bug(name: str, index: int) -> tuple[str, int, str]:
+    """Plant a bug; return "" if the property that it breaks fails, else what was seen."""
+    proof = proof_named(name)
+    bug = proof.bugs[index]
+    return name, index, missed(proof, bug)
+
+
+def missed(proof: Proof, bug: Bug) -> str:
+    """Return "" if the bug breaks the property that it should, else what was seen."""
+    patch = pytest.MonkeyPatch()
+    try:
+        plant_bug(patch, importlib.import_module(bug.module), bug.old, bug.new)
+        make = bug.make or proof.make
+        patch.setattr(Checker, "with_invariants", bug.induction > 0)
+        verdict = prove(make, depth=bug.depth or proof.depth, induction=bug.induction)
+    finally:
+        patch.undo()
+    if bug.fails in verdict.failed and verdict.holds == (bug.induction > 0):
+        return ""
+    return f"{bug.fails} holds; failed: {', '.join(verdict.failed) or 'nothing'}"
+
+
+def proof_named(name: str) -> Proof:
+    """Return a proof by its name."""
+    return next(proof for proof in PROOFS if proof.name == name)
+
+
+def main() -> int:
+    """Run all; return 1 if a proof fails or a bug is not found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="write the page")
+    parser.add_argument("--only", default="", help="proofs whose name has this in it")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
+    arguments = parser.parse_args()
+    if arguments.out and arguments.only:
+        parser.error("--out needs all proofs")
+    proofs = [proof for proof in PROOFS if arguments.only in proof.name]
+    start = time.perf_counter()
+    failures = 0
+    rows = {}
+    found = {proof.name: 0 for proof in proofs}
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        # The long ones first.
+        order = sorted(proofs, key=lambda proof: -(proof.depth + 1000 * (len(proof.bugs) > 5)))
+        verdicts = [pool.submit(prove_one, proof.name) for proof in order]
+        bugs = [pool.submit(find_bug, proof.name, n) for proof in proofs for n in range(len(proof.bugs))]
+        for future in as_completed(verdicts):
+            name, assertions, verdict = future.result()
+            proof = proof_named(name)
+            proved = verdict.holds and verdict.induction == proof.induction
+            failures += not proved
+            said = "holds" if proved else f"FAILS: {', '.join(verdict.failed)}"
+            print(f"{name}: {said}, {verdict.seconds:.1f} s", flush=True)
+            rows[name] = (assertions, verdict)
+        for future in as_completed(bugs):
+            name, index, seen = future.result()
+            found[name] += not seen
+            failures += bool(seen)
+            bug = proof_named(name).bugs[index]
+            print(f"{name}, bug in {bug.module} ({bug.fails}): {seen or 'found'}", flush=True)
+    seconds = time.perf_counter() - start
+    print(f"{len(proofs)} proofs, {sum(found.values())} bugs found, {failures} failures, {seconds:.0f} s")
+    if arguments.out and not failures:
+        lines = [_row(proof, *rows[proof.name], found[proof.name]) for proof in proofs]
+        text = PAGE.format(seconds=seconds, jobs=arguments.jobs, rows="\n".join(lines))
+        write_atomically(arguments.out, text)
+    return int(failures > 0)
+
+
+def _row(proof: Proof, assertions: int, verdict: Verdict, found: int) -> str:
+    method = f"induction {proof.induction}" if proof.induction else f"bounded {proof.depth}"
+    star = " (*)" if any(bug.induction for bug in proof.bugs) else ""
+    cells = [
+        proof.name,
+        proof.says,
+        proof.parameters,
+        method,
+        str(assertions),
+        f"{verdict.seconds:.1f}",
+        f"{found} of {len(proof.bugs)}{star}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

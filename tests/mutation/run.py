@@ -1,0 +1,166 @@
+"""Mutants of every block against its bench: ``python -m tests.mutation.run`` (``make mutate``)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rtl.combine import Combine
+from rtl.combine_ordered import OrderedCombine
+from rtl.dispatch import Dispatch
+from rtl.expert import ExpertEngine
+from rtl.gating import Gate
+from rtl.pim import PimChannel
+from sim.divergence import first_divergence
+from sim.rtlsim import Build, build_exported, exported
+from sim.toolchain import write_atomically
+from tests.bench import test_combine_bench as combine
+from tests.bench import test_dispatch_bench as dispatch
+from tests.bench import test_expert_bench as expert
+from tests.bench import test_gating_bench as gating
+from tests.bench import test_pim_bench as pim
+from tests.bench.scenarios import Scenario
+from tests.mutation.mutants import PORT, equivalent, mutants_of
+from tests.mutation.page import page
+
+BATCH = 12
+"""Scenarios of one process: most mutants are seen by the first batch."""
+GOAL = 0.95
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block with its bench: what is exported, and the scenarios of a seed."""
+
+    name: str
+    component: Callable[[], object]
+    config: object
+    scenarios: Callable[[int], list[Scenario]]
+
+
+GATE = gating.GEOMETRIES["sigmoid"]
+EXPERT = expert.CONFIGS["relu"]
+PIM = pim.CONFIGS["bank"]
+BLOCKS = [
+    Block("dispatch", lambda: Dispatch(dispatch.CONFIG), dispatch.CONFIG, dispatch.scenarios),
+    Block("dispatch_units", lambda: Dispatch(dispatch.UNITS), dispatch.UNITS, dispatch.unit_scenarios),
+    Block("combine", lambda: Combine(combine.CONFIG), combine.CONFIG, combine.scenarios),
+    Block(
+        "combine_ordered", lambda: OrderedCombine(combine.ORDERED), combine.ORDERED, combine.ordered_scenarios
+    ),
+    Block("gating_sigmoid", lambda: Gate(GATE), GATE, lambda seed: gating.scenarios(GATE, seed)),
+    Block("expert_relu", lambda: ExpertEngine(EXPERT), EXPERT, lambda seed: expert.scenarios(EXPERT, seed)),
+    Block("pim_bank", lambda: PimChannel(PIM), PIM, lambda seed: pim.scenarios(PIM, seed)),
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Mutants of a block: how many, which are not detected, which of these are proved equivalent."""
+
+    name: str
+    total: int
+    survivors: dict[int, str]
+    proved: frozenset[int]
+    scenarios: int
+    seconds: float
+
+    @property
+    def left(self) -> dict[int, str]:
+        """Survivors that are not proved equivalent."""
+        return {number: text for number, text in self.survivors.items() if number not in self.proved}
+
+    @property
+    def score(self) -> float:
+        """Detected, of those that are not proved equivalent."""
+        distinct = self.total - len(self.proved)
+        return (distinct - len(self.left)) / distinct if distinct else 1.0
+
+
+def differs(build: Build, block: str, scenarios: Sequence[Scenario], mutant: int, seed: int) -> str:
+    """Return what the bench says of a mutant, "" if nothing."""
+    specs = [replace(run.spec, statics={**run.spec.statics, PORT: mutant}) for run in scenarios]
+    try:
+        results = build.run_phases(specs, seed=seed)
+    except RuntimeError as error:
+        return f"the run fails: {error}"
+    for run, result in zip(scenarios, results, strict=True):
+        problems = run.problems(result)
+        if problems:
+            return f"{run.name}: {problems[0]}"
+        found = first_divergence(run.checks(block, result))
+        if found is not None:
+            return f"{run.name}: {found}"
+    return ""
+
+
+def measure(block: Block, count: int, seed: int) -> Outcome:
+    """Run the netlist itself, then each mutant until a scenario shows it."""
+    start = time.perf_counter()
+    directory = exported(block.name, block.component, config=block.config)
+    mutants = mutants_of(directory, block.name, count=count, seed=seed)
+    build = build_exported(mutants.directory, block.name)
+    scenarios = block.scenarios(seed)
+    # Registers start at random: with other values in each of these.
+    for power_up in (1, 2, 3):
+        said = differs(build, block.name, scenarios, 0, power_up)
+        if said:
+            raise SystemExit(f"{block.name}: the netlist itself fails: {said}")
+    # A mutant that hangs is seen in the time that the longest scenario takes twice.
+    cycles = [result.cycles for result in build.run_phases([run.spec for run in scenarios])]
+    limited = [
+        replace(run, spec=replace(run.spec, max_cycles=min(run.spec.max_cycles, 2 * used + 200)))
+        for run, used in zip(scenarios, cycles, strict=True)
+    ]
+    # Different ones first, then the rest, then the scenarios that another seed draws.
+    step = max(1, len(limited) // BATCH)
+    first = limited[::step][:BATCH]
+    survivors = {}
+    for number, text in enumerate(mutants.texts, start=1):
+        said = differs(build, block.name, first, number, 1) or differs(build, block.name, limited, number, 1)
+        if not said:
+            survivors[number] = text
+    others = block.scenarios(seed + 1) if survivors else []
+    survivors = {
+        number: text
+        for number, text in survivors.items()
+        if not differs(build, block.name, others, number, 2)
+    }
+    proved = frozenset(equivalent(mutants, sorted(survivors)))
+    seconds = time.perf_counter() - start
+    return Outcome(block.name, len(mutants.texts), survivors, proved, len(scenarios), seconds)
+
+
+def main() -> int:
+    """Measure the blocks; return 1 if one has too many survivors."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mutants", type=int, default=100, help="of each block")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", nargs="*", help="blocks")
+    parser.add_argument("--out", type=Path, help="write the page")
+    arguments = parser.parse_args()
+    outcomes = []
+    for block in BLOCKS:
+        if arguments.only and block.name not in arguments.only:
+            continue
+        outcome = measure(block, arguments.mutants, arguments.seed)
+        outcomes.append(outcome)
+        print(
+            f"{outcome.name}: {outcome.total} mutants, {len(outcome.survivors)} not detected,"
+            f" {len(outcome.proved)} of these equivalent, score {outcome.score:.1%}, {outcome.seconds:.0f} s",
+            flush=True,
+        )
+        for number, text in outcome.left.items():
+            print(f"  {number}: {text}", flush=True)
+        # Blocks that are done are on the page, should the rest take too long.
+        if arguments.out:
+            write_atomically(arguments.out, page(outcomes, arguments.seed, GOAL))
+    return int(any(outcome.score < GOAL for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

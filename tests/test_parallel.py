@@ -1,0 +1,377 @@
+"""Mixes of tensor, expert and data parallelism, policies combined, and policies of a user's own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sim.cli import main
+from sim.system import combined, exchange, execution, parallel, placement, plugins, policies
+from sim.system.combined import FAMILIES, Machine, Plan, placed_steps
+from sim.system.comparison import Steps
+from sim.system.exchange import Cluster, Exchange, Link
+from sim.system.parallel import Mix, all_mixes, layer_seconds
+from sim.system.schedule import schedule
+from sim.system.step import system_costs
+from spec.load import load_system
+from tests.test_policies import ENGINE, EXPERT, random_steps, steps_of
+
+LINK = Link(bytes_per_s=10.0, latency_s=1.0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Return a stream whose seed is printed."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
+
+
+def on(steps: Steps, devices: int, nodes: int = 1, experts: int = 8) -> Exchange:
+    return Exchange(Cluster(devices, nodes, LINK, LINK), ENGINE, steps, experts, even=False)
+
+
+def test_mixes_by_hand() -> None:
+    """Two devices, two experts, tokens 0 and 1 to expert 0. A token is 10 bytes: a second on the link.
+
+    An expert with n tokens: (100 + 20 n) / 100 + 0.5 seconds; a half of it (50 + 20 n) / 100 + 0.5.
+    """
+    steps = steps_of([[[[0], [0]]]], 2)
+    # Expert: token 1 goes from device 1 to device 0, 1 second and 1 of latency, and comes back.
+    sent, computed = layer_seconds(on(steps, 2, experts=2), Mix(1, 2, 1))
+    assert sent.tolist() == [4.0] and computed.tolist() == [pytest.approx([1.9, 0.0])]
+    # Tensor: both tokens on both devices, each has one of them.
+    sent, computed = layer_seconds(on(steps, 2, experts=2), Mix(2, 1, 1))
+    assert sent.tolist() == [4.0] and computed.tolist() == [pytest.approx([1.4, 1.4])]
+    # Data: each its own token, all weights twice.
+    sent, computed = layer_seconds(on(steps, 2, experts=2), Mix(1, 1, 2))
+    assert sent.tolist() == [0.0] and computed.tolist() == [pytest.approx([1.7, 1.7])]
+
+
+def test_names_of_mixes() -> None:
+    """On 2 nodes of 4 devices, with 8 experts; then experts that devices do not divide: more copies."""
+    cluster = Cluster(8, 2, LINK, LINK)
+    found = {name: mix(cluster, 8) for name, mix in parallel.MIXES.items()}
+    assert found == {
+        "expert": Mix(1, 8, 1),
+        "tensor": Mix(8, 1, 1),
+        "data": Mix(1, 1, 8),
+        "expert-tensor": Mix(4, 2, 1),
+        "expert-data": Mix(1, 4, 2),
+        "expert-tensor-data": Mix(2, 2, 2),
+    }
+    assert parallel.MIXES["expert"](cluster, 6) == Mix(1, 2, 4)
+    assert set(all_mixes(Cluster(4, 1, LINK, LINK), 2)) == {
+        *(Mix(1, 1, 4), Mix(2, 1, 2), Mix(4, 1, 1), Mix(1, 2, 2), Mix(2, 2, 1)),
+    }
+
+
+def test_experts_alone_are_the_exchange_s_direct_way(rng) -> None:
+    steps = random_steps(rng, tokens=16)
+    mine = on(steps, 4, 2)
+    sent, computed = layer_seconds(mine, Mix(1, 4, 1))
+    assert np.allclose(sent, 2 * exchange.direct(mine))
+    assert np.allclose(computed, mine.device_s(mine.counts))
+
+
+def test_no_mix_beats_its_bound_and_adaptive_is_the_best(rng) -> None:
+    for devices, nodes, experts in ((4, 1, 8), (8, 2, 8), (6, 3, 8), (8, 4, 6)):
+        steps = random_steps(rng, tokens=int(rng.integers(3, 40)), experts=experts)
+        result = parallel.compare(on(steps, devices, nodes, experts), "t")
+        assert set(result.results) == set(parallel.POLICIES)
+        adaptive = result.results["adaptive"].seconds
+        assert all(adaptive <= found.seconds * (1 + 1e-12) for found in result.results.values())
+        for found in result.results.values():
+            product = np.prod([found.measures[key] for key in ("tensor", "expert", "data")])
+            assert found is result.results["adaptive"] or product == devices
+
+
+def test_adaptive_takes_what_fits(rng) -> None:
+    """All experts on every device would be best, but for its memory."""
+    steps = random_steps(rng, tokens=64)
+    slow = replace(on(steps, 4), cluster=Cluster(4, 1, Link(0.1, 1.0), LINK))
+    held = EXPERT.weight_bytes * 8 * 3
+    assert parallel.compare(slow, "t").results["adaptive"].measures["data"] == 4
+    tight = parallel.compare(slow, "t", capacity_bytes=held / 2)
+    assert tight.results["adaptive"].measures["data"] <= 2
+    assert tight.results["data"].measures["fits"] == 0
+    assert tight.results["adaptive"].measures["fits"] == 1
+
+
+def test_places_are_dealt_as_placements_say(rng) -> None:
+    """Each expert's tokens go to its copies in turn, and no other token does."""
+    for places in (8, 12, 16):
+        steps = random_steps(rng, tokens=13)
+        load = steps.counts.sum(axis=1).astype(float)
+        placed = placement.eplb_global(placement.Placing(load, places, 4))
+        mine = placed_steps(steps, placed, 8)
+        back = np.take_along_axis(placed[:, None, None], mine.ids.reshape(3, 1, 1, -1), axis=3)
+        assert (back.reshape(steps.ids.shape) == steps.ids).all()
+        for step in range(steps.ids.shape[1]):
+            dealt = placement.dealt_tokens(placed, steps.counts[:, step])
+            assert (mine.counts[:, step] == dealt).all()
+    # Identity experts stay what they are, behind the places.
+    other = placed_steps(steps_of([[[[0, 2]]]], 3), np.array([[0, 1, 0]]), 2)
+    assert other.ids.tolist() == [[[[0, 3]]]] and other.counts.tolist() == [[[1, 0, 0, 0]]]
+
+
+def machine(system: str, devices: int = 4, nodes: int = 2, places: int = 8) -> Machine:
+    """Return devices of a system whose experts are small."""
+    cluster = Cluster(devices, nodes, Link(1e9, 1e-6), Link(1e8, 1e-5))
+    return Machine(system=load_system(system), cluster=cluster, places=places, groups=4, entries=1, block=4)
+
+
+def test_a_baseline_on_one_device_is_the_system_s_step(rng) -> None:
+    steps = random_steps(rng, tokens=16)
+    for system in ("dynande", "duplex", "pimoe"):
+        one = machine(system, 1, 1)
+        for name in policies.POLICIES:
+            found = combined.run(one, steps, 8, Plan(split=name))
+            judged = steps.counts[:, 3:].reshape(-1, 8)
+            costs = system_costs(one.system, judged, steps.expert)
+            assert found.seconds == pytest.approx(schedule(costs, policies.split(name, costs)).seconds)
+
+
+def every_plan(rng: np.random.Generator, system: str) -> Plan:
+    """Return a policy of each family, drawn."""
+    drawn = {}
+    for family, registries in FAMILIES.items():
+        known = [name for registry in registries for name in registry if name not in execution.SPECIAL]
+        drawn[family] = str(rng.choice(known))
+    if load_system(system).weights.value == "shared":
+        drawn["cache"] = "none"
+    return Plan(**drawn)
+
+
+def test_all_policies_together_on_all_systems(rng) -> None:
+    """Whatever is combined: never below the bound, every token computed or dropped."""
+    for _ in range(4):
+        for system in ("monde", "dynande", "duplex", "duplex-bank-pim", "pimoe", "sieve"):
+            plan = every_plan(rng, system)
+            places = int(rng.choice([8, 12]))
+            steps = random_steps(rng, tokens=int(rng.integers(1, 20)))
+            result = combined.compare(machine(system, places=places), "t", steps, 8, plan)
+            for found in result.results.values():
+                assert 0 < found.bound_s <= found.seconds
+                assert 0 <= found.measures["dropped_share"] < 1
+                assert plan.dispatch == "capacity" or found.measures["dropped_share"] == 0
+
+
+def test_every_policy_of_every_family_can_be_combined(rng) -> None:
+    steps = random_steps(rng, tokens=9)
+    for family, registries in FAMILIES.items():
+        for name in [name for registry in registries for name in registry]:
+            if name not in execution.SPECIAL:
+                found = combined.run(machine("dynande"), steps, 8, Plan(**{family: name}))
+                assert found.seconds >= found.bound_s, name
+
+
+def test_together_is_more_than_each_alone(rng) -> None:
+    """Formats alone halve what is held and moved; with a cache of all experts nothing is moved twice."""
+    steps = random_steps(rng, tokens=16, steps=12)
+    one = replace(machine("dynande", 1, 1), entries=8)
+    result = combined.compare(one, "t", steps, 8, Plan(formats="int8", cache="lru", split="hot-cold"))
+    assert list(result.results) == [
+        *("baseline", "split: hot-cold", "cache: lru", "formats: int8", "together"),
+    ]
+    assert result.results["cache: lru"].measures["hit_rate"] > 0.5
+    assert result.results["formats: int8"].measures["held_GB"] == pytest.approx(
+        result.results["baseline"].measures["held_GB"] / 2
+    )
+    assert result.results["cache: lru"].seconds < result.results["baseline"].seconds
+
+
+def test_hot_experts_stay_and_cold_ones_are_computed_near(rng) -> None:
+    counts = rng.integers(1, 9, (2, 6))
+    system = load_system("dynande")
+    cached = rng.random((2, 6)) < 0.5
+    costs = system_costs(system, counts, EXPERT, cached=cached)
+    assert (policies.split("hot-cold", costs) == cached).all()
+
+
+PARALLEL = ["policies", "parallel", "--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "32"]
+COMBINED = ["policies", "combined", "--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "8"]
+
+
+def test_the_commands(capsys) -> None:
+    assert main([*PARALLEL, "--cut", "2", "--groups", "2", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert set(out["policies"]) == {*parallel.POLICIES, "given"}
+    assert [out["policies"]["given"][key] for key in ("tensor", "expert", "data")] == [2, 2, 2]
+    assert main([*COMBINED, "--placement", "eplb-global", "--split", "argmin", "--devices", "2"]) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("together")]
+    assert main([*PARALLEL, "--policy", "adaptive"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+PLUGIN = "import numpy as np\n\n\ndef {name}({given}):\n    {body}\n"
+GOOD = {
+    "cache": ("value", "active", "return active.astype(float)"),
+    "placement": ("place", "placing", "return np.tile(np.arange(64), (len(placing.load), 1))"),
+    "exchange": ("overlap", "exchange", "return exchange.device_s(exchange.counts).max(axis=1) + 1.0"),
+    "dispatch": ("rows", "rows", "return rows.counts + (rows.counts > 0)"),
+    "formats": ("bits", "load, share", "return np.full(load.shape, 8.0)"),
+    "parallel": (
+        "mix",
+        "cluster, experts",
+        "from sim.system.parallel import Mix; return Mix(2, 2, cluster.devices // 4)",
+    ),
+}
+
+
+@pytest.fixture
+def _own_policies(monkeypatch) -> None:
+    """Leave the registries as they were."""
+    for kind in plugins.KINDS.values():
+        for name in list(kind.registry):
+            monkeypatch.setitem(kind.registry, name, kind.registry[name])
+    before = {id(kind.registry): set(kind.registry) for kind in plugins.KINDS.values()}
+    yield
+    for kind in plugins.KINDS.values():
+        for name in set(kind.registry) - before[id(kind.registry)]:
+            del kind.registry[name]
+    plugins._plugged.clear()
+
+
+@pytest.mark.usefixtures("_own_policies")
+@pytest.mark.parametrize("family", GOOD)
+def test_a_policy_of_one_s_own(tmp_path, capsys, family) -> None:
+    name, given, body = GOOD[family]
+    file = tmp_path / f"mine_{family}.py"
+    file.write_text(PLUGIN.format(name=name, given=given, body=body))
+    arguments = ["policies", family, "--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "8", "--json"]
+    assert main([*arguments, "--policy", str(file)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["policies"]) == [f"mine_{family}", found["baseline"]]
+    if family in FAMILIES:
+        assert main([*COMBINED, f"--{family}", str(file), "--json"]) == 0
+        assert f"{family}: mine_{family}" in json.loads(capsys.readouterr().out)["policies"]
+
+
+@pytest.mark.usefixtures("_own_policies")
+def test_a_split_and_a_prefetcher_of_one_s_own(tmp_path, capsys) -> None:
+    split = tmp_path / "even.py"
+    split.write_text("def split(costs):\n    return costs.counts % 2 == 0\n")
+    system = ["system", "--system", "dynande", "--model", "olmoe-1b-7b"]
+    assert main([*system, "--policy", str(split), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["policy"] == "even"
+    fetch = tmp_path / "first.py"
+    fetch.write_text(
+        "import numpy as np\n\n\ndef fetch(steps, entries):\n"
+        "    return np.broadcast_to(np.arange(steps.counts.shape[2]) < entries, steps.counts.shape)\n"
+    )
+    arguments = ["policies", "cache", "--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "2"]
+    assert main([*arguments, "--policy", str(fetch), "--json"]) == 0
+    assert "first" in json.loads(capsys.readouterr().out)["policies"]
+
+
+@pytest.mark.usefixtures("_own_policies")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "{file}: policy: cannot be read: No such file or directory"),
+        ("def place(:\n", "{file}: policy: SyntaxError: invalid syntax (mine.py, line 1)"),
+        ("1 / 0\n", "{file}: policy: ZeroDivisionError: division by zero"),
+        ("def put(placing): pass\n", "{file}: policy: must have one function place, not 0"),
+        (
+            "def place(placing): pass\n",
+            "{file}: place: must return an array of int64 of shape (16, 64), not NoneType",
+        ),
+        (
+            "def place(): pass\n",
+            "{file}: place: TypeError: place() takes 0 positional arguments but 1 was given",
+        ),
+        (
+            "def place(p): return p.load\n",
+            "{file}: place: must return an array of int64 of shape (16, 64), not float64 (16, 64)",
+        ),
+        (
+            "def place(p): return p.load.astype(int) * 0\n",
+            "{file}: place: must return every expert of 0..63 in each layer, and no other",
+        ),
+    ],
+)
+def test_a_bad_policy_of_one_s_own_is_one_line(tmp_path, capsys, text, message) -> None:
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_text(text)
+    arguments = ["policies", "placement", "--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "8"]
+    assert main([*arguments, "--policy", str(file)]) == 2
+    expected = message.format(file=file).replace("(mine.py,", f"({file.name},")
+    assert capsys.readouterr() == ("", f"expertbank: {expected}\n")
+
+
+@pytest.mark.usefixtures("_own_policies")
+def test_laws_that_a_policy_of_one_s_own_breaks(tmp_path, capsys) -> None:
+    """Its time is below the bound; its name is another policy's."""
+    file = tmp_path / "free.py"
+    file.write_text(
+        "import numpy as np\n\n\ndef overlap(exchange):\n    return np.zeros(len(exchange.ids))\n"
+    )
+    arguments = ["policies", "exchange", "--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "8"]
+    assert main([*arguments, "--policy", str(file)]) == 2
+    line = f"expertbank: {file}: policy: exchange policy free is faster than its bound\n"
+    assert capsys.readouterr() == ("", line)
+    taken = tmp_path / "direct.py"
+    taken.write_text(file.read_text())
+    assert main([*arguments, "--policy", str(taken)]) == 2
+    line = "expertbank: policy: must have another name than a policy of exchange: 'direct'\n"
+    assert capsys.readouterr() == ("", line)
+
+
+TOO_LARGE = (
+    "engine.capacity_bytes: must hold a device's part of the experts, 1,014.7 GB at least, not 80.0 GB"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            [*PARALLEL, "--policy", "pipeline"],
+            f"policy: must be one of {', '.join(parallel.POLICIES)}, not 'pipeline'",
+        ),
+        ([*PARALLEL, "--cut", "3"], "cut: must divide devices=8, not 3"),
+        ([*PARALLEL, "--cut", "0"], "cut: must divide devices=8, not 0"),
+        ([*PARALLEL, "--cut", "2", "--groups", "3"], "groups: must divide devices / cut = 4, not 3"),
+        ([*PARALLEL, "--devices", "3", "--groups", "3"], "groups: must divide the 64 experts, not 3"),
+        (
+            [*PARALLEL, "--model", "kimi-k2-1t", "--devices", "2"],
+            TOO_LARGE,
+        ),
+        ([*COMBINED, "--policy", "lru"], "policy: is named by its family here: --placement, --split, ..."),
+        ([*COMBINED, "--split", "half"], f"split: must be one of {', '.join(policies.POLICIES)}, not 'half'"),
+        (
+            [*COMBINED, "--dispatch", "one-hot"],
+            "dispatch: must be one of capacity, largest, blocks, sizes, grouped, not 'one-hot'",
+        ),
+        (
+            [*COMBINED, "--system", "duplex", "--cache", "lru"],
+            "cache: must be 'none' where weights are shared and nothing is moved, not 'lru'",
+        ),
+        (
+            [*COMBINED, "--system", "pim"],
+            "system: must have a host beside its engine near memory, which pim has not",
+        ),
+        (
+            [*COMBINED, "--system", "a100-pim"],
+            "system: must have a roofline near memory, not a block as a100-pim",
+        ),
+        ([*COMBINED, "--entries", "0"], "entries: must be in 1..64, not 0"),
+        ([*COMBINED, "--devices", "2", "--entries", "33"], "entries: must be in 1..32, not 33"),
+        ([*COMBINED, "--devices", "3"], "devices: must divide places=64, not 3"),
+        ([*COMBINED, "--wide-share", "2"], "wide-share: must be in 0..1, not 2"),
+        ([*COMBINED, "--block", "0"], "block: must be in 1..65536, not 0"),
+        (
+            [*COMBINED, "--model", "kimi-k2-1t"],
+            "near.capacity_bytes: must hold all experts, 2,029.4 GB, not 512.0 GB",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(capsys, arguments, message) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr() == ("", f"expertbank: {message}\n")
