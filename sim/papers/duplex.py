@@ -6,8 +6,9 @@ mean time of a stage. Outputs have as many tokens as prompts, but where requests
 what saturates a machine is the throughput of full batches over an output's tokens.
 
 Per layer: QKV and O on the processor, cut over a node's devices; attention of decoding requests where the
-keys and values are read fastest (in memory if there are units), of prefills on the processor; an all-reduce;
-experts by policy; an exchange. Experts of tokens are drawn uniformly. What ``plain`` and ``pe`` do is expert-parallel over devices, ``pe_et`` cuts each expert over a node's devices.
+keys and values are read fastest (in memory if there are units), of prefills on the processor; an all-
+reduce; experts by policy; an exchange. Experts of tokens are drawn uniformly. What ``plain`` and ``pe`` do
+is expert-parallel over devices, ``pe_et`` cuts each expert over a node's devices.
 
 Ignored: norms, gates, vocabulary, a fixed time of an expert, idle power, energy of links.
 """
