@@ -54,7 +54,9 @@ class ContributionMerge(wiring.Component):
         for n, name in enumerate(self.inputs()):
             m.submodules[f"input_{n}"] = entry = StreamRegister(self.shape)
             connect_stream(m, wiring.flipped(getattr(self, name)), entry.i)
-            m.d.comb += [anyone.bits[n].eq(entry.o.valid), behind.bits[n].eq(entry.o.valid & (turn <= n))]
+            # No turn is behind the last input.
+            in_turn = 1 if n == self.num_inputs - 1 else turn <= n
+            m.d.comb += [anyone.bits[n].eq(entry.o.valid), behind.bits[n].eq(entry.o.valid & in_turn)]
             with m.If(chosen == n):
                 m.d.comb += [output.i.payload.eq(entry.o.payload), entry.o.ready.eq(output.i.ready)]
         return m

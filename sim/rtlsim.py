@@ -119,6 +119,17 @@ def gate_component(geometry: GateGeometry) -> Callable[[], object]:
     return gate
 
 
+def selection_component(geometry: GateGeometry) -> Callable[[], object]:
+    """Return what makes the choice of the gate's best k alone, for :func:`build`."""
+
+    def selection() -> object:
+        from rtl.gating.topk import TopK
+
+        return TopK(geometry)
+
+    return selection
+
+
 def require_channel(device: PimDevice, *, secded: bool = False, additions: Additions = ALL) -> None:
     """Raise :class:`spec.errors.InputError` where no channel in Verilog can run a device's schedule."""
     from rtl.gemv import ChannelConfig
@@ -142,7 +153,8 @@ def gemv_component(
 def block_component(model: ModelSpec, design: DesignSpec, block: str) -> Callable[[], object]:
     """Return what makes a block of a layer alone, for :func:`exported`.
 
-    ``block``: ``gate``, ``dispatch``, ``combine``; ``expert`` of an array, ``channel`` of near memory.
+    ``block``: ``gate``, its ``selection``, ``dispatch``, ``combine``; ``expert`` of an array, ``channel`` of
+    near memory.
     """
 
     def part() -> object:
@@ -151,6 +163,8 @@ def block_component(model: ModelSpec, design: DesignSpec, block: str) -> Callabl
         units = design.pim.channels if design.pim else 1
         return {"dispatch": dispatcher, "combine": combiner}[block](model, design, units)
 
+    if block == "selection":
+        return selection_component(ImageGeometry.of(model, design).gate)
     if block == "gate":
         return gate_component(ImageGeometry.of(model, design).gate)
     engines = {"expert": expert_component, "channel": pim_component}

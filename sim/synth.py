@@ -39,7 +39,7 @@ from spec.model import ModelSpec
 
 BLOCKS = ("gate", "dispatch", "combine", "expert", "channel")
 """Blocks that are synthesised alone; ``expert`` is an array's, ``channel`` a near-memory design's."""
-SMALL = ("gate", "dispatch")
+SMALL = ("gate", "dispatch", "selection")
 """Blocks that are designs of their own: see :func:`small_block`."""
 SMALL_EXPERTS, SMALL_TOP_K, SMALL_LANES = 16, 2, 16
 
@@ -147,14 +147,14 @@ class Synthesis:
     exceeded: tuple[str, ...] = ()
 
 
-def small_block() -> tuple[ModelSpec, DesignSpec]:
-    """Return what ``gate`` and ``dispatch`` are the blocks of.
+def small_block(experts: int = SMALL_EXPERTS, top_k: int = SMALL_TOP_K) -> tuple[ModelSpec, DesignSpec]:
+    """Return what ``gate``, ``dispatch`` and ``selection`` are the blocks of.
 
-    16 experts, 2 chosen, softmax (Mixtral's router), ``d_model`` 64; the design ``fpga`` with 16 bf16
-    MACs in the gate, which multiply one expert's router row at a time.
+    16 experts, 2 chosen, unless said otherwise, softmax (Mixtral's router), ``d_model`` 64; the design
+    ``fpga`` with 16 bf16 MACs in the gate, which multiply one expert's router row at a time.
     """
     model = scaled_model("mixtral-8x7b", 64)
-    gating = replace(model.gating, num_experts=SMALL_EXPERTS, top_k=SMALL_TOP_K)
+    gating = replace(model.gating, num_experts=experts, top_k=top_k)
     design = load_design("fpga")
     gate = replace(design.gate, lanes=SMALL_LANES, logits_per_cycle=1)
     return replace(model, gating=gating), replace(design, gate=gate)
@@ -170,7 +170,8 @@ def export_block(
     if block is None:
         name, component = design.name.replace("-", "_"), layer_component(model, design)
     else:
-        require(block in BLOCKS, f"must be one of {', '.join(BLOCKS)}, not {block!r}", key="block")
+        known = (*BLOCKS, *SMALL)
+        require(block in known, f"must be one of {', '.join(BLOCKS)}, not {block!r}", key="block")
         engines = {"expert": Engine.FPGA, "channel": Engine.PIM}
         engine = engines.get(block, design.engine)
         require(design.engine is engine, f"{block!r} is none of engine {str(design.engine)!r}", key="block")

@@ -369,6 +369,8 @@ def test_no_published_key_decides_in_silence(name):
 OTHERS = {
     "aria": ("aria", 28, 0),
     "deepseek-v3.2": ("deepseek_v3", 58, 3),
+    "dots.llm1": ("deepseek_v3", 61, 1),
+    "kimi-vl-a3b": ("deepseek_v3", 26, 1),
     "nemotron-3-nano": ("nemotron_h", 23, 29),
     "trinity-mini": ("afmoe", 30, 2),
 }
@@ -384,6 +386,10 @@ def test_other_configurations_are_read_too():
         models[name] = load_config(folder / f"{name}.json")
         assert (row.name, models[name].num_moe_layers) == (family, num_moe)
         assert models[name].num_dense_layers == (0 if family == "nemotron_h" else num_dense)
+    moonlight = load_model("moonlight-16b-a3b")
+    assert dataclasses.replace(models["kimi-vl-a3b"], name=moonlight.name) == moonlight
+    dots = models["dots.llm1"]
+    assert (dots.gating.num_experts, dots.gating.top_k, dots.d_shared) == (128, 6, 2816)
     v3 = load_model("deepseek-v3")
     assert dataclasses.replace(models["deepseek-v3.2"], name=v3.name) == v3
     assert (models["aria"].ffn.d_expert, models["aria"].d_shared) == (1664, 3328)

@@ -176,7 +176,7 @@ def test_all_verilog_of_an_export_compiles_together(tiny) -> None:
     assert not list((tiny / "bench").glob("*.v"))
 
 
-EXPORTS = ["fpga", "pim", "gate", "dispatch", "hbm2-pim"]
+EXPORTS = ["fpga", "pim", *synth.SMALL, "hbm2-pim"]
 
 
 def exported(design: str) -> tuple[Path, str]:
@@ -189,7 +189,9 @@ def exported(design: str) -> tuple[Path, str]:
 
 
 @pytest.mark.parametrize(
-    "design", [pytest.param(name, marks=pytest.mark.long) if name == "pim" else name for name in EXPORTS]
+    "design",
+    # (A tiny layer of each kind is linted by every run of the tests.)
+    [name if name in synth.SMALL else pytest.param(name, marks=pytest.mark.long) for name in EXPORTS],
 )
 @pytest.mark.slow
 def test_every_design_is_lint_clean(design) -> None:
@@ -200,7 +202,7 @@ def test_every_design_is_lint_clean(design) -> None:
 
 @icarus
 @pytest.mark.slow
-@pytest.mark.parametrize("design", ["gate", "dispatch", "hbm2-pim"])
+@pytest.mark.parametrize("design", synth.SMALL)
 def test_every_design_is_verilog_2005_for_icarus(design) -> None:
     directory, name = exported(design)
     check_icarus(directory, name)

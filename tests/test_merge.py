@@ -109,7 +109,7 @@ def test_carries_contributions():
 # The checks themselves must fail where the hardware is wrong.
 PLANTED = {
     "fixed priority": ("turn.eq(Mux(chosen == self.num_inputs - 1, 0, chosen + 1))", "turn.eq(0)"),
-    "same one again": ("(turn <= n)", "(turn < n)"),
+    "same one again": ("else turn <= n", "else turn < n"),
     "turn without a beat": ("m.If(output.i.valid & output.i.ready)", "m.If(output.i.ready)"),
     "beats of all are taken": ("with m.If(chosen == n):", "with m.If(entry.o.valid):"),
 }

@@ -586,10 +586,17 @@ def test_content_of_files_is_in_the_key(tmp_path) -> None:
 def test_a_point_that_ends_its_process_is_a_row(products, tmp_path) -> None:
     of, whole = products
     fatal = list(of.candidates())[25]
-    workers = Here(6, ends=lambda job: fatal in job[2])
+    given: list[int] = []
+
+    def ends(job: Job) -> bool:
+        given.extend([1] * (fatal in job[2]))
+        return fatal in job[2]
+
+    workers = Here(6, ends=ends)
     _, table = swept(of, tmp_path / "p.parquet", workers)
     errors = {row["point"]: row["error"] for row in table.to_pylist() if row["error"]}
     assert errors == {25: "the process that computed this point ended 3 times"}
+    assert len(given) == 5  # among others, its chunk alone, then itself three times
     good = pq.read_table(whole)
     assert table.drop_columns(["error"]).slice(26).equals(good.drop_columns(["error"]).slice(26))
     assert table["key"].equals(good["key"])

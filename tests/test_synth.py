@@ -146,6 +146,12 @@ def test_the_paths_of_pins_are_left_out():
         (["--design", "gate", "--format", "int8"], "format: must be bf16 for 'gate', not int8"),
         (["--design", "gate", "--scale", "8"], "scale: needs a model: 'gate' has a size of its own"),
         (["--design", "fpga", "--block", "channel"], "block: 'channel' is none of engine 'fpga'"),
+        (["--design", "gate", "--experts", "1"], "experts: must be in 2..512, not 1"),
+        (["--design", "selection", "--experts", "8", "--top-k", "9"], "top-k: must be in 1..8, not 9"),
+        (["--design", "fpga", "--experts", "8"],
+         "experts: is for gate, dispatch, selection, not for 'fpga'"),
+        (["--design", "hbm2-pim", "--top-k", "8"],
+         "top-k: is for gate, dispatch, selection, not for 'hbm2-pim'"),
         (["--design", "fpga", "--block", "x"],
          "block: must be one of gate, dispatch, combine, expert, channel, not 'x'"),
         (["--design", "hbm2-pim", "--block", "gate"],
@@ -157,6 +163,18 @@ def test_bad_input_is_one_line(arguments, line, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == f"expertbank: {line}\n"
+
+
+@pytest.mark.slow
+def test_the_selection_grows_with_its_choices(capsys):
+    """One sorted list of one lane: k entries, nothing for each expert but an index's bits."""
+    counts = {}
+    for experts, top_k in ((16, 2), (16, 4)):
+        options = ["--experts", str(experts), "--top-k", str(top_k)]
+        assert main(["synth", "--design", "selection", *options, "--no-route", "--json"]) == 0
+        counts[top_k] = json.loads(capsys.readouterr().out)
+    assert counts[2]["lut"] < counts[4]["lut"] < 3 * counts[2]["lut"]
+    assert counts[2]["ff"] < counts[4]["ff"]
 
 
 @pytest.mark.slow

@@ -9,13 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sim.accelerator import layer_shape, run_model
+from sim.accelerator import build_layer, layer_shape, run_model, run_rtl
 from sim.api import simulate
 from sim.cli import main
 from sim.expert import EngineShape, ExpertModel
 from sim.pim import ROUTED, ChannelShape, channel_cycles
-from sim.pim_report import run_pim_model
+from sim.pim_report import run_pim_layer, run_pim_model
 from sim.routing import draw_ids, parse_routing
+from sim.rtlsim import DEFAULT_ROOT
+from sim.system.alone import run_alone
 from sim.system.blocks import JobTimes
 from sim.system.costs import Expert, Roofline
 from sim.system.energy import step_energy
@@ -24,6 +26,7 @@ from sim.system.policies import POLICIES, split
 from sim.system.report import plan_step, run_policies, run_system, token_copies
 from sim.system.schedule import BEFORE, EXCHANGE, SHARED, bounds, schedule
 from sim.system.step import check, run_step
+from sim.workload import random_workload, vector_workload
 from spec.banks import CommandTiming
 from spec.catalogue import Backbone
 from spec.errors import InputError
@@ -43,6 +46,8 @@ from spec.system import (
     WeightPlace,
     nominal,
 )
+from tests.test_layer import DATA, TINY
+from tests.test_pim_layer import ONE, TWO
 from tests.test_system import costs_of, raises
 
 
@@ -626,3 +631,25 @@ def test_a_layer_that_the_model_and_the_system_disagree_on_is_seen(monkeypatch):
 
 def test_a_roofline_takes_the_longer_of_both():
     assert float(Roofline(10.0, 5.0).seconds(20.0, 20.0)) == 4.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [3, 12])
+def test_a_system_of_one_array_against_its_verilog(tokens):
+    """Within 1 % of the exported Verilog's cycles, for the experts that it chose."""
+    model = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
+    work = random_workload(model, tokens, parse_routing("zipf:1"), 3)
+    run = run_rtl(build_layer(model, TINY, DEFAULT_ROOT), work, TINY)
+    step, _, _ = run_alone(model, TINY, run.golden.routing.ids[None].astype(np.int64), "rtl")
+    assert step.seconds * TINY.clock_hz == pytest.approx(run.seen.cycles, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("design", [ONE, TWO], ids=["one channel", "two channels"])
+def test_a_system_of_channels_against_its_verilog(design):
+    work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None)
+    assert len(work.batch_lengths) == 1
+    assert design.pim is not None
+    report = run_pim_layer(work, design, engine="rtl", routing="vector")
+    step, _, _ = run_alone(work.model, design, work.reference_ids[None], "rtl")
+    assert step.seconds * design.clock_hz == pytest.approx(report.cycles["rtl"], rel=0.01)

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     "design_name",
     default="gate",
     show_default=True,
-    help="Preset or TOML; 'gate' and 'dispatch': that block alone, 16 experts, 2 chosen, bf16.",
+    help="Preset or TOML; 'gate', 'dispatch', 'selection': that alone, 16 experts, 2 chosen, bf16.",
 )
 @click.option("--model", "model_name", help=f"As in 'sim' (default: {DEFAULT_MODEL}).")
 @click.option("--scale", help=f"'full' or a divisor of the model's widths (default: {DEFAULT_SCALE}).")
 @click.option(
     "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
 )
+@click.option("--experts", type=int, help="Of 'gate', 'dispatch' and 'selection' (default: 16).")
+@click.option("--top-k", type=int, help="Choices of these (default: 2).")
 @click.option("--block", help="Only that block of the design: gate, dispatch, combine, expert, channel.")
 @click.option("--family", default="ecp5", show_default=True, help="ecp5, or xc7: cells only.")
 @click.option("--seeds", type=int, default=1, show_default=True, help="Placements; the median counts.")
@@ -39,6 +41,8 @@ def command(
     model_name: str | None,
     scale: str | None,
     number_format: str | None,
+    experts: int | None,
+    top_k: int | None,
     block: str | None,
     family: str,
     seeds: int,
@@ -54,6 +58,9 @@ def command(
     from spec.errors import require
     from spec.load import is_device, load_device
 
+    if design_name not in synth.SMALL:
+        for value, key in ((experts, "experts"), (top_k, "top-k")):
+            require(value is None, f"is for {', '.join(synth.SMALL)}, not for {design_name!r}", key=key)
     if is_device(design_name):
         for given, key in (
             (model_name, "model"),
@@ -65,7 +72,9 @@ def command(
         directory, name = synth.export_channel(load_device(design_name))
         block, model_name = "channel", None
     else:
-        model, design, block = _layer(design_name, model_name, scale, number_format, block)
+        model, design, block = _layer(
+            design_name, model_name, scale, number_format, block, experts=experts, top_k=top_k
+        )
         directory, name = synth.export_block(model, design, block)
         model_name = model.name
     result = synth.synthesise(
@@ -100,11 +109,14 @@ def _layer(
     scale: str | None,
     number_format: str | None,
     block: str | None,
+    *,
+    experts: int | None,
+    top_k: int | None,
 ) -> tuple[ModelSpec, DesignSpec, str | None]:
     """Return the model and design that the options name, and which block of them, None for the layer."""
     from sim import synth
     from sim.workload import hardware_model
-    from spec.errors import require
+    from spec.errors import require, require_range
     from spec.load import load_design
 
     small = design_name in synth.SMALL
@@ -113,7 +125,11 @@ def _layer(
         rule = f"must be bf16 for {design_name!r}, not {number_format}"
         require(number_format in (None, Format.BF16), rule, key="format")
         block = design_name
-        model, design = synth.small_block()
+        count = synth.SMALL_EXPERTS if experts is None else experts
+        require_range("experts", count, 2, 512)
+        chosen = synth.SMALL_TOP_K if top_k is None else top_k
+        require_range("top-k", chosen, 1, min(count, 32))
+        model, design = synth.small_block(count, chosen)
         if model_name is None:
             require(scale is None, f"needs a model: {design_name!r} has a size of its own", key="scale")
             return model, design, block

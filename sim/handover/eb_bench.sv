@@ -17,8 +17,7 @@
 
 module eb_bench;
     reg aclk = 0;
-    // Falls after time 0: always @* of Verilog-2005 does not see what is so from the beginning.
-    reg aresetn = 1;
+    reg aresetn = 0;
     always #5 aclk = ~aclk;
 
     // The clock of streams and memory port: aclk, or one of its own.
@@ -133,8 +132,6 @@ module eb_bench;
     integer step;
     reg running = 0;
     initial begin
-        @(negedge aclk);
-        aresetn = 0;
         repeat (32) @(negedge aclk);
         aresetn = 1;
         for (step = 0; step < `EB_NUM_STEPS; step = step + 1) begin

@@ -2,10 +2,13 @@
 
 A stage serves B requests. Each is at a uniformly drawn place of its output: at its first token it prefills
 ``length`` tokens, else it decodes with ``length`` and the tokens so far as context; throughput is B over the
-mean time of a stage. Per layer: QKV and O on the processor, cut over a node's devices; attention of decoding
-requests where the keys and values are read fastest (in memory if there are units), of prefills on the
-processor; an all-reduce; experts by policy; an exchange. Experts of tokens are drawn uniformly. What
-``plain`` and ``pe`` do is expert-parallel over devices, ``pe_et`` cuts each expert over a node's devices.
+mean time of a stage. Outputs have as many tokens as prompts, but where requests come one by one (``SERVED``):
+what saturates a machine is the throughput of full batches over an output's tokens.
+
+Per layer: QKV and O on the processor, cut over a node's devices; attention of decoding requests where the
+keys and values are read fastest (in memory if there are units), of prefills on the processor; an all-
+reduce; experts by policy; an exchange. Experts of tokens are drawn uniformly. What ``plain`` and ``pe`` do
+is expert-parallel over devices, ``pe_et`` cuts each expert over a node's devices.
 
 Ignored: norms, gates, vocabulary, a fixed time of an expert, idle power, energy of links.
 """
@@ -28,6 +31,8 @@ BITS = 8
 MIB = 1 << 20
 LENGTHS = {"mixtral": (256, 1024, 4096), "glam": (512, 1024, 2048), "grok1": (256, 1024, 4096)}
 BATCHES = (32, 64, 128)
+SERVED = (128, 4096, 512)
+"""Largest batch, tokens of a prompt and of an output where requests come one by one (Mixtral, figure 13)."""
 RARE = 1e-4
 """Numbers of prefills in one stage that are less likely than this are left out."""
 SAMPLES = 64
@@ -47,6 +52,7 @@ class Stages:
 
     batch: int
     length: int
+    output: int
     chance: FloatArray
     prefills: IntArray
     counts: IntArray
@@ -63,10 +69,13 @@ class Stages:
 
 
 @lru_cache(maxsize=64)
-def draw_stages(name: str, experts: int, top_k: int, batch: int, length: int) -> Stages:
-    """Draw a point's stages; always the same ones."""
+def draw_stages(
+    name: str, experts: int, top_k: int, batch: int, length: int, output: int | None = None
+) -> Stages:
+    """Draw a point's stages; always the same ones. ``output``: tokens of one, by default ``length``."""
     rng = np.random.default_rng([crc32(name.encode()), batch, length])
-    share = 1 / length
+    output = length if output is None else output
+    share = 1 / output
     odds = [comb(batch, p) * share**p * (1 - share) ** (batch - p) for p in range(batch + 1)]
     chance, prefills, counts = [], [], []
     for p, odd in enumerate(odds):
@@ -80,7 +89,7 @@ def draw_stages(name: str, experts: int, top_k: int, batch: int, length: int) ->
         chance += [odd / SAMPLES] * SAMPLES
         prefills += [p] * SAMPLES
     total = np.array(chance)
-    return Stages(batch, length, total / total.sum(), np.array(prefills), np.concatenate(counts))
+    return Stages(batch, length, output, total / total.sum(), np.array(prefills), np.concatenate(counts))
 
 
 def _distinct(rng: np.random.Generator, tokens: int, experts: int, top_k: int) -> IntArray:
@@ -144,7 +153,7 @@ def run_point(values: Mapping[str, float], work: Workload, stages: Stages, machi
     host, near = machine.host, machine.near
     tokens = stages.tokens / nodes
     decoding = (stages.batch - stages.prefills) / nodes
-    context = decoding * 1.5 * stages.length  # on average half of the output is there
+    context = decoding * (stages.length + 0.5 * stages.output)  # on average half of the output is there
 
     # A node's layer outside the experts; each device has its part.
     attention_params = d * d * (2 + 2 * work.kv_share)
@@ -283,6 +292,14 @@ def run(paper: PaperSpec, values: Mapping[str, float]) -> dict[str, float]:
         return np.array([points[key]["pe_et"].joules / points[key]["gpu"].joules for key in keys])
 
     every = list(points)
+    mixtral = paper.workloads["mixtral"]
+    served = draw_stages("mixtral", mixtral.experts, mixtral.top_k, *SERVED)
+
+    def saturated(kind: str) -> float:
+        """Return the requests per second at which a full batch ends as many as come."""
+        stage = run_point(values, mixtral, served, built[kind])
+        return served.batch / (served.output * stage.seconds)
+
     of_model = {name: [key for key in every if key[0] == name] for name in paper.workloads}
     bank = [key for key in of_model["mixtral"] if key[1] in (32, 64)]
     return {
@@ -298,4 +315,7 @@ def run(paper: PaperSpec, values: Mapping[str, float]) -> dict[str, float]:
         "bank_pim_over_gpu_b32_4096": float(speed("bank_pim", "gpu", [("mixtral", 32, 4096)])[0]),
         "bank_pim_over_gpu_b64_256": float(speed("bank_pim", "gpu", [("mixtral", 64, 256)])[0]),
         "duplex_over_gpu_b64_256": float(speed("pe_et", "gpu", [("mixtral", 64, 256)])[0]),
+        "saturation_gpu": saturated("gpu"),
+        "saturation_duplex": saturated("pe_et"),
+        "saturation_ratio": saturated("pe_et") / saturated("gpu"),
     }

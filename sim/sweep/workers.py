@@ -7,6 +7,7 @@ given out is kept until then, so that nothing is lost with a worker, or with the
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import queue
@@ -155,6 +156,9 @@ class ClusterWorkers:
             raise InputError(
                 "needs dask.distributed: pip install 'expertbank[cluster]'", key="scheduler"
             ) from None
+        # It tells of a scheduler that went away in tracebacks; here that is a line.
+        for name in ("distributed", "distributed.client"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         found = ADDRESS.fullmatch(self.address)
         if found is None:
             raise InputError(f"must be tcp://HOST:PORT, not {self.address!r}", key="scheduler")

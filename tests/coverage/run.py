@@ -21,24 +21,22 @@ SEED = 1
 PAGE = """# coverage
 
 What the benches of the blocks (`tests/bench/`, cocotb on the exported Verilog, seed {seed}) reach: lines,
-branches and toggles
-as Verilator counts them, each point once whatever the number of instances, and the corners by name that
-each bench has to
-meet at the block's ports (`tests/coverage/points.py`). `make coverage` writes this page; it fails if a
-corner is not met.
+branches and toggles as Verilator counts them, each point once whatever the number of instances, and the
+corners by name that each bench has to meet at the block's ports (`tests/coverage/points.py`). `make
+coverage` writes this page; it fails if a corner is not met.
 
 | block | scenarios | lines | branches | toggles | corners | seconds |
 |---|---|---|---|---|---|---|
 {rows}
 
 Toggles that are not reached are most often bits of constants and of values that the small configuration
-never makes large
-(addresses, counters, exponents); line points of unreachable defaults of `case` statements are among the
-lines.
+never makes large (addresses, counters, exponents); line points of unreachable defaults of `case` statements
+are among the lines.
 
 ## Corners
 
 {corners}
+
 """
 
 

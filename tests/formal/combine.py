@@ -1,4 +1,4 @@
-"""The combiners: each announced token leaves once, in order, when all that it waits for is there.
+"""The combiner of one unit: each announced token leaves once, in order, when all that it waits for is there.
 
 The sums' values are not part of it (`make test` compares every bit); with them left out the solver sees
 control.
@@ -10,13 +10,11 @@ from amaranth import Mux, Signal
 from amaranth.lib import data
 
 from rtl.combine import Combine, CombineConfig
-from rtl.combine_ordered import OrderedCombine, OrderedConfig
 from tests.formal.model import Checker
 from tests.formal.order import Followed
 
 SIZES = {"num_slots": 2, "d_model": 3, "lanes": 2, "max_count": 2}
 CONFIG = CombineConfig(**SIZES)
-ORDERED = OrderedConfig(**SIZES)
 
 
 def _transfer(port):
@@ -26,11 +24,6 @@ def _transfer(port):
 def tokens_once() -> Checker:
     """Return the combiner of one unit."""
     return _tokens(Combine(CONFIG))
-
-
-def tokens_once_ordered() -> Checker:
-    """Return the combiner of several units, which adds in the order of ranks."""
-    return _tokens(OrderedCombine(ORDERED))
 
 
 def _tokens(dut) -> Checker:
@@ -65,8 +58,6 @@ def _tokens(dut) -> Checker:
     checker.assume("contributions_announced", ~dut.i.valid | (wanted[beat.slot] != 0))
     checker.assume("words_in_order", ~dut.i.valid | (beat.word == word[beat.slot]))
     checker.assume("last_word", beat.last == (beat.word == config.words - 1))
-    if "rank" in dut.i.payload.shape().members:
-        checker.assume("ranks", ~dut.i.valid | (beat.rank == wanted[beat.slot] - 1))
 
     # A token at the output: its beats, its turn, and that nothing of it is missing.
     token = Followed(

@@ -27,8 +27,8 @@ SERIES = CommandTiming(
 )  # fmt: skip
 """Banks opened and closed one by one."""
 AT_ONCE = CommandTiming(
-    mac_steps=1, mac_gap=2, act_steps=1, act_gap=1, pre_steps=1, rcd=3, rp=3, ras=5, rc=9, rtp=2, rfc=4,
-    refi=16, mac_to_write=2, mac_to_read=3, write_to_mac=3, write_to_write=1, write_to_read=2, read_to_mac=2,
+    mac_steps=1, mac_gap=2, act_steps=1, act_gap=1, pre_steps=1, rcd=3, rp=3, ras=6, rc=11, rtp=2, rfc=4,
+    refi=24, mac_to_write=2, mac_to_read=3, write_to_mac=3, write_to_write=1, write_to_read=2, read_to_mac=2,
     read_to_write=3, read_to_read=2,
 )  # fmt: skip
 """All banks of a side with one command."""

@@ -566,7 +566,7 @@ def progress() -> Checker:
 
 
 PROGRESS_CYCLES = Dispatch.LATENCY + SINK_EVERY
-TAKE_CYCLES = 20
+TAKE_CYCLES = 14
 
 
 def searched(capacity: int = 0) -> Checker:

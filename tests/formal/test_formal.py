@@ -12,7 +12,7 @@ from tests.formal.run import missed, proof_named
 FAST = ("order in a queue", "row commands, banks at once", "column commands")
 FAST_BUGS = (
     ("order in a queue", "no_overflow"),
-    ("row commands, banks at once", "rc_0_0"),
+    ("row commands, banks at once", "rc"),
     ("column commands", "one_at_a_time"),
     ("dispatcher, conservation", "token_in_order"),
 )

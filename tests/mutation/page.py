@@ -41,7 +41,7 @@ Neither detected nor proved equivalent, as Yosys names them.
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "dispatch",
-        r"tails\.copy_0\.",
+        r"tails\.\\?copy_0\.",
         "bypass of the tails' first read port; a job reads of a closed window, which is not written any more",
     ),
 )

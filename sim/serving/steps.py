@@ -1,0 +1,201 @@
+"""How long a step of some tokens takes on a system: the system's own model at some sizes, and between them.
+
+A step's time is that of :mod:`sim.system` without attention's products, which depend on what every request
+holds and are added step by step. It is computed for sizes that grow by a quarter, each with several
+routings, layer by layer; steps take the routings in turn. Between two sizes it is linear: a roofline is, and
+so is an expert's time in its tokens; how far off that is, is measured at sizes in between (``off``).
+
+Of an accelerator without a host the first ``LAYERS_ALONE`` layers stand for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sim.progress import track
+from sim.routing import Routing
+from sim.routing.trace import NO_EXPERT, TraceShape, make_trace
+from sim.serving.batching import FloatArray, StepCosts, attention_of
+from sim.system.alone import run_alone
+from sim.system.costs import BYTES, Roofline
+from sim.system.report import plan_step, step_ids
+from sim.system.step import BITS, run_step
+from spec.catalogue import Backbone
+from spec.errors import InputError, require, require_range
+from spec.model import ModelSpec
+from spec.system import AttentionPlace, SystemSpec, nominal
+
+GROWTH = 1.25
+EXACT = 16
+"""Sizes up to this one are all computed."""
+LAYERS_ALONE = 2
+PLACES = {AttentionPlace.HOST: 0, AttentionPlace.NEAR: 1, AttentionPlace.FASTER: 2}
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """The costs of steps, and how good they are.
+
+    Attributes
+    ----------
+    costs : for the loop.
+    off : largest relative difference to the system's model at the sizes between that were tried.
+    kv_bytes : of a token's keys and values in all layers; 0 where attention is not known.
+    notes : what is not counted.
+    missing : figures without which there is no energy.
+    """
+
+    costs: StepCosts
+    off: float
+    kv_bytes: float
+    notes: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def sizes(most: int) -> list[int]:
+    """Return the tokens of the steps that are computed, from 1 to ``most``."""
+    found = list(range(1, min(EXACT, most) + 1))
+    while found[-1] < most:
+        found.append(min(most, max(found[-1] + 1, int(found[-1] * GROWTH))))
+    return found
+
+
+def step_table(
+    system: SystemSpec,
+    model: ModelSpec,
+    backbone: Backbone | None,
+    routing: Routing,
+    seed: int,
+    *,
+    most: int,
+    draws: int,
+    policy: str | None = None,
+) -> StepTable:
+    """Return the costs of steps of up to ``most`` tokens.
+
+    Parameters
+    ----------
+    routing : synthetic, drawn anew for each of ``draws``; of a trace each begins further on, in a circle.
+    """
+    require_range("draws", draws, 1, 64)
+    grid = sizes(most)
+    seconds, joules = np.zeros((draws, len(grid))), np.zeros((draws, len(grid)))
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    for column, tokens in enumerate(track(grid, lambda tokens: f"steps of {tokens} tokens")):
+        for draw in range(draws):
+            one = _step(system, model, backbone, routing, seed, draw, tokens, policy)
+            seconds[draw, column], joules[draw, column], missing, notes = one
+    off = 0.0
+    for column in range(EXACT, len(grid) - 1, 4):
+        tokens = (grid[column] + grid[column + 1]) // 2
+        exact = _step(system, model, backbone, routing, seed, 0, tokens, policy)[0]
+        between = np.interp(tokens, grid[column : column + 2], seconds[0, column : column + 2])
+        off = max(off, abs(float(between) / exact - 1))
+    attention, kv_bytes = _attention(system, backbone, missing)
+    costs = StepCosts(np.array(grid, dtype=np.float64), seconds, joules, attention)
+    return StepTable(costs, off, kv_bytes, notes, missing)
+
+
+def _step(
+    system: SystemSpec,
+    model: ModelSpec,
+    backbone: Backbone | None,
+    routing: Routing,
+    seed: int,
+    draw: int,
+    tokens: int,
+    policy: str | None,
+) -> tuple[float, float, tuple[str, ...], tuple[str, ...]]:
+    """Return seconds and joules of a step without attention's products, what misses, what is not counted."""
+    if routing.trace is None:
+        drawn, own = routing, seed + 1000 * (1 + draw)
+    else:
+        drawn, own = turned(routing, tokens, draw * tokens), seed
+    if system.host is None:
+        design = system.near.block
+        assert design is not None
+        layers = min(LAYERS_ALONE, model.num_moe_layers)
+        few = replace(model, num_moe_layers=layers)
+        step, energy, _ = run_alone(few, design, step_ids(few, tokens, drawn, own), routing.name)
+        scale = model.num_moe_layers / layers
+        total = energy.total
+        note = f"{layers} of {model.num_moe_layers} layers stand for all; no attention, no dense layers"
+        return scale * step.seconds, np.nan if total is None else scale * total, energy.missing, (note,)
+    planned = plan_step(system, model, tokens, drawn, own, backbone=backbone)
+    step = run_step(planned.costs, policy or system.policy)
+    energy, seconds = planned.energy(system, step), step.seconds
+    joules = np.nan if energy.total is None else energy.total
+    if "attention" in planned.outside.parts:
+        place, part = planned.outside.parts["attention"]
+        seconds -= part.times * float(Roofline.of(planned.values, place).seconds(part.num_bytes, part.flops))
+        values, devices = planned.values, planned.costs.devices
+        of_byte, of_flop = (values.get(f"{place}.{name}", np.nan) for name in ("memory_j_per_bit", "flop_j"))
+        joules -= devices * part.times * (BITS * part.num_bytes * of_byte + part.flops * of_flop)
+    return seconds, joules, energy.missing, planned.outside.notes
+
+
+def turned(routing: Routing, tokens: int, first: int) -> Routing:
+    """Return a trace's routing of so many tokens from the first one on; behind its end it begins again."""
+    trace = routing.trace
+    assert trace is not None
+    layers = range(trace.num_layers) if routing.layer is None else (trace.index_of(routing.layer),)
+    rows = []
+    for layer in layers:
+        kept = trace.ids[layer][(trace.ids[layer] != NO_EXPERT).all(axis=1)]
+        if not len(kept):
+            raise InputError("has no token with all its experts", file=routing.name, key=f"layer {layer}")
+        rows.append(kept[(first + np.arange(tokens)) % len(kept)])
+    turned = make_trace(trace.source, np.stack(rows), TraceShape(num_experts=trace.num_experts))
+    return Routing(routing.name, trace=turned)
+
+
+def _attention(
+    system: SystemSpec, backbone: Backbone | None, missing: tuple[str, ...]
+) -> tuple[FloatArray, float]:
+    """Return what the loop needs of attention, and the bytes of a token's keys and values in all layers."""
+    attention = np.ones(13)
+    attention[6] = 0
+    kv_bytes = 0.0
+    if backbone is not None and backbone.attention_layers:
+        if backbone.kv_lora_rank:
+            cached = backbone.kv_lora_rank + backbone.d_rope
+            per_pair = backbone.heads * (cached + backbone.kv_lora_rank)
+        else:
+            cached = 2 * backbone.kv_heads * backbone.head_dim
+            per_pair = 2 * backbone.heads * backbone.head_dim
+        kv_bytes = float(BYTES * cached * backbone.attention_layers)
+        if system.outside is not None:
+            values = nominal(system)
+            host = Roofline.of(values, "host")
+            near = Roofline.of(values, "near") if "near.bytes_per_s" in values else host
+            figures = [
+                values.get(f"{place}.{name}", np.nan) * factor
+                for place in ("host", "near")
+                for name, factor in (("memory_j_per_bit", BITS), ("flop_j", 1))
+            ]
+            attention[:] = [
+                *(host.bytes_per_s, host.flops, near.bytes_per_s, near.flops),
+                *(BYTES * cached, 2 * per_pair, backbone.attention_layers),
+                values.get("exchange.devices", 1.0),
+                *figures,
+                PLACES[system.outside.attention],
+            ]
+    return attention, kv_bytes
+
+
+def kv_room(system: SystemSpec, model: ModelSpec, kv_bytes: float) -> int | None:
+    """Return the tokens whose keys and values fit beside the weights; None where no capacity is known."""
+    capacity = system.near.capacity_bytes
+    if capacity is None or not kv_bytes:
+        return None
+    devices = 1 if system.exchange is None else int(system.exchange.devices.value)
+    weights = BYTES * model.num_moe_layers * model.expert_params
+    room = int((devices * capacity.value - weights) / kv_bytes)
+    require(room >= 1, "must hold the experts and a token's keys and values", key="near.capacity_bytes")
+    return room
+
+
+__all__ = ["StepTable", "attention_of", "kv_room", "sizes", "step_table"]

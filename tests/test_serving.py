@@ -1,0 +1,508 @@
+"""Requests over time: formats, batching against closed forms and a plain loop, conservation, bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import tracemalloc
+from collections import deque
+
+import numpy as np
+import pytest
+
+from sim.cli import main
+from sim.routing import Routing, parse_routing
+from sim.serving.batching import LATENCIES, SUMS, Arrivals, Limits, Order, Server, StepCosts
+from sim.serving.export import HEADER, moe_rows, powers
+from sim.serving.requests import CHUNK, Requests, Skipped, draw_requests, read_requests
+from sim.serving.run import Service, Transfer, expert_load, merged, statistics
+from sim.serving.steps import sizes, step_table
+from sim.system.report import run_policies
+from spec.errors import InputError
+from spec.load import load_backbone, load_model, load_system
+
+UNLIMITED = 1 << 60
+SMALL = "granite-3-1b-a400m"
+
+
+def costs_of(seconds, most=4096, *, attention=None) -> StepCosts:
+    """Return steps that take ``seconds(tokens)``, without attention, and a joule for each token."""
+    grid = np.arange(1.0, most + 1)
+    plain = np.ones(13)
+    plain[6] = 0
+    times = np.array([seconds(n) for n in grid])[None]
+    return StepCosts(grid, times, grid[None].copy(), plain if attention is None else attention)
+
+
+def serve(requests, costs, limits, order=Order.CHUNKED, *, chunk=None):
+    """Return a server that has served everything, and the finished requests as (n, 5)."""
+    server = Server(costs, limits, order)
+    done = []
+    step = len(requests) if chunk is None else chunk
+    for first in range(0, len(requests), step):
+        part = slice(first, first + step)
+        some = Requests(requests.arrival_s[part], requests.prompt[part], requests.output[part])
+        done.append(server.push(Arrivals.of(some)))
+    done.append(server.push(None))
+    rows = [np.stack([d.arrival_s, d.first_s, d.end_s, d.prompt, d.output], axis=1) for d in done]
+    return server, np.concatenate(rows)
+
+
+def drawn(requests, seed=0, arrivals="poisson:1", prompt="uniform:1:40", output="uniform:1:30") -> Requests:
+    """Return drawn requests in one piece."""
+    parts = list(draw_requests(arrivals, prompt, output, requests=requests, seed=seed))
+    return Requests(
+        *(np.concatenate([getattr(p, n) for p in parts]) for n in ("arrival_s", "prompt", "output"))
+    )
+
+
+def test_a_deterministic_server_waits_as_the_closed_form_says():
+    """M/D/1 (Pollaczek-Khinchine): one request at a time, one step each, mean wait rho s / (2 (1 - rho))."""
+    for rho in (0.3, 0.6, 0.8):
+        requests = drawn(400_000, arrivals=f"poisson:{rho}", prompt="5", output="1")
+        server, _ = serve(requests, costs_of(lambda n: 1.0), Limits(1, 64, UNLIMITED))
+        wait = server.sums[LATENCIES.index("wait")] / len(requests)
+        assert wait == pytest.approx(rho / (2 * (1 - rho)), rel=0.03), rho
+        busy = server.bins[SUMS.index("busy_s")].sum() / server.now_s
+        assert busy == pytest.approx(rho, rel=0.01)
+
+
+def test_saturated_throughput_is_that_of_full_steps():
+    """With everything there from the start a batch is always full: prompts of 1, 99 decoding steps each."""
+    count, batch = 6400, 64
+    requests = Requests(np.zeros(count), np.full(count, 1), np.full(count, 100))
+    server, _ = serve(requests, costs_of(lambda n: 0.01 + 0.001 * n), Limits(batch, 512, UNLIMITED))
+    assert server.now_s == pytest.approx(count / batch * 100 * (0.01 + 0.001 * batch))
+    assert server.steps == count // batch * 100
+
+
+def plain(requests, costs, limits, order):
+    """Return arrival, first and end of each finished request by a loop that holds requests as lists."""
+    columns = (requests.arrival_s, requests.prompt, requests.output)
+    waiting = deque(zip(*(column.tolist() for column in columns), strict=True))
+    running, now, out = [], 0.0, []
+    while waiting or running:
+        while waiting and waiting[0][0] <= now:
+            arrival, prompt, output = waiting[0]
+            if prompt + output > limits.kv_tokens:
+                waiting.popleft()
+                continue
+            held = sum(r["prompt"] + r["output"] for r in running)
+            if len(running) == limits.max_batch or held + prompt + output > limits.kv_tokens:
+                break
+            waiting.popleft()
+            running.append({"arrival": arrival, "prompt": prompt, "output": output, "left": prompt, "out": 0})
+        if not running:
+            if not waiting:
+                break
+            now = max(now, waiting[0][0])
+            continue
+        room = limits.step_tokens
+        plan = []
+        prefills = [r for r in running if r["left"]]
+        if not (prefills and order is Order.PREFILL_FIRST):
+            for r in running:
+                if not r["left"]:
+                    plan.append((r, 1))
+                    room -= 1
+        for r in prefills:
+            part = min(r["left"], room)
+            if part == 0 or (order is Order.PREFILL_FIRST and part < r["left"] and plan):
+                break
+            plan.append((r, part))
+            room -= part
+        tokens = sum(part for _, part in plan)
+        now += np.interp(tokens, costs.grid, costs.seconds[0])
+        for r, part in plan:
+            if r["left"]:
+                r["left"] -= part
+                if r["left"]:
+                    continue
+                r["first"] = now
+            r["out"] += 1
+            if r["out"] == r["output"]:
+                out.append((r["arrival"], r["first"], now, r["prompt"], r["output"]))
+        running = [r for r in running if r["out"] < r["output"]]
+    return np.array(out)
+
+
+@pytest.mark.parametrize("order", [Order.CHUNKED, Order.PREFILL_FIRST])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_loop_is_that_of_a_plain_one(seed, order):
+    rng = np.random.default_rng(seed)
+    print("seed", seed)
+    requests = drawn(120, seed=seed, arrivals=f"gamma:{rng.uniform(0.5, 30):.3f}:1.5")
+    batch = int(rng.integers(1, 12))
+    limits = Limits(batch, int(rng.integers(batch, 60)), int(rng.choice([45, 120, UNLIMITED])))
+    costs = costs_of(lambda n: 0.01 + 0.002 * n)
+    server, rows = serve(requests, costs, limits, order, chunk=int(rng.integers(1, 40)))
+    expected = plain(requests, costs, limits, order)
+    np.testing.assert_allclose(rows, expected, rtol=1e-12)
+    assert server.refused == int((requests.prompt + requests.output > limits.kv_tokens).sum())
+    # Every token once, every joule and second in some bin.
+    outputs = int(rows[:, 4].sum())
+    assert server.bins[SUMS.index("tokens")].sum() == outputs
+    served = server.bins[SUMS.index("served")].sum()
+    assert served == int(rows[:, 3].sum()) + outputs - len(rows)
+    assert server.bins[SUMS.index("joules")].sum() == pytest.approx(served)
+    histograms = server.histograms.sum(axis=1)
+    assert histograms.tolist() == [
+        len(rows),
+        len(rows),
+        int((rows[:, 4] > 1).sum()),
+        outputs - len(rows),
+        len(rows),
+    ]
+
+
+def test_pieces_of_a_trace_do_not_matter():
+    requests = drawn(500, seed=3, arrivals="on-off:20:5:9")
+    results = [
+        serve(requests, costs_of(lambda n: 0.02), Limits(8, 32, 300), chunk=chunk)[1] for chunk in (1, 7, 500)
+    ]
+    assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+
+
+def test_a_split_service_serves_every_request_once_and_moves_its_keys():
+    requests = drawn(300, seed=5, arrivals="poisson:4")
+    costs, limits = costs_of(lambda n: 0.005), Limits(16, 64, UNLIMITED)
+    kv_bytes, link = 1000.0, Transfer(bytes_per_s=1e6, latency_s=0.25)
+    servers = Server(costs, limits, Order.PREFILL_ONLY), Server(costs, limits, Order.DECODE_ONLY)
+    service = Service(*servers, link, kv_bytes)
+    rows = [
+        np.stack([d.arrival_s, d.first_s, d.end_s, d.prompt, d.output], axis=1)
+        for d in service.run(iter([requests]))
+    ]
+    done = np.concatenate(rows)
+    done = done[np.argsort(done[:, 0], kind="stable")]
+    assert np.array_equal(done[:, 3:], np.stack([requests.prompt, requests.output], axis=1))
+    # One after another over the link, then the first step of the other.
+    more = done[:, 4] > 1
+    free = 0.0
+    for first, end, prompt, output in done[more][np.argsort(done[more, 1], kind="stable"), 1:]:
+        free = max(free, first) + prompt * kv_bytes / link.bytes_per_s
+        assert end >= free + link.latency_s + (output - 1) * 0.005 - 1e-9
+    assert service.tokens == requests.output.sum() and service.finished == len(requests)
+    bins, _ = merged(list(servers))
+    assert bins[SUMS.index("tokens")].sum() == service.tokens
+
+
+def test_percentiles_are_within_half_a_percent():
+    rng = np.random.default_rng(8)
+    requests = drawn(20_000, seed=8, arrivals="poisson:0.5", prompt="3", output="lognormal:20:1")
+    server, rows = serve(requests, costs_of(lambda n: 0.01 + 0.01 * n), Limits(8, 64, UNLIMITED))
+    found = statistics(server.histograms[4], float(server.sums[4]), float(server.most[4]))
+    exact = np.sort(rows[:, 2] - rows[:, 0])
+    for percent in (50, 90, 95, 99):
+        nth = exact[int(np.ceil(len(exact) * percent / 100)) - 1]
+        assert found[f"p{percent}"] == pytest.approx(nth, rel=0.00501)
+    assert found["max"] == exact[-1] and found["mean"] == pytest.approx(exact.mean())
+    assert statistics(np.zeros(5, np.int64), 0.0, 0.0) is None
+    assert rng is not None
+
+
+AZURE_2023 = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:15:46.6805900,374,44
+2023-11-16 18:15:50.9951690,396,109
+"""
+AZURE_2024 = """TIMESTAMP,ContextTokens,GeneratedTokens
+2024-05-10 00:00:00.009930+00:00,2162,5
+2024-05-10 00:00:00.017335+00:00,2399,6
+"""
+BURST = """Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
+5,ChatGPT,472,18,490,Conversation log
+45,ChatGPT,1087,0,1087,Conversation log
+118,GPT-4,417,276,693,API log
+"""
+BURST_2 = (
+    "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    '5.5,"a,b",1.2,ChatGPT,472,18,490,Conversation log\n'
+)
+MOONCAKE = (
+    '{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]}\n'
+    '{"timestamp": 30535, "input_length": 6472, "output_length": 26, "hash_ids": [46]}\n'
+)
+SERVINGSIM = (
+    '{"input_toks":10,"output_toks":70,"arrival_time_ns":46926808,"input_tok_ids":[1]}\n'
+    '{"input_toks":22,"output_toks":104,"arrival_time_ns":347938952,"input_tok_ids":[1]}\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "arrival", "prompt", "output", "failed"),
+    [
+        (AZURE_2023, [0, 4.314579], [374, 396], [44, 109], 0),
+        (AZURE_2024, [0, 0.007405], [2162, 2399], [5, 6], 0),
+        (BURST, [0, 113], [472, 417], [18, 276], 1),
+        (BURST_2, [0], [472], [18], 0),
+        (MOONCAKE, [0, 3.053], [6955, 6472], [52, 26], 0),
+        (SERVINGSIM, [0, 0.301012144], [10, 22], [70, 104], 0),
+    ],
+)
+def test_public_formats(tmp_path, text, arrival, prompt, output, failed):
+    file = tmp_path / "trace"
+    file.write_text(text)
+    skipped = Skipped()
+    (requests,) = read_requests(file, skipped=skipped)
+    np.testing.assert_allclose(requests.arrival_s, arrival, atol=2e-6)
+    assert requests.prompt.tolist() == prompt and requests.output.tolist() == output
+    assert skipped == Skipped(failed=failed)
+    (faster,) = read_requests(file, limit=1, speed=2.0)
+    assert len(faster) == 1
+    (faster,) = read_requests(file, speed=2.0)
+    np.testing.assert_allclose(faster.arrival_s, requests.arrival_s / 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: must be the header of a known trace: TIMESTAMP, ContextTokens"),
+        ("a,b,c\n1,2,3\n", "line 1: must be the header of a known trace"),
+        (AZURE_2023 + "2023-11-16 18:16:00,1\n", "line 4: must have 3 columns, not 2"),
+        (AZURE_2023 + "yesterday,1,2\n", "line 4: TIMESTAMP: must be a date and a time, not 'yesterday'"),
+        (
+            AZURE_2023 + "2023-11-16 18:16:00,1.5,2\n",
+            "line 4: ContextTokens: must be a whole number in 1..16777216",
+        ),
+        (AZURE_2023 + "2023-11-16 18:16:00,7,0\n", "line 4: GeneratedTokens: must be a whole number in 1.."),
+        (
+            AZURE_2023 + "2023-11-16 18:15:00,7,1\n",
+            "line 4: must not come before the row above it, by 50.9952 s",
+        ),
+        (BURST + "nan,ChatGPT,1,2,3,API log\n", "line 5: Timestamp: must be a number, not nan"),
+        (BURST + "1e400,ChatGPT,1,2,3,API log\n", "line 5: Timestamp: must be a number, not inf"),
+        (BURST + "2e9,ChatGPT,1,2,3,API log\n", "line 5: must come within 1e+09 s of the first row"),
+        (
+            BURST + "200,ChatGPT,1,99999999999999999999999,3,API log\n",
+            "line 5: Response tokens: must be a whole",
+        ),
+        (BURST + "200,ChatGPT,-4,2,3,API log\n", "line 5: Request tokens: must be a whole number"),
+        (BURST.splitlines()[0] + "\n", "must hold at least one request"),
+        ("{", "line 1: is not valid JSON"),
+        (
+            '{"when": 1}\n',
+            "line 1: must have the keys of a known trace: timestamp, input_length, output_length; ",
+        ),
+        (MOONCAKE + "[]\n", "line 3: must be a JSON object"),
+        (MOONCAKE + "{}\n", "line 3: timestamp: is missing"),
+        (MOONCAKE + MOONCAKE[:40] + "\n", "line 3: is not valid JSON"),
+        (
+            MOONCAKE.replace("52", "true"),
+            "line 1: output_length: must be a whole number in 1..16777216, not True",
+        ),
+        (
+            MOONCAKE + MOONCAKE.splitlines()[1].replace("26,", '"x",'),
+            "line 3: output_length: must be a whole",
+        ),
+    ],
+)
+def test_odd_rows_are_named_or_left_out(tmp_path, monkeypatch, capsys, text, message):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "trace"
+    file.write_text(text)
+    assert main(["serve", "--system", "duplex", "--model", SMALL, "--trace", "trace", "--json"]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith(f"expertbank: trace: {message}") and error.count("\n") == 1
+    rows = text.count("\n")
+    if rows > 2:
+        skipped = Skipped()
+        (requests,) = read_requests(file, skip_odd=True, skipped=skipped)
+        lines = len([line for line in text.splitlines() if line])
+        header = 0 if text.startswith("{") else 1
+        assert len(requests) + skipped.odd + skipped.failed == lines - header and skipped.odd == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "requests: needs --trace or --arrivals, one of them"),
+        (["--arrivals", "poisson:1", "--trace", "t"], "requests: needs --trace or --arrivals, one of them"),
+        (["--trace", "no.csv"], "no.csv: cannot be read: No such file or directory"),
+        (["--arrivals", "poisson"], "arrivals: poisson has 1 numbers, not 0"),
+        (["--arrivals", "poisson:-1"], "arrivals: must have numbers in 1e-09..1e+09, not '-1'"),
+        (["--arrivals", "poisson:nan"], "arrivals: must have numbers in 1e-09..1e+09, not 'nan'"),
+        (
+            ["--arrivals", "often:1"],
+            "arrivals: must be one of fixed, poisson, gamma, on-off with its numbers, not",
+        ),
+        (["--arrivals", "fixed:1", "--prompt", "0"], "prompt: must be in 1..16777216, not 0"),
+        (
+            ["--arrivals", "fixed:1", "--prompt", "uniform:9:3"],
+            "prompt: must be from 1, ascending, not 'uniform:9:3'",
+        ),
+        (
+            ["--arrivals", "fixed:1", "--output", "x"],
+            "output: must be one of uniform, lognormal with its numbers",
+        ),
+        (["--arrivals", "fixed:1", "--requests", "0"], "requests: must be in 1..2147483648, not 0"),
+        (["--arrivals", "fixed:1e-9", "--requests", "9"], "arrivals: must all come within 1e+09 s"),
+        (["--arrivals", "fixed:1", "--limit", "3"], "limit: needs --trace"),
+        (["--arrivals", "fixed:1", "--max-batch", "0"], "max_batch: must be in 1..65536, not 0"),
+        (
+            ["--arrivals", "fixed:1", "--step-tokens", "9"],
+            "step_tokens: must be at least max_batch, 64: each of",
+        ),
+        (["--arrivals", "fixed:1", "--kv-tokens", "0"], "kv_tokens: must be in 1.."),
+        (["--arrivals", "fixed:1", "--speed", "0"], "speed: must be in 1e-06..1000000.0, not 0.0"),
+        (["--arrivals", "fixed:1", "--draws", "0"], "draws: must be in 1..64, not 0"),
+        (["--arrivals", "fixed:1", "--kv-link", "nvlink4"], "kv_link: needs --batching split"),
+        (["--arrivals", "fixed:1", "--decode-system", "duplex"], "decode_system: needs --batching split"),
+        (["--arrivals", "fixed:1", "--seed", "-1"], "seed: must be at least 0, not -1"),
+        (
+            ["--arrivals", "fixed:1", "--picture", "no/p.png"],
+            "no/p.png: picture: is in a folder that does not exist",
+        ),
+        (
+            ["--arrivals", "fixed:1", "--requests-csv", "no/r.csv"],
+            "no/r.csv: requests_csv: is in a folder that",
+        ),
+        (["--arrivals", "fixed:1", "--policy", "best"], "policy: must be one of "),
+        (["--arrivals", "fixed:1", "--routing", "often"], "routing: "),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    small = ["--system", "duplex", "--model", SMALL]
+    assert main(["serve", *small, *arguments, "--json"]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith(f"expertbank: {message}") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_is_the_systems_model_and_attention_adds_up():
+    """At a size of the grid a step takes what ``expertbank system`` says, attention's products included."""
+    system, model, backbone = load_system("duplex"), load_model(SMALL), load_backbone(SMALL)
+    routing = Routing("uniform")
+    table = step_table(system, model, backbone, routing, 7, most=20, draws=2)
+    assert sizes(20) == [*range(1, 17), 20] and table.costs.grid.tolist() == sizes(20)
+    context = int(system.outside.context.value)
+    for tokens in (1, 8, 20):
+        steps, energies, _ = run_policies(
+            system, model, tokens, routing, 7 + 1000, [system.policy], backbone=backbone
+        )
+        # Requests that all hold the context decode one token: one step of a server.
+        requests = Requests(np.zeros(tokens), np.full(tokens, context - 1), np.full(tokens, 2))
+        server = Server(table.costs, Limits(tokens, 20, UNLIMITED), Order.DECODE_ONLY)
+        come = Arrivals(
+            requests.arrival_s, requests.arrival_s, requests.arrival_s, requests.prompt, requests.output
+        )
+        server.push(come)
+        server.push(None)
+        assert server.steps == 1
+        assert server.now_s == pytest.approx(steps[system.policy].seconds, rel=1e-9)
+        joules, total = server.bins[SUMS.index("joules")].sum(), energies[system.policy].total
+        assert np.isnan(joules) if total is None else joules == pytest.approx(total, rel=1e-9)
+
+
+def test_a_trace_of_experts_serves_in_a_circle(tmp_path):
+    rng = np.random.default_rng(2)
+    model = load_model(SMALL)
+    ids = np.argsort(rng.random((1, 50, model.gating.num_experts)), axis=2)[:, :, : model.gating.top_k]
+    np.savez(tmp_path / "t.npz", ids=ids)
+    routing = parse_routing(str(tmp_path / "t.npz"))
+    load = expert_load(model, routing, 0, np.array([30, 0, 45]))
+    flat = np.concatenate([ids[0], ids[0]])
+    for point, rows in ((0, flat[:30]), (2, flat[30:75])):
+        assert np.array_equal(load[point], np.bincount(rows.ravel(), minlength=load.shape[1]))
+    assert not load[1].any()
+    many = expert_load(model, Routing("zipf:1", "zipf", (1.0,)), 0, np.array([1_000_003]))
+    assert many.sum() == 1_000_003 * model.gating.top_k
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "serve",
+        "--system",
+        "duplex",
+        "--model",
+        SMALL,
+        "--arrivals",
+        "poisson:50",
+        "--requests",
+        "300",
+    ]
+    files = ["--requests-csv", "r.csv", "--picture", "p.png"]
+    assert main([*arguments, "--step-tokens", "512", "--draws", "1", *files, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
+    assert len(rows) == found["finished"] == found["requests"] == 300
+    assert found["output_tokens"] == 300 * 128 and found["prompt_tokens"] == 300 * 512
+    ends = [float(row["end_s"]) for row in rows]
+    assert max(ends) == found["seconds"] and ends == sorted(ends)
+    mean = np.mean([float(row["first_token_s"]) - float(row["arrival_s"]) for row in rows])
+    assert found["latency_s"]["ttft"]["mean"] == pytest.approx(mean)
+    over_time = found["over_time"]
+    loads = np.array(over_time["expert_load"])
+    model = load_model(SMALL)
+    assert loads.sum() == (300 * 512 + 300 * 127) * model.gating.top_k
+    assert len(over_time["queue"]) == len(over_time["batch"]) == len(loads) and over_time["queue"][-1] == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments, "--step-tokens", "512", "--draws", "1", "--batching", "split"]) == 0
+    text = capsys.readouterr().out
+    assert re.match(rf"{SMALL} on duplex, split: 300 of 300 requests in [\d.]+ s", text)
+    assert "off by at most" in text and "end to end" in text
+
+
+def test_a_long_trace_in_bounded_memory(tmp_path):
+    """Ten chunks are served in little more memory than one: nothing is held of what is done."""
+    file = tmp_path / "t.csv"
+    header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+
+    def peak(count):
+        with file.open("w") as out:
+            out.write(header)
+            out.writelines(f"{n},m,3,2,5,API log\n" for n in range(count))
+        service = Service(Server(costs_of(lambda n: 0.1), Limits(8, 64, UNLIMITED), Order.CHUNKED))
+        tracemalloc.start()
+        assert sum(len(done.end_s) for done in service.run(read_requests(file))) == count
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    small, large = peak(CHUNK), peak(5 * CHUNK)
+    assert large < 1.5 * small
+
+
+def test_what_llmservingsim_reads(tmp_path, capsys):
+    out = tmp_path / "moe.csv"
+    arguments = ["export", "llmservingsim", "--system", "duplex", "--model", SMALL, "--most", "12"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    lines = out.read_text().splitlines()
+    assert lines[0] == HEADER == "tokens,activated_experts,time_us"
+    rows = [line.split(",") for line in lines[1:]]
+    model = load_model(SMALL)
+    top_k, experts = model.gating.top_k, model.gating.num_experts
+    assert {int(row[0]) for row in rows} == {1, 2, 4, 8, 12}
+    for tokens, activated, time_us in rows:
+        assert top_k <= int(activated) <= min(experts, int(tokens) * top_k) and float(time_us) > 0
+    assert [int(row[1]) for row in rows if row[0] == "12"] == [8, 16, experts]
+    assert powers(1) == [1] and powers(2) == [1, 2] and powers(9) == [1, 2, 4, 8, 9]
+    # More experts for the same tokens are more weights.
+    found = {
+        (tokens, activated): time
+        for tokens, activated, time in moe_rows(load_system("monde"), model, [4], "all-near")
+    }
+    assert found[4, 32] > 2 * found[4, 8]
+    assert main([*arguments, "--out", str(tmp_path / "no" / "moe.csv")]) == 2
+    assert "out: is in a folder that does not exist" in capsys.readouterr().err
+
+
+def test_arrivals_have_the_rate_and_variation_that_are_asked_for():
+    for text, rate, variation in (("poisson:5", 5, 1), ("gamma:5:2", 5, 2), ("fixed:5", 5, 0)):
+        requests = drawn(60_000, arrivals=text)
+        between = np.diff(requests.arrival_s)
+        assert 1 / between.mean() == pytest.approx(rate, rel=0.03), text
+        assert between.std() / between.mean() == pytest.approx(variation, rel=0.03, abs=1e-6), text
+    requests = drawn(20_000, arrivals="on-off:10:3:7")
+    assert (requests.arrival_s % 10 < 3).all()
+    assert np.array_equal(requests.arrival_s, np.sort(requests.arrival_s))
+
+
+def test_unreadable_input_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be read|is a folder|regular"):
+        next(read_requests(tmp_path))
+    (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        next(read_requests(tmp_path / "b"))
