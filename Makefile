@@ -73,9 +73,9 @@ test-fast: $(STAMP) ## the tests that need no build, in under a minute
 test-long: $(STAMP) ## wider random sweeps
 	@$(PYTEST) -m long
 
-verilog: $(STAMP) ## Verilog and file list of DESIGN= (for MODEL= at SCALE=) in build/verilog
+verilog: $(STAMP) ## Verilog and file list of DESIGN= (for MODEL= at SCALE=, BUS=axi) in build/verilog
 	@$(RUN) expertbank verilog --design '$(or $(DESIGN),fpga)' $(call flag,model,MODEL) $(call flag,scale,SCALE) \
-		$(call flag,format,FORMAT) --out build/verilog
+		$(call flag,format,FORMAT) $(call flag,bus,BUS) --out build/verilog
 
 synth: $(STAMP) ## LUT, FF, DSP, BRAM and Fmax of DESIGN= (default: gate and dispatch alone); docs/synthesis.md
 	@status=0; \

@@ -5,7 +5,7 @@ over simulated AXI and a board over a memory map and a DMA engine::
 
     driver = Driver(MappedRegisters("/dev/uio0"), memory, streams)
     driver.identify()
-    driver.load(address, image, steps)
+    driver.load_pack(read_pack("packed"))
     outputs = driver.batch(beats)
 
 The sequences are those of ``docs/axi.md``, which is enough to write them in another language;
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from spec.registers import (
     BUS_REGISTERS,
@@ -36,6 +36,9 @@ from spec.registers import (
     register_map,
     top_counters,
 )
+
+if TYPE_CHECKING:
+    from sim.pack import Packed
 
 ATTEMPTS = 1_000_000
 """Reads of a register that is waited for."""
@@ -169,6 +172,16 @@ class Driver:
             raise DriverError("has no memory to write an image to")
         self.memory.write(address, image)
         self.configure(self.start(address) if steps is None else steps)
+
+    def load_pack(self, packed: Packed) -> None:
+        """Load what ``expertbank pack`` wrote: the image behind the read master, then the register steps.
+
+        Storage of a near-memory design's channels is not behind this port: whoever has it fills it first.
+        """
+        for entry in packed.map.files:
+            if entry.memory == "m_axi":
+                self.load(entry.address, packed.image(entry.memory).tobytes(), ())
+        self.configure(packed.map.registers)
 
     def start(self, address: int, capacity: int = 0, policy: int = 0) -> Iterator[Access]:
         """Yield the steps that make a bf16 top ready for tokens: its page, its limits, the router loaded."""

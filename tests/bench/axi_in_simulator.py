@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ from cocotbext.axi import (
 from golden.layer_bf16 import layer_bf16, layer_image
 from golden.weights import random_tokens, random_weights
 from sim.driver import BusError, Driver, Packet
+from sim.pack import pack, read_pack
 from sim.pim_layer import placement_steps
 from spec.banks import BankGeometry
 from spec.geometry import ImageGeometry, ceil_div
-from spec.registers import BUS_REGISTERS, REGISTERS, Top
+from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Top
 from tests.bench.axi_cores import CORES
 from tests.bench.axi_pim import BankPorts, pim_image
 from tests.bench.in_simulator import JOB, RESULTS
@@ -402,9 +404,26 @@ def refused(access: Callable[[], object], response: int) -> None:
 
 
 def works(bench: Bench) -> None:
-    """Batches, bits against golden, counters, the interrupts of loading and of each batch."""
-    driver = bench.driver
-    bench.start()
+    """Batches, bits against golden, counters, the interrupts of loading and of each batch.
+
+    What a layer is loaded with is what ``expertbank pack`` wrote.
+    """
+    driver, core = bench.driver, bench.core
+    if core.name in LAYERS:
+        bench.write(0, bytes(len(core.memory())))
+        assert driver.identify() is core.name
+        with tempfile.TemporaryDirectory(prefix="expertbank-") as folder:
+            pack(
+                core.model,
+                core.design,
+                lambda _experts: core.weights,
+                Path(folder),
+                batch_lengths=[1],
+                address=IMAGE_PAGE * 4096,
+            )
+            driver.load_pack(read_pack(Path(folder)))
+    else:
+        bench.start()
     assert driver.acknowledge() == {"loaded"}
     driver.enable_interrupts("done")
     bench.wait(2)
@@ -654,35 +673,38 @@ def read_error_while_loading(bench: Bench) -> None:
     bench.take(1)
 
 
+def in_burst(bench: Bench, wrong: Callable[[int, Any], list[Any]]) -> None:
+    """Let ``wrong(n, beat)`` change the beats of one of the next bursts; none is under way."""
+    skip = int(bench.rng.integers(1, 8))
+    burst, place = 0, 0
+
+    def change(_number: int, beat: Any) -> list[Any]:
+        nonlocal burst, place
+        here = (burst, place)
+        burst, place = (burst + 1, 0) if beat.rlast else (burst, place + 1)
+        return wrong(here[1], beat) if here[0] == skip else [beat]
+
+    bench.change = change
+
+
 def early_last(bench: Bench) -> None:
     """``rlast`` too early: the rest of the burst is zeros, and nothing hangs."""
     bench.start()
-    beats = bench.core.design.memory.burst_beats
-    first = -(-bench.reads // beats) * beats + beats * int(bench.rng.integers(1, 8))
-    skipped = set(range(first + 1, first + beats))
-
-    def change(number: int, beat: Any) -> list[Any]:
-        if number == first:
-            return [_with(beat, rlast=1)]
-        return [] if number in skipped else [beat]
-
-    bench.change = change
+    in_burst(bench, lambda place, beat: [] if place else [_with(beat, rlast=1)])
     _with_wrong_reads(bench, {"read_last"})
 
 
 def late_last(bench: Bench) -> None:
     """``rlast`` too late: what is more than the burst is thrown away."""
     bench.start()
-    beats = bench.core.design.memory.burst_beats
-    last = -(-bench.reads // beats) * beats + beats * int(bench.rng.integers(1, 8)) + beats - 1
 
-    def change(number: int, beat: Any) -> list[Any]:
-        if number != last:
+    def longer(_place: int, beat: Any) -> list[Any]:
+        if not beat.rlast:
             return [beat]
         more = [_with(type(beat)(), rid=0, rdata=1, rresp=0, rlast=end) for end in (0, 1)]
         return [_with(beat, rlast=0), *more]
 
-    bench.change = change
+    in_burst(bench, longer)
     _with_wrong_reads(bench, {"read_last"})
 
 
