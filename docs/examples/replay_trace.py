@@ -38,7 +38,7 @@ figure = Figure(figsize=(7, 3.2), layout="constrained")
 for axes, column, label in zip(figure.subplots(1, 2), (2, 4), ("first token", "time per token"), strict=True):
     for name in SYSTEMS:
         rates = [found[name, speed][0] for speed in SPEEDS]
-        axes.semilogy(rates, [found[name, speed][column] for speed in SPEEDS], marker="o", label=name)
+        axes.plot(rates, [found[name, speed][column] for speed in SPEEDS], marker="o", label=name)
     axes.set(xlabel="requests/s served", ylabel=f"ms, {label}, 99 %")
     axes.legend()
 figure.savefig("replay_trace.svg", metadata={"Date": None, "Creator": None})
