@@ -19,7 +19,7 @@ from typing import Any
 from sim.papers import model_of, replay_of
 from spec.files import preset_names
 from spec.load import load_paper
-from spec.paper import WIDE, Claim, Judged, PaperSpec
+from spec.paper import WIDE, Bound, Claim, Judged, PaperSpec
 from spec.system import Evidence, Quantity, nominal, quantities, with_changed
 
 NOT_A_TEST = "not a test"
@@ -76,6 +76,13 @@ class Outcome:
         return NOT_A_TEST if self.claim.judged is Judged.INTERVAL and self.wide else ""
 
     @property
+    def bound_holds(self) -> bool | None:
+        """Whether the published figure lies on the bound's allowed side; None where nothing is a bound."""
+        if self.claim.bound is None:
+            return None
+        return (self.ratio <= 1) if self.claim.bound is Bound.LOWER else (self.ratio >= 1)
+
+    @property
     def within_band(self) -> bool | None:
         """Whether the claim's band is met; None where there is none."""
         claim = self.claim
@@ -119,6 +126,7 @@ def reproduce(name: str, files: Path | None = None) -> Reproduction:
     paper = load_paper(name)
     model, values = model_of(paper.name), nominal(paper)
     inputs = {name: quantity for name, quantity in quantities(paper) if _is_taken(name)}
+    replayed = replay_of(paper.name)(paper, values, files) if files is not None else {}
     central = model(paper, values)
     runs: dict[str, tuple[Quantity, dict[str, float], dict[str, float]]] = {}
     for key, quantity in inputs.items():
@@ -133,11 +141,15 @@ def reproduce(name: str, files: Path | None = None) -> Reproduction:
         for key, claim in paper.claims.items()
         if claim.needs_files
     }
-    replayed = replay_of(paper.name)(paper, values, files) if files is not None else {}
+    not_run |= {key: claim.unmodelled for key, claim in paper.claims.items() if claim.unmodelled}
     corners: dict[tuple[tuple[str, float], ...], dict[str, float]] = {}
 
     def corner(ends: dict[str, float]) -> dict[str, float]:
         key = tuple(sorted(ends.items()))
+        if len(ends) == 1:  # the sweep has it
+            [(name, end)] = ends.items()
+            quantity, low, high = runs[name]
+            return {quantity.value: central, quantity.least: low, quantity.most: high}[end]
         if key not in corners:
             corners[key] = model(paper, with_changed(values, ends))
         return corners[key]
@@ -207,6 +219,7 @@ def as_json(result: Reproduction) -> dict[str, Any]:
                 "confidence": outcome.claim.confidence.value,
                 "interval": list(outcome.interval),
                 "label": outcome.label,
+                "bound_holds": outcome.bound_holds,
                 "cause": outcome.claim.cause,
                 "sweep": [
                     {"input": effect.name, "low": effect.low, "high": effect.high}
@@ -246,6 +259,7 @@ def claim_rows(result: Reproduction) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for outcome in result.outcomes:
         inside = {True: "yes", False: "no", None: outcome.label}[outcome.within_band]
+        inside += {True: ", bound holds", False: ", bound broken", None: ""}[outcome.bound_holds]
         low, high = outcome.interval
         rows.append(
             (

@@ -26,7 +26,9 @@ result smaller, or larger. Assumed inputs are not in it, but in the sweep below 
 is alone at the ends of its range. *Band*: within so many percent of the published figure; `interval`: the
 published figure lies in the interval, which is `not a test` if it leaves the modelled figure by more than
 25 % either way; `open`: not judged, since inputs that decide it are unknown. *Inside*: whether the band is
-met, in `--json` `within_band`, which is null for what is open or not a test. *Evidence*: where the
+met, in `--json` `within_band`, which is null for what is open or not a test; where what is modelled is a
+bound (`bound_holds`), whether the published figure keeps it; `not run` and why, below the table, for figures
+of which nothing is modelled. *Evidence*: where the
 published figure was read: P the paper's text, A its abstract, C released code, N a third party, S the
 survey, D derived from such. *Confidence*: in the test. A paper's *grade* says whether its inputs are known.
 """

@@ -25,6 +25,13 @@ class Grade(StrEnum):
     LOW = "low"
 
 
+class Bound(StrEnum):
+    """What a result is, where it is no estimate: the published figure must be at least that, or at most."""
+
+    LOWER = "lower"
+    UPPER = "upper"
+
+
 class Judged(StrEnum):
     """How a claim is judged.
 
@@ -50,7 +57,9 @@ class Claim:
     judged, percent : how it is judged.
     confidence : in that judgement.
     above : what the result must also be above; None: nothing.
+    bound : of an open claim, whether what is modelled is a bound, which the publication must not contradict.
     needs_files : whether it is run only with files that the user has.
+    unmodelled : why nothing is modelled of it; it is listed, and not run.
     cause : why a result may lie outside, where that is known.
     """
 
@@ -62,7 +71,9 @@ class Claim:
     confidence: Grade
     percent: float = 0.0
     above: float | None = None
+    bound: Bound | None = None
     needs_files: bool = False
+    unmodelled: str = ""
     cause: str = ""
 
     def __post_init__(self) -> None:
@@ -71,6 +82,9 @@ class Claim:
             require_range("percent", self.percent, 1, 50)
         else:
             require(self.percent == 0, f"must be left out of a claim judged {self.judged}", key="percent")
+        for key in ("bound", "unmodelled"):
+            given = bool(getattr(self, key)) and self.judged is not Judged.OPEN
+            require(not given, f"must be left out of a claim judged {self.judged}", key=key)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,10 @@ LENGTHS = {"mixtral": (256, 1024, 4096), "glam": (512, 1024, 2048), "grok1": (25
 BATCHES = (32, 64, 128)
 SERVED = (128, 4096, 512)
 """Largest batch, tokens of a prompt and of an output where requests come one by one (Mixtral, figure 13)."""
+LATENCY_BATCH = 64
+"""Batch at which latencies of GLaM are published (figure 12)."""
+OPS_PER_BYTE = (1, 2, 4, 8, 16, 32)
+"""Of figure 8."""
 RARE = 1e-4
 """Numbers of prefills in one stage that are less likely than this are left out."""
 SAMPLES = 64
@@ -105,10 +109,21 @@ def _distinct(rng: np.random.Generator, tokens: int, experts: int, top_k: int) -
 
 @dataclass(frozen=True)
 class Result:
-    """Mean time and energy of a stage."""
+    """Mean time and energy of a stage, and what latencies and uses of operations are made of.
+
+    Attributes
+    ----------
+    each_s : (stages,) time of each.
+    decode_s : mean time of stages without a prefill.
+    moe_flops, attention_flops : operations per second of a device in experts and in attention of those.
+    """
 
     seconds: float
     joules: float
+    each_s: FloatArray
+    decode_s: float
+    moe_flops: float
+    attention_flops: float
 
 
 def all_reduce(values: Mapping[str, float], num_bytes: FloatArray, devices: int) -> FloatArray:
@@ -196,7 +211,36 @@ def run_point(values: Mapping[str, float], work: Workload, stages: Stages, machi
         host_bytes * (machine.host_j_per_bit + read) + near_bytes * (machine.near_j_per_bit + read)
     )
     joules = joules + flops * values["inputs.flop_j"]
-    return Result(stages.mean(seconds), stages.mean(joules))
+    only = np.where(stages.prefills == 0, stages.chance, 0.0)
+    only = only / only.sum()
+    total = nodes * devices
+    return Result(
+        stages.mean(seconds),
+        stages.mean(joules),
+        seconds,
+        float((only * seconds).sum()),
+        float((only * expert_flops / (total * expert_s)).sum()),
+        float((only * kv_flops / (devices * decode_s)).sum()),
+    )
+
+
+def quantile(values: FloatArray, weights: FloatArray, share: float) -> float:
+    """Return the least value that at least a share of the weights does not exceed."""
+    order = np.argsort(values, kind="stable")
+    sums = weights[order].cumsum()
+    return float(values[order][np.searchsorted(sums, share * sums[-1])])
+
+
+def energy_delay(values: Mapping[str, float], kind: str, ops_per_byte: int) -> float:
+    """Return energy times delay of a byte of weights, of which so many operations are done.
+
+    Delay in times of a byte at HBM3's own bandwidth. ``kind``: ``bank`` (16 times that bandwidth, one
+    operation a byte), ``bank_group`` or ``logic`` (4 times, eight operations a byte); figure 8.
+    """
+    bandwidth, most = (16, 1) if kind == "bank" else (4, 8)
+    read = values[f"inputs.{kind}_read_j_per_bit"] + values["inputs.activate_j_per_bit"]
+    joules = BITS * read + ops_per_byte * values["inputs.flop_j"]
+    return joules * max(1.0, ops_per_byte / most) / bandwidth
 
 
 def _experts(
@@ -300,6 +344,9 @@ def run(paper: PaperSpec, values: Mapping[str, float]) -> dict[str, float]:
         stage = run_point(values, mixtral, served, built[kind])
         return served.batch / (served.output * stage.seconds)
 
+    latencies = _latencies(values, paper.workloads["glam"], points, built["gpu"])
+    peak = values["systems.duplex.host.peak_flops"]
+    decoding = {name: [points[key] for key in every if key[0] == name] for name in paper.workloads}
     of_model = {name: [key for key in every if key[0] == name] for name in paper.workloads}
     bank = [key for key in of_model["mixtral"] if key[1] in (32, 64)]
     return {
@@ -318,4 +365,53 @@ def run(paper: PaperSpec, values: Mapping[str, float]) -> dict[str, float]:
         "saturation_gpu": saturated("gpu"),
         "saturation_duplex": saturated("pe_et"),
         "saturation_ratio": saturated("pe_et") / saturated("gpu"),
+        **latencies,
+        "gpu_use_moe": max(points[key]["gpu"].moe_flops for key in every) / peak,
+        "gpu_use_attention": max(points[key]["gpu"].attention_flops for key in every) / peak,
+        **{
+            f"rerun_{kind}": float(
+                np.mean([point["gpu"].decode_s / point[kind].decode_s for point in decoding["mixtral"]])
+            )
+            for kind in ("plain", "pe_et")
+        },
+        **{
+            f"edap_{kind}_{ops}": energy_delay(values, kind, ops) / energy_delay(values, "bank_group", ops)
+            for kind in ("bank", "logic")
+            for ops in OPS_PER_BYTE
+        },
+    }
+
+
+def _latencies(
+    values: Mapping[str, float],
+    work: Workload,
+    points: Mapping[tuple[str, int, int], Mapping[str, Result]],
+    gpu: Machine,
+) -> dict[str, float]:
+    """Return the latencies of GLaM at batch 64 over those of the GPU, and over those of twice its devices.
+
+    A token that is decoded takes its stage's time, the first one that of its prefill. There is no queue.
+    """
+    median, end_to_end, twice, late, first = [], [], [], [], []
+    for length in LENGTHS["glam"]:
+        stages = draw_stages("glam", work.experts, work.top_k, LATENCY_BATCH, length)
+        decoded = stages.chance * (stages.batch - stages.prefills)
+        started = stages.chance * stages.prefills
+        duplex, one = (points["glam", LATENCY_BATCH, length][kind] for kind in ("pe_et", "gpu"))
+        two = run_point(values, replace(work, nodes=2 * work.nodes), stages, gpu)
+
+        def over(base: Result, weights: FloatArray, share: float, mine: Result = duplex) -> float:
+            return quantile(mine.each_s, weights, share) / quantile(base.each_s, weights, share)
+
+        median.append(over(one, decoded, 0.5))
+        end_to_end.append(duplex.seconds / one.seconds)
+        twice.append(duplex.seconds / two.seconds)
+        late.append(over(two, decoded, 0.99))
+        first.append(over(two, started, 0.99))
+    return {
+        "tbt_median": float(np.mean(median)),
+        "end_to_end": float(np.mean(end_to_end)),
+        "end_to_end_2gpu": float(np.mean(twice)),
+        "tbt_p99_2gpu": late[0],
+        "t2ft_p99_2gpu": first[0],
     }

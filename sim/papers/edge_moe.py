@@ -14,8 +14,8 @@ from functools import lru_cache
 from math import ceil
 
 from sim.accelerator import run_model
+from sim.papers.m3vit import image_macs, least_seconds
 from sim.routing import draw_ids, parse_routing
-from sim.system.costs import Roofline
 from spec.load import load_design
 from spec.model import Activation, FfnSpec, GatingSpec, ModelSpec, Normalise, Score
 from spec.paper import PaperSpec, Workload
@@ -82,21 +82,18 @@ def run(paper: PaperSpec, values: Mapping[str, float]) -> dict[str, float]:
     total = sum(cycles.values())
     seconds = total / values["inputs.clock_hz"]
     linear = cycles["attention linears"] + cycles["dense FFN"] + cycles["MoE"]
-    gpu = Roofline(values["inputs.gpu_bytes_per_s"], values["inputs.gpu_peak_flops"])
+    size = (work, values["inputs.tokens"], values["inputs.dense_width"])
+    gpu_s = least_seconds(values, "gpu", *size, number_bytes=2)
+    cpu_s = least_seconds(values, "cpu", *size, number_bytes=4)
+    joules = WATTS * seconds
     return {
         "latency_ms": 1e3 * seconds,
         "attention_share": cycles["attention"] / total,
         "linear_share": linear / total,
-        "energy_mj": 1e3 * WATTS * seconds,
-        "speed_over_a6000": _gpu_seconds(values, work, gpu) / seconds,
+        "energy_mj": 1e3 * joules,
+        "gops": 2e-9 * image_macs(*size) / seconds,
+        "speed_over_a6000": gpu_s / seconds,
+        "a6000_ms": 1e3 * gpu_s,
+        "energy_over_a6000": values["inputs.gpu_w"] * gpu_s / joules,
+        "energy_over_xeon": values["inputs.cpu_w"] * cpu_s / joules,
     }
-
-
-def _gpu_seconds(values: Mapping[str, float], work: Workload, gpu: Roofline) -> float:
-    """Return a GPU's least time for an image: fp16 weights once, all products."""
-    tokens, d, dense = values["inputs.tokens"], work.d_model, values["inputs.dense_width"]
-    layers = work.layers + work.dense_layers
-    weights = layers * 4 * d**2 + work.dense_layers * 2 * d * dense
-    products = weights + work.layers * work.top_k * work.expert_params
-    flops = 2 * tokens * (products + layers * 2 * tokens * d)
-    return float(gpu.seconds(2.0 * (weights + work.layers * work.experts * work.expert_params), flops))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from sim.papers.routed import counts_of, expert_of, system_values
 from sim.system.step import run_step, system_costs
 from spec.paper import PaperSpec
@@ -26,15 +28,16 @@ def run(paper: PaperSpec, values: Mapping[str, float]) -> dict[str, float]:
                 moved, divided = (run_step(costs, policy).seconds for policy in ("all-host", system.policy))
                 speed[name, tokens, zipf] = (software + moved) / (software + divided)
 
-    def mean(sizes: tuple[int, ...]) -> float:
-        of = [result for (_, tokens, _), result in speed.items() if tokens in sizes]
-        return sum(of) / len(of)
+    def of(sizes: tuple[int, ...]) -> list[float]:
+        return [result for (_, tokens, _), result in speed.items() if tokens in sizes]
 
     link, near = own["link.bytes_per_s"], own["near.bytes_per_s"]
     return {
         "least_over_movement": min(speed.values()),
         "most_over_movement": max(speed.values()),
-        "encoder_mean": mean(ENCODER),
-        "decoder_mean": mean(DECODER),
+        "encoder_mean": float(np.mean(of(ENCODER))),
+        "decoder_mean": float(np.mean(of(DECODER))),
+        "encoder_most": max(of(ENCODER)),
+        "decoder_most": max(of(DECODER)),
         "host_share": link / (link + near),
     }

@@ -39,4 +39,7 @@ def run(paper: PaperSpec, values: Mapping[str, float]) -> dict[str, float]:
         "speed_over_a100": float(np.mean(speed)),
         "speed_over_state_of_the_art": float(np.mean(over_near)),
         "energy_over_a100": float(np.mean(saving)),
+        "least_over_a100": min(speed),
+        "most_over_a100": max(speed),
+        "least_energy_over_a100": min(saving),
     }

@@ -20,6 +20,8 @@ from spec.paper import PaperSpec, Workload
 from spec.system import SystemSpec
 
 BATCHES, ZIPF, LAYERS = (16, 64, 256), (0.0, 0.5, 1.0), 4
+MODELS, NEXT_BATCH = ("qwen3_5", "gpt_oss", "qwen3"), 64
+"""Models of which speeds are published; the batch of Qwen3-Next's tokens per expert."""
 EFFICIENCIES = tuple(f"{name}_efficiency" for name in ("bandwidth", "flops"))
 
 
@@ -54,12 +56,14 @@ def run(paper: PaperSpec, values: Mapping[str, float]) -> dict[str, float]:
     system, own = paper.systems["sieve"], system_values(values, "sieve")
     host, near = Roofline.of(own, "host"), Roofline.of(own, "near")
     context = values["inputs.context"]
-    result = {}
-    for name, work in paper.workloads.items():
+    result: dict[str, float] = {}
+    by_batch: dict[str, FloatArray] = {}
+    for name in MODELS:
+        work = paper.workloads[name]
         d, devices = work.d_model, work.devices
         params = d * d * (2 + 2 * work.kv_share)
-        speeds = []
-        for batch in BATCHES:
+        speeds = np.empty((len(BATCHES), len(ZIPF)))
+        for row, batch in enumerate(BATCHES):
             cache = (BYTES * 2 * work.kv_share * d * context * batch, 4.0 * d * context * batch)
             attention = host.seconds(BYTES * params / devices, 2 * params * batch / devices)
             attention += min(engine.seconds(*(part / devices for part in cache)) for engine in (host, near))
@@ -70,10 +74,21 @@ def run(paper: PaperSpec, values: Mapping[str, float]) -> dict[str, float]:
                 crossing = batch / devices * work.top_k * d * BYTES * share
                 link = own["link.bytes_per_s"] * own["link.efficiency"]
                 exchange = 2 * (own["link.latency_s"] + crossing / link)
-            for zipf in ZIPF:
+            for column, zipf in enumerate(ZIPF):
                 counts = counts_of(work, batch, zipf, LAYERS)[0]
                 times = layer_seconds(system, own, work, counts, exchange)
                 pimoe, sieve = (outside + work.layers * times[key] for key in ("pimoe", "sieve"))
-                speeds.append(pimoe / sieve)
-        result[name] = float(np.mean(speeds))
-    return result
+                speeds[row, column] = pimoe / sieve
+        result[name] = float(speeds.mean())
+        by_batch[name] = speeds.mean(axis=1)
+    loads = np.concatenate(
+        [counts_of(paper.workloads["qwen3_next"], NEXT_BATCH, zipf, LAYERS)[0].ravel() for zipf in ZIPF]
+    )
+    active = loads[loads > 0]
+    return result | {
+        "qwen3_5_b256": float(by_batch["qwen3_5"][BATCHES.index(256)]),
+        "gpt_oss_least": float(by_batch["gpt_oss"][1:].min()),
+        "gpt_oss_most": float(by_batch["gpt_oss"][1:].max()),
+        "one_token": float((active == 1).mean()),
+        "four_tokens": float((active <= 4).mean()),
+    }
