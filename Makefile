@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim waves full-size test test-fast test-long verilog synth bench formal mutate coverage claims models-page reproduce-page policies-page report sweep lint format typecheck clean
+.PHONY: help setup check sim waves full-size test test-fast test-long verilog synth bench formal mutate coverage claims models-page registers-page reproduce-page policies-page report sweep lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -76,9 +76,9 @@ test-fast: $(STAMP) ## the tests that need no build, in under a minute
 test-long: $(STAMP) ## wider random sweeps
 	@$(PYTEST) -m long
 
-verilog: $(STAMP) ## Verilog and file list of DESIGN= (for MODEL= at SCALE=) in build/verilog
+verilog: $(STAMP) ## Verilog and file list of DESIGN= (for MODEL= at SCALE=, BUS=axi) in build/verilog
 	@$(RUN) expertbank verilog --design '$(or $(DESIGN),fpga)' $(call flag,model,MODEL) $(call flag,scale,SCALE) \
-		$(call flag,format,FORMAT) --out build/verilog
+		$(call flag,format,FORMAT) $(call flag,bus,BUS) --out build/verilog
 
 synth: $(STAMP) ## LUT, FF, DSP, BRAM and Fmax of DESIGN= (default: gate and dispatch alone); docs/synthesis.md
 	@status=0; \
@@ -106,6 +106,9 @@ claims: $(STAMP) ## measure everything that is claimed, through the Verilog too;
 
 models-page: $(STAMP) ## write docs/models.md from the model presets
 	@$(RUN) expertbank models --page docs/models.md
+
+registers-page: $(STAMP) ## write docs/registers.md from spec/registers.py
+	@$(RUN) expertbank registers --page docs/registers.md
 
 reproduce-page: $(STAMP) ## write docs/reproduce.md: what papers claim, and what is modelled
 	@$(RUN) expertbank reproduce --page docs/reproduce.md

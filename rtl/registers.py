@@ -5,6 +5,8 @@ in which ``reg_we`` is set, and read one cycle after its address. Counters have 
 the address given, high word behind it.
 """
 
+from collections.abc import Collection, Sequence
+
 from amaranth import Cat, Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -12,11 +14,13 @@ from amaranth.lib.wiring import In, Out
 from spec.registers import (
     CONTROL_CLEAR,
     CONTROL_LOAD,
+    CORE_REGISTERS,
     COUNTERS,
     ECC_COUNTERS,
     IDENTITY,
     REGISTERS,
     STATUS_UNCORRECTED,
+    Access,
     counter_address,
 )
 
@@ -24,7 +28,10 @@ ADDRESS_BITS = 8
 
 
 class RegisterFile(wiring.Component):
-    """Registers of :mod:`spec.registers`; SCALE_X and SCALE_H with ``scales`` only.
+    """The core's page of :mod:`spec.registers`; SCALE_X and SCALE_H with ``scales`` only.
+
+    ``names`` leaves registers that are read and written out (a block alone has fewer), ``counters``
+    counters.
 
     ``flips``: most words with flipped bits that may be read in a cycle; 0 for banks without check bits,
     of which there are no counters.
@@ -37,8 +44,8 @@ class RegisterFile(wiring.Component):
         Pulses in the cycle after CONTROL was written.
     image_page, capacity, policy : Out(32)
     scale_x, scale_h : Out(32), with ``scales``
-    events : In(ArrayLayout(range(most + 1), len(COUNTERS)))
-        How many of each counter's events fall into this cycle, in the order of the table.
+    events : In(ArrayLayout(range(most + 1), len(counters)))
+        How many of each counter's events fall into this cycle, in the order of ``counters``.
     corrected, uncorrected : In(range(flips + 1)), with ``flips``
         The same of the words with flipped bits.
     place_expert, place_channel, place_value : Out, place_row, place_channels : Out(1)
@@ -46,8 +53,22 @@ class RegisterFile(wiring.Component):
         its set of channels.
     """
 
-    def __init__(self, most: int = 1, *, scales: bool = False, flips: int = 0) -> None:
-        self.scales = ("scale_x", "scale_h") if scales else ()
+    def __init__(
+        self,
+        most: int = 1,
+        *,
+        scales: bool = False,
+        names: Collection[str] = tuple(REGISTERS),
+        counters: Sequence[str] = tuple(COUNTERS),
+        flips: int = 0,
+    ) -> None:
+        self.counters = counters
+        self.kept = [
+            register.name
+            for register in CORE_REGISTERS
+            if register.access is Access.READ_WRITE and register.name in names and scales >= register.int8
+        ]
+        self.scales = tuple(name.lower() for name in self.kept if name.startswith("SCALE_"))
         self.flips = tuple(ECC_COUNTERS) if flips else ()
         super().__init__(
             {
@@ -58,11 +79,8 @@ class RegisterFile(wiring.Component):
                 "status": In(32),
                 "load": Out(1),
                 "clear": Out(1),
-                "image_page": Out(32),
-                "capacity": Out(32),
-                "policy": Out(32),
-                **dict.fromkeys(self.scales, Out(32)),
-                "events": In(data.ArrayLayout(range(most + 1), len(COUNTERS))),
+                **{name.lower(): Out(32) for name in self.kept},
+                "events": In(data.ArrayLayout(range(most + 1), len(counters))),
                 **dict.fromkeys(self.flips, In(range(flips + 1))),
                 "place_expert": Out(16),
                 "place_channel": Out(8),
@@ -77,8 +95,7 @@ class RegisterFile(wiring.Component):
         word = Signal(ADDRESS_BITS - 2)
         m.d.comb += word.eq(self.reg_addr[2:])
         m.d.sync += [self.load.eq(0), self.clear.eq(0), self.place_row.eq(0), self.place_channels.eq(0)]
-        writable = {"IMAGE_PAGE": self.image_page, "CAPACITY": self.capacity, "POLICY": self.policy}
-        writable |= {name.upper(): getattr(self, name) for name in self.scales}
+        writable = {name: getattr(self, name.lower()) for name in self.kept}
         with m.If(self.reg_we):
             with m.Switch(word):
                 with m.Case(REGISTERS["CONTROL"] >> 2):
@@ -96,7 +113,7 @@ class RegisterFile(wiring.Component):
                 with m.Case(REGISTERS["PLACE_CHANNELS"] >> 2):
                     m.d.sync += [self.place_channels.eq(1), self.place_value.eq(self.reg_wdata)]
 
-        events = {name: self.events[index] for index, name in enumerate(COUNTERS)}
+        events = {name: self.events[index] for index, name in enumerate(self.counters)}
         events |= {name: getattr(self, name) for name in self.flips}
         counters = {name: Signal(64, name=f"count_{name}") for name in events}
         for name, counter in counters.items():

@@ -36,6 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sim import toolchain
 from sim.payload import Field, fields_of, pack
+from sim.register_map import register_files
 from sim.toolchain import (
     built_once,
     compile_model,
@@ -45,12 +46,13 @@ from sim.toolchain import (
     write_atomically,
 )
 from spec.banks import BankGeometry
-from spec.design import DesignSpec, Engine
+from spec.design import DesignSpec, Engine, Format
 from spec.device import PimDevice
 from spec.errors import InputError
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.model import ModelSpec
 from spec.program import ALL, Additions
+from spec.registers import Top
 
 PROJECT = Path(__file__).parent.parent
 HARNESS = Path(__file__).with_name("harness.cpp")
@@ -178,14 +180,58 @@ def write_layer(
     Raises :class:`InputError` where the folder cannot be written.
     """
     check_writable(out)
-    if design.engine is Engine.PIM:
-        # The banks need not hold all experts at once, but those of one token.
-        BankGeometry.unplaced(model, design).place(range(model.gating.top_k))
+    check_fits(model, design)
     if two_clocks:
         from rtl.crossing import TwoClocks
 
         return _write(TwoClocks(_layer(model, design)), name, out)
     return _write(_layer(model, design), name, out)
+
+
+def check_fits(model: ModelSpec, design: DesignSpec) -> None:
+    """Raise :class:`InputError` where the hardware of a design cannot hold a model."""
+    ImageGeometry.of(model, design)
+    if design.engine is Engine.PIM:
+        # The banks need not hold all experts at once, but those of one token.
+        BankGeometry.unplaced(model, design).place(range(model.gating.top_k))
+
+
+def top_of(design: DesignSpec, block: Top | None) -> Top:
+    """Return which top with AXI ports a design's layer, or a block alone, is."""
+    if block is not None:
+        return block
+    return Top.PIM if design.engine is Engine.PIM else Top.FPGA
+
+
+def top_component(model: ModelSpec, design: DesignSpec, block: Top | None = None) -> Callable[[], object]:
+    """Return what makes a top with AXI ports, for :func:`build`.
+
+    ``block``: GATE or DISPATCH alone; None for the layer.
+    """
+
+    def top() -> object:
+        from rtl.axi import dispatch_top, gate_top, layer_top
+
+        make = {Top.GATE: gate_top, Top.DISPATCH: dispatch_top}.get(top_of(design, block), layer_top)
+        return make(model, design)
+
+    return top
+
+
+def write_top(model: ModelSpec, design: DesignSpec, block: Top | None, stem: str, out: Path) -> list[Path]:
+    """Write the Verilog of a top with AXI ports, ``eb_<stem>_axi``, and its registers' files.
+
+    As :func:`write_layer`.
+    """
+    check_writable(out)
+    check_fits(model, design)
+    name = f"{stem}_axi"
+    secded = design.pim is not None and design.pim.secded
+    texts = register_files(top_of(design, block), name, int8=design.format is Format.INT8, secded=secded)
+    files = _write(top_component(model, design, block)(), name, out)
+    for file, text in texts.items():
+        write_atomically(out / file, text)
+    return [*files, *(out / file for file in texts)]
 
 
 def write_channel(device: PimDevice, name: str, out: Path, *, secded: bool = False) -> list[Path]:

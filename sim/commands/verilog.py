@@ -1,4 +1,4 @@
-"""``expertbank verilog``: the Verilog of an accelerator for a model, or of a device's channel."""
+"""``expertbank verilog``: the Verilog of an accelerator for a model, of a block, or of a device's channel."""
 
 from __future__ import annotations
 
@@ -13,14 +13,28 @@ from spec.errors import require
 
 DEFAULT_MODEL = "mixtral-8x7b"
 DEFAULT_SCALE = 64
+PLAIN, AXI = "plain", "axi"
 
 
 @click.command("verilog")
-@click.option("--design", "design_name", default="fpga", show_default=True, help="Preset or TOML.")
+@click.option(
+    "--design",
+    "design_name",
+    default="fpga",
+    show_default=True,
+    help="Preset or TOML; with '--bus axi' also 'gate' and 'dispatch', that block alone.",
+)
 @click.option("--model", "model_name", default=DEFAULT_MODEL, show_default=True, help="As in 'sim'.")
 @click.option("--scale", help=f"'full' or a divisor of the model's widths (default: {DEFAULT_SCALE}).")
 @click.option(
     "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
+)
+@click.option(
+    "--bus",
+    type=click.Choice([PLAIN, AXI]),
+    default=PLAIN,
+    show_default=True,
+    help="Registers at a plain port, or AXI4-Lite with errors, recovery and an interrupt (docs/axi.md).",
 )
 @click.option("--secded", is_flag=True, help="The banks hold 8 check bits with 64 of data.")
 @click.option("--two-clocks", is_flag=True, help="Streams and memory port on a clock of their own, bus_aclk.")
@@ -34,6 +48,7 @@ def command(
     model_name: str,
     scale: str | None,
     number_format: str | None,
+    bus: str,
     secded: bool,
     two_clocks: bool,
     bench_tokens: int | None,
@@ -44,7 +59,8 @@ def command(
 
     Beside it FuseSoC's expertbank.core, constraints, an example top for ECP5 and, of a layer, a bench that
     checks itself (docs/verilog.md). Of a device with a command schedule it is a channel that runs command
-    programs, of all products.
+    programs, of all products. With '--bus axi' there is no bench, but the registers as C header, Python
+    constants and SystemRDL (docs/axi.md).
     """
     from sim.handover import hand_over, layer_bench
     from spec.load import is_device
@@ -52,7 +68,15 @@ def command(
     if is_device(design_name):
         require(not two_clocks, f"needs an accelerator, not {design_name!r}, a device", key="two-clocks")
         require(bench_tokens is None, f"needs an accelerator, not {design_name!r}, a device", key="bench")
+        require(bus == PLAIN, f"must be {PLAIN} for {design_name!r}, a device, not {bus}", key="bus")
         files = hand_over(lambda folder: _write_device(design_name, secded, folder), out)
+    elif bus == AXI:
+        require(not two_clocks, f"is for '--bus {PLAIN}', not {bus}", key="two-clocks")
+        require(not bench_tokens, f"is for '--bus {PLAIN}', not {bus}", key="bench")
+        files = hand_over(
+            lambda folder: _write_axi(design_name, model_name, scale, number_format, folder, secded=secded),
+            out,
+        )
     else:
         bench = layer_bench(
             model_name, design_name, scale or str(DEFAULT_SCALE), number_format, bench_tokens, secded=secded
@@ -91,6 +115,38 @@ def _write_accelerator(
     model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
     name = design.name.replace("-", "_") + ("_two_clocks" if two_clocks else "")
     return write_layer(model, design, name, out, two_clocks=two_clocks)
+
+
+def _write_axi(
+    design_name: str,
+    model_name: str,
+    scale: str | None,
+    number_format: str | None,
+    out: Path,
+    *,
+    secded: bool,
+) -> list[Path]:
+    from sim.rtlsim import write_top
+    from sim.synth import SMALL, small_block
+    from sim.workload import hardware_model
+    from spec.load import load_design
+    from spec.registers import Top
+
+    if design_name not in SMALL:
+        design = load_design(design_name, number_format)
+        design = design.with_secded() if secded else design
+        model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
+        return write_top(model, design, None, design.name.replace("-", "_"), out)
+    require(not secded, f"needs a near-memory design, not {design_name!r}", key="secded")
+    model, design = small_block()
+    rule = f"must be bf16 for {design_name!r}, not {number_format}"
+    require(number_format in (None, Format.BF16), rule, key="format")
+    context = click.get_current_context()
+    if context.get_parameter_source("model_name") is not ParameterSource.DEFAULT:
+        model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
+    else:
+        require(scale is None, f"needs a model: {design_name!r} has a size of its own", key="scale")
+    return write_top(model, design, Top(design_name), design_name, out)
 
 
 def _write_device(design_name: str, secded: bool, out: Path) -> list[Path]:

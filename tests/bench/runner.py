@@ -59,6 +59,15 @@ class CocotbBuild:
         """Return the same with waveforms; builds it if need be."""
         return self if self.trace else build_exported(self.directory, self.name, trace=True, root=self.root)
 
+    def run_module(self, module: str, job: object, *, seed: int = 1) -> object:
+        """Run a cocotb test module of its own on a job; it reads the job and leaves results as ours does."""
+        with tempfile.TemporaryDirectory(prefix="expertbank-") as folder:
+            place = Path(folder)
+            (place / "job").write_bytes(pickle.dumps(job))
+            _simulate(self.program, place, _power_up(seed), module)
+            results: object = pickle.loads((place / RESULTS).read_bytes())
+        return results
+
     def run(self, spec: RunSpec, *, seed: int = 1, vcd: Waveform | None = None) -> RunResult:
         """Run once from power-up; ``seed`` decides what the undefined registers hold."""
         return self.run_phases([spec], seed=seed, vcd=vcd)[0]
@@ -168,12 +177,14 @@ def _power_up(seed: int) -> list[str]:
     return ["+verilator+rand+reset+2", f"+verilator+seed+{seed}"]
 
 
-def _simulate(program: Path, place: Path, arguments: list[str]) -> None:
+def _simulate(
+    program: Path, place: Path, arguments: list[str], module: str = "tests.bench.in_simulator"
+) -> None:
     """Run the program on the job in ``place``; raises BenchError with what cocotb or the program said."""
     results, log = place / "results.xml", place / "log"
     try:
         Verilator().test(
-            "tests.bench.in_simulator",
+            module,
             program.name,
             hdl_toplevel_lang="verilog",
             build_dir=program.parent,

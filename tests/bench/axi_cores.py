@@ -1,0 +1,21 @@
+"""What the benches of the tops with AXI ports are built for: a small model on small designs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from spec.load import load_design
+from spec.registers import Top
+from tests.bench.test_layer_bench import DESIGN, MODEL
+
+PIM_DESIGN = load_design(str(Path(__file__).parent.parent / "tiny_pim.toml"))
+# Without a shared expert an entry is an assignment, and the dispatcher's outputs are soon written down.
+ROUTED = replace(MODEL, d_shared=0)
+
+CORES = {
+    Top.FPGA: (MODEL, DESIGN, None),
+    Top.PIM: (MODEL, PIM_DESIGN, None),
+    Top.GATE: (MODEL, DESIGN, Top.GATE),
+    Top.DISPATCH: (ROUTED, DESIGN, Top.DISPATCH),
+}

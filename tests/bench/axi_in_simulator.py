@@ -1,0 +1,790 @@
+"""Scenarios of the tops with AXI ports, inside the simulator: a board's driver over AXI models of others.
+
+A scenario is a plain function. It runs beside the simulation (cocotb's ``bridge``), so that register
+accesses are made by :class:`sim.driver.Driver` itself, as on a board; masters, sinks and memory are those of
+cocotbext-axi, with random pauses on every channel. Monitors of ours watch what the top drives.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.clock import Clock
+from cocotb.task import bridge, resume
+from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
+from cocotbext.axi import (
+    AxiLiteBus,
+    AxiLiteMaster,
+    AxiRamRead,
+    AxiReadBus,
+    AxiStreamBus,
+    AxiStreamFrame,
+    AxiStreamSink,
+    AxiStreamSource,
+)
+
+from golden.layer_bf16 import layer_bf16, layer_image
+from golden.weights import random_tokens, random_weights
+from sim.driver import BusError, Driver, Packet
+from sim.pack import pack, read_pack
+from sim.pim_layer import placement_steps
+from spec.banks import BankGeometry
+from spec.geometry import ImageGeometry, ceil_div
+from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Top
+from tests.bench.axi_cores import CORES
+from tests.bench.axi_pim import BankPorts, pim_image
+from tests.bench.in_simulator import JOB, RESULTS
+from tests.bench.test_layer_bench import bf16_bits
+
+IMAGE_PAGE = 3
+SLVERR, DECERR = 2, 3
+CYCLE_NS = 10
+PATIENCE = 2_000
+"""Reads of a register after which what has not come will not."""
+MOST_CYCLES = 100_000
+"""Cycles that no scenario takes."""
+
+Beats = list[tuple[int, int]]
+"""Payloads and ``last`` of output beats."""
+
+
+def pauses(rng: np.random.Generator) -> Iterator[bool]:
+    """Yield whether a channel pauses: never, at random, or for long."""
+    kind = rng.integers(3)
+    while True:
+        if kind == 0:
+            yield False
+        elif kind == 1:
+            yield bool(rng.random() < 0.5)
+        else:
+            length = int(rng.geometric(1 / 8))
+            pausing = bool(rng.random() < 0.5)
+            for _ in range(length):
+                yield pausing
+
+
+class Core:
+    """What a core computes: batches of tokens, as beats in and as beats out."""
+
+    def __init__(self, name: Top, seed: int) -> None:
+        self.name = name
+        self.model, self.design, _ = CORES[name]
+        self.rng = np.random.default_rng([seed, list(Top).index(name)])
+        self.image = ImageGeometry.of(self.model, self.design)
+        self.weights = random_weights(self.model, seed)
+        self.banks = BankGeometry.unplaced(self.model, self.design) if name is Top.PIM else None
+        lanes, k = self.design.stream_lanes, self.model.gating.top_k
+        self.expert_bits = (self.model.gating.num_experts - 1).bit_length()
+        self.token_beats = k if name is Top.DISPATCH else self.image.gate.input_beats
+        self.output_beats = (
+            k if name is Top.GATE else ceil_div(self.model.d_model, self.design.tile.act_lanes)
+        )
+        self.padded = np.zeros((0, self.token_beats * lanes), np.uint16)
+
+    def memory(self) -> bytes:
+        """Return what the read master sees, from address 0 on."""
+        if self.name is Top.DISPATCH:
+            return b""
+        image = layer_image(self.model, self.image, self.weights)
+        # Beyond the image too: bursts are whole.
+        return bytes(IMAGE_PAGE * 4096) + image.tobytes() + bytes(4096)
+
+    def tokens(self, count: int) -> np.ndarray:
+        """Return random tokens: (count, d_model) patterns, or for the dispatcher (count, k) assignments."""
+        if self.name is Top.DISPATCH:
+            ids = np.stack(
+                [
+                    self.rng.choice(self.model.gating.num_experts, self.token_beats, replace=False)
+                    for _ in range(count)
+                ]
+            )
+            weights = self.rng.integers(1, 1 << 15, ids.shape)
+            return ids | weights << self.expert_bits
+        return bf16_bits(random_tokens(self.model, count, int(self.rng.integers(1 << 30))))
+
+    def beats(self, tokens: np.ndarray) -> list[int]:
+        """Return a batch's input beats."""
+        if self.name is Top.DISPATCH:
+            return tokens.ravel().tolist()
+        lanes = self.design.stream_lanes
+        padded = np.zeros((len(tokens), self.token_beats * lanes), np.uint16)
+        padded[:, : tokens.shape[1]] = tokens
+        return [int.from_bytes(beat.astype("<u2").tobytes(), "little") for beat in padded.reshape(-1, lanes)]
+
+    def cut(self, tokens: np.ndarray, beats: int) -> np.ndarray:
+        """Return the tokens with all behind so many input beats zero."""
+        width = 1 if self.name is Top.DISPATCH else self.design.stream_lanes
+        shape = tokens.shape
+        whole = np.zeros((shape[0], self.token_beats * width), tokens.dtype)
+        whole[:, : shape[1]] = tokens
+        flat = whole.ravel()
+        flat[beats * width :] = 0
+        return flat.reshape(whole.shape)[:, : shape[1]]
+
+    def outputs(self, batches: list[np.ndarray]) -> Beats:
+        """Return the output beats of batches that follow each other from reset on."""
+        lengths = [len(batch) for batch in batches]
+        tokens = np.concatenate(batches)
+        ends = set((np.cumsum(lengths) - 1).tolist())
+        if self.name is Top.DISPATCH:
+            return self._entries(tokens, lengths)
+        golden = layer_bf16(
+            self.model,
+            self.image,
+            self.weights,
+            tokens,
+            window_tokens=self.design.window_tokens,
+            batch_lengths=lengths,
+        )
+        found: Beats = []
+        if self.name is Top.GATE:
+            routing = golden.routing
+            for token, (ids, weights) in enumerate(zip(routing.ids, routing.weights, strict=True)):
+                for n, (expert, weight) in enumerate(zip(ids.tolist(), weights.tolist(), strict=True)):
+                    last = token in ends and n == len(ids) - 1
+                    found.append((expert | weight << self.expert_bits, int(last)))
+            return found
+        lanes = self.design.tile.act_lanes
+        padded = np.zeros((len(tokens), self.output_beats * lanes), np.uint16)
+        padded[:, : self.model.d_model] = golden.output
+        for token, elements in enumerate(padded):
+            for n, beat in enumerate(elements.reshape(-1, lanes)):
+                last = token in ends and n == self.output_beats - 1
+                found.append((int.from_bytes(beat.astype("<u2").tobytes(), "little"), int(last)))
+        return found
+
+    def _entries(self, tokens: np.ndarray, lengths: list[int]) -> Beats:
+        """Return the entries of windows: each expert's tokens in order, experts ascending. Written anew."""
+        window_tokens, found, start = self.design.window_tokens, [], 0
+        slots = 2 * window_tokens
+        slot_bits = (slots - 1).bit_length()
+        served_bits = self.model.gating.num_experts.bit_length()
+        for length in lengths:
+            for first in range(start, start + length, window_tokens):
+                window = range(first, min(first + window_tokens, start + length))
+                for expert in range(self.model.gating.num_experts):
+                    job = [
+                        expert
+                        | token % slots << served_bits
+                        | int(word) >> self.expert_bits << served_bits + slot_bits
+                        for token in window
+                        for word in tokens[token]
+                        if int(word) & ((1 << self.expert_bits) - 1) == expert
+                    ]
+                    found += [(entry, int(n == len(job) - 1)) for n, entry in enumerate(job)]
+            start += length
+        return found
+
+
+class Rules:
+    """Watches a channel that the top drives: valid and payload stay until ready, but for reset."""
+
+    def __init__(self, dut: Any, valid: str, ready: str, payload: list[str]) -> None:
+        self.dut, self.names = dut, (valid, ready, *payload)
+        self.broken: list[str] = []
+        self.transfers = 0
+        cocotb.start_soon(self._watch())
+
+    async def _watch(self) -> None:
+        valid, ready, *payload = (getattr(self.dut, name) for name in self.names)
+        held = None
+        while True:
+            await RisingEdge(self.dut.aclk)
+            if not int(self.dut.aresetn.value):
+                held = None
+                continue
+            seen = tuple(int(part.value) for part in payload) if int(valid.value) else None
+            if held is not None and seen != held:
+                self.broken.append(f"{self.names[0]}: {held} became {seen} before it was taken")
+            taken = seen is not None and int(ready.value)
+            self.transfers += bool(taken)
+            held = None if taken else seen
+
+
+class Bench:
+    """A top with everything around it; what scenarios use is blocking."""
+
+    def __init__(self, dut: Any, core: Core, *, keep_memory: bool = False) -> None:
+        self.dut, self.core, self.rng = dut, core, core.rng
+        clock, reset = dut.aclk, dut.aresetn
+        around = {"reset": reset, "reset_active_level": False}
+        self.lite = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi"), clock, **around)
+        # A beat is one element of a frame.
+        of_stream = {**around, "byte_lanes": 1}
+        self.source = AxiStreamSource(AxiStreamBus.from_prefix(dut, "s_axis"), clock, **of_stream)
+        self.sink = AxiStreamSink(AxiStreamBus.from_prefix(dut, "m_axis"), clock, **of_stream)
+        self.expect = None
+        channels = [
+            self.lite.write_if.aw_channel,
+            self.lite.write_if.w_channel,
+            self.lite.write_if.b_channel,
+            self.lite.read_if.ar_channel,
+            self.lite.read_if.r_channel,
+            self.source,
+            self.sink,
+        ]
+        self.rules = [
+            Rules(dut, "s_axi_bvalid", "s_axi_bready", ["s_axi_bresp"]),
+            Rules(dut, "s_axi_rvalid", "s_axi_rready", ["s_axi_rresp", "s_axi_rdata"]),
+            Rules(dut, "m_axis_tvalid", "m_axis_tready", ["m_axis_tdata", "m_axis_tlast", "m_axis_tuser"]),
+        ]
+        self.memory = None
+        if core.name is Top.DISPATCH:
+            bus = AxiStreamBus.from_prefix(dut, "m_axis_expect")
+            self.expect = AxiStreamSink(bus, clock, **of_stream)
+            channels.append(self.expect)
+            names = ["m_axis_expect_tdata"]
+            self.rules.append(Rules(dut, "m_axis_expect_tvalid", "m_axis_expect_tready", names))
+        else:
+            # A memory that is not reset goes on answering.
+            of_memory = {} if keep_memory else around
+            content = bytearray(core.memory())
+            self.memory = AxiRamRead(
+                AxiReadBus.from_prefix(dut, "m_axi"), clock, **of_memory, size=len(content), mem=content
+            )
+            self.reads = 0
+            self.change: Callable[[int, Any], list[Any]] = lambda _beat, beat: [beat]
+            self._meddle(self.memory.r_channel)
+            channels += [self.memory.ar_channel, self.memory.r_channel]
+            names = ["m_axi_araddr", "m_axi_arlen", "m_axi_arsize", "m_axi_arburst"]
+            self.rules.append(Rules(dut, "m_axi_arvalid", "m_axi_arready", names))
+        for channel in channels:
+            channel.set_pause_generator(pauses(np.random.default_rng(self.rng.integers(1 << 30))))
+        self.driver = Driver(self, self, self, attempts=PATIENCE)
+
+    def _meddle(self, channel: Any) -> None:
+        """Let scenarios change beats on their way: ``change(n, beat)`` gives what comes for beat n."""
+        send = channel.send
+
+        async def changed(beat: Any) -> None:
+            number, self.reads = self.reads, self.reads + 1
+            for other in self.change(number, beat):
+                await send(other)
+
+        channel.send = changed
+
+    # What the driver needs.
+
+    @resume
+    async def read32(self, address: int) -> int:
+        """Return a register."""
+        answer = await self.lite.read(address, 4)
+        if answer.resp:
+            raise BusError(address, int(answer.resp), write=False)
+        return int.from_bytes(answer.data, "little")
+
+    def write32(self, address: int, value: int) -> None:
+        """Write a register."""
+        self.put(address, value.to_bytes(4, "little"))
+
+    @resume
+    async def put(self, address: int, content: bytes) -> None:
+        """Write bytes of a register."""
+        answer = await self.lite.write(address, content)
+        if answer.resp:
+            raise BusError(address, int(answer.resp), write=True)
+
+    def write(self, address: int, content: bytes) -> None:
+        """Write to memory."""
+        self.memory.write(address, content)
+
+    @resume
+    async def send(self, beats: list[int]) -> None:
+        """Queue a packet."""
+        await self.source.send(AxiStreamFrame(list(beats)))
+
+    @resume
+    async def receive(self) -> Packet:
+        """Take a packet."""
+        frame = await self.sink.recv(compact=False)
+        users = frame.tuser if isinstance(frame.tuser, list) else [frame.tuser] * len(frame.tdata)
+        return Packet(list(frame.tdata), [int(user) for user in users])
+
+    # What scenarios need.
+
+    @resume
+    async def wait(self, cycles: int) -> None:
+        """Let cycles pass."""
+        await ClockCycles(self.dut.aclk, cycles)
+
+    @resume
+    async def reset(self) -> None:
+        """Reset everything."""
+        self.dut.aresetn.value = 0
+        await ClockCycles(self.dut.aclk, 4)
+        self.dut.aresetn.value = 1
+        await ClockCycles(self.dut.aclk, 2)
+
+    def hold(self, *, holding: bool) -> None:
+        """Take no output, so that tokens stay inside; or take it as it comes."""
+        self.sink.clear_pause_generator()
+        self.sink.pause = holding
+
+    def irq(self) -> int:
+        """Return the interrupt's level."""
+        return int(self.dut.irq.value)
+
+    def start(self) -> None:
+        """Make the core ready for tokens."""
+        assert self.driver.identify() is self.core.name
+        steps = list(self.driver.start(IMAGE_PAGE * 4096))
+        if self.core.banks is not None:
+            banks = self.core.banks
+            places = placement_steps(banks, banks.round_robin())
+            for step in places:
+                self.driver.registers.write32(step.values["reg_addr"], step.values["reg_wdata"])
+        self.driver.configure(steps)
+
+    def take(self, count: int) -> tuple[Beats, list[int]]:
+        """Return so many packets' beats, and their marks."""
+        beats: Beats = []
+        marks: list[int] = []
+        for _ in range(count):
+            packet = self.receive()
+            ends = [0] * (len(packet.beats) - 1) + [1]
+            beats += list(zip(packet.beats, ends, strict=True))
+            marks += packet.marks
+        return beats, marks
+
+    def run(self, batches: list[np.ndarray]) -> None:
+        """Send batches to a core that was just made ready; all has to come out right."""
+        expected = self.core.outputs(batches)
+        for batch in batches:
+            self.send(self.core.beats(batch))
+        beats, marks = self.take(sum(last for _, last in expected))
+        same(beats, expected)
+        assert not any(marks)
+        self.driver.wait_until_drained()
+
+    def batches(self, count: int) -> list[np.ndarray]:
+        """Return batches of random lengths, of more than a window too."""
+        most = 2 * self.core.design.window_tokens + 2
+        return [self.core.tokens(int(self.rng.integers(1, most))) for _ in range(count)]
+
+    def recovered(self, **how: bool) -> None:
+        """Recover by the documented sequence, and see that all is as after power-up."""
+        self.driver.recover(**how)
+        assert self.driver.errors() == set()
+        assert self.driver.read("TOKENS_IN") == self.driver.read("TOKENS_OUT") == 0
+        self.start()
+
+    def check(self) -> None:
+        """Raise on a broken rule of a channel."""
+        broken = [text for rules in self.rules for text in rules.broken]
+        assert not broken, broken[:3]
+
+
+def same(beats: Beats, expected: Beats) -> None:
+    """Compare beats; say which is the first that differs."""
+    for n, (got, want) in enumerate(zip(beats, expected, strict=False)):
+        assert got == want, f"beat {n} is {got[0]:#x} last {got[1]}, expected {want[0]:#x} last {want[1]}"
+    assert len(beats) == len(expected), f"{len(beats)} beats, expected {len(expected)}"
+
+
+def refused(access: Callable[[], object], response: int) -> None:
+    """See an access refused with a response."""
+    try:
+        access()
+    except BusError as error:
+        seen = error.response
+    else:
+        seen = 0
+    assert seen == response, f"answered with {seen}, expected {response}"
+
+
+# The scenarios
+
+
+def works(bench: Bench) -> None:
+    """Batches, bits against golden, counters, the interrupts of loading and of each batch.
+
+    What a layer is loaded with is what ``expertbank pack`` wrote.
+    """
+    driver, core = bench.driver, bench.core
+    if core.name in LAYERS:
+        bench.write(0, bytes(len(core.memory())))
+        assert driver.identify() is core.name
+        with tempfile.TemporaryDirectory(prefix="expertbank-") as folder:
+            pack(
+                core.model,
+                core.design,
+                lambda _experts: core.weights,
+                Path(folder),
+                batch_lengths=[1],
+                address=IMAGE_PAGE * 4096,
+            )
+            driver.load_pack(read_pack(Path(folder)))
+    else:
+        bench.start()
+    assert driver.acknowledge() == {"loaded"}
+    driver.enable_interrupts("done")
+    bench.wait(2)
+    assert bench.irq() == 0
+    batches = bench.batches(int(bench.rng.integers(2, 4)))
+    bench.run(batches)
+    bench.wait(3)
+    assert bench.irq() == 1
+    assert driver.acknowledge() == {"done"}
+    bench.wait(3)
+    assert bench.irq() == 0
+    tokens = sum(map(len, batches))
+    assert driver.read("TOKENS_IN") == driver.read("TOKENS_OUT") == tokens
+    counters = driver.counters()
+    assert counters["tokens_in"] == counters["tokens_out"] == tokens
+    assert counters["assignments"] == tokens * bench.core.model.gating.top_k
+    assert driver.errors() == set()
+    assert driver.read_fields("BUS_STATUS")["halted"] == 0
+
+
+def illegal_accesses(bench: Bench) -> None:
+    """What may not be written or is not there is refused, told, and harms nothing that runs."""
+    driver = bench.driver
+    bench.start()
+    driver.acknowledge()
+    driver.enable_interrupts("error")
+    batch = bench.core.tokens(2 * bench.core.design.window_tokens)
+    expected = bench.core.outputs([batch])
+    bench.hold(holding=True)
+    bench.send(bench.core.beats(batch))
+    while not driver.read_fields("BUS_STATUS")["busy"]:
+        pass
+    # BATCH_TOKENS and the start of a load are locked while a token is inside.
+    refused(lambda: driver.write("BATCH_TOKENS", 5), SLVERR)
+    bench.wait(3)
+    assert bench.irq() == 1
+    first = next(entry.address for entry in BUS_REGISTERS if entry.name == "BATCH_TOKENS")
+    assert driver.read("ERROR_REGISTER") == first
+    assert driver.errors() == {"illegal_write"}
+    refused(lambda: driver.write("CONTROL", 1), SLVERR)
+    refused(lambda: driver.write("ERRORS", 0xFFFF_FFFF), SLVERR)
+    refused(lambda: driver.write("IDENTITY", 0), SLVERR)
+    refused(lambda: bench.write32(0xFFC, 0), DECERR)
+    refused(lambda: bench.write32(REGISTERS["SCALE_X"], 0), DECERR)
+    refused(lambda: bench.put(0x114, b"\x01"), SLVERR)
+    refused(lambda: bench.read32(0x3C), DECERR)
+    assert driver.errors() == {"illegal_write", "illegal_read"}
+    assert driver.read("ERROR_REGISTER") == first
+    bench.hold(holding=False)
+    assert driver.read("BATCH_TOKENS") == 0
+    assert driver.read("CONTROL") == driver.read("BUS_CONTROL") == 0
+    beats, marks = bench.take(sum(last for _, last in expected))
+    same(beats, expected)
+    assert not any(marks)
+    driver.wait_until_drained()
+    assert "error" in driver.acknowledge()
+    bench.wait(3)
+    assert bench.irq() == 0
+    bench.recovered()
+    bench.run(bench.batches(1))
+
+
+def _wrong_packet(
+    bench: Bench, good: np.ndarray, seen: np.ndarray, beats: list[int], error: str, padded: bool
+) -> None:
+    """Send a good batch, a wrong packet that the core sees as ``seen``, and one that has to wait."""
+    driver, core = bench.driver, bench.core
+    driver.acknowledge()
+    driver.enable_interrupts("error")
+    bench.send(core.beats(good))
+    bench.send(beats)
+    after = core.tokens(len(good))
+    bench.send(core.beats(after))
+    expected = core.outputs([good, seen])
+    got, marks = bench.take(sum(last for _, last in expected))
+    same(got, expected)
+    driver.wait_until_drained()
+    assert driver.errors() == {error}
+    assert bench.irq() == 1
+    number = len(good) + len(seen) - 1
+    assert driver.read("ERROR_TOKEN") == number
+    assert driver.read("TOKENS_IN") == driver.read("TOKENS_OUT") == number + 1
+    status = driver.read_fields("BUS_STATUS")
+    assert (status["halted"], status["busy"]) == (1, 0)
+    # Marked are the outputs of the token that was filled up, and no others.
+    assert marks == marked_of(core, expected, number, padded)
+    # Nothing is taken any more; what waits is not lost.
+    bench.wait(200)
+    assert driver.read("TOKENS_IN") == number + 1
+    assert bench.sink.empty()
+    bench.recovered()
+    expected = core.outputs([after])
+    got, marks = bench.take(sum(last for _, last in expected))
+    same(got, expected)
+    assert not any(marks)
+    driver.wait_until_drained()
+    bench.driver.write("BATCH_TOKENS", 0)
+
+
+def marked_of(core: Core, expected: Beats, number: int, padded: bool) -> list[int]:
+    """Return which output beats are marked where token ``number`` was filled up."""
+    if not padded:
+        return [0] * len(expected)
+    if core.name is not Top.DISPATCH:
+        return [0] * (len(expected) - core.output_beats) + [1] * core.output_beats
+    slots = 2 * core.design.window_tokens
+    served_bits = core.model.gating.num_experts.bit_length()
+    of_slot = [
+        n for n, (beat, _) in enumerate(expected) if beat >> served_bits & (slots - 1) == number % slots
+    ]
+    # Earlier tokens of that slot were served before.
+    return [int(n in of_slot[-core.token_beats :]) for n in range(len(expected))]
+
+
+def short_token(bench: Bench) -> None:
+    """``tlast`` inside a token: it is filled up, ends its batch, and its outputs are marked."""
+    core, rng = bench.core, bench.rng
+    bench.start()
+    good, bad = core.tokens(int(rng.integers(1, 6))), core.tokens(int(rng.integers(1, 6)))
+    beats = (len(bad) - 1) * core.token_beats + int(rng.integers(1, core.token_beats))
+    _wrong_packet(bench, good, core.cut(bad, beats), core.beats(bad)[:beats], "short_token", True)
+
+
+def short_packet(bench: Bench) -> None:
+    """Fewer tokens than BATCH_TOKENS."""
+    core, rng = bench.core, bench.rng
+    bench.start()
+    count = int(rng.integers(2, 7))
+    bench.driver.write("BATCH_TOKENS", count)
+    good, bad = core.tokens(count), core.tokens(int(rng.integers(1, count)))
+    _wrong_packet(bench, good, bad, core.beats(bad), "short_packet", False)
+
+
+def long_packet(bench: Bench) -> None:
+    """More tokens than BATCH_TOKENS: those end the batch, the rest is discarded."""
+    core, rng = bench.core, bench.rng
+    bench.start()
+    count = int(rng.integers(1, 6))
+    bench.driver.write("BATCH_TOKENS", count)
+    good, bad = core.tokens(count), core.tokens(count)
+    rest = int(rng.integers(1, 3 * core.token_beats))
+    discarded = bench.driver.read("DISCARDED")
+    _wrong_packet(bench, good, bad, core.beats(bad) + [0] * rest, "long_packet", False)
+    assert bench.driver.read("DISCARDED") == discarded + rest
+
+
+def recover_in_flight(bench: Bench) -> None:
+    """Recovery at any time: reads are waited for, the output packet is closed, then all works."""
+    driver, core = bench.driver, bench.core
+    bench.start()
+    beats = core.beats(core.tokens(2 * core.design.window_tokens + 3))
+    bench.send(beats)
+    bench.wait(int(bench.rng.integers(1, 1500)))
+    bench.recovered(discard_rest=True)
+    while not bench.source.idle():
+        bench.wait(10)
+    # What had begun to come out before was closed: no packet is open.
+    bench.wait(20)
+    while not bench.sink.empty():
+        bench.receive()
+    assert bench.sink.idle()
+    assert driver.errors() == set()
+    # The packet may have come whole only after recovery, and is then a packet like any other.
+    driver.wait_until_drained()
+    bench.wait(50)
+    while not bench.sink.empty():
+        bench.receive()
+    driver.recover()
+    bench.start()
+    bench.run(bench.batches(1))
+
+
+def reset_in_flight(bench: Bench) -> None:
+    """``aresetn`` at any time, for all that is around too."""
+    core = bench.core
+    bench.start()
+    bench.send(core.beats(core.tokens(2 * core.design.window_tokens + 3)))
+    bench.wait(int(bench.rng.integers(1, 1500)))
+    bench.reset()
+    while not bench.sink.empty():
+        bench.receive()
+    bench.source.clear()
+    bench.start()
+    bench.run(bench.batches(1))
+
+
+def read_error(bench: Bench) -> None:
+    """A beat with SLVERR or DECERR: told, with its address; what may be wrong is marked."""
+    rng = bench.rng
+    bench.start()
+    response = int(rng.choice([SLVERR, DECERR]))
+    wrong_at = bench.reads + int(rng.integers(1, 40))
+
+    def change(number: int, beat: Any) -> list[Any]:
+        if number == wrong_at:
+            beat.rresp = response
+            beat.rdata = 0x5A5A
+        return [beat]
+
+    bench.change = change
+    _with_wrong_reads(bench, {"read_slverr" if response == SLVERR else "read_decerr"})
+
+
+def _with_wrong_reads(bench: Bench, errors: set[str]) -> None:
+    """Send two packets, of which the first meets the error; see marks, halt, recovery."""
+    driver, core = bench.driver, bench.core
+    batch, after = core.tokens(core.design.window_tokens + 1), core.tokens(2)
+    expected = core.outputs([batch])
+    bench.send(core.beats(batch))
+    got, marks = bench.take(1)
+    assert len(got) == len(expected)
+    wrong = [n for n, (one, other) in enumerate(zip(got, expected, strict=True)) if one != other]
+    assert all(marks[n] for n in wrong), f"beats {wrong} are wrong, marked {marks}"
+    driver.wait_until_drained()
+    assert driver.errors() == errors
+    assert driver.read_fields("BUS_STATUS")["halted"] == 1
+    if errors != {"read_unexpected"}:
+        page = driver.failed_read() >> 12
+        assert IMAGE_PAGE <= page < IMAGE_PAGE + len(core.memory()) // 4096
+    bench.send(core.beats(after))
+    bench.wait(200)
+    assert driver.read("TOKENS_IN") == len(batch)
+    bench.change = lambda _number, beat: [beat]
+    bench.recovered()
+    expected = core.outputs([after])
+    got, marks = bench.take(1)
+    same(got, expected)
+    assert not any(marks)
+
+
+def read_error_while_loading(bench: Bench) -> None:
+    """No token gets in behind a router that was read with an error; recovery loads it anew."""
+    driver, core = bench.driver, bench.core
+    place = int(bench.rng.integers(core.image.load_beats))
+    wrong_at = bench.reads + place
+    bench.change = lambda number, beat: [_with(beat, rresp=DECERR if number == wrong_at else beat.rresp)]
+    bench.start()
+    assert driver.errors() == {"read_decerr"}
+    address = driver.failed_read()
+    beat_bytes = core.design.memory.beat_bytes
+    assert address == IMAGE_PAGE * 4096 + place * beat_bytes
+    bench.send(core.beats(core.tokens(1)))
+    bench.wait(200)
+    assert driver.read("TOKENS_IN") == 0
+    bench.change = lambda _number, beat: [beat]
+    bench.recovered()
+    bench.take(1)
+
+
+def in_burst(bench: Bench, wrong: Callable[[int, Any], list[Any]]) -> None:
+    """Let ``wrong(n, beat)`` change the beats of one of the next bursts; none is under way."""
+    skip = int(bench.rng.integers(1, 8))
+    burst, place = 0, 0
+
+    def change(_number: int, beat: Any) -> list[Any]:
+        nonlocal burst, place
+        here = (burst, place)
+        burst, place = (burst + 1, 0) if beat.rlast else (burst, place + 1)
+        return wrong(here[1], beat) if here[0] == skip else [beat]
+
+    bench.change = change
+
+
+def early_last(bench: Bench) -> None:
+    """``rlast`` too early: the rest of the burst is zeros, and nothing hangs."""
+    bench.start()
+    in_burst(bench, lambda place, beat: [] if place else [_with(beat, rlast=1)])
+    _with_wrong_reads(bench, {"read_last"})
+
+
+def late_last(bench: Bench) -> None:
+    """``rlast`` too late: what is more than the burst is thrown away."""
+    bench.start()
+
+    def longer(_place: int, beat: Any) -> list[Any]:
+        if not beat.rlast:
+            return [beat]
+        more = [_with(type(beat)(), rid=0, rdata=1, rresp=0, rlast=end) for end in (0, 1)]
+        return [_with(beat, rlast=0), *more]
+
+    in_burst(bench, longer)
+    _with_wrong_reads(bench, {"read_last"})
+
+
+def _with(beat: Any, **fields: int) -> Any:
+    for name, value in fields.items():
+        setattr(beat, name, value)
+    return beat
+
+
+def reset_but_for_memory(bench: Bench) -> None:
+    """``aresetn`` while reads are in flight that are answered afterwards: these are thrown away and told."""
+    driver, core = bench.driver, bench.core
+    bench.start()
+    if core.name is Top.GATE:
+        driver.write("CONTROL", 1)
+    else:
+        bench.send(core.beats(core.tokens(core.design.window_tokens)))
+    while not driver.read_fields("BUS_STATUS")["reads"]:
+        pass
+    bench.wait(int(bench.rng.integers(1, 30)))
+    bench.memory.r_channel.set_pause_generator(iter([True] * 20 + [False] * 100_000))
+    bench.reset()
+    bench.source.clear()
+    bench.wait(200)
+    assert driver.errors() <= {"read_unexpected"}
+    while not bench.sink.empty():
+        bench.receive()
+    bench.recovered()
+    bench.run(bench.batches(1))
+
+
+GENERAL = [
+    works,
+    illegal_accesses,
+    short_token,
+    short_packet,
+    long_packet,
+    recover_in_flight,
+    reset_in_flight,
+]
+READING = [read_error, early_last, late_last]
+
+
+def scenarios_of(name: Top, *, keep_memory: bool) -> list[Callable[[Bench], None]]:
+    """Return what is done to a top."""
+    if keep_memory:
+        return [reset_but_for_memory] * 3
+    found = list(GENERAL)
+    if name is Top.FPGA:
+        found += READING
+    if name is not Top.DISPATCH:
+        found.append(read_error_while_loading)
+    return found
+
+
+@cocotb.test()
+async def run_job(dut: Any) -> None:
+    """Run every scenario, each from a reset with other pauses."""
+    for noisy in ("cocotb", "cocotbext"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    job = Path(os.environ[JOB])
+    name, seed, keep_memory = pickle.loads(job.read_bytes())
+    core = Core(name, seed)
+    dut.aresetn.value = 0
+    cocotb.start_soon(Clock(dut.aclk, CYCLE_NS, "ns").start())
+    bench = Bench(dut, core, keep_memory=keep_memory)
+    banks = BankPorts(dut, core.banks, pim_image(core.banks, core.weights)) if core.banks else None
+    assert banks is None or banks.width
+    done = []
+    for scenario in scenarios_of(name, keep_memory=keep_memory):
+        print(scenario.__name__, flush=True)
+        await with_timeout(cocotb.start_soon(bridge(_run)(bench, scenario)), MOST_CYCLES * CYCLE_NS, "ns")
+        done.append(scenario.__name__)
+    job.with_name(RESULTS).write_bytes(pickle.dumps(done))
+
+
+def _run(bench: Bench, scenario: Callable[[Bench], None]) -> None:
+    bench.reset()
+    try:
+        scenario(bench)
+        bench.check()
+    except Exception as error:
+        raise AssertionError(f"{bench.core.name}, {scenario.__name__}: {error!r}") from error
