@@ -71,9 +71,9 @@ def test_a_picture_shows_every_field_and_a_wait():
     assert rows["ready"]["wave"] == "1.0.1..01.."
     assert rows["expert"]["wave"].startswith("x==")
     assert rows["expert"]["data"] == ["5", "1", "0", "7"]
-    with pytest.raises(ValueError, match=r"^the payload's fields are .*, not expert, weigth$"):
+    with pytest.raises(ValueError, match=r"^the payload's fields are .*, not expert, weights$"):
         picture(
-            type(one)("", one.ports, ({"expert": 1, "weigth": 2},)),
+            type(one)("", one.ports, ({"expert": 1, "weights": 2},)),
             shape,
         )
 
