@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sim.api import compare_policies, simulate, simulate_system
+    from sim.api import compare_policies, serve, simulate, simulate_system
 
-__all__ = ["compare_policies", "simulate", "simulate_system"]
+__all__ = ["compare_policies", "serve", "simulate", "simulate_system"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
-"""The package from Python: what ``sim``, ``system`` and ``policies`` run, as plain dataclasses and arrays."""
+"""The package from Python: what ``sim``, ``system``, ``serve``, ``policies`` run, as dataclasses, arrays."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from sim.accelerator import Report
 from sim.request import Request
 from spec.design import DesignSpec
 from spec.errors import require
-from spec.load import load_backbone, load_design, load_engine, load_model, load_system
+from spec.load import load_backbone, load_design, load_engine, load_link, load_model, load_system
 from spec.system import SystemSpec
 
 if TYPE_CHECKING:
+    from sim.serving.run import ServingRun
     from sim.system.comparison import Comparison
     from sim.system.report import SystemRun
 
@@ -134,6 +136,112 @@ def simulate_system(
         return run_system(
             spec, of.name, of, tokens, drawn, seed, policy=chosen, phase=phase, backbone=backbone
         )
+
+
+def serve(
+    system: str | Path | SystemSpec,
+    model: str | Path,
+    *,
+    trace: str | Path | None = None,
+    limit: int | None = None,
+    speed: float = 1.0,
+    skip_odd: bool = False,
+    arrivals: str | None = None,
+    requests: int | None = None,
+    prompt: str | int | None = None,
+    output: str | int | None = None,
+    batching: str = "chunked",
+    decode_system: str | Path | SystemSpec | None = None,
+    kv_link: str | Path | None = None,
+    max_batch: int = 64,
+    step_tokens: int = 2048,
+    kv_tokens: int | None = None,
+    policy: str | None = None,
+    routing: str = "uniform",
+    routing_layer: int | None = None,
+    draws: int = 4,
+    seed: int = 0,
+    requests_csv: str | Path | None = None,
+) -> ServingRun:
+    """Serve requests that come over time, batched step by step on a system.
+
+    Parameters are the options of ``expertbank serve``, of the same meaning and with the same defaults: a
+    trace, or drawn arrivals.
+
+    Parameters
+    ----------
+    system, decode_system : preset, TOML, or a system.
+    trace : a file in one of the formats of docs/serving.md.
+    prompt, output : tokens of drawn requests: a number, or as on the command line.
+    batching : ``chunked``, ``prefill-first`` or ``split``.
+    requests_csv : gets a row for each request.
+
+    Returns
+    -------
+    The run: ``latencies``, ``energy_j``, ``bins`` (sums over time), ``queue`` and ``batch`` (points,),
+    ``load`` (points, experts); ``as_json()`` has what the command prints.
+
+    Raises :class:`spec.errors.InputError` for bad input, before anything is written.
+    """
+    from sim.routing import parse_routing, shape_of
+    from sim.serving.requests import Skipped, asked_requests
+    from sim.serving.run import limits_of, run_service, service_of
+    from sim.toolchain import check_parent
+
+    started = time.perf_counter()
+    split = batching == "split"
+    for name, value in (("decode_system", decode_system), ("kv_link", kv_link)):
+        require(split or value is None, "needs --batching split", key=name)
+    check_seed(seed)
+    limits = limits_of(max_batch, step_tokens, kv_tokens)
+    csv_file = None if requests_csv is None else Path(requests_csv)
+    if csv_file is not None:
+        check_parent(csv_file, "requests_csv")
+    skipped = Skipped()
+    # Reads the first requests, before anything is computed.
+    source = asked_requests(
+        trace=None if trace is None else Path(trace),
+        limit=limit,
+        speed=speed,
+        skip_odd=skip_odd,
+        skipped=skipped,
+        arrivals=arrivals,
+        requests=requests,
+        prompt=None if prompt is None else str(prompt),
+        output=None if output is None else str(output),
+        seed=seed,
+    )
+    of, backbone = load_model(str(model)), load_backbone(str(model))
+    shape = replace(shape_of(of), num_experts=of.gating.num_experts)
+    drawn = parse_routing(routing, shape, layer=routing_layer)
+    named = [system] + ([decode_system or system] if split else [])
+    systems = [one if isinstance(one, SystemSpec) else load_system(str(one)) for one in named]
+    link = load_link(str(kv_link or "rdma-cx7")) if split else None
+    service, tables = service_of(
+        systems,
+        of,
+        backbone,
+        drawn,
+        seed,
+        batching=batching,
+        limits=limits,
+        link=link,
+        policy=policy,
+        draws=draws,
+    )
+    return run_service(
+        service,
+        source,
+        of,
+        tables,
+        drawn,
+        seed,
+        system=" and ".join(dict.fromkeys(one.name for one in systems)),
+        batching=batching,
+        skipped=skipped,
+        csv_file=csv_file,
+        started=started,
+    )
 
 
 def compare_policies(

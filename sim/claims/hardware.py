@@ -23,7 +23,10 @@ command too. Numbers are the cycles in which a block holds work and is neither s
 (model minus RTL). *experts*: `expert` of `fpga`, all channels `pim` of `pim`."""
 HOW_LAYER = """\
 Cycles from the first input beat to the last output beat. The model is composed of the block models alone
-and sees nothing of the run."""
+and sees nothing of the run. *System*: the same layer's time on the systems `fpga` and `pim` of
+`expertbank system`, each the accelerator alone, for the same experts, in cycles of its clock: of presets in
+bf16. It comes from the same block models, through the system's own way of spans and seconds
+([system.md](system.md))."""
 HOW_DRAM = """\
 Every command on the buses of every channel in the near-memory runs of link `rtl`, read by
 `sim/dram_check.py`, which shares nothing with command engine and model but the DRAM's numbers, and asserts
@@ -144,6 +147,7 @@ def layer_link(measurement: Measurement) -> Link:
     """The exported Verilog against the layer's cycle model, composed of the block models alone."""
     runs = measurement.layers
     largest = max(run.layer_difference for run in runs)
+    systems = [run.system_difference for run in runs if run.system_difference is not None]
     return Link(
         name="layer",
         title="the exported Verilog against the layer's cycle model",
@@ -156,11 +160,19 @@ def layer_link(measurement: Measurement) -> Link:
                 command="make claims",
                 ok=largest <= LAYER_BOUND,
                 headline=True,
-            )
+            ),
+            Claim(
+                text=f"largest difference of a system's time, Verilog against `expertbank system`,"
+                f" {len(systems)} layers",
+                measured=f"{max(systems, default=float('inf')):.2%}",
+                bound=f"{LAYER_BOUND:.0%}",
+                command="make claims",
+                ok=bool(systems) and max(systems) <= LAYER_BOUND,
+            ),
         ],
         tables=[
             Table(
-                ("run", "on", "tokens", "RTL", "model", "difference"),
+                ("run", "on", "tokens", "RTL", "model", "difference", "system", "difference of it"),
                 [
                     (
                         run.name,
@@ -169,6 +181,8 @@ def layer_link(measurement: Measurement) -> Link:
                         _cycles(run.report.cycles["rtl"]),
                         _cycles(run.report.cycles["model"]),
                         f"{run.layer_difference:.2%}",
+                        "-" if run.system_cycles is None else f"{run.system_cycles:,}",
+                        "-" if run.system_difference is None else f"{run.system_difference:.2%}",
                     )
                     for run in runs
                 ],

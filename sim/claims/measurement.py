@@ -8,18 +8,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from golden.layer_bf16 import layer_routing
 from golden.vectors import Vector, read_vector
 from sim.accelerator import Progress, Report, build_layer, run_layer
 from sim.alone import run_experts
 from sim.claims.builds import build_all
 from sim.pim_report import build_pim_layer, run_pim_layer
 from sim.routing import parse_routing
+from sim.system.alone import run_alone
 from sim.workload import DEFAULT_TOKENS, Workload, random_workload, scaled_model, vector_workload
+from spec.banks import BankGeometry
 from spec.design import DesignSpec, Engine, Format
 from spec.errors import require
-from spec.geometry import ceil_div
+from spec.geometry import ImageGeometry, ceil_div
 from spec.hardware import lacking_terms
-from spec.load import load_design
+from spec.load import load_design, load_system
 from spec.model import ModelSpec
 from spec.registers import EXPERT_BITS
 
@@ -75,17 +80,23 @@ SUITES = (
         for number_format, name in STORED
     ),
 )
+SYSTEMS = ("fpga", "pim")
+"""Designs that are systems by themselves, of the same names (``spec/systems``), in bf16."""
 ALONE_MODEL, ALONE_SCALE = "mixtral-8x7b", 16
 """An expert alone, with 16 x 56 tiles of 16 x 16."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A layer, or an expert alone, through the exported Verilog and its cycle model."""
+    """A layer, or an expert alone, through the exported Verilog and its cycle model.
+
+    ``system_cycles``: of a system that is this accelerator alone; None where that was not run.
+    """
 
     name: str
     command: str
     report: Report
+    system_cycles: int | None = None
 
     @property
     def on(self) -> str:
@@ -110,6 +121,14 @@ class Run:
         """Relative difference of the cycles in all; infinite if the Verilog did not get to the end."""
         model, rtl = self.report.cycles["model"], self.report.cycles["rtl"]
         return abs(model - rtl) / rtl if model is not None and rtl else float("inf")
+
+    @property
+    def system_difference(self) -> float | None:
+        """Relative difference of the system's time; None if there is none, infinite as of the layer."""
+        if self.system_cycles is None:
+            return None
+        rtl = self.report.cycles["rtl"]
+        return abs(self.system_cycles - rtl) / rtl if rtl else float("inf")
 
     def block_difference(self, block: str) -> int | None:
         """Return model minus RTL cycles of a block, None if it was not run to the end."""
@@ -137,6 +156,27 @@ class Planned:
         model = dataclasses.replace(self.work.model, name="model", num_moe_layers=1, num_dense_layers=0)
         return model, self.design
 
+    @property
+    def is_system(self) -> bool:
+        """Whether its design alone is a preset of ``expertbank system``, and its model one with a preset."""
+        design = self.design
+        return self.work.target_ids is not None and design.name in SYSTEMS and design.format is Format.BF16
+
+    def system_cycles(self) -> int | None:
+        """Return the cycles of the system of this accelerator alone, None where there is none.
+
+        For the experts that golden's gate chooses, which may be others than those asked for.
+        """
+        if not self.is_system:
+            return None
+        model, _ = self.hardware
+        near = load_system(self.design.name).near.block
+        assert near is not None
+        image = ImageGeometry.of(model, near) if near.pim is None else BankGeometry.of(model, near).image
+        ids = layer_routing(image, self.work.weights, self.work.tokens).ids
+        step, _, _ = run_alone(model, near, ids[None].astype(np.int64), "chosen")
+        return round(step.seconds * near.clock_hz)
+
     def run(self, root: Path, progress: Progress) -> Run:
         """Run it through the Verilog and the models."""
         run = run_pim_layer if self.design.engine is Engine.PIM else run_layer
@@ -148,7 +188,7 @@ class Planned:
             root=root,
             progress=lambda text: progress(f"{self.name} on {self.on}: {text}"),
         )
-        return Run(self.name, self.command, report)
+        return Run(self.name, self.command, report, self.system_cycles())
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sim.commands.output import json_option, print_json, print_table
-from spec.errors import require, require_range
 
 if TYPE_CHECKING:
-    from sim.serving.requests import Requests
     from sim.serving.run import ServingRun
 
 COLUMNS = ("ms", "mean", "p50", "p90", "p95", "p99", "max")
@@ -87,76 +82,34 @@ def command(
     as_json: bool,
 ) -> int:
     """Serve requests of a trace, or drawn ones, with continuous batching; docs/serving.md."""
-    require((trace is None) != (arrivals is None), "needs --trace or --arrivals, one of them", key="requests")
-    for name, value in (("requests", requests), ("prompt", prompt), ("output", output)):
-        require(trace is None or value is None, "is the trace's own", key=name)
-    for name, value in (("limit", limit), ("skip_odd", skip_odd or None)):
-        require(arrivals is None or value is None, "needs --trace", key=name)
-    for name, value in (("decode_system", decode_system), ("kv_link", kv_link)):
-        require(batching == "split" or value is None, "needs --batching split", key=name)
-    require(seed >= 0, f"must be at least 0, not {seed}", key="seed")
-    require_range("speed", speed, 1e-6, 1e6)
-    if limit is not None:
-        require_range("limit", limit, 1, 1 << 31)
-
-    from sim.routing import parse_routing, shape_of
-    from sim.serving.batching import Order, Server
-    from sim.serving.requests import Skipped, draw_requests, read_requests
-    from sim.serving.run import ORDERS, Service, Transfer, limits_of, run_service
-    from sim.serving.steps import StepTable, kv_room, step_table
+    from sim.api import serve
     from sim.toolchain import check_parent, write_atomically
-    from spec.load import load_backbone, load_link, load_model, load_system
 
-    for name, file in (("requests_csv", requests_csv), ("picture", picture)):
-        if file is not None:
-            check_parent(file, name)
-    limits_of(max_batch, step_tokens, kv_tokens)
-    skipped = Skipped()
-    if trace is not None:
-        source = read_requests(trace, limit=limit, speed=speed, skip_odd=skip_odd, skipped=skipped)
-    else:
-        assert arrivals is not None
-        count = 1000 if requests is None else requests
-        source = draw_requests(arrivals, prompt or "512", output or "128", requests=count, seed=seed)
-    # Before anything is computed: what is wrong with the first requests, says so now.
-    source = _begun(source)
-    model, backbone = load_model(model_name), load_backbone(model_name)
-    shape = replace(shape_of(model), num_experts=model.gating.num_experts)
-    routing = parse_routing(routing_name, shape, layer=routing_layer)
-    started = time.perf_counter()
-    names = [system_name] + ([decode_system or system_name] if batching == "split" else [])
-    systems = [load_system(name) for name in names]
-    tables: list[StepTable] = []
-    servers: list[Server] = []
-    for number, system in enumerate(systems):
-        most = max_batch if number else step_tokens
-        if number and names[0] == names[1]:
-            table = tables[0]
-        else:
-            table = step_table(system, model, backbone, routing, seed, most=most, draws=draws, policy=policy)
-        room = kv_tokens if kv_tokens is not None else kv_room(system, model, table.kv_bytes)
-        order = Order.DECODE_ONLY if number else ORDERS[batching]
-        tables.append(table)
-        servers.append(Server(table.costs, limits_of(max_batch, step_tokens, room), order))
-    transfer = None
-    if batching == "split":
-        link = load_link(kv_link or "rdma-cx7")
-        transfer = Transfer(link.bytes_per_s.value * link.efficiency.value, link.latency_s.value)
-    service = Service(
-        servers[0], servers[1] if len(servers) > 1 else None, transfer, kv_bytes=tables[0].kv_bytes
-    )
-    run = run_service(
-        service,
-        source,
-        model,
-        tables,
-        routing,
-        seed,
-        system=" and ".join(dict.fromkeys(system.name for system in systems)),
+    if picture is not None:
+        check_parent(picture, "picture")
+    run = serve(
+        system_name,
+        model_name,
+        trace=trace,
+        limit=limit,
+        speed=speed,
+        skip_odd=skip_odd,
+        arrivals=arrivals,
+        requests=requests,
+        prompt=prompt,
+        output=output,
         batching=batching,
-        skipped=skipped,
-        csv_file=requests_csv,
-        started=started,
+        decode_system=decode_system,
+        kv_link=kv_link,
+        max_batch=max_batch,
+        step_tokens=step_tokens,
+        kv_tokens=kv_tokens,
+        policy=policy,
+        routing=routing_name,
+        routing_layer=routing_layer,
+        draws=draws,
+        seed=seed,
+        requests_csv=requests_csv,
     )
     if picture is not None:
         from sim.serving.picture import picture as drawn
@@ -167,17 +120,6 @@ def command(
     else:
         _print(run)
     return 0
-
-
-def _begun(source: Iterator[Requests]) -> Iterator[Requests]:
-    """Return an iterator whose first item has been made."""
-    first = next(source)
-
-    def rest() -> Iterator[Requests]:
-        yield first
-        yield from source
-
-    return rest()
 
 
 def _print(run: ServingRun) -> None:
@@ -196,7 +138,7 @@ def _print(run: ServingRun) -> None:
         f"{run.steps:,} steps, busy {found['busy']:.1%}, {found['mean_batch']:.1f} requests in a step,"
         f" at most {run.queue.max():.0f} waiting at the end of {run.width_s:g} s"
     )
-    if run.energy_j is not None:
+    if run.energy_j is not None and run.finished:
         print(f"energy {run.energy_j:,.1f} J, {found['joules_per_token']:.4g} J per token, prompts' too")
     if run.refused:
         print(f"{run.refused} requests refused: more tokens than the memory holds")

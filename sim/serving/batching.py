@@ -34,6 +34,8 @@ BINS = 4096
 FIRST_BIN_S = 1.0
 FINE = 1.01
 """Ratio of a latency histogram's neighbouring edges: a percentile is off by half a percent at most."""
+UNLIMITED = 1 << 60
+"""Tokens of a memory without end."""
 LEAST_S = 1e-7
 LEVELS = 4096
 LATENCIES = ("wait", "ttft", "tpot", "between", "e2e")
@@ -58,6 +60,11 @@ class Limits:
     max_batch: int
     step_tokens: int
     kv_tokens: int
+
+    def as_json(self) -> dict[str, int | None]:
+        """Return them by their names; None for a memory without end."""
+        kv_tokens = None if self.kv_tokens >= UNLIMITED else self.kv_tokens
+        return {"max_batch": self.max_batch, "step_tokens": self.step_tokens, "kv_tokens": kv_tokens}
 
 
 @dataclass(frozen=True)

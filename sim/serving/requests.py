@@ -19,6 +19,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def read_requests(
     begin: float | None = None
     last = 0.0
     taken = 0
+    within = MAX_SECONDS * min(1.0, speed)
     for number, line in lines:
         if not line.strip():
             continue
@@ -108,8 +110,8 @@ def read_requests(
             begin = second if begin is None else begin
             if second - begin < last:
                 raise OddRow(f"must not come before the row above it, by {last - (second - begin):g} s")
-            if second - begin > MAX_SECONDS:
-                raise OddRow(f"must come within {MAX_SECONDS:g} s of the first row")
+            if second - begin > within:
+                raise OddRow(f"must come within {within:g} s of the first row")
         except OddRow as broken:
             if not skip_odd:
                 raise InputError(str(broken), file=path, key=at(number)) from None
@@ -129,6 +131,40 @@ def read_requests(
         raise InputError("must hold at least one request", file=path)
 
 
+def asked_requests(
+    *,
+    trace: Path | None,
+    limit: int | None,
+    speed: float,
+    skip_odd: bool,
+    skipped: Skipped,
+    arrivals: str | None,
+    requests: int | None,
+    prompt: str | None,
+    output: str | None,
+    seed: int,
+) -> Iterator[Requests]:
+    """Return a trace's requests, or drawn ones; bad options or bad first ones are an error now, not later.
+
+    By default 1000 are drawn, of 512 tokens that come in and 128 that go out.
+    """
+    require((trace is None) != (arrivals is None), "needs --trace or --arrivals, one of them", key="requests")
+    for name, value in (("requests", requests), ("prompt", prompt), ("output", output)):
+        require(trace is None or value is None, "is the trace's own", key=name)
+    for name, value in (("limit", limit), ("skip_odd", skip_odd or None)):
+        require(arrivals is None or value is None, "needs --trace", key=name)
+    require_range("speed", speed, 1e-6, 1e6)
+    if limit is not None:
+        require_range("limit", limit, 1, 1 << 31)
+    if trace is not None:
+        source = read_requests(trace, limit=limit, speed=speed, skip_odd=skip_odd, skipped=skipped)
+    else:
+        assert arrivals is not None
+        count = 1000 if requests is None else requests
+        source = draw_requests(arrivals, prompt or "512", output or "128", requests=count, seed=seed)
+    return chain([next(source)], source)
+
+
 def _requests(rows: list[Row]) -> Requests:
     arrival, prompt, output = zip(*rows, strict=True)
     return Requests(np.array(arrival), np.array(prompt, np.int64), np.array(output, np.int64))
@@ -143,15 +179,18 @@ def _format(path: Path, first: str) -> tuple[Callable[[str], Row | None], bool]:
     """Return what parses a row of a file that begins so, and whether its first line is a header."""
     if first.lstrip().startswith("{"):
         try:
-            keys = json.loads(first)
-        except ValueError as error:
-            raise InputError(f"is not valid JSON: {error}", file=path, key=at(1)) from None
+            keys = _json(first)
+        except OddRow as broken:
+            raise InputError(str(broken), file=path, key=at(1)) from None
         for form in JSON_FORMS:
             if all(name in keys for name in form[:3]):
                 return _json_parser(*form), False
         names = "; ".join(", ".join(form[:3]) for form in JSON_FORMS)
         raise InputError(f"must have the keys of a known trace: {names}", file=path, key=at(1))
-    columns = [column.strip() for column in next(csv.reader([first]), [])]
+    try:
+        columns = [column.strip() for column in _cells(first)]
+    except OddRow as broken:
+        raise InputError(str(broken), file=path, key=at(1)) from None
     for wanted, seconds in CSV_FORMS:
         if all(name in columns for name in wanted):
             return _csv_parser(columns, wanted, seconds), True
@@ -166,7 +205,7 @@ def _csv_parser(
     may_fail = names[2] == BURST_OUTPUT
 
     def parse(line: str) -> Row | None:
-        cells = line.split(",") if '"' not in line else next(csv.reader([line]), [])
+        cells = _cells(line)
         if len(cells) != len(columns):
             raise OddRow(f"must have {len(columns)} columns, not {len(cells)}")
         when, prompt, output = (cells[place].strip() for place in places)
@@ -179,10 +218,7 @@ def _csv_parser(
 
 def _json_parser(when: str, prompt: str, output: str, scale: float) -> Callable[[str], Row | None]:
     def parse(line: str) -> Row | None:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise OddRow(f"is not valid JSON: {error}") from None
+        row = _json(line)
         if not isinstance(row, dict):
             raise OddRow("must be a JSON object")
         for name in (when, prompt, output):
@@ -191,6 +227,26 @@ def _json_parser(when: str, prompt: str, output: str, scale: float) -> Callable[
         return scale * _number(when, row[when]), _tokens(prompt, row[prompt]), _tokens(output, row[output])
 
     return parse
+
+
+def _cells(line: str) -> list[str]:
+    if '"' not in line:
+        return line.split(",")
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error as error:
+        raise OddRow(f"is not valid CSV: {error}") from None
+
+
+def _json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise OddRow(f"is not valid JSON: {error.msg} at column {error.colno}") from None
+    except ValueError:  # a number of thousands of digits
+        raise OddRow("is not valid JSON: a number is too long") from None
+    except RecursionError:
+        raise OddRow("is not valid JSON: nested too deeply") from None
 
 
 def _number(name: str, value: Any) -> float:
@@ -263,7 +319,7 @@ def draw_requests(arrivals: str, prompt: str, output: str, *, requests: int, see
         if kind == "on-off":
             _, on, off = parameters
             arrival = arrival + np.floor(arrival / on) * off
-        require(now <= MAX_SECONDS, f"must all come within {MAX_SECONDS:g} s", key="arrivals")
+        require(float(arrival[-1]) <= MAX_SECONDS, f"must all come within {MAX_SECONDS:g} s", key="arrivals")
         yield Requests(arrival, draw_prompt(rng, count), draw_output(rng, count))
 
 
@@ -308,6 +364,7 @@ def _lengths(key: str, text: str) -> Callable[[np.random.Generator, int], NDArra
     kind, (a, b) = _parsed(key, text, LENGTHS)
     require(a <= MAX_TOKENS, f"must be at most {MAX_TOKENS} tokens, not {a:g}", key=key)
     if kind == "uniform":
+        require(a == int(a) and b == int(b), f"must have whole tokens, not {text!r:.60}", key=key)
         require(1 <= int(a) <= int(b) <= MAX_TOKENS, f"must be from 1, ascending, not {text!r}", key=key)
         return lambda rng, count: rng.integers(int(a), int(b) + 1, count)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import tempfile
+import io
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from sim.serving.batching import (
     BINS,
     LATENCIES,
     SUMS,
+    UNLIMITED,
     Arrivals,
     Finished,
     FloatArray,
@@ -28,9 +29,12 @@ from sim.serving.batching import (
     level_seconds,
 )
 from sim.serving.requests import Requests, Skipped
-from sim.serving.steps import StepTable, turned
+from sim.serving.steps import StepTable, kv_room, step_table, turned
+from sim.toolchain import written_aside
+from spec.catalogue import Backbone
 from spec.errors import InputError, require, require_range
 from spec.model import ModelSpec
+from spec.system import LinkSpec, SystemSpec
 
 PERCENTILES = (50, 90, 95, 99)
 POINTS = 60
@@ -50,7 +54,10 @@ class Transfer:
 
 @dataclass
 class Service:
-    """One server, or one that prefills and one that decodes; :meth:`run` serves requests once."""
+    """One server, or one that prefills and one that decodes; :meth:`run` serves requests once.
+
+    What the one that decodes can never hold is refused before it is prefilled (``turned_away``).
+    """
 
     prefill: Server
     decode: Server | None = None
@@ -60,6 +67,7 @@ class Service:
     tokens: int = 0
     prompts: int = 0
     came: int = 0
+    turned_away: int = 0
     _ready_s: float = field(default=0.0, init=False)
 
     @property
@@ -67,17 +75,30 @@ class Service:
         """All servers."""
         return [self.prefill] if self.decode is None else [self.prefill, self.decode]
 
+    @property
+    def refused(self) -> int:
+        """Requests that a memory can never hold."""
+        return self.turned_away + sum(server.refused for server in self.servers)
+
     def run(self, requests: Iterable[Requests]) -> Iterator[Finished]:
         """Yield finished requests, as they end; the servers hold the statistics."""
         for chunk in requests:
             self.came += len(chunk)
             show("requests", self.finished, self.came)
-            yield from self._push(Arrivals.of(chunk))
+            yield from self._push(Arrivals.of(self._let_in(chunk)))
         yield from self._push(None)
         running = sum(server.running for server in self.servers)
-        refused = sum(server.refused for server in self.servers)
-        if running or self.finished + refused != self.came:
-            raise ArithmeticError(f"{self.came} requests came, {self.finished} ended, {refused} were refused")
+        if running or self.finished + self.refused != self.came:
+            raise ArithmeticError(
+                f"{self.came} requests came, {self.finished} ended, {self.refused} were refused"
+            )
+
+    def _let_in(self, chunk: Requests) -> Requests:
+        if self.decode is None:
+            return chunk
+        fits = (chunk.output == 1) | (chunk.prompt + chunk.output <= self.decode.limits.kv_tokens)
+        self.turned_away += int((~fits).sum())
+        return Requests(chunk.arrival_s[fits], chunk.prompt[fits], chunk.output[fits])
 
     def _push(self, come: Arrivals | None) -> Iterator[Finished]:
         done = self.prefill.push(come)
@@ -122,6 +143,7 @@ class ServingRun:
     energy_j : None where a figure is not known.
     bins : (sums, points) of :data:`sim.serving.batching.SUMS` over time; of both servers of a split service.
     load : (points, experts) assignments of the first MoE layer.
+    limits : of the server, or of the one that prefills; ``decode_limits`` of the one that decodes.
     """
 
     model: str
@@ -142,6 +164,7 @@ class ServingRun:
     load: IntArray
     servers: int
     limits: Limits
+    decode_limits: Limits | None
     off: float
     notes: tuple[str, ...]
     wall_s: float
@@ -163,6 +186,7 @@ class ServingRun:
         seconds = max(self.seconds, 1e-30)
         tokens = self.prompt_tokens + self.output_tokens
         points = self.bins.shape[1]
+        busy_s = float(self.bins[SUMS.index("busy_s")].sum())
         return {
             "model": self.model,
             "system": self.system,
@@ -177,8 +201,8 @@ class ServingRun:
             "seconds": self.seconds,
             "requests_per_s": self.finished / seconds,
             "output_tokens_per_s": self.output_tokens / seconds,
-            "busy": float(self.bins[SUMS.index("busy_s")].sum()) / (seconds * self.servers),
-            "mean_batch": float(self.bins[SUMS.index("batch_s")].sum()) / seconds,
+            "busy": busy_s / (seconds * self.servers),
+            "mean_batch": float(self.bins[SUMS.index("batch_s")].sum()) / max(busy_s, 1e-30),
             "latency_s": self.latencies,
             "energy_j": self.energy_j,
             "joules_per_token": None if self.energy_j is None or not tokens else self.energy_j / tokens,
@@ -190,18 +214,52 @@ class ServingRun:
                 "output_tokens_per_s": (self.bins[SUMS.index("tokens")] / self.width_s).tolist(),
                 "expert_load": self.load.tolist(),
             },
-            "limits": {
-                "max_batch": self.limits.max_batch,
-                "step_tokens": self.limits.step_tokens,
-                "kv_tokens": None if self.limits.kv_tokens >= UNLIMITED else self.limits.kv_tokens,
-            },
+            "limits": self.limits.as_json(),
+            "decode_limits": None if self.decode_limits is None else self.decode_limits.as_json(),
             "step_interpolation_error": self.off,
             "notes": list(self.notes),
             "wall_s": self.wall_s,
         }
 
 
-UNLIMITED = 1 << 60
+def service_of(
+    systems: Sequence[SystemSpec],
+    model: ModelSpec,
+    backbone: Backbone | None,
+    routing: Routing,
+    seed: int,
+    *,
+    batching: str,
+    limits: Limits,
+    link: LinkSpec | None = None,
+    policy: str | None = None,
+    draws: int = 4,
+) -> tuple[Service, list[StepTable]]:
+    """Return a service on a system, or on one that prefills and one that decodes, and the costs of steps.
+
+    Parameters
+    ----------
+    batching : a key of :data:`ORDERS`.
+    limits : of each; where they leave the memory open, what its system has room for.
+    link : between two systems.
+    """
+    require(batching in ORDERS, f"must be one of {', '.join(ORDERS)}, not {batching!r:.40}", key="batching")
+    tables: list[StepTable] = []
+    servers: list[Server] = []
+    for number, system in enumerate(systems):
+        if number and system == systems[0]:
+            table = tables[0]
+        else:
+            most = limits.max_batch if number else limits.step_tokens
+            table = step_table(system, model, backbone, routing, seed, most=most, draws=draws, policy=policy)
+        room = kv_room(system, model, table.kv_bytes) if limits.kv_tokens >= UNLIMITED else None
+        own = limits if room is None else replace(limits, kv_tokens=room)
+        tables.append(table)
+        servers.append(Server(table.costs, own, Order.DECODE_ONLY if number else ORDERS[batching]))
+    if link is None:
+        return Service(servers[0]), tables
+    transfer = Transfer(link.bytes_per_s.value * link.efficiency.value, link.latency_s.value)
+    return Service(servers[0], servers[1], transfer, kv_bytes=tables[0].kv_bytes), tables
 
 
 def run_service(
@@ -243,7 +301,7 @@ def run_service(
         batching=batching,
         requests=service.came,
         finished=service.finished,
-        refused=sum(server.refused for server in servers),
+        refused=service.refused,
         skipped=Skipped() if skipped is None else skipped,
         prompt_tokens=service.prompts,
         output_tokens=service.tokens,
@@ -256,6 +314,7 @@ def run_service(
         load=expert_load(model, routing, seed, served),
         servers=len(servers),
         limits=service.prefill.limits,
+        decode_limits=None if service.decode is None else service.decode.limits,
         off=max(table.off for table in tables),
         notes=tuple(dict.fromkeys(note for table in tables for note in table.notes)),
         wall_s=time.perf_counter() - started,
@@ -325,26 +384,21 @@ def expert_load(model: ModelSpec, routing: Routing, seed: int, served: IntArray)
 def _write_csv(file: Path, rows: Iterator[Finished]) -> None:
     """Write a row for each request; the file appears when all are there."""
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=file.parent, prefix="tmp-", delete=False, newline="", encoding="utf-8"
-        ) as aside:
-            try:
-                _write_rows(aside, rows)
-            except BaseException:
-                Path(aside.name).unlink()
-                raise
-        Path(aside.name).chmod(0o644)
-        Path(aside.name).replace(file)
+        with written_aside(file) as aside:
+            for text in _csv_texts(rows):
+                aside.write(text.encode())
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", file=file, key="requests-csv") from None
+        raise InputError(f"cannot be written: {error.strerror}", file=file, key="requests_csv") from None
 
 
-def _write_rows(file: IO[str], rows: Iterator[Finished]) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
+def _csv_texts(rows: Iterator[Finished]) -> Iterator[str]:
+    yield ",".join(COLUMNS) + "\n"
     for done in rows:
+        text = io.StringIO()
         columns = (done.arrival_s, done.first_s, done.end_s, done.prompt, done.output)
-        writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
+        rows_of = zip(*(column.tolist() for column in columns), strict=True)
+        csv.writer(text, lineterminator="\n").writerows(rows_of)
+        yield text.getvalue()
 
 
 def limits_of(max_batch: int, step_tokens: int, kv_tokens: int | None) -> Limits:

@@ -18,9 +18,8 @@ from sim.progress import track
 from sim.routing import Routing
 from sim.routing.trace import NO_EXPERT, TraceShape, make_trace
 from sim.serving.batching import FloatArray, StepCosts, attention_of
-from sim.system.alone import run_alone
 from sim.system.costs import BYTES, Roofline
-from sim.system.report import plan_step, step_ids
+from sim.system.report import plan_step, run_policies
 from sim.system.step import BITS, run_step
 from spec.catalogue import Backbone
 from spec.errors import InputError, require, require_range
@@ -115,11 +114,11 @@ def _step(
     else:
         drawn, own = turned(routing, tokens, draw * tokens), seed
     if system.host is None:
-        design = system.near.block
-        assert design is not None
         layers = min(LAYERS_ALONE, model.num_moe_layers)
         few = replace(model, num_moe_layers=layers)
-        step, energy, _ = run_alone(few, design, step_ids(few, tokens, drawn, own), routing.name)
+        chosen = policy or system.policy
+        steps, energies, _ = run_policies(system, few, tokens, drawn, own, [chosen])
+        step, energy = steps[chosen], energies[chosen]
         scale = model.num_moe_layers / layers
         total = energy.total
         note = f"{layers} of {model.num_moe_layers} layers stand for all; no attention, no dense layers"

@@ -1,6 +1,9 @@
 """Sieve: of all numbers of popular experts for the host, the one with the shortest layer.
 
-The largest of exchange, host and near engine, with the times as they are (arXiv 2605.11277, section 5).
+The longer of the host, whose experts wait for their weights, and of the near engine's busiest unit, with
+the times as they are (arXiv 2605.11277, section 5). The paper's third time, the exchange with other devices,
+is the same for every number, and decides none. Where each expert is cut over the near engine's units, those
+are one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """DynaNDE: experts by what the host saves on each, and the prefix with the shortest layer.
 
-The score is near time less host time and move; cached experts move for nothing (arXiv 2609.00407).
+The score is near time less host time and move; cached experts move for nothing (arXiv 2609.00407). A layer
+takes the longer of the host, whose experts wait for their weights, and of the near engine's busiest unit with
+tokens' way there and back.
 """
 
 from __future__ import annotations
