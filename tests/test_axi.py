@@ -5,7 +5,11 @@ The tops themselves: ``tests/bench/test_axi_bench.py``.
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +23,11 @@ from rtl.axi.lite import DECERR, OKAY, SLVERR, AxiLite
 from rtl.axi.packets import PacketGuard, PacketMarker
 from rtl.axi.reads import ReadGuard
 from rtl.gating import token_layout
-from spec.registers import REGISTERS
+from sim.cli import main
+from spec.registers import BUS_PAGE, LAYERS, REGISTERS, Top
 from tests.block_bench import mutated_module
+from tests.icarus import check_icarus
+from tests.test_export import lint
 
 MOST = 700
 
@@ -182,10 +189,17 @@ def test_lite_takes_the_cycles_that_the_page_says():
 TOKEN_BEATS = 3
 
 
-def passed(guard: PacketGuard, beats: list[tuple[int, int]], actions: dict[int, dict[str, int]], seed: int):
+def passed(
+    guard: PacketGuard,
+    beats: list[tuple[int, int]],
+    actions: dict[int, dict[str, int]],
+    seed: int,
+    not_before: dict[int, int] | None = None,
+):
     """Return the beats that the core got and how many were thrown away.
 
-    ``actions``: values of inputs from a cycle on. Beats are offered, and taken, in half of the cycles.
+    ``actions``: values of inputs from a cycle on. Beats are offered, and taken, in half of the cycles, beat
+    ``n`` from ``not_before[n]`` on.
     """
     rng = np.random.default_rng(seed)
     got: list[tuple[int, int]] = []
@@ -198,7 +212,8 @@ def passed(guard: PacketGuard, beats: list[tuple[int, int]], actions: dict[int, 
         for cycle in range(300):
             for name, value in actions.get(cycle, {}).items():
                 ctx.set(getattr(guard, name), value)
-            held = held or (offered < len(beats) and rng.random() < 0.5)
+            due = (not_before or {}).get(offered, 0) <= cycle
+            held = held or (offered < len(beats) and due and rng.random() < 0.5)
             ctx.set(guard.i.valid, int(held))
             if held:
                 ctx.set(guard.i.payload.data[0], beats[offered][0])
@@ -259,16 +274,12 @@ def test_the_rest_of_an_open_packet_is_discarded_to_its_end(seed):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_an_open_packet_whose_source_was_reset_is_flushed(seed):
-    """The register at the port is emptied; what comes after recovery is a new packet."""
-    first = [(1 + n, 0) for n in range(4)]
-    component = guard()
-    # The core takes nothing more behind its first token; the source falls silent with a packet open.
-    got, discarded = passed(component, first, recover(60, 0), seed)
-    assert got == first
-    assert discarded == 0
-    blocked = {0: {"admit": 0}} | recover(60, 0) | {71: {"admit": 1}}
-    got, discarded = passed(guard(), [*first[:1], *packet(11, 3)], blocked, seed)
-    assert got[:1] == [(1, 0)] or discarded
+    """What waits in the register at the port goes; what comes after recovery is a new packet."""
+    beats = [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), *packet(11, 3)]
+    actions = {35: {"admit": 0}} | recover(60, 0) | {71: {"admit": 1}}
+    got, discarded = passed(guard(), beats, actions, seed, not_before={3: 40, 5: 80})
+    assert got == [*beats[:3], *packet(11, 3)]
+    assert discarded == 2
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -492,3 +503,44 @@ def test_recovery_waits_for_reads_in_flight():
     simulate(component, bench)
     assert not any(idle)
     assert not any(got)
+
+
+# The export
+
+
+@pytest.mark.parametrize(
+    "design", [Top.DISPATCH, *(pytest.param(top, marks=pytest.mark.long) for top in (*LAYERS, Top.GATE))]
+)
+def test_exported_tops_are_clean_and_have_their_registers(tmp_path, capsys, design):
+    assert main(["verilog", "--bus", "axi", "--design", design, "--out", str(tmp_path), "--json"]) == 0
+    files = {Path(file).name for file in json.loads(capsys.readouterr().out)["files"]}
+    name = f"{design}_axi"
+    assert files >= {f"eb_{name}.v", f"{name}.h", f"{name}_registers.py", f"{name}.rdl", "expertbank.core"}
+    assert {path.name for path in tmp_path.iterdir()} >= files
+    assert f"#define EB_BUS_CONTROL 0x{BUS_PAGE + 4:03X}u" in (tmp_path / f"{name}.h").read_text()
+    assert lint(tmp_path, name) == ""
+    if shutil.which("iverilog"):
+        check_icarus(tmp_path, name)
+    text = (tmp_path / f"eb_{name}.v").read_text()
+    ports = {"s_axi_awaddr", "s_axi_rresp", "s_axis_tlast", "m_axis_tuser", "irq"}
+    ports |= set() if design is Top.DISPATCH else {"m_axi_araddr", "m_axi_rresp", "m_axi_arid"}
+    assert ports <= set(re.findall(r"\w+", text[: text.index(");")]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--design", "hbm2-pim"], "bus: must be plain for 'hbm2-pim', a device, not axi"),
+        (["--two-clocks"], "two-clocks: is for '--bus plain', not axi"),
+        (["--bench", "3"], "bench: is for '--bus plain', not axi"),
+        (["--design", "gate", "--scale", "4"], "scale: needs a model: 'gate' has a size of its own"),
+        (["--design", "gate", "--format", "int8"], "format: must be bf16 for 'gate', not int8"),
+        (["--design", "dispatch", "--secded"], "secded: needs a near-memory design, not 'dispatch'"),
+        (["--secded"], "secded: needs a design with banks, not fpga"),
+    ],
+)
+def test_what_no_top_has_is_refused(tmp_path, capsys, arguments, message):
+    out = tmp_path / "out"
+    assert main(["verilog", "--bus", "axi", *arguments, "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"expertbank: {message}\n"
+    assert not out.exists() or not any(out.iterdir())
