@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench formal mutate coverage claims models-page registers-page reproduce-page policies-page report sweep lint format typecheck clean
+.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench formal mutate coverage claims models-page registers-page reproduce-page policies-page report sweep waves lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +55,9 @@ sim: $(STAMP) ## a Hugging Face MoE layer through the Verilog of both accelerato
 		$(RUN) expertbank sim --model "$$model" $(SIM_FLAGS) || { now=$$?; [ $$now -le $$status ] || status=$$now; }; \
 	done; \
 	exit $$status
+
+waves: $(STAMP) ## VCD (and FST) of a run of MODEL= on DESIGN= in build/waves, views for GTKWave and Surfer; docs/waves.md
+	@$(RUN) expertbank sim --model '$(or $(MODEL),tests/data/deepseek_v3_s0.npz)' $(SIM_FLAGS) --waves
 
 full-size: $(STAMP) ## a token through full-size layers and experts of two models in Verilog: docs/pim.md
 	@status=0; \

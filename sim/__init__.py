@@ -1,7 +1,7 @@
 """When, and at what cost: cycle models, RTL runs, reports, the command line.
 
-``from sim import simulate`` gives :func:`sim.api.simulate`, and so the others of :mod:`sim.api`; nothing is
-imported before it is asked for.
+``from sim import simulate`` gives :func:`sim.api.simulate`, and so the others of :mod:`sim.api` and
+what loads their presets; nothing is imported before it is asked for.
 """
 
 from __future__ import annotations
@@ -9,9 +9,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sim.api import compare_policies, serve, simulate, simulate_system
+    from sim.api import (
+        compare_policies,
+        load_design,
+        load_model,
+        load_system,
+        serve,
+        simulate,
+        simulate_system,
+    )
 
-__all__ = ["compare_policies", "serve", "simulate", "simulate_system"]
+__all__ = [
+    "compare_policies",
+    "load_design",
+    "load_model",
+    "load_system",
+    "serve",
+    "simulate",
+    "simulate_system",
+]
 
 
 def __getattr__(name: str) -> Any:

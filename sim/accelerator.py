@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ from sim.rtlsim import (
     reg_write,
 )
 from sim.streams import Cycles, spans_of
+from sim.waves import write_views
 from sim.workload import Workload
 from spec.design import DesignSpec, Format
 from spec.geometry import ImageGeometry
@@ -551,9 +552,10 @@ def run_layer(
 ) -> Report:
     """Run a workload with weights on the ``rtl`` engine, or on ``both``, and compare.
 
-    With ``waves`` a VCD of the run (:meth:`sim.rtlsim.Waveform.of_run`) is left in that folder, with
-    ``record`` the report tells when what worked in the Verilog (``activity``). On a difference the report's
-    ``divergence`` names the first one and a waveform around it.
+    With ``waves`` a VCD of the run (:meth:`sim.rtlsim.Waveform.of_run`) is left in that folder, and beside it
+    what viewers show of it (:func:`sim.waves.write_views`), with ``record`` the report tells when what
+    worked in the Verilog (``activity``). On a difference the report's ``divergence`` names the first one and
+    a waveform around it.
     """
     model = workload.model
     progress("exporting Verilog and building its simulation (cached by content)")
@@ -561,6 +563,7 @@ def run_layer(
     load_compiled()
     progress(f"running {len(workload.tokens)} tokens through the Verilog")
     vcd = Waveform.of_run(waves / f"{model.name}.vcd") if waves else None
+    views = partial(write_views, model=model, design=design)
     started = time.perf_counter()
     run = run_rtl(rtl, workload, design, seed=seed, vcd=vcd)
     modelled = layer_cycles(run.shape, np.zeros(len(workload.tokens), dtype=np.int64))
@@ -585,12 +588,14 @@ def run_layer(
     found = first_divergence(checks(run, cycles=engine == "both"))
     if found is not None:
         progress("something differs; building with waveforms")
-        report.divergence = with_waveform(found, rtl, run.spec, root / "waves", seed=seed)
+        report.divergence = with_waveform(found, rtl, run.spec, root / "waves", seed=seed, views=views)
     elif problems:
         report.divergence = "; ".join(problems)
     else:
         report.divergence = cycles_apart(report)
-    report.waveform = str(vcd.path) if vcd else None
+    if vcd:
+        report.waveform = str(vcd.path)
+        views(vcd.path)
     return report
 
 

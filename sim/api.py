@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from sim.system.report import SystemRun
 
 
+__all__ = [
+    "compare_policies",
+    "load_design",
+    "load_model",
+    "load_system",
+    "serve",
+    "simulate",
+    "simulate_system",
+]
+
+
 def simulate(
     model: str | Path,
     design: str | Path | DesignSpec = "fpga",

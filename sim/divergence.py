@@ -11,7 +11,7 @@ message names block, port, transfer, cycle and both values, and where a waveform
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -101,16 +101,19 @@ def with_waveform(
     *,
     seed: int = 1,
     before: Sequence[RunSpec] = (),
+    views: Callable[[Path], object] = lambda _vcd: None,
 ) -> str:
     """Run ``spec`` again with a waveform around ``found``; return the message with the file's place.
 
     Same ``spec`` and ``seed``, and the same phases ``before`` it: same run, and the divergence is in the
     waveform. The traced program is built on the first call, which takes as long as the first build.
+    ``views`` : writes what viewers show of it (:func:`sim.waves.write_views`).
     """
     first, last = max(0, found.cycle - WINDOW_CYCLES), found.cycle + WINDOW_CYCLES
     path = directory / f"{found.block}_{found.port}_{found.transfer}.vcd"
     window = Waveform(path, first, last, phase=len(before))
     result = build.traced().run_phases([*before, spec], seed=seed, vcd=window)[-1]
+    views(path)
     at = result.zero_ns + 10 * found.cycle
     return f"{found.message}; waveform of cycles {first}..{last} in {path} (cycle {found.cycle} at {at} ns)"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ from sim.routing import IntArray
 from sim.rtlsim import DEFAULT_ROOT, Build, Waveform, build, layer_component
 from sim.streams import Cycles
 from sim.toolchain import write_atomically
+from sim.waves import write_views
 from sim.workload import Workload
 from spec.banks import BankGeometry, CommandTiming
 from spec.design import DesignSpec
@@ -181,6 +182,7 @@ def run_pim_layer(
     words = flip_banks(spec, banks, placed, used, flips, seed) if banks.pim.secded else None
     progress(f"running {len(workload.tokens)} tokens through the Verilog")
     vcd = Waveform.of_run(waves / f"{model.name}_{design.name}.vcd") if waves else None
+    views = partial(write_views, model=model, design=design)
     started = time.perf_counter()
     result = rtl.run(spec, seed=seed, vcd=vcd)
     run = PimRun(workload, design, banks, golden, spec, result)
@@ -234,12 +236,14 @@ def run_pim_layer(
     divergence = first_divergence(checks)
     if divergence is not None:
         progress("something differs; building with waveforms")
-        report.divergence = with_waveform(divergence, rtl, spec, root / "waves", seed=seed)
+        report.divergence = with_waveform(divergence, rtl, spec, root / "waves", seed=seed, views=views)
     elif problems:
         report.divergence = "; ".join(problems)
     else:
         report.divergence = cycles_apart(report)
-    report.waveform = str(vcd.path) if vcd else None
+    if vcd:
+        report.waveform = str(vcd.path)
+        views(vcd.path)
     report.dram_rules_broken = len(rules)
     return report
 

@@ -18,6 +18,7 @@ from sim.alone.plan import Plan
 from sim.cli import main
 from sim.dram_check import Violation
 from spec.load import load_design
+from tests.test_waves import check_views
 
 DATA = Path(__file__).parent / "data"
 TINY_FILE = Path(__file__).parent / "tiny.toml"
@@ -60,6 +61,7 @@ def test_experts_alone_are_bit_and_cycle_equal(capsys, tmp_path, experts, tokens
     assert modelled.utilisation == run.utilisation
     assert Path(run.waveform) == tmp_path / "gpt_oss_s0_experts.vcd"
     assert "$scope module sequencer $end" in Path(run.waveform).read_text()
+    check_views(Path(run.waveform), read_vector(Path(VECTOR)).model, TINY)
 
 
 @pytest.mark.slow
@@ -105,6 +107,7 @@ def test_experts_alone_near_memory_are_bit_and_cycle_equal(tmp_path, experts, to
     assert modelled.cycles == {"model": run.cycles["model"], "rtl": None}
     assert modelled.utilisation == run.utilisation
     assert Path(run.waveform) == tmp_path / "gpt_oss_s0_tiny_pim_experts.vcd"
+    check_views(Path(run.waveform), read_vector(Path(VECTOR)).model, TINY_PIM)
     assert main(["dram", "check", str(trace), "--design", str(TINY_PIM_FILE)]) == 0
 
 

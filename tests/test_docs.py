@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from amaranth.hdl import Value
 from amaranth.lib import data, stream
-from amaranth.lib.wiring import In
+from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
 from golden.dispatch_streams import dispatch_streams
@@ -353,3 +354,93 @@ def test_named_tests_exist(name):
     sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for test in re.findall(r"`(test_\w+)`", (DOCS / name).read_text()):
         assert f"def {test}(" in sources, test
+
+
+CLASSES = {
+    name
+    for path in (ROOT / "rtl").rglob("*.py")
+    for name in re.findall(r"^class (\w+)", path.read_text(), re.MULTILINE)
+}
+ARROWS = {
+    # What stands left and right of a port's name, and where the port then leads.
+    r"(?<!, )\b{name} ?-+>": In,
+    r"<-+ ?{name}\b": In,
+    r"-> ?{name}\b": Out,
+    r"(?<!, )\b{name} ?<-": Out,
+}
+
+
+def diagram_of(text: str) -> str:
+    """Return the first diagram of a page or section: blocks and arrows, not a waveform."""
+    found = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return next(one for one in found if "->" in one)
+
+
+def check_diagram(text: str, members: Mapping) -> None:
+    """Compare a diagram with a component's ports and with the classes of the hardware.
+
+    Every stream is there; every port that is there is the component's (``reg_*``: several), and leads where
+    its arrow does; every block in it is a class, by its name or the last words of it.
+    """
+    streams = {
+        name
+        for name, member in members.items()
+        if member.is_signature and isinstance(member.signature, stream.Signature)
+    }
+    # Further ones of several alike: o_0, o_1 ...
+    assert {re.sub(r"_\d+$", "_0", name) for name in streams} <= set(re.findall(r"\b\w+\b", text))
+    # i, o, i_token; reg_*; and any other word that has an index or a further part as ports have.
+    for name in re.findall(r"\b[io](?:_[a-z0-9_]+)?\b(?!\*)|\b[a-z]+_\*|\b[a-z]+_[a-z0-9_]+\b(?!\*)", text):
+        if name in SIGNALS:
+            continue
+        # mem_0 stands for mem_0_en and the others.
+        pattern = name.replace("*", r"\w+") + (r"(?:_\w+)?" if re.search(r"_\d$", name) else "")
+        known = {one for one in members if re.fullmatch(pattern, one)}
+        assert known, name
+        for arrow, flow in ARROWS.items():
+            if name in members and re.search(arrow.format(name=name), text):
+                assert members[name].flow == flow, name
+    check_blocks(text)
+
+
+def check_blocks(text: str) -> None:
+    """Look for the class of each block of a diagram."""
+    for block in re.findall(r"\b(?:[A-Z][a-z]+)+\b", text):
+        assert any(name.endswith(block) for name in CLASSES), block
+
+
+SIGNALS = {"may_launch"}
+"""Signals between the parts of a block that a diagram names."""
+
+
+@pytest.mark.parametrize("block", COMPONENTS)
+def test_diagrams_have_the_ports(block):
+    check_diagram(diagram_of(page(block)), COMPONENTS[block]().signature.members)
+
+
+def test_further_diagrams_have_the_ports():
+    """Of the near-memory layer and of the gate behind the banks; of the router there the blocks."""
+    layer, gating = page("layer"), page("gating")
+    two = replace(PIM, pim=replace(PIM.pim, channels=2))
+    check_diagram(
+        diagram_of(layer.partition("## The near-memory layer")[2]), PimLayer(MODEL, two).signature.members
+    )
+    config = pim_config(load_model("deepseek-v3").scaled(64), BANKED)
+    behind = diagram_of(gating.partition("## Behind the banks")[2])
+    check_diagram(behind, BankedGate(config.router, 4).signature.members)
+    check_blocks(diagram_of(layer.partition("## The router in the banks")[2]))
+
+
+def test_the_check_of_diagrams_sees_what_is_wrong():
+    text = diagram_of(page("expert"))
+    members = COMPONENTS["expert"]().signature.members
+    for there, other in (
+        ("i_token", "i_tokens"),
+        ("o_ar <----", "o_ar ---->"),
+        ("o_ar <", "     <"),
+        ("TokenStore", "TokenStorage"),
+        ("JobLists", "Lists x_y"),
+    ):
+        assert there in text
+        with pytest.raises(AssertionError):
+            check_diagram(text.replace(there, other), members)

@@ -35,6 +35,7 @@ from spec.registers import CAPACITY_BITS, REGISTERS, STATUS_LOADED, STATUS_READ_
 from tests.icarus import check_icarus
 from tests.layer_beats import beat_by_beat, late
 from tests.strategies import models
+from tests.test_waves import check_views
 
 DATA = Path(__file__).parent / "data"
 TINY_FILE = Path(__file__).parent / "tiny.toml"
@@ -327,6 +328,7 @@ def test_waveform_is_bounded_and_has_readable_names(
     report = accelerator.run_layer(work, TINY, engine="both", routing="vector", waves=tmp_path)
     assert report.agreed
     assert report.waveform == str(tmp_path / "deepseek_v3_s0.vcd")
+    check_views(Path(report.waveform), work.model, TINY)
     header, _, changes = Path(report.waveform).read_text().partition("$enddefinitions $end")
     assert "$timescale 1ns $end" in header
     scopes = set(re.findall(r"\$scope module (\S+) \$end", header))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from sim.energy import Energy, energy_of
 from sim.flips import NO_FLIPS, Flips, flip_problems, secded_of
 from sim.rtlsim import DEFAULT_ROOT, RunResult, Waveform
 from sim.toolchain import write_atomically
+from sim.waves import write_views
 from sim.workload import check_image, is_vector, scaled_model
 from spec.design import DesignSpec, Engine, Format
 from spec.errors import require
@@ -124,6 +126,7 @@ def run_plan(
     words = alone.flip(spec, flips, seed) if isinstance(alone, PimAlone) and alone.banks.pim.secded else None
     progress(f"running {plan.num_tokens} tokens through {plan.num_experts} experts in Verilog")
     vcd = Waveform.of_run(waves / alone.waveform_name) if waves else None
+    views = partial(write_views, model=plan.model, design=plan.design)
     started = time.perf_counter()
     result = rtl.run(spec, vcd=vcd)
     report.wall_s += time.perf_counter() - started
@@ -149,10 +152,12 @@ def run_plan(
     found = first_divergence(checks)
     if found is not None:
         progress("something differs; building with waveforms")
-        report.divergence = with_waveform(found, rtl, spec, root / "waves")
+        report.divergence = with_waveform(found, rtl, spec, root / "waves", views=views)
     elif problems:
         report.divergence = "; ".join(problems)
-    report.waveform = str(vcd.path) if vcd else None
+    if vcd:
+        report.waveform = str(vcd.path)
+        views(vcd.path)
     return report
 
 

@@ -91,7 +91,11 @@ if TYPE_CHECKING:
 @click.option("--flips", type=int, help="Words that are read in which a bit is flipped; needs check bits.")
 @click.option("--double-flips", type=int, help="Words that are read in which two are; needs check bits.")
 @click.option("--sim", "simulator", type=click.Choice(["verilator"]), default="verilator", show_default=True)
-@click.option("--waves", is_flag=True, help="Leave a VCD of the first 10,000 cycles in build/waves.")
+@click.option(
+    "--waves",
+    is_flag=True,
+    help="Leave a VCD of the first 10,000 cycles, with views for GTKWave and Surfer, in build/waves.",
+)
 @json_option
 def command(
     model_name: str,

@@ -181,10 +181,20 @@ class ServingRun:
         batch: FloatArray = self.bins[SUMS.index("batch_s")] / self.width_s
         return batch
 
+    @property
+    def requests_per_s(self) -> float:
+        """Requests that were finished, over all the time."""
+        return self.finished / max(self.seconds, 1e-30)
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Energy over all tokens, prompts' too; None where it is not known."""
+        tokens = self.prompt_tokens + self.output_tokens
+        return None if self.energy_j is None or not tokens else self.energy_j / tokens
+
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object of ``expertbank serve``."""
         seconds = max(self.seconds, 1e-30)
-        tokens = self.prompt_tokens + self.output_tokens
         points = self.bins.shape[1]
         busy_s = float(self.bins[SUMS.index("busy_s")].sum())
         return {
@@ -199,13 +209,13 @@ class ServingRun:
             "output_tokens": self.output_tokens,
             "steps": self.steps,
             "seconds": self.seconds,
-            "requests_per_s": self.finished / seconds,
+            "requests_per_s": self.requests_per_s,
             "output_tokens_per_s": self.output_tokens / seconds,
             "busy": busy_s / (seconds * self.servers),
             "mean_batch": float(self.bins[SUMS.index("batch_s")].sum()) / max(busy_s, 1e-30),
             "latency_s": self.latencies,
             "energy_j": self.energy_j,
-            "joules_per_token": None if self.energy_j is None or not tokens else self.energy_j / tokens,
+            "joules_per_token": self.joules_per_token,
             "over_time": {
                 "width_s": self.width_s,
                 "begin_s": (self.width_s * np.arange(points)).tolist(),

@@ -49,6 +49,15 @@ SWEEP_MODEL, SWEEP_POINTS, SWEEP_GOAL_S = "mixtral-8x7b", 10_000, 60.0
 SWEEP_EFFICIENCY, SWEEP_MEMORY = 90.0, 1.1
 """Per cent of twice the speed of one worker; times the memory of the smaller sweep."""
 SWEEP_SIZES = (10_000, 100_000)
+SERVE_MODEL, SERVE_SYSTEM = "mixtral-8x7b", "duplex-4"
+SERVE_HOUR = {
+    "arrivals": "poisson:10",
+    "requests": 36_000,
+    "prompt": "lognormal:512:0.8",
+    "output": "lognormal:200:0.5",
+}
+SERVE_GOAL_S, SERVE_SIZES, SERVE_MEMORY = 30.0, (10_000, 1_000_000), 1.1
+"""An hour's seconds; requests of two traces; times the memory of the shorter one."""
 LAYER_OF_MAKE_SIM = Path(__file__).parent.parent / "data" / "mixtral_s0.npz"
 
 
@@ -300,6 +309,71 @@ def _swept(space: dict[str, object], file: Path, workers: int) -> tuple[float, f
     return seconds, megabytes
 
 
+def serving_figures() -> list[Figure]:
+    """Return the time of an hour of traffic, and time and memory of a trace of many requests."""
+    hour_s, _, steps = _served(SERVE_HOUR)
+    seconds, megabytes = [], []
+    with tempfile.TemporaryDirectory(prefix="expertbank-bench-") as place:
+        for requests in SERVE_SIZES:
+            trace = Path(place) / "trace.csv"
+            with trace.open("w") as file:
+                file.write("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n")
+                file.writelines(f"{n / 10},m,100,6,106,API log\n" for n in range(requests))
+            took, most, _ = _served({"trace": str(trace)})
+            seconds.append(took)
+            megabytes.append(most)
+    growth = megabytes[1] / megabytes[0]
+    what = f"`sim.serve`: {SERVE_MODEL} on {SERVE_SYSTEM}"
+    drawn = ", ".join(f"{name} {value}" for name, value in SERVE_HOUR.items())
+    return [
+        Figure(
+            group="model",
+            name="an hour of 10 requests/s",
+            value=hour_s,
+            unit="s",
+            how=f"{what}: {drawn}: {steps:,} steps, their costs included",
+            goal=f"below {SERVE_GOAL_S:g} s",
+            met=hour_s < SERVE_GOAL_S,
+        ),
+        Figure(
+            group="model",
+            name=f"a trace of {SERVE_SIZES[1]:,} requests",
+            value=seconds[1],
+            unit="s",
+            how=f"{what}: a BurstGPT file, 10 requests/s of 100 tokens in, 6 out",
+        ),
+        Figure(
+            group="model",
+            name=f"serving, memory with {SERVE_SIZES[1]:,} requests over {SERVE_SIZES[0]:,}",
+            value=growth,
+            unit="x",
+            how=f"largest resident set of the process: {megabytes[1]:.0f} MB over {megabytes[0]:.0f} MB",
+            goal=f"at most {SERVE_MEMORY:g} x",
+            met=growth <= SERVE_MEMORY,
+        ),
+    ]
+
+
+SERVE_SCRIPT = """
+import json, resource, sys
+from sim import serve
+
+model, system, given = json.loads(sys.argv[1])
+serve(system, model, arrivals="fixed:1", requests=1, step_tokens=64)  # compiled, or read from the cache
+run = serve(system, model, **given)
+assert run.finished == run.requests
+print(run.wall_s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, run.steps)
+"""
+
+
+def _served(given: dict[str, object]) -> tuple[float, float, int]:
+    """Serve in a process of its own; return seconds, megabytes of its largest resident set, and steps."""
+    command = [sys.executable, "-c", SERVE_SCRIPT, json.dumps([SERVE_MODEL, SERVE_SYSTEM, given])]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    seconds, megabytes, steps = done.stdout.split()
+    return float(seconds), float(megabytes), int(steps)
+
+
 def main() -> int:
     """Measure, print, write the page and the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -328,6 +402,8 @@ def main() -> int:
     figures += loader_figures()
     progress("sweeps: a minute or two")
     figures += sweep_figures()
+    progress("serving: a minute")
+    figures += serving_figures()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.json, json.dumps(bench.as_json(figures, where), indent=1) + "\n")
     write_atomically(arguments.out, bench.page(figures, where))

@@ -1,0 +1,239 @@
+"""Views of waveforms: every name is one of the VCD, everything is there, values have names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from golden.vectors import read_vector
+from sim.waves import Port, names_of, ports_of, variables, view, write_views
+from spec.design import DesignSpec, RouterPlace
+from spec.errors import InputWarning
+from spec.load import load_design, load_model
+from spec.model import ModelSpec
+from spec.registers import COUNTERS
+
+TESTS = Path(__file__).parent
+TINY, TINY_PIM = load_design(str(TESTS / "tiny.toml")), load_design(str(TESTS / "tiny_pim.toml"))
+MODEL = read_vector(TESTS / "data/deepseek_v3_s0.npz").model
+# Names as they are numbered where several blocks have an `o`: of the gate's two experts one is inside it,
+# its two readies both are seen from outside, and of dispatch.o_0 there is nothing but valid.
+VCD = """$timescale 1ns $end
+$scope module TOP $end
+ $var wire 1 # aclk $end
+ $scope module eb_layer $end
+  $var wire 1 # aclk $end
+  $scope module core $end
+   $var wire 4 $ o__payload_25_expert [3:0] $end
+   $var wire 1 % o__valid_27 $end
+   $var wire 1 ! o__ready $end
+   $var wire 1 & o__ready_28 $end
+   $var wire 8 ' reg_addr_3 [7:0] $end
+   $var wire 8 ) memory[0] [7:0] $end
+   $scope module gate $end
+    $var wire 4 $ o__payload_13_expert [3:0] $end
+    $var wire 4 ( o__payload_expert [3:0] $end
+    $var wire 1 % o__valid_15 $end
+    $var wire 1 % o__valid $end
+    $var wire 1 ! o__ready $end
+    $var wire 1 & o__ready_17 $end
+   $upscope $end
+   $scope module dispatch $end
+    $var wire 1 % o_0__valid $end
+   $upscope $end
+   $scope module registers $end
+    $var wire 8 ' reg_addr [7:0] $end
+    $var wire 64 + count_cycles [63:0] $end
+   $upscope $end
+  $upscope $end
+ $upscope $end
+$upscope $end
+$enddefinitions $end
+#0
+b0000 $
+"""
+
+
+def shown_by_gtkwave(path: Path) -> list[tuple[str, str, str | None]]:
+    """Return label, name and translate file of each line of GTKWave's view."""
+    lines, translate = [], None
+    flags, files = 0, {}
+    for line in path.with_suffix(".gtkw").read_text().splitlines():
+        if line.startswith("@"):
+            flags = int(line[1:], 16)
+        elif match := re.fullmatch(r"\^(\d+) (.*)", line):
+            files[match[1]] = translate = match[2]
+        elif match := re.fullmatch(r"\+\{(\w+)\} (\S+)", line):
+            # A file is asked for by flag 0x2000, f of GTKWave's TR_FTRANSLATED.
+            lines.append((match[1], match[2], translate if flags & 0x2000 else None))
+    return lines
+
+
+def shown_by_surfer(path: Path) -> list[tuple[str, str | None]]:
+    """Return name and format of each line of Surfer's view, its items counted as Surfer does."""
+    items: list[list[str | None]] = []
+    focus = None
+    for line in path.with_suffix(".sucl").read_text().splitlines():
+        command, _, what = line.partition(" ")
+        if command in ("divider_add", "variable_add"):
+            assert focus is None, "would be added behind the item in focus"
+            assert re.fullmatch(r"[\w.]+", what)
+            items.append([what if command == "variable_add" else None, None])
+        elif command == "item_focus":
+            focus = int(what.translate(str.maketrans("abcdefghijklmnop", "0123456789abcdef")), 16)
+        elif command == "item_set_format":
+            items[focus][1] = what
+        elif command == "item_unfocus":
+            focus = None
+        else:
+            assert command == "zoom_fit"
+    return [(name, shape) for name, shape in items if name is not None]
+
+
+def check_views(path: Path, model: ModelSpec, design: DesignSpec) -> None:
+    """Check the views beside a waveform of a whole layer, or of an engine: all is there and nothing else."""
+    declared = variables(path)
+    bits = {one.path: one.width for scope in declared.values() for one in scope}
+    with_bits = {name if width == 1 else f"{name}[{width - 1}:0]" for name, width in bits.items()}
+    gtkwave, surfer = shown_by_gtkwave(path), shown_by_surfer(path)
+    assert {name for _, name, _ in gtkwave} <= with_bits
+    assert {name for name, _ in surfer} <= set(bits)
+    assert [name.partition("[")[0] for _, name, _ in gtkwave] == [name for name, _ in surfer]
+    lines = view(declared, design)
+    alone = not any(scope[2:] == ("core", "dispatch") for scope in declared)
+    assert lines[0].group == "clock"
+    # Ports and fields that the design has not: ranks are of several channels.
+    optional = {"rank", "unit"}
+    seen = {(line.group, line.field.name) for line in lines}
+    for port in ports_of(design, alone=alone):
+        wanted = {field.name for field in port.fields} | ({"valid", "ready"} if port.stream else set())
+        assert {(port.title, name) for name in wanted - optional} <= seen, port
+        # A port without fields goes by its own name.
+        labels = {line.label for line in lines if line.group == port.title}
+        assert labels & {port.member, *wanted}, port
+    names = names_of(model, design)
+    mappings = {
+        re.match(r"Name = (.*)", text)[1]: text
+        for text in (file.read_text() for file in (path.parent / ".surfer" / "mappings").glob("*.txt"))
+    }
+    for line, (_, _, translate), (_, shape) in zip(lines, gtkwave, surfer, strict=True):
+        if line.field.kind is None:
+            assert translate is None
+            assert shape == ("Unsigned" if line.field.decimal else None)
+            continue
+        width = line.variable.width
+        table = {n: text for n, text in names[line.field.kind].items() if n < 1 << width}
+        rows = [f"{n} {text}" for n, text in sorted(table.items())]
+        assert Path(translate).read_text().splitlines() == rows
+        assert mappings[shape].splitlines() == [f"Name = {shape}", f"Bits = {width}", *rows]
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "run.1.vcd"
+    path.write_text(VCD)
+    return path
+
+
+def test_a_port_is_what_is_seen_from_outside(small, monkeypatch):
+    """And what is there twice, or not at all, is not shown; no name is made up."""
+    monkeypatch.setenv("PATH", "")
+    files = write_views(small, MODEL, TINY)
+    assert {file.name for file in files if file.suffix != ".txt"} == {"run.1.gtkw", "run.1.sucl"}
+    assert [(line.group, line.label, line.variable.path) for line in view(variables(small), TINY)] == [
+        ("clock", "aclk", "TOP.eb_layer.aclk"),
+        ("registers", "reg_addr", "TOP.eb_layer.core.registers.reg_addr"),
+        ("assignments", "valid", "TOP.eb_layer.core.gate.o__valid_15"),
+        ("assignments", "expert", "TOP.eb_layer.core.gate.o__payload_13_expert"),
+        ("counters", "count_cycles", "TOP.eb_layer.core.registers.count_cycles"),
+    ]
+    assert [(label, name) for label, name, _ in shown_by_gtkwave(small)] == [
+        ("aclk", "TOP.eb_layer.aclk"),
+        ("reg_addr", "TOP.eb_layer.core.registers.reg_addr[7:0]"),
+        ("valid", "TOP.eb_layer.core.gate.o__valid_15"),
+        ("expert", "TOP.eb_layer.core.gate.o__payload_13_expert[3:0]"),
+        ("count_cycles", "TOP.eb_layer.core.registers.count_cycles[63:0]"),
+    ]
+    assert [shape for _, shape in shown_by_surfer(small)] == [
+        None,
+        "run_1_register_8",
+        None,
+        "run_1_routed_4",
+        "Unsigned",
+    ]
+
+
+def test_the_check_of_views_sees_what_is_not_in_the_waveform(small):
+    write_views(small, MODEL, TINY)
+    for suffix, there, other in ((".gtkw", "o__valid_15", "o__valid_16"), (".sucl", ".aclk", ".bclk")):
+        file = small.with_suffix(suffix)
+        text = file.read_text()
+        file.write_text(text.replace(there, other))
+        with pytest.raises(AssertionError, match="<="):
+            check_views(small, MODEL, TINY)
+        file.write_text(text)
+    # All names are there; what else a layer has is not.
+    with pytest.raises(AssertionError, match=r"^Port.*reg_we"):
+        check_views(small, MODEL, TINY)
+
+
+def test_a_waveform_of_something_else_has_an_empty_view(tmp_path):
+    path = tmp_path / "x.vcd"
+    path.write_text("$scope module TOP $end\n$var wire 1 # a $end\n$upscope $end\n$enddefinitions $end\n")
+    write_views(path, MODEL, TINY)
+    assert shown_by_gtkwave(path) == shown_by_surfer(path) == []
+
+
+def test_values_have_names():
+    names = names_of(MODEL, TINY)
+    experts = MODEL.gating.num_experts
+    assert names["routed"] == {n: f"expert {n}" for n in range(experts)}
+    assert names["served"] == names["routed"] | {experts: "shared expert"}
+    assert names["slot"][3] == f"token {2 * TINY.window_tokens}n+3"
+    assert len(names["slot"]) == 2 * TINY.window_tokens
+    assert names["row_command"] == {0: "-", 1: "ACT", 2: "PRE", 3: "PREA", 4: "REF"}
+    assert names["column_command"] == {0: "-", 1: "MAC", 2: "WR", 3: "RD"}
+    assert names["policy"] == {0: "queue_order", 1: "longest_queue"}
+    assert names["register"][0x0C] == "IMAGE_PAGE"
+    assert names["register"][0x40] == "cycles (low)"
+    assert names["register"][0x4C] == "tokens_in (high)"
+    assert len(names["register"]) == 11 + 2 * len(COUNTERS)
+    banked = replace(TINY_PIM, pim=replace(TINY_PIM.pim, router=RouterPlace.BANKS))
+    assert names_of(MODEL, banked)["served"][experts + 1] == "router"
+    longcat = load_model("longcat-flash").scaled(64)
+    gating = replace(longcat.gating, num_experts=24, num_identity_experts=8, top_k=2)
+    identity = replace(longcat, gating=gating)
+    named = names_of(identity, TINY)
+    ffns = identity.gating.num_ffn_experts
+    assert named["routed"][ffns] == f"identity {ffns}"
+    assert ffns not in named["served"]
+
+
+def test_every_channel_has_its_groups():
+    ports: tuple[Port, ...] = ports_of(TINY_PIM, alone=False)
+    channels = TINY_PIM.pim.channels
+    for name, block in (("row_bus", "channel_{}"), ("entries", "dispatch"), ("contributions", "channel_{}")):
+        found = [(port.title, port.block) for port in ports if port.title.startswith(f"{name}_")]
+        assert found == [(f"{name}_{n}", block.format(n)) for n in range(channels)]
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_fst_where_the_program_is(small, monkeypatch, works):
+    """It is called with both files; where it fails the VCD and the views are there all the same."""
+    program = small.parent / "vcd2fst"
+    program.write_text('#!/bin/sh\necho "$1" > "$2"\n' + ("" if works else "exit 3\n"))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(small.parent))
+    fst = small.with_suffix(".fst")
+    if works:
+        assert write_views(small, MODEL, TINY)[-1] == fst
+        assert fst.read_text() == f"{small}\n"
+        return
+    with pytest.warns(InputWarning, match=rf"^{re.escape(str(fst))}: not written: vcd2fst failed \(3\)$"):
+        files = write_views(small, MODEL, TINY)
+    assert fst not in files
+    assert not fst.exists()
+    assert small.with_suffix(".gtkw") in files
