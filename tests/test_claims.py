@@ -267,6 +267,7 @@ def test_random_programs_are_the_same_every_time() -> None:
 
 
 def test_figures_that_cannot_be_read_end_in_a_line(tmp_path, capsys) -> None:
+    (tmp_path / "a.npz").touch()  # a folder without layers is refused before
     assert main(["claims", "--only", "memory", "--vectors", str(tmp_path)]) == 2
     path = tmp_path / memory.STREAMS
     assert f"expertbank: {path}: cannot be read: " in capsys.readouterr().err
