@@ -822,7 +822,7 @@ PLANTED = {
     "the wrong place among hidden": (rtl.pim.readout, "block >> copies_log2", "block"),
     "activation of the other": (rtl.pim.readout, "lane.shared.eq(result.shared)", "lane.shared.eq(0)"),
     "the model's activation": (sim.pim, "banks.image.shared or routed)", "routed)"),
-    "the model's lanes": (sim.pim, "storage_cycles + 2", "storage_cycles + 1"),
+    "the model's lanes": (sim.pim, "weight_cycles + 2", "weight_cycles + 1"),
     "the model's rows": (sim.pim, "rp_ok[side] = end + s.rp", "rp_ok[side] = end + s.rp + 1"),
 }
 

@@ -29,6 +29,7 @@ def hand_over(write: Callable[[Path], list[Path]], out: Path, bench: LayerBench 
     Raises :class:`InputError` where the folder cannot be written.
     """
     check_writable(out)
+    new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".verilog-", dir=out) as folder:
@@ -47,6 +48,9 @@ def hand_over(write: Callable[[Path], list[Path]], out: Path, bench: LayerBench 
                 (aside / file).replace(out / file)
     except OSError as error:
         raise InputError(f"cannot be written to: {error.strerror}", file=out) from None
+    finally:
+        if new and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()  # what was refused leaves nothing
     return [out / file for file in every]
 
 
