@@ -405,7 +405,9 @@ def random_case(seed: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("seed", range(27))
+@pytest.mark.parametrize(
+    "seed", [*range(16), *(pytest.param(n, marks=pytest.mark.long) for n in range(16, 27))]
+)
 def test_random(seed):
     case = random_case(seed)
     check(case, run_case(case))

@@ -165,7 +165,7 @@ def seeds(count: int, more: int) -> list:
     return [*range(count), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(count, more))]
 
 
-@pytest.mark.parametrize("seed", seeds(15, 150))
+@pytest.mark.parametrize("seed", seeds(10, 150))
 def test_random_units(seed):
     case = random_case(seed)
     run = run_case(case)

@@ -26,7 +26,7 @@ def top(name: Top) -> CocotbBuild:
     "name",
     [
         Top.FPGA,
-        Top.DISPATCH,
+        pytest.param(Top.DISPATCH, marks=pytest.mark.long),
         pytest.param(Top.GATE, marks=pytest.mark.long),
         pytest.param(Top.PIM, marks=pytest.mark.long),
     ],

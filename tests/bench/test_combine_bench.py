@@ -154,14 +154,14 @@ def ordered_scenarios(seed: int) -> list[Scenario]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_ordered_combine(seed):
     bench = build("combine_ordered", lambda: OrderedCombine(ORDERED), config=ORDERED)
     run_scenarios(bench, "combine", ordered_scenarios(seed), seed=seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_combine(seed):
     run_scenarios(
         build("combine", lambda: Combine(CONFIG), config=CONFIG), "combine", scenarios(seed), seed=seed

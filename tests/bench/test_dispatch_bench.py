@@ -225,13 +225,13 @@ def scenarios(seed: int) -> list[Scenario]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_dispatch(seed):
     run_scenarios(bench(), "dispatch", scenarios(seed), seed=seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_dispatch_to_several_units(seed):
     bench = build("dispatch_units", lambda: Dispatch(UNITS), config=UNITS)
     run_scenarios(bench, "dispatch", unit_scenarios(seed), seed=seed)

@@ -217,7 +217,7 @@ def scenarios(geometry: GateGeometry, seed: int) -> list[Scenario]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_gating(name, seed):
     geometry = GEOMETRIES[name]
