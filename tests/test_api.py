@@ -91,7 +91,7 @@ def test_policies_are_the_command_s(capsys) -> None:
         ),
         (
             lambda: simulate_system("monde", "kimi-k2-1t"),
-            "near.capacity_bytes: must hold all experts, 2,029.4 GB, not 512.0 GB",
+            "system monde: near.capacity_bytes: must hold all experts, 2,029.4 GB, not 512.0 GB",
         ),
     ],
 )

@@ -368,7 +368,7 @@ TOO_LARGE = (
         ([*COMBINED, "--block", "0"], "block: must be in 1..65536, not 0"),
         (
             [*COMBINED, "--model", "kimi-k2-1t"],
-            "near.capacity_bytes: must hold all experts, 2,029.4 GB, not 512.0 GB",
+            "system dynande: near.capacity_bytes: must hold all experts, 2,029.4 GB, not 512.0 GB",
         ),
     ],
 )

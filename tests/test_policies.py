@@ -276,7 +276,7 @@ def test_the_command(capsys, family):
         (
             "cache",
             ["--system", "monde", "--model", "kimi-k2-1t"],
-            "near.capacity_bytes: must hold all experts, 2,029.4 GB, not 512.0 GB",
+            "system monde: near.capacity_bytes: must hold all experts, 2,029.4 GB, not 512.0 GB",
         ),
         (
             "placement",

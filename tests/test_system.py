@@ -298,6 +298,16 @@ def test_the_order_of_policies_on_a_trace(tmp_path, capsys):
     assert lines[2 + len(POLICIES)].startswith("no policy is faster than: balance ")
 
 
+def test_idle_time_is_not_below_zero():
+    """Found by a judge: a resource that always works had -7.9e-18 s left by rounding."""
+    run = run_system(load_system("monde"), "olmoe", load_model("olmoe-1b-7b"), 4, parse_routing("uniform"), 0)
+    step = run.steps[run.policy]
+    over = {**step.schedule.busy_s, "host": step.schedule.layer_s[:, None] * (1 + 1e-15)}
+    assert (step.schedule.layer_s[:, None] - over["host"]).sum() < 0
+    steps = {**run.steps, run.policy: replace(step, schedule=replace(step.schedule, busy_s=over))}
+    assert replace(run, steps=steps).as_json()["idle_s"]["host"] == 0
+
+
 def test_a_cache_and_a_routing_again_are_the_same():
     system, model = load_system("dynande"), replace(load_model("olmoe-1b-7b"), num_moe_layers=2)
     routing = parse_routing("zipf:1")
@@ -316,7 +326,7 @@ def test_a_cache_and_a_routing_again_are_the_same():
         (["--policy", "best"], rf"policy: must be one of {', '.join(POLICIES)}, not 'best'"),
         (
             ["--model", "deepseek-v3"],
-            r"near\.capacity_bytes: must hold all experts, 1,307\.8 GB, not 512\.0 GB",
+            r"system monde: near\.capacity_bytes: must hold all experts, 1,307\.8 GB, not 512\.0 GB",
         ),
         (["--routing", "r.csv"], r"r\.csv: has 3 experts, not 8"),
         (["--tokens", "0"], r"tokens: must be in 1\.\.1048576, not 0"),

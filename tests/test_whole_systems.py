@@ -323,6 +323,67 @@ def test_attention_and_dense_layers_by_hand():
     assert "attention and dense layers are not counted" in unknown.notes[1]
 
 
+def test_a_prompt_over_devices_is_one_prompt():
+    """Found by a judge: eight devices had eight short prompts, 17.7 times faster than one with all of it."""
+    system, model = load_system("sieve-8"), load_model("qwen3-30b-a3b")
+    values, backbone = nominal(system), load_backbone("qwen3-30b-a3b")
+    tokens = 8192
+
+    def of(devices, count=tokens, prefill=True):
+        return outside_of(system.outside, values, model, backbone, count, prefill=prefill, devices=devices)
+
+    one, eight = of(1), of(8)
+    # Attention by its operations: eight devices are eight times as fast, and no more.
+    assert 8 * eight.parts["attention"][1].flops == one.parts["attention"][1].flops
+    assert eight.parts["attention"][1].num_bytes == one.parts["attention"][1].num_bytes
+    before = [found.before_host_s + found.before_near_s for found in (one, eight)]
+    assert 8 * before[1] == pytest.approx(before[0], rel=0.02) and (8 * before[1] >= before[0]).all()
+    # The device with most tokens gives the time.
+    assert of(8, 8185).parts["attention"][1].flops == pytest.approx(
+        eight.parts["attention"][1].flops * 8185 / 8192
+    )
+
+
+@pytest.mark.parametrize("prefill", [False, True])
+@pytest.mark.parametrize("tokens", [1, 6, 8, 9])
+def test_energy_is_of_the_tokens_that_there_are(tokens, prefill):
+    """Found by a judge: one token on eight devices cost the energy of eight."""
+    system, model = load_system("sieve-8"), load_model("qwen3-30b-a3b")
+    values, backbone = nominal(system), load_backbone("qwen3-30b-a3b")
+
+    def parts(count, devices):
+        found = outside_of(system.outside, values, model, backbone, count, prefill=prefill, devices=devices)
+        return {name: part for name, (_, part) in found.parts.items()}
+
+    of_all, of_one = parts(tokens, 8), parts(tokens, 1)
+    used = min(tokens, 8)
+    for name, part in of_all.items():
+        assert part.all_flops == of_one[name].flops
+        own = -(-tokens // 8)
+        assert part.flops == pytest.approx(of_one[name].flops * own / tokens)
+        if name != "attention":
+            weights = 2 * parts(1, 1)[name].num_bytes - parts(2, 1)[name].num_bytes
+            assert part.all_bytes == of_one[name].num_bytes + (used - 1) * weights
+        else:
+            assert part.all_bytes == of_one[name].num_bytes * (used if prefill else 1)
+    # And so is the step's.
+    planned = plan_step(
+        system,
+        model,
+        tokens,
+        parse_routing("uniform"),
+        0,
+        phase="prefill" if prefill else None,
+        backbone=backbone,
+    )
+    assert {name: part for name, (_, part) in planned.outside.parts.items()} == of_all
+    outside = planned.energy(system, run_step(planned.costs, "all-near")).components["host operations"]
+    host = sum(
+        part.times * part.all_flops for place, part in planned.outside.parts.values() if place == "host"
+    )
+    assert outside == pytest.approx(host * values["host.flop_j"])
+
+
 def test_latent_attention_reads_one_vector_a_token():
     backbone = load_backbone("deepseek-v3")
     values = nominal(load_system("sieve"))

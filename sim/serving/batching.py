@@ -10,6 +10,10 @@ A request is let in when it has arrived, fewer than ``max_batch`` run, and the t
 ``kv_tokens`` beside those of the others, so that none is ever evicted; nobody overtakes. One that would never
 fit is refused. A prompt's last step gives the first token.
 
+A step's tokens lie on a system's devices as :mod:`sim.system` has them: in the order of the requests, in even
+shares. A prompt's tokens may be on several of them, each of which reads all that the request holds. The one
+that takes longest gives the time of attention.
+
 Time does not wait for what is read from a trace: the loop stops when it would have to know whether the next
 request has come, so that only requests that have arrived and are not yet let in are held.
 """
@@ -41,7 +45,8 @@ LEVELS = 4096
 LATENCIES = ("wait", "ttft", "tpot", "between", "e2e")
 SUMS = ("tokens", "batch_s", "busy_s", "arrived", "admitted", "done", "joules", "steps", "served")
 """What is added up for each bin of time: ``tokens`` that were given out, ``served`` tokens of steps, prompts'
-too, ``batch_s``, requests in a step times its seconds."""
+too, ``batch_s``, requests in a step times its seconds. ``batch_s`` and ``busy_s`` are in the bins in which a
+step ran, the others of a step in the one where it ends."""
 
 
 class Order(IntEnum):
@@ -257,14 +262,73 @@ def _note(kind: int, seconds: float, histograms: IntArray, sums: FloatArray, mos
 
 
 @njit(cache=True)
-def attention_of(num_bytes: float, flops: float, attention: FloatArray) -> tuple[float, float]:
-    """Return seconds and joules of all layers' products of queries with keys and values."""
+def _spread(begin: float, spent: float, value: float, width: float, place: int, row: FloatArray) -> None:
+    """Add ``value`` for each second of a step to the bins in which it ran; it ends in that at ``place``."""
+    left = spent
+    for n in range(int(begin / width), place):
+        part = min(left, (n + 1) * width - max(begin, n * width))
+        row[n] += value * part
+        left -= part
+    row[place] += value * left
+
+
+@njit(cache=True)
+def place_on_devices(
+    chosen: IntArray,
+    held: IntArray,
+    prefills: IntArray,
+    batch: int,
+    tokens: int,
+    attention: FloatArray,
+    work: FloatArray,
+) -> None:
+    """Fill ``work`` (2, devices) with bytes and operations of one layer's attention, of a step's requests.
+
+    Token n of all ``tokens`` is on device ``n * devices // tokens``, as ``sim.system.report`` has it.
+
+    Parameters
+    ----------
+    chosen, held, prefills : (batch,) tokens of each request in the step, before it, of its prompt to come.
+    """
+    devices = work.shape[1]
+    work[:] = 0.0
+    first = 0
+    for slot in range(batch):
+        part = chosen[slot]
+        if part == 0:
+            continue
+        if prefills[slot] > 0:
+            cache, pairs = held[slot] + part, held[slot] + 0.5 * part
+        else:
+            cache, pairs = held[slot], 1.0 * held[slot]
+        end = first + part
+        while first < end:
+            device = first * devices // tokens
+            # The first token of the next device, rounded up.
+            until = min(end, ((device + 1) * tokens + devices - 1) // devices)
+            work[0, device] += attention[4] * cache
+            work[1, device] += attention[5] * (until - first) * pairs
+            first = until
+
+
+@njit(cache=True)
+def attention_of(work: FloatArray, attention: FloatArray) -> tuple[float, float]:
+    """Return seconds and joules of all layers' products of queries with keys and values.
+
+    ``work``: (2, devices) bytes and operations of one layer; the device that takes longest gives the time.
+    """
     (host_bytes, host_flops, near_bytes, near_flops) = attention[:4]
-    layers, devices = attention[6], attention[7]
+    layers = attention[6]
     if layers == 0:
         return 0.0, 0.0
-    host = max(num_bytes / host_bytes, flops / host_flops) * layers / devices
-    near = max(num_bytes / near_bytes, flops / near_flops) * layers / devices
+    host, near, num_bytes, flops = 0.0, 0.0, 0.0, 0.0
+    for device in range(work.shape[1]):
+        host = max(host, work[0, device] / host_bytes, work[1, device] / host_flops)
+        near = max(near, work[0, device] / near_bytes, work[1, device] / near_flops)
+        num_bytes += work[0, device]
+        flops += work[1, device]
+    host *= layers
+    near *= layers
     is_near = attention[12] == 1 or (attention[12] == 2 and near < host)
     if is_near:
         return near, layers * (num_bytes * attention[10] + flops * attention[11])
@@ -300,6 +364,7 @@ def _run(queue, known, more, order, limits, costs, running, times, clock, counts
         bins[3, _bin(arrival[n], clock, bins)] += 1
     taken, ended = 0, 0
     chosen = np.zeros(max_batch, np.int64)
+    work = np.zeros((2, max(1, int(attention[7]))))
     while True:
         now = clock[0]
         while taken < count and arrival[taken] <= now:
@@ -337,7 +402,7 @@ def _run(queue, known, more, order, limits, costs, running, times, clock, counts
 
         # Who is served with how many tokens.
         batch = counts[0]
-        tokens, num_bytes, flops = 0, 0.0, 0.0
+        tokens = 0
         prompts_wait = False
         for slot in range(batch):
             chosen[slot] = 0
@@ -347,8 +412,6 @@ def _run(queue, known, more, order, limits, costs, running, times, clock, counts
                 if to_prefill[slot] == 0:
                     chosen[slot] = 1
                     tokens += 1
-                    num_bytes += attention[4] * held[slot]
-                    flops += attention[5] * held[slot]
         if prompts_wait:
             for slot in range(batch):
                 left = to_prefill[slot]
@@ -359,18 +422,18 @@ def _run(queue, known, more, order, limits, costs, running, times, clock, counts
                     break
                 chosen[slot] = part
                 tokens += part
-                num_bytes += attention[4] * (held[slot] + part)
-                flops += attention[5] * part * (held[slot] + 0.5 * part)
         draw = counts[2] % seconds.shape[0]
-        spent, energy = attention_of(num_bytes, flops, attention)
+        place_on_devices(chosen, held, to_prefill, batch, tokens, attention, work)
+        spent, energy = attention_of(work, attention)
         spent += _at(tokens, grid, seconds[draw])
         energy += _at(tokens, grid, joules[draw])
+        begin = now
         clock[0] += spent
         now = clock[0]
         counts[2] += 1
         place = _bin(now, clock, bins)
-        bins[1, place] += spent * batch
-        bins[2, place] += spent
+        _spread(begin, spent, float(batch), clock[1], place, bins[1])
+        _spread(begin, spent, 1.0, clock[1], place, bins[2])
         bins[6, place] += energy
         bins[7, place] += 1
         bins[8, place] += tokens

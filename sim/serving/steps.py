@@ -22,7 +22,7 @@ from sim.system.costs import BYTES, Roofline
 from sim.system.report import plan_step, run_policies
 from sim.system.step import BITS, run_step
 from spec.catalogue import Backbone
-from spec.errors import InputError, require, require_range
+from spec.errors import InputError, require_range
 from spec.model import ModelSpec
 from spec.system import AttentionPlace, SystemSpec, nominal
 
@@ -79,6 +79,7 @@ def step_table(
     routing : synthetic, drawn anew for each of ``draws``; of a trace each begins further on, in a circle.
     """
     require_range("draws", draws, 1, 64)
+    routing.check_layers(model.num_moe_layers)
     grid = sizes(most)
     seconds, joules = np.zeros((draws, len(grid))), np.zeros((draws, len(grid)))
     missing: tuple[str, ...] = ()
@@ -130,9 +131,9 @@ def _step(
     if "attention" in planned.outside.parts:
         place, part = planned.outside.parts["attention"]
         seconds -= part.times * float(Roofline.of(planned.values, place).seconds(part.num_bytes, part.flops))
-        values, devices = planned.values, planned.costs.devices
-        of_byte, of_flop = (values.get(f"{place}.{name}", np.nan) for name in ("memory_j_per_bit", "flop_j"))
-        joules -= devices * part.times * (BITS * part.num_bytes * of_byte + part.flops * of_flop)
+        names = (f"{place}.memory_j_per_bit", f"{place}.flop_j")
+        of_byte, of_flop = (planned.values.get(name, np.nan) for name in names)
+        joules -= part.times * (BITS * part.all_bytes * of_byte + part.all_flops * of_flop)
     return seconds, joules, energy.missing, planned.outside.notes
 
 
@@ -193,7 +194,12 @@ def kv_room(system: SystemSpec, model: ModelSpec, kv_bytes: float) -> int | None
     devices = 1 if system.exchange is None else int(system.exchange.devices.value)
     weights = BYTES * model.num_moe_layers * model.expert_params
     room = int((devices * capacity.value - weights) / kv_bytes)
-    require(room >= 1, "must hold the experts and a token's keys and values", key="near.capacity_bytes")
+    if room < 1:
+        raise InputError(
+            "must hold the experts and a token's keys and values",
+            file=f"system {system.name}",
+            key="near.capacity_bytes",
+        )
     return room
 
 

@@ -72,8 +72,8 @@ def step_energy(
         else:
             components["near accelerator"] = float(joules.sum())
     for place, part in outside.parts.values():
-        add(f"{place}.memory_j_per_bit", costs.devices * part.times * BITS * part.num_bytes)
-        add(f"{place}.flop_j", costs.devices * part.times * part.flops)
+        add(f"{place}.memory_j_per_bit", part.times * BITS * part.all_bytes)
+        add(f"{place}.flop_j", part.times * part.all_flops)
     moved = float(expert.weight_bytes * np.count_nonzero(costs.move_s[on_host]))
     if system.weights is WeightPlace.NEAR and jobs is None:
         add("near.memory_j_per_bit", BITS * moved)

@@ -1,6 +1,8 @@
 """What a step has beside routed experts: attention, dense layers, routers, shared experts; by rooflines.
 
-Every device has an even share of the tokens and all of these weights. Per layer: the projections of
+Every device has an even share of the tokens and all of these weights; that with most tokens gives the time,
+energy is of all tokens. A prompt is of all devices too: each has a share of its tokens, and reads the keys
+and values of all of it (their ways between devices are not counted). Per layer: the projections of
 attention, products with keys and values, the router; all dense layers stand before the first MoE layer.
 Not counted: norms, embedding, output layer, recurrent layers, a vision encoder.
 """
@@ -24,16 +26,25 @@ OPERATIONS = 2
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of work of a layer on one device: what is read, what is computed, how often in a step."""
+    """One kind of work of a layer: what is read, what is computed, how often in a step.
+
+    Attributes
+    ----------
+    num_bytes, flops : of the device with most tokens.
+    times : layers that have it.
+    all_bytes, all_flops : of all devices together; one without tokens reads nothing.
+    """
 
     num_bytes: float
     flops: float
     times: float
+    all_bytes: float
+    all_flops: float
 
 
 @dataclass(frozen=True)
 class Outside:
-    """What a step's layers have beside routed experts, on one device.
+    """What a step's layers have beside routed experts, on the device with most tokens.
 
     Attributes
     ----------
@@ -64,6 +75,7 @@ def outside_of(
     tokens: int,
     *,
     prefill: bool,
+    devices: int = 1,
 ) -> Outside:
     """Return what a step of a model has beside routed experts, and where it is computed.
 
@@ -71,30 +83,39 @@ def outside_of(
     ----------
     values : the system's numbers (:func:`spec.system.nominal`).
     backbone : the model's; None where it is not known, and neither attention nor dense layers are counted.
-    tokens : of the step on one device: of one prompt in a prefill, else one of each request.
+    tokens : of the step, of all devices: of one prompt in a prefill, else one of each request.
+    devices : over which they are spread evenly.
     """
     if backbone is not None and spec.attention is not AttentionPlace.HOST:
         require("near.bytes_per_s" in values, "must be 'host' beside an accelerator", key="outside.attention")
     host, d = Roofline.of(values, "host"), model.d_model
     layers = model.num_moe_layers
     every = model.num_moe_layers + model.num_dense_layers
-    own = tokens * BYTES * d
+    own, used = -(-tokens // devices), min(tokens, devices)
     parts: dict[str, tuple[str, Part]] = {}
     notes = ["norms, embedding and output layer are not counted"]
 
     def product(params: float, times: float) -> Part:
-        return Part(BYTES * params + 2 * own, OPERATIONS * params * tokens, times)
+        def traffic(copies: int, count: int) -> float:
+            return BYTES * params * copies + 2 * BYTES * d * count
+
+        def flops(count: int) -> float:
+            return OPERATIONS * params * count
+
+        return Part(traffic(1, own), flops(own), times, traffic(used, tokens), flops(tokens))
 
     if backbone is None:
         notes.append("attention and dense layers are not counted: the model's file has no [backbone]")
     elif backbone.attention_layers:
-        attended = _products(backbone, tokens, tokens if prefill else values["outside.context"], prefill)
+        context = tokens if prefill else values["outside.context"]
+        attended = _products(backbone, own, context, 1 if prefill else own, prefill)
+        of_all = _products(backbone, tokens, context, used if prefill else tokens, prefill)
         place = spec.attention.value
         if spec.attention is AttentionPlace.FASTER:
             near = Roofline.of(values, "near")
             place = "near" if near.seconds(*attended) < host.seconds(*attended) else "host"
         parts["projections"] = "host", product(backbone.attention_params(d), backbone.attention_layers)
-        parts["attention"] = place, Part(*attended, backbone.attention_layers)
+        parts["attention"] = place, Part(*attended, backbone.attention_layers, *of_all)
     if backbone is not None and backbone.dense_ffns:
         params = backbone.dense_matrices * d * backbone.d_dense
         parts["dense layers"] = "host", product(params, backbone.dense_ffns)
@@ -124,10 +145,13 @@ def outside_of(
     return Outside(before["host"], before["near"], shared, parts, tuple(notes))
 
 
-def _products(backbone: Backbone, tokens: int, context: float, prefill: bool) -> tuple[float, float]:
+def _products(
+    backbone: Backbone, tokens: int, context: float, caches: int, prefill: bool
+) -> tuple[float, float]:
     """Return bytes and operations of one layer's queries, times keys and then values.
 
-    Tokens of a prefill have one cache and see half of it on average; a decoded token has its own, all of it.
+    ``caches`` of ``context`` tokens are read: a device's tokens of a prefill have one, the whole prompt's,
+    and see half of it on average; a decoded token has its own, all of it.
     Latent attention reads one latent vector a token, with its projections absorbed (arXiv 2405.04434, 2.1).
     """
     if backbone.kv_lora_rank:
@@ -136,6 +160,5 @@ def _products(backbone: Backbone, tokens: int, context: float, prefill: bool) ->
     else:
         cached = 2 * backbone.kv_heads * backbone.head_dim
         per_pair = 2 * backbone.heads * backbone.head_dim
-    read = context if prefill else tokens * context
     pairs = tokens * context * (0.5 if prefill else 1.0)
-    return BYTES * cached * read, OPERATIONS * per_pair * pairs
+    return BYTES * cached * caches * context, OPERATIONS * per_pair * pairs

@@ -77,7 +77,8 @@ class SystemRun:
             "assignments": int(costs.counts.sum()),
             "experts": {"host": int(result.host.sum()), "active": int(costs.active.sum())},
             "busy_s": {name: float(result.busy_s[name].sum()) for name in result.busy_s},
-            "idle_s": {name: float(result.idle_s(name).sum()) for name in result.busy_s},
+            # (What rounding leaves of a resource that always works may be below 0.)
+            "idle_s": {name: float(result.idle_s(name).clip(0).sum()) for name in result.busy_s},
             "exchange_s": float(result.exchange_s.sum()),
             "parts_s": {
                 "before_experts": total(costs.before_host_s) + total(costs.before_near_s),
@@ -127,7 +128,7 @@ class Planned:
     costs : of every expert, and what is beside them.
     expert : the size of one.
     jobs : of a near engine that is an accelerator.
-    outside : on one device.
+    outside : on the device with most tokens.
     exchanged_bytes : between devices, of all layers.
     """
 
@@ -205,8 +206,10 @@ def plan_step(
     layers = model.num_moe_layers
     outside, exchanged = Outside.nothing(layers), 0.0
     if system.outside is not None:
-        of_device = -(-tokens // devices)
-        outside = outside_of(system.outside, values, model, backbone, of_device, prefill=phase == PREFILL)
+        prefill = phase == PREFILL
+        outside = outside_of(
+            system.outside, values, model, backbone, tokens, prefill=prefill, devices=devices
+        )
         costs = replace(
             costs,
             shared_s=np.repeat(outside.shared_s, devices),

@@ -170,6 +170,7 @@ def check_capacity(system: SystemSpec, weight_bytes: float) -> None:
         of = "" if devices == 1 else f"{devices} x "
         raise InputError(
             f"must hold all experts, {weight_bytes / 1e9:,.1f} GB, not {of}{capacity.value / 1e9:,.1f} GB",
+            file=f"system {system.name}",
             key="near.capacity_bytes",
         )
 
