@@ -141,7 +141,7 @@ def simulate_system(
     # Attention is not scaled: sizes of heads are not.
     backbone = load_backbone(str(model)) if divisor == 1 else None
     check_seed(seed)
-    shape = replace(shape_of(of), num_experts=of.gating.num_experts)
+    shape = shape_of(of)
     drawn = parse_routing(routing, shape, layer=routing_layer)
     with blamed(chosen):
         return run_system(
@@ -223,7 +223,7 @@ def serve(
         seed=seed,
     )
     of, backbone = load_model(str(model)), load_backbone(str(model))
-    shape = replace(shape_of(of), num_experts=of.gating.num_experts)
+    shape = shape_of(of)
     drawn = parse_routing(routing, shape, layer=routing_layer)
     named = [system] + ([decode_system or system] if split else [])
     systems = [one if isinstance(one, SystemSpec) else load_system(str(one)) for one in named]

@@ -376,10 +376,35 @@ def test_no_time_between_refreshes(place, capsys, design, timing, least, lead):
     refused(capsys, ["verilog", *arguments, "--out", "out"], message)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sim", "--engine", "model", "--scale", "64"],
+        ["system", "--system", "sieve"],
+        ["policies", "placement"],
+        ["pack", "--scale", "64", "--out", "out"],
+    ],
+)
+def test_a_trace_of_another_model(place, capsys, command):
+    """Its ids are in range; that it states another number of experts says whose it is not."""
+    ids = np.zeros((48, 32, 8), np.int64) + np.arange(8)
+    np.savez(place / "ol.npz", ids=ids, num_experts=64)
+    arguments = [*command, "--model", "qwen3-30b-a3b", "--routing", "ol.npz"]
+    refused(capsys, arguments, r"ol\.npz: num_experts: must be 128 as the model has, not 64")
+
+
+def test_a_trace_of_another_model_of_megatron(place, capsys):
+    record = {"num_tokens": 1, "topk": 2, "top_indices": [[0, 1]], "layer": 0, "step": 0, "num_experts": 4}
+    (place / "m.jsonl").write_text(json.dumps(record) + "\n")
+    arguments = ["sim", *PRESET_MODEL, "--engine", "model", "--routing", "m.jsonl"]
+    refused(capsys, arguments, r"m\.jsonl: num_experts: must be 8 as the model has, not 4")
+
+
 def test_routing_that_does_not_fit(place, capsys):
     np.savez(place / "r.npz", ids=np.array([[0, 8]] * 16))
     arguments = ["sim", *PRESET_MODEL, "--engine", "model", "--routing", "r.npz"]
-    refused(capsys, arguments, r"r\.npz: ids: must be in 0\.\.7, but hold 0\.\.8")
+    refused(capsys, arguments, r"r\.npz: ids: must be in 0\.\.7, but layer 0, token 0 holds 0\.\.8")
+    np.savez(place / "r.npz", ids=np.array([[0, 7]] * 16))
     refused(
         capsys,
         [*arguments, "--tokens", "17"],

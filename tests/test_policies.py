@@ -283,6 +283,11 @@ def test_the_command(capsys, family):
             ["--policy", "even"],
             f"policy: must be one of {', '.join(placement.POLICIES)}, not 'even'",
         ),
+        *(
+            (family, ["--engine", engine], f"engine: must have a roofline, not a block as {engine}")
+            for family in ("placement", "parallel", "exchange", "dispatch", "formats")
+            for engine in ("fpga", "pim")
+        ),
         ("placement", ["--devices", "0"], "devices: must be in 1..4096, not 0"),
         ("placement", ["--devices", "7"], "devices: must divide places=64, not 7"),
         ("placement", ["--nodes", "3"], "nodes: must divide devices=8, not 3"),

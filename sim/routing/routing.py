@@ -86,8 +86,12 @@ def parse_routing(
 
 
 def shape_of(model: ModelSpec) -> TraceShape:
-    """Return what a model says about a trace of it that the trace's file may leave open."""
-    return TraceShape(top_k=model.gating.top_k, num_layers=model.num_moe_layers + model.num_dense_layers)
+    """Return what a model says about a trace of it: what the file may leave open, or has to agree with."""
+    return TraceShape(
+        top_k=model.gating.top_k,
+        num_layers=model.num_moe_layers + model.num_dense_layers,
+        num_experts=model.gating.num_experts,
+    )
 
 
 def draw_ids(

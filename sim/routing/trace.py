@@ -30,7 +30,8 @@ class TraceShape:
     ----------
     top_k : experts of a token.
     num_layers : layers that the file covers, dense ones included where the format has them.
-    num_experts : routed experts of a layer; without it the largest id that occurs, plus one.
+    num_experts : routed experts of a layer; without it the largest id that occurs, plus one. A file that
+        states another number is of another model, and refused.
     """
 
     top_k: int | None = None
@@ -196,6 +197,12 @@ def make_trace(
         f"must be in 0..{MAX_EXPERTS - 1}, but hold {low}..{high}",
         key="ids",
     )
+    if num_experts is not None and shape.num_experts is not None:
+        require(
+            num_experts == shape.num_experts,
+            f"must be {shape.num_experts} as the model has, not {num_experts}",
+            key="num_experts",
+        )
     if num_experts is None:
         num_experts = shape.num_experts if shape.num_experts is not None else max(high, 0) + 1
     if position is None:

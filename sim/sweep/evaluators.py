@@ -184,7 +184,7 @@ def run_system(specs: Specs, given: Given) -> Figures:
         system = replace(system, outside=None)
     model = _scaled(specs["model"], given["scale"])
     require(given["seed"] >= 0, f"must be at least 0, not {given['seed']}", key="seed")
-    shape = replace(shape_of(model), num_experts=model.gating.num_experts)
+    shape = shape_of(model)
     routing = _routing(given[ROUTING], given["routing_layer"], shape)
     policy = given["policy"] or system.policy
     steps, energies, _ = run_policies(

@@ -48,7 +48,7 @@ def drawn(
     """Return steps of a model's MoE layers under a routing; :class:`InputError` for bad input."""
     model = load_model(model_name)
     check_seed(seed)
-    shape = replace(shape_of(model), num_experts=model.gating.num_experts)
+    shape = shape_of(model)
     parsed = parse_routing(routing, shape, layer=routing_layer)
     found = drawn_steps(model, steps, tokens, parsed, seed, phase)
     words = f"{model.num_moe_layers} MoE layers, {steps} x {tokens} tokens, {parsed.name}"
@@ -56,7 +56,9 @@ def drawn(
 
 
 def _roofline(name: str) -> Roofline:
-    values = {key: quantity.value for key, quantity in quantities(load_engine(name), "engine")}
+    spec = load_engine(name)
+    require(spec.block is None, f"must have a roofline, not a block as {spec.name}", key="engine")
+    values = {key: quantity.value for key, quantity in quantities(spec, "engine")}
     return Roofline.of(values, "engine")
 
 
