@@ -8,17 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.secded import DATA_BITS
+from golden.secded import CHECK_BITS, DATA_BITS
 from spec.errors import require
 from spec.registers import ECC_COUNTERS
 
 Ints = NDArray[np.int64]
 WORD_BYTES = DATA_BITS // 8
+WORD_BITS = DATA_BITS + CHECK_BITS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flips:
-    """Bits flipped in the banks: in as many words of data, one bit or two.
+    """Bits flipped in the banks: in as many words of data with their check bits, one bit or two.
 
     Attributes
     ----------
@@ -102,7 +103,9 @@ def flip_words(
     double: int,
     seed: int,
 ) -> FlippedWords:
-    """Flip bits of words of data, in place: one in ``single`` words, two in ``double`` others.
+    """Flip bits of words, in place: one in ``single`` words, two in ``double`` others.
+
+    A bit is any of a word's 72, data or check.
 
     Parameters
     ----------
@@ -125,16 +128,19 @@ def flip_words(
     )
     chosen = rng.choice(most, single + double, replace=False)
     where, word = chosen // (units * per_unit), chosen % (units * per_unit)
-    first = rng.integers(0, DATA_BITS, len(chosen))
-    other = (first + rng.integers(1, DATA_BITS, len(chosen))) % DATA_BITS
+    first = rng.integers(0, WORD_BITS, len(chosen))
+    other = (first + rng.integers(1, WORD_BITS, len(chosen))) % WORD_BITS
     image, burst = image[where], burst[where]
-    unit, start = word // per_unit, word % per_unit * WORD_BYTES
+    unit, in_unit = word // per_unit, word % per_unit
     for number, content in enumerate(images):
         lines = content.reshape(len(content), units, stored)
         here = image == number
         second = here & (np.arange(len(here)) >= single)
         for bits, some in ((first, here), (other, second)):
-            place = (burst[some], unit[some], start[some] + bits[some] // 8)
+            # A unit's check bytes, one for each word, lie behind its words.
+            data = in_unit * WORD_BYTES + bits // 8
+            byte = np.where(bits < DATA_BITS, data, per_unit * WORD_BYTES + in_unit)
+            place = (burst[some], unit[some], byte[some])
             # (A word has its bits flipped once each, and no other word shares its bytes.)
             lines[place] ^= (1 << bits[some] % 8).astype(np.uint8)
     return FlippedWords(image, burst, single)

@@ -338,7 +338,7 @@ def test_families_with_a_preset_have_a_configuration():
     families = {load_entry(name)[1].catalogue.family for name in NAMES} - {""}
     with_configuration = {load_entry(name)[1].catalogue.family for name in CONFIGS}
     assert families == with_configuration
-    assert len(CONFIGS) == 47
+    assert len(CONFIGS) == 48
 
 
 def is_telling(key: str) -> bool:
@@ -372,6 +372,7 @@ OTHERS = {
     "dots.llm1": ("deepseek_v3", 61, 1),
     "kimi-vl-a3b": ("deepseek_v3", 26, 1),
     "nemotron-3-nano": ("nemotron_h", 23, 29),
+    "qwen3-coder-30b-a3b": ("qwen3_moe", 48, 0),
     "trinity-mini": ("afmoe", 30, 2),
 }
 
@@ -392,10 +393,35 @@ def test_other_configurations_are_read_too():
     assert (dots.gating.num_experts, dots.gating.top_k, dots.d_shared) == (128, 6, 2816)
     v3 = load_model("deepseek-v3")
     assert dataclasses.replace(models["deepseek-v3.2"], name=v3.name) == v3
+    qwen3 = load_model("qwen3-30b-a3b")
+    assert dataclasses.replace(models["qwen3-coder-30b-a3b"], name=qwen3.name) == qwen3
     assert (models["aria"].ffn.d_expert, models["aria"].d_shared) == (1664, 3328)
     nano = models["nemotron-3-nano"]
     assert (nano.ffn.activation, nano.gating.scale, nano.d_shared) == (Activation.RELU2, 2.5, 3712)
     assert (models["trinity-mini"].gating.scale, models["trinity-mini"].d_shared) == (2.826, 1024)
+
+
+# Keys of published configurations that say what the family does anyway: a preset, its key, the value that is
+# read as if it were not there, and one that could mean something.
+INERT = [
+    ("qwen3-30b-a3b", "shared_expert_intermediate_size", 0, 768),
+    ("ernie-4.5-21b-a3b", "use_moe", True, False),
+    ("lfm2-8b-a1b", "block_use_swiglu", True, False),
+    ("hunyuan-a13b", "n_group", False, 8),
+    ("hunyuan-a13b", "topk_group", False, 4),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "inert", "other"), INERT, ids=[f"{one[0]}-{one[1]}" for one in INERT]
+)
+def test_a_key_that_changes_nothing_is_accepted_with_that_value_only(name, key, inert, other):
+    config = json.loads((DATA / "configs" / f"{name}.json").read_text())
+    family = load_family(load_entry(name)[1].catalogue.family)
+    with_key = family.model(config | {key: inert}, name=name)
+    assert with_key == family.model(config | {key: None}, name=name) == load_model(name)
+    with raises(f"config.{key}: must be {inert!r} in family {family.name}, not {other!r}"):
+        family.model(config | {key: other}, name=name)
 
 
 def test_a_class_names_the_family_before_the_model_type(tmp_path):

@@ -16,7 +16,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
-from golden.secded import CLEAN, COLUMNS, CORRECTED, DATA_BITS, MASKS, UNCORRECTED, decode, encode
+from golden.secded import CLEAN, COLUMNS, CORRECTED, DATA_BITS, MASKS, UNCORRECTED, decode, encode, stored
 from rtl.export import LINT_WAIVERS
 from rtl.gemv import ChannelConfig, ProgramChannel
 from rtl.gemv import barrier as barrier_engine
@@ -27,7 +27,7 @@ from rtl.secded import CorrectWord
 from rtl.stream import connect_stream
 from sim.cli import main
 from sim.divergence import first_divergence
-from sim.flips import Flips
+from sim.flips import Flips, flip_words
 from sim.gemv import streamed
 from sim.gemv.area import Cost, costs, variants
 from sim.gemv.commands import EVEN, NO_LIMITS, Kind, PowerLimits, Product, timings
@@ -607,6 +607,25 @@ def test_bits_are_flipped_in_every_word_that_is_read_and_in_no_other(name):
         with pytest.raises(InputError) as error:
             flipped(clean, share.reads, device, single, double, seed=1)
         assert str(error.value) == f"{key}: must be at most {most}, the words read,{with_} not {most + 1}"
+
+
+def test_flips_reach_every_bit_of_a_word():
+    """All 72, check bits too: of those the data stay; a single flip is corrected, two are told."""
+    device = DEVICES["hbm2-pim"]
+    data = np.random.default_rng(2).integers(0, 256, (2048, device.units, 16), dtype=np.uint8)
+    clean = stored(data).reshape(len(data), -1)
+    image = clean.copy()
+    found = flip_words([image], [np.arange(2048)], units=device.units, single=3000, double=900, seed=4)
+    lines = image.reshape(2048, device.units, 18)
+    words, checks = np.ascontiguousarray(lines[..., :16]).view("<u8"), lines[..., 16:]
+    flips = np.bitwise_count(image ^ clean).reshape(2048, device.units, 18)
+    per_word = flips[..., :16].reshape(2048, device.units, 2, 8).sum(axis=-1) + flips[..., 16:]
+    corrected, status = decode(words, checks)
+    assert (status == np.array([0, CORRECTED, UNCORRECTED])[per_word]).all()
+    assert ((per_word == 1).sum(), (per_word == 2).sum()) == (found.single, 900) == (3000, 900)
+    assert (corrected == np.ascontiguousarray(data).view("<u8"))[per_word < 2].all()
+    bits = np.unpackbits((image ^ clean).reshape(-1, 18), axis=1, bitorder="little").sum(axis=0)
+    assert (bits > 0).all() and len(bits) == 2 * 72
 
 
 def test_results_carry_check_bits():

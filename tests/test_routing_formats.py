@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from sim.commands.routing import FORMATS as OFFERED
 from sim.routing import TraceShape
 from sim.routing.formats import FORMATS, read_trace
+from sim.routing.synthetic import KINDS
 from sim.routing.trace import DECODE, NO_EXPERT, PREFILL, UNKNOWN, Trace, make_trace, stacked
 from spec.errors import InputError
 from tests.routing_cases import FIRST, FOLDER, KNOWN, SECOND, random_trace
@@ -152,6 +153,45 @@ def test_a_synthetic_trace_through_every_format(tmp_path, form, name):
         assert (np.sort(back.ids) == np.sort(trace.ids)).all()
     else:
         assert (back.ids == trace.ids).all()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_synthetic_kind_through_sglang_with_its_layers(tmp_path, name):
+    """Its phases are unknown; a model of another number of layers changes nothing."""
+    from sim.routing import parse_routing, synthetic_trace
+    from spec.load import load_model
+
+    for model, top_k in (("mixtral-8x7b", 2), ("switch-base-128", 1)):
+        trace = synthetic_trace(load_model(model).gating, parse_routing(name), 6, 3, 4)
+        path = written(trace, "sglang", tmp_path)
+        for layers in (None, 4, 2, 32):
+            back = read(path, TraceShape(top_k=top_k, num_layers=layers, num_experts=trace.num_experts))
+            same(trace, back, KEPT["sglang"])
+
+
+def test_sglang_refuses_layers_that_cannot_be_read_back():
+    """With one expert a token nothing tells a dense layer: it would come back as a routed one."""
+    for layers, missing in (([2, 3, 4], 0), ([0, 1, 3], 2)):
+        trace = dataclasses.replace(random_trace(top_k=1, weights=False), layers=np.array(layers))
+        message = (
+            r"layers: must be all from 0 in sglang where top_k is 1 \(nothing tells a dense layer\), but"
+            rf" {missing} is not there"
+        )
+        with pytest.raises(InputError, match=rf"^{message}$"):
+            FORMATS["sglang"].write(trace)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_layers_that_are_not_the_files_are_refused(name):
+    """Where the user says them; those of a model need not be the file's."""
+    found = 3 if name.startswith("sglang") else 2
+    right = dataclasses.replace(KNOWN, num_layers=found, exact_layers=True)
+    assert read(FOLDER / name, right).ids.tolist() == [FIRST, SECOND]
+    with pytest.raises(InputError) as error:
+        read(FOLDER / name, dataclasses.replace(right, num_layers=9))
+    message = f"layers: must be {found}, those of the file, not 9"
+    assert str(error.value) == f"{FOLDER / name}: {message}"
+    assert read(FOLDER / name, dataclasses.replace(KNOWN, num_layers=9)).num_layers == 2
 
 
 def test_loads_of_single_tokens_there_and_back(tmp_path):

@@ -185,13 +185,15 @@ def _load(
     from spec.load import load_model
 
     model = load_model(model_name) if model_name is not None else None
-    shape = TraceShape(top_k=top_k, num_layers=layers, num_experts=experts)
+    stated = layers is not None
+    shape = TraceShape(top_k=top_k, num_layers=layers, num_experts=experts, exact_layers=stated)
     if model is not None:
         of_model = shape_of(model)
         shape = TraceShape(
-            top_k=top_k or of_model.top_k,
-            num_layers=layers or of_model.num_layers,
-            num_experts=experts or model.gating.num_experts,
+            top_k=of_model.top_k if top_k is None else top_k,
+            num_layers=of_model.num_layers if layers is None else layers,
+            num_experts=model.gating.num_experts if experts is None else experts,
+            exact_layers=stated,
         )
     given = parse_routing(routings[0], shape, npy=npy)
     if given.trace is not None:

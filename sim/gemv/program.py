@@ -304,7 +304,7 @@ def run_rtl(bench: Build, job: Job) -> RtlRun:
 def flipped(
     image: NDArray[np.uint8], reads: Ints, device: PimDevice, single: int, double: int, seed: int
 ) -> tuple[NDArray[np.uint8], Flips]:
-    """Return an image of bursts with check bits, bits flipped in some of its words of data, and how many.
+    """Return an image of bursts with check bits, bits flipped in some of its words, and how many.
 
     reads : how often each burst of the image is read; only words of those that are have bits flipped.
     """

@@ -32,11 +32,14 @@ class TraceShape:
     num_layers : layers that the file covers, dense ones included where the format has them.
     num_experts : routed experts of a layer; without it the largest id that occurs, plus one. A file that
         states another number is of another model, and refused.
+    exact_layers : the user says ``num_layers``: a file of another number is refused. (A model may have more
+        layers than a file that serves it.)
     """
 
     top_k: int | None = None
     num_layers: int | None = None
     num_experts: int | None = None
+    exact_layers: bool = False
 
     def __post_init__(self) -> None:
         for name, value, high in (
@@ -46,6 +49,15 @@ class TraceShape:
         ):
             if value is not None:
                 require_range(name, value, 1, high)
+
+    def check_layers(self, num_layers: int) -> None:
+        """Raise :class:`InputError` unless a file of so many layers is one that was asked for."""
+        if self.exact_layers and self.num_layers is not None:
+            require(
+                num_layers == self.num_layers,
+                f"must be {num_layers}, those of the file, not {self.num_layers}",
+                key="layers",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -191,6 +203,7 @@ def make_trace(
     """
     check_size(ids.shape)
     num_layers, num_tokens, _ = ids.shape
+    shape.check_layers(num_layers)
     low, high = int(ids.min()), int(ids.max())
     require(
         low >= NO_EXPERT and high < MAX_EXPERTS,

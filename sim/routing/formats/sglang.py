@@ -4,7 +4,7 @@ Written for SGLang after pull request 12162 and docs.sglang.io/docs/basic_usage/
 lies in ``sgl_ext`` of a choice (or of the response), or in ``meta_info`` of the native ``/generate``. It is
 flat, of logical shape (tokens, layers, top_k), from token ``routed_experts_start_len`` to the last but one;
 neither layers nor top_k are in the response, so they are taken from the caller, and the layers, where the
-response counts its tokens, from those.
+response counts its tokens (prompt and completion, or all), from those.
 
 Row t is the same token in every layer; there is no padding; the layers are all of the model's; a dense one
 has the same id in every slot of every token: it is left out (with top_k = 1 it cannot be told apart and
@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from spec.errors import InputError, require
 from spec.model import MAX_EXPERTS, MAX_LAYERS
 
 ROUTED, START = "routed_experts", "routed_experts_start_len"
+PROMPT, COMPLETION, TOTAL = "prompt_tokens", "completion_tokens", "total_tokens"
 
 
 def is_response(record: dict[str, Any]) -> bool:
@@ -53,11 +55,13 @@ def read(records: Iterator[tuple[str | None, Any]], shape: TraceShape) -> Trace:
     num_layers = {part.ids.shape[1] for part in parts}
     if len(num_layers) > 1:
         raise InputError(f"must have one number of layers, not {sorted(num_layers)}")
+    shape.check_layers(num_layers.pop())
     routed = _routed_layers(parts)
     parts = [Part(part.ids[:, routed], part.request, part.phase, part.start) for part in parts]
     for part in parts:
         check_distinct(part.ids, f"request {part.request}")
-    return joined("sglang", parts, shape, layers=np.flatnonzero(routed))
+    # (Of the layers, dense ones are left out by now.)
+    return joined("sglang", parts, replace(shape, exact_layers=False), layers=np.flatnonzero(routed))
 
 
 def _texts(record: dict[str, Any]) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -79,7 +83,7 @@ def _texts(record: dict[str, Any]) -> list[tuple[str, Any, dict[str, Any]]]:
         counts = usage
         if len(choices) > 1:
             # The generated tokens are those of all choices together: they say nothing about one.
-            counts = {key: value for key, value in usage.items() if key != "completion_tokens"}
+            counts = {key: value for key, value in usage.items() if key not in (COMPLETION, TOTAL)}
         found.append((f"{name}.sgl_ext.{ROUTED}", extension.get(ROUTED), counts | extension))
     return found
 
@@ -99,14 +103,18 @@ def _parts(name: str, text: Any, usage: dict[str, Any], request: int, shape: Tra
         )
     start = whole(usage, START, 0)
     tokens = None
-    if "prompt_tokens" in usage and "completion_tokens" in usage:
+    if PROMPT in usage and COMPLETION in usage:
+        tokens = whole(usage, PROMPT) + whole(usage, COMPLETION)
+    elif TOTAL in usage:
+        tokens = whole(usage, TOTAL)
+    if tokens is not None:
         # The last token has no forward pass.
-        tokens = whole(usage, "prompt_tokens") + whole(usage, "completion_tokens") - 1 - start
+        tokens -= 1 + start
         require(tokens >= 0, f"must be at most the number of tokens, not {start}", key=START)
     ids = _shaped(ids, name, tokens, shape)
-    if "prompt_tokens" not in usage:
+    if PROMPT not in usage:
         return [Part(ids, request, UNKNOWN, start)]
-    prompt = min(max(whole(usage, "prompt_tokens") - start, 0), len(ids))
+    prompt = min(max(whole(usage, PROMPT) - start, 0), len(ids))
     return [
         Part(ids[:prompt], request, PREFILL, start),
         Part(ids[prompt:], request, DECODE, start + prompt),
@@ -148,11 +156,18 @@ def _routed_layers(parts: list[Part]) -> NDArray[np.bool_]:
 def write(trace: Trace) -> str:
     """Return a trace as responses of ``/generate``, a JSON object a line, one for each request.
 
-    Layers that the trace has not are dense ones, of zeros. Where a request's phases are unknown its tokens
-    are not counted.
+    Layers that the trace has not are dense ones, of zeros; with ``top_k`` = 1, where a reader could not tell
+    these apart, :class:`InputError`. Where a request's phases are unknown only all of its tokens are counted.
     """
     num_layers = int(trace.layers[-1]) + 1
     require(num_layers <= MAX_LAYERS, f"must be below {MAX_LAYERS} in sglang", key="layers")
+    if trace.top_k == 1 and trace.num_layers < num_layers:
+        missing = int(np.setdiff1d(np.arange(num_layers), trace.layers)[0])
+        raise InputError(
+            f"must be all from 0 in sglang where top_k is 1 (nothing tells a dense layer), but {missing} is"
+            " not there",
+            key="layers",
+        )
     lines = []
     for number, parts in parts_of(trace, "sglang"):
         there = [part for part in parts if part is not None]
@@ -162,7 +177,9 @@ def write(trace: Trace) -> str:
         meta: dict[str, Any] = {"id": str(number), ROUTED: base64.b64encode(ids.tobytes()).decode()}
         if parts[UNKNOWN] is None:
             prompt = parts[PREFILL]
-            meta["prompt_tokens"] = 0 if prompt is None else len(prompt)
-            meta["completion_tokens"] = len(routed) - meta["prompt_tokens"] + 1
+            meta[PROMPT] = 0 if prompt is None else len(prompt)
+            meta[COMPLETION] = len(routed) - meta[PROMPT] + 1
+        else:
+            meta[TOTAL] = len(routed) + 1
         lines.append(json.dumps({"text": "", "meta_info": meta}, separators=(",", ":")) + "\n")
     return "".join(lines)
