@@ -241,6 +241,7 @@ OF_FAMILY = {
     "dispatch": ["--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "16"],
     "formats": ["--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "16"],
 }
+PARALLEL = ["--model", "olmoe-1b-7b", "--steps", "1", "--tokens", "16", "--devices", "8"]
 
 
 @pytest.mark.parametrize("family", OF_FAMILY)
@@ -341,7 +342,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, family, arguments,
     (tmp_path / "bad.toml").write_text(
         (PRESETS / "links" / "nvlink4.toml").read_text().replace("value = 450e9", "value = -1e9")
     )
-    assert main(["policies", family, *OF_FAMILY[family], *arguments, "--json"]) == 2
+    assert main(["policies", family, *OF_FAMILY.get(family, PARALLEL), *arguments, "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.fullmatch(rf"expertbank: {re.escape(message)}\n", captured.err)

@@ -42,6 +42,7 @@ from sim.routing.synthetic import KINDS, balanced, request_lengths
 from sim.routing.trace import make_trace
 from sim.workload import random_workload
 from spec.errors import InputError
+from spec.files import PRESETS
 from spec.load import load_design, load_model
 from spec.model import GatingSpec, ModelSpec, Score
 from tests.routing_cases import FIRST, FOLDER, SECOND, random_trace
@@ -429,10 +430,19 @@ def test_phases_of_a_trace(tmp_path):
 @pytest.mark.parametrize(
     "name", ["sglang_generate.json", "llama_cpp.csv", "vllm_text.jsonl", "dynande.csv", "loads_tokens.npy"]
 )
-def test_sim_takes_a_trace(capsys, name):
-    """What a format leaves open the model says; four experts of Mixtral's eight are used."""
-    path = FOLDER / name
-    options = ["--model", "mixtral-8x7b", "--engine", "model", "--tokens", "3", "--json"]
+def test_sim_takes_a_trace(tmp_path, capsys, name):
+    """What a format leaves open the model says; four experts of Mixtral's eight are used.
+
+    Where a column is an expert the file says how many there are, and another model's is refused.
+    """
+    path, model = FOLDER / name, "mixtral-8x7b"
+    if name.startswith(("dynande", "loads")):
+        assert main(["sim", "--routing", str(path), "--model", model, "--engine", "model"]) == 2
+        assert capsys.readouterr().err == f"expertbank: {path}: has 4 experts, not 8\n"
+        preset = (PRESETS / "models" / f"{model}.toml").read_text().split("[catalogue]")[0]
+        model = str(tmp_path / "four.toml")
+        Path(model).write_text(preset.replace("num_experts = 8", "num_experts = 4"))
+    options = ["--model", model, "--engine", "model", "--tokens", "3", "--json"]
     if name.startswith("sglang"):
         # Counts of tokens give the layers.
         assert shape_of(load_model("mixtral-8x7b")).num_layers == 32
