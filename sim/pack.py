@@ -46,6 +46,8 @@ from spec.registers import REGISTERS
 
 MAP = "map.json"
 IMAGE = "image.bin"
+IMAGES = re.compile(r"image\.bin|channel_[0-9]+\.bin")
+"""Files of memories, of any design."""
 AXI = "m_axi"
 KIND = "expertbank-image-1"
 ADDRESS_BITS = 40
@@ -255,6 +257,10 @@ def pack(
         )
         (Path(aside) / MAP).write_text(described.text())
         (out / MAP).unlink(missing_ok=True)
+        for old in list(out.iterdir()):
+            # Of an earlier pack, perhaps of another design: the new map would not name it.
+            if IMAGES.fullmatch(old.name) and old.name not in {plan.file for plan in plans}:
+                old.unlink()
         for name in (*(plan.file for plan in plans), MAP):
             (Path(aside) / name).chmod(0o644)
             (Path(aside) / name).replace(out / name)

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
+from golden.weights import check_seed
 from sim.accelerator import Report, run_model
 from sim.pim_report import run_pim_model
 from sim.routing import Routing, draw_ids
 from sim.step import run_step as run_all_layers
-from sim.system.report import run_policies
+from sim.system.report import policy_runs
 from spec.catalogue import Backbone
 from spec.design import DesignSpec, Engine
 from spec.errors import InputError, require_range
@@ -90,6 +91,7 @@ def evaluate(point: Point) -> Outcome:
     """Run one point; :class:`InputError` is its result, anything else a defect and raised."""
     try:
         require_range("tokens", point.tokens, 1, 1 << 20)
+        check_seed(point.seed)
         if isinstance(point.target, SystemSpec):
             return _on_system(point, point.target)
         return _of_report(on_design(point, point.target))
@@ -162,13 +164,13 @@ def _on_system(point: Point, system: SystemSpec) -> Outcome:
         if routing.trace is not None and routing.layer is None:
             routing = replace(routing, layer=routing.trace.layers[0])
     policy = point.policy or system.policy
-    run = partial(run_policies, system, model, point.tokens, routing, point.seed, (policy,))
-    steps, energies, _ = run(phase=point.phase, backbone=point.backbone if point.whole else None)
-    step = steps[policy]
+    run = partial(policy_runs, system, model, point.tokens, routing, point.seed, (policy,))
+    runs = run(phase=point.phase, backbone=point.backbone if point.whole else None)
+    step = runs.steps[policy]
     return Outcome(
         seconds=step.seconds,
-        energy_j=energies[policy].total,
-        dropped=0,
+        energy_j=runs.energies[policy].total,
+        dropped=runs.dropped,
         bound_s=max(step.bounds.values()),
         host_share=float(step.schedule.host.sum() / max(1, step.costs.active.sum())),
     )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,19 @@ def test_a_new_file_is_never_beside_an_old_map(tmp_path, monkeypatch) -> None:
         again(2)
     assert (out / "image.bin").read_bytes() != old
     assert not (out / "map.json").exists()
+
+
+def test_a_pack_of_another_design_leaves_no_file_of_the_earlier_one(tmp_path) -> None:
+    model = read_vector(DATA / "mixtral_s0.npz").model
+    supply = partial(random_weights, model, 1)
+    out = tmp_path / "out"
+    for design in (TINY_PIM, TINY):
+        packed = pack(model, load_design(str(design)), lambda experts: supply(experts=experts), out,
+                      batch_lengths=[4])  # fmt: skip
+        (out / "channel_of_mine.bin").touch()
+        names = {entry.file for entry in packed.map.files}
+        assert {file.name for file in out.iterdir()} == {*names, "map.json", "channel_of_mine.bin"}
+    assert names == {"image.bin"}
 
 
 @pytest.mark.slow

@@ -323,6 +323,82 @@ def test_laws_that_a_policy_of_one_s_own_breaks(tmp_path, capsys) -> None:
     assert capsys.readouterr() == ("", line)
 
 
+@pytest.mark.usefixtures("_own_policies")
+@pytest.mark.parametrize(
+    ("family", "text", "rule"),
+    [
+        (
+            "exchange",
+            "def transfer(exchange, latency): return np.zeros(len(exchange.ids))",
+            "policy: exchange policy mine is faster than its bound",
+        ),
+        ("formats", "def bits(load, share): return np.zeros(load.shape)", "bits: must return bits above 0"),
+        (
+            "formats",
+            "def bits(load, share): return np.full(load.shape, 1e-6)",
+            "policy: formats policy mine is faster than its bound",
+        ),
+        (
+            "dispatch",
+            "def rows(rows): return rows.counts * 0",
+            "rows: must return rows for at least one token",
+        ),
+        (
+            "dispatch",
+            "def rows(rows): return np.where(rows.counts > 0, 0, 1)",
+            "rows: must return rows for at least one token",
+        ),
+        (
+            "dispatch",
+            "def rows(rows):\n    rows.counts[0] = 1\n    return rows.counts",
+            "rows: ValueError: assignment destination is read-only",
+        ),
+        (
+            "exchange",
+            "def overlap(exchange):\n    exchange.steps.ids[0] = 0",
+            "overlap: ValueError: assignment destination is read-only",
+        ),
+        ("dispatch", "def rows(rows): raise SystemExit(0)", "rows: SystemExit: 0"),
+        ("dispatch", "raise SystemExit(0)", "policy: SystemExit: 0"),
+    ],
+)
+def test_a_policy_of_one_s_own_moves_no_bound_and_writes_nothing(
+    tmp_path, capsys, family, text, rule
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"import numpy as np\n\n\n{text}\n")
+    arguments = ["policies", family, "--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "8"]
+    assert main([*arguments, "--policy", str(file)]) == 2
+    assert capsys.readouterr() == ("", f"expertbank: {file}: {rule}\n")
+
+
+@pytest.mark.usefixtures("_own_policies")
+def test_a_split_of_one_s_own_writes_no_costs(tmp_path, capsys) -> None:
+    file = tmp_path / "less.py"
+    file.write_text("def split(costs):\n    costs.counts[:] = 0\n    return costs.counts > 0\n")
+    given = ["system", "--system", "dynande", "--model", "olmoe-1b-7b", "--policy", str(file)]
+    assert main(given) == 2
+    rule = "split: ValueError: assignment destination is read-only"
+    assert capsys.readouterr() == ("", f"expertbank: {file}: {rule}\n")
+
+
+@pytest.mark.usefixtures("_own_policies")
+def test_bits_of_one_s_own_move_no_bound_of_a_combination(tmp_path, capsys) -> None:
+    file = tmp_path / "wide.py"
+    bounds = []
+    for bits in ("16.0", "0.5"):
+        file.write_text(
+            f"import numpy as np\n\n\ndef bits(load, share):\n    return np.full(load.shape, {bits})\n"
+        )
+        status = main([*COMBINED, "--formats", str(file), "--json"])
+        out, err = capsys.readouterr()
+        bounds.append(json.loads(out)["policies"]["formats: wide"]["bound_s"] if status == 0 else err)
+    assert bounds[1] in (
+        bounds[0],
+        f"expertbank: {file}: policy: combined policy formats: wide is faster than its bound\n",
+    )
+
+
 TOO_LARGE = (
     "engine.capacity_bytes: must hold a device's part of the experts, 1,014.7 GB at least, not 80.0 GB"
 )

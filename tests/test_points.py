@@ -53,6 +53,15 @@ def test_a_point_of_a_system_is_what_system_says(policy):
     assert layer.cycles is None
 
 
+def test_what_found_no_place_on_a_system_is_counted():
+    """A system that is one accelerator drops what the accelerator drops."""
+    model, routing = load_model("switch-base-128").scaled(64), parse_routing("zipf:2")
+    point = Point(model=model, target=load_design("fpga"), tokens=512, routing=routing)
+    alone = evaluate(point)
+    assert alone.dropped > 0
+    assert evaluate(replace(point, target=load_system("fpga"))).dropped == alone.dropped
+
+
 def test_a_layer_of_a_trace_is_its_first_and_a_point_may_name_another(tmp_path):
     np.savez(tmp_path / "t.npz", ids=np.array([[[0, 1]] * 4, [[2, 3], [4, 5], [6, 7], [0, 3]]]))
     for target in (load_design("fpga"), load_system("monde")):
@@ -74,18 +83,20 @@ def test_what_breaks_a_rule_is_a_result_and_the_others_go_on():
                 ran,
                 replace(ran, model=wide),
                 replace(ran, tokens=0),
+                replace(ran, seed=-1),
                 replace(ran, target=load_system("monde"), policy="best"),
                 ran,
             ],
             workers=1,
         )
     )
-    assert found[0] == found[4]
+    assert found[0] == found[5]
     assert found[0].error == ""
-    assert [outcome.seconds for outcome in found[1:4]] == [None] * 3
+    assert [outcome.seconds for outcome in found[1:5]] == [None] * 4
     assert found[1].error == "d_model: must be at most max_d_model=8192 of design fpga, not 16384"
     assert found[2].error == "tokens: must be in 1..1048576, not 0"
-    assert found[3].error.startswith("policy: must be one of ")
+    assert found[3].error == "seed: must be in 0..9223372036854775807, not -1"
+    assert found[4].error.startswith("policy: must be one of ")
 
 
 @pytest.mark.slow
@@ -123,6 +134,6 @@ def test_a_number_of_processes_that_is_none_is_one_line():
 
 
 def test_a_defect_is_no_result(monkeypatch):
-    monkeypatch.setattr(points, "run_policies", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(points, "policy_runs", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(Point(model=MODEL, target=load_system("monde")))

@@ -587,6 +587,10 @@ def test_hostile_names_in_the_table(runs) -> None:
         ),
         (["--compare", "{tmp}/y"], "compare: needs --report, which shows it"),
         (
+            ["--report", "{tmp}/x", "--compare", "{tmp}/./x"],
+            "report: must be another file than that of --compare, not {tmp}/x",
+        ),
+        (
             ["--report", "{tmp}/x", "--compare", "{tmp}/no.json"],
             "{tmp}/no.json: compare: cannot be read: No such file or directory",
         ),

@@ -401,7 +401,11 @@ def test_whatever_else_goes_wrong_is_of_its_point_alone(tmp_path, monkeypatch) -
     assert {row["batch"] for row in wrong} == {2} and len(wrong) == 10
     said = "columns.inverse: '1 / (batch - 2)' cannot be computed: division by zero"
     assert {row["error"] for row in wrong} == {said}
-    assert all(row["cycles"] for row in wrong)
+    # Empty figures, as the page says: the fast ones of them would else stand on the front.
+    assert {(row["cycles"], row["seconds"], row["inverse"]) for row in wrong} == {(None, None, None)}
+    found = find(of, tmp_path / "p.parquet")
+    assert (found.failed, len(found.front)) == (10, 1)
+    assert found.front[0]["batch"] != 2
 
     def broken(*_: object) -> None:
         raise MemoryError("no\nmore")
@@ -600,6 +604,17 @@ def test_a_point_that_ends_its_process_is_a_row(products, tmp_path) -> None:
     good = pq.read_table(whole)
     assert table.drop_columns(["error"]).slice(26).equals(good.drop_columns(["error"]).slice(26))
     assert table["key"].equals(good["key"])
+
+
+def test_processes_that_cannot_begin_end_the_sweep(tmp_path, monkeypatch) -> None:
+    """No point is to blame, and none becomes a row: a worker without imports ends as this one."""
+    monkeypatch.setattr("sim.sweep.workers._begin", divmod)  # a TypeError: it is given nothing
+    line = "workers: a process of this machine ended 2 times before its first point"
+    file = tmp_path / "p.parquet"
+    with pytest.raises(InputError, match=f"^{line}$"):
+        run_sweep(space(PRODUCTS), file, lambda: LocalWorkers(1), Silent())
+    assert not file.exists()
+    assert not list(tmp_path.glob("*.parts/part-*"))
 
 
 def test_processes_that_end_at_random_lose_nothing(products, tmp_path) -> None:
@@ -801,6 +816,8 @@ def test_the_command(tmp_path, capsys, monkeypatch) -> None:
     assert "6 points in small.parquet; 0 computed by none" in capsys.readouterr().out
     assert main([*given[:2], "--collect"]) == 0
     assert capsys.readouterr().err == "6 points in small.parquet\n"
+    assert main([*given[:2], "--collect", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"space": "small", "out": "small.parquet", "points": 6}
 
 
 def test_presets_of_spaces_are_sound() -> None:

@@ -145,6 +145,9 @@ def command(
     files = {"report": page, "timeline": timeline, "csv": table}
     _check_files(files)
     require(compare is None or page is not None, "needs --report, which shows it", key="compare")
+    for key, path in files.items():
+        same = compare is not None and path is not None and path.resolve() == compare.resolve()
+        require(not same, f"must be another file than that of --compare, not {path}", key=key)
     earlier = [] if compare is None else _earlier(compare)
     request = Request.of(
         model_name,

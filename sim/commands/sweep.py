@@ -83,7 +83,11 @@ def command(
             key="report",
         )
     if collect_only:
-        print(f"{collect(space, file):,} points in {file}", file=sys.stderr)
+        points = collect(space, file)
+        if as_json:
+            print_json({"space": space.name, "out": str(file), "points": points})
+        else:
+            print(f"{points:,} points in {file}", file=sys.stderr)
         return 0
 
     def start() -> Workers:

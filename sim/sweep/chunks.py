@@ -122,6 +122,8 @@ def run_point(space: Space, choices: Choices) -> Row:
         error = str(wrong)
     except Exception as wrong:  # a defect, or no memory: of this point alone
         error = one_line(f"{type(wrong).__name__}: {' '.join(str(wrong).split())}")
+    if error is not None:
+        figures = {}  # what was computed before it would stand on the front
     return Row(key, tuple(figures.get(name) for name in names), error)
 
 

@@ -35,6 +35,8 @@ CONNECT_S = 10.0
 RECONNECT_S = 60.0
 """How long a scheduler may be away in the middle of a sweep."""
 ADDRESS = re.compile(r"(tcp|tls)://\[?(?P<host>[^/]+?)\]?:(?P<port>\d{1,5})")
+STARTS = 2
+"""Times in a row that a process may end before it computes anything."""
 LOOK_S = 0.5
 COUNT_S = 5.0
 """How often a cluster's workers are counted."""
@@ -120,12 +122,27 @@ class LocalWorkers:
             done = set(self._given)
             self._pool.shutdown(wait=True)
             self._pool = self._start()
+            self._check()
         answers = []
         for future in done:
             chunk = self._given.pop(future)
             broken = isinstance(future.exception(), BrokenProcessPool)
             answers.append((chunk, LOST if broken else future.result()))
         return answers
+
+    def _check(self) -> None:
+        """Raise :class:`InputError` if processes end before they compute anything: no point is to blame."""
+        for _ in range(STARTS):
+            try:
+                self._pool.submit(os.getpid).result()
+            except BrokenProcessPool:
+                self._pool.shutdown(wait=True)
+                self._pool = self._start()
+            else:
+                return
+        raise InputError(
+            f"a process of this machine ended {STARTS} times before its first point", key="workers"
+        )
 
     def close(self) -> None:
         """End the processes; what they compute is given up."""

@@ -27,7 +27,6 @@ from sim.system.policies import POLICIES as SPLITS
 from sim.system.policies import split
 from sim.system.schedule import bounds, schedule
 from sim.system.step import BITS, check_capacity, load_counts
-from spec.design import Format
 from spec.errors import InputError, require, require_range
 from spec.system import Sharding, SystemSpec, WeightPlace, nominal
 
@@ -273,7 +272,7 @@ def least_seconds(placed: Placed, kept: IntArray, num_ffn: int) -> float:
     """Return the time that no combination is below, of (layers of all steps, places) tokens that are kept."""
     of_experts = np.zeros((len(kept), num_ffn), np.int64)
     np.add.at(of_experts, (np.arange(len(kept))[:, None], placed.whose), kept)
-    bits = np.full(of_experts.shape, min(*map(widths.bits_of, Format), placed.bits.min()))
+    bits = np.full(of_experts.shape, widths.narrowest())
     costs = placed.costs(of_experts, bits, np.ones(of_experts.shape, bool), 1)
     return bounds(costs)["balance"] / placed.cluster.devices
 

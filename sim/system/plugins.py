@@ -7,9 +7,10 @@ returns is checked for its shape and its values before anything is done with it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,16 @@ def _numbers(found: Any, given: tuple[Any, ...]) -> str:
     return _array(given[0].shape, "float64", found, 0.0)
 
 
+def _bits(found: Any, given: tuple[Any, ...]) -> str:
+    rule = _numbers(found, given)
+    return rule or ("" if (found > 0).all() else "must return bits above 0")
+
+
 def _rows(found: Any, given: tuple[Any, ...]) -> str:
-    return _array(given[0].counts.shape, "int64", found, 0)
+    counts = given[0].counts
+    rule = _array(counts.shape, "int64", found, 0)
+    nothing = not rule and counts.any() and not np.minimum(found, counts).any()
+    return "must return rows for at least one token" if nothing else rule
 
 
 KINDS: dict[str, Kind] = {
@@ -90,7 +99,7 @@ KINDS: dict[str, Kind] = {
     "transfer": Kind("exchange", exchange.WAYS, _layers),
     "overlap": Kind("exchange", exchange.OVERLAPS, _layers),
     "rows": Kind("dispatch", execution.EXECUTIONS, _rows),
-    "bits": Kind("formats", widths.WIDTHS, _numbers),
+    "bits": Kind("formats", widths.WIDTHS, _bits),
 }
 """What a plug-in's function is called: its family, where the others are, what its results must be."""
 
@@ -110,7 +119,7 @@ def plugged(family: str, given: str) -> str:
         exec(source, module.__dict__)
     except InputError as error:
         raise error.at(key="policy") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{type(error).__name__}: {error}", file=path, key="policy") from None
     found = [name for name in kinds if callable(getattr(module, name, None))]
     if len(found) != 1:
@@ -132,8 +141,10 @@ def _names(family: str) -> set[str]:
 def _guarded(path: Path, name: str, function: Callable[..., Any], broken: Check) -> Callable[..., Any]:
     def guarded(*given: Any) -> Any:
         try:
-            found = function(*given)
-        except Exception as error:
+            with _unwritable(given):
+                # What a copy of a dataclass works out and keeps is its own.
+                found = function(*(copy.copy(one) if is_dataclass(one) else one for one in given))
+        except (Exception, SystemExit) as error:
             raise InputError(f"{type(error).__name__}: {error}", file=path, key=name) from None
         rule = broken(found, given)
         if rule:
@@ -141,6 +152,30 @@ def _guarded(path: Path, name: str, function: Callable[..., Any], broken: Check)
         return found
 
     return guarded
+
+
+@contextlib.contextmanager
+def _unwritable(given: tuple[Any, ...]) -> Iterator[None]:
+    """Make all arrays that are given read-only for a while: others are given the same ones."""
+    arrays = [array for array in _arrays(given) if array.flags.writeable]
+    for array in arrays:
+        array.flags.writeable = False
+    try:
+        yield
+    finally:
+        for array in arrays:
+            array.flags.writeable = True
+
+
+def _arrays(value: Any) -> Iterator[np.ndarray]:
+    """Yield the arrays of a value: itself, of its items, or of the fields of its dataclasses."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _arrays(item)
+    elif is_dataclass(value):
+        yield from _arrays(list(vars(value).values()))
 
 
 @contextlib.contextmanager

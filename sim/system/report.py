@@ -251,6 +251,23 @@ def step_costs(
     return plan_step(system, model, tokens, routing, seed, phase=phase, backbone=backbone).costs
 
 
+@dataclass(frozen=True)
+class PolicyRuns:
+    """A step under each of some policies.
+
+    Attributes
+    ----------
+    steps, energies : by policy.
+    notes : what is not counted.
+    dropped : assignments that found no place, the same under each policy.
+    """
+
+    steps: dict[str, Step]
+    energies: dict[str, SystemEnergy]
+    notes: tuple[str, ...]
+    dropped: int = 0
+
+
 def run_policies(
     system: SystemSpec,
     model: ModelSpec,
@@ -262,7 +279,23 @@ def run_policies(
     phase: str | None = None,
     backbone: Backbone | None = None,
 ) -> tuple[dict[str, Step], dict[str, SystemEnergy], tuple[str, ...]]:
-    """Return a step under each of some policies, its energy, and what is not counted.
+    """Return the steps, energies and notes of :func:`policy_runs`."""
+    runs = policy_runs(system, model, tokens, routing, seed, policies, phase=phase, backbone=backbone)
+    return runs.steps, runs.energies, runs.notes
+
+
+def policy_runs(
+    system: SystemSpec,
+    model: ModelSpec,
+    tokens: int,
+    routing: Routing,
+    seed: int,
+    policies: Sequence[str],
+    *,
+    phase: str | None = None,
+    backbone: Backbone | None = None,
+) -> PolicyRuns:
+    """Return a step under each of some policies.
 
     A system of one accelerator has one policy: everything is computed there.
     """
@@ -282,11 +315,11 @@ def run_policies(
         notes = ["attention and dense layers are not counted: there is no host"]
         if dropped:
             notes.append(f"{dropped} assignments found no place")
-        return {ALONE: step}, {ALONE: energy}, tuple(notes)
+        return PolicyRuns({ALONE: step}, {ALONE: energy}, tuple(notes), dropped)
     planned = plan_step(system, model, tokens, routing, seed, phase=phase, backbone=backbone)
     steps = {policy: run_step(planned.costs, policy) for policy in policies}
     energies = {policy: planned.energy(system, step) for policy, step in steps.items()}
-    return steps, energies, (*planned.outside.notes, NOTE)
+    return PolicyRuns(steps, energies, (*planned.outside.notes, NOTE))
 
 
 def run_system(

@@ -28,6 +28,11 @@ def bits_of(number_format: Format) -> float:
     return number_format.bits + scale
 
 
+def narrowest() -> float:
+    """Return the fewest bits of an element of any format, with its part of a scale."""
+    return min(map(bits_of, Format))
+
+
 def _all(number_format: Format) -> Callable[[FloatArray, float], FloatArray]:
     return lambda load, share: np.full(load.shape, bits_of(number_format))
 
@@ -61,7 +66,7 @@ def compare(engine: Roofline, title: str, steps: Steps, num_ffn: int, share: flo
         return float(np.where(judged > 0, times, 0.0).sum())
 
     held = {name: policy(load, share) for name, policy in WIDTHS.items()}
-    bound = seconds(np.full(load.shape, min(bits.min() for bits in held.values())))
+    bound = seconds(np.full(load.shape, narrowest()))
     results = {
         name: Result(seconds(bits), bound, {"held_GB": params * bits.sum() / BITS / 1e9})
         for name, bits in held.items()
