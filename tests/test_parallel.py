@@ -327,11 +327,6 @@ def test_laws_that_a_policy_of_one_s_own_breaks(tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("family", "text", "rule"),
     [
-        (
-            "exchange",
-            "def transfer(exchange, latency): return np.zeros(len(exchange.ids))",
-            "policy: exchange policy mine is faster than its bound",
-        ),
         ("formats", "def bits(load, share): return np.zeros(load.shape)", "bits: must return bits above 0"),
         (
             "formats",
