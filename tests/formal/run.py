@@ -41,8 +41,8 @@ announced in order and used again when freed; contributions announced before the
 MACs in rows that are ready; memory bursts that were asked for); inputs that are constant while it works do
 not change. The combiners' sums, and all other arithmetic, are not part of it: those are compared bit for
 bit with golden by the benches. `rtl/gemv` (command programs) is not proved; its commands are checked in
-every run ([pim-gemv.md](pim-gemv.md)). The tops with AXI ports (`rtl/axi/`) are not proved either: their AXI rules
-are tested by others' masters and memories under random pauses ([axi.md](axi.md)).
+every run ([pim-gemv.md](pim-gemv.md)). The tops with AXI ports (`rtl/axi/`) are not proved either: their
+AXI rules are tested by others' masters and memories under random pauses ([axi.md](axi.md)).
 
 A property that is new: an entry of `PROOFS` in `tests/formal/properties.py` with its bugs.
 """
