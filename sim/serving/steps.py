@@ -17,8 +17,9 @@ import numpy as np
 from sim.progress import track
 from sim.routing import Routing
 from sim.routing.trace import NO_EXPERT, TraceShape, make_trace
-from sim.serving.batching import FloatArray, StepCosts, attention_of
+from sim.serving.batching import FloatArray, StepCosts
 from sim.system.costs import BYTES, Roofline
+from sim.system.outside import attention_sizes
 from sim.system.report import plan_step, run_policies
 from sim.system.step import BITS, run_step
 from spec.catalogue import Backbone
@@ -160,13 +161,8 @@ def _attention(
     attention[6] = 0
     kv_bytes = 0.0
     if backbone is not None and backbone.attention_layers:
-        if backbone.kv_lora_rank:
-            cached = backbone.kv_lora_rank + backbone.d_rope
-            per_pair = backbone.heads * (cached + backbone.kv_lora_rank)
-        else:
-            cached = 2 * backbone.kv_heads * backbone.head_dim
-            per_pair = 2 * backbone.heads * backbone.head_dim
-        kv_bytes = float(BYTES * cached * backbone.attention_layers)
+        of_token, of_pair = attention_sizes(backbone)
+        kv_bytes = float(of_token * backbone.attention_layers)
         if system.outside is not None:
             values = nominal(system)
             host = Roofline.of(values, "host")
@@ -178,7 +174,7 @@ def _attention(
             ]
             attention[:] = [
                 *(host.bytes_per_s, host.flops, near.bytes_per_s, near.flops),
-                *(BYTES * cached, 2 * per_pair, backbone.attention_layers),
+                *(of_token, of_pair, backbone.attention_layers),
                 values.get("exchange.devices", 1.0),
                 *figures,
                 PLACES[system.outside.attention],
@@ -201,6 +197,3 @@ def kv_room(system: SystemSpec, model: ModelSpec, kv_bytes: float) -> int | None
             key="near.capacity_bytes",
         )
     return room
-
-
-__all__ = ["StepTable", "attention_of", "kv_room", "sizes", "step_table"]

@@ -152,6 +152,15 @@ def _products(
 
     ``caches`` of ``context`` tokens are read: a device's tokens of a prefill have one, the whole prompt's,
     and see half of it on average; a decoded token has its own, all of it.
+    """
+    of_token, of_pair = attention_sizes(backbone)
+    pairs = tokens * context * (0.5 if prefill else 1.0)
+    return of_token * caches * context, of_pair * pairs
+
+
+def attention_sizes(backbone: Backbone) -> tuple[int, int]:
+    """Return bytes of a token's keys and values in one layer, and operations of a pair of tokens.
+
     Latent attention reads one latent vector a token, with its projections absorbed (arXiv 2405.04434, 2.1).
     """
     if backbone.kv_lora_rank:
@@ -160,5 +169,4 @@ def _products(
     else:
         cached = 2 * backbone.kv_heads * backbone.head_dim
         per_pair = 2 * backbone.heads * backbone.head_dim
-    pairs = tokens * context * (0.5 if prefill else 1.0)
-    return BYTES * cached * caches * context, OPERATIONS * per_pair * pairs
+    return BYTES * cached, OPERATIONS * per_pair
