@@ -1,0 +1,138 @@
+"""Areas: memories are those of the hardware, totals are sums of figures, published areas beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from amaranth.hdl import Fragment
+
+from rtl.layer import FpgaLayer, PimLayer
+from rtl.ram import ExportPlatform, Ram
+from sim.area import area_of, device_area, layer_area, memory_bits
+from sim.workload import scaled_model
+from spec.design import DesignSpec, Engine
+from spec.energy import Figure
+from spec.errors import InputError
+from spec.load import load_area, load_design, load_device, load_sources, preset_names
+from spec.model import ModelSpec
+
+TABLE = load_area("cells-45nm")
+
+
+def hardware_bits(model: ModelSpec, design: DesignSpec, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return the bits of all memories that a layer's hardware instantiates, a copy for each read port."""
+    bits = []
+    instances = Ram._elaborate_instances
+
+    def counted(self: Ram) -> object:
+        bits.append(self.width * self.depth * self.num_read_ports)
+        return instances(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ram, "_elaborate_instances", counted)
+        layer = PimLayer(model, design) if design.engine is Engine.PIM else FpgaLayer(model, design)
+        Fragment.get(layer, ExportPlatform())
+    return sum(bits)
+
+
+SMALL = {"gate": {"lanes": 16, "logits_per_cycle": 1}, "array": {"rows": 4, "cols": 16, "act_lanes": 2}}
+
+
+def small(name: str, number_format: str = "bf16", **changes: object) -> DesignSpec:
+    design = load_design(name, number_format)
+    parts: dict[str, object] = {"gate": replace(design.gate, **SMALL["gate"])}
+    if design.array is not None:
+        parts["array"] = replace(design.array, **SMALL["array"])
+    return replace(design, **(parts | changes))
+
+
+@pytest.mark.parametrize(
+    ("model", "design"),
+    [
+        ("mixtral-8x7b", small("fpga")),
+        ("deepseek-v3", small("fpga", "int8", window_tokens=16)),
+        ("mixtral-8x7b", small("pim-small")),
+        pytest.param("deepseek-v3", load_design("fpga"), marks=pytest.mark.long),
+        pytest.param("gpt-oss-20b", load_design("pim", "mxfp4"), marks=pytest.mark.long),
+        pytest.param("olmoe-1b-7b", load_design("pim"), marks=pytest.mark.long),
+        pytest.param("switch-base-128", load_design("fpga"), marks=pytest.mark.long),
+    ],
+)
+def test_memories_are_those_of_the_hardware(model, design, monkeypatch):
+    """All but tables, queues and lists, which are a tenth at most."""
+    scaled = scaled_model(model, 64)
+    share = sum(memory_bits(scaled, design).values()) / hardware_bits(scaled, design, monkeypatch)
+    assert 0.9 <= share <= 1
+
+
+def test_an_area_is_the_sum_of_its_parts():
+    model, design = scaled_model("mixtral-8x7b", 64), small("fpga")
+    area = layer_area(model, design)
+    assert area.counts["mac_bf16"] == 4 * 16 + 16 + 2
+    assert area.counts["mac_int8"] == 0
+    assert area.counts["register_bit"] == 2 * 4 * 16 * 16
+    assert area.total == pytest.approx(
+        1e-6 * sum(count * getattr(TABLE, name).value for name, count in area.counts.items())
+    )
+    assert area.low < area.total < area.high
+    narrow = layer_area(model, small("fpga", "int8"))
+    assert narrow.counts["mac_int8"] == 4 * 16
+    assert narrow.counts["mac_bf16"] == 16 + 2
+    assert narrow.total < area.total
+
+
+def test_what_lies_in_a_dram_has_a_wider_range():
+    counts = {"mac_bf16": 100}
+    logic, dram = area_of(TABLE, counts), area_of(TABLE, counts, in_dram=True)
+    assert dram.total == logic.total
+    assert dram.low == pytest.approx(logic.low * (20 / 45) ** 2)
+    assert dram.high == 2 * logic.high
+
+
+def test_more_of_everything_is_more():
+    model = scaled_model("mixtral-8x7b", 64)
+    for name, changed in {
+        "fpga": [{"window_tokens": 64}, {"gate": replace(load_design("fpga").gate, lanes=128)}],
+        "pim": [{"pim": replace(load_design("pim").pim, channels=4)}],
+    }.items():
+        before = layer_area(model, load_design(name)).total
+        for one in changed:
+            assert layer_area(model, replace(load_design(name), **one)).total > before, one
+
+
+def test_units_of_a_device():
+    """Buffers and registers as its file has them; what is not known has no area, and is not 0."""
+    duplex = device_area(load_device("duplex"), 32)
+    assert duplex.counts["mac_bf16"] == 32 * 512
+    assert duplex.counts["memory_bit"] == 32 * 8192 * 8
+    monde = load_device("monde")
+    half, whole = device_area(monde, 20), device_area(monde, 40)
+    assert whole.counts["memory_bit"] == 8 * monde.buffer_bytes == 2 * half.counts["memory_bit"]
+    assert device_area(replace(monde, buffer_bytes=0), 40) is None
+    assert device_area(replace(load_device("gddr6-aim"), element_bits=4), 1) is None
+
+
+def test_published_areas_lie_in_the_range_that_a_shrink_leaves():
+    """MoNDE's cores: 2.95 to 3.0 mm2 at 28 nm. No figure was fitted to it."""
+    shrink = (28 / 45) ** 2
+    monde = device_area(load_device("monde"), 40)
+    assert shrink * monde.low < 2.95 < 3.0 < shrink * monde.high
+
+
+@pytest.mark.parametrize("name", preset_names("area"))
+def test_each_figure_has_a_source(name):
+    table, sources = load_area(name), load_sources("area", name)
+    figures = {key for key, value in vars(table).items() if isinstance(value, Figure)}
+    assert figures == set(sources)
+    assert all(entry["grade"] in "ABCD" for entry in sources.values())
+
+
+def test_a_table_without_a_figure_is_one_line(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text('name = "a"\nmac_bf16 = { value = 1, low = 2, high = 3 }\n')
+    with pytest.raises(InputError, match=rf"\A{file}: mac_bf16\.low: must be above 0 and at most value=1\.0"):
+        load_area(str(file))
+    file.write_text('name = "a"\n')
+    with pytest.raises(InputError, match=rf"\A{file}: mac_bf16: is missing\Z"):
+        load_area(str(file))
