@@ -11,15 +11,22 @@ import os
 import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
 
 WARM = "sim.sweep.warm"
 """What they have in memory before their first point."""
 
 
+def prepare() -> None:
+    """Begin what processes are forked from: it imports while this process does."""
+    forkserver.set_forkserver_preload([WARM])
+    forkserver.ensure_running()
+
+
 def start_processes(count: int) -> ProcessPoolExecutor:
     """Return a pool of ``count`` processes that leave interruptions to this one, and end with it."""
+    forkserver.set_forkserver_preload([WARM])
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([WARM])
     return ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
 
 

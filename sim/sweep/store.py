@@ -91,13 +91,15 @@ def table_of(
     schema: pa.Schema, space: Space, first: int, points: Sequence[Choices], rows: Sequence[Row], version: str
 ) -> pa.Table:
     """Return a chunk's table; ``first`` is the number of its first point."""
-    shown = [space.shown(choices) for choices in points]
-    columns: dict[str, list[Any]] = {"point": list(range(first, first + len(rows)))}
-    for name in space.names:
-        columns[name] = [as_cell(one[name], schema.field(name).type) for one in shown]
+    columns: dict[str, Sequence[Any]] = {"point": range(first, first + len(rows))}
+    for axis, chosen in zip(space.axes, zip(*points, strict=True), strict=True):
+        for name, shown in zip(
+            axis.names, zip(*(axis.at(one)[0] for one in chosen), strict=True), strict=True
+        ):
+            kind = schema.field(name).type
+            columns[name] = [as_cell(value, kind) for value in shown]
     names = (*space.kind.figures, *space.columns)
-    for place, name in enumerate(names):
-        columns[name] = [row.figures[place] for row in rows]
+    columns |= zip(names, zip(*(row.figures for row in rows), strict=True), strict=True)
     columns |= {
         "error": [row.error for row in rows],
         "key": [row.key for row in rows],
