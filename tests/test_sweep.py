@@ -18,6 +18,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -812,9 +813,22 @@ def test_killed_processes_lose_nothing(products, tmp_path) -> None:
             if chunk in (5, 30) and chunk not in killed:
                 killed.append(chunk)
                 os.kill(processes[0], signal.SIGKILL)
+            if chunk == 20 and chunk not in killed:
+                # What they are forked from, and both of them.
+                killed.append(chunk)
+                for process in (forkserver._forkserver._forkserver_pid, *processes):
+                    os.kill(process, signal.SIGKILL)
+            if chunk == 45 and chunk not in killed:
+                # It ends while it forks.
+                killed.append(chunk)
+
+                def submit(*_: object) -> None:
+                    raise EOFError
+
+                self._pool.submit = submit
 
     run_sweep(of, tmp_path / "p.parquet", lambda: Killed(2), Silent())
-    assert killed == [5, 30]
+    assert killed == [5, 20, 30, 45]
     assert (tmp_path / "p.parquet").read_bytes() == whole.read_bytes()
 
 

@@ -33,8 +33,10 @@ CONNECT_S = 10.0
 RECONNECT_S = 60.0
 """How long a scheduler may be away in the middle of a sweep."""
 ADDRESS = re.compile(r"(tcp|tls)://\[?(?P<host>[^/]+?)\]?:(?P<port>\d{1,5})")
-STARTS = 5
-"""Times in a row that a process may end before it computes anything."""
+STARTS, START_AGAIN_S = 5, 0.2
+"""Times in a row that a process may end before it computes anything, and what is waited between."""
+ENDED = (BrokenProcessPool, EOFError, OSError)
+"""What giving a process something raises where it, or the one that it is forked from, has ended."""
 LOOK_S = 0.5
 COUNT_S = 5.0
 """How often a cluster's workers are counted."""
@@ -86,8 +88,8 @@ class LocalWorkers:
         """Give out a chunk."""
         try:
             future = self._pool.submit(run_chunk, *job)
-        except BrokenProcessPool:
-            # A worker ended since the last look: what it had comes back as lost.
+        except ENDED:
+            # A worker ended since the last look, or what it is forked from: the chunk comes back as lost.
             future = Future()
             future.set_exception(BrokenProcessPool())
         self._given[future] = chunk
@@ -114,7 +116,9 @@ class LocalWorkers:
         for _ in range(STARTS):
             try:
                 self._pool.submit(os.getpid).result()
-            except BrokenProcessPool:
+            except ENDED:
+                # What they are forked from may be ending itself, and be there for a moment more.
+                time.sleep(START_AGAIN_S)
                 self._pool.shutdown(wait=True)
                 self._pool = start_processes(self.count)
             else:
