@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import gzip
 import json
 import os
@@ -756,6 +757,19 @@ def test_a_disk_that_fills_up(requests, option, line, tmp_path, monkeypatch, cap
     out, error = capsys.readouterr()
     assert (out, error) == ("", f"expertbank: {line}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, monkeypatch, capsys):
+    """Of this file, and only if nobody is writing it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("tmp-r.csv-killed", "tmp-r.csv-alive", "tmp-other.csv-x", "tmp-r.csv"):
+        (tmp_path / name).write_text("half")
+    with (tmp_path / "tmp-r.csv-alive").open() as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        assert main([*SMALL_RUN, "--arrivals", "fixed:1", "--requests", "2", "--requests-csv", "r.csv"]) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"r.csv", "tmp-r.csv-alive", "tmp-other.csv-x", "tmp-r.csv"}
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("option", ["--requests-csv", "--picture"])
