@@ -120,6 +120,7 @@ def _memory_bits(image: ImageGeometry, model: ModelSpec, design: DesignSpec) -> 
     else:
         contributions = model.gating.top_k + (image.shared is not None)
         found["contributions"] = BF16_BITS * tile.act_lanes * slots * contributions * words
+        found["weights"] = BF16_BITS * slots * contributions
     if model.gating.num_identity_experts:
         width = max(tile.act_lanes, design.stream_lanes)
         found["starts"] = BF16_BITS * width * slots * ceil_div(model.d_model, width)
