@@ -205,12 +205,13 @@ ROWS = (
     Row(
         table="2, 3",
         system="vLLM",
-        carries="`dispatch`: `blocks`, aligned to 16 rows",
+        carries="`dispatch`: `blocks`, aligned to 16 rows; decode first and chunked prefill:"
+        " `expertbank serve --batching chunked` ([serving.md](serving.md))",
         command="policies dispatch --model qwen3-30b-a3b --tokens 2048 --steps 1 --block 16",
         policy="blocks",
         baseline="largest",
         survey="up to 4.0 a layer",
-        missing="scheduling of requests: decode first, chunked prefill",
+        missing="its paged memory of keys and values",
     ),
     Row(
         table="2",
