@@ -12,12 +12,17 @@ from amaranth.hdl import Fragment
 from rtl.layer import FpgaLayer, PimLayer
 from rtl.ram import ExportPlatform, Ram
 from sim.area import area_of, device_area, layer_area, memory_bits
+from sim.sweep.chunks import run_point
+from sim.sweep.findings import find
+from sim.sweep.run import run_sweep
+from sim.sweep.space import read_space
 from sim.workload import scaled_model
 from spec.design import DesignSpec, Engine
 from spec.energy import Figure
 from spec.errors import InputError
 from spec.load import load_area, load_design, load_device, load_sources, preset_names
 from spec.model import ModelSpec
+from tests.test_sweep import Here, Silent
 
 TABLE = load_area("cells-45nm")
 
@@ -124,6 +129,45 @@ def test_units_of_a_device():
     assert whole.counts["memory_bit"] == 8 * monde.buffer_bytes == 2 * half.counts["memory_bit"]
     assert device_area(replace(monde, buffer_bytes=0), 40) is None
     assert device_area(replace(load_device("gddr6-aim"), element_bits=4), 1) is None
+
+
+def test_a_sweep_has_areas_as_figures_and_objectives(tmp_path):
+    table = {
+        "fixed": {"model": "mixtral-8x7b", "scale": 64, "tokens": 64, "design": "fpga"},
+        "axes": {"design.array.rows": [16, 32, 64], "design.window_tokens": [8, 16]},
+        "columns": {"cost": "2 * area_mm2 + memory_bits / 1e6"},
+        "objectives": {"seconds": "min", "area_mm2": "min", "cost": "min"},
+    }
+    of = read_space(table, "s")
+    rows = {choices: run_point(of, choices).figures for choices in of.candidates()}
+    names = [*of.kind.figures, *of.columns]
+    for choices, figures in rows.items():
+        row = dict(zip(names, figures, strict=True))
+        specs, _ = of.resolve(of.taken(choices))
+        area = layer_area(specs["model"].scaled(64), specs["design"])
+        assert (row["area_low_mm2"], row["area_mm2"], row["area_high_mm2"]) == (
+            area.low,
+            area.total,
+            area.high,
+        )
+        assert row["cost"] == 2 * area.total + area.counts["memory_bit"] / 1e6
+    run_sweep(of, tmp_path / "s.parquet", Here, Silent())
+    front = find(of, tmp_path / "s.parquet").front
+    # A longer window is faster and larger; the smallest is on the front.
+    assert len(front) > 1
+    areas = [row["area_mm2"] for row in front]
+    assert min(areas) == min(row[names.index("area_mm2")] for row in rows.values())
+    product = read_space(
+        {
+            "evaluate": "gemv",
+            "fixed": {"channels": 2, "rows": 64, "cols": 64},
+            "axes": {"device": ["duplex"]},
+        },
+        "g",
+    )
+    (choices,) = product.candidates()
+    found = dict(zip(product.kind.figures, run_point(product, choices).figures, strict=True))
+    assert found["area_mm2"] == device_area(load_device("duplex"), 2).total
 
 
 def test_published_areas_lie_in_the_range_that_a_shrink_leaves():
