@@ -326,8 +326,9 @@ def read_batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of several files, some at a time; :class:`InputError` for a file that is damaged."""
     for path in files:
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                yield from file.iter_batches(batch_size=READ_ROWS)
+            # Threads cost more than they bring: parts are small, and workers compute meanwhile.
+            with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+                yield from file.iter_batches(batch_size=READ_ROWS, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise InputError(
                 f"is damaged; without it the same command computes it again ({one_line(str(error))})",
