@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from amaranth.hdl import Fragment
@@ -175,6 +177,22 @@ def test_published_areas_lie_in_the_range_that_a_shrink_leaves():
     shrink = (28 / 45) ** 2
     monde = device_area(load_device("monde"), 40)
     assert shrink * monde.low < 2.95 < 3.0 < shrink * monde.high
+
+
+def test_the_page_has_the_figures_and_the_published_areas():
+    page = (Path(__file__).parent.parent / "docs" / "sweep.md").read_text()
+    sources = load_sources("area", TABLE.name)
+    for name, entry in sources.items():
+        figure = getattr(TABLE, name)
+        row = re.search(rf"\| `{name}` \| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \| (\w) \|", page)
+        shown = [f"{float(text):.2g}" for text in row.groups()[:3]]
+        assert shown == [f"{value:.2g}" for value in (figure.value, figure.low, figure.high)]
+        assert row[4] == entry["grade"]
+    monde = device_area(load_device("monde"), 40)
+    macs = area_of(TABLE, {"mac_bf16": device_area(load_device("duplex"), 32).counts["mac_bf16"]})
+    for area, nm in ((monde, 28), (macs, 7)):
+        low, value, high = ((nm / 45) ** 2 * one for one in (area.low, area.total, area.high))
+        assert f"({low:.1f} to {high:.1f}, value {value:.1f})" in page
 
 
 @pytest.mark.parametrize("name", preset_names("area"))
