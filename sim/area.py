@@ -5,8 +5,9 @@ grow with the design or the model. The bits of those memories are the ones of th
 against its instances, of which these are all but a few percent. Not counted, because nothing here has figures
 that hold for all designs: control, queues, the selection, activation functions, wires, pads, and the DRAM.
 
-The table is one of 45 nm. Units that lie in a DRAM are made in its process: their range is wider by
-:data:`LOW_SCALE` and :data:`HIGH_SCALE`. ``docs/sweep.md`` says where the figures come from.
+The table is one of 45 nm, its MACs counted in the Verilog of the expert engine. Units that lie in a DRAM are
+made in its process: their range is wider by :data:`LOW_SCALE` and :data:`HIGH_SCALE`. ``docs/sweep.md`` says
+where the figures come from.
 """
 
 from __future__ import annotations

@@ -14,12 +14,14 @@ from amaranth.hdl import Fragment
 from rtl.layer import FpgaLayer, PimLayer
 from rtl.ram import ExportPlatform, Ram
 from sim.area import area_of, device_area, layer_area, memory_bits
+from sim.gemv.area import Cost
 from sim.sweep.chunks import run_point
 from sim.sweep.findings import find
 from sim.sweep.run import run_sweep
 from sim.sweep.space import read_space
+from sim.synth import export_block, gate_counts
 from sim.workload import scaled_model
-from spec.design import DesignSpec, Engine
+from spec.design import DesignSpec, Engine, Format
 from spec.energy import Figure
 from spec.errors import InputError
 from spec.load import load_area, load_design, load_device, load_sources, preset_names
@@ -170,6 +172,31 @@ def test_a_sweep_has_areas_as_figures_and_objectives(tmp_path):
     (choices,) = product.candidates()
     found = dict(zip(product.kind.figures, run_point(product, choices).figures, strict=True))
     assert found["area_mm2"] == device_area(load_device("duplex"), 2).total
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number_format", [Format.BF16, Format.INT8])
+def test_a_mac_is_what_the_verilog_has_more_of_with_more_of_them(number_format):
+    model = scaled_model("mixtral-8x7b", 64)
+    cells = []
+    for rows in (2, 4):
+        design = small("fpga", number_format)
+        design = replace(
+            design,
+            array=replace(design.array, rows=rows),
+            memory=replace(design.memory, width_bits=128),
+        )
+        directory, name = export_block(model, design, "expert")
+        cells.append(
+            (Cost.of(gate_counts(directory, name, boxes="*none_such")).um2, layer_area(model, design))
+        )
+    (few, before), (many, after) = cells
+    registers = after.counts["register_bit"] - before.counts["register_bit"]
+    figure = getattr(TABLE, f"mac_{number_format}")
+    measured = (many - few - registers * TABLE.register_bit.value) / (2 * 16)
+    assert figure.value == pytest.approx(measured, abs=0.5)
+    if number_format is Format.INT8:
+        assert figure.high == pytest.approx((many - few) / (2 * 16), abs=0.5)
 
 
 def test_published_areas_lie_in_the_range_that_a_shrink_leaves():
