@@ -52,7 +52,7 @@ from typing import Any
 from spec.errors import InputError, InputWarning, one_line, require
 from spec.files import PRESETS, build_spec, read_text, read_toml
 from spec.layer_kinds import LayerKinds
-from spec.model import ModelSpec
+from spec.model import MAX_LAYERS, ModelSpec
 
 WEIGHT_NAMES = (
     "router",
@@ -535,6 +535,11 @@ class Family:
         for key in (*self.firsts, *self.usual):
             value = resolved.get(key)
             if isinstance(value, list) and value:
+                require(
+                    len(value) <= MAX_LAYERS,
+                    f"must have at most {MAX_LAYERS} values, not {len(value)}",
+                    key=f"config.{key}",
+                )
                 if key in self.firsts:
                     resolved[key] = value[0]
                 elif "layer_idx" in config:

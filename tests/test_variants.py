@@ -706,6 +706,10 @@ BAD = {
         published("step-3.5-flash") | {"moe_layers_enum": "3, 45"},
         "moe_layers_enum: must list layers in 0..44, not 45",
     ),
+    "more layers than a model has": (
+        published("step-3.5-flash") | {"swiglu_limits": [0.0] * 1025},
+        "swiglu_limits: must have at most 1024 values, not 1025",
+    ),
     "another number of text experts": (
         published("ernie-4.5-vl-28b-a3b") | {"num_experts": [32, 64]},
         "num_experts: must equal config.moe_num_experts=64, not 32",
