@@ -46,7 +46,6 @@ from tests.bench.test_layer_bench import bf16_bits
 
 IMAGE_PAGE = 3
 SLVERR, DECERR = 2, 3
-CYCLE_NS = 10
 PATIENCE = 2_000
 """Reads of a register after which what has not come will not."""
 MOST_CYCLES = 100_000
@@ -184,11 +183,17 @@ class Core:
         return found
 
 
+def clock_of_ports(dut: Any) -> tuple[Any, Any]:
+    """Return the clock and reset of a top's AXI ports."""
+    return (dut.bus_aclk, dut.bus_aresetn) if hasattr(dut, "bus_aclk") else (dut.aclk, dut.aresetn)
+
+
 class Rules:
     """Watches a channel that the top drives: valid and payload stay until ready, but for reset."""
 
     def __init__(self, dut: Any, valid: str, ready: str, payload: list[str]) -> None:
         self.dut, self.names = dut, (valid, ready, *payload)
+        self.clock, self.reset = clock_of_ports(dut)
         self.broken: list[str] = []
         self.transfers = 0
         cocotb.start_soon(self._watch())
@@ -197,8 +202,8 @@ class Rules:
         valid, ready, *payload = (getattr(self.dut, name) for name in self.names)
         held = None
         while True:
-            await RisingEdge(self.dut.aclk)
-            if not int(self.dut.aresetn.value):
+            await RisingEdge(self.clock)
+            if not int(self.reset.value):
                 held = None
                 continue
             seen = tuple(int(part.value) for part in payload) if int(valid.value) else None
@@ -210,11 +215,14 @@ class Rules:
 
 
 class Bench:
-    """A top with everything around it; what scenarios use is blocking."""
+    """A top with everything around it; what scenarios use is blocking.
 
-    def __init__(self, dut: Any, core: Core, *, keep_memory: bool = False) -> None:
-        self.dut, self.core, self.rng = dut, core, core.rng
-        clock, reset = dut.aclk, dut.aresetn
+    ``slower``: its clock, of two the one by which cycles are counted.
+    """
+
+    def __init__(self, dut: Any, core: Core, slower: Any, *, keep_memory: bool = False) -> None:
+        self.dut, self.core, self.rng, self.slower = dut, core, core.rng, slower
+        clock, reset = clock_of_ports(dut)
         around = {"reset": reset, "reset_active_level": False}
         self.lite = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi"), clock, **around)
         # A beat is one element of a frame.
@@ -313,15 +321,17 @@ class Bench:
     @resume
     async def wait(self, cycles: int) -> None:
         """Let cycles pass."""
-        await ClockCycles(self.dut.aclk, cycles)
+        await ClockCycles(self.slower, cycles)
 
     @resume
     async def reset(self) -> None:
         """Reset everything."""
-        self.dut.aresetn.value = 0
-        await ClockCycles(self.dut.aclk, 4)
-        self.dut.aresetn.value = 1
-        await ClockCycles(self.dut.aclk, 2)
+        for reset in (self.dut.aresetn, clock_of_ports(self.dut)[1]):
+            reset.value = 0
+        await ClockCycles(self.slower, 4)
+        for reset in (self.dut.aresetn, clock_of_ports(self.dut)[1]):
+            reset.value = 1
+        await ClockCycles(self.slower, 2)
 
     def hold(self, *, holding: bool) -> None:
         """Take no output, so that tokens stay inside; or take it as it comes."""
@@ -782,21 +792,29 @@ def scenarios_of(name: Top, *, keep_memory: bool) -> list[Callable[[Bench], None
 
 @cocotb.test()
 async def run_job(dut: Any) -> None:
-    """Run every scenario, each from a reset with other pauses."""
+    """Run every scenario, each from a reset with other pauses.
+
+    The job names the top, the seed, whether memory is reset with it, and the periods of both clocks in ps.
+    """
     for noisy in ("cocotb", "cocotbext"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     job = Path(os.environ[JOB])
-    name, seed, keep_memory = pickle.loads(job.read_bytes())
+    name, seed, keep_memory, (period, bus_period) = pickle.loads(job.read_bytes())
     core = Core(name, seed)
-    dut.aresetn.value = 0
-    cocotb.start_soon(Clock(dut.aclk, CYCLE_NS, "ns").start())
-    bench = Bench(dut, core, keep_memory=keep_memory)
+    bus, bus_reset = clock_of_ports(dut)
+    dut.aresetn.value = bus_reset.value = 0
+    cocotb.start_soon(Clock(dut.aclk, period, "ps").start())
+    if bus is not dut.aclk:
+        cocotb.start_soon(Clock(bus, bus_period, "ps").start())
+    slower = bus if bus_period > period else dut.aclk
+    most = MOST_CYCLES * max(period, bus_period)
+    bench = Bench(dut, core, slower, keep_memory=keep_memory)
     banks = BankPorts(dut, core.banks, pim_image(core.banks, core.weights)) if core.banks else None
     assert banks is None or banks.width
     done = []
     for scenario in scenarios_of(name, keep_memory=keep_memory):
         print(scenario.__name__, flush=True)
-        await with_timeout(cocotb.start_soon(bridge(_run)(bench, scenario)), MOST_CYCLES * CYCLE_NS, "ns")
+        await with_timeout(cocotb.start_soon(bridge(_run)(bench, scenario)), most, "ps")
         done.append(scenario.__name__)
     job.with_name(RESULTS).write_bytes(pickle.dumps(done))
 
