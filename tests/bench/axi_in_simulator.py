@@ -33,6 +33,7 @@ from cocotbext.axi import (
 
 from golden.layer_bf16 import layer_bf16, layer_image
 from golden.weights import random_tokens, random_weights
+from rtl.axi.clocks import STREAM_DEPTH
 from sim.driver import BusError, Driver, Packet
 from sim.pack import pack, read_pack
 from sim.pim_layer import placement_steps
@@ -217,12 +218,14 @@ class Rules:
 class Bench:
     """A top with everything around it; what scenarios use is blocking.
 
-    ``slower``: its clock, of two the one by which cycles are counted.
+    ``slower``: its clock, of two the one by which cycles are counted; ``crossing``: beats that outputs may
+    wait in between the clocks.
     """
 
     def __init__(self, dut: Any, core: Core, slower: Any, *, keep_memory: bool = False) -> None:
         self.dut, self.core, self.rng, self.slower = dut, core, core.rng, slower
         clock, reset = clock_of_ports(dut)
+        self.crossing = 0 if clock is dut.aclk else STREAM_DEPTH
         around = {"reset": reset, "reset_active_level": False}
         self.lite = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi"), clock, **around)
         # A beat is one element of a frame.
@@ -477,7 +480,8 @@ def illegal_accesses(bench: Bench) -> None:
     bench.start()
     driver.acknowledge()
     driver.enable_interrupts("error")
-    batch = bench.core.tokens(2 * bench.core.design.window_tokens)
+    # More than window and crossing hold: tokens stay inside while no output is taken.
+    batch = bench.core.tokens(2 * bench.core.design.window_tokens + bench.crossing)
     expected = bench.core.outputs([batch])
     bench.hold(holding=True)
     bench.send(bench.core.beats(batch))
