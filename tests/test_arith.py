@@ -48,6 +48,7 @@ from rtl.functions import (
     fixed_from_f32,
 )
 from sim.expert import activation_latency
+from spec.design import Pipeline
 from spec.geometry import FfnGeometry
 from spec.model import Activation, FfnSpec
 from tests.bfm import (
@@ -135,8 +136,12 @@ def burst_value(sums: dict, n: int, cols: int) -> float:
     return sign * float(np.ldexp(float(fields["significand"]), fields["exponent"] - 127 - (bits - 1)))
 
 
+PIPELINES = tuple(Pipeline)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("cols", COLS)
-def test_burst(cols):
+def test_burst(cols, pipeline):
     rng = np.random.default_rng(cols)
     x, w = bf16_patterns(rng, (600, cols)), bf16_patterns(rng, (600, cols))
     # The largest sum, the smallest product, cancellation to zero.
@@ -146,7 +151,8 @@ def test_burst(cols):
     inputs = {"x": [pack(row) for row in x], "w": [pack(row) for row in w]}
     want = burst_sum(x, w)
 
-    got = run_pipeline(Burst(cols), inputs, ["o"], Burst.LATENCY)["o"]
+    dut = Burst(cols, pipeline)
+    got = run_pipeline(dut, inputs, ["o"], Burst.latency_of(cols, pipeline))["o"]
     for n in range(len(x)):
         value = burst_value(got, n, cols)
         same = value == want[n] or (np.isnan(value) and np.isnan(want[n]))
@@ -156,29 +162,31 @@ def test_burst(cols):
 class BurstThenAccumulate(wiring.Component):
     """A burst added to an accumulator, as the blocks connect them."""
 
-    LATENCY = Burst.LATENCY + Accumulate.LATENCY
-
-    def __init__(self, cols: int) -> None:
+    def __init__(self, cols: int, pipeline: Pipeline) -> None:
         self.cols = cols
+        self.pipeline = pipeline
+        self.before = Burst.latency_of(cols, pipeline)
+        self.latency = self.before + Accumulate.latency_of(pipeline)
         vector = data.ArrayLayout(BF16, cols)
         super().__init__({"x": In(vector), "w": In(vector), "acc": In(F32), "out": Out(F32)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.burst = burst = Burst(self.cols)
-        m.submodules.accumulate = adder = Accumulate(self.cols)
+        m.submodules.burst = burst = Burst(self.cols, self.pipeline)
+        m.submodules.accumulate = adder = Accumulate(self.cols, self.pipeline)
         m.d.comb += [
             burst.x.eq(self.x),
             burst.w.eq(self.w),
-            adder.acc.eq(delay(m, self.acc.as_value(), Burst.LATENCY, "acc")),
+            adder.acc.eq(delay(m, self.acc.as_value(), self.before, "acc")),
             adder.addend.eq(burst.o),
             self.out.eq(adder.o),
         ]
         return m
 
 
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("cols", COLS)
-def test_accumulate(cols):
+def test_accumulate(cols, pipeline):
     rng = np.random.default_rng(100 + cols)
     count = 800
     x, w = bf16_patterns(rng, (count, cols)), bf16_patterns(rng, (count, cols))
@@ -189,16 +197,18 @@ def test_accumulate(cols):
     factor = 1 + np.where(rng.random(count) < 0.5, 2.0 ** -rng.integers(20, 25, count), 0)
     with np.errstate(over="ignore", invalid="ignore"):
         acc = f32_flush(np.where(near, (-sums * factor).astype(np.float32), acc))
+    dut = BurstThenAccumulate(cols, pipeline)
     got = run_pipeline(
-        BurstThenAccumulate(cols),
+        dut,
         {"x": [pack(row) for row in x], "w": [pack(row) for row in w], "acc": acc.view(np.uint32)},
         ["out"],
-        BurstThenAccumulate.LATENCY,
+        dut.latency,
     )["out"]
     agree(got, accumulate(acc, sums).view(np.uint32), f"accumulate, {cols} cols", acc, sums)
 
 
-def test_accumulate_rounds_in_every_place():
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_accumulate_rounds_in_every_place(pipeline):
     """Bursts of one product beside an accumulator at every distance: ties, stickies, carries."""
     rng = np.random.default_rng(7)
     distances = np.repeat(np.arange(-40, 41), 24)
@@ -206,11 +216,12 @@ def test_accumulate_rounds_in_every_place():
     w = bf16_encode(np.exp2(distances.astype(np.float64)))
     significands = rng.choice([0x3F800000, 0x3F800001, 0x3FFFFFFF, 0x3F800003, 0xBFAAAAAB], distances.size)
     acc = significands.astype(np.uint32).view(np.float32)
+    dut = BurstThenAccumulate(1, pipeline)
     got = run_pipeline(
-        BurstThenAccumulate(1),
+        dut,
         {"x": x, "w": w, "acc": acc.view(np.uint32)},
         ["out"],
-        BurstThenAccumulate.LATENCY,
+        dut.latency,
     )["out"]
     sums = burst_sum(x[:, None], w[:, None])
     agree(got, accumulate(acc, sums).view(np.uint32), "accumulate", acc, sums)
@@ -458,6 +469,8 @@ def test_activation_lane_of_two(seed):
 def test_latencies_as_stated():
     """The figures of docs/numbers.md; each pipeline was run with its own above."""
     assert (Burst.LATENCY, Accumulate.LATENCY) == (5, 3)
+    deep = [Burst.latency_of(cols, Pipeline.DEEP) for cols in (1, 4, 5, 16, 64, 256)]
+    assert (deep, Accumulate.latency_of(Pipeline.DEEP)) == ([10, 11, 13, 14, 17, 20], 7)
     stages = (InterpolatedTable, Reciprocal, ExpNegative, Sigmoid, SqrtSoftplus, Log2, Exp2Negative)
     assert [stage.LATENCY for stage in stages] == [2, 2, 3, 7, 14, 4, 2]
     assert [stage.LATENCY for stage in (NormalCdf, GeluTanhArgument, TanhRatio)] == [6, 3, 3]

@@ -23,7 +23,7 @@ from rtl.dispatch.first import FirstOf
 from rtl.dispatch.layouts import IDENTITY_BITS
 from sim.dispatch import DispatchCycles, Units, dispatch_cycles
 from sim.streams import readiness, taken
-from spec.design import Policy
+from spec.design import Pipeline, Policy
 from spec.errors import InputError
 from spec.model import NO_PLACES
 from spec.registers import POLICIES
@@ -192,6 +192,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         unit_ready=[readiness(ready[name]) for name in config.outputs()],
         units=Units(config.num_units, placement, config.unit_jobs) if several else None,
         retired=retiring.model() if several else (),
+        pipeline=Pipeline.DEEP if config.deep else Pipeline.SHORT,
     )
     expected = {"i": beats, "o_expect": expected_counts(config, streams)}
     for name, entries in zip(config.outputs(), model.unit_entries, strict=True):
@@ -360,6 +361,19 @@ def test_random(seed):
     check(case, run_case(case))
 
 
+def deep(case: Case) -> Case:
+    """Return a case whose dispatcher has deep pipelines."""
+    return replace(case, config=replace(case.config, deep=True))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(9), *(pytest.param(n, marks=pytest.mark.long) for n in range(9, 90))]
+)
+def test_random_deep(seed):
+    case = deep(random_case(seed))
+    check(case, run_case(case))
+
+
 def small(ids, **changes) -> Case:
     """Return a case over these experts, in one batch, with windows of four tokens."""
     ids = np.asarray(ids)
@@ -408,21 +422,32 @@ def test_corner(name, stalls):
         assert run.dropped > 0, "the corner was not reached"
 
 
+@pytest.mark.parametrize("name", CORNERS)
+def test_corner_deep(name):
+    case = deep(replace(CORNERS[name], seed=7))
+    check(case, run_case(case))
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_reset_in_the_middle(seed):
     case = random_case(1000 + seed)
     check(case, run_case(case, reset_after=5 + 17 * seed))
 
 
+@pytest.mark.parametrize("pipeline", Pipeline)
 @pytest.mark.parametrize("shared", [False, True])
-def test_latency_is_as_stated(shared):
+def test_latency_is_as_stated(shared, pipeline):
     assert Dispatch.LATENCY == sim.dispatch.LATENCY
+    assert Dispatch.DEEP_LATENCY == sim.dispatch.DEEP_LATENCY
     assert Dispatch.EXPECT_LATENCY == sim.dispatch.EXPECT_LATENCY
     case = small([[0, 1], [1, 2], [3, 1], [0, 2]], shared=shared)
+    latency = Dispatch.LATENCY
+    if pipeline is Pipeline.DEEP:
+        case, latency = deep(case), Dispatch.DEEP_LATENCY
     traces = run_case(case).traces
     assert traces["i"].cycles.tolist() == list(range(8))
     assert (traces["o_expect"].cycles == traces["i"].cycles[1::2] + Dispatch.EXPECT_LATENCY).all()
-    first = int(traces["i"].cycles[-1]) + Dispatch.LATENCY
+    first = int(traces["i"].cycles[-1]) + latency
     assert traces["o_0"].cycles.tolist() == list(range(first, first + 8 + 4 * shared))
 
 
@@ -500,7 +525,7 @@ PLANTED = {
         "found.eq(closed.bit_select(oldest, 1) &",
         "found.eq(closed.bit_select(oldest, 1) & ~self.o.valid &",
     ),
-    "both windows open": (rtl.dispatch.enqueue, "~self.full.bit_select(parity, 1)", "~self.full.all()"),
+    "both windows open": (rtl.dispatch.enqueue, "~full.bit_select(parity, 1)", "~self.full.all()"),
 }
 
 

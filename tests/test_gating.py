@@ -41,6 +41,7 @@ from golden.gating_bf16 import (
 from golden.image import router_image
 from rtl.gating import Gate, assignment_layout, given_score_bits, token_layout
 from sim.streams import readiness
+from spec.design import Pipeline
 from spec.gate_plan import GatePlan
 from spec.geometry import GateGeometry, ceil_div
 from spec.load import load_design, load_model
@@ -327,6 +328,31 @@ def check_random(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_random(seed):
     check_random(seed)
+
+
+def deep(case: Case) -> Case:
+    """Return a case whose gate has deep pipelines."""
+    return replace(case, geometry=replace(case.geometry, pipeline=Pipeline.DEEP))
+
+
+def check_deep(case: Case) -> None:
+    """Check a case with deep pipelines: bits of golden, cycles of the model."""
+    case = deep(case)
+    run = run_case(case)
+    check(case, run)
+    assert run.gate.latency == sim.gating.latency(case.geometry), str(case)
+    assert run.gate.credits == sim.gating.num_credits(case.geometry), str(case)
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 60))])
+def test_random_deep(seed):
+    check_deep(random_case(seed))
+
+
+@pytest.mark.parametrize("kind", ["shared_gate", "scored", "standard", "prototype"])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 12))])
+def test_random_deep_terms(kind, seed):
+    check_deep(globals()[f"{kind}_case"](seed))
 
 
 def shared_gate_case(seed: int) -> Case:
@@ -1362,11 +1388,11 @@ PLANTED = {
         "Mux(busy, last_word & (rest == 0), resting <= 1)",
         "Mux(busy, 0, resting <= 1)",
     ),
-    "sum without its last score": (rtl.gating.weights, "valid & last, 1 + Inverse", "valid & last, Inverse"),
+    "sum without its last score": (rtl.gating.weights, "valid & last, 1 + inverse", "valid & last, inverse"),
     "inverse of the token before": (
         rtl.gating.weights,
-        "top_k + Inverse.LATENCY + 1",
-        "top_k + Inverse.LATENCY",
+        "top_k + self.inverse_latency + 1",
+        "top_k + self.inverse_latency",
     ),
     "end of batch": (rtl.gating.selection, "lasts.bit_select(read, 1)),", "lasts.bit_select(write, 1)),"),
     "too few credits": (rtl.gating.selection, "self.geometry.interval) + 1", "self.geometry.interval)"),
@@ -1461,7 +1487,7 @@ PLANTED_IN_TERMS = {
     ),
     "epsilon of the exponentials": (
         rtl.gating.softmax,
-        "places.eq(inverse.position - SCORE_BITS)",
+        "places.eq(position - SCORE_BITS)",
         "places.eq(0)",
         "large_epsilon_sees_shares",
     ),
@@ -1491,8 +1517,8 @@ PLANTED_IN_TERMS = {
     ),
     "model: shares": (
         sim.gating,
-        "rows + TOTAL_TAIL + rows - 1 +",
-        "rows + TOTAL_TAIL + rows +",
+        "rows + part.total_tail + rows - 1 +",
+        "rows + part.total_tail + rows +",
         "softmax_with_bias",
     ),
     "model: norm": (sim.gating, "2 * top_k - 1 + NORM", "2 * top_k + NORM", "p_norm_k_1"),
