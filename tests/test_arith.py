@@ -15,6 +15,7 @@ from amaranth.hdl import Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+import rtl.arith
 from golden import functions
 from golden.expert_bf16 import activate
 from golden.formats import accumulate, bf16_decode, bf16_encode, burst_sum, f32_flush
@@ -57,6 +58,7 @@ from tests.bfm import (
 )
 from tests.block_bench import (
     first_difference,
+    mutated_module,
 )
 
 COLS = (1, 3, 4, 16)
@@ -523,6 +525,33 @@ def test_a_lane_has_no_other_activations_tables(ffn):
 def test_pipeline_bench_finds_a_wrong_latency():
     values = list(range(1, 40))
     assert run_pipeline(Delayed(3), {"value": values}, ["out"], 2)["out"].tolist() != values
+
+
+PLANTED_IN_DEEP = {
+    "significands of another order": ("above = Cat(acc.fraction, Const(1, 1)) <<", "above = acc.fraction <<"),
+    "places of the other operand": ('"below": Mux(acc_bigger, *(', '"below": Mux(~acc_bigger, *('),
+    "carry that stays": (
+        "Cat(kept[:23], exponent[:8]) + increment",
+        "Cat((kept[:23] + increment)[:23], exponent[:8])",
+    ),
+    "zero product": ("[Mux(zero, 0, product)", "[Mux(zero, 1, product)"),
+    "other half's zeros": ("Mux(high_empty, a, b)", "Mux(high_empty, b, a)"),
+}
+
+
+def check_deep() -> None:
+    test_burst(4, Pipeline.DEEP)
+    test_accumulate(4, Pipeline.DEEP)
+    test_accumulate_rounds_in_every_place(Pipeline.DEEP)
+
+
+@pytest.mark.parametrize("bug", PLANTED_IN_DEEP)
+def test_planted_bug_in_deep_is_found(monkeypatch, bug):
+    broken = mutated_module(monkeypatch, rtl.arith, *PLANTED_IN_DEEP[bug])
+    for name in ("Burst", "Accumulate"):
+        monkeypatch.setitem(globals(), name, getattr(broken, name))
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_deep()
 
 
 def test_broken_pipeline_is_found(monkeypatch):

@@ -16,6 +16,7 @@ import rtl.dispatch.first
 import rtl.dispatch.picker
 import rtl.dispatch.tables
 import rtl.dispatch.walker
+import rtl.stream
 import sim.dispatch
 from golden.dispatch_streams import BF16_ONE, DispatchStreams, dispatch_streams
 from rtl.dispatch import Dispatch, DispatchConfig
@@ -544,6 +545,43 @@ def test_planted_bug_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, *PLANTED[bug])
     with pytest.raises(DIVERGED):
         check(revealing_case(), run_case(revealing_case()))
+
+
+PLANTED_IN_DEEP = {
+    "window that is being closed": (rtl.dispatch.enqueue, "full = full | Cat(", "full = full & ~Cat("),
+    "push of this cycle": (rtl.dispatch.tables, "self.lookup.queue) | again)", "self.lookup.queue))"),
+    "counted in this cycle": (rtl.dispatch.enqueue, "self.expert, 1) | decided_now)", "self.expert, 1))"),
+    "batch that ends in this cycle": (rtl.dispatch.enqueue, "~(self.decide & self.end) & (seen", "(seen"),
+    "head is no tail": (rtl.dispatch.walker, "at_tail.eq(head_is_last)", "at_tail.eq(0)"),
+    "end of the shared queue": (
+        rtl.dispatch.walker,
+        "next_is_last.eq(slot == tail.slot)",
+        "next_is_last.eq(0)",
+    ),
+    "room for three": (rtl.stream, "room.eq(leaves | ~(", "room.eq(1 | ~("),
+    "model: close": (sim.dispatch, "DEEP_CLOSE_CYCLES = 1, 2", "DEEP_CLOSE_CYCLES = 1, 1"),
+    "model: room of the pair": (sim.dispatch, "now[_STAGED] + 1)", "now[_STAGED_LAST] + 1)"),
+}
+
+
+def check_deep_cases() -> None:
+    """Check what the planted bugs show in: windows of one token, an expert again and again, stalls."""
+    case = revealing_case()
+    again = small([[1]] * 6, capacity=1)
+    one_token = small([[1], [1], [2]] * 4, window_tokens=1, batches=[1] * 12, capacity=1)
+    for one in (case, replace(case, stalls="bursts"), again, one_token):
+        check(deep(one), run_case(deep(one)))
+
+
+@pytest.mark.parametrize("bug", PLANTED_IN_DEEP)
+def test_planted_bug_in_deep_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *PLANTED_IN_DEEP[bug])
+    with pytest.raises(DIVERGED):
+        check_deep_cases()
+
+
+def test_unbroken_deep_source_passes():
+    check_deep_cases()
 
 
 @pytest.mark.parametrize(

@@ -1441,6 +1441,53 @@ def test_planted_bug_is_found(monkeypatch, bug):
         check_revealing_cases()
 
 
+PLANTED_IN_DEEP = {
+    "router before its tokens": (
+        rtl.gating.product,
+        'router.data, registers, "router',
+        'router.data, 0, "router',
+    ),
+    "room in the buffer before": (rtl.gating.product, "Mux(filled, free(following(", "Mux(filled, free(("),
+    "one word too few": (rtl.gating.product, "self.word == words - 2", "self.word == words - 3"),
+    "two credits are none": (rtl.gating.selection, "(credits > 1)", "(credits > 2)"),
+    "position of the token before": (
+        rtl.gating.weights,
+        'delay(m, position, cut, "part',
+        'delay(m, position, 0 * cut, "part',
+    ),
+    "model: deep product": (sim.gating, "DEEP_PRODUCT_PIPELINE = 17", "DEEP_PRODUCT_PIPELINE = 16"),
+    "model: deep trees": (sim.gating, "max(1, levels) +", "levels +"),
+    "model: deep inverse": (sim.gating, "DEEP_INVERSE = 4, 10", "DEEP_INVERSE = 4, 9"),
+}
+
+
+def check_deep_cases() -> None:
+    """Check what the planted bugs show in: few rows, one input, stalls, weights from exponentials."""
+    for case in (
+        small(gating_of(6, 3), num_tokens=6, stalls="bursts"),
+        small(gating_of(8, 8), d_model=2, lanes=8, logits_per_cycle=4, num_tokens=8, stalls="half"),
+        small(gating_of(40, 3), num_tokens=6, stalls="bursts"),
+        small(
+            gating_of(6, 2, normalise=Normalise.NONE), d_model=1, lanes=2, logits_per_cycle=2, stream_lanes=1
+        ),
+    ):
+        check_deep(case)
+
+
+def test_unbroken_deep_source_passes():
+    check_deep_cases()
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [pytest.param(bug, marks=[pytest.mark.long] * (n % 3 > 0)) for n, bug in enumerate(PLANTED_IN_DEEP)],
+)
+def test_planted_bug_in_deep_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *PLANTED_IN_DEEP[bug])
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_deep_cases()
+
+
 # Bugs in terms that not every gate has, each with a corner that shows it.
 PLANTED_IN_TERMS = {
     "shares with the inverse of the token before": (

@@ -364,8 +364,19 @@ class TokenBuffer(wiring.Component):
         def following(buffer):
             return Mux(buffer == buffers - 1, 0, buffer + 1)
 
+        if geometry.pipeline is Pipeline.DEEP:
+            # From a register: whether the buffer that will be filled will be free.
+            room = Signal(init=1)
+            filled = take & last_beat
+
+            def free(buffer):
+                return ~full.bit_select(buffer, 1) | (self.release & (self.buffer == buffer))
+
+            m.d.sync += room.eq(Mux(filled, free(following(write_buffer)), room | free(write_buffer)))
+        else:
+            room = ~full.bit_select(write_buffer, 1)
         m.d.comb += [
-            self.i.ready.eq(~full.bit_select(write_buffer, 1)),
+            self.i.ready.eq(room),
             take.eq(self.i.valid & self.i.ready),
             last_beat.eq(count == geometry.input_beats - 1),
             ram.write.addr.eq(write_buffer * buffer_size + write_beat),
