@@ -172,8 +172,8 @@ class Reciprocal(Pipelined):
         return m
 
 
-class Sigmoid(wiring.Component):
-    """sigmoid(z) as mantissa and shift. Latency 7 cycles, one result per cycle.
+class Sigmoid(Pipelined):
+    """sigmoid(z) as mantissa and shift. Latency 7 cycles, deep 18; one result per cycle.
 
     Reference: :func:`golden.functions.sigmoid`.
 
@@ -186,29 +186,35 @@ class Sigmoid(wiring.Component):
     """
 
     LATENCY = ExpNegative.LATENCY + 1 + Reciprocal.LATENCY + 1
+    DEEP_LATENCY = 1 + ExpNegative.DEEP_LATENCY + 2 + Reciprocal.DEEP_LATENCY + PRODUCT_STAGES + 1
 
-    def __init__(self) -> None:
+    def __init__(self, pipeline: Pipeline = Pipeline.SHORT) -> None:
+        self.pipeline = pipeline
         super().__init__({"z": In(signed(32)), "mantissa": Out(BASE_BITS), "shift": Out(5)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.exp = exp = ExpNegative()
-        m.submodules.reciprocal = reciprocal = Reciprocal()
+        m.submodules.exp = exp = ExpNegative(self.pipeline)
+        m.submodules.reciprocal = reciprocal = Reciprocal(self.pipeline)
+        cut, product_stages = int(self.deep), PRODUCT_STAGES * self.deep
         negative = Signal()
         one_plus_t = Signal(FRACTION_BITS + 2, reset_less=True)
         m.d.comb += [
             negative.eq(self.z < 0),
-            exp.d.eq(Mux(negative, -self.z, self.z)),
+            exp.d.eq(delay(m, Mux(negative, -self.z, self.z), cut, "magnitude")),
             reciprocal.m.eq(one_plus_t),
         ]
-        m.d.sync += one_plus_t.eq(ONE + (exp.mantissa >> exp.shift))
-        negative_q = delay(m, negative, exp.LATENCY + 1 + reciprocal.LATENCY, "negative")
-        t = delay(m, exp.mantissa, 1 + reciprocal.LATENCY, "t")
-        shift = delay(m, exp.shift, 1 + reciprocal.LATENCY, "shift")
+        m.d.sync += one_plus_t.eq(ONE + delay(m, exp.mantissa >> exp.shift, cut, "placed"))
+        behind = cut + 1 + reciprocal.latency
+        negative_q = delay(m, negative, cut + exp.latency + behind + product_stages, "negative")
+        t = delay(m, exp.mantissa, behind, "t")
+        shift = delay(m, exp.shift, behind + product_stages, "shift")
         out_mantissa = Signal(BASE_BITS, reset_less=True)
         out_shift = Signal(5, reset_less=True)
+        product = staged_product(m, t, reciprocal.o, "product", deep=self.deep)
+        inverse = delay(m, reciprocal.o, product_stages, "inverse")
         m.d.sync += [
-            out_mantissa.eq(Mux(negative_q, (t * reciprocal.o) >> FRACTION_BITS, reciprocal.o)),
+            out_mantissa.eq(Mux(negative_q, product >> FRACTION_BITS, inverse)),
             out_shift.eq(Mux(negative_q, shift, 0)),
         ]
         m.d.comb += [self.mantissa.eq(out_mantissa), self.shift.eq(out_shift)]

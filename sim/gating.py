@@ -29,6 +29,10 @@ TO_FIXED, DEEP_TO_FIXED = 1, 3
 """Logit to fixed point; deep: distances 1, magnitude 1, sign 1."""
 FUNCTIONS = {Score.SIGMOID: 7, Score.SQRT_SOFTPLUS: 14}
 """From a logit to its score; a logit is one, and shares take longer."""
+DEEP_SIGMOID = 18
+"""Magnitude 1, exp 8, shift 1, sum 1, reciprocal 4, product 3."""
+PLACED_SCORE = 1
+"""Deep only: a sigmoid's mantissa is shifted before the bias is added."""
 STANDARDISE = 19
 """Beside the rows of three passes: row sum 1, sum 1, centred 1; row's largest 1, largest 1, position 1,
 cut 1; square 1, row sum 1, sum 1, logarithm 4, exp2 2, factor 1, product 1, shift 1."""
@@ -60,6 +64,8 @@ class Stages:
 
     product: int
     to_fixed: int
+    functions: dict[Score, int]
+    placed_score: int
     exp_score: int
     inverse: int
     total_tail: int
@@ -74,6 +80,8 @@ def stages(geometry: GateGeometry) -> Stages:
     return Stages(
         product=STORE_PIPELINE if geometry.banked else product,
         to_fixed=DEEP_TO_FIXED if deep else TO_FIXED,
+        functions=FUNCTIONS | {Score.SIGMOID: DEEP_SIGMOID} if deep else FUNCTIONS,
+        placed_score=PLACED_SCORE if deep and geometry.gating.score is Score.SIGMOID else 0,
         exp_score=DEEP_EXP_SCORE if deep else EXP_SCORE,
         inverse=DEEP_INVERSE if deep else INVERSE,
         total_tail=DEEP_TOTAL_TAIL if deep else TOTAL_TAIL,
@@ -123,7 +131,7 @@ def _selection_score(geometry: GateGeometry) -> int:
     if plan.shares_first:
         # The rows wait for the largest logit, then their exponentials for the inverse of their sum.
         return rows + part.total_tail + rows - 1 + part.inverse + part.share + KEY
-    return FUNCTIONS.get(geometry.gating.score, 0) + KEY
+    return part.functions.get(geometry.gating.score, 0) + part.placed_score + KEY
 
 
 def _weight(geometry: GateGeometry) -> int:
@@ -138,7 +146,7 @@ def _weight(geometry: GateGeometry) -> int:
         if plan.shares_of_chosen:
             cycles += part.share
     elif not plan.carries_score:
-        cycles = FUNCTIONS.get(plan.weight_score, 0)
+        cycles = part.functions.get(plan.weight_score, 0)
         # The sigmoid's mantissa and shift become a score.
         cycles += 1 if plan.weight_score is Score.SIGMOID else 0
     return cycles + inverse_cycles(plan, part.inverse)

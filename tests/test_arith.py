@@ -30,12 +30,14 @@ from rtl.arith import (
     ceil_log2,
     delay,
     normalise,
+    round_stages,
     round_to_bf16,
     significand_bits,
     tree,
 )
 from rtl.expert.activation import ActivationLane
 from rtl.functions import (
+    FIXED_STAGES,
     Exp2Negative,
     ExpNegative,
     GeluTanhArgument,
@@ -255,15 +257,20 @@ def test_bf16_from_f32():
     agree(got, bf16_encode(values), "bf16_from_f32", values)
 
 
-def test_fixed_from_f32():
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_fixed_from_f32(pipeline):
     values = f32_patterns(np.random.default_rng(2), 3000)
-    dut = Combinational({"value": F32}, signed(32), lambda m, value: fixed_from_f32(m, value, "value"))
-    got = run_pipeline(dut, {"value": values.view(np.uint32)}, ["out"], 0)["out"]
+    deep = pipeline is Pipeline.DEEP
+    dut = Combinational(
+        {"value": F32}, signed(32), lambda m, value: fixed_from_f32(m, value, "value", deep=deep)
+    )
+    got = run_pipeline(dut, {"value": values.view(np.uint32)}, ["out"], FIXED_STAGES * deep)["out"]
     agree(got, functions.fixed_from_f32(values), "fixed_from_f32", values)
 
 
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("width", [3, 10, 40])
-def test_round_to_bf16(width):
+def test_round_to_bf16(width, pipeline):
     rng = np.random.default_rng(width)
     count = 2000
     magnitude = rng.integers(0, 1 << width, count) >> rng.integers(0, width, count)
@@ -271,12 +278,14 @@ def test_round_to_bf16(width):
         kept, shift = rng.integers(128, 256, 500), rng.integers(2, width - 8, 500)
         magnitude[:500] = (kept << shift) + (1 << (shift - 1)) + rng.integers(-1, 2, 500)
     power, sign = rng.integers(-200, 140, count), rng.integers(0, 2, count)
+    deep = pipeline is Pipeline.DEEP
     dut = Combinational(
         {"sign": 1, "magnitude": width, "power": signed(12)},
         16,
-        lambda m, *operands: round_to_bf16(m, *operands, "rounded"),
+        lambda m, *operands: round_to_bf16(m, *operands, "rounded", deep=deep),
     )
-    got = run_pipeline(dut, {"sign": sign, "magnitude": magnitude, "power": power}, ["out"], 0)["out"]
+    inputs = {"sign": sign, "magnitude": magnitude, "power": power}
+    got = run_pipeline(dut, inputs, ["out"], round_stages(width) if deep else 0)["out"]
     agree(got, functions.bf16_from_integer(sign, magnitude, power), "round_to_bf16", magnitude, power)
 
 
@@ -322,27 +331,32 @@ def test_interpolated_table():
         agree(got, want, "table", position)
 
 
-def test_reciprocal():
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_reciprocal(pipeline):
     m = np.append(np.random.default_rng(4).integers(ONE, 2 * ONE, 1500), [ONE, 2 * ONE - 1, 2 * ONE])
-    got = run_pipeline(Reciprocal(), {"m": m}, ["o"], Reciprocal.LATENCY)["o"]
+    got = run_pipeline(Reciprocal(pipeline), {"m": m}, ["o"], Reciprocal.latency_of(pipeline))["o"]
     agree(got, functions.reciprocal(m), "reciprocal", m)
 
 
-def test_exp_negative():
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_exp_negative(pipeline):
     rng = np.random.default_rng(5)
     zero_from = int(32 * np.log(2) * ONE)
     corners = [0, 1, zero_from - 40, zero_from + 40, (1 << 25) - 1, 1 << 25, FIXED_MAX, (1 << 32) - 1]
     d = np.concatenate([corners, rng.integers(0, 23 * ONE, 1500), rng.integers(0, 1 << 32, 300)])
-    got = run_pipeline(ExpNegative(), {"d": d}, ["mantissa", "shift"], ExpNegative.LATENCY)
+    dut = ExpNegative(pipeline)
+    got = run_pipeline(dut, {"d": d}, ["mantissa", "shift"], ExpNegative.latency_of(pipeline))
     for name, want in zip(("mantissa", "shift"), functions.exp_negative(d), strict=True):
         agree(got[name], want, f"exp {name}", d)
 
 
-def test_sigmoid():
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_sigmoid(pipeline):
     rng = np.random.default_rng(6)
     corners = [0, 1, -1, ONE, -ONE, FIXED_MAX, -FIXED_MAX, 23 * ONE, -23 * ONE]
     z = np.concatenate([corners, rng.integers(-(1 << 25), 1 << 25, 1500)])
-    got = run_pipeline(Sigmoid(), {"z": z}, ["mantissa", "shift"], Sigmoid.LATENCY)
+    dut = Sigmoid(pipeline)
+    got = run_pipeline(dut, {"z": z}, ["mantissa", "shift"], Sigmoid.latency_of(pipeline))
     for name, want in zip(("mantissa", "shift"), functions.sigmoid(z), strict=True):
         agree(got[name], want, f"sigmoid {name}", z)
 
@@ -471,6 +485,8 @@ def test_activation_lane_of_two(seed):
 def test_latencies_as_stated():
     """The figures of docs/numbers.md; each pipeline was run with its own above."""
     assert (Burst.LATENCY, Accumulate.LATENCY) == (5, 3)
+    deep = [kind.latency_of(Pipeline.DEEP) for kind in (InterpolatedTable, Reciprocal, ExpNegative, Sigmoid)]
+    assert deep == [4, 4, 8, 18]
     deep = [Burst.latency_of(cols, Pipeline.DEEP) for cols in (1, 4, 5, 16, 64, 256)]
     assert (deep, Accumulate.latency_of(Pipeline.DEEP)) == ([10, 11, 13, 14, 17, 20], 7)
     stages = (InterpolatedTable, Reciprocal, ExpNegative, Sigmoid, SqrtSoftplus, Log2, Exp2Negative)

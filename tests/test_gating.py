@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from amaranth import ResetInserter, Signal
 from amaranth.back import rtlil
+from amaranth.hdl import Fragment
 
 import golden.gating
 import rtl.fifo
@@ -872,6 +873,15 @@ def test_latency_is_as_stated(name):
     top_k = case.geometry.gating.top_k
     first = launch + gate.latency
     assert run.traces["o"].cycles.tolist() == list(range(first, first + top_k)), str(case)
+
+
+@pytest.mark.parametrize("name", LATENCY_CASES)
+def test_deep_latency_is_the_models(name):
+    """Sums of parts on both sides; runs of every part are in the random cases."""
+    geometry = deep(LATENCY_CASES[name]).geometry
+    gate = Gate(geometry)
+    Fragment.get(gate, None)
+    assert (gate.latency, gate.credits) == (sim.gating.latency(geometry), sim.gating.num_credits(geometry))
 
 
 def test_latency_by_parts():

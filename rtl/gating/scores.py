@@ -63,7 +63,9 @@ class Scores(wiring.Component):
         if self.shares:
             return self.shares.latency
         score = self.geometry.gating.score
-        return {Score.SIGMOID: Sigmoid.LATENCY, Score.SQRT_SOFTPLUS: SqrtSoftplus.LATENCY}.get(score, 0)
+        # Deep: a register behind the shift of the mantissa.
+        sigmoid = Sigmoid.latency_of(self.geometry.pipeline) + self.deep
+        return {Score.SIGMOID: sigmoid, Score.SQRT_SOFTPLUS: SqrtSoftplus.LATENCY}.get(score, 0)
 
     @property
     def latency(self) -> int:
@@ -159,10 +161,10 @@ class Scores(wiring.Component):
             unit = m.submodules[f"sqrt_softplus_{lane}"] = SqrtSoftplus()
             m.d.comb += unit.z.eq(fixed)
             return unit.o
-        unit = m.submodules[f"sigmoid_{lane}"] = Sigmoid()
+        unit = m.submodules[f"sigmoid_{lane}"] = Sigmoid(self.geometry.pipeline)
         score = Signal(SCORE_WIDTH, name=f"score_{lane}")
         m.d.comb += [unit.z.eq(fixed), score.eq(to_score(unit.mantissa, unit.shift))]
-        return score
+        return delay(m, score, int(self.deep), f"placed_score_{lane}")
 
     def _rows_of_shares(self, m, logits):
         """Give the shares the rows of logits as soon as they are there."""

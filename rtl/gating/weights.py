@@ -232,7 +232,8 @@ class Weights(Divider):
             return 2 + ExpNegative.latency_of(self.pipeline)
         if self.plan.carries_score:
             return 0
-        functions = {Score.SIGMOID: Sigmoid.LATENCY + 1, Score.SQRT_SOFTPLUS: SqrtSoftplus.LATENCY}
+        sigmoid = Sigmoid.latency_of(self.pipeline)
+        functions = {Score.SIGMOID: sigmoid + 1, Score.SQRT_SOFTPLUS: SqrtSoftplus.LATENCY}
         return functions.get(self.plan.weight_score, 0)
 
     @property
@@ -303,7 +304,7 @@ class Weights(Divider):
             m.submodules.sqrt_softplus = unit = SqrtSoftplus()
             m.d.comb += unit.z.eq(z)
             return unit.o, Const(0, 1)
-        m.submodules.sigmoid = unit = Sigmoid()
+        m.submodules.sigmoid = unit = Sigmoid(self.pipeline)
         score = Signal(SCORE_WIDTH, reset_less=True)
         m.d.comb += unit.z.eq(z)
         m.d.sync += score.eq(to_score(unit.mantissa, unit.shift))
