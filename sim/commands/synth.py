@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 @click.option(
     "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
 )
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Another value of a field of the design, as in 'array.rows=8'; may be given several times.",
+)
 @click.option("--experts", type=int, help="Of 'gate', 'dispatch' and 'selection' (default: 16).")
 @click.option("--top-k", type=int, help="Choices of these (default: 2).")
 @click.option("--block", help="Only that block of the design: gate, dispatch, combine, expert, channel.")
@@ -41,6 +49,7 @@ def command(
     model_name: str | None,
     scale: str | None,
     number_format: str | None,
+    settings: tuple[str, ...],
     experts: int | None,
     top_k: int | None,
     block: str | None,
@@ -67,13 +76,21 @@ def command(
             (scale, "scale"),
             (number_format, "format"),
             (block, "block"),
+            (settings or None, "set"),
         ):
             require(given is None, f"needs an accelerator, not {design_name!r}, a device", key=key)
         directory, name = synth.export_channel(load_device(design_name))
         block, model_name = "channel", None
     else:
         model, design, block = _layer(
-            design_name, model_name, scale, number_format, block, experts=experts, top_k=top_k
+            design_name,
+            model_name,
+            scale,
+            number_format,
+            block,
+            settings=settings,
+            experts=experts,
+            top_k=top_k,
         )
         directory, name = synth.export_block(model, design, block)
         model_name = model.name
@@ -110,6 +127,7 @@ def _layer(
     number_format: str | None,
     block: str | None,
     *,
+    settings: tuple[str, ...],
     experts: int | None,
     top_k: int | None,
 ) -> tuple[ModelSpec, DesignSpec, str | None]:
@@ -130,10 +148,37 @@ def _layer(
         chosen = synth.SMALL_TOP_K if top_k is None else top_k
         require_range("top-k", chosen, 1, min(count, 32))
         model, design = synth.small_block(count, chosen)
+        design = with_settings(design, settings)
         if model_name is None:
             require(scale is None, f"needs a model: {design_name!r} has a size of its own", key="scale")
             return model, design, block
     else:
-        design = load_design(design_name, number_format)
+        design = with_settings(load_design(design_name), settings, number_format)
     model, _ = hardware_model(model_name or DEFAULT_MODEL, scale, DEFAULT_SCALE)
     return model, design, block
+
+
+def with_settings(
+    design: DesignSpec, settings: tuple[str, ...], number_format: str | None = None
+) -> DesignSpec:
+    """Return a design with other values of fields, ``FIELD=VALUE`` each, and another format, all at once.
+
+    A value is read as TOML where it is some, else as text. Raises :class:`InputError` for what is none, or
+    breaks a rule of the design.
+    """
+    from spec.errors import require
+    from spec.fields import field_type, field_value, with_fields
+
+    changes: dict[str, Any] = {}
+    if number_format is not None and design.format != number_format:
+        changes = {"format": Format(number_format), "group": None}
+    for setting in settings:
+        name, found, text = setting.partition("=")
+        require(bool(found), f"must be FIELD=VALUE, not {setting!r}", key="set")
+        require(name not in changes, f"sets {name!r} twice", key="set")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        changes[name] = field_value(field_type(DesignSpec, name, "set"), value, name)
+    return with_fields(design, changes, "set") if changes else design
