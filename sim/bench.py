@@ -638,7 +638,7 @@ def machine() -> dict[str, str]:
         "load before": f"{os.getloadavg()[0]:.1f} processes in the minute before",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "tools": f"Verilator {toolchain.verilator_version()}, {compiler.stdout.splitlines()[0]}",
-        "commit": _commit(),
+        "commit": commit(),
         "day": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
@@ -650,7 +650,7 @@ def _processor() -> str:
     return next(named, platform.processor() or "unknown")
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit, and whether sources differ from it; ``unknown`` outside a repository."""
 
     def git(*arguments: str) -> str:

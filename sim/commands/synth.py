@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from sim.commands.output import json_option, print_json, print_table
 from sim.commands.verilog import DEFAULT_MODEL, DEFAULT_SCALE
@@ -43,6 +45,12 @@ if TYPE_CHECKING:
 @click.option("--seeds", type=int, default=1, show_default=True, help="Placements; the median counts.")
 @click.option("--clock", "clock_mhz", type=float, default=100.0, show_default=True, help="MHz to aim at.")
 @click.option("--no-route", is_flag=True, help="Count cells only.")
+@click.option(
+    "--page",
+    "page_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the declared list of designs between the marks of this page (docs/synthesis.md).",
+)
 @json_option
 def command(
     design_name: str,
@@ -57,6 +65,7 @@ def command(
     seeds: int,
     clock_mhz: float,
     no_route: bool,
+    page_file: Path | None,
     as_json: bool,
 ) -> int:
     """Count LUTs, flip-flops, multipliers and block RAMs with Yosys; place and route with nextpnr-ecp5.
@@ -67,6 +76,15 @@ def command(
     from spec.errors import require
     from spec.load import is_device, load_device
 
+    if page_file is not None:
+        from sim.synth_page import write_page
+
+        context = click.get_current_context()
+        for option in context.params:
+            default = context.get_parameter_source(option) is ParameterSource.DEFAULT
+            require(default or option == "page_file", "takes no other option", key="page")
+        write_page(page_file)
+        return 0
     if design_name not in synth.SMALL:
         for value, key in ((experts, "experts"), (top_k, "top-k")):
             require(value is None, f"is for {', '.join(synth.SMALL)}, not for {design_name!r}", key=key)
