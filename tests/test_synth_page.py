@@ -67,7 +67,7 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
 
 def test_an_interrupted_page_says_what_it_lacks(monkeypatch, tmp_path):
     def run(design):
-        if design == DESIGNS[2]:
+        if "--no-route" not in design and "xc7" not in design:
             raise KeyboardInterrupt
         return COUNTED
 
@@ -78,8 +78,9 @@ def test_an_interrupted_page_says_what_it_lacks(monkeypatch, tmp_path):
         write_page(page)
     rows = [line for line in page.read_text().splitlines() if line.startswith("| `expertbank")]
     assert len(rows) == len(DESIGNS)
-    assert [row.endswith("| not run yet |") for row in rows] == [n >= 2 for n in range(len(rows))]
-    assert "this page" not in page.read_text()
+    counted = ["--no-route" in design or "xc7" in design for design in DESIGNS]
+    assert [not row.endswith("| not run yet |") for row in rows] == counted
+    assert 0 < sum(counted) < len(DESIGNS)
 
 
 def test_a_page_without_marks_is_refused_before_anything_runs(monkeypatch, tmp_path, capsys):
