@@ -60,16 +60,16 @@ TABLES = (
     ),
     Table(
         "The array over sizes and formats",
-        "The expert engine alone, counted. int8 with `multiplier = dual` beside `single`.",
+        "The expert engine alone, counted; 16 x 16 where nothing else is said.",
         (
-            *(f"{ARRAY} --set array.rows={rows} --set array.cols=16" for rows in (4, 8)),
-            f"{ARRAY} --set array.rows=4 --set array.cols=32 --set stream_lanes=16",
-            *(f"{ARRAY} --set array.rows=4 --format {name}" for name in ("int8", "fp8", "mxfp4", "int4")),
             *(
                 f"{ARRAY} --format int8 --set array.multiplier={multiplier}{family}"
                 for multiplier in ("single", "dual")
                 for family in ("", " --family xc7")
             ),
+            *(f"{ARRAY} --set array.rows={rows} --set array.cols=16" for rows in (4, 8)),
+            f"{ARRAY} --set array.rows=4 --set array.cols=32 --set stream_lanes=16",
+            *(f"{ARRAY} --set array.rows=4 --format {name}" for name in ("int8", "fp8", "mxfp4", "int4")),
         ),
     ),
     Table(
