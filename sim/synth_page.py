@@ -159,7 +159,8 @@ def _row(design: str, result: Mapping[str, Any] | None) -> str:
 
 def _signal(cell: str) -> str:
     """Return the Verilog's signal in a cell's name, which Yosys builds from it."""
-    return re.split(r"_(?:TRELLIS|LUT4|CCU2C|PFUMX|L6MUX21|DP16KD|MULT18X18D)", cell)[0].removeprefix("core.")
+    signal = re.split(r"_(?:TRELLIS|LUT4|CCU2C|PFUMX|L6MUX21|DP16KD|MULT18X18D)|\$", cell)[0]
+    return re.sub(r"^(core\.)+", "", signal)
 
 
 def _is_routed(design: str) -> bool:

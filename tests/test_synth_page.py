@@ -16,8 +16,8 @@ DESIGNS = [design for table in TABLES for design in table.designs]
 ROUTED = {
     "lut": 10, "ff": 20, "dsp": 4, "bram": 1, "fmax_mhz": 51.26, "fmax_of_seeds": [50.0, 51.26, 53.0],
     "critical": {
-        "source": "core.product.s3_sum_0_TRELLIS_FF_Q_1",
-        "sink": "core.topk.best_LUT4_Z_D",
+        "source": "core.core.product.s3_sum_0_TRELLIS_FF_Q_1",
+        "sink": "core.core.topk.best$DPRAM_COMB3",
         "delay_ns": 19.51, "logic_ns": 6.84, "cells": 9,
     },
     "exceeded": [],
