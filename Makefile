@@ -96,6 +96,7 @@ formal: $(STAMP) ## prove the blocks' control, find every planted bug; write doc
 	@$(RUN) .venv/bin/python -m tests.formal.run --out docs/formal.md
 
 mutate: $(STAMP) ## MUTANTS= (default: 100) mutants of every block against its bench; write docs/mutation.md
+	@$(RUN) .venv/bin/python -m tests.mutation.run --netlist $(call flag,seed,SEED) --out docs/mutation.md
 	@$(RUN) .venv/bin/python -m tests.mutation.run --mutants '$(or $(MUTANTS),100)' $(call flag,seed,SEED) --out docs/mutation.md
 
 coverage: $(STAMP) ## lines, toggles and corners that the cocotb benches reach; write docs/coverage.md

@@ -73,6 +73,8 @@ SYSTEM, SYSTEM_ROUTING = "dynande", "zipf:1"
 SYSTEM_STEPS = (("deepseek-v3", 0, 64, 200.0), ("mixtral-8x7b", 1, 16, 10.0))
 """Models, MoE layers (0: all), tokens of a step, goals in milliseconds."""
 POINTS_MODEL, POINTS, POINTS_CORES, POINTS_GOAL_S = "mixtral-8x7b", 10_000, 2, 60.0
+NEAR_POINTS_MODEL, NEAR_POINTS_SHARE = "olmoe-1b-7b", 10
+"""On ``pim``: a model whose layer its banks hold; of so many points one is run, in its share of the time."""
 GROUPS = {
     "simulation": "Simulation speed",
     "build": "Build time",
@@ -506,41 +508,46 @@ def _experts_times(model: ModelSpec, factor: int) -> ModelSpec:
 
 def points_figures() -> list[Figure]:
     """Return the time of many design points of a layer, no design twice, on accelerator and system."""
-    model, design, system = load_model(POINTS_MODEL), load_design("fpga"), load_system(SYSTEM)
+    design, near, system = load_design("fpga"), load_design("pim"), load_system(SYSTEM)
     link, routing = system.link, parse_routing(SYSTEM_ROUTING)
     assert link is not None
 
     def slower_memory(n: int) -> DesignSpec:
         return replace(design, memory=replace(design.memory, latency_cycles=20 + n))
 
+    def slower_banks(n: int) -> DesignSpec:
+        return replace(near, memory=replace(near.memory, latency_cycles=20 + n))
+
     def slower_link(n: int) -> SystemSpec:
         latency = replace(link.latency_s, value=1e-9 * n, low=0.0, high=1e-3)
         return replace(system, link=replace(link, latency_s=latency))
 
-    targets: dict[str, Callable[[int], DesignSpec | SystemSpec]] = {
-        design.name: slower_memory,
-        system.name: slower_link,
+    targets: dict[str, tuple[str, int, Callable[[int], DesignSpec | SystemSpec]]] = {
+        design.name: (POINTS_MODEL, 1, slower_memory),
+        system.name: (POINTS_MODEL, 1, slower_link),
+        near.name: (NEAR_POINTS_MODEL, NEAR_POINTS_SHARE, slower_banks),
     }
     figures = []
-    for name, of in targets.items():
+    for name, (model_name, share, of) in targets.items():
+        model, count, goal_s = load_model(model_name), POINTS // share, POINTS_GOAL_S / share
         points = (
-            Point(model=model, target=of(n // 10), tokens=1 + n % 10, routing=routing) for n in range(POINTS)
+            Point(model=model, target=of(n // 10), tokens=1 + n % 10, routing=routing) for n in range(count)
         )
         started = time.perf_counter()
         found = sum(not outcome.error for outcome in evaluate_all(points, POINTS_CORES))
         seconds = time.perf_counter() - started
-        if found != POINTS:
-            raise AssertionError(f"{POINTS - found} of {POINTS} points on {name} were refused")
+        if found != count:
+            raise AssertionError(f"{count - found} of {count} points on {name} were refused")
         figures.append(
             Figure(
                 group="model",
-                name=f"{POINTS:,} design points of a layer of {POINTS_MODEL} on {name}",
+                name=f"{count:,} design points of a layer of {model_name} on {name}",
                 value=seconds,
                 unit="s",
                 how=f"`sim.points.evaluate_all` on {POINTS_CORES} cores, starting its processes included:"
-                f" {POINTS // 10:,} designs with 1 to 10 tokens, routing {SYSTEM_ROUTING}",
-                goal=f"below {POINTS_GOAL_S:g} s",
-                met=seconds < POINTS_GOAL_S,
+                f" {count // 10:,} designs with 1 to 10 tokens, routing {SYSTEM_ROUTING}",
+                goal=f"below {goal_s:g} s",
+                met=seconds < goal_s,
             )
         )
     return figures
@@ -638,7 +645,7 @@ def machine() -> dict[str, str]:
         "load before": f"{os.getloadavg()[0]:.1f} processes in the minute before",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "tools": f"Verilator {toolchain.verilator_version()}, {compiler.stdout.splitlines()[0]}",
-        "commit": commit(),
+        "commit": commit_of_sources(),
         "day": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
@@ -650,7 +657,7 @@ def _processor() -> str:
     return next(named, platform.processor() or "unknown")
 
 
-def commit() -> str:
+def commit_of_sources() -> str:
     """Return the commit, and whether sources differ from it; ``unknown`` outside a repository."""
 
     def git(*arguments: str) -> str:

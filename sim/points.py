@@ -7,11 +7,10 @@ breaks a rule is a result with its error; the others go on.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -19,6 +18,7 @@ from itertools import islice
 from golden.weights import check_seed
 from sim.accelerator import Report, run_model
 from sim.pim_report import run_pim_model
+from sim.processes import start_processes
 from sim.routing import Routing, draw_ids
 from sim.step import run_step as run_all_layers
 from sim.system.report import policy_runs
@@ -112,7 +112,7 @@ def evaluate_all(points: Iterable[Point], workers: int | None = None) -> Iterato
         for chunk in chunks:
             yield from evaluate_chunk(chunk)
         return
-    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+    pool = start_processes(count)
     waiting: deque[Future[list[Outcome]]] = deque()
     try:
         for chunk in chunks:

@@ -42,7 +42,9 @@ devices share; software's own time; but for `split` ([system.md](system.md)) att
 dense layers. `split` and `combined` have a schedule of single experts; the others take a layer's slowest
 device. Placements and `mixed` formats know the loads of the first half of the steps and are judged by the
 second. Caches are judged on all steps, cold at first; `hot`, `belady` and `oracle` know the future and are
-there to compare with.
+there to compare with. `in-order`, `out-of-order` and `tiles` have experts beside each other on tiles of the
+engine, 16 for each expert, with these tiles' share of its operations and bandwidth; a token that begins in
+order waits until all its experts are free. The other dispatchers compute one expert after another.
 
 A drawn routing is independent from layer to layer and from token to token: `circular` can learn nothing but
 popularity from it. What it predicts of a model's own routing is seen with a trace (`--routing FILE`).
@@ -203,12 +205,13 @@ ROWS = (
     Row(
         table="2, 3",
         system="vLLM",
-        carries="`dispatch`: `blocks`, aligned to 16 rows",
+        carries="`dispatch`: `blocks`, aligned to 16 rows; decode first and chunked prefill:"
+        " `expertbank serve --batching chunked` ([serving.md](serving.md))",
         command="policies dispatch --model qwen3-30b-a3b --tokens 2048 --steps 1 --block 16",
         policy="blocks",
         baseline="largest",
         survey="up to 4.0 a layer",
-        missing="scheduling of requests: decode first, chunked prefill",
+        missing="its paged memory of keys and values",
     ),
     Row(
         table="2",
@@ -309,7 +312,8 @@ ROWS = (
     Row(
         table="4",
         system="Duplex",
-        carries="`split`: `look-up`, `faster`; `placement`: `tensor`; systems `duplex`, `duplex-bank-pim`",
+        carries="`split`: `look-up`, `faster`; `placement`: `tensor`; systems `duplex`,"
+        " `duplex-bank-pim`, `duplex-bank-group-pim`",
         command="system --system duplex --model qwen3-30b-a3b --tokens 64",
         policy="look-up",
         baseline="all-host",
@@ -345,11 +349,11 @@ ROWS = (
     Row(
         table="named",
         system="Space-Mate",
-        carries="`placement`: `popularity`, as experts of uneven load over its cores",
-        command="policies placement --model olmoe-1b-7b --tokens 64 --steps 4 --devices 8",
-        policy="popularity",
-        baseline="round-robin",
-        missing="its router out of order, cores of two kinds, sparse inputs, and the mapping task itself",
+        carries="`dispatch`: `out-of-order` against `in-order` (experts on cores of their own)",
+        command="policies dispatch --model mixtral-8x7b --tokens 256 --steps 2",
+        policy="out-of-order",
+        baseline="in-order",
+        missing="its cores of two kinds, sparse inputs, and the mapping task itself",
     ),
     Row(
         table="named",
@@ -363,20 +367,20 @@ ROWS = (
     Row(
         table="named",
         system="Adyna",
-        carries="`dispatch`: `sizes` (kernels of few sizes); `placement`: `eplb-global` (tiles by load)",
-        command="policies dispatch --model mixtral-8x7b --tokens 4096 --steps 1",
-        policy="sizes",
-        baseline="largest",
-        missing="sizes chosen by how often they occur; other operators than experts; its tiles and network",
+        carries="`dispatch`: `tiles` (by the loads before) against `out-of-order` (as many each), `sizes`",
+        command="policies dispatch --model mixtral-8x7b --tokens 4096 --steps 8",
+        policy="tiles",
+        baseline="out-of-order",
+        missing="sizes chosen by how often they occur; other operators than experts; its network",
     ),
     Row(
         table="named",
         system="SambaNova SN40L",
-        carries="`cache`: `lru`, experts of a large memory in a fast one",
-        command="policies cache --system dynande --model deepseek-v2-lite --tokens 1 --steps 64 --entries 16",
+        carries="`cache`: `lru`, experts of DDR in HBM; system `sn40l`",
+        command="policies cache --system sn40l --model deepseek-v2-lite --tokens 1 --steps 64 --entries 16",
         policy="lru",
         baseline="none",
-        missing="its memories' own rates; experts that are whole models; its fused dataflow",
+        missing="its third memory, SRAM; experts that are whole models; its fused dataflow",
     ),
 )
 

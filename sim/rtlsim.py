@@ -203,32 +203,41 @@ def top_of(design: DesignSpec, block: Top | None) -> Top:
     return Top.PIM if design.engine is Engine.PIM else Top.FPGA
 
 
-def top_component(model: ModelSpec, design: DesignSpec, block: Top | None = None) -> Callable[[], object]:
+def top_component(
+    model: ModelSpec, design: DesignSpec, block: Top | None = None, *, two_clocks: bool = False
+) -> Callable[[], object]:
     """Return what makes a top with AXI ports, for :func:`build`.
 
-    ``block``: GATE or DISPATCH alone; None for the layer.
+    ``block``: GATE or DISPATCH alone; None for the layer. ``two_clocks``: its ports have their own clock.
     """
 
     def top() -> object:
         from rtl.axi import dispatch_top, gate_top, layer_top
 
         make = {Top.GATE: gate_top, Top.DISPATCH: dispatch_top}.get(top_of(design, block), layer_top)
+        if two_clocks:
+            from rtl.axi.clocks import STREAM_DEPTH, AxiTwoClocks
+
+            return AxiTwoClocks(make(model, design, waiting_beats=STREAM_DEPTH))
         return make(model, design)
 
     return top
 
 
-def write_top(model: ModelSpec, design: DesignSpec, block: Top | None, stem: str, out: Path) -> list[Path]:
+def write_top(
+    model: ModelSpec, design: DesignSpec, block: Top | None, stem: str, out: Path, *, two_clocks: bool = False
+) -> list[Path]:
     """Write the Verilog of a top with AXI ports, ``eb_<stem>_axi``, and its registers' files.
 
+    ``two_clocks``: its ports have their own clock (:mod:`rtl.axi.clocks`), its name ends with that.
     As :func:`write_layer`.
     """
     check_writable(out)
     check_fits(model, design)
-    name = f"{stem}_axi"
+    name = f"{stem}_axi{'_two_clocks' if two_clocks else ''}"
     secded = design.pim is not None and design.pim.secded
     texts = register_files(top_of(design, block), name, int8=design.format is Format.INT8, secded=secded)
-    files = _write(top_component(model, design, block)(), name, out)
+    files = _write(top_component(model, design, block, two_clocks=two_clocks)(), name, out)
     for file, text in texts.items():
         write_atomically(out / file, text)
     return [*files, *(out / file for file in texts)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.bench import commit
+from sim.bench import commit_of_sources
 from sim.marked import with_marked
 from sim.progress import track
 from sim.synth import DEVICE
@@ -116,7 +116,7 @@ def write_page(file: Path) -> None:
 
 def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Return the page's measured part, from what the command says of each design."""
-    yield f"Written by `make synth` at commit {commit()}; routed for {DEVICE}."
+    yield f"Written by `make synth` at commit {commit_of_sources()}; routed for {DEVICE}."
     for table in TABLES:
         yield f"\n### {table.title}\n\n{table.text}\n"
         yield "| command | LUT | FF | DSP | BRAM | Fmax (MHz) | slowest path |"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import glob
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -80,10 +81,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def written_aside(path: Path) -> Iterator[IO[bytes]]:
     """Give a file to write that takes its place, readable by all, once it is whole; else nothing is left.
 
-    An ``OSError`` of writing it names ``path``.
+    What a process that was killed left half written of it is removed. An ``OSError`` of writing it names
+    ``path``.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix="tmp-")
-    aside = Path(name)
+    prefix = f"tmp-{path.name[:100]}-"
+    _remove_left(path.parent, prefix)
+    handle, name = _locked_file(path.parent, prefix)
+    aside, held = Path(name), os.dup(handle)  # locked until it is in its place
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -94,6 +98,27 @@ def written_aside(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.filename in (None, name):
             error.filename, error.filename2 = str(path), None
         raise
+    finally:
+        os.close(held)
+
+
+def _locked_file(folder: Path, prefix: str) -> tuple[int, str]:
+    """Return a new file, open and locked as long as its process has it open."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=prefix)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, name
+        os.close(handle)  # it was taken for left before it was locked
+
+
+def _remove_left(folder: Path, prefix: str) -> None:
+    """Remove files of a prefix that no process has locked."""
+    for left in folder.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 @contextlib.contextmanager

@@ -5,11 +5,16 @@ A row (``spec/families/<family>.toml``) has
 * ``source``: where the formulas were read,
 * ``model_types``: Hugging Face's ``model_type`` where that is not the file's name, or not it alone,
 * ``architectures``: class names in ``architectures`` that name this family whatever the ``model_type``,
-* ``nested``: configuration keys whose tables hold the layer's keys (``text_config``),
+* ``nested``: configuration keys whose tables hold the layer's keys (``text_config``, ``a.b`` in the table a),
+* ``usual``: keys whose value may be a list with one for each layer, of which that of ``layer_idx`` is read,
+  without it the one that most layers have,
+* ``firsts``: keys whose value may be a list with one for each modality, of which the first, the text's, is
+  read,
 * ``ignored``: keys that the reference implementation does not read, whatever their names say,
 * ``[aliases]``: another name of a key -> the key,
 * ``[defaults]``: key -> what the configuration class takes where it is absent,
 * ``[requires]``: key -> the values that this row covers, where the key is present,
+* ``[agrees]``: key -> the value that it must have where it is present, of keys that are read,
 * ``[model]``: the fields of :class:`spec.model.ModelSpec`, each a constant or a :class:`FromConfig`,
 * ``[layers]``: :class:`spec.layer_kinds.LayerKinds`, the keys that say which layers are MoE layers, where
   ``[model]`` does not count them,
@@ -20,6 +25,16 @@ A key of a configuration that the row does not read is ignored only if ``spec/co
 changes nothing in an MoE layer. One that sounds like a part of such a layer is refused, since it could change
 what is computed; one that says which layers are MoE layers is refused where it means others than all; of any
 other key :func:`warn_of_unread_keys` warns. Tables in tables are looked into.
+
+A model whose layers are those of a family with other keys, other defaults or a term more has a variant's row
+(``spec/variants/<variant>.toml``) of the same tables, and
+
+* ``like``: the family from which it takes all that it does not say itself: tables key by key; a field, a
+  weight and ``[layers]`` as a whole; not ``source``, ``model_types`` and ``architectures``,
+* ``without``: dotted names of what it does not take from there.
+
+A configuration of several models (text, images, sound) whose ``model_type`` no row has is read as the
+language model in one of the tables ``wrapped`` of ``spec/config_keys.toml``, by that table's ``model_type``.
 """
 
 from __future__ import annotations
@@ -37,7 +52,7 @@ from typing import Any
 from spec.errors import InputError, InputWarning, one_line, require
 from spec.files import PRESETS, build_spec, read_text, read_toml
 from spec.layer_kinds import LayerKinds
-from spec.model import ModelSpec
+from spec.model import MAX_LAYERS, ModelSpec
 
 WEIGHT_NAMES = (
     "router",
@@ -255,14 +270,7 @@ class FromConfig:
             return value
         if all(item == value[0] for item in value):
             return value[0]
-        layer = config.get("layer_idx", len(value) - 1)
-        ok = type(layer) is int and 0 <= layer < len(value)
-        require(
-            ok,
-            f"must be a layer, 0..{len(value) - 1} (length of {name}), not {layer!r}",
-            key="config.layer_idx",
-        )
-        return value[layer]
+        return _value_of_layer(config.get("layer_idx", len(value) - 1), value, name)
 
     def _mapped(self, name: str, value: object) -> object:
         assert self.values is not None
@@ -323,6 +331,18 @@ class FromConfig:
         return number
 
 
+def _value_of_layer(layer: object, values: list[Any], name: str) -> Any:
+    """Return the value of a layer; :class:`InputError` where there is none of that number."""
+    ok = type(layer) is int and 0 <= layer < len(values)
+    require(
+        ok,
+        f"must be a layer, 0..{len(values) - 1} (length of {name}), not {layer!r}",
+        key="config.layer_idx",
+    )
+    assert isinstance(layer, int)
+    return values[layer]
+
+
 def _json_text(value: object) -> str:
     """Return a value as JSON, a text without its quotes."""
     return value if isinstance(value, str) else json.dumps(value)
@@ -334,6 +354,12 @@ def _lookup(config: dict[str, Any], name: str) -> Any:
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def _tables_around(config: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the tables in which the table ``a.b`` lies: the configuration, and a."""
+    path = name.split(".")[:-1]
+    return [config, *(_lookup(config, ".".join(path[: end + 1])) for end in range(len(path)))]
 
 
 def _is_there(config: dict[str, Any], name: str) -> bool:
@@ -379,6 +405,8 @@ class ConfigKeys:
     harmless_words : parts of a key's name that make it one of those, if none of ``words`` is there.
     layers : key that says which layers are MoE layers -> the values by which all are.
     activations : Hugging Face's name of an activation -> ours.
+    beyond : model type with MoE layers that no row describes -> what the algebra has no term for.
+    wrapped : tables in which a configuration of several models keeps its language model, the first one first.
     """
 
     words: frozenset[str]
@@ -386,6 +414,8 @@ class ConfigKeys:
     harmless_words: frozenset[str]
     layers: dict[str, list[Any]]
     activations: dict[str, object]
+    beyond: dict[str, str]
+    wrapped: list[str]
 
     def kind(self, key: str) -> KeyKind:
         """Return what a key that a row does not read is, by its name."""
@@ -408,6 +438,8 @@ def config_keys() -> ConfigKeys:
         harmless_words=frozenset(table["harmless_words"]),
         layers=table["layers"],
         activations=table["activations"],
+        beyond=table["beyond"],
+        wrapped=table["wrapped"],
     )
 
 
@@ -422,7 +454,10 @@ class Family:
     weights : canonical name -> where it lies.
     layers : which layers are MoE layers, None where ``fields`` count them.
     checkpoint : names in checkpoints, None where the row has none.
-    model_types, architectures, nested, ignored, aliases, defaults : as in the module's description.
+    agrees : configuration key -> what it must equal.
+    like : the family that a variant is of; empty of a family.
+    model_types, architectures, nested, firsts, usual, ignored, aliases, defaults : as in the module's
+        description.
     """
 
     name: str
@@ -436,6 +471,10 @@ class Family:
     ignored: list[str]
     aliases: dict[str, str]
     defaults: dict[str, Any]
+    firsts: list[str] = field(default_factory=list)
+    usual: list[str] = field(default_factory=list)
+    agrees: dict[str, FromConfig] = field(default_factory=dict)
+    like: str = ""
     layers: LayerKinds | None = None
     checkpoint: CheckpointNames | None = None
 
@@ -455,6 +494,15 @@ class Family:
                 covered = " or ".join(repr(item) for item in allowed)
                 raise InputError(
                     f"must be {covered} in family {self.name}, not {value!r}", key=f"config.{key}"
+                )
+        for key, rule in self.agrees.items():
+            if config.get(key) is not None:
+                expected = rule.value(config)
+                require(
+                    config[key] == expected,
+                    f"must be {expected!r} by {' and '.join(rule.read_names(config))} in family {self.name},"
+                    f" not {config[key]!r:.80}",
+                    key=f"config.{key}",
                 )
         table: dict[str, Any] = {"name": name}
         if self.layers is not None:
@@ -479,9 +527,25 @@ class Family:
         """Return a configuration with tables and aliases resolved and defaults filled in."""
         resolved = dict(config)
         for key in self.nested:
-            if isinstance(config.get(key), dict):
-                self._check_outer(resolved, key, config[key])
-                resolved |= config[key]
+            inner = _lookup(config, key)
+            if isinstance(inner, dict):
+                for outer in _tables_around(config, key):
+                    self._check_outer(outer, key, inner)
+                resolved |= inner
+        for key in (*self.firsts, *self.usual):
+            value = resolved.get(key)
+            if isinstance(value, list) and value:
+                require(
+                    len(value) <= MAX_LAYERS,
+                    f"must have at most {MAX_LAYERS} values, not {len(value)}",
+                    key=f"config.{key}",
+                )
+                if key in self.firsts:
+                    resolved[key] = value[0]
+                elif "layer_idx" in config:
+                    resolved[key] = _value_of_layer(config["layer_idx"], value, key)
+                else:
+                    resolved[key] = max(value, key=value.count)
         for alias, key in self.aliases.items():
             value = resolved.pop(alias, None)
             if value is not None:
@@ -560,7 +624,7 @@ class Family:
         )
 
     def _known_keys(self) -> set[str]:
-        known = {*self.requires, *self.nested, *self.ignored, *self.defaults, "layer_idx"}
+        known = {*self.requires, *self.nested, *self.ignored, *self.defaults, *self.agrees, "layer_idx"}
         known.update(self.layers.keys if self.layers is not None else ())
         for entry in self.fields.values():
             if isinstance(entry, FromConfig):
@@ -584,6 +648,54 @@ def load_family(name: str, *, folder: Path = PRESETS / "families") -> Family:
         return _parse_row(name, table)
     except InputError as error:
         raise error.at(file=path) from None
+
+
+def variant_names() -> list[str]:
+    """Return the names of the variants of families."""
+    return sorted(path.stem for path in (PRESETS / "variants").glob("*.toml"))
+
+
+def load_variant(name: str, *, folder: Path = PRESETS / "variants") -> Family:
+    """Return a variant's row, filled up from its family's; :class:`InputError` if it breaks a rule."""
+    path = folder / f"{name}.toml"
+    table = read_toml(path)
+    try:
+        like = table.pop("like", None)
+        known = family_names()
+        require(like in known, f"must be one of {', '.join(known)}, not {like!r}", key="like")
+        row = _inherited(read_toml(PRESETS / "families" / f"{like}.toml"), table)
+        return replace(_parse_row(name, row), like=like)
+    except InputError as error:
+        raise error.at(file=path) from None
+
+
+_OWN = ("source", "model_types", "architectures")
+"""What a variant does not take from its family."""
+
+
+def _inherited(base: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Return a variant's table with what it takes from its family's."""
+    taken = {key: value for key, value in base.items() if key not in _OWN}
+    for dotted in row.pop("without", []):
+        *path, last = dotted.split(".")
+        table = _lookup(taken, ".".join(path)) if path else taken
+        ok = isinstance(table, dict) and last in table
+        require(ok, f"must name what its family has, not {dotted!r}", key="without")
+        del table[last]
+    return _merged(taken, row)
+
+
+def _merged(base: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Return two tables as one, the second's values before the first's.
+
+    Fields, weights and ``[layers]`` are taken as a whole.
+    """
+    merged = base | row
+    for key in base.keys() & row.keys() - {"layers"}:
+        both = (base[key], row[key])
+        if all(isinstance(table, dict) and not {"keys", "array"} & table.keys() for table in both):
+            merged[key] = _merged(*both)
+    return merged
 
 
 def load_config(path: Path) -> ModelSpec:
@@ -620,7 +732,8 @@ def _no_key_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def read_config(path: Path) -> tuple[Family, dict[str, Any]]:
     """Return the family of a Hugging Face ``config.json``, and its keys.
 
-    The family is the one that names its class, else the one of its ``model_type``.
+    The family is the one that names its class, else the one of its ``model_type``, else that of a language
+    model in it.
     """
     text = read_text(path)
     try:
@@ -640,16 +753,47 @@ def read_config(path: Path) -> tuple[Family, dict[str, Any]]:
             require(ok, f"must be a family's name, not {model_type!r}", key="model_type")
         families += [family for family in _known_families() if model_type in family.model_types]
         if not families:
-            known = ", ".join(family_names())
-            raise InputError(f"must be one of {known}, not {model_type!r}", key="model_type")
+            families = _families_within(config)
+        if not families:
+            require(
+                model_type not in config_keys().beyond,
+                f"has MoE layers that no term stands for: {config_keys().beyond.get(str(model_type))}; not"
+                f" {model_type!r}",
+                key="model_type",
+            )
+            known = sum(len(family.model_types) for family in _known_families())
+            raise InputError(
+                f"must be one of the {known} with MoE layers in docs/families.md, not {model_type!r:.80}",
+                key="model_type",
+            )
     except InputError as error:
         raise error.at(file=path) from None
     return families[0], config
 
 
+def _families_within(config: dict[str, Any]) -> list[Family]:
+    """Return the family of the language model in one of a configuration's tables; none where there is none.
+
+    Its keys are those of that table.
+    """
+    for place in config_keys().wrapped:
+        inner = _lookup(config, place)
+        model_type = inner.get("model_type") if isinstance(inner, dict) else None
+        for family in _known_families():
+            if model_type in family.model_types:
+                return [replace(family, nested=[place])]
+    return []
+
+
 @cache
 def _known_families() -> tuple[Family, ...]:
-    return tuple(load_family(name) for name in family_names())
+    """Return the families' rows and the variants'."""
+    rows = (*map(load_family, family_names()), *map(load_variant, variant_names()))
+    owner: dict[str, str] = {}
+    for row in rows:
+        for model_type in row.model_types:
+            assert owner.setdefault(model_type, row.name) == row.name, f"two rows of {model_type}"
+    return rows
 
 
 _ROW_KINDS = {
@@ -657,10 +801,13 @@ _ROW_KINDS = {
     "model_types": list,
     "architectures": list,
     "nested": list,
+    "firsts": list,
+    "usual": list,
     "ignored": list,
     "aliases": dict,
     "defaults": dict,
     "requires": dict,
+    "agrees": dict,
     "model": dict,
     "layers": dict,
     "weights": dict,
@@ -694,6 +841,11 @@ def _parse_row(name: str, table: dict[str, Any]) -> Family:
         model_types=table.get("model_types", [name]),
         architectures=table.get("architectures", []),
         nested=table.get("nested", []),
+        firsts=table.get("firsts", []),
+        usual=table.get("usual", []),
+        agrees={
+            key: _parse_from_config(entry, f"agrees.{key}") for key, entry in table.get("agrees", {}).items()
+        },
         ignored=table.get("ignored", []),
         aliases=table.get("aliases", {}),
         defaults=table.get("defaults", {}),

@@ -498,7 +498,7 @@ class FfnGeometry:
         """Matrices before the activation: 2 with a gate, else 1."""
         return self.ffn.num_matrices - 1
 
-    @property
+    @cached_property
     def num_tiles(self) -> int:
         """Tiles of an expert."""
         return self.hidden_blocks * self.num_up_matrices * self.in_tiles + self.out_blocks * self.hidden_tiles

@@ -8,6 +8,8 @@ from typing import Any
 from spec.errors import require
 from spec.model import MAX_LAYERS
 
+MAX_DIGITS = 10
+"""Of a layer's number in a text, blanks included."""
 ALL_BEHIND = -1
 """As the number of the last MoE layer: that of the last layer."""
 
@@ -24,10 +26,11 @@ class LayerKinds:
     ----------
     total : key of the number of layers, L.
     first, last : keys of the first MoE layer (0 where absent) and the last one (-1: L - 1).
-    step : key of the distance of MoE layers (1 where absent), or of a list with 0 or 1 for each layer.
+    step : key of the distance of MoE layers (1 where absent), or of a list with 0 or 1, or false or true, for
+        each layer.
     phase : layer from which they are counted; -1: the first one is layer ``step - 1``.
     dense : key of a list of layers that are dense.
-    listed : key of a list of the MoE layers.
+    listed : key of a list of the MoE layers, or of a text with their numbers and commas between.
     kinds : key of a list with a kind for each layer.
     sparse, other : the kinds that are MoE layers, and those that are not.
     """
@@ -88,7 +91,8 @@ class LayerKinds:
         if isinstance(step, list):
             flags = _require_list(step, self.step, length=total)
             for flag in flags:
-                _require_whole(flag, self.step, low=0, high=1)
+                if type(flag) is not bool:
+                    _require_whole(flag, self.step, low=0, high=1)
             moe = {layer for layer, flag in enumerate(flags) if flag}
         else:
             _require_whole(step, self.step, low=1)
@@ -115,6 +119,11 @@ def _require_list(value: object, key: str | None, *, length: int | None = None) 
 
 
 def _require_layers(value: object, key: str | None, total: int) -> set[int]:
+    if isinstance(value, str):
+        numbers = value.split(",")
+        ok = all(number.strip().isdecimal() and len(number) < MAX_DIGITS for number in numbers)
+        require(ok, f"must be numbers of layers with commas between, not {value!r:.80}", key=f"config.{key}")
+        value = [int(number) for number in numbers]
     layers = _require_list(value, key)
     for layer in layers:
         ok = type(layer) is int and 0 <= layer < total

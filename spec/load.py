@@ -12,6 +12,7 @@ import typing
 from dataclasses import replace
 from pathlib import Path
 
+from spec.area import AreaTable
 from spec.catalogue import TABLES, Backbone, Entry
 from spec.design import DesignSpec, Format
 from spec.device import PimDevice
@@ -28,6 +29,7 @@ __all__ = [
     "design_names",
     "is_device",
     "is_folder",
+    "load_area",
     "load_backbone",
     "load_design",
     "load_device",
@@ -119,6 +121,11 @@ def design_names() -> list[str]:
 def load_dram(name: str) -> DramSpec:
     """Return the DRAM standard of a preset's name or of a TOML file; :class:`InputError` on bad input."""
     return typing.cast("DramSpec", load_preset(DramSpec, DramSpec.PRESET_FOLDER, name, "standard"))
+
+
+def load_area(name: str) -> AreaTable:
+    """Return the area table of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("AreaTable", load_preset(AreaTable, AreaTable.PRESET_FOLDER, name, "area"))
 
 
 def load_energy(name: str) -> EnergyTable:

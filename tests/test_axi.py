@@ -531,7 +531,6 @@ def test_exported_tops_are_clean_and_have_their_registers(tmp_path, capsys, desi
     ("arguments", "message"),
     [
         (["--design", "hbm2-pim"], "bus: must be plain for 'hbm2-pim', a device, not axi"),
-        (["--two-clocks"], "two-clocks: is for '--bus plain', not axi"),
         (["--bench", "3"], "bench: is for '--bus plain', not axi"),
         (["--design", "gate", "--scale", "4"], "scale: needs a model: 'gate' has a size of its own"),
         (["--design", "gate", "--format", "int8"], "format: must be bf16 for 'gate', not int8"),
@@ -544,3 +543,25 @@ def test_what_no_top_has_is_refused(tmp_path, capsys, arguments, message):
     assert main(["verilog", "--bus", "axi", *arguments, "--out", str(out)]) == 2
     assert capsys.readouterr().err == f"expertbank: {message}\n"
     assert not out.exists() or not any(out.iterdir())
+
+
+def test_a_top_on_two_clocks_is_clean_and_its_clocks_are_told_apart(tmp_path, capsys):
+    arguments = ["--design", "dispatch", "--two-clocks", "--out", str(tmp_path)]
+    assert main(["verilog", "--bus", "axi", *arguments, "--json"]) == 0
+    files = {Path(file).name for file in json.loads(capsys.readouterr().out)["files"]}
+    name = "dispatch_axi_two_clocks"
+    assert files >= {f"eb_{name}.v", f"{name}.h", f"{name}.xdc", f"{name}.lpf"}
+    assert lint(tmp_path, name) == ""
+    if shutil.which("iverilog"):
+        check_icarus(tmp_path, name)
+    constraints = (tmp_path / f"{name}.xdc").read_text()
+    assert "set_clock_groups -asynchronous -group aclk -group bus_aclk\n" in constraints
+    assert 'FREQUENCY PORT "bus_aclk" 100 MHZ;\n' in (tmp_path / f"{name}.lpf").read_text()
+    # Every port of the top is of one of the clocks, as the constraints sort them.
+    text = (tmp_path / f"eb_{name}.v").read_text()
+    ports = set(re.findall(r"\w+", text[text.index("(") : text.index(");")]))
+    of_bus, of_core = re.findall(r'NAME [=!]~ "(\S+)"', constraints)
+    on_bus = {port for port in ports if re.fullmatch(of_bus, port)}
+    on_core = {port for port in ports if not re.fullmatch(of_core, port)}
+    assert on_bus | on_core | {"aclk", "bus_aclk"} == ports
+    assert on_core == {"aresetn"}

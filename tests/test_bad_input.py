@@ -119,7 +119,7 @@ BAD_MODELS = {
     "unknown family": (
         "config.json",
         text('{"model_type": "abacus"}'),
-        r"model_type: must be one of afmoe, .*, not 'abacus'",
+        r"model_type: must be one of the \d+ with MoE layers in docs/families.md, not 'abacus'",
     ),
     "missing vector": ("v.npz", None, "cannot be read: No such file or directory"),
     "truncated vector": (

@@ -165,9 +165,11 @@ def test_figures_of_a_system(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_of_points(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "POINTS", 40)
     monkeypatch.setattr(bench, "POINTS_CORES", 1)
-    on_fpga, on_system = bench.points_figures()
+    on_fpga, on_system, near = bench.points_figures()
     assert on_fpga.name == "40 design points of a layer of mixtral-8x7b on fpga"
     assert on_system.name == "40 design points of a layer of mixtral-8x7b on dynande"
+    assert near.name == "4 design points of a layer of olmoe-1b-7b on pim"
+    assert near.goal == "below 6 s"
     assert on_fpga.met is on_system.met is True
     monkeypatch.setattr(bench, "evaluate_all", lambda of, _cores: (Outcome(error="no") for _ in of))
     with pytest.raises(AssertionError, match=r"^40 of 40 points on fpga were refused$"):

@@ -6,6 +6,7 @@ import os
 import re
 import time
 import tracemalloc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from sim.routing import TraceShape
 from sim.routing.formats import read_trace
 from sim.sweep.space import load_space
 from spec.banks import BankGeometry
-from spec.errors import MAX_MESSAGE, InputError
+from spec.errors import MAX_MESSAGE, InputError, InputWarning
 from spec.families import load_config
 from spec.files import PRESETS, preset_names
 from spec.layout import layout_text, load_layout
@@ -49,7 +50,7 @@ READERS: dict[str, tuple[str, list[str], Callable[[Path], object]]] = {
     "layout": ("f.toml", [LAYOUT], lambda path: load_layout(path, TINY_BANKS)),
     "configuration": (
         "config.json",
-        [path.read_text() for path in sorted((DATA / "configs").glob("*.json"))],
+        [path.read_text() for path in sorted(DATA.glob("configs*/*.json"))],
         load_config,
     ),
 }
@@ -95,7 +96,10 @@ def refusal(path: Path, read: Callable[[Path], object]) -> str | None:
     started = time.process_time()
     message = None
     try:
-        read(path)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", InputWarning)
+            read(path)
+        assert all(str(one.message).isprintable() for one in told)
     except InputError as error:
         message = str(error)
         assert message.startswith(f"{path}: ")

@@ -463,6 +463,9 @@ def test_copies_are_conserved(rng):
         ("sizes", [8, 4, 0, 1]),
         ("grouped", [5, 3, 0, 1]),
         ("one-by-one", [5, 3, 0, 1]),
+        ("in-order", [5, 3, 0, 1]),
+        ("out-of-order", [5, 3, 0, 1]),
+        ("tiles", [5, 3, 0, 1]),
     ],
 )
 def test_rows_by_hand(name, computed):
@@ -485,6 +488,41 @@ def test_executions_by_hand():
     assert found["grouped"].seconds == found["grouped"].bound_s
     # Four times an expert with one token.
     assert found["one-by-one"].seconds == pytest.approx(4 * (1.2 + 0.5))
+    # Either expert has half of the engine; the busier one, 100 + 20 x 3 bytes, waits for nothing.
+    assert found["out-of-order"].seconds == pytest.approx(2 * (1.6 + 0.5))
+    # In order the only token of the other one waits for two of its rows to end.
+    assert found["in-order"].seconds == pytest.approx(2 * 1.4 + 2 * (1.2 + 0.5))
+    # No step before: as many tiles for each.
+    assert found["tiles"].seconds == found["out-of-order"].seconds
+
+
+def test_tokens_in_order_wait_for_experts_that_others_have():
+    """Tokens 0, 0 1, 1: the second waits for the first, the third for the second; else 0 and 1 overlap."""
+    ids = np.array([[[0, 9], [0, 1], [1, 9]]])
+    assert execution.in_order(ids, np.array([[2.0, 3.0]])).tolist() == [2 + 3 + 3]
+    assert execution.in_order(ids[:, ::-1], np.array([[2.0, 3.0]])).tolist() == [3 + 2 + 2]
+    assert execution.in_order(np.array([[[0], [1]]]), np.array([[2.0, 3.0]])).tolist() == [3]
+
+
+def test_tiles_are_dealt_by_the_loads_before():
+    """Two experts, 32 tiles: 16 each, then by 3 to 1 of the 30 that are free, then by 3 to 3."""
+    times = np.array([[[3.0, 1.0], [0.0, 2.0], [5.0, 5.0]]])
+    assert (execution.by_load(times) * 32).tolist() == [[[16, 16], [24, 8], [16, 16]]]
+    # 0.75 x 30 = 22.5 of 2 experts: the first one of equals has what rounding left.
+    assert execution.by_load(np.zeros((2, 3, 5))).tolist() == [[[0.2] * 5] * 3] * 2
+
+
+def test_tiles_by_load_are_faster_where_loads_last(rng):
+    """And out of order never slower than in order."""
+    counts = np.tile([6, 2, 1, 1], (1, 50, 1))
+    ids = np.tile(np.repeat([0, 1, 2, 3], [6, 2, 1, 1])[:, None], (1, 50, 1, 1))
+    steps = Steps(ids, counts, replace(EXPERT, weight_bytes=1))
+    found = execution.compare(Roofline(1e9, 1000.0, 0.0), "t", steps, 4).results
+    assert found["tiles"].seconds < 0.6 * found["out-of-order"].seconds
+    assert found["tiles"].seconds < 1.15 * found["tiles"].bound_s
+    for _ in range(5):
+        results = execution.compare(ENGINE, "t", random_steps(rng, tokens=12), 8).results
+        assert results["in-order"].seconds >= results["out-of-order"].seconds * (1 - 1e-9)
 
 
 def test_formats_by_hand():

@@ -281,6 +281,7 @@ CANNOT = {
     "sglang": (GAP, r"ids: must have 2 experts for every token in sglang, unlike layer 0, token 1"),
     "megatron": (GAP, r"ids: must have 2 experts for every token in megatron"),
     "llama-cpp": (GAP, r"ids: must have 2 experts for every token in llama-cpp, unlike layer 0"),
+    "loads": (GAP, r"ids: must have 2 experts for every token in loads, unlike layer 0, token 1"),
     "dynande": (
         dataclasses.replace(GAP, weights=np.zeros((1, 2, 2), np.float32)),
         r"weights: must be above 0 in dynande, unlike one of layer 0",
@@ -297,6 +298,87 @@ def test_what_a_format_cannot_say(form):
         unaligned = dataclasses.replace(random_trace(), aligned=False)
         with pytest.raises(InputError, match=rf"^aligned: is not aligned, which {form} cannot say$"):
             FORMATS[form].write(unaligned)
+
+
+@pytest.mark.parametrize("form", ["llama-cpp", "llama-cpp-tokens"])
+def test_tokens_that_would_come_back_as_others_are_refused(tmp_path, form):
+    """Only the last ones of a layer may be missing, and of some layer none."""
+    whole = random_trace(num_tokens=5, weights=False)
+    for gone, place in (
+        ([(1, 2)], "layer 1, token 2"),
+        ([(0, 4), (1, 4), (2, 4)], "layer 0, token 4"),
+        ([(0, 4), (2, 0), (2, 4)], "layer 2, token 0"),
+    ):
+        ids = whole.ids.copy()
+        for layer, token in gone:
+            ids[layer, token] = NO_EXPERT
+        with pytest.raises(
+            InputError, match=rf"^ids: must be there for every token in llama-cpp, unlike {place}$"
+        ):
+            FORMATS[form].write(dataclasses.replace(whole, ids=ids))
+    ids = whole.ids.copy()
+    ids[1, 3:] = NO_EXPERT
+    back = read(written(dataclasses.replace(whole, ids=ids), form, tmp_path), TraceShape(top_k=4))
+    assert (back.ids == ids).all()
+    assert not back.aligned
+
+
+def odd_traces(seed: int, count: int) -> list[Trace]:
+    """Return traces of odd sizes: 1 token, 1 layer, k of 1 or 64, up to 4096 experts, with gaps."""
+    rng, traces = np.random.default_rng(seed), []
+    for _ in range(count):
+        experts = int(rng.choice([1, 2, 8, 512, 4096]))
+        k = int(min(experts, rng.choice([1, 1, 2, 8, 64])))
+        layers, tokens = int(rng.choice([1, 1, 3])), int(rng.choice([1, 1, 2, 17]))
+        ids = np.array(
+            [[rng.permutation(experts)[:k] for _ in range(tokens)] for _ in range(layers)], np.int32
+        )
+        kind = rng.choice(["full", "full", "short tokens", "missing tokens"])
+        if kind == "short tokens":
+            for row in ids.reshape(-1, k)[1:]:
+                row[int(rng.integers(1, k + 1)) :] = NO_EXPERT
+        elif kind == "missing tokens":
+            ids[:, rng.permutation(tokens)[: tokens // 2]] = NO_EXPERT
+        request = np.sort(rng.integers(0, int(rng.choice([1, 2, tokens])), tokens))
+        request = np.unique(request, return_inverse=True)[1]
+        position = np.arange(tokens) - np.searchsorted(request, request)
+        traces.append(
+            make_trace(
+                "odd",
+                ids,
+                TraceShape(num_experts=experts),
+                layers=np.sort(rng.permutation(20)[:layers]),
+                phase=np.full(tokens, rng.integers(0, 2), np.uint8),
+                request=request,
+                position=position,
+            )
+        )
+    return traces
+
+
+@pytest.mark.parametrize("form", KEPT)
+def test_odd_traces_come_back_or_are_refused(tmp_path, form):
+    """What is written is read back the same; what the format cannot say is refused in one line."""
+    print("seed 11")
+    back_again, refused = 0, rf"(ids|layers): must .* in {form.removesuffix('-tokens')}\b"
+    for trace in odd_traces(11, 60):
+        try:
+            path = written(trace, form, tmp_path)
+        except InputError as error:
+            if not re.match(refused, str(error)):
+                raise
+            continue
+        shape = TraceShape(
+            top_k=trace.top_k,
+            num_layers=int(trace.layers[-1]) + 1 if form == "sglang" else trace.num_layers,
+            num_experts=trace.num_experts,
+        )
+        back = read(path, shape)
+        if form == "dynande":
+            assert (np.sort(back.ids) == np.sort(trace.ids)).all()
+        same(trace, back, KEPT[form] - ({"ids", "weights"} if form == "dynande" else {"weights"}))
+        back_again += 1
+    assert back_again >= (60 if form in ("canonical", "dynande") else 25)
 
 
 # Bad input: one line, with file and place.

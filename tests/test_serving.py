@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import gzip
 import json
 import os
 import re
 import resource
 import tracemalloc
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ from sim.serving.export import HEADER, moe_rows, powers
 from sim.serving.requests import CHUNK, Requests, Skipped, draw_requests, read_requests
 from sim.serving.run import Service, Transfer, expert_load, merged, statistics
 from sim.serving.steps import sizes, step_table
-from sim.system.report import run_policies
+from sim.system.report import policy_runs, run_policies
 from spec.errors import InputError
 from spec.load import load_backbone, load_model, load_system
 
@@ -30,12 +33,13 @@ SMALL = "granite-3-1b-a400m"
 
 
 def costs_of(seconds, most=4096, *, attention=None) -> StepCosts:
-    """Return steps that take ``seconds(tokens)``, without attention, and a joule for each token."""
+    """Return steps of ``seconds(tokens)``, without attention, a joule and half a drop for each token."""
     grid = np.arange(1.0, most + 1)
     plain = np.ones(13)
     plain[6] = 0
     times = np.array([seconds(n) for n in grid])[None]
-    return StepCosts(grid, times, grid[None].copy(), plain if attention is None else attention)
+    given = plain if attention is None else attention
+    return StepCosts(grid, times, grid[None].copy(), given, 0.5 * grid[None])
 
 
 def serve(requests, costs, limits, order=Order.CHUNKED, *, chunk=None):
@@ -149,6 +153,7 @@ def test_the_loop_is_that_of_a_plain_one(seed, order):
     served = server.bins[SUMS.index("served")].sum()
     assert served == int(rows[:, 3].sum()) + outputs - len(rows)
     assert server.bins[SUMS.index("joules")].sum() == pytest.approx(served)
+    assert server.bins[SUMS.index("dropped")].sum() == pytest.approx(0.5 * served)
     histograms = server.histograms.sum(axis=1)
     assert histograms.tolist() == [
         len(rows),
@@ -257,6 +262,66 @@ def test_public_formats(tmp_path, text, arrival, prompt, output, failed):
     np.testing.assert_allclose(faster.arrival_s, requests.arrival_s / 2)
 
 
+ODD_BUT_RIGHT = {
+    "a byte-order mark and CRLF": ("\ufeff" + AZURE_2023.replace("\n", "\r\n"), [0, 4.314579]),
+    "blank lines": ("\n \n" + AZURE_2023.replace("\n", "\n\n\t\n"), [0, 4.314579]),
+    "quoted cells": (re.sub("([^,\n]+)", r'"\1"', AZURE_2023), [0, 4.314579]),
+    "whole numbers with a point": (AZURE_2023.replace("374,44", "374.0,44.").replace("396", "396.00"), None),
+    "more columns in another order": (
+        (
+            "GeneratedTokens,id,TIMESTAMP,ContextTokens\n"
+            '44,"a,b",2023-11-16T18:15:46.68059Z,374\n109,c,2023-11-16 19:15:50.995169+01:00, 396 \n'
+        ),
+        [0, 4.314579],
+    ),
+    "no fraction, and the same time twice": (
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,374,44\n2023-11-16 18:15:46,396,109",
+        [0, 0],
+    ),
+    "a request that failed, with a point": (
+        BURST.replace("1087,0,1087", "1087,0.0,1087")
+        .replace("472,18", "374,44")
+        .replace("417,276", "396,109"),
+        [0, 113],
+    ),
+    "times before the epoch": (
+        "Timestamp,Request tokens,Response tokens\n-5.5,374,44\n-.5e1,396,109\n",
+        [0, 0.5],
+    ),
+    "JSON with floats and blank lines": (
+        (
+            '\n{"timestamp": 0.5, "input_length": 374.0, "output_length": 44, "x": "\u00e4"}\r\n\r\n'
+            '  {"timestamp": 1e3, "input_length": 396, "output_length": 109}'
+        ),
+        [0, 0.9995],
+    ),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("text", "arrival"), ODD_BUT_RIGHT.values(), ids=ODD_BUT_RIGHT)
+def test_odd_files_that_are_read_rightly(tmp_path, text, arrival, packed):
+    file = tmp_path / "trace"
+    file.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    (requests,) = read_requests(file)
+    assert requests.prompt.tolist() == [374, 396] and requests.output.tolist() == [44, 109]
+    if arrival is not None:
+        np.testing.assert_allclose(requests.arrival_s, arrival, atol=2e-6)
+
+
+def test_a_compressed_trace_that_is_damaged_is_one_line(tmp_path):
+    file = tmp_path / "t.csv.gz"
+    rows = [f"{n},m,{n % 97 + 1},2,5,API log\n" for n in range(30_000)]
+    whole = gzip.compress((BURST.splitlines()[0] + "\n" + "".join(rows)).encode())
+    for content in (whole[:-100], whole[:-8] + bytes(8), whole[:2000] + b"\xff" * 50 + whole[2050:]):
+        file.write_bytes(content)
+        line = rf"\A{file}: (behind line \d+: is not valid gzip|line \d+: \S+).*\Z"
+        with pytest.raises(InputError, match=line):
+            list(read_requests(file))
+    file.write_bytes(whole)
+    assert sum(map(len, read_requests(file))) == 30_000
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -273,7 +338,24 @@ def test_public_formats(tmp_path, text, arrival, prompt, output, failed):
             AZURE_2023 + "2023-11-16 18:15:00,7,1\n",
             "line 4: must not come before the row above it, by 50.9952 s",
         ),
-        (BURST + "nan,ChatGPT,1,2,3,API log\n", "line 5: Timestamp: must be a number, not nan"),
+        (BURST + "nan,ChatGPT,1,2,3,API log\n", "line 5: Timestamp: must be a number, not 'nan'"),
+        (BURST + "1_000,ChatGPT,1,2,3,API log\n", "line 5: Timestamp: must be a number, not '1_000'"),
+        (BURST + "200,ChatGPT,0,2,2,API log\n", "line 5: Request tokens: must be a whole number in 1.."),
+        (AZURE_2023 + "2023-11-17,7,1\n", "line 4: TIMESTAMP: must be a date and a time, not '2023-11-17'"),
+        (AZURE_2023 + '2023-11-17 00:00:00,"1,024",1\n', "line 4: ContextTokens: must be a whole number"),
+        (AZURE_2023 + "2023-11-17 00:00:00,7,-1\n", "line 4: GeneratedTokens: must be a whole number in 1.."),
+        (AZURE_2023 + '2023-11-17 00:00:00,"7\n', "line 4: must have 3 columns, not 2"),
+        (
+            "TIMESTAMP,ContextTokens,ContextTokens,GeneratedTokens\n",
+            "line 1: must name ContextTokens once, not 2 times",
+        ),
+        ("[" + MOONCAKE.splitlines()[0] + "]\n", "line 1: must be the header of a known trace: TIMESTAMP"),
+        (
+            MOONCAKE + MOONCAKE.splitlines()[1].replace("26,", "26.5,"),
+            "line 3: output_length: must be a whole",
+        ),
+        (MOONCAKE + MOONCAKE.splitlines()[1].replace("30535", "NaN"), "line 3: timestamp: must be a number"),
+        (MOONCAKE + MOONCAKE.splitlines()[0] + "\n", "line 3: must not come before the row above it, by"),
         (BURST + "1e400,ChatGPT,1,2,3,API log\n", "line 5: Timestamp: must be a number, not inf"),
         (BURST + "2e9,ChatGPT,1,2,3,API log\n", "line 5: must come within 1e+09 s of the first row"),
         (
@@ -479,6 +561,37 @@ def test_a_trace_of_all_layers_serves_on_an_accelerator(tmp_path):
         step_table(fpga, model, None, routing(3), 0, most=2, draws=1)
 
 
+def test_what_finds_no_place_on_an_accelerator_is_told(tmp_path, monkeypatch, capsys):
+    """A request of one step drops what that step drops, in all layers."""
+    monkeypatch.chdir(tmp_path)
+    model, name = load_model("switch-base-128"), "switch-base-128"
+    given = ["--model", name, "--arrivals", "fixed:1", "--requests", "1", "--prompt", "200", "--output", "1"]
+    limits = [
+        "--max-batch",
+        "1",
+        "--step-tokens",
+        "200",
+        "--draws",
+        "1",
+        "--routing",
+        "zipf:2",
+        "--seed",
+        "3",
+    ]
+    assert main(["serve", "--system", "fpga", *given, *limits, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    few = replace(model, num_moe_layers=2)
+    runs = policy_runs(load_system("fpga"), few, 200, parse_routing("zipf:2"), 1003, ["all-near"])
+    assert runs.dropped > 0
+    expected = pytest.approx(runs.dropped * model.num_moe_layers / 2)
+    assert found["dropped"] == found["dropped_per_step"] == sum(found["over_time"]["dropped"]) == expected
+    assert main(["serve", "--system", "fpga", *given, *limits, "--picture", "p.png"]) == 0
+    told = f"{found['dropped']:,.0f} assignments found no place, {found['dropped']:,.2f} a step"
+    assert told in capsys.readouterr().out.splitlines()
+    assert main(["serve", "--system", "duplex", *given, *limits]) == 0
+    assert "found no place" not in capsys.readouterr().out
+
+
 def test_a_trace_of_experts_serves_in_a_circle(tmp_path):
     rng = np.random.default_rng(2)
     model = load_model(SMALL)
@@ -646,6 +759,19 @@ def test_a_disk_that_fills_up(requests, option, line, tmp_path, monkeypatch, cap
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, monkeypatch, capsys):
+    """Of this file, and only if nobody is writing it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("tmp-r.csv-killed", "tmp-r.csv-alive", "tmp-other.csv-x", "tmp-r.csv"):
+        (tmp_path / name).write_text("half")
+    with (tmp_path / "tmp-r.csv-alive").open() as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        assert main([*SMALL_RUN, "--arrivals", "fixed:1", "--requests", "2", "--requests-csv", "r.csv"]) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"r.csv", "tmp-r.csv-alive", "tmp-other.csv-x", "tmp-r.csv"}
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize("option", ["--requests-csv", "--picture"])
 def test_a_pipe_keeps_its_place(option, tmp_path, monkeypatch, capsys):
     """Found by a judge: as root, /dev/full as a file to write was replaced by one."""
@@ -664,7 +790,7 @@ def test_interrupted_or_broken_off_nothing_is_written(tmp_path, monkeypatch, cap
     (tmp_path / "t").write_text(BURST.splitlines()[0] + "\n" + rows + "x,m,3,2,5,API log\n")
     asked = [*SMALL_RUN, "--trace", "t", "--requests-csv", "r.csv", "--json"]
     assert main(asked) == 2
-    line = f"t: line {CHUNK + 7}: Timestamp: must be a number, not nan"
+    line = f"t: line {CHUNK + 7}: Timestamp: must be a number, not 'x'"
     assert capsys.readouterr() == ("", f"expertbank: {line}\n")
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
 

@@ -12,7 +12,7 @@ import pytest
 from spec.banks import BankGeometry
 from spec.design import Format, RouterPlace
 from spec.errors import InputError
-from spec.families import family_names, load_family
+from spec.families import family_names, load_family, load_variant, variant_names
 from spec.files import PRESETS
 from spec.geometry import ImageGeometry
 from spec.layout import rows_used
@@ -481,7 +481,13 @@ def test_a_configuration_of_hugging_face(tmp_path):
     with raises(f"{path}: config.norm_topk_prob: must be true or false, not 1"):
         load_model(str(path))
     path.write_text(json.dumps(config | {"model_type": "abacus"}))
-    with raises(f"{path}: model_type: must be one of {FAMILIES}, not 'abacus'"):
+    known = sum(
+        len(row.model_types)
+        for row in (*map(load_family, family_names()), *map(load_variant, variant_names()))
+    )
+    with raises(
+        f"{path}: model_type: must be one of the {known} with MoE layers in docs/families.md, not 'abacus'"
+    ):
         load_model(str(path))
     path.write_text("[]")
     with raises(f"{path}: must be a JSON object, not list"):
@@ -496,8 +502,8 @@ BAD_ROWS = {
     "unknown table": (
         ROW + "[router]\n",
         (
-            "router: unknown key; known are aliases, architectures, checkpoint, defaults, ignored, layers,"
-            " model, model_types, nested, requires, source, weights"
+            "router: unknown key; known are agrees, aliases, architectures, checkpoint, defaults, firsts,"
+            " ignored, layers, model, model_types, nested, requires, source, usual, weights"
         ),
     ),
     "no source": (ROW.replace("source =", "# source ="), "source: is missing or of the wrong type"),

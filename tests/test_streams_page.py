@@ -10,7 +10,8 @@ import pytest
 from amaranth.lib import data, stream
 
 from tests.test_docs import COMPONENTS, nothing_is_left, page, tables
-from tests.wavedrom_pages import FOLDER, STREAMS, picture, rendered, source_text
+from tests.wavedrom_axi import AXI_PICTURES, axi_source
+from tests.wavedrom_pages import FOLDER, STREAMS, picture, rendered, source_text, text_of
 
 __all__ = ["nothing_is_left"]  # a fixture of every test here too
 
@@ -56,8 +57,40 @@ def test_pictures_are_those_of_a_run():
     assert not stale, "run python -m tests.wavedrom_pages"
 
 
+@cache
+def axi_text(name: str) -> str:
+    return text_of(axi_source(AXI_PICTURES[name]))
+
+
+def test_pictures_of_axi_are_those_of_a_run():
+    stale = []
+    for name in AXI_PICTURES:
+        texts = [(FOLDER / f"{name}{suffix}").read_text() for suffix in (".json", ".svg")]
+        stale += [name] if texts != [axi_text(name), rendered(axi_text(name))] else []
+    assert not stale, "run python -m tests.wavedrom_pages"
+
+
+def test_pictures_of_axi_show_what_they_say():
+    """A waiting response stays, a refused write is told; a cut packet is marked and halts the input."""
+
+    def rows(name: str) -> dict[str, dict]:
+        groups = json.loads(axi_text(name))["signal"][1:]
+        return {f"{group[0]} {row['name']}": row for group in groups for row in group[1:]}
+
+    lite = rows("axi_lite")
+    assert lite["write bresp"]["data"] == ["OKAY", "SLVERR"]
+    assert lite["write bvalid"]["wave"] == "0.1.0....10."
+    assert lite["read rdata"]["data"] == ["0x2"]
+    packets = rows("axi_packets")
+    assert packets["s_axis ready"]["wave"].endswith("0" + "." * 14)
+    assert packets["m_axis user"]["wave"].count("1") == 1
+    assert packets["m_axis last"]["wave"].strip(".x")[-1] == "1"
+    assert rows("axi_reads")["core last"]["wave"] == "x....0101x."
+
+
 def test_no_other_pictures():
-    files = {f"{name}{suffix}" for name in STREAMS for suffix in (".json", ".svg")}
+    names = (*STREAMS, *AXI_PICTURES)
+    files = {f"{name}{suffix}" for name in names for suffix in (".json", ".svg")}
     assert {file.name for file in FOLDER.iterdir()} == files
 
 
@@ -76,6 +109,14 @@ def test_a_picture_shows_every_field_and_a_wait():
             type(one)("", one.ports, ({"expert": 1, "weights": 2},)),
             shape,
         )
+
+
+def test_the_page_has_each_picture_of_axi():
+    header, *rows = tables(page("streams"), "AXI ports")[0]
+    assert header == ["picture", "what"]
+    for name, (picture_name, what) in zip(AXI_PICTURES, rows, strict=True):
+        assert picture_name == f"`{name}`"
+        assert what.endswith(f": [source](streams/{name}.json) ![{name}](streams/{name}.svg)")
 
 
 def test_the_page_has_each_picture_with_its_ports():

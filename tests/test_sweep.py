@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -15,7 +16,9 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +180,37 @@ def test_constraints_see_axes_defaults_and_the_specs_own_fields() -> None:
     points = [of.shown(choices) for choices in of.candidates()]
     assert len(points) == 6
     assert {"design": "pim", "design.gate.lanes": 64, "routing": "uniform"} not in points
+
+
+def test_a_grid_of_ten_thousand_million_points_is_drawn_from_without_being_made() -> None:
+    of = space(
+        PRODUCTS,
+        axes={"rows": {"from": 1, "to": 100_000}, "cols": {"from": 1, "to": 100_000}},
+        method="random",
+        points=3000,
+    )
+    assert of.grid_size == 10**10
+    tracemalloc.start()
+    some = set(of.candidates())
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(some) == 3000
+    assert most < 4e6
+    rows = np.array([row for row, _ in some])
+    assert abs(rows.mean() / 50_000 - 1) < 0.05
+
+
+def test_constraints_that_refuse_all_of_a_huge_grid_end_it(monkeypatch) -> None:
+    monkeypatch.setattr("sim.sweep.space.MAX_REJECTED_GRID", 500)
+    line = r"^constraints: leave no point among 500 drawn in a row \(0 found\)$"
+    with pytest.raises(InputError, match=line):
+        space(
+            PRODUCTS,
+            axes={"rows": {"from": 1, "to": 100_000}, "cols": {"from": 1, "to": 100_000}},
+            method="random",
+            points=10,
+            constraints=["rows < 1"],
+        )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 64, 1000])
@@ -406,6 +440,11 @@ def test_whatever_else_goes_wrong_is_of_its_point_alone(tmp_path, monkeypatch) -
     found = find(of, tmp_path / "p.parquet")
     assert (found.failed, len(found.front)) == (10, 1)
     assert found.front[0]["batch"] != 2
+    for text, value in {"1e308 * 10 * batch": "inf", "0 * (1e308 * 10)": "nan"}.items():
+        endless = space(PRODUCTS, columns={"price": text}, objectives={"price": "min"})
+        row = run_point(endless, next(endless.candidates()))
+        assert row.error == f"columns.price: {text!r} must be finite, not {value}"
+        assert set(row.figures) == {None}
 
     def broken(*_: object) -> None:
         raise MemoryError("no\nmore")
@@ -500,6 +539,140 @@ def test_a_part_that_is_damaged_is_computed_again(products, tmp_path) -> None:
     assert file.read_bytes() == whole.read_bytes()
 
 
+def spoil(path: Path, rng: np.random.Generator) -> None:
+    """Flip a bit of the data of a column."""
+    group = pq.read_metadata(path).row_group(0)
+    column = group.column(int(rng.integers(group.num_columns)))
+    first = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[first + column.total_compressed_size - 1] ^= 1 << int(rng.integers(8))
+    path.write_bytes(content)
+
+
+def test_a_part_with_a_flipped_bit_is_computed_again(products, tmp_path) -> None:
+    of, whole = products
+    file = tmp_path / "p.parquet"
+    with pytest.raises(Interrupted):
+        swept(of, file, Here(most=20))
+    seed = int(np.random.default_rng().integers(1 << 30))
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    for path in sorted((tmp_path / "p.parquet.parts").glob("part-*"))[:12]:
+        spoil(path, rng)
+    workers = Here()
+    swept(of, file, workers)
+    assert len(workers.keys) == 60 - 20 + 12
+    assert file.read_bytes() == whole.read_bytes()
+
+
+def test_what_was_half_written_is_removed_by_the_next_run(products, tmp_path) -> None:
+    of, _ = products
+    file = tmp_path / "p.parquet"
+    with pytest.raises(Interrupted):
+        swept(of, file, Here(most=3))
+    left = tmp_path / "p.parquet.parts" / "_tmp-abc"
+    left.write_bytes(b"PAR1")
+    with pytest.raises(Interrupted):
+        swept(of, file, Here(most=0))
+    assert not left.exists()
+
+
+def test_parts_without_their_manifest_are_taken_over(products, tmp_path) -> None:
+    of, whole = products
+    file = tmp_path / "p.parquet"
+    with pytest.raises(Interrupted):
+        swept(of, file, Here(most=20))
+    file.unlink()
+    parts = tmp_path / "p.parquet.parts"
+    (parts / "_sweep.json").write_bytes(b'{"format": 1, "spa')
+    first = sorted(parts.glob("part-*"))[0]
+    first.write_bytes(first.read_bytes()[: first.stat().st_size // 2])
+    workers = Here()
+    summary = swept(of, file, workers)[0]
+    assert (summary.computed, summary.found) == (60 - 19, 19)
+    assert file.read_bytes() == whole.read_bytes()
+
+
+def test_a_damaged_file_beside_is_passed_over(products, tmp_path) -> None:
+    of, whole = products
+    (tmp_path / "p.before-1.parquet").write_bytes(b"PAR1")
+    shutil.copy(whole, tmp_path / "p.before-2.parquet")
+    spoil(tmp_path / "p.before-2.parquet", np.random.default_rng(0))
+    summary = swept(of, tmp_path / "p.parquet")[0]
+    assert summary.found == 0
+    assert (tmp_path / "p.parquet").read_bytes() == whole.read_bytes()
+
+
+def test_damaged_results_are_one_line(tmp_path, capsys) -> None:
+    small, file = write(tmp_path / "s.toml", SMALL), tmp_path / "s.parquet"
+    swept(load_space(small), file)
+    group = pq.read_metadata(file).row_group(0).column(3)  # the first objective: it is read for certain
+    content = bytearray(file.read_bytes())
+    first = group.dictionary_page_offset or group.data_page_offset
+    content[first + group.total_compressed_size - 1] ^= 1
+    file.write_bytes(content)
+    assert main(["sweep", small, "--out", str(file)]) == 2
+    said = capsys.readouterr().err
+    line = rf"{re.escape(str(file))}: is damaged; without it the same command computes it again \(.*\)"
+    assert re.fullmatch(rf"expertbank: {line}\n", said), said
+
+
+def test_finished_results_are_read_where_nothing_can_be_written(products, tmp_path, monkeypatch) -> None:
+    of, whole = products
+    file = tmp_path / "p.parquet"
+    file.write_bytes(whole.read_bytes())
+
+    def refused(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    assert swept(of, file)[0].found == 60
+    assert collect(of, file) == 60
+    file.unlink()
+    line = rf"^{re.escape(str(file))}\.parts: cannot be written: Read-only file system$"
+    with pytest.raises(InputError, match=line):
+        swept(of, file)
+
+
+def test_a_folder_that_goes_with_a_sweep_that_ends_is_made_again(products, tmp_path, monkeypatch) -> None:
+    """Between opening the lock and holding it another sweep may end, and remove all."""
+    of, whole = products
+    file = tmp_path / "p.parquet"
+    holds = store.fcntl.flock
+    folders = [tmp_path / "p.parquet.parts"]
+
+    def flock(lock: object, how: int) -> None:
+        holds(lock, how)
+        if folders:
+            shutil.rmtree(folders.pop())
+
+    monkeypatch.setattr(store.fcntl, "flock", flock)
+    swept(of, file)
+    assert file.read_bytes() == whole.read_bytes()
+
+
+def test_no_room_for_the_whole_file_leaves_the_parts(products, tmp_path) -> None:
+    of, whole = products
+    file = tmp_path / "p.parquet"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    most = max(path.stat().st_size for path in _parts_of(of, tmp_path / "other.parquet"))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most + 500, limits[1]))
+        with pytest.raises(InputError, match=rf"^{re.escape(str(file))}: cannot be written: File too large$"):
+            swept(of, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not file.exists()
+    assert swept(of, file)[0].found == 60
+    assert file.read_bytes() == whole.read_bytes()
+
+
+def _parts_of(of: Space, file: Path) -> list[Path]:
+    with pytest.raises(Interrupted):
+        swept(of, file, Here(most=5))
+    return sorted(file.with_name(file.name + ".parts").glob("part-*"))
+
+
 def test_other_spaces_take_over_points_of_the_same_content(products, tmp_path) -> None:
     of, whole = products
     file = tmp_path / "p.parquet"
@@ -556,7 +729,7 @@ def test_the_version_is_of_all_that_decides_and_of_nothing_else(tmp_path) -> Non
     }
     assert len(loaded) > 40
     left_out = {path.relative_to(ROOT).as_posix() for path in loaded - set(sources(ROOT))}
-    assert left_out == {"sim/sweep/warm.py"}
+    assert left_out == {"sim/processes.py", "sim/sweep/warm.py"}
     for package in ("spec", "golden", "sim"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     assert version_of(tmp_path) == models_version()
@@ -608,8 +781,8 @@ def test_a_point_that_ends_its_process_is_a_row(products, tmp_path) -> None:
 
 def test_processes_that_cannot_begin_end_the_sweep(tmp_path, monkeypatch) -> None:
     """No point is to blame, and none becomes a row: a worker without imports ends as this one."""
-    monkeypatch.setattr("sim.sweep.workers._begin", divmod)  # a TypeError: it is given nothing
-    line = "workers: a process of this machine ended 2 times before its first point"
+    monkeypatch.setattr("sim.processes._begin", divmod)  # a TypeError: it is given nothing
+    line = "workers: a process of this machine ended 5 times before its first point"
     file = tmp_path / "p.parquet"
     with pytest.raises(InputError, match=f"^{line}$"):
         run_sweep(space(PRODUCTS), file, lambda: LocalWorkers(1), Silent())
@@ -640,10 +813,96 @@ def test_killed_processes_lose_nothing(products, tmp_path) -> None:
             if chunk in (5, 30) and chunk not in killed:
                 killed.append(chunk)
                 os.kill(processes[0], signal.SIGKILL)
+            if chunk == 20 and chunk not in killed:
+                # What they are forked from, and both of them.
+                killed.append(chunk)
+                for process in (forkserver._forkserver._forkserver_pid, *processes):
+                    os.kill(process, signal.SIGKILL)
+            if chunk == 45 and chunk not in killed:
+                # It ends while it forks.
+                killed.append(chunk)
+
+                def submit(*_: object) -> None:
+                    raise EOFError
+
+                self._pool.submit = submit
 
     run_sweep(of, tmp_path / "p.parquet", lambda: Killed(2), Silent())
-    assert killed == [5, 30]
+    assert killed == [5, 20, 30, 45]
     assert (tmp_path / "p.parquet").read_bytes() == whole.read_bytes()
+
+
+KILLED_EVERYWHERE = """
+import os, random, signal, sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from sim.sweep import store
+from tests.test_sweep import PRODUCTS, Here, space, swept
+
+file, rng = Path(sys.argv[1]), random.Random(int(sys.argv[2]))
+of = space(PRODUCTS, axes={"rows": [64, 128, 256], "cols": [64, 128]})
+
+
+def killed_at(calls: int) -> None:
+    left = [calls]
+
+    def counted() -> None:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def kills(function):
+        def called(*given, **named):
+            counted()  # before it, and behind it
+            result = function(*given, **named)
+            counted()
+            return result
+
+        return called
+
+    names = ((Path, "replace"), (Path, "unlink"), (Path, "mkdir"), (os, "fsync"), (store.shutil, "rmtree"))
+    for owner, name in names:
+        setattr(owner, name, kills(getattr(owner, name)))
+
+
+kills = 0
+while True:
+    calls = rng.randint(1, 16)
+    child = os.fork()
+    if not child:
+        if file.exists():
+            pq.read_table(file)
+        for part in store.part_files(file.with_name(file.name + ".parts")):
+            pq.read_table(part)
+        killed_at(calls)
+        summary, _ = swept(of, file, Here())
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if not os.WIFSIGNALED(status):
+        print(kills, os.waitstatus_to_exitcode(status))
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    kills += 1
+"""
+
+
+@pytest.mark.slow
+def test_a_client_that_is_killed_around_every_step_on_disk_loses_nothing(tmp_path) -> None:
+    """Before and behind making, writing, renaming and removing files, at random, until one run ends."""
+    file = tmp_path / "p.parquet"
+    seed = int(np.random.default_rng().integers(1 << 30))
+    print("seed", seed)
+    given = [sys.executable, "-c", KILLED_EVERYWHERE, str(file), str(seed)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(given, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    kills, status = map(int, done.stdout.split())
+    assert kills >= 1 and status == 0, done.stderr
+    of = space(PRODUCTS, axes={"rows": [64, 128, 256], "cols": [64, 128]})
+    swept(of, tmp_path / "q.parquet")
+    assert file.read_bytes() == (tmp_path / "q.parquet").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.parquet", "q.parquet"]
 
 
 def test_one_sweep_at_a_time_writes_a_file(products, tmp_path) -> None:
@@ -873,6 +1132,14 @@ BAD_SPACES = {
     "a value twice": (
         SMALL.replace("[16, 32]", "[16, 16]"),
         r"axes\.rows: must hold each value once, not 16 again",
+    ),
+    "not a number": (
+        'evaluate = "system"\n[fixed]\nmodel = "mixtral-8x7b"\n[axes]\n"routing.S" = [0.5, nan]\n',
+        r"axes\.routing\.S: must be a finite number, not nan",
+    ),
+    "a bandwidth that is not a number": (
+        'evaluate = "system"\n[axes]\n"system.near.bytes_per_s" = [nan]\n',
+        r"axes\.system\.near\.bytes_per_s: must be finite, not nan",
     ),
     "no list": (
         SMALL.replace("[16, 32]", "16"),

@@ -21,6 +21,7 @@ from amaranth.lib import data
 from rtl.stream import StreamRegister
 from sim.toolchain import write_atomically
 from tests.bfm import Sink, Source, run_streams
+from tests.wavedrom_axi import AXI_PICTURES, axi_source
 
 FOLDER = Path(__file__).parent.parent / "docs" / "streams"
 OFFERED = (0, 1, 5, 6)
@@ -177,7 +178,7 @@ def picture(stream: Stream, shape: Any) -> dict[str, Any]:
     ]
     for name, (low, width, _) in fields.items():
         values = [payload >> low & (1 << width) - 1 if valid else None for valid, _, payload in cycles]
-        rows.append(_row(name or "payload", values, width))
+        rows.append(row_of(name or "payload", values, width))
     return {"signal": rows, "config": {"hscale": 2}, "head": {"text": stream.title, "tick": 0}}
 
 
@@ -187,7 +188,8 @@ def _levels(bits: Sequence[int | None]) -> str:
     return "".join("." if n and state == states[n - 1] else state for n, state in enumerate(states))
 
 
-def _row(name: str, values: Sequence[int | None], width: int) -> dict[str, Any]:
+def row_of(name: str, values: Sequence[int | None], width: int) -> dict[str, Any]:
+    """Return a line of values, each shown where it begins; None where there is none."""
     if width == 1:
         return {"name": name, "wave": _levels(values)}
     wave, shown = "", []
@@ -204,7 +206,11 @@ def _row(name: str, values: Sequence[int | None], width: int) -> dict[str, Any]:
 
 def source_text(stream: Stream, shape: Any) -> str:
     """Return the JSON file's text, a signal on each line."""
-    whole = picture(stream, shape)
+    return text_of(picture(stream, shape))
+
+
+def text_of(whole: dict[str, Any]) -> str:
+    """Return the JSON file's text of WaveDrom's source, a signal or a group of them on each line."""
     lines = ",\n".join(f"  {json.dumps(row)}" for row in whole["signal"])
     rest = ",\n".join(f'"{key}": {json.dumps(whole[key])}' for key in ("config", "head"))
     return f'{{"signal": [\n{lines}\n],\n{rest}}}\n'
@@ -229,6 +235,10 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, stream in STREAMS.items():
         source = source_text(stream, shape_of(*stream.ports[0]))
+        write_atomically(FOLDER / f"{name}.json", source)
+        write_atomically(FOLDER / f"{name}.svg", rendered(source))
+    for name, one in AXI_PICTURES.items():
+        source = text_of(axi_source(one))
         write_atomically(FOLDER / f"{name}.json", source)
         write_atomically(FOLDER / f"{name}.svg", rendered(source))
 

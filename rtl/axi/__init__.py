@@ -4,6 +4,16 @@ See ``docs/axi.md``.
 """
 
 from rtl.axi.alone import DispatchAlone, GateAlone
+from rtl.axi.clocks import AxiTwoClocks
 from rtl.axi.top import AxiTop, DispatchTop, dispatch_top, gate_top, layer_top
 
-__all__ = ["AxiTop", "DispatchAlone", "DispatchTop", "GateAlone", "dispatch_top", "gate_top", "layer_top"]
+__all__ = [
+    "AxiTop",
+    "AxiTwoClocks",
+    "DispatchAlone",
+    "DispatchTop",
+    "GateAlone",
+    "dispatch_top",
+    "gate_top",
+    "layer_top",
+]

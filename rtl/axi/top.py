@@ -63,6 +63,8 @@ class AxiTop(wiring.Component):
     core : the block; it must not have been elaborated.
     token_beats, output_beats : beats of a token at ``i`` and at ``o``.
     burst_beats, max_outstanding : of the core's reads.
+    waiting_beats : beats of tokens that may stand before the port and are this packet's: recovery lasts that
+        much longer, so that it throws them away too.
 
     Members
     -------
@@ -89,6 +91,7 @@ class AxiTop(wiring.Component):
         secded: bool = False,
         burst_beats: int = 1,
         max_outstanding: int = 1,
+        waiting_beats: int = 0,
     ) -> None:
         self.core = core
         self.top = top
@@ -98,6 +101,7 @@ class AxiTop(wiring.Component):
         self.output_beats = output_beats
         self.burst_beats = burst_beats
         self.max_outstanding = max_outstanding
+        self.waiting_beats = waiting_beats
         members = dict(core.signature.members)
         self.has_memory = "o_ar" in members
         self.others = [name for name in members if name not in CORE_PORTS + UNCONNECTED]
@@ -216,7 +220,8 @@ class AxiTop(wiring.Component):
         ]
 
         # Recovery.
-        left = Signal(range(RESET_CYCLES + 1))
+        reset_cycles = RESET_CYCLES + self.waiting_beats
+        left = Signal(range(reset_cycles + 1))
         m.d.comb += [
             packets.recover.eq(block.bus_control_recover),
             packets.discard_rest.eq(block.bus_control_discard_rest),
@@ -225,7 +230,7 @@ class AxiTop(wiring.Component):
             reset_core.eq(recovering),
         ]
         with m.If(block.bus_control_recover):
-            m.d.sync += [recovering.eq(1), left.eq(RESET_CYCLES)]
+            m.d.sync += [recovering.eq(1), left.eq(reset_cycles)]
         with m.Elif(left != 0):
             m.d.sync += left.eq(left - 1)
         with m.Elif(reads_idle & marker.closed):
@@ -362,7 +367,7 @@ class DispatchTop(AxiTop):
         return was_busy & ~busy
 
 
-def layer_top(model: ModelSpec, design: DesignSpec) -> AxiTop:
+def layer_top(model: ModelSpec, design: DesignSpec, *, waiting_beats: int = 0) -> AxiTop:
     """Return an accelerator with AXI ports."""
     pim = design.engine is Engine.PIM
     core = PimLayer(model, design) if pim else FpgaLayer(model, design)
@@ -375,10 +380,11 @@ def layer_top(model: ModelSpec, design: DesignSpec) -> AxiTop:
         secded=design.pim is not None and design.pim.secded,
         burst_beats=design.memory.burst_beats,
         max_outstanding=design.memory.max_outstanding,
+        waiting_beats=waiting_beats,
     )
 
 
-def gate_top(model: ModelSpec, design: DesignSpec) -> AxiTop:
+def gate_top(model: ModelSpec, design: DesignSpec, *, waiting_beats: int = 0) -> AxiTop:
     """Return the gate alone with AXI ports."""
     core = GateAlone(model, design)
     return AxiTop(
@@ -387,9 +393,10 @@ def gate_top(model: ModelSpec, design: DesignSpec) -> AxiTop:
         token_beats=core.token_beats,
         output_beats=core.output_beats,
         burst_beats=design.memory.burst_beats,
+        waiting_beats=waiting_beats,
     )
 
 
-def dispatch_top(model: ModelSpec, design: DesignSpec) -> DispatchTop:
+def dispatch_top(model: ModelSpec, design: DesignSpec, *, waiting_beats: int = 0) -> DispatchTop:
     """Return the dispatcher of one engine alone with AXI ports."""
-    return DispatchTop(DispatchAlone(model, design))
+    return DispatchTop(DispatchAlone(model, design), waiting_beats=waiting_beats)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sim.claims.agreement import families_link
+from sim.claims.benches import benches_link
 from sim.claims.hardware import blocks_link, dram_link, layer_link, rtl_link
 from sim.claims.measurement import Measurement
 from sim.claims.memory import memory_link
@@ -36,4 +37,5 @@ LINKS = (
     Producer("memory", memory_link),
     Producer("programs", programs_link, needs_verilog=True),
     Producer("throughput", throughput_link),
+    Producer("benches", benches_link),
 )

@@ -140,6 +140,8 @@ def _print(run: ServingRun) -> None:
     )
     if run.energy_j is not None and run.finished:
         print(f"energy {run.energy_j:,.1f} J, {found['joules_per_token']:.4g} J per token, prompts' too")
+    if run.dropped:
+        print(f"{run.dropped:,.0f} assignments found no place, {found['dropped_per_step']:,.2f} a step")
     if run.refused:
         print(f"{run.refused} requests refused: more tokens than the memory holds")
     if run.skipped.failed or run.skipped.odd:

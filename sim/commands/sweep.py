@@ -59,6 +59,10 @@ def command(
     A point that fails is a row with its error. Interrupted, the same command goes on where it was.
     """
     _need("pyarrow", "sweep", "sweep")
+    if scheduler is None and not collect_only:
+        from sim.processes import prepare
+
+        prepare()
     from sim.sweep.findings import find
     from sim.sweep.run import Interrupted, collect, run_sweep
     from sim.sweep.space import load_space

@@ -37,7 +37,11 @@ PLAIN, AXI = "plain", "axi"
     help="Registers at a plain port, or AXI4-Lite with errors, recovery and an interrupt (docs/axi.md).",
 )
 @click.option("--secded", is_flag=True, help="The banks hold 8 check bits with 64 of data.")
-@click.option("--two-clocks", is_flag=True, help="Streams and memory port on a clock of their own, bus_aclk.")
+@click.option(
+    "--two-clocks",
+    is_flag=True,
+    help="Streams and memory port on a clock of their own, bus_aclk; with '--bus axi' all AXI ports.",
+)
 @click.option(
     "--bench", "bench_tokens", type=int, help="Tokens of the self-checking bench, 0 for none (default: 8)."
 )
@@ -71,10 +75,11 @@ def command(
         require(bus == PLAIN, f"must be {PLAIN} for {design_name!r}, a device, not {bus}", key="bus")
         files = hand_over(lambda folder: _write_device(design_name, secded, folder), out)
     elif bus == AXI:
-        require(not two_clocks, f"is for '--bus {PLAIN}', not {bus}", key="two-clocks")
         require(not bench_tokens, f"is for '--bus {PLAIN}', not {bus}", key="bench")
         files = hand_over(
-            lambda folder: _write_axi(design_name, model_name, scale, number_format, folder, secded=secded),
+            lambda folder: _write_axi(
+                design_name, model_name, scale, number_format, folder, secded=secded, two_clocks=two_clocks
+            ),
             out,
         )
     else:
@@ -125,6 +130,7 @@ def _write_axi(
     out: Path,
     *,
     secded: bool,
+    two_clocks: bool,
 ) -> list[Path]:
     from sim.rtlsim import write_top
     from sim.synth import SMALL, small_block
@@ -136,7 +142,7 @@ def _write_axi(
         design = load_design(design_name, number_format)
         design = design.with_secded() if secded else design
         model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
-        return write_top(model, design, None, design.name.replace("-", "_"), out)
+        return write_top(model, design, None, design.name.replace("-", "_"), out, two_clocks=two_clocks)
     require(not secded, f"needs a near-memory design, not {design_name!r}", key="secded")
     model, design = small_block()
     rule = f"must be bf16 for {design_name!r}, not {number_format}"
@@ -146,7 +152,7 @@ def _write_axi(
         model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
     else:
         require(scale is None, f"needs a model: {design_name!r} has a size of its own", key="scale")
-    return write_top(model, design, Top(design_name), design_name, out)
+    return write_top(model, design, Top(design_name), design_name, out, two_clocks=two_clocks)
 
 
 def _write_device(design_name: str, secded: bool, out: Path) -> list[Path]:

@@ -66,10 +66,11 @@ def project_files(directory: Path, name: str, clock_hz: float, bench: Sequence[s
     top = ports["top"]
     verilog = [file.name for file in file_list(directory, name)]
     board = f"{top}_ecp5"
+    two_clocks = any(port["name"] == BUS_CLOCK for port in ports["ports"])
     return {
         CORE: _core(name, top, verilog, board, bench),
-        f"{name}.xdc": _xdc(top, clock_hz),
-        f"{name}.lpf": _lpf(top, clock_hz),
+        f"{name}.xdc": _xdc(top, clock_hz, two_clocks=two_clocks),
+        f"{name}.lpf": _lpf(top, clock_hz, two_clocks=two_clocks),
         f"{board}.v": BOARD_NOTE + pin_top(ports["ports"], top, board, clock=next(iter(BOARD_PINS))),
         f"{board}.lpf": _board_lpf(),
     }
@@ -155,7 +156,24 @@ targets:
     return text
 
 
-def _xdc(top: str, clock_hz: float) -> str:
+BUS_CLOCK = "bus_aclk"
+
+
+def _xdc(top: str, clock_hz: float, *, two_clocks: bool) -> str:
+    if two_clocks:
+        return f"""# Template for {top} as a block of a larger design, in Xilinx' form: adapt the numbers.
+# Each reset is synchronous to its clock; the clocks meet in asynchronous FIFOs alone.
+set period {1e9 / clock_hz:.3f}
+create_clock -name aclk -period $period [get_ports aclk]
+create_clock -name {BUS_CLOCK} -period $period [get_ports {BUS_CLOCK}]
+set_clock_groups -asynchronous -group aclk -group {BUS_CLOCK}
+set of_bus {{NAME =~ "(s_ax|m_ax|irq|bus_aresetn).*"}}
+set of_core {{NAME !~ "(s_ax|m_ax|irq|bus_|aclk).*"}}
+set_input_delay -clock {BUS_CLOCK} [expr 0.4 * $period] [filter -regexp [all_inputs] $of_bus]
+set_output_delay -clock {BUS_CLOCK} [expr 0.4 * $period] [filter -regexp [all_outputs] $of_bus]
+set_input_delay -clock aclk [expr 0.4 * $period] [filter -regexp [all_inputs] $of_core]
+set_output_delay -clock aclk [expr 0.4 * $period] [filter -regexp [all_outputs] $of_core]
+"""
     return f"""# Template for {top} as a block of a larger design, in Xilinx' form: adapt the numbers.
 # aresetn is synchronous to aclk: it is timed as any other input.
 set period {1e9 / clock_hz:.3f}
@@ -166,12 +184,13 @@ set_output_delay -clock aclk [expr 0.4 * $period] [all_outputs]
 """
 
 
-def _lpf(top: str, clock_hz: float) -> str:
+def _lpf(top: str, clock_hz: float, *, two_clocks: bool) -> str:
+    bus = f'FREQUENCY PORT "{BUS_CLOCK}" {clock_hz / 1e6:g} MHZ;\n' if two_clocks else ""
     return f"""# Template for {top} as a top of its own, in Lattice's form: add LOCATE and IOBUF of each port.
 BLOCK RESETPATHS;
 BLOCK ASYNCPATHS;
 FREQUENCY PORT "aclk" {clock_hz / 1e6:g} MHZ;
-"""
+{bus}"""
 
 
 def _board_lpf() -> str:

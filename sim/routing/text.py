@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +16,21 @@ from spec.files import check_regular
 
 MAX_LINE_BYTES = 1 << 26
 MAX_DOCUMENT_BYTES = 1 << 28
+GZIP = b"\x1f\x8b"
+"""What a compressed file begins with."""
 LINES_AT_A_TIME = 1 << 14
 BYTES_AT_A_TIME = 1 << 22
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield a UTF-8 file's lines with their numbers from 1, without line ends and byte-order mark."""
+    """Yield a UTF-8 file's lines with their numbers from 1, without line ends and byte-order mark.
+
+    One that gzip has compressed, whatever its name, is read as it was before.
+    """
+    number = 0
     try:
         check_regular(path)
-        with path.open("rb") as file:
-            number = 0
+        with path.open("rb") as plain, _unpacked(plain) as file:
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(line) > MAX_LINE_BYTES:
@@ -33,8 +41,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise InputError(f"is not UTF-8: {error.reason}", file=path, key=at(number)) from None
     except InputError as error:
         raise error.at(file=path) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"is not valid gzip: {error}", file=path, key=f"behind {at(number)}") from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", file=path) from None
+
+
+def _unpacked(file: io.BufferedReader) -> gzip.GzipFile | io.BufferedReader:
+    return gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == GZIP else file
 
 
 def at(number: int) -> str:

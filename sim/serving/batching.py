@@ -43,10 +43,10 @@ UNLIMITED = 1 << 60
 LEAST_S = 1e-7
 LEVELS = 4096
 LATENCIES = ("wait", "ttft", "tpot", "between", "e2e")
-SUMS = ("tokens", "batch_s", "busy_s", "arrived", "admitted", "done", "joules", "steps", "served")
+SUMS = ("tokens", "batch_s", "busy_s", "arrived", "admitted", "done", "joules", "steps", "served", "dropped")
 """What is added up for each bin of time: ``tokens`` that were given out, ``served`` tokens of steps, prompts'
-too, ``batch_s``, requests in a step times its seconds. ``batch_s`` and ``busy_s`` are in the bins in which a
-step ran, the others of a step in the one where it ends."""
+too, ``batch_s``, requests in a step times its seconds, ``dropped`` assignments. ``batch_s`` and ``busy_s``
+are in the bins in which a step ran, the others of a step in the one where it ends."""
 
 
 class Order(IntEnum):
@@ -83,12 +83,14 @@ class StepCosts:
     attention : host's and near engine's bytes and operations per second, bytes of a token's keys and values,
         operations of a pair of tokens, layers, devices, joules of a byte and an operation on either; place:
         0 host, 1 near, 2 the faster.
+    dropped : (draws, n) assignments of a step that find no place, of all layers; None: none.
     """
 
     grid: FloatArray
     seconds: FloatArray
     joules: FloatArray
     attention: FloatArray
+    dropped: FloatArray | None = None
 
 
 @dataclass
@@ -168,13 +170,15 @@ class Server:
         arrived = 0 if come is None else len(come.arrival_s)
         room = len(queue.arrival_s) + self.limits.max_batch
         done_times, done_tokens = np.zeros((3, room)), np.zeros((2, room), np.int64)
+        costs = self.costs
+        dropped = np.zeros_like(costs.seconds) if costs.dropped is None else costs.dropped
         taken, done = _run(
             (queue.arrival_s, queue.origin_s, queue.first_s, queue.prompt, queue.output),
             len(queue.arrival_s) - arrived,
             come is not None,
             int(self.order),
             (self.limits.max_batch, self.limits.step_tokens, self.limits.kv_tokens),
-            (self.costs.grid, self.costs.seconds, self.costs.joules, self.costs.attention),
+            (costs.grid, costs.seconds, costs.joules, costs.attention, dropped),
             self._running,
             self._times,
             self._clock,
@@ -354,7 +358,7 @@ def _run(queue, known, more, order, limits, costs, running, times, clock, counts
     """
     arrival, origin, first, prompt, output = queue
     max_batch, step_tokens, kv_tokens = limits
-    grid, seconds, joules, attention = costs
+    grid, seconds, joules, attention, dropped = costs
     histograms, sums, most, bins = stats
     done_times, done_tokens = done
     to_prefill, held, to_come, prompts, outputs = running
@@ -437,6 +441,7 @@ def _run(queue, known, more, order, limits, costs, running, times, clock, counts
         bins[6, place] += energy
         bins[7, place] += 1
         bins[8, place] += tokens
+        bins[9, place] += _at(tokens, grid, dropped[draw])
 
         # What the step gave.
         finished = False

@@ -1,4 +1,4 @@
-"""A picture of a service over time: queue and batch, tokens, load of the experts."""
+"""A picture of a service over time: queue and batch, tokens, what found no place, load of the experts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def picture(run: ServingRun) -> bytes:
     figure = Figure(figsize=(9, 8), layout="constrained")
     figure.suptitle(f"{run.model} on {run.system}, {run.batching}: {run.finished:,} requests")
     begin = run.width_s * np.arange(run.bins.shape[1])
-    requests, tokens, load = figure.subplots(3, 1, sharex=True)
+    dropped = run.bins[SUMS.index("dropped")]
+    requests, tokens, *drops, load = figure.subplots(4 if dropped.any() else 3, 1, sharex=True)
     requests.step(begin, run.queue, where="post", label="waiting")
     requests.step(begin, run.batch, where="post", label="in a step, on average")
     requests.set_ylabel("requests")
@@ -25,6 +26,9 @@ def picture(run: ServingRun) -> bytes:
     tokens.step(begin, run.bins[SUMS.index("served")] / run.width_s, where="post", label="all of steps")
     tokens.set_ylabel("tokens per second")
     tokens.legend()
+    for axes in drops:
+        axes.step(begin, dropped / run.width_s, where="post")
+        axes.set_ylabel("assignments dropped\nper second")
     shares = run.load / np.maximum(1, run.load.sum(axis=1, keepdims=True))
     extent = (0.0, run.width_s * len(begin), run.load.shape[1] - 0.5, -0.5)
     image = load.imshow(shares.T, aspect="auto", extent=extent, interpolation="nearest")

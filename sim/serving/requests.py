@@ -9,13 +9,14 @@ Formats, told by the first line:
 * Mooncake (arXiv 2407.00079): JSON lines of ``timestamp`` in ms, ``input_length``, ``output_length``.
 * LLMServingSim: JSON lines of ``arrival_time_ns``, ``input_toks``, ``output_toks``.
 
-The first request comes at 0.
+The first request comes at 0. Blank lines are none; a file may be compressed with gzip.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -89,8 +90,8 @@ def read_requests(
     """
     counts = Skipped() if skipped is None else skipped
     lines = read_lines(path)
-    number, first = next(lines, (1, ""))
-    parse, header = _format(path, first)
+    number, first = next(((number, line) for number, line in lines if line.strip()), (1, ""))
+    parse, header = _format(path, number, first)
     if not header:
         lines = _with(number, first, lines)
     rows: list[Row] = []
@@ -175,27 +176,38 @@ def _with(number: int, first: str, rest: Iterator[tuple[int, str]]) -> Iterator[
     yield from rest
 
 
-def _format(path: Path, first: str) -> tuple[Callable[[str], Row | None], bool]:
-    """Return what parses a row of a file that begins so, and whether its first line is a header."""
+def _format(path: Path, number: int, first: str) -> tuple[Callable[[str], Row | None], bool]:
+    """Return what parses a row of a file that begins so, and whether its first line is a header.
+
+    ``number``: of that line.
+    """
+    line = at(number)
     if first.lstrip().startswith("{"):
         try:
             keys = _json(first)
         except OddRow as broken:
-            raise InputError(str(broken), file=path, key=at(1)) from None
+            raise InputError(str(broken), file=path, key=line) from None
         for form in JSON_FORMS:
             if all(name in keys for name in form[:3]):
                 return _json_parser(*form), False
-        names = "; ".join(", ".join(form[:3]) for form in JSON_FORMS)
-        raise InputError(f"must have the keys of a known trace: {names}", file=path, key=at(1))
+        raise InputError(f"must have the keys of a known trace: {JSON_NAMES}", file=path, key=line)
     try:
         columns = [column.strip() for column in _cells(first)]
     except OddRow as broken:
-        raise InputError(str(broken), file=path, key=at(1)) from None
+        raise InputError(str(broken), file=path, key=line) from None
     for wanted, seconds in CSV_FORMS:
         if all(name in columns for name in wanted):
+            for name in wanted:
+                if columns.count(name) > 1:
+                    rule = f"must name {name} once, not {columns.count(name)} times"
+                    raise InputError(rule, file=path, key=line)
             return _csv_parser(columns, wanted, seconds), True
     known = "; ".join(", ".join(names) for names, _ in CSV_FORMS)
-    raise InputError(f"must be the header of a known trace: {known}", file=path, key=at(1))
+    raise InputError(
+        f"must be the header of a known trace: {known}; or a JSON object with {JSON_NAMES}",
+        file=path,
+        key=line,
+    )
 
 
 def _csv_parser(
@@ -209,7 +221,7 @@ def _csv_parser(
         if len(cells) != len(columns):
             raise OddRow(f"must have {len(columns)} columns, not {len(cells)}")
         when, prompt, output = (cells[place].strip() for place in places)
-        if may_fail and output == "0":
+        if may_fail and _whole(output) == 0:
             return None
         return seconds(when), _tokens(names[1], prompt), _tokens(names[2], output)
 
@@ -255,11 +267,18 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _tokens(name: str, value: Any) -> int:
-    whole = value
+def _whole(value: Any) -> int | None:
+    """Return a whole number, also one that is written with a point and zeros; None if it is none."""
     if isinstance(value, str):
-        whole = int(value) if value.isdecimal() and value.isascii() and len(value) < 20 else None
-    if isinstance(whole, bool) or not isinstance(whole, int) or not 1 <= whole <= MAX_TOKENS:
+        return int(value.partition(".")[0]) if WHOLE.fullmatch(value) else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if type(value) is int else None
+
+
+def _tokens(name: str, value: Any) -> int:
+    whole = _whole(value)
+    if whole is None or not 1 <= whole <= MAX_TOKENS:
         raise OddRow(f"{name}: must be a whole number in 1..{MAX_TOKENS}, not {value!r:.40}")
     return whole
 
@@ -268,19 +287,21 @@ def _date(text: str) -> float:
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
-        raise OddRow(f"TIMESTAMP: must be a date and a time, not {text!r:.40}") from None
+        when = None
+    if when is None or ":" not in text:  # a day alone would be its midnight
+        raise OddRow(f"TIMESTAMP: must be a date and a time, not {text!r:.40}")
     # Whether with a zone or without: all rows of a file have the same.
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
 def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    return _number("Timestamp", value)
+    if not NUMBER.fullmatch(text):
+        raise OddRow(f"Timestamp: must be a number, not {text!r:.40}")
+    return _number("Timestamp", float(text))
 
 
+WHOLE = re.compile(r"[0-9]{1,19}(\.0*)?")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 BURST_OUTPUT = "Response tokens"
 CSV_FORMS: tuple[tuple[tuple[str, str, str], Callable[[str], float]], ...] = (
     (("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _date),
@@ -290,6 +311,7 @@ JSON_FORMS = (
     ("timestamp", "input_length", "output_length", 1e-3),
     ("arrival_time_ns", "input_toks", "output_toks", 1e-9),
 )
+JSON_NAMES = "; ".join(", ".join(form[:3]) for form in JSON_FORMS)
 
 
 # --- Drawn requests ---

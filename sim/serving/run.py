@@ -142,7 +142,7 @@ class ServingRun:
     latencies : name -> mean, percentiles, largest, in seconds; None where nothing has it.
     energy_j : None where a figure is not known.
     bins : (sums, points) of :data:`sim.serving.batching.SUMS` over time; of both servers of a split service.
-    load : (points, experts) assignments of the first MoE layer.
+    load : (points, experts) assignments of the first MoE layer, those that found no place among them.
     limits : of the server, or of the one that prefills; ``decode_limits`` of the one that decodes.
     """
 
@@ -182,6 +182,11 @@ class ServingRun:
         return batch
 
     @property
+    def dropped(self) -> float:
+        """Assignments that found no place, of all layers, as steps of that size had them on average."""
+        return float(self.bins[SUMS.index("dropped")].sum())
+
+    @property
     def requests_per_s(self) -> float:
         """Requests that were finished, over all the time."""
         return self.finished / max(self.seconds, 1e-30)
@@ -214,6 +219,8 @@ class ServingRun:
             "busy": busy_s / (seconds * self.servers),
             "mean_batch": float(self.bins[SUMS.index("batch_s")].sum()) / max(busy_s, 1e-30),
             "latency_s": self.latencies,
+            "dropped": self.dropped,
+            "dropped_per_step": self.dropped / max(self.steps, 1),
             "energy_j": self.energy_j,
             "joules_per_token": self.joules_per_token,
             "over_time": {
@@ -222,6 +229,7 @@ class ServingRun:
                 "queue": self.queue.tolist(),
                 "batch": self.batch.tolist(),
                 "output_tokens_per_s": (self.bins[SUMS.index("tokens")] / self.width_s).tolist(),
+                "dropped": self.bins[SUMS.index("dropped")].tolist(),
                 "expert_load": self.load.tolist(),
             },
             "limits": self.limits.as_json(),

@@ -20,7 +20,7 @@ from sim.routing.trace import NO_EXPERT, TraceShape, make_trace
 from sim.serving.batching import FloatArray, StepCosts
 from sim.system.costs import BYTES, Roofline
 from sim.system.outside import attention_sizes
-from sim.system.report import plan_step, run_policies
+from sim.system.report import plan_step, policy_runs
 from sim.system.step import BITS, run_step
 from spec.catalogue import Backbone
 from spec.errors import InputError, require_range
@@ -82,22 +82,37 @@ def step_table(
     require_range("draws", draws, 1, 64)
     routing.check_layers(model.num_moe_layers)
     grid = sizes(most)
-    seconds, joules = np.zeros((draws, len(grid))), np.zeros((draws, len(grid)))
+    seconds, joules, dropped = np.zeros((3, draws, len(grid)))
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     for column, tokens in enumerate(track(grid, lambda tokens: f"steps of {tokens} tokens")):
         for draw in range(draws):
             one = _step(system, model, backbone, routing, seed, draw, tokens, policy)
-            seconds[draw, column], joules[draw, column], missing, notes = one
+            seconds[draw, column], joules[draw, column] = one.seconds, one.joules
+            dropped[draw, column], missing, notes = one.dropped, one.missing, one.notes
     off = 0.0
     for column in range(EXACT, len(grid) - 1, 4):
         tokens = (grid[column] + grid[column + 1]) // 2
-        exact = _step(system, model, backbone, routing, seed, 0, tokens, policy)[0]
+        exact = _step(system, model, backbone, routing, seed, 0, tokens, policy).seconds
         between = np.interp(tokens, grid[column : column + 2], seconds[0, column : column + 2])
         off = max(off, abs(float(between) / exact - 1))
     attention, kv_bytes = _attention(system, backbone, missing)
-    costs = StepCosts(np.array(grid, dtype=np.float64), seconds, joules, attention)
+    costs = StepCosts(np.array(grid, dtype=np.float64), seconds, joules, attention, dropped)
     return StepTable(costs, off, kv_bytes, notes, missing)
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Seconds, joules and dropped assignments of a step without attention's products.
+
+    ``missing``, ``notes``: as of :class:`StepTable`.
+    """
+
+    seconds: float
+    joules: float
+    dropped: float
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def _step(
@@ -109,8 +124,7 @@ def _step(
     draw: int,
     tokens: int,
     policy: str | None,
-) -> tuple[float, float, tuple[str, ...], tuple[str, ...]]:
-    """Return seconds and joules of a step without attention's products, what misses, what is not counted."""
+) -> _Cost:
     if routing.trace is None:
         drawn, own = routing, seed + 1000 * (1 + draw)
     else:
@@ -119,12 +133,12 @@ def _step(
         layers = min(LAYERS_ALONE, model.num_moe_layers)
         few = replace(model, num_moe_layers=layers)
         chosen = policy or system.policy
-        steps, energies, _ = run_policies(system, few, tokens, drawn, own, [chosen])
-        step, energy = steps[chosen], energies[chosen]
+        runs = policy_runs(system, few, tokens, drawn, own, [chosen])
+        step, energy = runs.steps[chosen], runs.energies[chosen]
         scale = model.num_moe_layers / layers
-        total = energy.total
+        total = np.nan if energy.total is None else energy.total
         note = f"{layers} of {model.num_moe_layers} layers stand for all; no attention, no dense layers"
-        return scale * step.seconds, np.nan if total is None else scale * total, energy.missing, (note,)
+        return _Cost(scale * step.seconds, scale * total, scale * runs.dropped, energy.missing, (note,))
     planned = plan_step(system, model, tokens, drawn, own, backbone=backbone)
     step = run_step(planned.costs, policy or system.policy)
     energy, seconds = planned.energy(system, step), step.seconds
@@ -135,7 +149,7 @@ def _step(
         names = (f"{place}.memory_j_per_bit", f"{place}.flop_j")
         of_byte, of_flop = (planned.values.get(name, np.nan) for name in names)
         joules -= part.times * (BITS * part.all_bytes * of_byte + part.all_flops * of_flop)
-    return seconds, joules, energy.missing, planned.outside.notes
+    return _Cost(seconds, joules, 0.0, energy.missing, planned.outside.notes)
 
 
 def turned(routing: Routing, tokens: int, first: int) -> Routing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from sim.sweep.evaluators import ROUTING, routing_identity
 from sim.sweep.space import Choices, FieldValues, Space
 from sim.sweep.version import models_version
-from spec.errors import InputError, one_line
+from spec.errors import InputError, one_line, require
 
 KEY_DIGITS = 32
 LOST = "the process that computed this point ended {count} times"
@@ -115,9 +116,11 @@ def run_point(space: Space, choices: Choices) -> Row:
         values = _Values(figures, FieldValues(space, choices))
         for name, expression in space.columns.items():
             try:
-                figures[name] = float(expression(values))
+                value = float(expression(values))
+                require(math.isfinite(value), f"{expression.text!r} must be finite, not {value}")
             except (InputError, TypeError, ValueError, OverflowError) as wrong:
                 raise InputError(str(wrong), key=f"columns.{name}") from None
+            figures[name] = value
     except InputError as wrong:
         error = str(wrong)
     except Exception as wrong:  # a defect, or no memory: of this point alone

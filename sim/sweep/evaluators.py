@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sim.area import Area, device_area, layer_area
 from sim.gemv.commands import Product
 from sim.gemv.energy import gemv_energy
 from sim.gemv.report import COMMANDS, Options, run_gemv
@@ -89,6 +90,7 @@ class Evaluator:
 
 LAYER = "layer"
 """Phase of a single MoE layer."""
+AREA_FIGURES: dict[str, type[Any]] = {"area_mm2": float, "area_low_mm2": float, "area_high_mm2": float}
 ROUTING = "routing"
 ROUTING_OPTIONS = {
     "tokens": Option((int,), DEFAULT_TOKENS),
@@ -156,7 +158,7 @@ def run_layer(specs: Specs, given: Given) -> Figures:
     )
     report = on_design(point, design)
     energy, engine = report.energy, "pim" if design.engine is Engine.PIM else "expert"
-    tile = design.tile
+    tile, area = design.tile, layer_area(model, design)
     channels = 1 if design.pim is None else design.pim.channels
     return {
         "seconds": report.seconds,
@@ -174,7 +176,14 @@ def run_layer(specs: Specs, given: Given) -> Figures:
         "max_load": report.routing["max_load"],
         "dropped": report.dropped,
         "macs_per_cycle": channels * tile.rows * tile.cols + design.gate.lanes,
+        **_area(area),
+        "memory_bits": area.counts["memory_bit"],
     }
+
+
+def _area(area: Area | None) -> Figures:
+    values = (None,) * 3 if area is None else (area.total, area.low, area.high)
+    return dict(zip(AREA_FIGURES, values, strict=True))
 
 
 def run_system(specs: Specs, given: Given) -> Figures:
@@ -227,6 +236,7 @@ def run_product(specs: Specs, given: Given) -> Figures:
         "mac_utilisation": run.utilisation,
         "macs": product.macs,
         **{f"commands_{name}": commands[name] for name in COMMANDS},
+        **_area(device_area(device, product.channels)),
     }
 
 
@@ -256,6 +266,8 @@ EVALUATORS = {
             "max_load": int,
             "dropped": int,
             "macs_per_cycle": int,
+            **AREA_FIGURES,
+            "memory_bits": int,
         },
         objectives=("seconds", "energy_j"),
         run=run_layer,
@@ -298,6 +310,7 @@ EVALUATORS = {
             "mac_utilisation": float,
             "macs": int,
             **{f"commands_{name}": int for name in COMMANDS},
+            **AREA_FIGURES,
         },
         objectives=("seconds", "energy_j"),
         run=run_product,

@@ -44,6 +44,8 @@ MAX_GRID = 10_000_000
 MAX_POINTS = 10_000_000
 MAX_REJECTED = 1000
 """Draws in a row that constraints may refuse."""
+MAX_REJECTED_GRID = 1_000_000
+"""The same of a grid's points in random order, of which none comes twice."""
 DEFAULT_POPULATION = 50
 Choices = tuple[int | float, ...]
 
@@ -214,6 +216,7 @@ class Space:
         """Yield the grid's points, or some of them in random order, none twice."""
         sizes = [len(axis.values) for axis in self.axes]
         left = self.points if self.method == "random" else self.grid_size
+        refused = 0
         order: Iterator[int] = iter(range(self.grid_size))
         if self.method == "random":
             order = shuffled(self.grid_size, self.seed)
@@ -225,9 +228,13 @@ class Space:
             point = tuple(reversed(choices))
             if self.allowed(point):
                 yield point
-                left -= 1
+                left, refused = left - 1, 0
                 if left == 0:
                     return
+                continue
+            refused += 1
+            if refused == MAX_REJECTED_GRID and self.grid_size > MAX_GRID:
+                raise self._refused(MAX_REJECTED_GRID, left)
 
     def _drawn(self) -> Iterator[Choices]:
         """Yield points of continuous axes; each is drawn by its own number, whatever came before."""
@@ -242,10 +249,12 @@ class Space:
                 continue
             refused += 1
             if refused == MAX_REJECTED:
-                raise InputError(
-                    f"leave no point among {MAX_REJECTED} drawn in a row ({self.points - left} found)",
-                    key="constraints",
-                )
+                raise self._refused(MAX_REJECTED, left)
+
+    def _refused(self, draws: int, left: int) -> InputError:
+        return InputError(
+            f"leave no point among {draws} drawn in a row ({self.points - left} found)", key="constraints"
+        )
 
     def check_not_empty(self) -> None:
         """Raise :class:`InputError` unless there is a point."""
@@ -449,7 +458,11 @@ class _Reader:
                 not is_vector(value), f"must not be a vector, whose tokens are its own: {value!r}", key=key
             )
             return value
-        require(type(value) in (int, float), f"must be a number, not {value!r}", key=key)
+        require(
+            type(value) in (int, float) and abs(value) < math.inf,
+            f"must be a finite number, not {value!r}",
+            key=key,
+        )
         return value
 
     def axis(self, name: str, given: Any, method: str) -> Axis:

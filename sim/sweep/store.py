@@ -25,14 +25,18 @@ import pyarrow.parquet as pq
 
 from sim.sweep.chunks import Row
 from sim.sweep.space import Choices, Space
-from spec.errors import InputError
+from spec.errors import InputError, one_line
 
 FORMAT = 1
 META = b"expertbank.sweep"
 ROW_GROUP = 8192
-MANIFEST, LOCK, KNOWN = "_sweep.json", "_lock", "_known.sqlite"
+MANIFEST, LOCK, KNOWN, ASIDE = "_sweep.json", "_lock", "_known.sqlite", "_tmp-"
 """Names with an underscore are no part of the table to those who read the folder as one."""
 READ_ROWS = 8192
+WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+"""How files are written; a page that is not as it was written is seen when it is read."""
+WRITTEN_PART = WRITTEN | {"compression": "none", "use_dictionary": False, "write_statistics": False}
+"""Parts are soon written again, and few rows each: a third of the time."""
 
 
 def schema_of(space: Space, version: str, *, complete: bool) -> pa.Schema:
@@ -87,13 +91,15 @@ def table_of(
     schema: pa.Schema, space: Space, first: int, points: Sequence[Choices], rows: Sequence[Row], version: str
 ) -> pa.Table:
     """Return a chunk's table; ``first`` is the number of its first point."""
-    shown = [space.shown(choices) for choices in points]
-    columns: dict[str, list[Any]] = {"point": list(range(first, first + len(rows)))}
-    for name in space.names:
-        columns[name] = [as_cell(one[name], schema.field(name).type) for one in shown]
+    columns: dict[str, Sequence[Any]] = {"point": range(first, first + len(rows))}
+    for axis, chosen in zip(space.axes, zip(*points, strict=True), strict=True):
+        for name, shown in zip(
+            axis.names, zip(*(axis.at(one)[0] for one in chosen), strict=True), strict=True
+        ):
+            kind = schema.field(name).type
+            columns[name] = [as_cell(value, kind) for value in shown]
     names = (*space.kind.figures, *space.columns)
-    for place, name in enumerate(names):
-        columns[name] = [row.figures[place] for row in rows]
+    columns |= zip(names, zip(*(row.figures for row in rows), strict=True), strict=True)
     columns |= {
         "error": [row.error for row in rows],
         "key": [row.key for row in rows],
@@ -118,6 +124,8 @@ class Store:
 
     def __enter__(self) -> Store:
         """Take hold of the results; what another space or other models left there is set aside."""
+        if not self.parts.exists() and self.complete:
+            return self  # nothing is written, also where nothing can be
         with _writing(self.parts):
             self._hold()
             try:
@@ -132,14 +140,21 @@ class Store:
         self._release()
 
     def _hold(self) -> None:
-        self.parts.mkdir(exist_ok=True)
-        lock = (self.parts / LOCK).open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise InputError("is being written by another sweep", file=self.file) from None
-        self._lock = lock
+        """Lock the folder, and remove what a process that was killed left half written in it."""
+        while self._lock is None:
+            self.parts.mkdir(exist_ok=True)
+            lock = (self.parts / LOCK).open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                raise InputError("is being written by another sweep", file=self.file) from None
+            if os.fstat(lock.fileno()).st_nlink:
+                self._lock = lock
+            else:
+                lock.close()  # another sweep ended since, and took the folder with it
+        for path in self.parts.glob(f"{ASIDE}*"):
+            path.unlink()
 
     def _release(self) -> None:
         if self._lock is not None and (not part_files(self.parts) or self.complete):
@@ -186,10 +201,11 @@ class Store:
         parts = part_files(self.parts)
         if self.file.exists():
             self.file.replace(self._new_aside())
-        if parts:
-            merge(parts, self._new_aside(), self.parts)
-            for path in parts:
-                path.unlink()
+        whole = [path for path in parts if rows_of(path) is not None]
+        if whole:
+            merge(whole, self._new_aside(), self.parts)
+        for path in parts:
+            path.unlink()
 
     def _asides(self) -> list[Path]:
         found = self.file.parent.glob(
@@ -206,7 +222,7 @@ class Store:
 
     def _look_up(self) -> None:
         """Read the rows beside whose models are this sweep's, to be found by their keys."""
-        before = [path for path in self._asides() if (about_file(path) or {}).get("models") == self.version]
+        before = [path for path in self._asides() if self._is_known(path)]
         if not before:
             return
         figures = (*self.space.kind.figures, *self.space.columns)
@@ -227,6 +243,13 @@ class Store:
         known.commit()
         self.known = known
 
+    def _is_known(self, path: Path) -> bool:
+        """Whether a file beside holds rows of this sweep's models; one that is damaged is passed over."""
+        try:
+            return (about_file(path) or {}).get("models") == self.version and rows_of(path) is not None
+        except InputError:
+            return False
+
     def row_before(self, key: str) -> Row | None:
         """Return the row that an earlier sweep has of a point."""
         if self.known is None:
@@ -244,22 +267,19 @@ class Store:
         return self.parts / f"part-{chunk:09d}.parquet"
 
     def has(self, chunk: int, rows: int) -> bool:
-        """Whether a chunk's file is there and holds so many rows."""
+        """Whether a chunk's file is there, holds so many rows, and is not damaged."""
         path = self.part(chunk)
-        try:
-            return path.is_file() and bool(pq.read_metadata(path).num_rows == rows)
-        except (OSError, pa.ArrowException):
-            return False
+        return path.is_file() and rows_of(path) == rows
 
     def read(self, chunk: int) -> pa.Table:
         """Return a chunk's table."""
-        return pq.ParquetFile(self.part(chunk)).read()
+        return pa.Table.from_batches(read_batches([self.part(chunk)]), self.schema)
 
     def write(self, chunk: int, first: int, points: Sequence[Choices], rows: Sequence[Row]) -> pa.Table:
         """Write a chunk's file: it is there as a whole, or not."""
         table = table_of(self.schema, self.space, first, points, rows, self.version)
         buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, **WRITTEN_PART)
         with _writing(self.part(chunk)):
             _write_whole(self.part(chunk), buffer.getvalue())
         return table
@@ -303,9 +323,25 @@ def about_file(file: Path) -> dict[str, Any] | None:
 
 
 def read_batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of several files, some at a time."""
+    """Yield the rows of several files, some at a time; :class:`InputError` for a file that is damaged."""
     for path in files:
-        yield from pq.ParquetFile(path).iter_batches(batch_size=READ_ROWS)
+        try:
+            # Threads cost more than they bring: parts are small, and workers compute meanwhile.
+            with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+                yield from file.iter_batches(batch_size=READ_ROWS, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(
+                f"is damaged; without it the same command computes it again ({one_line(str(error))})",
+                file=path,
+            ) from None
+
+
+def rows_of(path: Path) -> int | None:
+    """Return how many rows a file has, every one of them read; None of one that is damaged."""
+    try:
+        return sum(int(batch.num_rows) for batch in read_batches([path]))
+    except InputError:
+        return None
 
 
 def merge(files: Sequence[Path], file: Path, folder: Path, schema: pa.Schema | None = None) -> None:
@@ -314,7 +350,7 @@ def merge(files: Sequence[Path], file: Path, folder: Path, schema: pa.Schema | N
     ``folder``: where it is written until it is whole.
     """
     schema = pq.read_schema(files[0]) if schema is None else schema
-    with _aside(file, folder) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+    with _aside(file, folder) as stream, pq.ParquetWriter(stream, schema, **WRITTEN) as writer:
         waiting: list[pa.RecordBatch] = []
         count = 0
         for batch in read_batches(files):
@@ -336,7 +372,7 @@ def merge(files: Sequence[Path], file: Path, folder: Path, schema: pa.Schema | N
 @contextlib.contextmanager
 def _aside(file: Path, folder: Path) -> Iterator[Any]:
     """Give a file to write that takes its place once it is whole and on the disk."""
-    with tempfile.NamedTemporaryFile("wb", dir=folder, prefix="_tmp-", delete=False) as stream:
+    with tempfile.NamedTemporaryFile("wb", dir=folder, prefix=ASIDE, delete=False) as stream:
         aside = Path(stream.name)
         try:
             yield stream

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import queue
 import re
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sim.processes import start_processes
 from sim.sweep.chunks import OtherModels, Row, run_chunk
 from sim.sweep.space import Choices
 from spec.errors import InputError
@@ -35,8 +33,10 @@ CONNECT_S = 10.0
 RECONNECT_S = 60.0
 """How long a scheduler may be away in the middle of a sweep."""
 ADDRESS = re.compile(r"(tcp|tls)://\[?(?P<host>[^/]+?)\]?:(?P<port>\d{1,5})")
-STARTS = 2
-"""Times in a row that a process may end before it computes anything."""
+STARTS, START_AGAIN_S = 5, 0.2
+"""Times in a row that a process may end before it computes anything, and what is waited between."""
+ENDED = (BrokenProcessPool, EOFError, OSError)
+"""What giving a process something raises where it, or the one that it is forked from, has ended."""
 LOOK_S = 0.5
 COUNT_S = 5.0
 """How often a cluster's workers are counted."""
@@ -66,32 +66,13 @@ class Workers(Protocol):
         """End what is given out."""
 
 
-def _begin() -> None:
-    """Begin a worker: interruptions are its parent's, and it goes with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 class LocalWorkers:
     """Processes of this machine."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._given: dict[Future[list[Row]], int] = {}
-        self._pool = self._start()
-
-    def _start(self) -> ProcessPoolExecutor:
-        # Forked from a process that has imported everything and has no threads.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["sim.sweep.warm"])
-        return ProcessPoolExecutor(self.count, mp_context=context, initializer=_begin)
+        self._pool = start_processes(count)
 
     @property
     def name(self) -> str:
@@ -107,8 +88,8 @@ class LocalWorkers:
         """Give out a chunk."""
         try:
             future = self._pool.submit(run_chunk, *job)
-        except BrokenProcessPool:
-            # A worker ended since the last look: what it had comes back as lost.
+        except ENDED:
+            # A worker ended since the last look, or what it is forked from: the chunk comes back as lost.
             future = Future()
             future.set_exception(BrokenProcessPool())
         self._given[future] = chunk
@@ -121,7 +102,7 @@ class LocalWorkers:
             wait(self._given)
             done = set(self._given)
             self._pool.shutdown(wait=True)
-            self._pool = self._start()
+            self._pool = start_processes(self.count)
             self._check()
         answers = []
         for future in done:
@@ -135,9 +116,11 @@ class LocalWorkers:
         for _ in range(STARTS):
             try:
                 self._pool.submit(os.getpid).result()
-            except BrokenProcessPool:
+            except ENDED:
+                # What they are forked from may be ending itself, and be there for a moment more.
+                time.sleep(START_AGAIN_S)
                 self._pool.shutdown(wait=True)
-                self._pool = self._start()
+                self._pool = start_processes(self.count)
             else:
                 return
         raise InputError(

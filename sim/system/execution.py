@@ -1,6 +1,8 @@
 """Rows that experts compute: what a fixed capacity drops, and what padding adds.
 
-Experts compute one after another on one engine, by a roofline. An expert with no rows is not started.
+Experts compute one after another on one engine, by a roofline. An expert with no rows is not started. Or they
+compute beside each other, each on tiles of its own, with these tiles' share of the engine's operations and
+bandwidth (:data:`BESIDE`).
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
 from sim.system.comparison import Comparison, Result, Steps
-from sim.system.costs import IntArray, Roofline
+from sim.system.costs import FloatArray, IntArray, Roofline
 from spec.errors import require, require_range
 
 BASELINE = "largest"
@@ -78,12 +81,82 @@ EXECUTIONS: dict[str, Callable[[Rows], IntArray]] = {
     "sizes": sizes,
     "grouped": grouped,
     "one-by-one": grouped,
+    "in-order": grouped,
+    "out-of-order": grouped,
+    "tiles": grouped,
 }
 """To (layers, experts) int64 rows; ``one-hot`` also multiplies tokens with a mask to place them, and
 ``one-by-one`` reads an expert's weights for each of its tokens."""
 
-SPECIAL = ("one-hot", "one-by-one")
+BESIDE = ("in-order", "out-of-order", "tiles")
+"""Those whose experts have tiles of their own: ``in-order`` and ``out-of-order`` (Space-Mate) equally many,
+``tiles`` (Adyna) by the loads of the steps before."""
+
+SPECIAL = ("one-hot", "one-by-one", *BESIDE)
 """Those whose time is not that of their rows alone."""
+
+TILES = 16
+"""Tiles of the engine for each expert that there is: a choice of this project."""
+
+
+def by_load(times: FloatArray) -> FloatArray:
+    """Return the share of the tiles that each expert has in each step, by its time in all steps before.
+
+    ``times``: (layers, steps, experts). Each expert has one tile at least; in the first step all as many.
+    """
+    experts = times.shape[2]
+    before = times.cumsum(axis=1) - times
+    total = before.sum(axis=2, keepdims=True)
+    wanted = np.where(total > 0, before / np.where(total > 0, total, 1.0), 1 / experts)
+    wanted = wanted * (TILES - 1) * experts
+    tiles = 1 + np.floor(wanted).astype(np.int64)
+    # What rounding leaves goes where most was cut off.
+    left = TILES * experts - tiles.sum(axis=2, keepdims=True)
+    rank = np.argsort(np.argsort(np.floor(wanted) - wanted, axis=2, kind="stable"), axis=2)
+    shares: FloatArray = (tiles + (rank < left)) / (TILES * experts)
+    return shares
+
+
+@njit(cache=True)
+def in_order(ids: IntArray, row_s: FloatArray) -> FloatArray:
+    """Return the seconds of layers whose tokens begin in their order, each once all its experts are free.
+
+    Parameters
+    ----------
+    ids : (layers, tokens, k) experts; numbers that ``row_s`` has not compute nothing.
+    row_s : (layers, experts) seconds of a token's row.
+    """
+    layers, tokens, k = ids.shape
+    end = np.zeros(layers)
+    for layer in range(layers):
+        free = np.zeros(row_s.shape[1])
+        begin = 0.0
+        for token in range(tokens):
+            for place in range(k):
+                expert = ids[layer, token, place]
+                if expert < row_s.shape[1]:
+                    begin = max(begin, free[expert])
+            for place in range(k):
+                expert = ids[layer, token, place]
+                if expert < row_s.shape[1]:
+                    free[expert] = begin + row_s[layer, expert]
+        end[layer] = free.max()
+    return end
+
+
+def beside(name: str, engine: Roofline, steps: Steps, num_ffn: int) -> float:
+    """Return the seconds of all steps where each expert has tiles of its own."""
+    counts = steps.counts[:, :, :num_ffn]
+    times = engine.experts(counts.reshape(-1, num_ffn), steps.expert).reshape(counts.shape)
+    if name == "tiles":
+        return float((times / by_load(times)).max(axis=2).sum())
+    times = times * num_ffn
+    if name == "out-of-order":
+        return float(times.max(axis=2).sum())
+    rows = (times / np.maximum(counts, 1)).reshape(-1, num_ffn)
+    ids = steps.ids.reshape(-1, *steps.ids.shape[2:])
+    return float(in_order(ids, rows).sum())
+
 
 POLICIES = tuple(EXECUTIONS)
 
@@ -111,6 +184,8 @@ def compare(
         if name == "one-hot":
             # Tokens x (experts x capacity) x d_model, to place them and once more to combine results.
             times += 2 * OPERATIONS * tokens * steps.expert.d_model * computed.sum() / engine.flops
+        if name in BESIDE:
+            times = beside(name, engine, steps, num_ffn)
         results[name] = Result(
             float(times),
             float(engine.experts(kept, steps.expert).sum()),

@@ -33,6 +33,7 @@ from cocotbext.axi import (
 
 from golden.layer_bf16 import layer_bf16, layer_image
 from golden.weights import random_tokens, random_weights
+from rtl.axi.clocks import STREAM_DEPTH
 from sim.driver import BusError, Driver, Packet
 from sim.pack import pack, read_pack
 from sim.pim_layer import placement_steps
@@ -46,7 +47,6 @@ from tests.bench.test_layer_bench import bf16_bits
 
 IMAGE_PAGE = 3
 SLVERR, DECERR = 2, 3
-CYCLE_NS = 10
 PATIENCE = 2_000
 """Reads of a register after which what has not come will not."""
 MOST_CYCLES = 100_000
@@ -184,11 +184,17 @@ class Core:
         return found
 
 
+def clock_of_ports(dut: Any) -> tuple[Any, Any]:
+    """Return the clock and reset of a top's AXI ports."""
+    return (dut.bus_aclk, dut.bus_aresetn) if hasattr(dut, "bus_aclk") else (dut.aclk, dut.aresetn)
+
+
 class Rules:
     """Watches a channel that the top drives: valid and payload stay until ready, but for reset."""
 
     def __init__(self, dut: Any, valid: str, ready: str, payload: list[str]) -> None:
         self.dut, self.names = dut, (valid, ready, *payload)
+        self.clock, self.reset = clock_of_ports(dut)
         self.broken: list[str] = []
         self.transfers = 0
         cocotb.start_soon(self._watch())
@@ -197,8 +203,8 @@ class Rules:
         valid, ready, *payload = (getattr(self.dut, name) for name in self.names)
         held = None
         while True:
-            await RisingEdge(self.dut.aclk)
-            if not int(self.dut.aresetn.value):
+            await RisingEdge(self.clock)
+            if not int(self.reset.value):
                 held = None
                 continue
             seen = tuple(int(part.value) for part in payload) if int(valid.value) else None
@@ -210,11 +216,16 @@ class Rules:
 
 
 class Bench:
-    """A top with everything around it; what scenarios use is blocking."""
+    """A top with everything around it; what scenarios use is blocking.
 
-    def __init__(self, dut: Any, core: Core, *, keep_memory: bool = False) -> None:
-        self.dut, self.core, self.rng = dut, core, core.rng
-        clock, reset = dut.aclk, dut.aresetn
+    ``slower``: its clock, of two the one by which cycles are counted; ``crossing``: beats that outputs may
+    wait in between the clocks.
+    """
+
+    def __init__(self, dut: Any, core: Core, slower: Any, *, keep_memory: bool = False) -> None:
+        self.dut, self.core, self.rng, self.slower = dut, core, core.rng, slower
+        clock, reset = clock_of_ports(dut)
+        self.crossing = 0 if clock is dut.aclk else STREAM_DEPTH
         around = {"reset": reset, "reset_active_level": False}
         self.lite = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi"), clock, **around)
         # A beat is one element of a frame.
@@ -313,15 +324,17 @@ class Bench:
     @resume
     async def wait(self, cycles: int) -> None:
         """Let cycles pass."""
-        await ClockCycles(self.dut.aclk, cycles)
+        await ClockCycles(self.slower, cycles)
 
     @resume
     async def reset(self) -> None:
         """Reset everything."""
-        self.dut.aresetn.value = 0
-        await ClockCycles(self.dut.aclk, 4)
-        self.dut.aresetn.value = 1
-        await ClockCycles(self.dut.aclk, 2)
+        for reset in (self.dut.aresetn, clock_of_ports(self.dut)[1]):
+            reset.value = 0
+        await ClockCycles(self.slower, 4)
+        for reset in (self.dut.aresetn, clock_of_ports(self.dut)[1]):
+            reset.value = 1
+        await ClockCycles(self.slower, 2)
 
     def hold(self, *, holding: bool) -> None:
         """Take no output, so that tokens stay inside; or take it as it comes."""
@@ -467,7 +480,8 @@ def illegal_accesses(bench: Bench) -> None:
     bench.start()
     driver.acknowledge()
     driver.enable_interrupts("error")
-    batch = bench.core.tokens(2 * bench.core.design.window_tokens)
+    # More than window and crossing hold: tokens stay inside while no output is taken.
+    batch = bench.core.tokens(2 * bench.core.design.window_tokens + bench.crossing)
     expected = bench.core.outputs([batch])
     bench.hold(holding=True)
     bench.send(bench.core.beats(batch))
@@ -782,21 +796,29 @@ def scenarios_of(name: Top, *, keep_memory: bool) -> list[Callable[[Bench], None
 
 @cocotb.test()
 async def run_job(dut: Any) -> None:
-    """Run every scenario, each from a reset with other pauses."""
+    """Run every scenario, each from a reset with other pauses.
+
+    The job names the top, the seed, whether memory is reset with it, and the periods of both clocks in ps.
+    """
     for noisy in ("cocotb", "cocotbext"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     job = Path(os.environ[JOB])
-    name, seed, keep_memory = pickle.loads(job.read_bytes())
+    name, seed, keep_memory, (period, bus_period) = pickle.loads(job.read_bytes())
     core = Core(name, seed)
-    dut.aresetn.value = 0
-    cocotb.start_soon(Clock(dut.aclk, CYCLE_NS, "ns").start())
-    bench = Bench(dut, core, keep_memory=keep_memory)
+    bus, bus_reset = clock_of_ports(dut)
+    dut.aresetn.value = bus_reset.value = 0
+    cocotb.start_soon(Clock(dut.aclk, period, "ps").start())
+    if bus is not dut.aclk:
+        cocotb.start_soon(Clock(bus, bus_period, "ps").start())
+    slower = bus if bus_period > period else dut.aclk
+    most = MOST_CYCLES * max(period, bus_period)
+    bench = Bench(dut, core, slower, keep_memory=keep_memory)
     banks = BankPorts(dut, core.banks, pim_image(core.banks, core.weights)) if core.banks else None
     assert banks is None or banks.width
     done = []
     for scenario in scenarios_of(name, keep_memory=keep_memory):
         print(scenario.__name__, flush=True)
-        await with_timeout(cocotb.start_soon(bridge(_run)(bench, scenario)), MOST_CYCLES * CYCLE_NS, "ns")
+        await with_timeout(cocotb.start_soon(bridge(_run)(bench, scenario)), most, "ps")
         done.append(scenario.__name__)
     job.with_name(RESULTS).write_bytes(pickle.dumps(done))
 

@@ -250,7 +250,10 @@ def sweep_figures() -> list[Figure]:
             megabytes.append(_swept(product, Path(place) / f"{points}.parquet", 2)[1])
     efficiency = 100 * seconds[0] / (2 * seconds[1])
     growth = megabytes[1] / megabytes[0]
-    what = f"{SWEEP_POINTS:,} points of a layer of {SWEEP_MODEL} on fpga, starting the processes included"
+    what = (
+        f"{SWEEP_POINTS:,} points of a layer of {SWEEP_MODEL} on fpga; processes import beside the client,"
+        " whose own imports are not in it"
+    )
     return [
         Figure(
             group="model",
@@ -287,6 +290,10 @@ def sweep_figures() -> list[Figure]:
 SWEEP_SCRIPT = """
 import json, resource, sys
 from pathlib import Path
+from sim.processes import prepare
+
+if __name__ == "__main__":
+    prepare()  # beside the imports, as the command does
 from sim.sweep.run import run_sweep
 from sim.sweep.space import read_space
 from sim.sweep.workers import LocalWorkers

@@ -15,9 +15,17 @@ from tests.bench.runner import CocotbBuild, build
 MODULE = "tests.bench.axi_in_simulator"
 
 
-def top(name: Top) -> CocotbBuild:
+ONE_CLOCK = (10_000, 10_000)
+"""Periods of the clocks, inside and of the ports, in ps; whole even ns, as the simulators are built."""
+TWO_CLOCKS = [(6_000, 14_000), (14_000, 6_000), (34_000, 6_000), (6_000, 38_000), (100_000, 102_000)]
+
+
+def top(name: Top, *, two_clocks: bool = False) -> CocotbBuild:
     model, design, block = CORES[name]
-    return build(f"{name}_axi", top_component(model, design, block), config=(model, design, block))
+    component = top_component(model, design, block, two_clocks=two_clocks)
+    if two_clocks:
+        return build(f"{name}_axi_two_clocks", component, config=(model, design, block, two_clocks))
+    return build(f"{name}_axi", component, config=(model, design, block))
 
 
 @pytest.mark.slow
@@ -34,7 +42,20 @@ def top(name: Top) -> CocotbBuild:
 def test_top(name, seed):
     """Prints the seed of what fails; ``done`` names every scenario that ran."""
     print(f"{name}, seed {seed}")
-    done = top(name).run_module(MODULE, (name, seed, False), seed=seed)
+    done = top(name).run_module(MODULE, (name, seed, False, ONE_CLOCK), seed=seed)
     if name is not Top.DISPATCH:
-        done += top(name).run_module(MODULE, (name, seed, True), seed=seed)
+        done += top(name).run_module(MODULE, (name, seed, True, ONE_CLOCK), seed=seed)
+    print(done)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("periods", TWO_CLOCKS)
+@pytest.mark.parametrize("name", [Top.GATE, Top.DISPATCH])
+def test_top_with_ports_on_another_clock(name, periods):
+    seed = sum(periods)
+    print(f"{name}, periods {periods} ps, seed {seed}")
+    rtl = top(name, two_clocks=True)
+    done = rtl.run_module(MODULE, (name, seed, False, periods), seed=1)
+    if name is not Top.DISPATCH:
+        done += rtl.run_module(MODULE, (name, seed, True, periods), seed=1)
     print(done)

@@ -28,6 +28,19 @@ CORNERS = {
 }
 
 
+def undone(rng: np.random.Generator, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return results and weights of tokens of which the last contribution takes the first one back.
+
+    What is left is the one between as it was rounded into their sum, up to 28 places below it: every
+    bit of that sum is seen at the output, which otherwise has 8 of its 24.
+    """
+    data = values_of(rng, "normal", (num_tokens, MOST, CONFIG.words, CONFIG.lanes))
+    weights = values_of(rng, "normal", (num_tokens, MOST))
+    weights[:, 1] -= (rng.integers(0, 29, num_tokens) << 7).astype(np.uint16)
+    data[:, -1], weights[:, -1] = data[:, 0], weights[:, 0] ^ 0x8000
+    return data, weights
+
+
 def scenario(name: str, counts: list[int], order: str, values: str, traffic: Traffic) -> Scenario:
     """Return the run of tokens with so many contributions each, and what golden and model say about it."""
     rng, words = traffic.rng, CONFIG.words
@@ -36,8 +49,13 @@ def scenario(name: str, counts: list[int], order: str, values: str, traffic: Tra
     position = np.zeros(tokens.size, dtype=np.int64)  # of each beat among its token's
     for token in range(case.num_tokens):
         position[tokens == token] = np.arange(case.counts[token] * words)
-    data = values_of(rng, values, (tokens.size, CONFIG.lanes))
-    weights = values_of(rng, values, (case.num_tokens, MOST))[tokens, position // words]
+    if values == "undone":
+        of_beats, of_contributions = undone(rng, case.num_tokens)
+        data = of_beats[tokens, position // words, position % words]
+        weights = of_contributions[tokens, position // words]
+    else:
+        data = values_of(rng, values, (tokens.size, CONFIG.lanes))
+        weights = values_of(rng, values, (case.num_tokens, MOST))[tokens, position // words]
     last_token = rng.random(case.num_tokens) < 0.3
     pattern, ready = traffic.ready()
     arrivals = traffic.arrivals(tokens.size)
@@ -98,6 +116,7 @@ def scenarios(seed: int) -> list[Scenario]:
                 counts = rng.integers(0, MOST + 1, size=int(rng.integers(1, 13))).tolist()
                 whole = scenario(f"{values} values, {label}", counts, order, values, traffic)
                 found += [whole.cut(rng), whole]
+            found.append(scenario(f"sums undone, {label}", [MOST] * 12, order, "undone", traffic))
     return found
 
 

@@ -39,7 +39,10 @@ def bench() -> CocotbBuild:
 
 @dataclass(frozen=True)
 class Load:
-    """Tokens of a scenario: (tokens, top_k) experts, tokens of each batch, capacity; where they may go."""
+    """Tokens of a scenario: (tokens, top_k) experts, tokens of each batch, capacity; where they may go.
+
+    ``near``: weights differ in one bit, any one, or in none, so that each bit decides which is larger.
+    """
 
     ids: np.ndarray
     batches: list[int]
@@ -47,6 +50,15 @@ class Load:
     policy: Policy = Policy.QUEUE_ORDER
     placement: tuple[int, ...] = ()
     retire_rate: float = 0.2
+    near: bool = False
+
+    def weights(self, rng: np.random.Generator) -> np.ndarray:
+        """Return bf16 bits for all assignments."""
+        shape = self.ids.shape
+        if not self.near:
+            return rng.integers(0, 1 << 16, size=shape, dtype=np.uint16)
+        flipped = np.int64(1) << rng.integers(0, 17, size=shape)
+        return (rng.integers(1 << 16) ^ flipped & 0xFFFF).astype(np.uint16)
 
 
 def random_load(rng: np.random.Generator) -> Load:
@@ -84,7 +96,7 @@ CORNERS = {
 def scenario(name: str, load: Load, traffic: Traffic, config: DispatchConfig = CONFIG) -> Scenario:
     """Return the run of a load under this traffic, with what golden and model say about it."""
     num_tokens, top_k = load.ids.shape
-    weights = traffic.rng.integers(0, 1 << 16, size=load.ids.shape, dtype=np.uint16)
+    weights = load.weights(traffic.rng)
     streams = dispatch_streams(
         load.ids,
         weights,
@@ -180,6 +192,7 @@ def placed(rng: np.random.Generator, load: Load, *, placement: tuple[int, ...] =
         policy=list(Policy)[rng.integers(len(Policy))],
         placement=placement or tuple(int(units) for units in drawn),
         retire_rate=float(rng.choice([0.02, 0.2, 0.7])),
+        near=load.near or bool(rng.integers(2)),
     )
 
 
@@ -198,6 +211,17 @@ UNIT_CORNERS = {
     "largest weight first": placed(
         np.random.default_rng(5), corner([[3, 4], [4, 3]] * 7, capacity=1, batches=[3, 4, 4, 3])
     ),
+    # Each place of a window of four decides who is kept.
+    **{
+        f"weights that differ in a bit, {capacity} places": placed(
+            np.random.default_rng(5 + capacity),
+            replace(
+                corner([[3, 4], [4, 3]] * 16, capacity=capacity, batches=[4, 3, 4, 2, 4, 4, 3, 4, 4]),
+                near=True,
+            ),
+        )
+        for capacity in (1, 2, 3)
+    },
 }
 
 

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from sim.bench import commit_of_sources
 from sim.rtlsim import RunResult, exported
 from sim.toolchain import write_atomically
 from tests.bench.runner import build_exported
@@ -25,8 +26,8 @@ branches and toggles as Verilator counts them, each point once whatever the numb
 corners by name that each bench has to meet at the block's ports (`tests/coverage/points.py`). `make
 coverage` writes this page; it fails if a corner is not met.
 
-| block | scenarios | lines | branches | toggles | corners | seconds |
-|---|---|---|---|---|---|---|
+| block | scenarios | lines | branches | toggles | corners | seconds | commit |
+|---|---|---|---|---|---|---|---|
 {rows}
 
 Toggles that are not reached are most often bits of constants and of values that the small configuration
@@ -71,8 +72,8 @@ def measure(block: Block) -> Covered:
     return Covered(block.name, len(scenarios), points, met, time.perf_counter() - start)
 
 
-def page(blocks: list[Covered]) -> str:
-    """Return the page."""
+def page(blocks: list[Covered], commit: str) -> str:
+    """Return the page of what was measured at a commit."""
     rows, corners = [], []
     for block in blocks:
         shares = []
@@ -82,7 +83,7 @@ def page(blocks: list[Covered]) -> str:
         met = sum(count > 0 for count in block.corners.values())
         rows.append(
             f"| {block.name} | {block.scenarios} | {' | '.join(shares)} | {met} of {len(block.corners)}"
-            f" | {block.seconds:.0f} |"
+            f" | {block.seconds:.0f} | {commit} |"
         )
         corners.append(
             f"**{block.name}**: " + "; ".join(f"{point} ({n})" for point, n in block.corners.items()) + "."
@@ -110,7 +111,7 @@ def main() -> int:
             if not count:
                 print(f"  not met: {point}", flush=True)
     if arguments.out and not arguments.only:
-        write_atomically(arguments.out, page(blocks))
+        write_atomically(arguments.out, page(blocks, commit_of_sources()))
     return int(any(not count for block in blocks for count in block.corners.values()))
 
 

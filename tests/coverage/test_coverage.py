@@ -48,8 +48,8 @@ def test_points_tell_runs_apart():
 
 
 def test_page_counts_what_was_met():
-    text = page([Covered("dispatch", 3, {}, {"a": 2, "b": 0}, 1.0)])
-    assert "| dispatch | 3 |" in text and "| 1 of 2 |" in text and "a (2); b (0)" in text
+    text = page([Covered("dispatch", 3, {}, {"a": 2, "b": 0}, 1.0)], "abc")
+    assert "| dispatch | 3 |" in text and "| 1 of 2 | 1 | abc |" in text and "a (2); b (0)" in text
 
 
 def test_every_block_has_a_reset_among_its_corners():

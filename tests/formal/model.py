@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """A block with its checker as one model for a solver.
 
 A checker is an Amaranth module around the block, which is elaborated unchanged: inputs of the block are free,
@@ -16,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-# amaranth: UnusedElaboratable=no
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.asserts import AnyConst, Initial
 from amaranth.back import rtlil
@@ -90,6 +90,11 @@ def _lanes(write, row, width):
     return [(lane, (row[lane * granule : (lane + 1) * granule]), granule) for lane in range(len(write.en))]
 
 
+def names(property_name: str, assertion: str) -> bool:
+    """Return whether an assertion is the property's: it has its name, or that and a place."""
+    return assertion == property_name or assertion.startswith(f"{property_name}_")
+
+
 @dataclass
 class Checker:
     """What surrounds a block: free inputs, assumptions, assertions.
@@ -98,15 +103,18 @@ class Checker:
     ----------
     dut : the block, not yet elaborated.
     skip : members that the checker drives itself, or streams whose rules it does not want.
+    with_invariants, only : whether invariants are asserted; the property that alone is, where one is named.
     """
 
     dut: object
     skip: tuple[str, ...] = ()
     with_invariants: ClassVar[bool] = True
-    m: Module = field(default_factory=Module)
+    only: ClassVar[str] = ""
+    m: Module = field(init=False)
     properties: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.m = Module()
         self.domain = ClockDomain("sync")
         self.m.domains.sync = self.domain
         self.fragment = Fragment.get(self.dut, FormalPlatform())
@@ -180,6 +188,8 @@ class Checker:
         Invariants help induction; a bug that is searched for from reset has to be found by properties.
         """
         if name.startswith("inv_") and not Checker.with_invariants:
+            return
+        if Checker.only and not names(Checker.only, name):
             return
         self.properties.append(name)
         self._cell("$assert", name, condition)

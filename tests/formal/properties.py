@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from tests.formal import combine, commands, dispatch, queues
+from tests.formal import axi, combine, commands, dispatch, queues
 from tests.formal.model import Checker
 from tests.formal.streams import BLOCKS, stream_rules
 
@@ -47,6 +47,8 @@ class Proof:
 
 STREAM = "rtl.stream"
 FORGETS = ("with m.If(self.o.ready | ~main_valid):", "with m.If(self.o.ready | ~main_valid | self.i.valid):")
+MIXES = ("Mux(spare_valid, spare, self.i.payload)", "self.i.payload")
+FULL = ("self.i.ready.eq(~spare_valid)", "self.i.ready.eq(1)")
 STREAM_PARAMETERS = {
     "stream register": "4 bits",
     "fifo": "4 bits, depth 4",
@@ -127,6 +129,369 @@ def _nearer(lead: str, fails: str, make=commands.rows_series) -> Bug:
     return Bug(ROWS, old, f"{old} - 1", fails, make=make, depth=24)
 
 
+def _bugs(module: str, depth: int, *changes: tuple[str, str, str]) -> tuple[Bug, ...]:
+    """Return bugs of one module that ``depth`` cycles from reset show: source, change, what fails."""
+    return tuple(Bug(module, old, new, fails, depth=depth) for old, new, fails in changes)
+
+
+LITE, READS, PACKETS, ALONE = (f"rtl.axi.{name}" for name in ("lite", "reads", "packets", "alone"))
+AXI = [
+    Proof(
+        "axi4-lite slave",
+        "responses stay; one access for each request, as asked, one response for each access, its own;"
+        " no EXOKAY; a refused write is none; nothing waits for another channel, nor longer than 2 cycles"
+        " once its response has room",
+        f"{len(axi.REGISTERS)} registers of the gate's top, {axi.ADDRESS_BITS} address bits",
+        axi.lite,
+        depth=4,
+        induction=1,
+        bugs=_bugs(
+            LITE,
+            9,
+            ("with m.If(self.s_axi_bready):", "with m.If(1):", "b_stays"),
+            ("with m.If(self.s_axi_rready):", "with m.If(1):", "r_stays"),
+            ("with m.If(self.s_axi_bready):", "with m.If(self.s_axi_bready & w_held):", "b_from_nothing"),
+            ("with m.If(self.s_axi_rready):", "with m.If(self.s_axi_rready & ar_held):", "r_from_nothing"),
+            ("can_write.eq(aw_held & w_held & ", "can_write.eq(w_held & ", "aw_from_nothing"),
+            ("can_read.eq(ar_held & ", "can_read.eq(", "ar_from_nothing"),
+            ("& ~capture & ~self.s_axi_rvalid", "& ~capture", "r_room"),
+            ("self.s_axi_wready.eq(~w_held)", "self.s_axi_wready.eq(1)", "w_room"),
+            ("self.s_axi_arready.eq(~ar_held)", "self.s_axi_arready.eq(1)", "ar_room"),
+            ("self.s_axi_bvalid.eq(1)", "self.s_axi_bvalid.eq(response == OKAY)", "b_one_each"),
+            (
+                "self.s_axi_awready.eq(~aw_held)",
+                "self.s_axi_awready.eq(~aw_held & self.s_axi_wvalid)",
+                "aw_is_taken",
+            ),
+            ("self.s_axi_arready.eq(~ar_held)", "self.s_axi_arready.eq(~ar_held & ~aw_held)", "ar_is_taken"),
+            ("can_write.eq(aw_held & w_held & ", "can_write.eq(aw_held & ", "w_from_nothing"),
+            ("aw_held & w_held & ~self.s_axi_bvalid", "aw_held & w_held", "b_room"),
+            ("self.s_axi_awready.eq(~aw_held)", "self.s_axi_awready.eq(1)", "aw_room"),
+            ("Mux(write, aw_addr, ", "Mux(write, ar_addr, ", "write_as_asked"),
+            ("Mux(read, ar_addr, ", "Mux(read, aw_addr, ", "read_as_asked"),
+            ("read.eq(can_read & ~write)", "read.eq(can_read)", "one_at_a_time"),
+            ("self.we.eq(write & (response == OKAY))", "self.we.eq(write)", "writes_are_legal"),
+            (
+                "response.eq(Mux(all_strobes, self.write_response, SLVERR))",
+                "response.eq(self.write_response)",
+                "b_of_its_access",
+            ),
+            ("Mux(self.s_axi_rresp == OKAY, self.rdata, 0)", "self.rdata", "r_of_its_access"),
+            ("OKAY, SLVERR, DECERR = 0, 2, 3", "OKAY, SLVERR, DECERR = 0, 1, 3", "b_legal"),
+            (
+                "self.s_axi_rresp.eq(self.read_response)",
+                "self.s_axi_rresp.eq(self.read_response >> 1)",
+                "r_legal",
+            ),
+            (
+                "ar_held.eq(0),\n                capture.eq(1)",
+                "ar_held.eq(0),\n                capture.eq(~aw_held)",
+                "r_one_each",
+            ),
+            (
+                "self.s_axi_wready.eq(~w_held)",
+                "self.s_axi_wready.eq(~w_held & self.s_axi_awvalid)",
+                "w_is_taken",
+            ),
+            (
+                "write.eq(can_write & ~(can_read & read_next))",
+                "write.eq(can_write & ~ar_held)",
+                "write_within_2",
+            ),
+            (
+                "ar_held & ~capture & ~self.s_axi_rvalid",
+                "ar_held & ~capture & ~self.s_axi_rvalid & ~self.s_axi_bvalid",
+                "read_within_2",
+            ),
+        ),
+    ),
+    Proof(
+        "axi4 reads at the port",
+        "addresses stay, each asked for once, in order, inside 4 KiB; at most the core's bursts in flight,"
+        " one more while one is too long; the core gets each beat once, whole bursts, zeros where the memory"
+        " ends one early; a beat waits for a burst at most; what is told is so; recovery ends with none in"
+        " flight; for any memory",
+        f"bursts of {axi.BURST_BEATS} beats of {axi.BEAT_BYTES} bytes, {axi.OUTSTANDING} outstanding",
+        axi.reads,
+        depth=4,
+        induction=1,
+        bugs=(
+            Bug(STREAM, *FORGETS, "o_ar_stays", depth=8),
+            Bug(
+                READS,
+                "register.i.ready & addresses.i.ready & ~self.recovering",
+                "addresses.i.ready",
+                "burst_room",
+                depth=10,
+            ),
+            Bug(
+                READS,
+                "self.i_r.valid & passes)",
+                "self.i_r.valid & passes & ~self.i_ar.valid)",
+                "o_r_stays",
+                depth=8,
+            ),
+            Bug(READS, "[over.eq(ends), fill.eq(~ends)]", "fill.eq(~ends)", "outstanding", depth=16),
+            *_bugs(
+                READS,
+                10,
+                ("register.i.valid.eq(asks)", "register.i.valid.eq(self.i_ar.valid)", "burst_from_nothing"),
+                (
+                    "register.i.payload.eq(self.i_ar.payload)",
+                    "register.i.payload.eq(self.i_ar.payload.addr + 2)",
+                    "o_ar_within_4_kib",
+                ),
+                (
+                    "register.i.payload.eq(self.i_ar.payload)",
+                    "register.i.payload.eq(self.o_ar.payload)",
+                    "burst_in_order",
+                ),
+                ("addresses.i.ready & ~self.recovering", "addresses.i.ready", "none_asked_in_recovery"),
+                ("~expected & ~self.o_ar.valid & ~fill", "~expected & ~fill", "idle_is_idle"),
+                (
+                    "take & expected & self.i_r.payload.last)",
+                    "take & self.i_r.payload.last)",
+                    "reads_counted",
+                ),
+                ("passes.eq(expected & ~over &", "passes.eq(expected &", "o_r_from_nothing"),
+                (
+                    "self.o_r.payload.last.eq(ends)",
+                    "self.o_r.payload.last.eq(self.i_r.payload.last)",
+                    "o_r_bursts_whole",
+                ),
+                (
+                    "~over & ~fill & ~self.recovering",
+                    "~over & ~fill & ~self.recovering & ~self.i_r.payload.resp.any()",
+                    "none_lost",
+                ),
+                ("~over & ~fill & ~self.recovering", "~over & ~fill", "none_given_in_recovery"),
+                ("Mux(passes, self.o_r.ready, ~fill)", "Mux(passes, 1, ~fill)", "none_lost"),
+                (
+                    "self.o_r.payload.data.eq(0)",
+                    "self.o_r.payload.data.eq(self.i_r.payload.data)",
+                    "filled_with_zeros",
+                ),
+                (
+                    "self.o_r.payload.resp.eq(OKAY)",
+                    "self.o_r.payload.resp.eq(self.i_r.payload.resp)",
+                    "filled_with_zeros",
+                ),
+                (
+                    "(fill & (self.o_r.ready | self.recovering))",
+                    "(fill & self.recovering)",
+                    "i_r_taken_within_burst",
+                ),
+                ("(self.i_r.payload.resp != OKAY) & ", "", "slverr_told"),
+                (
+                    "self.decerr.eq(self.i_r.payload.resp == DECERR)",
+                    "self.decerr.eq(self.i_r.payload.resp[0])",
+                    "decerr_told",
+                ),
+                (
+                    "self.unexpected.eq(take & ~expected)",
+                    "self.unexpected.eq(take & (beat == 0) & ~expected & ~over & self.i_r.payload.last)",
+                    "unexpected_told",
+                ),
+                (
+                    "m.Elif(self.i_r.payload.last != ends)",
+                    "m.Elif(~self.i_r.payload.last & ends)",
+                    "wrong_last_told",
+                ),
+            ),
+        ),
+    ),
+    Proof(
+        "axi4 reads of weights",
+        "addresses stay and are inside 4 KiB; at most so many bursts outstanding",
+        "2 bursts outstanding, any jobs",
+        axi.weight_reader,
+        depth=4,
+        induction=1,
+        bugs=_bugs(
+            "rtl.expert.loader",
+            10,
+            ("(outstanding != config.max_outstanding)", "1", "outstanding"),
+            ("address + image.burst_bytes", "address + image.burst_bytes + 8", "o_ar_within_4_kib"),
+            ("jobs.next.eq(~active & jobs.waiting)", "jobs.next.eq(jobs.waiting)", "o_ar_stays"),
+        ),
+    ),
+    Proof(
+        "axi4 reads of the router",
+        "addresses stay, are inside 4 KiB, each burst of the image once, in sequence, one at a time",
+        "the router of 3 experts, d_model 4",
+        axi.router_loader,
+        depth=4,
+        induction=1,
+        bugs=_bugs(
+            "rtl.layer.shell",
+            12,
+            ("asking.eq(0), asked.eq(asked + 1)", "asked.eq(asked + 1)", "one_at_a_time"),
+            ("asked * self.burst_bytes", "asked * (self.burst_bytes + 8)", "in_sequence"),
+            ("asking.eq(asked != self.bursts)", "asking.eq(1)", "asks_when_active"),
+            ("self.o_ar.valid.eq(asking)", "self.o_ar.valid.eq(asking & self.o.ready)", "o_ar_stays"),
+            ("asked * self.burst_bytes", "asked * (self.burst_bytes + 8)", "o_ar_within_4_kib"),
+            ("with m.If(asked == self.bursts):", "with m.If(asked == 1):", "all_of_it"),
+            ("(taken < self.beats)),", "(taken < self.beats) & self.o_ar.ready),", "o_stays"),
+        ),
+    ),
+    Proof(
+        "axi4-stream in",
+        "every beat that is taken goes on, in order, unless it follows an error or recovery throws it away;"
+        " the core sees whole tokens, batches of at most the tokens set, ends where they belong; after an"
+        " error nothing passes; what is told is so; offers stay",
+        f"tokens of {axi.TOKEN_BEATS} beats, any number of tokens set",
+        axi.packets_in,
+        depth=4,
+        induction=1,
+        bugs=(
+            Bug(STREAM, *MIXES, "in_order", depth=8),
+            Bug(STREAM, *FULL, "room", depth=8),
+            *_bugs(
+                PACKETS,
+                10,
+                (
+                    "i.ready.eq(passes & o.ready)",
+                    "i.ready.eq(passes & o.ready & ~self.read_failed)",
+                    "from_nothing",
+                ),
+                *(
+                    (
+                        "with m.If(take):\n                    self._passed",
+                        "with m.If(i.valid):\n                    self._passed",
+                        f"{event}_of_a_beat",
+                    )
+                    for event in ("short_token", "short_packet", "long_packet")
+                ),
+                ("(self.admit | ~first | offered)", "(self.admit | ~first)", "o_stays"),
+                ("(self.admit | ~first | offered)", "1", "begins_admitted"),
+                ("(self.admit | ~first | offered)", "(self.admit | offered)", "passes_at_once"),
+                (
+                    "InputState.DISCARD, InputState.RESYNC)",
+                    "InputState.DISCARD, InputState.RESYNC, InputState.HALTED)",
+                    "none_lost",
+                ),
+                (
+                    "o.payload.last.eq(ends_token & (i.payload.last | counted_out))",
+                    "o.payload.last.eq(i.payload.last | counted_out)",
+                    "last_ends_token",
+                ),
+                ("& (tokens_left == 0)", "& (tokens_left == 1)", "last_as_asked"),
+                (
+                    "first_token.eq(o.payload.last), tokens_behind",
+                    "first_token.eq(1), tokens_behind",
+                    "last_as_asked",
+                ),
+                ("& (tokens_left == 0)", "& 0", "batch_at_most"),
+                ("with m.Elif(last & self.read_failed):", "with m.Elif(0):", "halted_told"),
+                ("o.valid.eq(~self.recovering)]", "o.valid.eq(0)]", "filled_up"),
+                ("o.payload.eq(0), o.payload.last", "o.payload.last", "filled_with_zeros"),
+                (
+                    "passes.eq((state == InputState.PASS) & ",
+                    "passes.eq((state != InputState.FILL) & ",
+                    "stopped",
+                ),
+                ("with m.If(~ends_token & last):", "with m.If(last):", "short_token_told"),
+                (
+                    "(self.batch_tokens != 0) & ~counted_out)",
+                    "(self.batch_tokens != 0))",
+                    "short_packet_told",
+                ),
+                (
+                    "with m.Elif(ends_token & ~last & counted_out):",
+                    "with m.Elif(~last & counted_out):",
+                    "long_packet_told",
+                ),
+                ("                beat.eq(0),\n", "", "begun_told"),
+                (
+                    "m.d.sync += self.packet_open.eq(~i.payload.last)",
+                    "m.d.sync += self.packet_open.eq(1)",
+                    "packet_open_told",
+                ),
+            ),
+        ),
+    ),
+    Proof(
+        "axi4-stream out",
+        "every beat of the core leaves once, in order, with its mark; offers stay, through recovery too; a"
+        " packet that recovery cuts is closed by one marked beat of zeros",
+        "any packets",
+        axi.packets_out,
+        depth=4,
+        induction=1,
+        bugs=(
+            Bug(STREAM, *FORGETS, "o_stays", depth=8),
+            Bug(STREAM, *FULL, "beat_room", depth=8),
+            Bug(
+                STREAM,
+                "main_valid.eq(spare_valid | self.i.valid)",
+                "main_valid.eq(spare_valid | self.i.valid | main_valid)",
+                "beat_from_nothing",
+                depth=8,
+            ),
+            *_bugs(
+                PACKETS,
+                8,
+                ("self.taken.eq(self.i.valid & self.i.ready)", "self.taken.eq(self.i.valid)", "taken_told"),
+                (
+                    "self.o.valid.eq(register.o.valid)",
+                    "self.o.valid.eq(register.o.valid & ~self.recovering)",
+                    "beat_at_once",
+                ),
+                ("register.i.payload.user.eq(self.mark)", "register.i.payload.user.eq(0)", "beat_in_order"),
+                ("                register.i.payload.beat.eq(0),\n", "", "beat_in_order"),
+                ("register.i.valid.eq(packet_open)", "register.i.valid.eq(0)", "closed_told"),
+                ("                self.i.ready.eq(0),\n", "", "none_in_recovery"),
+                ("register.i.payload.beat.last.eq(1)", "register.i.payload.beat.last.eq(0)", "packets_whole"),
+            ),
+        ),
+    ),
+    Proof(
+        "axi4-stream out of the gate",
+        "every beat of the gate leaves as it is; TLAST on the last beat of a batch's last token alone",
+        "any gate of 5 experts, top 2",
+        axi.gate_alone,
+        depth=3,
+        induction=1,
+        bugs=_bugs(
+            ALONE,
+            6,
+            ("assignment.last & assignment.last_token", "assignment.last_token", "o_last_ends_token"),
+            ("assignment.last & assignment.last_token", "assignment.last", "o_last_ends_batch"),
+            ("self.o.valid.eq(gate.o.valid)", "self.o.valid.eq(gate.o.valid & ~self.i.valid)", "o_stays"),
+            ("gate.o.ready.eq(self.o.ready)", "gate.o.ready.eq(1)", "none_lost"),
+        ),
+    ),
+    Proof(
+        "axi4-stream in and out of the dispatcher",
+        "each token's last beat is counted, TLAST ends its batch; entries and announcements stay; whether"
+        " entries are still to come is told",
+        "any dispatcher of 5 experts, top 2",
+        axi.dispatch_alone,
+        depth=3,
+        induction=1,
+        bugs=_bugs(
+            ALONE,
+            6,
+            ("assignment.last.eq(ends_token)", "assignment.last.eq(1)", "token_ends"),
+            ("assignment.last_token.eq(beat.last)", "assignment.last_token.eq(1)", "batch_ends"),
+            ("Mux(self.finished, self.o_expect.payload.count, 0)", "Mux(self.finished, 1, 0)", "inside_told"),
+            ("dispatch.i.valid.eq(self.i.valid)", "dispatch.i.valid.eq(self.i.valid & ~busy)", "none_lost"),
+            *(
+                (
+                    f"connect_stream(m, dispatch.{inside}, wiring.flipped(self.{port}))",
+                    (
+                        f"m.d.comb += [self.{port}.valid.eq(dispatch.{inside}.valid & ~self.i.valid),"
+                        f" self.{port}.payload.eq(dispatch.{inside}.payload),"
+                        f" dispatch.{inside}.ready.eq(self.{port}.ready & ~self.i.valid)]"
+                    ),
+                    f"{port}_stays",
+                )
+                for inside, port in (("o_0", "o"), ("o_expect", "o_expect"))
+            ),
+        ),
+    ),
+]
+
 PROOFS = [
     *(_stream(block) for block in BLOCKS),
     Proof(
@@ -137,10 +502,8 @@ PROOFS = [
         depth=4,
         induction=1,
         bugs=(
-            Bug(
-                STREAM, "Mux(spare_valid, spare, self.i.payload)", "self.i.payload", "beat_in_order", depth=8
-            ),
-            Bug(STREAM, "self.i.ready.eq(~spare_valid)", "self.i.ready.eq(1)", "beat_room", depth=10),
+            Bug(STREAM, *MIXES, "beat_in_order", depth=8),
+            Bug(STREAM, *FULL, "beat_room", depth=10),
         ),
     ),
     Proof(
@@ -428,4 +791,5 @@ PROOFS = [
             Bug(COLUMNS, 'self.want_mac & free["mac"]', 'free["mac"]', "mac_wanted", depth=4),
         ),
     ),
+    *AXI,
 ]

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import pytest
 
-from tests.formal.model import Checker
-from tests.formal.properties import PROOFS, Bug
+from rtl.axi import lite
+from rtl.export import export
+from sim.rtlsim import exported, top_component
+from spec.registers import Top
+from tests.bench.axi_cores import CORES
+from tests.block_bench import plant_bug
+from tests.formal.model import Checker, names
+from tests.formal.paths import reached_outputs
+from tests.formal.properties import AXI, PROOFS, Bug
 from tests.formal.prove import prove
-from tests.formal.run import missed, proof_named
+from tests.formal.run import PAGE, missed, page_with, proof_named
 
-FAST = ("order in a queue", "row commands, banks at once", "column commands")
+FAST = (
+    "order in a queue",
+    "row commands, banks at once",
+    "column commands",
+    "axi4-lite slave",
+    "axi4 reads at the port",
+    "axi4-stream in",
+)
 FAST_BUGS = (
     ("order in a queue", "no_overflow"),
     ("row commands, banks at once", "rc"),
     ("column commands", "one_at_a_time"),
     ("dispatcher, conservation", "token_in_order"),
+    ("axi4-lite slave", "write_within_2"),
+    ("axi4-stream in", "none_lost"),
 )
 BUGS = [(proof.name, bug) for proof in PROOFS for bug in proof.bugs]
 
@@ -57,8 +73,47 @@ def test_every_proof_has_a_bug():
     assert len({proof.name for proof in PROOFS}) == len(PROOFS)
 
 
+def test_every_axi_property_has_a_bug():
+    for proof in AXI:
+        properties = [name for name in proof.make().properties if not name.startswith("inv_")]
+        found = {name: [bug for bug in proof.bugs if names(bug.fails, name)] for name in properties}
+        assert all(found.values()), [name for name, bugs in found.items() if not bugs]
+
+
+def test_a_bug_is_searched_by_its_property_alone(monkeypatch):
+    monkeypatch.setattr(Checker, "only", "b_room")
+    assert proof_named("axi4-lite slave").make().properties == ["b_room"]
+
+
 @pytest.mark.slow
-def test_assumptions_leave_something_to_prove():
+@pytest.mark.parametrize(
+    "name",
+    [
+        Top.GATE,
+        Top.DISPATCH,
+        pytest.param(Top.FPGA, marks=pytest.mark.long),
+        pytest.param(Top.PIM, marks=pytest.mark.long),
+    ],
+)
+def test_no_input_of_a_top_reaches_an_output_at_once(name):
+    top = f"{name}_axi"
+    directory = exported(top, top_component(*CORES[name]), config=CORES[name])
+    assert reached_outputs(directory, top) == set()
+
+
+@pytest.mark.slow
+def test_a_path_through_a_top_is_told(monkeypatch, tmp_path):
+    old = "self.s_axi_wready.eq(~w_held)"
+    plant_bug(monkeypatch, lite, old, "self.s_axi_wready.eq(~w_held & self.s_axi_awvalid)")
+    export(top_component(*CORES[Top.DISPATCH])(), "dispatch_axi", tmp_path)
+    assert reached_outputs(tmp_path, "dispatch_axi") == {"s_axi_wready"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "proof_names", [FAST, pytest.param([proof.name for proof in AXI], marks=pytest.mark.long)]
+)
+def test_assumptions_leave_something_to_prove(proof_names):
     """A checker whose assumptions contradict each other would prove anything: false must fail."""
 
     def false(make) -> Checker:
@@ -66,5 +121,13 @@ def test_assumptions_leave_something_to_prove():
         checker.prove("false", 0)
         return checker
 
-    for name in FAST:
+    for name in proof_names:
         assert "false" in prove(lambda name=name: false(proof_named(name).make), depth=4).failed, name
+
+
+def test_rows_of_a_run_go_into_the_page():
+    """The rows of other proofs and what the whole run took stay as they were."""
+    first, second = PROOFS[:2]
+    old = PAGE.format(seconds=12, jobs=3, rows=f"| {first.name} | a |\n| {second.name} | b |")
+    new = page_with(old, {second.name: f"| {second.name} | c |"})
+    assert new == PAGE.format(seconds=12, jobs=3, rows=f"| {first.name} | a |\n| {second.name} | c |")

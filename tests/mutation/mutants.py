@@ -27,14 +27,19 @@ PORT, PORT_BITS = "mutant", 12
 CLOCKS = re.compile(r"-port \\?(CLK|RD_CLK|WR_CLK|C)\b")
 WARM_UP = 6
 """Cycles after which what flows through pipelines has passed them."""
-NETLIST = """
+SYNTHESIS = """
 read_verilog {files}
 hierarchy -top {top}
 synth -top {top} -flatten -noalumacc -run begin:fine
 opt -mux_undef -undriven
 opt_clean
+"""
+NETLIST = f"""{SYNTHESIS}
 write_rtlil netlist.il
-mutate -list {count} -seed {seed} -o list.txt
+mutate -list {{count}} -seed {{seed}} -o list.txt
+"""
+UNCHANGED = f"""{SYNTHESIS}
+write_verilog -noattr netlist.v
 """
 MUTATED = """
 read_rtlil netlist.il
@@ -80,6 +85,32 @@ def mutants_of(directory: Path, name: str, *, count: int, seed: int, root: Path 
     return Mutants(target, name, tuple(texts))
 
 
+def netlist_of(directory: Path, name: str, *, root: Path = DEFAULT_ROOT) -> Path:
+    """Return a folder with the netlist of ``eb_<name>`` as exported into ``directory``; kept by content."""
+    files = file_list(directory, name)
+    key = digest(UNCHANGED.encode(), *(file.read_bytes() for file in files))
+    target = root.resolve() / "cache" / f"netlist-{key}"
+
+    def make() -> None:
+        with tempfile.TemporaryDirectory(prefix="expertbank-") as place:
+            folder = Path(place)
+            for file in files:
+                shutil.copy(file, folder)
+            top = ports_of(directory, name)["top"]
+            script = UNCHANGED.format(files=" ".join(file.name for file in files), top=top)
+            (folder / "netlist.ys").write_text(script)
+            run(YOSYS, ["-q", "-s", "netlist.ys"], folder)
+            for file in files:
+                (folder / file.name).unlink()
+            (folder / "netlist.v").rename(folder / f"eb_{name}.v")
+            (folder / f"{name}.f").write_text(f"eb_{name}.v\n")
+            shutil.copy(directory / f"{name}.ports.json", folder)
+            shutil.copytree(folder, target)
+
+    built_once(target, f"{name}.ports.json", make)
+    return target
+
+
 def _make(folder: Path, directory: Path, name: str, files: list[str], count: int, seed: int) -> None:
     description = ports_of(directory, name)
     top = description["top"]
@@ -102,7 +133,11 @@ def _make(folder: Path, directory: Path, name: str, files: list[str], count: int
     (folder / f"{name}.ports.json").write_text(json.dumps(description))
 
 
-def equivalent(mutants: Mutants, numbers: list[int], *, seconds: int = 300) -> set[int]:
+SECONDS = 120
+"""That all survivors of a block have for their proofs."""
+
+
+def equivalent(mutants: Mutants, numbers: list[int], *, seconds: int = SECONDS) -> set[int]:
     """Return which of these mutants are proved equal to the original.
 
     Equal means: from any same state that ``WARM_UP`` cycles of the original lead to, and any same inputs,

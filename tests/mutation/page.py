@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tests.mutation.mutants import WARM_UP
 
 PAGE = """# mutation
 
-Would the benches see it if the hardware were wrong? Yosys changes the netlist of a block in {count} places,
-one at a time (a bit of a cell's port inverted, constant, or another one's; `mutate`, seed {seed}; clocks
-left out), and the block's bench (`tests/bench/`: every handshake's cycle and every payload against model
-and golden) runs on each. `make mutate` (`MUTANTS=`, `SEED=`) writes this page; it took {seconds:.0f} s
-beside other work when this one was written, builds included, and fails below {goal:.0%}.
+Would the benches see it if the hardware were wrong? Yosys changes the netlist of a block in many places,
+one at a time (a bit of a cell's port inverted, constant, or another one's; `mutate`; clocks left out), and
+the block's bench (`tests/bench/`: every handshake's cycle and every payload against model and golden) runs on
+each. All mutants of a block are one build, whose port says which of them it is: one costs the runs that
+it takes to see it, a second or two, and those that nobody sees all runs of two seeds.
 
-First the netlist itself runs: the exported Verilog, flattened and optimised by Yosys' coarse `synth`,
-word-level cells, written as Verilog again, with three different random contents of all registers and
-memories at power-up: all agrees.
+`make mutate` (`MUTANTS=`, `SEED=`) writes this page and fails below {goal:.0%}. A row is of the commit that
+it names: `python -m tests.mutation.run --only BLOCK --out docs/mutation.md` measures a block alone. Seconds
+are those of one process beside other work, builds included.
 
-| block | mutants | detected | equivalent | neither | detected of those not equivalent | scenarios | seconds |
-|---|---|---|---|---|---|---|---|
+| block | mutants | seed | detected | equivalent | neither | score | scenarios | seconds | commit |
+|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
-*Equivalent* is proved: from any state that {warm_up} cycles of the original lead to, with any inputs, the
-same outputs and the same next state (Yices). That is a narrow meaning: a mutant that differs only in a
-register that nobody reads then, or in states that cannot be reached for another reason, is not among them.
-The scenarios are those of seed {seed}, for what survives them those of the next one too.
+The *score* is the share detected of those that are not proved equivalent. *Equivalent* is proved: from any
+state that {warm_up} cycles of the original lead to, with any inputs, the same outputs and the same next state
+(Yices). That is a narrow meaning: a mutant that differs only in a register that nobody reads then, or in
+states that cannot be reached for another reason, is not among them, nor one for whose proof {seconds} seconds
+are too few. The scenarios are those of the seed, for what survives them those of the next one too.
+
+## The netlist itself
+
+Before any mutant the netlist runs unchanged: the exported Verilog, flattened and optimised by Yosys' coarse
+`synth`, word-level cells, written as Verilog again. The bench runs on it with several different random
+contents of all registers and memories at power-up, and all of it has to agree (`make mutate`, or
+`python -m tests.mutation.run --netlist --out docs/mutation.md`, which has the layer too).
+
+| netlist | scenarios | power-ups | agree | seconds | commit |
+|---|---|---|---|---|---|
+{netlists}
 
 ## Survivors
 
@@ -36,6 +48,7 @@ Neither detected nor proved equivalent, as Yosys names them.
 {survivors}
 
 """
+SURVIVOR = re.compile(r"^- (\S+) \d+: ")
 
 # Why a place is not seen: pattern of the mutant, what is behind it.
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
@@ -43,6 +56,26 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "dispatch",
         r"tails\.\\?copy_0\.",
         "bypass of the tails' first read port; a job reads of a closed window, which is not written any more",
+    ),
+    (
+        "dispatch_units",
+        r"keeps\.\\?copy_0\.",
+        "bypass of the store of decisions; they are read when the window is decided, and not written then",
+    ),
+    (
+        "dispatch_units",
+        r"\\priority_\.\$(or|gt)\$\S+:189[89]\$",
+        "comparison with the last place of the row; a window's last token comes when that place is empty",
+    ),
+    (
+        "dispatch_units",
+        r"\\token_ranks\.\$(gt|and)\$\S+:27(60|67)\$",
+        "comparison with a token's last assignment, behind which no other one comes",
+    ),
+    (
+        "combine",
+        r"\\emitter\.\$(and|reduce_or)\$\S+:2285\$",
+        "NaN on its way out; the adder's only one is rounded to the same by the arithmetic for numbers",
     ),
 )
 
@@ -55,27 +88,55 @@ def explanation(block: str, text: str) -> str:
     return "not explained"
 
 
-def page(outcomes: Sequence[Any], seed: int, goal: float) -> str:
-    """Return the page of the :class:`tests.mutation.run.Outcome` of all blocks."""
-    rows = [
-        f"| {one.name} | {one.total} | {one.total - len(one.survivors)} | {len(one.proved)} | {len(one.left)}"
-        f" | {one.score:.1%} | {one.scenarios} | {one.seconds:.0f} |"
+def page(
+    outcomes: Sequence[Any], netlists: Sequence[Any], commit: str, goal: float, seconds: int, before: str = ""
+) -> str:
+    """Return the page of what was measured, with the rest as it stands on the page ``before``.
+
+    Parameters
+    ----------
+    outcomes, netlists : :class:`tests.mutation.run.Outcome` and ``NetlistRun``.
+    commit : at which they were measured.
+    seconds : that a block's survivors have for their proofs.
+    """
+    rows = {
+        one.name: f"| {one.name} | {one.total} | {one.seed} | {one.total - len(one.survivors)}"
+        f" | {len(one.proved)} | {len(one.left)} | {one.score:.1%} | {one.scenarios} | {one.seconds:.0f}"
+        f" | {commit} |"
         for one in outcomes
-    ]
+    }
+    runs = {
+        one.name: f"| {one.name} | {one.scenarios} | {one.power_ups} | {'yes' if one.agrees else '**NO**'}"
+        f" | {one.seconds:.0f} | {commit} |"
+        for one in netlists
+    }
     survivors = [
         f"- {one.name} {number}: `{_short(text)}`: {explanation(one.name, text)}."
         for one in outcomes
         for number, text in _items(one.left)
     ]
+    head, _, tail = before.partition("## The netlist itself")
+    kept = [line for line in tail.splitlines() if (found := SURVIVOR.match(line)) and found[1] not in rows]
     return PAGE.format(
         warm_up=WARM_UP,
-        count=max(one.total for one in outcomes),
-        seed=seed,
-        seconds=sum(one.seconds for one in outcomes),
         goal=goal,
-        rows="\n".join(rows),
-        survivors="\n".join(survivors) or "None.",
+        seconds=seconds,
+        rows="\n".join(_merged(head, rows).values()),
+        netlists="\n".join(_merged(tail, runs).values()) or "| | | | | | |",
+        survivors="\n".join([*kept, *survivors]) or "None.",
     )
+
+
+def _merged(before: str, rows: Mapping[str, str]) -> dict[str, str]:
+    """Return a table's rows by their first cell: those of ``before``, with the new ones in their places."""
+    return {**_rows(before.splitlines(), str.strip), **rows}
+
+
+def _rows(lines: Iterable[str], name: Callable[[str], str]) -> dict[str, str]:
+    cells = [
+        line for line in lines if line.startswith("| ") and not line.startswith(("| block |", "| netlist |"))
+    ]
+    return {name(line.split("|")[1]): line for line in cells if name(line.split("|")[1])}
 
 
 def _items(left: Mapping[int, str]) -> list[tuple[int, str]]:

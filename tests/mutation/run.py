@@ -1,4 +1,7 @@
-"""Mutants of every block against its bench: ``python -m tests.mutation.run`` (``make mutate``)."""
+"""Mutants of every block against its bench: ``python -m tests.mutation.run`` (``make mutate``).
+
+And the netlists themselves, the layer's too: ``--netlist``.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,27 @@ from rtl.combine_ordered import OrderedCombine
 from rtl.dispatch import Dispatch
 from rtl.expert import ExpertEngine
 from rtl.gating import Gate
+from rtl.layer import FpgaLayer
 from rtl.pim import PimChannel
+from sim.bench import commit_of_sources
 from sim.divergence import first_divergence
-from sim.rtlsim import Build, build_exported, exported
+from sim.rtlsim import DEFAULT_ROOT, Build, build_exported, exported
 from sim.toolchain import write_atomically
 from tests.bench import test_combine_bench as combine
 from tests.bench import test_dispatch_bench as dispatch
 from tests.bench import test_expert_bench as expert
 from tests.bench import test_gating_bench as gating
+from tests.bench import test_layer_bench as layer
 from tests.bench import test_pim_bench as pim
 from tests.bench.scenarios import Scenario
-from tests.mutation.mutants import PORT, equivalent, mutants_of
+from tests.mutation.mutants import PORT, SECONDS, equivalent, mutants_of, netlist_of
 from tests.mutation.page import page
 
 BATCH = 12
 """Scenarios of one process: most mutants are seen by the first batch."""
 GOAL = 0.95
+POWER_UPS = (1, 2, 3)
+"""Seeds of what registers and memories hold at power-up."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,10 @@ BLOCKS = [
     Block("expert_relu", lambda: ExpertEngine(EXPERT), EXPERT, lambda seed: expert.scenarios(EXPERT, seed)),
     Block("pim_bank", lambda: PimChannel(PIM), PIM, lambda seed: pim.scenarios(PIM, seed)),
 ]
+LAYER = Block(
+    "layer", lambda: FpgaLayer(layer.MODEL, layer.DESIGN), (layer.MODEL, layer.DESIGN), layer.scenarios
+)
+"""Of which only the netlist itself is run."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ class Outcome:
 
     name: str
     total: int
+    seed: int
     survivors: dict[int, str]
     proved: frozenset[int]
     scenarios: int
@@ -81,9 +94,38 @@ class Outcome:
         return (distinct - len(self.left)) / distinct if distinct else 1.0
 
 
-def differs(build: Build, block: str, scenarios: Sequence[Scenario], mutant: int, seed: int) -> str:
-    """Return what the bench says of a mutant, "" if nothing."""
-    specs = [replace(run.spec, statics={**run.spec.statics, PORT: mutant}) for run in scenarios]
+@dataclass(frozen=True)
+class NetlistRun:
+    """A netlist without mutants: how many scenarios, how often from other contents, the first difference."""
+
+    name: str
+    scenarios: int
+    power_ups: int
+    said: str
+    seconds: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all of it was as the bench says."""
+        return not self.said
+
+
+def run_netlist(block: Block, seed: int, *, root: Path = DEFAULT_ROOT) -> NetlistRun:
+    """Run a block's bench on its netlist, from several contents of registers and memories."""
+    start = time.perf_counter()
+    directory = exported(block.name, block.component, config=block.config, root=root)
+    build = build_exported(netlist_of(directory, block.name, root=root), block.name, root=root)
+    scenarios = block.scenarios(seed)
+    said = ""
+    for power_up in POWER_UPS:
+        said = said or differs(build, block.name, scenarios, None, power_up)
+    return NetlistRun(block.name, len(scenarios), len(POWER_UPS), said, time.perf_counter() - start)
+
+
+def differs(build: Build, block: str, scenarios: Sequence[Scenario], mutant: int | None, seed: int) -> str:
+    """Return what the bench says of a mutant, "" if nothing; ``None``: the build has none."""
+    more = {} if mutant is None else {PORT: mutant}
+    specs = [replace(run.spec, statics={**run.spec.statics, **more}) for run in scenarios]
     try:
         results = build.run_phases(specs, seed=seed)
     except RuntimeError as error:
@@ -94,7 +136,7 @@ def differs(build: Build, block: str, scenarios: Sequence[Scenario], mutant: int
             return f"{run.name}: {problems[0]}"
         found = first_divergence(run.checks(block, result))
         if found is not None:
-            return f"{run.name}: {found}"
+            return f"{run.name}: {found.message}"
     return ""
 
 
@@ -106,7 +148,7 @@ def measure(block: Block, count: int, seed: int) -> Outcome:
     build = build_exported(mutants.directory, block.name)
     scenarios = block.scenarios(seed)
     # Registers start at random: with other values in each of these.
-    for power_up in (1, 2, 3):
+    for power_up in POWER_UPS:
         said = differs(build, block.name, scenarios, 0, power_up)
         if said:
             raise SystemExit(f"{block.name}: the netlist itself fails: {said}")
@@ -132,20 +174,37 @@ def measure(block: Block, count: int, seed: int) -> Outcome:
     }
     proved = frozenset(equivalent(mutants, sorted(survivors)))
     seconds = time.perf_counter() - start
-    return Outcome(block.name, len(mutants.texts), survivors, proved, len(scenarios), seconds)
+    return Outcome(block.name, len(mutants.texts), seed, survivors, proved, len(scenarios), seconds)
 
 
 def main() -> int:
-    """Measure the blocks; return 1 if one has too many survivors."""
+    """Measure the blocks; return 1 if one has too many survivors, or if a netlist differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mutants", type=int, default=100, help="of each block")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="*", help="blocks")
-    parser.add_argument("--out", type=Path, help="write the page")
+    parser.add_argument("--netlist", action="store_true", help="the netlists themselves, no mutants")
+    parser.add_argument("--out", type=Path, help="write the page, or the rows of it that are measured")
     arguments = parser.parse_args()
+    commit = commit_of_sources()
+    known = [block for block in (*BLOCKS, LAYER) if not arguments.only or block.name in arguments.only]
+
+    def write(outcomes: Sequence[Outcome], netlists: Sequence[NetlistRun]) -> None:
+        # Blocks that are done are on the page, should the rest take too long.
+        if arguments.out:
+            before = arguments.out.read_text() if arguments.out.is_file() else ""
+            write_atomically(arguments.out, page(outcomes, netlists, commit, GOAL, SECONDS, before))
+
+    if arguments.netlist:
+        netlists = []
+        for block in known:
+            netlists.append(run_netlist(block, arguments.seed))
+            print(f"{block.name}: {netlists[-1].said or 'agrees'}, {netlists[-1].seconds:.0f} s", flush=True)
+            write([], netlists)
+        return int(not all(one.agrees for one in netlists))
     outcomes = []
-    for block in BLOCKS:
-        if arguments.only and block.name not in arguments.only:
+    for block in known:
+        if block is LAYER:
             continue
         outcome = measure(block, arguments.mutants, arguments.seed)
         outcomes.append(outcome)
@@ -156,9 +215,7 @@ def main() -> int:
         )
         for number, text in outcome.left.items():
             print(f"  {number}: {text}", flush=True)
-        # Blocks that are done are on the page, should the rest take too long.
-        if arguments.out:
-            write_atomically(arguments.out, page(outcomes, arguments.seed, GOAL))
+        write(outcomes, [])
     return int(any(outcome.score < GOAL for outcome in outcomes))
 
 

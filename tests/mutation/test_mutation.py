@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from rtl.export import export
 from rtl.fifo import StreamFifo
+from sim.rtlsim import RunSpec, Sink, Source
+from tests.bench.scenarios import Expected, Scenario
 from tests.mutation.mutants import CLOCKS, Mutants, equivalent, mutants_of
 from tests.mutation.page import explanation, page
-from tests.mutation.run import Outcome
+from tests.mutation.run import Block, NetlistRun, Outcome, run_netlist
 
 
 def test_score_leaves_out_what_is_equivalent():
-    outcome = Outcome("x", 10, {3: "a", 7: "b"}, frozenset({3}), 5, 1.0)
+    outcome = Outcome("x", 10, 1, {3: "a", 7: "b"}, frozenset({3}), 5, 1.0)
     assert outcome.left == {7: "b"}
     assert outcome.score == 8 / 9
 
@@ -24,14 +27,43 @@ def test_ports_of_clocks_are_known():
     assert not CLOCKS.search("mutate -mode inv -module m -cell $and$1 -port A -portbit 0")
 
 
+def outcome_of(name: str, number: int) -> Outcome:
+    text = "-mode inv -cell $a -port Y -portbit 2 -wire w"
+    return Outcome(name, 10, 1, {number: text}, frozenset(), 5, 1.0)
+
+
 def test_page_lists_survivors():
-    outcome = Outcome(
-        "dispatch", 10, {3: "-mode inv -cell $a -port Y -portbit 2 -wire w"}, frozenset(), 5, 1.0
-    )
-    text = page([outcome], 1, 0.95)
-    assert "| dispatch | 10 | 9 | 0 | 1 | 90.0% | 5 | 1 |" in text
+    text = page([outcome_of("dispatch", 3)], [], "abc", 0.95, 300)
+    assert "| dispatch | 10 | 1 | 9 | 0 | 1 | 90.0% | 5 | 1 | abc |" in text
     assert "- dispatch 3: `inv $a Y[2] of w`: not explained." in text
     assert explanation("dispatch", "core.tables.tails.copy_0.bypass").startswith("bypass of the tails")
+
+
+def test_what_is_measured_alone_takes_its_place_on_the_page():
+    """Rows and survivors of other blocks stay, and so does what their netlists did."""
+    netlists = [NetlistRun("dispatch", 99, 3, "", 4.0), NetlistRun("layer", 60, 3, "o: beat 2", 5.0)]
+    before = page([outcome_of("dispatch", 3), outcome_of("combine", 4)], netlists, "abc", 0.95, 300)
+    assert "| layer | 60 | 3 | **NO** | 5 | abc |" in before
+    after = page([outcome_of("dispatch", 7)], netlists[:1], "def", 0.95, 300, before)
+    assert "| dispatch | 10 | 1 | 9 | 0 | 1 | 90.0% | 5 | 1 | def |\n| combine |" in after
+    assert "| dispatch | 99 | 3 | yes | 4 | def |\n| layer | 60 | 3 | **NO** | 5 | abc |" in after
+    found = [line[:12] for line in after.splitlines() if line.startswith("- ")]
+    assert found == ["- combine 4:", "- dispatch 7"]
+    assert page([], [], "ghi", 0.95, 300, after) == after
+
+
+@pytest.mark.long
+def test_a_netlist_that_differs_is_told(tmp_path):
+    """The bench runs on the netlist: a queue whose golden is another one's does not agree."""
+    queue = Block("fifo", lambda: StreamFifo(4, 4), (4, 4), lambda _seed: [queue_run([1, 2, 3], [1, 2, 3])])
+    assert run_netlist(queue, 1, root=tmp_path).said == ""
+    wrong = replace(queue, scenarios=lambda _seed: [queue_run([1, 2, 3], [1, 2, 4])])
+    assert run_netlist(wrong, 1, root=tmp_path).said.startswith("queue: fifo.o: transfer 2: ")
+
+
+def queue_run(beats: list[int], out: list[int]) -> Scenario:
+    spec = RunSpec(sources={"i": Source(beats, range(3))}, sinks={"o": Sink(3)}, max_cycles=100)
+    return Scenario("queue", spec, {"o": Expected(out)})
 
 
 @pytest.mark.slow

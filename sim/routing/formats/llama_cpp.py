@@ -149,7 +149,20 @@ def write_tokens(trace: Trace) -> str:
 
 
 def _complete(trace: Trace) -> list[NDArray[np.int32]]:
-    """Return the tokens of each layer that were recorded there."""
+    """Return the tokens of each layer that were recorded there: the first ones, of some layer all.
+
+    :class:`InputError` where others are missing: what is behind them would come back as other tokens.
+    """
+    recorded = (trace.ids != NO_EXPERT).any(axis=2)
+    counts = recorded.sum(axis=1)
+    first_ones = (recorded == (np.arange(trace.num_tokens) < counts[:, None])).all(axis=1)
+    if counts.max() < trace.num_tokens or not first_ones.all():
+        layer = int(np.argmin(first_ones))
+        raise InputError(
+            f"must be there for every token in llama-cpp, unlike layer {trace.layers[layer]}, token"
+            f" {np.argmin(recorded[layer])}",
+            key="ids",
+        )
     found = []
     for number, rows in zip(trace.layers, trace.ids, strict=True):
         kept = rows[(rows != NO_EXPERT).any(axis=1)]

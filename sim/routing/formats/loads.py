@@ -126,8 +126,20 @@ def _dealt(loads: IntArray, tokens: IntArray, top_k: int) -> NDArray[np.int32]:
 
 
 def write(trace: Trace) -> bytes:
-    """Return the loads of each request and layer as the bytes of a ``.npy``, uint8 to int64 as needed."""
+    """Return the loads of each request and layer as the bytes of a ``.npy``, uint8 to int64 as needed.
+
+    :class:`InputError` for a token without all k experts, unless every request is one token: the sum of a
+    larger batch would not say how many tokens it has.
+    """
     requests, batch = np.unique(trace.request, return_inverse=True)
+    missing = np.argwhere((trace.ids == NO_EXPERT).any(axis=2))
+    if len(requests) < trace.num_tokens and len(missing):
+        layer, token = missing[0]
+        raise InputError(
+            f"must have {trace.top_k} experts for every token in loads, unlike layer {trace.layers[layer]},"
+            f" token {token}",
+            key="ids",
+        )
     size = trace.num_layers * len(requests) * trace.num_experts
     require(size <= MAX_ASSIGNMENTS, f"must be at most {MAX_ASSIGNMENTS} loads, not {size}", key="loads")
     loads = np.empty((trace.num_layers, len(requests), trace.num_experts), np.int64)
