@@ -4,13 +4,14 @@ None of it stalls: results leave ``LATENCY`` cycles after the operands came, one
 arithmetic is that of :mod:`golden.int8`, bit for bit.
 """
 
-from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
+from amaranth import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.formats import BF16_BIAS
 from golden.int8 import INT8_MAX, MANTISSA_BITS, SHIFT_BITS
 from rtl.arith import BF16, Accumulate, Burst, ceil_log2, delay, round_to_bf16, tree
+from rtl.ram import ExportPlatform
 
 INT8 = signed(8)
 SCALE_WORD_BITS = 32
@@ -117,17 +118,105 @@ class IntegerBurst(wiring.Component):
         values = [Signal(signed(16), name=f"s1_product_{n}", reset_less=True) for n in range(self.cols)]
         for n, product in enumerate(values):
             m.d.sync += product.eq(self.x[n] * self.w[n])
-        # Four at a time, until one is left; what stages remain only wait.
-        for stage in range(2, self.LATENCY + 1):
-            groups = [values[n : n + 4] for n in range(0, len(values), 4)]
-            sums = []
-            for n, group in enumerate(groups):
-                total = tree(group, lambda a, b: a + b)
-                sums.append(Signal(signed(len(total)), name=f"s{stage}_sum_{n}", reset_less=True))
-                m.d.sync += sums[n].eq(total)
-            values = sums
-        [total] = values
-        m.d.comb += self.o.eq(total)
+        m.d.comb += self.o.eq(sum_of_products(m, values, ""))
+        return m
+
+
+def sum_of_products(m, values, suffix: str):
+    """Return the sum of a burst's products of int8, :attr:`IntegerBurst.LATENCY` - 1 cycles later."""
+    # Four at a time, until one is left; what stages remain only wait.
+    for stage in range(2, IntegerBurst.LATENCY + 1):
+        groups = [values[n : n + 4] for n in range(0, len(values), 4)]
+        sums = []
+        for n, group in enumerate(groups):
+            total = tree(group, lambda a, b: a + b)
+            sums.append(Signal(signed(len(total)), name=f"s{stage}_sum{suffix}_{n}", reset_less=True))
+            m.d.sync += sums[n].eq(total)
+        values = sums
+    [total] = values
+    return total
+
+
+class DualMultiplier(wiring.Component):
+    """Multiply an int8 number with those of two rows, in one multiplier. Latency 1 cycle, one pair per cycle.
+
+    Every product is exact, those of -128 too. In Verilog it is an instance of the hand-written
+    ``eb_dual_multiplier``, which a flow for a device may replace; what is elaborated for ``amaranth.sim`` is
+    the same arithmetic. Area: a 25x8 multiplier, two additions: of a 7-series FPGA one DSP48E1.
+
+    Members
+    -------
+    x : In(signed(8))
+    w_0, w_1 : In(signed(8))
+    p_0, p_1 : Out(signed(16))
+        ``x * w_0``, ``x * w_1`` of the cycle before.
+    """
+
+    LATENCY = 1
+    SHIFT = 16
+    """Bits of the lower product: 127 * 127 and -128 * -128 fit, with their sign."""
+
+    def __init__(self) -> None:
+        product = Out(signed(self.SHIFT))
+        super().__init__({**dict.fromkeys(("x", "w_0", "w_1"), In(INT8)), "p_0": product, "p_1": product})
+
+    def elaborate(self, platform):
+        m = Module()
+        if isinstance(platform, ExportPlatform):
+            m.submodules.multiplier = Instance(
+                "eb_dual_multiplier",
+                i_clk=ClockSignal("sync"),
+                **{f"i_{name}": getattr(self, name) for name in ("x", "w_0", "w_1")},
+                **{f"o_{name}": getattr(self, name) for name in ("p_0", "p_1")},
+            )
+            return m
+        weights = Signal(signed(25))
+        total = Signal(signed(2 * self.SHIFT), reset_less=True)
+        m.d.comb += weights.eq((self.w_1 << self.SHIFT) + self.w_0)
+        # Half of what the lower product can be is added, so that it borrows nothing from the upper one.
+        m.d.sync += total.eq(weights * self.x + (1 << (self.SHIFT - 1)))
+        m.d.comb += [
+            self.p_0.eq(Cat(total[: self.SHIFT - 1], ~total[self.SHIFT - 1])),
+            self.p_1.eq(total[self.SHIFT :]),
+        ]
+        return m
+
+
+class DualIntegerBurst(wiring.Component):
+    """Sum ``cols`` int8 products of each of two rows. Latency 5 cycles, as :class:`IntegerBurst`.
+
+    Area: ``cols`` multipliers of two rows' products (:class:`DualMultiplier`), and two adder trees.
+
+    Members
+    -------
+    x, w_0, w_1 : In(ArrayLayout(signed(8), cols))
+    o_0, o_1 : Out(signed(16 + ceil_log2(cols)))
+    """
+
+    LATENCY = IntegerBurst.LATENCY
+
+    def __init__(self, cols: int) -> None:
+        self.cols = cols
+        vector, total = In(data.ArrayLayout(INT8, cols)), Out(signed(16 + ceil_log2(cols)))
+        super().__init__({**dict.fromkeys(("x", "w_0", "w_1"), vector), "o_0": total, "o_1": total})
+
+    def elaborate(self, platform):
+        m = Module()
+        assert DualMultiplier.LATENCY == 1
+        products = [[], []]
+        for n in range(self.cols):
+            m.submodules[f"multiplier_{n}"] = multiplier = DualMultiplier()
+            m.d.comb += [
+                multiplier.x.eq(self.x[n]),
+                multiplier.w_0.eq(self.w_0[n]),
+                multiplier.w_1.eq(self.w_1[n]),
+            ]
+            products[0].append(multiplier.p_0)
+            products[1].append(multiplier.p_1)
+        m.d.comb += [
+            self.o_0.eq(sum_of_products(m, products[0], "_0")),
+            self.o_1.eq(sum_of_products(m, products[1], "_1")),
+        ]
         return m
 
 

@@ -117,16 +117,29 @@ class GateDesign:
         )
 
 
+class Multiplier(StrEnum):
+    """What multiplies in a MAC array.
+
+    ``SINGLE``: a multiplier for each product. ``DUAL``: one for two rows' products with an input, as wide as
+    that of a DSP48 (25 x 18 bits): in ``int8``.
+    """
+
+    SINGLE = "single"
+    DUAL = "dual"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArrayDesign:
     """The expert engine's MAC array: ``rows`` outputs x ``cols`` inputs per cycle.
 
     ``act_lanes`` results per cycle leave the accumulators for the activation and the combiner.
+    ``multiplier``: what multiplies; results and cycles are the same.
     """
 
     rows: int = 16
     cols: int = 16
     act_lanes: int = 4
+    multiplier: Multiplier = Multiplier.SINGLE
 
     def __post_init__(self) -> None:
         _require_power_of_two("rows", self.rows, 1, 256)
@@ -136,6 +149,11 @@ class ArrayDesign:
             self.act_lanes <= min(self.rows, self.cols),
             f"must be at most min(rows={self.rows}, cols={self.cols}), not {self.act_lanes}",
             key="act_lanes",
+        )
+        require(
+            self.multiplier is Multiplier.SINGLE or self.rows >= 2,
+            f"must be single with rows={self.rows} (a dual one multiplies for two rows), not dual",
+            key="multiplier",
         )
 
 
@@ -403,6 +421,11 @@ class DesignSpec:
                 " router is bf16), not banks",
                 key="pim.router",
             )
+        require(
+            self.array is None or self.array.multiplier is Multiplier.SINGLE or self.format is Format.INT8,
+            f"must be single with format {self.format} (a dual one multiplies int8 numbers), not dual",
+            key="array.multiplier",
+        )
         if self.format is Format.INT8:
             for name in ("max_d_model", "max_d_expert"):
                 value = getattr(self, name)

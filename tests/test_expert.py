@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ import rtl.expert.engine
 import rtl.expert.jobs
 import rtl.expert.loader
 import rtl.expert.sequencer
+import rtl.int8
 import sim.expert
 from golden.expert import ffn
 from golden.expert_grouped import ExpertGrouped
@@ -29,7 +31,7 @@ from rtl.expert.layouts import EngineConfig, contribution_layout, job_layout
 from rtl.gating.layouts import token_layout
 from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel
 from sim.streams import expanded, readiness
-from spec.design import Format
+from spec.design import Format, Multiplier
 from spec.geometry import PAGE_BYTES, FfnGeometry, GateGeometry, ImageGeometry, ceil_div
 from spec.load import load_design, load_model
 from spec.model import Activation, AppliedTo, FfnSpec, GatingSpec
@@ -574,6 +576,24 @@ def test_random_weighted_inputs_reach_all_formats_and_the_shared_expert():
     cases = [weighted_case(seed) for seed in range(5)]
     assert {case.config.routed.format for case in cases} == set(Format)
     assert any(expert == case.config.num_experts for case in cases for expert, _ in case.jobs)
+
+
+def dual_case(seed: int) -> Case:
+    """Return a random case in int8 whose multipliers multiply for two rows."""
+    case = next(one for n in itertools.count(seed * 50) if rows_in_int8(one := random_case(n)) >= 2)
+    return replace(case, config=replace(case.config, multiplier=Multiplier.DUAL))
+
+
+def rows_in_int8(case: Case) -> int:
+    """Return the rows of an array of int8, 0 of any other."""
+    return case.config.routed.rows if case.config.int8 else 0
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (0, *range(2, 60)))])
+def test_random_dual_multipliers(seed):
+    """The same results in the same cycles: golden and the model do not know what multiplies."""
+    case = dual_case(seed)
+    check(case, run_case(case))
 
 
 @pytest.mark.long
@@ -1135,13 +1155,13 @@ PLANTED = {
     "inputs beyond the matrix": (rtl.expert.sequencer, "self.tile == boundary", "self.tile == boundary + 1"),
     "accumulators of the other set": (rtl.expert.array, "(write.up == index)", "(write.up != index)"),
     "accumulators not cleared": (rtl.expert.array, "Mux(add.first, 0,", "Mux(0, 0,"),
-    "int8: no bias": (rtl.expert.array, "Mux(add.scale, bias, burst.o)", "Mux(add.scale, 0, burst.o)"),
+    "int8: no bias": (rtl.expert.array, "Mux(add.scale, bias, products)", "Mux(add.scale, 0, products)"),
     "int8: scales of any tile": (
         rtl.expert.array,
         "with m.If(self.fire & self.slot.scale):\n            m.d.sync += channel",
         "with m.If(self.fire):\n            m.d.sync += channel",
     ),
-    "int8: scales multiplied": (rtl.expert.array, "Mux(add.scale, bias, burst.o)", "burst.o"),
+    "int8: scales multiplied": (rtl.expert.array, "Mux(add.scale, bias, products)", "products"),
     "int8: first tile scaled": (rtl.expert.sequencer, "tag.slot.scale.eq(last_tile)", "tag.slot.scale.eq(1)"),
     "int8: hidden scaled as tokens": (
         rtl.expert.engine,
@@ -1288,6 +1308,38 @@ def test_planted_bug_in_groups_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, *GROUPED_PLANTED[bug])
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check_grouped_cases()
+
+
+DUAL_PLANTED = {
+    "borrow kept": (rtl.int8, "weights * self.x + (1 << (self.SHIFT - 1))", "weights * self.x"),
+    "products swapped": (
+        rtl.int8,
+        "products[1].append(multiplier.p_1)",
+        "products[1].append(multiplier.p_0)",
+    ),
+    "weights of the first row": (rtl.expert.array, 'getattr(burst, f"w_{place}")', "burst.w_0"),
+}
+
+
+def check_dual_case() -> None:
+    case = small([(0, 3), (1, 2)], d_model=5, d_hidden=5, **INT8)
+    case = replace(case, config=replace(case.config, multiplier=Multiplier.DUAL))
+    check(case, run_case(case))
+
+
+def test_unbroken_dual_multipliers_pass(monkeypatch):
+    line = "class DualMultiplier(wiring.Component):"
+    plant_bug(monkeypatch, rtl.int8, line, line)
+    check_dual_case()
+
+
+@pytest.mark.parametrize(
+    "bug", [pytest.param(bug, marks=[pytest.mark.long] * (n > 0)) for n, bug in enumerate(DUAL_PLANTED)]
+)
+def test_planted_bug_in_dual_multipliers_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *DUAL_PLANTED[bug])
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_dual_case()
 
 
 def test_divergence_is_named(monkeypatch):

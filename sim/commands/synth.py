@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from sim.commands.output import json_option, print_json, print_table
 from sim.commands.verilog import DEFAULT_MODEL, DEFAULT_SCALE
@@ -28,6 +31,13 @@ if TYPE_CHECKING:
 @click.option(
     "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
 )
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Another value of a field of the design, as in 'array.rows=8'; may be given several times.",
+)
 @click.option("--experts", type=int, help="Of 'gate', 'dispatch' and 'selection' (default: 16).")
 @click.option("--top-k", type=int, help="Choices of these (default: 2).")
 @click.option(
@@ -40,12 +50,19 @@ if TYPE_CHECKING:
 @click.option("--seeds", type=int, default=1, show_default=True, help="Placements; the median counts.")
 @click.option("--clock", "clock_mhz", type=float, default=100.0, show_default=True, help="MHz to aim at.")
 @click.option("--no-route", is_flag=True, help="Count cells only.")
+@click.option(
+    "--page",
+    "page_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the declared list of designs between the marks of this page (docs/synthesis.md).",
+)
 @json_option
 def command(
     design_name: str,
     model_name: str | None,
     scale: str | None,
     number_format: str | None,
+    settings: tuple[str, ...],
     experts: int | None,
     top_k: int | None,
     pipeline: str | None,
@@ -54,6 +71,7 @@ def command(
     seeds: int,
     clock_mhz: float,
     no_route: bool,
+    page_file: Path | None,
     as_json: bool,
 ) -> int:
     """Count LUTs, flip-flops, multipliers and block RAMs with Yosys; place and route with nextpnr-ecp5.
@@ -64,6 +82,15 @@ def command(
     from spec.errors import require
     from spec.load import is_device, load_device
 
+    if page_file is not None:
+        from sim.synth_page import write_page
+
+        context = click.get_current_context()
+        for option in context.params:
+            default = context.get_parameter_source(option) is ParameterSource.DEFAULT
+            require(default or option == "page_file", "takes no other option", key="page")
+        write_page(page_file)
+        return 0
     if design_name not in synth.SMALL:
         for value, key in ((experts, "experts"), (top_k, "top-k"), (pipeline, "pipeline")):
             require(value is None, f"is for {', '.join(synth.SMALL)}, not for {design_name!r}", key=key)
@@ -73,6 +100,7 @@ def command(
             (scale, "scale"),
             (number_format, "format"),
             (block, "block"),
+            (settings or None, "set"),
         ):
             require(given is None, f"needs an accelerator, not {design_name!r}, a device", key=key)
         directory, name = synth.export_channel(load_device(design_name))
@@ -84,6 +112,7 @@ def command(
             scale,
             number_format,
             block,
+            settings=settings,
             experts=experts,
             top_k=top_k,
             pipeline=Pipeline(pipeline or Pipeline.SHORT),
@@ -123,6 +152,7 @@ def _layer(
     number_format: str | None,
     block: str | None,
     *,
+    settings: tuple[str, ...],
     experts: int | None,
     top_k: int | None,
     pipeline: Pipeline,
@@ -144,10 +174,37 @@ def _layer(
         chosen = synth.SMALL_TOP_K if top_k is None else top_k
         require_range("top-k", chosen, 1, min(count, 32))
         model, design = synth.small_block(count, chosen, pipeline)
+        design = with_settings(design, settings)
         if model_name is None:
             require(scale is None, f"needs a model: {design_name!r} has a size of its own", key="scale")
             return model, design, block
     else:
-        design = load_design(design_name, number_format)
+        design = with_settings(load_design(design_name), settings, number_format)
     model, _ = hardware_model(model_name or DEFAULT_MODEL, scale, DEFAULT_SCALE)
     return model, design, block
+
+
+def with_settings(
+    design: DesignSpec, settings: tuple[str, ...], number_format: str | None = None
+) -> DesignSpec:
+    """Return a design with other values of fields, ``FIELD=VALUE`` each, and another format, all at once.
+
+    A value is read as TOML where it is some, else as text. Raises :class:`InputError` for what is none, or
+    breaks a rule of the design.
+    """
+    from spec.errors import require
+    from spec.fields import field_type, field_value, with_fields
+
+    changes: dict[str, Any] = {}
+    if number_format is not None and design.format != number_format:
+        changes = {"format": Format(number_format), "group": None}
+    for setting in settings:
+        name, found, text = setting.partition("=")
+        require(bool(found), f"must be FIELD=VALUE, not {setting!r}", key="set")
+        require(name not in changes, f"sets {name!r} twice", key="set")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        changes[name] = field_value(field_type(DesignSpec, name, "set"), value, name)
+    return with_fields(design, changes, "set") if changes else design

@@ -1,0 +1,180 @@
+"""The measured part of ``docs/synthesis.md``: a declared list of designs, synthesised one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sim.bench import commit_of_sources
+from sim.marked import with_marked
+from sim.progress import track
+from sim.synth import DEVICE
+from sim.toolchain import write_atomically
+
+MARK = "measured"
+SMALL_LAYER = "--design fpga --set array.rows=4 --set array.cols=4 --set stream_lanes=4"
+"""A layer whose multipliers fit the device: 16 MACs."""
+ARRAY = "--design fpga --block expert --no-route"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: designs as the command's options, what stands above them."""
+
+    title: str
+    text: str
+    designs: tuple[str, ...]
+
+
+def _gates(experts: Iterable[int], choices: Iterable[int]) -> tuple[str, ...]:
+    return tuple(
+        f"--design gate --experts {number} --top-k {top_k} --no-route"
+        for number in experts
+        for top_k in choices
+    )
+
+
+TABLES = (
+    Table(
+        "Blocks and layers",
+        "`gate` and `dispatch` as above; a layer of 4 x 4 MACs. What is larger than the device, or takes too"
+        " long to place, is counted and not routed.",
+        (
+            "--design gate",
+            "--design gate --family xc7",
+            "--design dispatch --seeds 5 --clock 125",
+            "--design dispatch --family xc7",
+            "--design fpga --block combine --no-route",
+            "--design selection --no-route",
+            "--design selection --experts 256 --top-k 16 --no-route",
+            "--design selection --experts 256 --top-k 16 --family xc7",
+            f"{SMALL_LAYER} --no-route",
+            "--design hbm2-pim --no-route",
+        ),
+    ),
+    Table(
+        "The array over sizes and formats",
+        "The expert engine alone, counted; 16 x 16 where nothing else is said.",
+        (
+            *(
+                f"{ARRAY} --format int8 --set array.multiplier={multiplier}{family}"
+                for multiplier in ("single", "dual")
+                for family in ("", " --family xc7")
+            ),
+            *(f"{ARRAY} --set array.rows={rows} --set array.cols=16" for rows in (4, 8)),
+            f"{ARRAY} --set array.rows=4 --set array.cols=32 --set stream_lanes=16",
+            *(f"{ARRAY} --set array.rows=4 --format {name}" for name in ("int8", "fp8", "mxfp4", "int4")),
+        ),
+    ),
+    Table(
+        "The gate over experts and choices",
+        "16 MACs and one logit per cycle, as `gate`; counted.",
+        (*_gates((8, 16, 64, 256), (2,)), *_gates((64,), (1, 4, 8))),
+    ),
+)
+
+PAPERS = (
+    ("UbiMoE, ZCU102", "W16A32", 97.04, 1850, 300e6, "arXiv 2502.05602, tables I and II"),
+    ("UbiMoE, U280", "W16A32", 242.01, 3413, 200e6, "arXiv 2502.05602, tables I and II"),
+    ("CoQMoE, ZCU102", "int8", 386.3, 1754, 300e6, "CoQMoE, Euro-Par 2025, table 3"),
+    ("CoQMoE, U280", "int8", 1004.3, 2635, 250e6, "CoQMoE, Euro-Par 2025, table 3"),
+)
+"""Published: accelerator, number format, GOPS, DSPs, clock in Hz, source."""
+
+DSP_TEXT = """
+### Operations per DSP and cycle
+
+A multiplication and an addition are two operations. Of the arrays here: those of a cycle in which the MACs
+are busy, over all DSPs of the expert engine (activation and requantisation too). How many cycles are such is
+in [expert.md](expert.md#timing). Published: throughput over DSPs and clock, of a whole image on the whole
+accelerator, so idle cycles and other layers are in it; the two are not the same kind of figure.
+
+| what | number format | operations per cycle | DSPs | operations per DSP and cycle | source |
+|---|---|---|---|---|---|
+"""
+
+
+def write_page(file: Path) -> None:
+    """Synthesise what :data:`TABLES` lists and write it between the marks of a page, after each design.
+
+    Each result is kept (:mod:`sim.synth`): an interrupted page goes on where it was, and says what it lacks.
+    """
+    with_marked(file, MARK, [])  # What has no marks is refused before anything runs.
+    found: dict[str, dict[str, Any]] = {}
+    designs = [design for table in TABLES for design in table.designs]
+    # What is only counted takes seconds, what is routed minutes.
+    for design in track(sorted(designs, key=_is_routed)):
+        found[design] = _run(design)
+        write_atomically(file, with_marked(file, MARK, list(lines(found))))
+
+
+def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Return the page's measured part, from what the command says of each design."""
+    yield f"Written by `make synth` at commit {commit_of_sources()}; routed for {DEVICE}."
+    for table in TABLES:
+        yield f"\n### {table.title}\n\n{table.text}\n"
+        yield "| command | LUT | FF | DSP | BRAM | Fmax (MHz) | slowest path |"
+        yield "|---|---|---|---|---|---|---|"
+        for design in table.designs:
+            yield _row(design, found.get(design))
+    yield DSP_TEXT.rstrip("\n")
+    for family, device in (("", "MULT18X18D"), (" --family xc7", "DSP48E1")):
+        for multiplier in ("single", "dual"):
+            design = f"{ARRAY} --format int8 --set array.multiplier={multiplier}{family}"
+            what = f"16 x 16, `multiplier = {multiplier}`, {device}"
+            if design in found:
+                yield _density(what, "int8", 2 * 16 * 16, found[design]["dsp"], "this page")
+    for name, number_format, gops, dsps, clock_hz, source in PAPERS:
+        yield _density(name, number_format, gops * 1e9 / clock_hz, dsps, source)
+
+
+def _density(what: str, number_format: str, operations: float, dsps: int, source: str) -> str:
+    density = operations / dsps
+    return f"| {what} | {number_format} | {operations:.0f} | {dsps} | {density:.3f} | {source} |"
+
+
+def _row(design: str, result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return f"| `expertbank synth {design}` | - | - | - | - | - | not run yet |"
+    fmax, path = "-", ""
+    if result["fmax_mhz"] is not None:
+        seeds = len(result["fmax_of_seeds"])
+        fmax = f"{result['fmax_mhz']:.1f}" + (f" (median of {seeds})" if seeds > 1 else " (one seed)")
+        slow = result["critical"]
+        path = (
+            f"`{_signal(slow['source'])}` to `{_signal(slow['sink'])}`, {slow['delay_ns']:.1f} ns,"
+            f" {slow['logic_ns']:.1f} of them logic"
+        )
+    elif result["exceeded"]:
+        path = f"not routed: {', '.join(result['exceeded'])}"
+    numbers = " | ".join(str(result[kind]) for kind in ("lut", "ff", "dsp", "bram"))
+    return f"| `expertbank synth {design}` | {numbers} | {fmax} | {path} |"
+
+
+def _signal(cell: str) -> str:
+    """Return the Verilog's signal in a cell's name, which Yosys builds from it."""
+    signal = re.split(r"_(?:TRELLIS|LUT4|CCU2C|PFUMX|L6MUX21|DP16KD|MULT18X18D)|\$", cell)[0]
+    return re.sub(r"^(core\.)+", "", signal)
+
+
+def _is_routed(design: str) -> bool:
+    return "--no-route" not in design and "--family" not in design
+
+
+def _run(design: str) -> dict[str, Any]:
+    """Return what ``expertbank synth`` says of a design."""
+    from sim.cli import main
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        status = main(["synth", *design.split(), "--json"])
+    if status:
+        raise ArithmeticError(f"expertbank synth {design} ended with status {status}")
+    result: dict[str, Any] = json.loads(printed.getvalue())
+    return result

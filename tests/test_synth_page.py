@@ -1,0 +1,101 @@
+"""The measured part of ``docs/synthesis.md``: its designs are some, its rows say what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import sim.synth_page
+from sim.cli import main
+from sim.marked import marked
+from sim.synth_page import MARK, PAPERS, TABLES, write_page
+
+PAGE = Path(__file__).parent.parent / "docs" / "synthesis.md"
+DESIGNS = [design for table in TABLES for design in table.designs]
+ROUTED = {
+    "lut": 10, "ff": 20, "dsp": 4, "bram": 1, "fmax_mhz": 51.26, "fmax_of_seeds": [50.0, 51.26, 53.0],
+    "critical": {
+        "source": "core.core.product.s3_sum_0_TRELLIS_FF_Q_1",
+        "sink": "core.core.topk.best$DPRAM_COMB3",
+        "delay_ns": 19.51, "logic_ns": 6.84, "cells": 9,
+    },
+    "exceeded": [],
+}  # fmt: skip
+COUNTED = {**ROUTED, "fmax_mhz": None, "fmax_of_seeds": [], "critical": None}
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_every_declared_design_is_one(design, monkeypatch, capsys):
+    """Up to the point where it would be synthesised."""
+    monkeypatch.setattr("sim.synth.export_block", lambda *_: (PAGE.parent, "name"))
+    monkeypatch.setattr("sim.synth.export_channel", lambda *_: (PAGE.parent, "name"))
+
+    def reached(*_, **options):
+        raise ArithmeticError(options["family"])
+
+    monkeypatch.setattr("sim.synth.synthesise", reached)
+    with pytest.raises(ArithmeticError, match=r"^(ecp5|xc7)$"):
+        main(["synth", *design.split(), "--json"])
+    assert capsys.readouterr().out == ""
+
+
+def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
+    large = {**COUNTED, "exceeded": ["300 of 156 DSP"]}
+    found = {DESIGNS[0]: ROUTED, DESIGNS[1]: large}
+    monkeypatch.setattr(sim.synth_page, "_run", lambda design: found.get(design, COUNTED))
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n<!-- {MARK} -->\nold\n<!-- /{MARK} -->\nbelow\n")
+    write_page(page)
+    text = page.read_text()
+    assert text.startswith("above\n")
+    assert text.endswith("below\n")
+    assert "old" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| `expertbank")]
+    assert rows[0] == (
+        f"| `expertbank synth {DESIGNS[0]}` | 10 | 20 | 4 | 1 | 51.3 (median of 3) |"
+        " `product.s3_sum_0` to `topk.best`, 19.5 ns, 6.8 of them logic |"
+    )
+    assert rows[1].endswith("| 10 | 20 | 4 | 1 | - | not routed: 300 of 156 DSP |")
+    assert len(rows) == len(DESIGNS)
+    # 512 operations of 16 x 16 MACs over 4 DSPs; UbiMoE's throughput over DSPs and clock.
+    assert "| int8 | 512 | 4 | 128.000 | this page |" in text
+    assert "| UbiMoE, ZCU102 | W16A32 | 323 | 1850 | 0.175 |" in text
+    assert text.count(" DSPs |") == 1
+    assert all(f"| {name} | " in text for name, *_ in PAPERS)
+
+
+def test_an_interrupted_page_says_what_it_lacks(monkeypatch, tmp_path):
+    def run(design):
+        if "--no-route" not in design and "xc7" not in design:
+            raise KeyboardInterrupt
+        return COUNTED
+
+    monkeypatch.setattr(sim.synth_page, "_run", run)
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- {MARK} -->\n<!-- /{MARK} -->\n")
+    with pytest.raises(KeyboardInterrupt):
+        write_page(page)
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| `expertbank")]
+    assert len(rows) == len(DESIGNS)
+    counted = ["--no-route" in design or "xc7" in design for design in DESIGNS]
+    assert [not row.endswith("| not run yet |") for row in rows] == counted
+    assert 0 < sum(counted) < len(DESIGNS)
+
+
+def test_a_page_without_marks_is_refused_before_anything_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sim.synth_page, "_run", lambda design: pytest.fail("it ran"))
+    page = tmp_path / "page.md"
+    page.write_text("nothing\n")
+    assert main(["synth", "--page", str(page)]) == 2
+    assert capsys.readouterr().err == (
+        f"expertbank: {page}: must have the marks <!-- {MARK} --> and <!-- /{MARK} --> once, in order\n"
+    )
+    assert main(["synth", "--page", str(page), "--seeds", "2"]) == 2
+    assert capsys.readouterr().err == "expertbank: page: takes no other option\n"
+
+
+def test_the_committed_page_has_a_row_for_each_design():
+    _, between, _ = marked(PAGE.read_text(), MARK, file=PAGE)
+    rows = [line.split("`")[1] for line in between.splitlines() if line.startswith("| `expertbank")]
+    assert rows == [f"expertbank synth {design}" for design in DESIGNS]
