@@ -594,7 +594,7 @@ MISTAKES = {
         ["--only", "colour"],
         (
             "only: must be one of float, formats, int8, families, rtl, blocks, layer, dram, memory,"
-            " programs, throughput, not 'colour'"
+            " programs, throughput, benches, not 'colour'"
         ),
     ),
     "part of a page": (
