@@ -1,6 +1,7 @@
 """Elementary functions as pipelines of fixed latency, bit for bit those of :mod:`golden.functions`.
 
-Tables are small ROMs (256 entries, 1024 of functions of bf16 numbers) read synchronously.
+Tables are small ROMs (256 entries, 1024 of functions of bf16 numbers) read synchronously. Those with a
+``pipeline`` can be deep (:class:`spec.design.Pipeline`); ``LATENCY`` is that of the short one.
 """
 
 from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
@@ -40,16 +41,17 @@ from golden.functions import (
     TANH_BASE,
     TANH_DESCENT,
 )
-from rtl.arith import BF16, delay, normalise
+from rtl.arith import BF16, PRODUCT_STAGES, Pipelined, delay, normalise, staged_product
+from spec.design import Pipeline
 
 BASE_BITS = FRACTION_BITS + 1
 
 
-class InterpolatedTable(wiring.Component):
+class InterpolatedTable(Pipelined):
     """A falling function: ROM of base and descent, linear in between.
 
     The position's upper bits choose one of the table's segments (a power of two of them).
-    Latency 2 cycles, one result per cycle.
+    Latency 2 cycles, deep 4 (ROM, its register, product, difference); one result per cycle.
 
     Members
     -------
@@ -58,8 +60,12 @@ class InterpolatedTable(wiring.Component):
     """
 
     LATENCY = 2
+    DEEP_LATENCY = 4
 
-    def __init__(self, base, descent, position_bits: int = FRACTION_BITS) -> None:
+    def __init__(
+        self, base, descent, position_bits: int = FRACTION_BITS, pipeline: Pipeline = Pipeline.SHORT
+    ) -> None:
+        self.pipeline = pipeline
         self.base = [int(value) for value in base]
         self.descent = [int(value) for value in descent]
         super().__init__({"position": In(position_bits), "o": Out(BASE_BITS)})
@@ -71,9 +77,11 @@ class InterpolatedTable(wiring.Component):
         interpolation_bits = len(self.position) - (len(rows) - 1).bit_length()
         m.submodules.rom = rom = Memory(shape=unsigned(BASE_BITS + descent_bits), depth=len(rows), init=rows)
         port = rom.read_port()
-        fraction = delay(m, self.position[:interpolation_bits], 1, "fraction")
-        base = port.data[:BASE_BITS]
-        descent = port.data[BASE_BITS:]
+        cut = int(self.deep)
+        fraction = delay(m, self.position[:interpolation_bits], 1 + cut, "fraction")
+        row = delay(m, port.data, cut, "row")
+        base = row[:BASE_BITS]
+        descent = row[BASE_BITS:]
         drop = Signal(descent_bits)
         out = Signal(BASE_BITS, reset_less=True)
         m.d.comb += [
@@ -82,12 +90,12 @@ class InterpolatedTable(wiring.Component):
             drop.eq((descent * fraction) >> interpolation_bits),
             self.o.eq(out),
         ]
-        m.d.sync += out.eq(base - drop)
+        m.d.sync += out.eq(delay(m, base, cut, "base") - delay(m, drop, cut, "drop"))
         return m
 
 
-class ExpNegative(wiring.Component):
-    """exp(-d) as mantissa and shift. Latency 3 cycles, one result per cycle.
+class ExpNegative(Pipelined):
+    """exp(-d) as mantissa and shift. Latency 3 cycles, deep 8; one result per cycle.
 
     Reference: :func:`golden.functions.exp_negative`.
 
@@ -100,26 +108,31 @@ class ExpNegative(wiring.Component):
     """
 
     LATENCY = 1 + InterpolatedTable.LATENCY
+    DEEP_LATENCY = 1 + PRODUCT_STAGES + 1 + InterpolatedTable.DEEP_LATENCY
 
-    def __init__(self) -> None:
+    def __init__(self, pipeline: Pipeline = Pipeline.SHORT) -> None:
+        self.pipeline = pipeline
         super().__init__({"d": In(32), "mantissa": Out(BASE_BITS), "shift": Out(5)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.table = table = InterpolatedTable(EXP_BASE, EXP_DESCENT)
+        m.submodules.table = table = InterpolatedTable(EXP_BASE, EXP_DESCENT, pipeline=self.pipeline)
         scaled = Signal(EXP_ARG_BITS + len(Const(LOG2E)))
         power = Signal(len(scaled) - FRACTION_BITS, reset_less=True)
         s1_zero = Signal(reset_less=True)
         whole = power[FRACTION_BITS:]
+        # The way to a multiplier is long; a register stands before it.
+        d = delay(m, self.d, int(self.deep), "operand")
         m.d.comb += [
-            scaled.eq(self.d[:EXP_ARG_BITS] * LOG2E),
+            scaled.eq(staged_product(m, d[:EXP_ARG_BITS], Const(LOG2E), "scaled", deep=self.deep)),
             table.position.eq(power[:FRACTION_BITS]),
         ]
-        m.d.sync += [power.eq(scaled >> FRACTION_BITS), s1_zero.eq(self.d[EXP_ARG_BITS:].any())]
+        large = delay(m, d[EXP_ARG_BITS:].any(), PRODUCT_STAGES * self.deep, "large")
+        m.d.sync += [power.eq(scaled >> FRACTION_BITS), s1_zero.eq(large)]
         zero = Signal()
         m.d.comb += zero.eq(s1_zero | (whole > MAX_SHIFT))
-        zero_q = delay(m, zero, table.LATENCY, "zero")
-        whole_q = delay(m, whole[:5], table.LATENCY, "whole")
+        zero_q = delay(m, zero, table.latency, "zero")
+        whole_q = delay(m, whole[:5], table.latency, "whole")
         m.d.comb += [
             self.mantissa.eq(Mux(zero_q, 0, table.o)),
             self.shift.eq(Mux(zero_q, 0, whole_q)),
@@ -127,8 +140,8 @@ class ExpNegative(wiring.Component):
         return m
 
 
-class Reciprocal(wiring.Component):
-    """1/m for m in [1, 2]. Latency 2 cycles, one result per cycle.
+class Reciprocal(Pipelined):
+    """1/m for m in [1, 2]. Latency 2 cycles, deep 4; one result per cycle.
 
     Reference: :func:`golden.functions.reciprocal`.
 
@@ -140,14 +153,18 @@ class Reciprocal(wiring.Component):
     """
 
     LATENCY = InterpolatedTable.LATENCY
+    DEEP_LATENCY = InterpolatedTable.DEEP_LATENCY
 
-    def __init__(self) -> None:
+    def __init__(self, pipeline: Pipeline = Pipeline.SHORT) -> None:
+        self.pipeline = pipeline
         super().__init__({"m": In(FRACTION_BITS + 2), "o": Out(BASE_BITS)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.table = table = InterpolatedTable(RECIPROCAL_BASE, RECIPROCAL_DESCENT)
-        two = delay(m, self.m[FRACTION_BITS + 1], self.LATENCY, "two")
+        m.submodules.table = table = InterpolatedTable(
+            RECIPROCAL_BASE, RECIPROCAL_DESCENT, pipeline=self.pipeline
+        )
+        two = delay(m, self.m[FRACTION_BITS + 1], self.latency, "two")
         m.d.comb += [
             table.position.eq(self.m[:FRACTION_BITS]),
             self.o.eq(Mux(two, ONE // 2, table.o)),
@@ -155,8 +172,8 @@ class Reciprocal(wiring.Component):
         return m
 
 
-class Sigmoid(wiring.Component):
-    """sigmoid(z) as mantissa and shift. Latency 7 cycles, one result per cycle.
+class Sigmoid(Pipelined):
+    """sigmoid(z) as mantissa and shift. Latency 7 cycles, deep 18; one result per cycle.
 
     Reference: :func:`golden.functions.sigmoid`.
 
@@ -169,29 +186,35 @@ class Sigmoid(wiring.Component):
     """
 
     LATENCY = ExpNegative.LATENCY + 1 + Reciprocal.LATENCY + 1
+    DEEP_LATENCY = 1 + ExpNegative.DEEP_LATENCY + 2 + Reciprocal.DEEP_LATENCY + PRODUCT_STAGES + 1
 
-    def __init__(self) -> None:
+    def __init__(self, pipeline: Pipeline = Pipeline.SHORT) -> None:
+        self.pipeline = pipeline
         super().__init__({"z": In(signed(32)), "mantissa": Out(BASE_BITS), "shift": Out(5)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.exp = exp = ExpNegative()
-        m.submodules.reciprocal = reciprocal = Reciprocal()
+        m.submodules.exp = exp = ExpNegative(self.pipeline)
+        m.submodules.reciprocal = reciprocal = Reciprocal(self.pipeline)
+        cut, product_stages = int(self.deep), PRODUCT_STAGES * self.deep
         negative = Signal()
         one_plus_t = Signal(FRACTION_BITS + 2, reset_less=True)
         m.d.comb += [
             negative.eq(self.z < 0),
-            exp.d.eq(Mux(negative, -self.z, self.z)),
+            exp.d.eq(delay(m, Mux(negative, -self.z, self.z), cut, "magnitude")),
             reciprocal.m.eq(one_plus_t),
         ]
-        m.d.sync += one_plus_t.eq(ONE + (exp.mantissa >> exp.shift))
-        negative_q = delay(m, negative, exp.LATENCY + 1 + reciprocal.LATENCY, "negative")
-        t = delay(m, exp.mantissa, 1 + reciprocal.LATENCY, "t")
-        shift = delay(m, exp.shift, 1 + reciprocal.LATENCY, "shift")
+        m.d.sync += one_plus_t.eq(ONE + delay(m, exp.mantissa >> exp.shift, cut, "placed"))
+        behind = cut + 1 + reciprocal.latency
+        negative_q = delay(m, negative, cut + exp.latency + behind + product_stages, "negative")
+        t = delay(m, exp.mantissa, behind, "t")
+        shift = delay(m, exp.shift, behind + product_stages, "shift")
         out_mantissa = Signal(BASE_BITS, reset_less=True)
         out_shift = Signal(5, reset_less=True)
+        product = staged_product(m, t, reciprocal.o, "product", deep=self.deep)
+        inverse = delay(m, reciprocal.o, product_stages, "inverse")
         m.d.sync += [
-            out_mantissa.eq(Mux(negative_q, (t * reciprocal.o) >> FRACTION_BITS, reciprocal.o)),
+            out_mantissa.eq(Mux(negative_q, product >> FRACTION_BITS, inverse)),
             out_shift.eq(Mux(negative_q, shift, 0)),
         ]
         m.d.comb += [self.mantissa.eq(out_mantissa), self.shift.eq(out_shift)]
@@ -354,11 +377,18 @@ class Exp2Negative(wiring.Component):
         return m
 
 
-def fixed_from_f32(m, value, name: str):
+FIXED_STAGES = 2
+"""Cycles of :func:`fixed_from_f32` in a deep pipeline: distances, the magnitude."""
+
+
+def fixed_from_f32(m, value, name: str, *, deep: bool = False):
     """Return a combinational signed(32) with 20 fraction bits from an fp32, truncated and saturated.
 
     Reference: :func:`golden.functions.fixed_from_f32`; NaN becomes the most negative value.
+    ``deep``: ``FIXED_STAGES`` cycles later.
     """
+    if deep:
+        return _fixed_in_stages(m, value, name)
     magnitude = Signal(31, name=f"{name}_magnitude")
     out = Signal(signed(32), name=f"{name}_fixed")
     # 24-bit significand with weight 2**(exponent - 150); 2**-20 is the last place kept.
@@ -372,6 +402,31 @@ def fixed_from_f32(m, value, name: str):
     with m.Elif(value.exponent > unity - 24):
         m.d.comb += magnitude.eq(significand >> (unity - value.exponent)[:5])
     m.d.comb += out.eq(Mux(value.sign | nan, -magnitude, magnitude))
+    return out
+
+
+def _fixed_in_stages(m, value, name: str):
+    """Return what :func:`fixed_from_f32` does, two cycles later."""
+    unity = 150 - FRACTION_BITS
+    nan = value.exponent.all() & value.fraction.any()
+    significand = delay(m, Cat(value.fraction, Const(1, 1)), 1, f"{name}_significand")
+    left = delay(m, (value.exponent - unity)[:3], 1, f"{name}_left")
+    right = delay(m, (unity - value.exponent)[:5], 1, f"{name}_right")
+    large = delay(m, value.exponent >= unity + 8, 1, f"{name}_large")
+    above = delay(m, value.exponent >= unity, 1, f"{name}_above")
+    present = delay(m, value.exponent > unity - 24, 1, f"{name}_present")
+    magnitude = Signal(31, name=f"{name}_magnitude", reset_less=True)
+    with m.If(large):
+        m.d.sync += magnitude.eq(~Const(0, 31))
+    with m.Elif(above):
+        m.d.sync += magnitude.eq(significand << left)
+    with m.Elif(present):
+        m.d.sync += magnitude.eq(significand >> right)
+    with m.Else():
+        m.d.sync += magnitude.eq(0)
+    negative = delay(m, value.sign | nan, 2, f"{name}_negative")
+    out = Signal(signed(32), name=f"{name}_fixed")
+    m.d.comb += out.eq(Mux(negative, -magnitude, magnitude))
     return out
 
 

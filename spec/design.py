@@ -63,6 +63,24 @@ MAX_INT8_INPUTS = ((1 << 31) - 1) // (127 * 127)
 """Most products of two int8 numbers in -127..127 whose sum fits an int32, whatever their signs."""
 
 
+class Pipeline(StrEnum):
+    """How many stages a block's arithmetic has; the bits that come out are the same.
+
+    ``SHORT``: few, each a whole step (an fp32 addition takes 3). ``DEEP``: cut for the clock goals of
+    ``docs/synthesis.md`` (an fp32 addition takes 7).
+    """
+
+    SHORT = "short"
+    DEEP = "deep"
+
+
+class DeepBlock(StrEnum):
+    """Blocks of an ``fpga`` that can have deep pipelines."""
+
+    GATE = "gate"
+    DISPATCH = "dispatch"
+
+
 class Policy(StrEnum):
     """Order in which the dispatcher serves its queues; the shared expert's comes first in any case.
 
@@ -336,6 +354,8 @@ class DesignSpec:
     window_tokens : tokens that are dispatched together: an expert's weights are fetched once for all
         of a window's tokens. The token store holds two windows.
     policy : order of service of the dispatcher's queues.
+    deep : blocks whose pipelines are deep (:class:`Pipeline`), of an ``fpga``; the others' are short. Beside
+        banks they all are: a MAC of a channel has tCCD_L, and its logic is none of an FPGA.
     max_d_model, max_d_expert, max_experts : largest model that the design accepts.
     clock_hz : clock used to turn cycles into seconds.
     energy : what events cost; a preset's name in TOML. None: no energy is counted.
@@ -354,6 +374,7 @@ class DesignSpec:
     stream_lanes: int = 16
     window_tokens: int = 32
     policy: Policy = Policy.QUEUE_ORDER
+    deep: tuple[DeepBlock, ...] = ()
     max_d_model: int = 8192
     max_d_expert: int = 32768
     max_experts: int = 512
@@ -374,6 +395,7 @@ class DesignSpec:
             else:
                 require(table is None, f"must not be given for engine {self.engine}", key=name)
         self._check_group()
+        self._check_deep()
         if self.pim is not None:
             clock_ps = self.pim.dram.clock_ps
             require(
@@ -436,6 +458,19 @@ class DesignSpec:
             f" not {self.memory.beat_elements} elements ({self.memory.width_bits} bits)",
             key="memory.width_bits",
         )
+
+    def _check_deep(self) -> None:
+        given = ", ".join(self.deep)
+        require(
+            self.engine is Engine.FPGA or not self.deep,
+            f"must be empty for engine {self.engine} (its pipelines are short), not {given}",
+            key="deep",
+        )
+        require(len(set(self.deep)) == len(self.deep), f"must name each block once, not {given}", key="deep")
+
+    def pipeline_of(self, block: DeepBlock) -> Pipeline:
+        """Return how a block's arithmetic is cut."""
+        return Pipeline.DEEP if block in self.deep else Pipeline.SHORT
 
     def _check_group(self) -> None:
         if not self.format.grouped:

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
-from spec.design import DesignSpec, Format, RouterPlace
+from spec.design import DeepBlock, DesignSpec, Format, Pipeline, RouterPlace
 from spec.errors import require
 from spec.gate_plan import GatePlan
 from spec.hardware import check_hardware
@@ -17,6 +17,8 @@ from spec.model import AppliedTo, FfnSpec, GatingSpec, ModelSpec
 
 # Cycles from reading an fp32 accumulator to reading the sum: RAM read, 3 adder stages (rtl.arith).
 ACCUMULATE_DISTANCE = 4
+# The same where the pipelines are deep: RAM read and its register, 7 adder stages.
+DEEP_ACCUMULATE_DISTANCE = 9
 # From a scale tile's slot to the next one's, in a grouped format: until then its scales wait for the tokens
 # that fired before it to reach the multiplication (burst 5, accumulator 3).
 SCALE_DISTANCE = 8
@@ -32,6 +34,11 @@ SCALE_BYTES = 4
 SCALE_BIAS_BYTES = 4
 # Before the scales of an output in a grouped format, where the FFN has biases: bf16.
 GROUPED_BIAS_BITS = 16
+
+
+def accumulate_distance(pipeline: Pipeline) -> int:
+    """Return the cycles from reading an accumulator to reading the sum, at least."""
+    return DEEP_ACCUMULATE_DISTANCE if pipeline is Pipeline.DEEP else ACCUMULATE_DISTANCE
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -54,7 +61,7 @@ class GateGeometry:
     ``logits_per_cycle`` rows of the router (lanes ``p``) are multiplied at once, ``cols`` inputs
     each; a *row* is such a set of experts. The product goes over all rows for the first ``cols``
     inputs, then for the next: consecutive additions to one accumulator are ``beat_distance`` cycles
-    apart, which must be at least ``ACCUMULATE_DISTANCE``. Where that is more than the rows, tokens
+    apart, which must be at least :func:`accumulate_distance`. Where that is more than the rows, tokens
     overlap: the bursts of one fill the gaps of the others.
 
     Attributes
@@ -68,6 +75,7 @@ class GateGeometry:
         read the rows of logits, once.
     shared_gate : the shared expert has a gate: one more product, behind those of the experts.
     gives_scores : assignments carry their scores beside their weights (:attr:`ModelSpec.drops_need_scores`).
+    pipeline : of its arithmetic.
     """
 
     gating: GatingSpec
@@ -79,6 +87,7 @@ class GateGeometry:
     banked: bool = False
     shared_gate: bool = False
     gives_scores: bool = False
+    pipeline: Pipeline = Pipeline.SHORT
 
     def __post_init__(self) -> None:
         require(
@@ -118,6 +127,7 @@ class GateGeometry:
                 banked=banked,
                 shared_gate=model.d_shared > 0 and model.shared_expert_gate,
                 gives_scores=model.drops_need_scores,
+                pipeline=design.pipeline_of(DeepBlock.GATE),
             )
             for logits_per_cycle in counts
         ]
@@ -224,9 +234,9 @@ class GateGeometry:
         the interval: so tokens that are multiples of it apart never want the MACs in the same cycle. There is
         one, ``interval * n + num_rows`` for a large ``n`` if none is smaller.
         """
-        if self.num_beats == 1 or self.num_rows >= ACCUMULATE_DISTANCE:
+        distance = accumulate_distance(self.pipeline)
+        if self.num_beats == 1 or self.num_rows >= distance:
             return self.num_rows
-        distance = ACCUMULATE_DISTANCE
         while self._slots(distance) < self.num_words:
             distance += 1
         return distance

@@ -86,7 +86,9 @@ def mutated_module(monkeypatch, module, old: str, new: str):
     copy = types.ModuleType(f"mutated_{module.__name__.replace('.', '_')}")
     monkeypatch.setitem(sys.modules, copy.__name__, copy)
     text = source.replace(old, new).replace("@njit(cache=True)", "")
-    exec(compile(text, f"{copy.__name__}.py", "exec"), copy.__dict__)
+    # Without the annotations of this file from the future, which a data.Struct does not understand.
+    code = compile(text, f"{copy.__name__}.py", "exec", dont_inherit=True)
+    exec(code, copy.__dict__)
     return copy
 
 

@@ -15,6 +15,7 @@ from amaranth.hdl import Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+import rtl.arith
 from golden import functions
 from golden.expert_bf16 import activate
 from golden.formats import accumulate, bf16_decode, bf16_encode, burst_sum, f32_flush
@@ -29,12 +30,14 @@ from rtl.arith import (
     ceil_log2,
     delay,
     normalise,
+    round_stages,
     round_to_bf16,
     significand_bits,
     tree,
 )
 from rtl.expert.activation import ActivationLane
 from rtl.functions import (
+    FIXED_STAGES,
     Exp2Negative,
     ExpNegative,
     GeluTanhArgument,
@@ -48,6 +51,7 @@ from rtl.functions import (
     fixed_from_f32,
 )
 from sim.expert import activation_latency
+from spec.design import Pipeline
 from spec.geometry import FfnGeometry
 from spec.model import Activation, FfnSpec
 from tests.bfm import (
@@ -56,6 +60,7 @@ from tests.bfm import (
 )
 from tests.block_bench import (
     first_difference,
+    mutated_module,
 )
 
 COLS = (1, 3, 4, 16)
@@ -135,8 +140,12 @@ def burst_value(sums: dict, n: int, cols: int) -> float:
     return sign * float(np.ldexp(float(fields["significand"]), fields["exponent"] - 127 - (bits - 1)))
 
 
+PIPELINES = tuple(Pipeline)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("cols", COLS)
-def test_burst(cols):
+def test_burst(cols, pipeline):
     rng = np.random.default_rng(cols)
     x, w = bf16_patterns(rng, (600, cols)), bf16_patterns(rng, (600, cols))
     # The largest sum, the smallest product, cancellation to zero.
@@ -146,7 +155,8 @@ def test_burst(cols):
     inputs = {"x": [pack(row) for row in x], "w": [pack(row) for row in w]}
     want = burst_sum(x, w)
 
-    got = run_pipeline(Burst(cols), inputs, ["o"], Burst.LATENCY)["o"]
+    dut = Burst(cols, pipeline)
+    got = run_pipeline(dut, inputs, ["o"], Burst.latency_of(cols, pipeline))["o"]
     for n in range(len(x)):
         value = burst_value(got, n, cols)
         same = value == want[n] or (np.isnan(value) and np.isnan(want[n]))
@@ -156,29 +166,31 @@ def test_burst(cols):
 class BurstThenAccumulate(wiring.Component):
     """A burst added to an accumulator, as the blocks connect them."""
 
-    LATENCY = Burst.LATENCY + Accumulate.LATENCY
-
-    def __init__(self, cols: int) -> None:
+    def __init__(self, cols: int, pipeline: Pipeline) -> None:
         self.cols = cols
+        self.pipeline = pipeline
+        self.before = Burst.latency_of(cols, pipeline)
+        self.latency = self.before + Accumulate.latency_of(pipeline)
         vector = data.ArrayLayout(BF16, cols)
         super().__init__({"x": In(vector), "w": In(vector), "acc": In(F32), "out": Out(F32)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.burst = burst = Burst(self.cols)
-        m.submodules.accumulate = adder = Accumulate(self.cols)
+        m.submodules.burst = burst = Burst(self.cols, self.pipeline)
+        m.submodules.accumulate = adder = Accumulate(self.cols, self.pipeline)
         m.d.comb += [
             burst.x.eq(self.x),
             burst.w.eq(self.w),
-            adder.acc.eq(delay(m, self.acc.as_value(), Burst.LATENCY, "acc")),
+            adder.acc.eq(delay(m, self.acc.as_value(), self.before, "acc")),
             adder.addend.eq(burst.o),
             self.out.eq(adder.o),
         ]
         return m
 
 
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("cols", COLS)
-def test_accumulate(cols):
+def test_accumulate(cols, pipeline):
     rng = np.random.default_rng(100 + cols)
     count = 800
     x, w = bf16_patterns(rng, (count, cols)), bf16_patterns(rng, (count, cols))
@@ -189,16 +201,18 @@ def test_accumulate(cols):
     factor = 1 + np.where(rng.random(count) < 0.5, 2.0 ** -rng.integers(20, 25, count), 0)
     with np.errstate(over="ignore", invalid="ignore"):
         acc = f32_flush(np.where(near, (-sums * factor).astype(np.float32), acc))
+    dut = BurstThenAccumulate(cols, pipeline)
     got = run_pipeline(
-        BurstThenAccumulate(cols),
+        dut,
         {"x": [pack(row) for row in x], "w": [pack(row) for row in w], "acc": acc.view(np.uint32)},
         ["out"],
-        BurstThenAccumulate.LATENCY,
+        dut.latency,
     )["out"]
     agree(got, accumulate(acc, sums).view(np.uint32), f"accumulate, {cols} cols", acc, sums)
 
 
-def test_accumulate_rounds_in_every_place():
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_accumulate_rounds_in_every_place(pipeline):
     """Bursts of one product beside an accumulator at every distance: ties, stickies, carries."""
     rng = np.random.default_rng(7)
     distances = np.repeat(np.arange(-40, 41), 24)
@@ -206,11 +220,12 @@ def test_accumulate_rounds_in_every_place():
     w = bf16_encode(np.exp2(distances.astype(np.float64)))
     significands = rng.choice([0x3F800000, 0x3F800001, 0x3FFFFFFF, 0x3F800003, 0xBFAAAAAB], distances.size)
     acc = significands.astype(np.uint32).view(np.float32)
+    dut = BurstThenAccumulate(1, pipeline)
     got = run_pipeline(
-        BurstThenAccumulate(1),
+        dut,
         {"x": x, "w": w, "acc": acc.view(np.uint32)},
         ["out"],
-        BurstThenAccumulate.LATENCY,
+        dut.latency,
     )["out"]
     sums = burst_sum(x[:, None], w[:, None])
     agree(got, accumulate(acc, sums).view(np.uint32), "accumulate", acc, sums)
@@ -242,15 +257,20 @@ def test_bf16_from_f32():
     agree(got, bf16_encode(values), "bf16_from_f32", values)
 
 
-def test_fixed_from_f32():
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_fixed_from_f32(pipeline):
     values = f32_patterns(np.random.default_rng(2), 3000)
-    dut = Combinational({"value": F32}, signed(32), lambda m, value: fixed_from_f32(m, value, "value"))
-    got = run_pipeline(dut, {"value": values.view(np.uint32)}, ["out"], 0)["out"]
+    deep = pipeline is Pipeline.DEEP
+    dut = Combinational(
+        {"value": F32}, signed(32), lambda m, value: fixed_from_f32(m, value, "value", deep=deep)
+    )
+    got = run_pipeline(dut, {"value": values.view(np.uint32)}, ["out"], FIXED_STAGES * deep)["out"]
     agree(got, functions.fixed_from_f32(values), "fixed_from_f32", values)
 
 
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("width", [3, 10, 40])
-def test_round_to_bf16(width):
+def test_round_to_bf16(width, pipeline):
     rng = np.random.default_rng(width)
     count = 2000
     magnitude = rng.integers(0, 1 << width, count) >> rng.integers(0, width, count)
@@ -258,12 +278,14 @@ def test_round_to_bf16(width):
         kept, shift = rng.integers(128, 256, 500), rng.integers(2, width - 8, 500)
         magnitude[:500] = (kept << shift) + (1 << (shift - 1)) + rng.integers(-1, 2, 500)
     power, sign = rng.integers(-200, 140, count), rng.integers(0, 2, count)
+    deep = pipeline is Pipeline.DEEP
     dut = Combinational(
         {"sign": 1, "magnitude": width, "power": signed(12)},
         16,
-        lambda m, *operands: round_to_bf16(m, *operands, "rounded"),
+        lambda m, *operands: round_to_bf16(m, *operands, "rounded", deep=deep),
     )
-    got = run_pipeline(dut, {"sign": sign, "magnitude": magnitude, "power": power}, ["out"], 0)["out"]
+    inputs = {"sign": sign, "magnitude": magnitude, "power": power}
+    got = run_pipeline(dut, inputs, ["out"], round_stages(width) if deep else 0)["out"]
     agree(got, functions.bf16_from_integer(sign, magnitude, power), "round_to_bf16", magnitude, power)
 
 
@@ -309,27 +331,32 @@ def test_interpolated_table():
         agree(got, want, "table", position)
 
 
-def test_reciprocal():
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_reciprocal(pipeline):
     m = np.append(np.random.default_rng(4).integers(ONE, 2 * ONE, 1500), [ONE, 2 * ONE - 1, 2 * ONE])
-    got = run_pipeline(Reciprocal(), {"m": m}, ["o"], Reciprocal.LATENCY)["o"]
+    got = run_pipeline(Reciprocal(pipeline), {"m": m}, ["o"], Reciprocal.latency_of(pipeline))["o"]
     agree(got, functions.reciprocal(m), "reciprocal", m)
 
 
-def test_exp_negative():
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_exp_negative(pipeline):
     rng = np.random.default_rng(5)
     zero_from = int(32 * np.log(2) * ONE)
     corners = [0, 1, zero_from - 40, zero_from + 40, (1 << 25) - 1, 1 << 25, FIXED_MAX, (1 << 32) - 1]
     d = np.concatenate([corners, rng.integers(0, 23 * ONE, 1500), rng.integers(0, 1 << 32, 300)])
-    got = run_pipeline(ExpNegative(), {"d": d}, ["mantissa", "shift"], ExpNegative.LATENCY)
+    dut = ExpNegative(pipeline)
+    got = run_pipeline(dut, {"d": d}, ["mantissa", "shift"], ExpNegative.latency_of(pipeline))
     for name, want in zip(("mantissa", "shift"), functions.exp_negative(d), strict=True):
         agree(got[name], want, f"exp {name}", d)
 
 
-def test_sigmoid():
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_sigmoid(pipeline):
     rng = np.random.default_rng(6)
     corners = [0, 1, -1, ONE, -ONE, FIXED_MAX, -FIXED_MAX, 23 * ONE, -23 * ONE]
     z = np.concatenate([corners, rng.integers(-(1 << 25), 1 << 25, 1500)])
-    got = run_pipeline(Sigmoid(), {"z": z}, ["mantissa", "shift"], Sigmoid.LATENCY)
+    dut = Sigmoid(pipeline)
+    got = run_pipeline(dut, {"z": z}, ["mantissa", "shift"], Sigmoid.latency_of(pipeline))
     for name, want in zip(("mantissa", "shift"), functions.sigmoid(z), strict=True):
         agree(got[name], want, f"sigmoid {name}", z)
 
@@ -458,6 +485,10 @@ def test_activation_lane_of_two(seed):
 def test_latencies_as_stated():
     """The figures of docs/numbers.md; each pipeline was run with its own above."""
     assert (Burst.LATENCY, Accumulate.LATENCY) == (5, 3)
+    deep = [kind.latency_of(Pipeline.DEEP) for kind in (InterpolatedTable, Reciprocal, ExpNegative, Sigmoid)]
+    assert deep == [4, 4, 8, 18]
+    deep = [Burst.latency_of(cols, Pipeline.DEEP) for cols in (1, 4, 5, 16, 64, 256)]
+    assert (deep, Accumulate.latency_of(Pipeline.DEEP)) == ([10, 11, 13, 14, 17, 20], 7)
     stages = (InterpolatedTable, Reciprocal, ExpNegative, Sigmoid, SqrtSoftplus, Log2, Exp2Negative)
     assert [stage.LATENCY for stage in stages] == [2, 2, 3, 7, 14, 4, 2]
     assert [stage.LATENCY for stage in (NormalCdf, GeluTanhArgument, TanhRatio)] == [6, 3, 3]
@@ -510,6 +541,33 @@ def test_a_lane_has_no_other_activations_tables(ffn):
 def test_pipeline_bench_finds_a_wrong_latency():
     values = list(range(1, 40))
     assert run_pipeline(Delayed(3), {"value": values}, ["out"], 2)["out"].tolist() != values
+
+
+PLANTED_IN_DEEP = {
+    "significands of another order": ("above = Cat(acc.fraction, Const(1, 1)) <<", "above = acc.fraction <<"),
+    "places of the other operand": ('"below": Mux(acc_bigger, *(', '"below": Mux(~acc_bigger, *('),
+    "carry that stays": (
+        "Cat(kept[:23], exponent[:8]) + increment",
+        "Cat((kept[:23] + increment)[:23], exponent[:8])",
+    ),
+    "zero product": ("[Mux(zero, 0, product)", "[Mux(zero, 1, product)"),
+    "other half's zeros": ("Mux(high_empty, a, b)", "Mux(high_empty, b, a)"),
+}
+
+
+def check_deep() -> None:
+    test_burst(4, Pipeline.DEEP)
+    test_accumulate(4, Pipeline.DEEP)
+    test_accumulate_rounds_in_every_place(Pipeline.DEEP)
+
+
+@pytest.mark.parametrize("bug", PLANTED_IN_DEEP)
+def test_planted_bug_in_deep_is_found(monkeypatch, bug):
+    broken = mutated_module(monkeypatch, rtl.arith, *PLANTED_IN_DEEP[bug])
+    for name in ("Burst", "Accumulate"):
+        monkeypatch.setitem(globals(), name, getattr(broken, name))
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_deep()
 
 
 def test_broken_pipeline_is_found(monkeypatch):

@@ -16,6 +16,7 @@ import rtl.dispatch.first
 import rtl.dispatch.picker
 import rtl.dispatch.tables
 import rtl.dispatch.walker
+import rtl.stream
 import sim.dispatch
 from golden.dispatch_streams import BF16_ONE, DispatchStreams, dispatch_streams
 from rtl.dispatch import Dispatch, DispatchConfig
@@ -23,7 +24,7 @@ from rtl.dispatch.first import FirstOf
 from rtl.dispatch.layouts import IDENTITY_BITS
 from sim.dispatch import DispatchCycles, Units, dispatch_cycles
 from sim.streams import readiness, taken
-from spec.design import Policy
+from spec.design import Pipeline, Policy
 from spec.errors import InputError
 from spec.model import NO_PLACES
 from spec.registers import POLICIES
@@ -192,6 +193,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         unit_ready=[readiness(ready[name]) for name in config.outputs()],
         units=Units(config.num_units, placement, config.unit_jobs) if several else None,
         retired=retiring.model() if several else (),
+        pipeline=Pipeline.DEEP if config.deep else Pipeline.SHORT,
     )
     expected = {"i": beats, "o_expect": expected_counts(config, streams)}
     for name, entries in zip(config.outputs(), model.unit_entries, strict=True):
@@ -360,6 +362,19 @@ def test_random(seed):
     check(case, run_case(case))
 
 
+def deep(case: Case) -> Case:
+    """Return a case whose dispatcher has deep pipelines."""
+    return replace(case, config=replace(case.config, deep=True))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(9), *(pytest.param(n, marks=pytest.mark.long) for n in range(9, 90))]
+)
+def test_random_deep(seed):
+    case = deep(random_case(seed))
+    check(case, run_case(case))
+
+
 def small(ids, **changes) -> Case:
     """Return a case over these experts, in one batch, with windows of four tokens."""
     ids = np.asarray(ids)
@@ -408,21 +423,32 @@ def test_corner(name, stalls):
         assert run.dropped > 0, "the corner was not reached"
 
 
+@pytest.mark.parametrize("name", CORNERS)
+def test_corner_deep(name):
+    case = deep(replace(CORNERS[name], seed=7))
+    check(case, run_case(case))
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_reset_in_the_middle(seed):
     case = random_case(1000 + seed)
     check(case, run_case(case, reset_after=5 + 17 * seed))
 
 
+@pytest.mark.parametrize("pipeline", Pipeline)
 @pytest.mark.parametrize("shared", [False, True])
-def test_latency_is_as_stated(shared):
+def test_latency_is_as_stated(shared, pipeline):
     assert Dispatch.LATENCY == sim.dispatch.LATENCY
+    assert Dispatch.DEEP_LATENCY == sim.dispatch.DEEP_LATENCY
     assert Dispatch.EXPECT_LATENCY == sim.dispatch.EXPECT_LATENCY
     case = small([[0, 1], [1, 2], [3, 1], [0, 2]], shared=shared)
+    latency = Dispatch.LATENCY
+    if pipeline is Pipeline.DEEP:
+        case, latency = deep(case), Dispatch.DEEP_LATENCY
     traces = run_case(case).traces
     assert traces["i"].cycles.tolist() == list(range(8))
     assert (traces["o_expect"].cycles == traces["i"].cycles[1::2] + Dispatch.EXPECT_LATENCY).all()
-    first = int(traces["i"].cycles[-1]) + Dispatch.LATENCY
+    first = int(traces["i"].cycles[-1]) + latency
     assert traces["o_0"].cycles.tolist() == list(range(first, first + 8 + 4 * shared))
 
 
@@ -500,7 +526,7 @@ PLANTED = {
         "found.eq(closed.bit_select(oldest, 1) &",
         "found.eq(closed.bit_select(oldest, 1) & ~self.o.valid &",
     ),
-    "both windows open": (rtl.dispatch.enqueue, "~self.full.bit_select(parity, 1)", "~self.full.all()"),
+    "both windows open": (rtl.dispatch.enqueue, "~full.bit_select(parity, 1)", "~self.full.all()"),
 }
 
 
@@ -519,6 +545,43 @@ def test_planted_bug_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, *PLANTED[bug])
     with pytest.raises(DIVERGED):
         check(revealing_case(), run_case(revealing_case()))
+
+
+PLANTED_IN_DEEP = {
+    "window that is being closed": (rtl.dispatch.enqueue, "full = full | Cat(", "full = full & ~Cat("),
+    "push of this cycle": (rtl.dispatch.tables, "self.lookup.queue) | again)", "self.lookup.queue))"),
+    "counted in this cycle": (rtl.dispatch.enqueue, "self.expert, 1) | decided_now)", "self.expert, 1))"),
+    "batch that ends in this cycle": (rtl.dispatch.enqueue, "~(self.decide & self.end) & (seen", "(seen"),
+    "head is no tail": (rtl.dispatch.walker, "at_tail.eq(head_is_last)", "at_tail.eq(0)"),
+    "end of the shared queue": (
+        rtl.dispatch.walker,
+        "next_is_last.eq(slot == tail.slot)",
+        "next_is_last.eq(0)",
+    ),
+    "room for three": (rtl.stream, "room.eq(leaves | ~(", "room.eq(1 | ~("),
+    "model: close": (sim.dispatch, "DEEP_CLOSE_CYCLES = 1, 2", "DEEP_CLOSE_CYCLES = 1, 1"),
+    "model: room of the pair": (sim.dispatch, "now[_STAGED] + 1)", "now[_STAGED_LAST] + 1)"),
+}
+
+
+def check_deep_cases() -> None:
+    """Check what the planted bugs show in: windows of one token, an expert again and again, stalls."""
+    case = revealing_case()
+    again = small([[1]] * 6, capacity=1)
+    one_token = small([[1], [1], [2]] * 4, window_tokens=1, batches=[1] * 12, capacity=1)
+    for one in (case, replace(case, stalls="bursts"), again, one_token):
+        check(deep(one), run_case(deep(one)))
+
+
+@pytest.mark.parametrize("bug", PLANTED_IN_DEEP)
+def test_planted_bug_in_deep_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *PLANTED_IN_DEEP[bug])
+    with pytest.raises(DIVERGED):
+        check_deep_cases()
+
+
+def test_unbroken_deep_source_passes():
+    check_deep_cases()
 
 
 @pytest.mark.parametrize(

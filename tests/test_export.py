@@ -16,6 +16,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.export import LINT_WAIVERS, ExportError, export
+from rtl.ram import Ram
 from rtl.stream import StreamRegister, connect_stream
 from sim.toolchain import verilator_command
 from tests.harness_designs import PACKET, RamBench, Reader
@@ -203,6 +204,33 @@ def test_file_list_names_what_is_needed(tmp_path):
     ]
     assert (tmp_path / "ram_bench.f").read_text() == "eb_ram_bench.v\neb_ram.v\n"
     assert sorted(tmp_path.iterdir()) == sorted(files)
+
+
+class ApartBench(wiring.Component):
+    """A RAM whose rows are never read while they are written."""
+
+    def __init__(self):
+        super().__init__({"addr": In(3), "en": In(1), "value": In(8), "row": In(3), "data": Out(8)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.ram = ram = Ram(width=8, depth=8, apart=True)
+        m.d.comb += [
+            ram.write.addr.eq(self.addr),
+            ram.write.data.eq(self.value),
+            ram.write.en.eq(self.en),
+            ram.read_0.addr.eq(self.row),
+            ram.read_0.en.eq(1),
+            self.data.eq(ram.read_0.data),
+        ]
+        return m
+
+
+def test_a_ram_of_rows_apart_has_a_file_of_its_own(tmp_path):
+    files = export(ApartBench(), "apart", tmp_path)
+    assert [file.name for file in files] == ["eb_apart.v", "eb_ram_apart.v", "apart.f", "apart.ports.json"]
+    assert "TRANSPARENT" not in files[0].read_text()
+    assert lint(tmp_path, "apart") == ""
 
 
 @pytest.mark.slow

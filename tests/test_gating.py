@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from amaranth import ResetInserter, Signal
 from amaranth.back import rtlil
+from amaranth.hdl import Fragment
 
 import golden.gating
 import rtl.fifo
@@ -41,6 +42,7 @@ from golden.gating_bf16 import (
 from golden.image import router_image
 from rtl.gating import Gate, assignment_layout, given_score_bits, token_layout
 from sim.streams import readiness
+from spec.design import Pipeline
 from spec.gate_plan import GatePlan
 from spec.geometry import GateGeometry, ceil_div
 from spec.load import load_design, load_model
@@ -327,6 +329,31 @@ def check_random(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_random(seed):
     check_random(seed)
+
+
+def deep(case: Case) -> Case:
+    """Return a case whose gate has deep pipelines."""
+    return replace(case, geometry=replace(case.geometry, pipeline=Pipeline.DEEP))
+
+
+def check_deep(case: Case) -> None:
+    """Check a case with deep pipelines: bits of golden, cycles of the model."""
+    case = deep(case)
+    run = run_case(case)
+    check(case, run)
+    assert run.gate.latency == sim.gating.latency(case.geometry), str(case)
+    assert run.gate.credits == sim.gating.num_credits(case.geometry), str(case)
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 60))])
+def test_random_deep(seed):
+    check_deep(random_case(seed))
+
+
+@pytest.mark.parametrize("kind", ["shared_gate", "scored", "standard", "prototype"])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 12))])
+def test_random_deep_terms(kind, seed):
+    check_deep(globals()[f"{kind}_case"](seed))
 
 
 def shared_gate_case(seed: int) -> Case:
@@ -848,6 +875,15 @@ def test_latency_is_as_stated(name):
     assert run.traces["o"].cycles.tolist() == list(range(first, first + top_k)), str(case)
 
 
+@pytest.mark.parametrize("name", LATENCY_CASES)
+def test_deep_latency_is_the_models(name):
+    """Sums of parts on both sides; runs of every part are in the random cases."""
+    geometry = deep(LATENCY_CASES[name]).geometry
+    gate = Gate(geometry)
+    Fragment.get(gate, None)
+    assert (gate.latency, gate.credits) == (sim.gating.latency(geometry), sim.gating.num_credits(geometry))
+
+
 def test_latency_by_parts():
     """The table of docs/gating.md: 16 rows, 4 steps of inputs, k = 8."""
     parts = {"product": 64 + 9, "fixed": 1, "top-k": 3, "weight": 2, "queue": 2}
@@ -1362,11 +1398,11 @@ PLANTED = {
         "Mux(busy, last_word & (rest == 0), resting <= 1)",
         "Mux(busy, 0, resting <= 1)",
     ),
-    "sum without its last score": (rtl.gating.weights, "valid & last, 1 + Inverse", "valid & last, Inverse"),
+    "sum without its last score": (rtl.gating.weights, "valid & last, 1 + inverse", "valid & last, inverse"),
     "inverse of the token before": (
         rtl.gating.weights,
-        "top_k + Inverse.LATENCY + 1",
-        "top_k + Inverse.LATENCY",
+        "top_k + self.inverse_latency + 1",
+        "top_k + self.inverse_latency",
     ),
     "end of batch": (rtl.gating.selection, "lasts.bit_select(read, 1)),", "lasts.bit_select(write, 1)),"),
     "too few credits": (rtl.gating.selection, "self.geometry.interval) + 1", "self.geometry.interval)"),
@@ -1415,6 +1451,53 @@ def test_planted_bug_is_found(monkeypatch, bug):
         check_revealing_cases()
 
 
+PLANTED_IN_DEEP = {
+    "router before its tokens": (
+        rtl.gating.product,
+        'router.data, registers, "router',
+        'router.data, 0, "router',
+    ),
+    "room in the buffer before": (rtl.gating.product, "Mux(filled, free(following(", "Mux(filled, free(("),
+    "one word too few": (rtl.gating.product, "self.word == words - 2", "self.word == words - 3"),
+    "two credits are none": (rtl.gating.selection, "(credits > 1)", "(credits > 2)"),
+    "position of the token before": (
+        rtl.gating.weights,
+        'delay(m, position, cut, "part',
+        'delay(m, position, 0 * cut, "part',
+    ),
+    "model: deep product": (sim.gating, "DEEP_PRODUCT_PIPELINE = 17", "DEEP_PRODUCT_PIPELINE = 16"),
+    "model: deep trees": (sim.gating, "max(1, levels) +", "levels +"),
+    "model: deep inverse": (sim.gating, "DEEP_INVERSE = 4, 10", "DEEP_INVERSE = 4, 9"),
+}
+
+
+def check_deep_cases() -> None:
+    """Check what the planted bugs show in: few rows, one input, stalls, weights from exponentials."""
+    for case in (
+        small(gating_of(6, 3), num_tokens=6, stalls="bursts"),
+        small(gating_of(8, 8), d_model=2, lanes=8, logits_per_cycle=4, num_tokens=8, stalls="half"),
+        small(gating_of(40, 3), num_tokens=6, stalls="bursts"),
+        small(
+            gating_of(6, 2, normalise=Normalise.NONE), d_model=1, lanes=2, logits_per_cycle=2, stream_lanes=1
+        ),
+    ):
+        check_deep(case)
+
+
+def test_unbroken_deep_source_passes():
+    check_deep_cases()
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [pytest.param(bug, marks=[pytest.mark.long] * (n % 3 > 0)) for n, bug in enumerate(PLANTED_IN_DEEP)],
+)
+def test_planted_bug_in_deep_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *PLANTED_IN_DEEP[bug])
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_deep_cases()
+
+
 # Bugs in terms that not every gate has, each with a corner that shows it.
 PLANTED_IN_TERMS = {
     "shares with the inverse of the token before": (
@@ -1461,7 +1544,7 @@ PLANTED_IN_TERMS = {
     ),
     "epsilon of the exponentials": (
         rtl.gating.softmax,
-        "places.eq(inverse.position - SCORE_BITS)",
+        "places.eq(position - SCORE_BITS)",
         "places.eq(0)",
         "large_epsilon_sees_shares",
     ),
@@ -1491,8 +1574,8 @@ PLANTED_IN_TERMS = {
     ),
     "model: shares": (
         sim.gating,
-        "rows + TOTAL_TAIL + rows - 1 +",
-        "rows + TOTAL_TAIL + rows +",
+        "rows + part.total_tail + rows - 1 +",
+        "rows + part.total_tail + rows +",
         "softmax_with_bias",
     ),
     "model: norm": (sim.gating, "2 * top_k - 1 + NORM", "2 * top_k + NORM", "p_norm_k_1"),

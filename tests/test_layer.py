@@ -26,8 +26,8 @@ from sim.routing import Routing, draw_ids, parse_routing
 from sim.rtlsim import reg_read
 from sim.streams import readiness, spans_of
 from sim.toolchain import verilator_command
-from sim.workload import random_workload, vector_workload
-from spec.design import ArrayDesign, DesignSpec, Engine, Format, GateDesign, MemoryDesign, Policy
+from sim.workload import random_workload, scaled_model, vector_workload
+from spec.design import ArrayDesign, DeepBlock, DesignSpec, Engine, Format, GateDesign, MemoryDesign, Policy
 from spec.errors import InputError
 from spec.load import load_design, load_model
 from spec.model import NO_PLACES, Activation, AppliedTo, CapacityRule, FfnSpec, GatingSpec, ModelSpec
@@ -89,6 +89,18 @@ def test_vector_runs_bit_and_cycle_equal(tiny_deepseek: tuple[accelerator.Build,
     check_layer(run, modelled)
     assert modelled.cycles == run.counters["cycles"] == run.seen.cycles
     assert run.counters["tokens_out"] == len(work.tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("preset", ["deepseek-v3", "mixtral-8x7b"])
+def test_deep_pipelines(preset: str) -> None:
+    """Gate and dispatcher with deep pipelines in a layer: bits of golden, cycles of the model."""
+    model = scaled_model(preset, 256)
+    design = dataclasses.replace(TINY, deep=tuple(DeepBlock))
+    rtl = accelerator.build_layer(model, design, trace=True)
+    for seed in range(3):
+        check_under_stalls(rtl, model, design, seed)
 
 
 def stalls(rng: np.random.Generator) -> np.ndarray:

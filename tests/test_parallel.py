@@ -378,6 +378,32 @@ def test_a_split_of_one_s_own_writes_no_costs(tmp_path, capsys) -> None:
 
 
 @pytest.mark.usefixtures("_own_policies")
+def test_a_transfer_of_one_s_own_moves_no_bound() -> None:
+    link = Link(0.1, 0.0)  # slow, so that the exchange is the bound
+    given = Exchange(Cluster(4, 1, link, link), ENGINE, random_steps(np.random.default_rng(3)), 8)
+    exchange.compare(given, "")
+    exchange.WAYS["nothing"] = lambda exchange, latency: np.zeros(len(exchange.ids))
+    with pytest.raises(ArithmeticError, match="nothing is faster than its bound"):
+        exchange.compare(given, "")
+
+
+@pytest.mark.usefixtures("_own_policies")
+def test_a_policy_of_one_s_own_changes_no_other_s_input(tmp_path, capsys) -> None:
+    """What it puts in the place of arrays that are worked out once is its copy's alone."""
+    file = tmp_path / "busy.py"
+    arguments = ["policies", "exchange", "--model", "olmoe-1b-7b", "--steps", "2", "--tokens", "8"]
+    found = []
+    for line in ("", "    exchange.__dict__.update(ids=exchange.ids * 0, counts=exchange.counts * 0)\n"):
+        file.write_text(
+            f"import numpy as np\n\n\ndef overlap(exchange):\n{line}    return np.ones(len(exchange.ids))\n"
+        )
+        assert main([*arguments, "--policy", str(file), "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["policies"])
+        exchange.OVERLAPS.pop("busy")
+    assert found[0] == found[1]
+
+
+@pytest.mark.usefixtures("_own_policies")
 def test_bits_of_one_s_own_move_no_bound_of_a_combination(tmp_path, capsys) -> None:
     file = tmp_path / "wide.py"
     bounds = []

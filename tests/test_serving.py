@@ -19,7 +19,17 @@ import pytest
 from sim import serve as serve_on
 from sim.cli import main
 from sim.routing import Routing, parse_routing
-from sim.serving.batching import LATENCIES, SUMS, Arrivals, Limits, Order, Server, StepCosts, place_on_devices
+from sim.serving.batching import (
+    LATENCIES,
+    SUMS,
+    Arrivals,
+    Limits,
+    Order,
+    Server,
+    StepCosts,
+    attention_of,
+    place_on_devices,
+)
 from sim.serving.export import HEADER, moe_rows, powers
 from sim.serving.requests import CHUNK, Requests, Skipped, draw_requests, read_requests
 from sim.serving.run import Service, Transfer, expert_load, merged, statistics
@@ -525,6 +535,10 @@ def test_a_step_s_tokens_lie_on_devices_as_in_system():
         work = np.zeros((2, devices))
         place_on_devices(chosen, held, prefills, 12, len(owner), attention, work)
         np.testing.assert_allclose(work, expected)
+        # The device that takes longest gives the time, wherever it stands.
+        for order in (work, work[:, ::-1].copy()):
+            for attention[12] in (0, 1):
+                assert attention_of(order, attention)[0] == work.max()
 
 
 def test_a_long_step_is_in_all_the_time_that_it_takes():

@@ -105,7 +105,10 @@ def test_one_that_differs_decides_the_status(capsys, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("designs", "message"),
     [
-        (["fpga", "asic"], "design: is neither a preset (fpga, pim, pim-small) nor a .toml file: 'asic'"),
+        (
+            ["fpga", "asic"],
+            "design: is neither a preset (fpga, fpga-deep, pim, pim-small) nor a .toml file: 'asic'",
+        ),
         (["fpga", "pim", "fpga"], "design: must name each design once, not 'fpga' again"),
     ],
 )

@@ -51,7 +51,7 @@ def raises(message: str):
 
 def test_presets():
     assert set(preset_names("models")) >= MODELS
-    assert preset_names("designs") == ["fpga", "pim", "pim-small"]
+    assert preset_names("designs") == ["fpga", "fpga-deep", "pim", "pim-small"]
     assert preset_names("dram") == DRAM_STANDARDS
     assert load_model("deepseek-v3").gating.num_groups == 8
     assert load_design("fpga").tile.rows == 16
@@ -294,6 +294,18 @@ BAD_DESIGNS = {
             " not 512 elements (4096 bits)"
         ),
     ),
+    "a block without deep pipelines": (
+        FPGA.replace('engine = "fpga"', 'engine = "fpga"\ndeep = ["gate", "combine"]'),
+        "deep.1: must be one of gate, dispatch, not 'combine'",
+    ),
+    "a deep block twice": (
+        FPGA.replace('engine = "fpga"', 'engine = "fpga"\ndeep = ["gate", "gate"]'),
+        "deep: must name each block once, not gate, gate",
+    ),
+    "deep pipelines beside banks": (
+        PIM.replace('engine = "pim"', 'engine = "pim"\ndeep = ["gate"]'),
+        "deep: must be empty for engine pim (its pipelines are short), not gate",
+    ),
     "unknown engine": (
         FPGA.replace('engine = "fpga"', 'engine = "gpu"'),
         "engine: must be one of fpga, pim, not 'gpu'",
@@ -369,7 +381,7 @@ def test_unknown_presets_and_missing_files(tmp_path):
     listed = f"'expertbank models' lists {len(preset_names('models'))}"
     with raises(f"model: is neither a preset ({listed}) nor a .toml file: 'gpt-5'"):
         load_model("gpt-5")
-    with raises("design: is neither a preset (fpga, pim, pim-small) nor a .toml file: 'tpu'"):
+    with raises("design: is neither a preset (fpga, fpga-deep, pim, pim-small) nor a .toml file: 'tpu'"):
         load_design("tpu")
     for suffix in ("toml", "json"):
         path = tmp_path / f"none.{suffix}"

@@ -13,7 +13,7 @@ from amaranth.lib import data, stream
 
 from rtl.fifo import StreamFifo
 from rtl.ram import DelayLine
-from rtl.stream import StreamRegister, connect_stream
+from rtl.stream import StreamPair, StreamRegister, connect_stream
 from tests.bfm import (
     Sink,
     Source,
@@ -30,6 +30,7 @@ from tests.block_bench import (
 WIDTH = 12
 PARTS = {
     "register": (lambda: StreamRegister(unsigned(WIDTH)), 2, StreamRegister.LATENCY),
+    "pair": (lambda: StreamPair(unsigned(WIDTH)), 2, StreamPair.LATENCY),
     **{
         f"queue of {depth}": (
             lambda depth=depth: StreamFifo(unsigned(WIDTH), depth),

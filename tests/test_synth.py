@@ -164,6 +164,8 @@ def test_the_paths_of_pins_are_left_out():
          "experts: is for gate, dispatch, selection, not for 'fpga'"),
         (["--design", "hbm2-pim", "--top-k", "8"],
          "top-k: is for gate, dispatch, selection, not for 'hbm2-pim'"),
+        (["--design", "fpga", "--pipeline", "deep"],
+         "pipeline: is for gate, dispatch, selection, not for 'fpga'"),
         (["--design", "fpga", "--block", "x"],
          "block: must be one of gate, dispatch, combine, expert, channel, not 'x'"),
         (["--design", "hbm2-pim", "--block", "gate"],

@@ -377,11 +377,12 @@ def test_energy_is_of_the_tokens_that_there_are(tokens, prefill):
         backbone=backbone,
     )
     assert {name: part for name, (_, part) in planned.outside.parts.items()} == of_all
-    outside = planned.energy(system, run_step(planned.costs, "all-near")).components["host operations"]
-    host = sum(
-        part.times * part.all_flops for place, part in planned.outside.parts.values() if place == "host"
-    )
-    assert outside == pytest.approx(host * values["host.flop_j"])
+    components = planned.energy(system, run_step(planned.costs, "all-near")).components
+    of_host = [part for place, part in planned.outside.parts.values() if place == "host"]
+    flops = sum(part.times * part.all_flops for part in of_host)
+    assert components["host operations"] == pytest.approx(flops * values["host.flop_j"])
+    num_bytes = sum(part.times * part.all_bytes for part in of_host)
+    assert components["host memory"] == pytest.approx(8 * num_bytes * values["host.memory_j_per_bit"])
 
 
 def test_latent_attention_reads_one_vector_a_token():

@@ -16,7 +16,7 @@ References: :func:`golden.dispatch_streams.dispatch_streams` (what), :mod:`sim.d
 """
 
 from amaranth import Cat, Module
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.dispatch.decide import Decide
@@ -25,7 +25,7 @@ from rtl.dispatch.layouts import DispatchConfig, ServicePolicy, place_members
 from rtl.dispatch.picker import Picker
 from rtl.dispatch.tables import QueueTables
 from rtl.dispatch.walker import Walker
-from rtl.stream import StreamRegister, connect_stream
+from rtl.stream import StreamPair, StreamRegister, connect_stream
 
 
 class Dispatch(wiring.Component):
@@ -53,12 +53,12 @@ class Dispatch(wiring.Component):
     entry of a job at once: it has the room that it told of with ``retired_<unit>``. Inside an expert the
     jobs of successive windows keep their order; they may go to different units.
 
-    Latency: EXPECT_LATENCY cycles from a token's last beat to ``o_expect``, LATENCY from the beat
-    that closes a window to its first entry; nothing else intervenes when the outputs are ready, a unit is
-    available and the window before is served. One assignment in and one entry out per cycle, no bubble
-    between experts or between windows that are already closed. Where windows are decided all of that
-    holds from the beats that :class:`rtl.dispatch.decide.Decide` gives. Every output is a
-    register, and so is ``i.ready`` but for gates.
+    Latency: EXPECT_LATENCY cycles from a token's last beat to ``o_expect``, LATENCY (deep: DEEP_LATENCY) from
+    the beat that closes a window to its first entry; nothing else intervenes when the outputs are ready, a
+    unit is available and the window before is served. One assignment in and one entry out per cycle, no
+    bubble between experts or between windows that are already closed. Where windows are decided all of
+    that holds from the beats that :class:`rtl.dispatch.decide.Decide` gives. Every output is a register,
+    and so is ``i.ready`` but for gates.
 
     After reset all queues are empty, no unit has a job and token 0 has slot 0; the placement table is
     not reset.
@@ -81,6 +81,8 @@ class Dispatch(wiring.Component):
 
     EXPECT_LATENCY = 1 + StreamRegister.LATENCY
     LATENCY = 5 + StreamRegister.LATENCY
+    DEEP_LATENCY = LATENCY + 2
+    """A register before the queues, a pair of them behind the walk."""
 
     def __init__(self, config: DispatchConfig) -> None:
         self.config = config
@@ -150,19 +152,37 @@ class Dispatch(wiring.Component):
                 picker.placement.eq(tables.placement),
                 picker.retired.eq(Cat(getattr(self, name) for name in config.retirements())),
             ]
-        self._to_units(m, walker)
+        entry, unit = self._staged(m, walker) if config.deep else (walker.o, walker.o_unit)
+        self._to_units(m, entry, unit)
         return m
 
-    def _to_units(self, m, walker):
+    def _staged(self, m, walker):
+        """Return the walk's entries and their units from registers: their weights come late out of a RAM."""
+        config = self.config
+        shape = data.StructLayout({"entry": config.entry, "unit": range(config.num_units)})
+        m.submodules.staged = staged = StreamPair(shape)
+        entry = stream.Signature(config.entry).create(path=("staged_entry",))
+        m.d.comb += [
+            staged.i.valid.eq(walker.o.valid),
+            staged.i.payload.entry.eq(walker.o.payload),
+            staged.i.payload.unit.eq(walker.o_unit),
+            walker.o.ready.eq(staged.i.ready),
+            entry.valid.eq(staged.o.valid),
+            entry.payload.eq(staged.o.payload.entry),
+            staged.o.ready.eq(entry.ready),
+        ]
+        return entry, staged.o.payload.unit
+
+    def _to_units(self, m, entry, unit_of_entry):
         """Give each entry to the register of its unit."""
         config = self.config
         outputs = []
         for unit, name in enumerate(config.outputs()):
             m.submodules[f"output_{unit}"] = output = StreamRegister(config.entry)
             connect_stream(m, output.o, wiring.flipped(getattr(self, name)))
-            m.d.comb += output.i.payload.eq(walker.o.payload)
+            m.d.comb += output.i.payload.eq(entry.payload)
             outputs.append(output)
-        with m.Switch(walker.o_unit):
+        with m.Switch(unit_of_entry):
             for unit, output in enumerate(outputs):
                 with m.Case(unit) if unit + 1 < config.num_units else m.Default():
-                    m.d.comb += [output.i.valid.eq(walker.o.valid), walker.o.ready.eq(output.i.ready)]
+                    m.d.comb += [output.i.valid.eq(entry.valid), entry.ready.eq(output.i.ready)]

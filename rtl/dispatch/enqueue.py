@@ -25,7 +25,8 @@ class ExpertCounts(wiring.Component):
 
     The count of ``expert`` is read with ``read``, and counts for the decision from the next cycle until
     the next ``read``. The RAM is transparent, so that two of one expert may follow each other. After
-    reset no expert has a count; the RAM is not reset.
+    reset no expert has a count; the RAM is not reset. Deep: whether the count is of this batch is known with
+    it, from a register.
 
     Members
     -------
@@ -58,10 +59,18 @@ class ExpertCounts(wiring.Component):
         )
         seen = Signal(config.num_counted)  # the count of this expert belongs to this batch
         count = Signal(config.capacity_bits)
+        is_seen = seen.bit_select(self.decided_expert, 1)
+        if config.deep:
+            is_seen = Signal()
+            decided_now = self.decide & (self.decided_expert == self.expert)
+            with m.If(self.read):
+                m.d.sync += is_seen.eq(
+                    ~(self.decide & self.end) & (seen.bit_select(self.expert, 1) | decided_now)
+                )
         m.d.comb += [
             counts.read_0.en.eq(self.read),
             counts.read_0.addr.eq(self.expert),
-            count.eq(Mux(seen.bit_select(self.decided_expert, 1), counts.read_0.data, 0)),
+            count.eq(Mux(is_seen, counts.read_0.data, 0)),
             self.keep.eq((self.capacity == 0) | (count < self.capacity)),
             counts.write.en.eq(self.decide & self.keep),
             counts.write.addr.eq(self.decided_expert),
@@ -139,9 +148,10 @@ class Enqueue(wiring.Component):
     Stage 0 accepts a beat and starts the reads of the queue's tail and of the expert's count; stage 1
     decides and writes. The RAM of the tails is transparent as that of the counts, so that two beats of
     one expert may follow each other. Stage 1 waits only where a token's last beat finds ``o_expect``
-    full. Where windows are decided, what is kept comes with the beats.
+    full. Where windows are decided, what is kept comes with the beats. Deep: stage 2 writes, and stage 1
+    starts the read of the tail.
 
-    Latency 1 cycle from a beat to its write, 2 to ``o_expect``; one beat per cycle. After reset the
+    Latency 1 cycle from a beat to its write (deep: 2), 2 to ``o_expect``; one beat per cycle. After reset the
     first window is open and no expert has a count.
 
     Members
@@ -186,16 +196,23 @@ class Enqueue(wiring.Component):
         closes = Signal()
         s1_valid = Signal()
         s1_blocked = Signal()
+        full = self.full
+        if config.deep:
+            # A window that is being closed has its flag a cycle later.
+            full = full | Cat(self.close.valid & ~self.close.parity, self.close.valid & self.close.parity)
         m.d.comb += [
-            self.i.ready.eq(~self.full.bit_select(parity, 1) & ~(s1_valid & s1_blocked)),
+            self.i.ready.eq(~full.bit_select(parity, 1) & ~(s1_valid & s1_blocked)),
             accept.eq(self.i.valid & self.i.ready),
             closes.eq(
                 self.i.payload.last & (self.i.payload.last_token | (tokens == config.window_tokens - 1))
             ),
-            self.lookup.valid.eq(accept),
-            self.lookup.queue.expert.eq(self.i.payload.expert),
-            self.lookup.queue.parity.eq(parity),
         ]
+        if not config.deep:
+            m.d.comb += [
+                self.lookup.valid.eq(accept),
+                self.lookup.queue.expert.eq(self.i.payload.expert),
+                self.lookup.queue.parity.eq(parity),
+            ]
         with m.If(accept):
             m.d.sync += place.j.eq(place.j + 1)
             with m.If(self.i.payload.last):
@@ -218,6 +235,8 @@ class Enqueue(wiring.Component):
         m.d.comb += [
             s1_blocked.eq(s1.last & ~expect_ready),
             s1_fire.eq(s1_valid & ~s1_blocked),
+        ]
+        writes = [
             self.push.valid.eq(s1_fire & served),
             self.push.queue.expert.eq(s1.expert),
             self.push.queue.parity.eq(s1_parity),
@@ -228,6 +247,15 @@ class Enqueue(wiring.Component):
             self.close.last_slot.eq(s1_place.slot),
             self.close.tokens.eq(s1_tokens),
         ]
+        if config.deep:
+            m.d.sync += writes
+            m.d.comb += [
+                self.lookup.valid.eq(s1_fire),
+                self.lookup.queue.expert.eq(s1.expert),
+                self.lookup.queue.parity.eq(s1_parity),
+            ]
+        else:
+            m.d.comb += writes
         m.d.sync += self.dropped.eq(s1_fire & ~keep)
         with m.If(accept):
             m.d.sync += [

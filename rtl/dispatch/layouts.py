@@ -50,6 +50,8 @@ class DispatchConfig:
     kept_gating : the gating where weights are scores over the sum of the kept ones, by its rule; None where
         they are those of the assignments.
     signed_weights : weights may be negative.
+    deep : for the sake of the clock, an assignment enters its queue a cycle after the decision to keep it,
+        and an entry has one more register on its way out.
     """
 
     num_experts: int
@@ -69,6 +71,7 @@ class DispatchConfig:
     score_bits: int = 0
     kept_gating: GatingSpec | None = None
     signed_weights: bool = False
+    deep: bool = False
 
     def __post_init__(self) -> None:
         require_range("num_experts", self.num_experts, 1, 512)

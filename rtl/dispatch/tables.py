@@ -26,6 +26,8 @@ class QueueTables(wiring.Component):
     Flip-flops: a bit per queue; where queues are counted their lengths; with several units a bit per
     expert and unit for the placement, all of which the picker looks at in every cycle.
 
+    What is read for a job is of a window that is closed; what is written, of the one that is open.
+
     Members
     -------
     lookup, push : In, from :class:`rtl.dispatch.enqueue.Enqueue`; a push uses the tail that the last lookup
@@ -70,7 +72,12 @@ class QueueTables(wiring.Component):
         m = Module()
         config = self.config
         was_empty = Signal()
-        m.d.comb += was_empty.eq(~self._bit(self.nonempty, self.push.queue))
+        if config.deep:
+            # The lookup is a cycle before the push; a push of that cycle may be to the same queue.
+            again = self.push.valid & (self.push.queue == self.lookup.queue)
+            m.d.sync += was_empty.eq(~(self._bit(self.nonempty, self.lookup.queue) | again))
+        else:
+            m.d.comb += was_empty.eq(~self._bit(self.nonempty, self.push.queue))
         self._state(m, was_empty)
         self._queues(m, was_empty)
         self._entries(m)
@@ -107,7 +114,7 @@ class QueueTables(wiring.Component):
     def _queues(self, m, was_empty):
         config = self.config
         depth = 2 << config.expert_bits
-        m.submodules.heads = heads = Ram(width=config.id_bits, depth=depth)
+        m.submodules.heads = heads = Ram(width=config.id_bits, depth=depth, apart=config.deep)
         m.submodules.tails = tails = Ram(
             width=config.id_bits, depth=depth, num_read_ports=2, transparent=True
         )
@@ -138,7 +145,7 @@ class QueueTables(wiring.Component):
 
     def _links(self, m, link, link_from):
         config = self.config
-        m.submodules.nexts = nexts = Ram(width=config.id_bits, depth=config.entry_depth)
+        m.submodules.nexts = nexts = Ram(width=config.id_bits, depth=config.entry_depth, apart=config.deep)
         m.d.comb += [
             nexts.write.en.eq(link),
             nexts.write.addr.eq(link_from),
@@ -150,7 +157,7 @@ class QueueTables(wiring.Component):
 
     def _entries(self, m):
         config = self.config
-        m.submodules.weights = weights = Ram(width=16, depth=config.entry_depth)
+        m.submodules.weights = weights = Ram(width=16, depth=config.entry_depth, apart=config.deep)
         m.d.comb += [
             weights.write.en.eq(self.push.valid),
             weights.write.addr.eq(self.push.entry),

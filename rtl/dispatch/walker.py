@@ -66,10 +66,22 @@ class Walker(wiring.Component):
         entry = Signal(config.entry_id)
         tail = Signal(config.entry_id)
         at_tail = Signal()
+        head_is_last, next_is_last = Signal(), Signal()
         fire = Signal()
         take_next = Signal()
+        if config.deep:
+            # Known with the entry: what may come next, and where it ends, stands at the read ports.
+            m.d.comb += [
+                head_is_last.eq(self.queue.head == self.queue.tail),
+                next_is_last.eq(self.entry.next == tail),
+            ]
+            with m.If(take_head):
+                m.d.sync += at_tail.eq(head_is_last)
+            with m.Elif(take_next):
+                m.d.sync += at_tail.eq(next_is_last)
+        else:
+            m.d.comb += at_tail.eq(entry == tail)
         m.d.comb += [
-            at_tail.eq(entry == tail),
             fire.eq(valid & self.o.ready),
             take_next.eq(fire & ~at_tail),
             take_head.eq(head_valid & (~valid | (fire & at_tail))),
@@ -93,10 +105,13 @@ class Walker(wiring.Component):
         with m.If(take_head | fire):
             m.d.sync += valid.eq(self.entry.en)
         if config.shared:
-            self._walk_shared(m, head_job=head_job, take_head=take_head, job=job, entry=entry, tail=tail)
+            lasts = (head_is_last, next_is_last)
+            self._walk_shared(
+                m, head_job=head_job, take_head=take_head, job=job, entry=entry, tail=tail, lasts=lasts
+            )
         return m
 
-    def _walk_shared(self, m, *, head_job, take_head, job, entry, tail):
+    def _walk_shared(self, m, *, head_job, take_head, job, entry, tail, lasts):
         """Replace the list by the window's slots where the job is the shared expert's.
 
         The slots of all windows follow each other, so one running slot gives every next entry.
@@ -119,6 +134,12 @@ class Walker(wiring.Component):
             m.d.sync += [entry.slot.eq(slot), entry.j.eq(0), slot.eq(slot + 1)]
         with m.If(take_head & head_is_shared):
             m.d.sync += [tail.slot.eq(last_slots[head_job.parity]), tail.j.eq(0)]
+        if config.deep:
+            head_is_last, next_is_last = lasts
+            with m.If(head_is_shared):
+                m.d.comb += head_is_last.eq(slot == last_slots[head_job.parity])
+            with m.If(is_shared):
+                m.d.comb += next_is_last.eq(slot == tail.slot)
         weight = BF16_ONE
         if config.shared_gate:
             m.d.comb += [self.shared_read.en.eq(take_shared), self.shared_read.addr.eq(slot)]

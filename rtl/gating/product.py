@@ -7,7 +7,8 @@ from amaranth.lib.wiring import In, Out
 from rtl.arith import Accumulate, Burst, delay
 from rtl.gating.layouts import logit_row_layout, row_shape, token_layout
 from rtl.ram import Ram
-from spec.geometry import ACCUMULATE_DISTANCE, GateGeometry, ceil_div
+from spec.design import Pipeline
+from spec.geometry import GateGeometry, accumulate_distance, ceil_div
 
 
 class RouterProduct(wiring.Component):
@@ -56,19 +57,32 @@ class RouterProduct(wiring.Component):
             }
         )
 
-    PIPELINE = 1 + Burst.LATENCY + Accumulate.LATENCY
-    """Cycles from issuing a row's addresses to its sum."""
+    @property
+    def registers(self) -> int:
+        """Registers between a memory and the arithmetic behind it."""
+        return int(self.geometry.pipeline is Pipeline.DEEP)
+
+    @property
+    def before_sum(self) -> int:
+        """Cycles from issuing a row's addresses to reading its accumulators."""
+        return Burst.latency_of(self.geometry.cols, self.geometry.pipeline)
+
+    @property
+    def pipeline_cycles(self) -> int:
+        """Cycles from issuing a row's addresses to its sum."""
+        return self.before_sum + 1 + self.registers + Accumulate.latency_of(self.geometry.pipeline)
 
     @property
     def latency(self) -> int:
         """Cycles from ``launch`` to the last row."""
-        return self.geometry.product_cycles + self.PIPELINE
+        return self.geometry.product_cycles + self.pipeline_cycles
 
     def elaborate(self, platform):
         m = Module()
         geometry = self.geometry
         lanes, cols = geometry.logits_per_cycle, geometry.cols
-        assert 1 + Accumulate.LATENCY <= ACCUMULATE_DISTANCE
+        pipeline, registers = geometry.pipeline, self.registers
+        assert 1 + registers + Accumulate.latency_of(pipeline) <= accumulate_distance(pipeline)
 
         m.submodules.tokens = tokens = TokenBuffer(geometry)
         overlapped = geometry.beat_distance > geometry.num_rows
@@ -99,7 +113,7 @@ class RouterProduct(wiring.Component):
         m.submodules.accumulators = accumulators = Ram(
             width=32 * lanes, depth=sets * geometry.num_rows, transparent=True
         )
-        before_sum = Burst.LATENCY
+        before_sum = self.before_sum
         row_read = delay(m, sequencer.row, before_sum, "row_read")
         first_beat = delay(m, sequencer.beat == 0, before_sum + 1, "first_beat")
         place = sequencer.row + (sequencer.buffer * geometry.num_rows if overlapped else 0)
@@ -114,23 +128,27 @@ class RouterProduct(wiring.Component):
             m.d.comb += [router.selection_row.eq(self.bias_row), self.bias.eq(router.selection_bias)]
         elif geometry.gating.selection_bias:
             m.d.comb += [router.bias_row.eq(self.bias_row), self.bias.eq(router.bias)]
+        tokens_data = delay(m, tokens.data, registers, "tokens_data")
+        router_data = delay(m, router.data, registers, "router_data")
         for lane in range(lanes):
-            burst = m.submodules[f"burst_{lane}"] = Burst(cols)
-            accumulate = m.submodules[f"accumulate_{lane}"] = Accumulate(cols)
+            burst = m.submodules[f"burst_{lane}"] = Burst(cols, pipeline)
+            accumulate = m.submodules[f"accumulate_{lane}"] = Accumulate(cols, pipeline)
             part = slice(32 * lane, 32 * lane + 32)
             initial = router.bias[part] if geometry.gating.logit_bias else 0
+            before = Mux(first_beat, initial, accumulators.read_0.data[part])
             m.d.comb += [
-                burst.x.eq(tokens.data),
-                burst.w.eq(router.data.word_select(lane, cols * 16)),
-                accumulate.acc.eq(Mux(first_beat, initial, accumulators.read_0.data[part])),
+                burst.x.eq(tokens_data),
+                burst.w.eq(router_data.word_select(lane, cols * 16)),
+                accumulate.acc.eq(delay(m, before, registers, f"before_{lane}")),
                 accumulate.addend.eq(burst.o),
                 accumulators.write.data[part].eq(accumulate.o),
                 self.rows.logits[lane].eq(accumulate.o),
             ]
-        valid = delay(m, sequencer.valid, self.PIPELINE, "valid", control=True)
-        row = delay(m, row_read, self.PIPELINE - before_sum, "row_write")
-        place_write = delay(m, place_read, self.PIPELINE - before_sum, "place_write") if overlapped else row
-        last_beat = delay(m, sequencer.beat == geometry.num_beats - 1, self.PIPELINE, "last_beat")
+        cycles = self.pipeline_cycles
+        valid = delay(m, sequencer.valid, cycles, "valid", control=True)
+        row = delay(m, row_read, cycles - before_sum, "row_write")
+        place_write = delay(m, place_read, cycles - before_sum, "place_write") if overlapped else row
+        last_beat = delay(m, sequencer.beat == geometry.num_beats - 1, cycles, "last_beat")
         m.d.comb += [
             accumulators.write.addr.eq(place_write),
             accumulators.write.en.eq(valid),
@@ -188,10 +206,12 @@ class ProductSequencer(Sequencer):
         last_row = Signal()
         last_word = Signal()
         free = Signal()
+        # Deep: a register says that the word is the last one.
+        deep, words = geometry.pipeline is Pipeline.DEEP, geometry.num_words
         m.d.comb += [
             self.valid.eq(busy),
             last_row.eq(self.row == geometry.num_rows - 1),
-            last_word.eq(self.word == geometry.num_words - 1),
+            *([] if deep else [last_word.eq(self.word == words - 1)]),
             self.release.eq(busy & last_word),
             free.eq(Mux(busy, last_word & (rest == 0), resting <= 1)),
             self.launch.eq(free & self.may_launch),
@@ -199,6 +219,8 @@ class ProductSequencer(Sequencer):
         with m.If(resting != 0):
             m.d.sync += resting.eq(resting - 1)
         with m.If(busy):
+            if deep and words > 1:
+                m.d.sync += last_word.eq(self.word == words - 2)
             m.d.sync += [self.row.eq(self.row + 1), self.word.eq(self.word + 1)]
             with m.If(last_row):
                 m.d.sync += [self.row.eq(0), self.beat.eq(self.beat + 1)]
@@ -212,6 +234,8 @@ class ProductSequencer(Sequencer):
                 self.word.eq(0),
                 self.buffer.eq(self.next_buffer),
             ]
+            if deep:
+                m.d.sync += last_word.eq(words == 1)
         return m
 
 
@@ -340,8 +364,19 @@ class TokenBuffer(wiring.Component):
         def following(buffer):
             return Mux(buffer == buffers - 1, 0, buffer + 1)
 
+        if geometry.pipeline is Pipeline.DEEP:
+            # From a register: whether the buffer that will be filled will be free.
+            room = Signal(init=1)
+            filled = take & last_beat
+
+            def free(buffer):
+                return ~full.bit_select(buffer, 1) | (self.release & (self.buffer == buffer))
+
+            m.d.sync += room.eq(Mux(filled, free(following(write_buffer)), room | free(write_buffer)))
+        else:
+            room = ~full.bit_select(write_buffer, 1)
         m.d.comb += [
-            self.i.ready.eq(~full.bit_select(write_buffer, 1)),
+            self.i.ready.eq(room),
             take.eq(self.i.valid & self.i.ready),
             last_beat.eq(count == geometry.input_beats - 1),
             ram.write.addr.eq(write_buffer * buffer_size + write_beat),
@@ -421,8 +456,10 @@ class RouterMemory(wiring.Component):
         geometry = self.geometry
         beat_bits = geometry.load_elements * 16
         pieces = geometry.lanes // geometry.load_elements
+        # It is loaded while no token is inside.
+        apart = geometry.pipeline is Pipeline.DEEP
         m.submodules.router = router = Ram(
-            width=geometry.lanes * 16, depth=geometry.num_words, granularity=beat_bits
+            width=geometry.lanes * 16, depth=geometry.num_words, granularity=beat_bits, apart=apart
         )
         complete = Signal()
         piece = Signal(range(pieces))

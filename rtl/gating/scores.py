@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from golden.functions import FRACTION_BITS, SCORE_BITS, SELECT_BITS
 from golden.gating_bf16 import select_bits
 from rtl.arith import delay, tree
-from rtl.functions import Sigmoid, SqrtSoftplus, fixed_from_f32
+from rtl.functions import FIXED_STAGES, Sigmoid, SqrtSoftplus, fixed_from_f32
 from rtl.gating.layouts import (
     LOGIT_BITS,
     SCORE_WIDTH,
@@ -20,6 +20,7 @@ from rtl.gating.softmax import SoftmaxShares, to_score
 from rtl.gating.standard import Standardise
 from rtl.gating.topk import SortedList
 from rtl.ram import DelayLine, delay_line
+from spec.design import Pipeline
 from spec.geometry import GateGeometry
 from spec.model import GroupScore, Score
 
@@ -62,7 +63,9 @@ class Scores(wiring.Component):
         if self.shares:
             return self.shares.latency
         score = self.geometry.gating.score
-        return {Score.SIGMOID: Sigmoid.LATENCY, Score.SQRT_SOFTPLUS: SqrtSoftplus.LATENCY}.get(score, 0)
+        # Deep: a register behind the shift of the mantissa.
+        sigmoid = Sigmoid.latency_of(self.geometry.pipeline) + self.deep
+        return {Score.SIGMOID: sigmoid, Score.SQRT_SOFTPLUS: SqrtSoftplus.LATENCY}.get(score, 0)
 
     @property
     def latency(self) -> int:
@@ -72,7 +75,17 @@ class Scores(wiring.Component):
     @property
     def fixed_latency(self) -> int:
         """Cycles from a row of logits to the same in fixed point, standardised where that is asked for."""
-        return 1 + (self.standardise.latency if self.standardise else 0)
+        return self.to_fixed + (self.standardise.latency if self.standardise else 0)
+
+    @property
+    def deep(self) -> bool:
+        """Whether the gate's pipelines are deep."""
+        return self.geometry.pipeline is Pipeline.DEEP
+
+    @property
+    def to_fixed(self) -> int:
+        """Cycles from a row of logits to the same in fixed point."""
+        return 1 + (FIXED_STAGES if self.deep else 0)
 
     def elaborate(self, platform):
         m = Module()
@@ -81,7 +94,7 @@ class Scores(wiring.Component):
         logits = []
         for lane in range(geometry.logits_per_cycle):
             fixed = Signal(signed(32), name=f"logit_{lane}", reset_less=True)
-            m.d.sync += fixed.eq(fixed_from_f32(m, self.i.logits[lane], f"logit_{lane}"))
+            m.d.sync += fixed.eq(fixed_from_f32(m, self.i.logits[lane], f"logit_{lane}", deep=self.deep))
             if self.standardise:
                 m.d.comb += self.standardise.logits[lane].eq(fixed)
                 fixed = self.standardise.o[lane]
@@ -118,7 +131,7 @@ class Scores(wiring.Component):
         if self.standardise:
             m.submodules.standardise = standardise = self.standardise
             m.submodules.raw_walk = raw = RowWalk(geometry)
-            row = delay(m, self.i.valid, 1, "raw_valid", control=True)
+            row = delay(m, self.i.valid, self.to_fixed, "raw_valid", control=True)
             m.d.comb += [
                 raw.step.eq(row),
                 standardise.valid.eq(row),
@@ -148,10 +161,10 @@ class Scores(wiring.Component):
             unit = m.submodules[f"sqrt_softplus_{lane}"] = SqrtSoftplus()
             m.d.comb += unit.z.eq(fixed)
             return unit.o
-        unit = m.submodules[f"sigmoid_{lane}"] = Sigmoid()
+        unit = m.submodules[f"sigmoid_{lane}"] = Sigmoid(self.geometry.pipeline)
         score = Signal(SCORE_WIDTH, name=f"score_{lane}")
         m.d.comb += [unit.z.eq(fixed), score.eq(to_score(unit.mantissa, unit.shift))]
-        return score
+        return delay(m, score, int(self.deep), f"placed_score_{lane}")
 
     def _rows_of_shares(self, m, logits):
         """Give the shares the rows of logits as soon as they are there."""

@@ -12,6 +12,7 @@ from rtl.gating.softmax import LargestLogit, SoftmaxTotal
 from rtl.gating.topk import TopK
 from rtl.gating.weights import Weights
 from rtl.stream import connect_stream
+from spec.design import Pipeline
 from spec.geometry import GateGeometry, ceil_div
 
 
@@ -121,8 +122,14 @@ class Selection(wiring.Component):
         # Credits: one per token from its launch until its last assignment is taken.
         credits = Signal(range(self.credits + 1), init=self.credits)
         done = Signal()
+        if geometry.pipeline is Pipeline.DEEP:
+            # The same from a register.
+            left = Signal(init=1)
+            m.d.sync += left.eq((credits > 1) | ((credits == 1) & ~self.launch) | done)
+            m.d.comb += self.may_launch.eq(left)
+        else:
+            m.d.comb += self.may_launch.eq(credits != 0)
         m.d.comb += [
-            self.may_launch.eq(credits != 0),
             done.eq(self.o.valid & self.o.ready & self.o.payload.last),
         ]
         m.d.sync += credits.eq(credits + done - self.launch)

@@ -1,15 +1,31 @@
 """Softmax over all experts of a token: the largest logit, the sum of exponentials, its inverse, shares."""
 
-from amaranth import Module, Mux, Signal, unsigned
+from amaranth import Const, Module, Mux, Signal, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.functions import FRACTION_BITS, SCALE_BITS, SCORE_BITS
-from rtl.arith import ceil_log2, delay, normalise, tree
+from rtl.arith import (
+    COUNTED_BITS,
+    PRODUCT_STAGES,
+    Pipelined,
+    ceil_log2,
+    delay,
+    normalise,
+    normalise_stages,
+    staged_product,
+    tree,
+)
 from rtl.functions import ExpNegative, Reciprocal
 from rtl.gating.layouts import LOGIT_BITS, SCORE_WIDTH, logit_candidates_layout
 from rtl.ram import DelayLine
+from spec.design import Pipeline
 from spec.geometry import GateGeometry
+
+
+def term_stages(pipeline: Pipeline) -> int:
+    """Return the cycles between an exponential and what it adds to a sum: one, if deep, for its shift."""
+    return int(pipeline is Pipeline.DEEP)
 
 
 def to_score(mantissa, shift):
@@ -17,8 +33,8 @@ def to_score(mantissa, shift):
     return (mantissa << (SCORE_BITS - FRACTION_BITS)) >> shift
 
 
-class Inverse(wiring.Component):
-    """scale / total as mantissa and exponent. Latency 4 cycles.
+class Inverse(Pipelined):
+    """scale / total as mantissa and exponent. Latency 4 cycles, deep 10.
 
     value = ``mantissa * 2**(30 - 20 - position)`` for a total of 30 fraction bits; 0 for a total of 0.
 
@@ -30,17 +46,21 @@ class Inverse(wiring.Component):
     """
 
     LATENCY = 1 + Reciprocal.LATENCY + 1
+    DEEP_LATENCY = normalise_stages(COUNTED_BITS + 1) + 1 + Reciprocal.DEEP_LATENCY + PRODUCT_STAGES + 1
 
-    def __init__(self, total_bits: int, scale: int) -> None:
-        self.total_bits = max(total_bits, FRACTION_BITS + 2)
+    def __init__(self, total_bits: int, scale: int, pipeline: Pipeline = Pipeline.SHORT) -> None:
+        self.pipeline = pipeline
+        # Most totals are wider than what is counted in one stage; for one latency all are.
+        least = COUNTED_BITS + 1 if self.deep else FRACTION_BITS + 2
+        self.total_bits = max(total_bits, least)
         self.scale = scale
         super().__init__({"total": In(self.total_bits), "mantissa": Out(27), "position": Out(6)})
 
     def elaborate(self, platform):
         m = Module()
         width = self.total_bits
-        normal, zeros = normalise(m, self.total, "total")
-        m.submodules.reciprocal = reciprocal = Reciprocal()
+        normal, zeros = normalise(m, self.total, "total", deep=self.deep)
+        m.submodules.reciprocal = reciprocal = Reciprocal(self.pipeline)
         s1_mantissa = Signal(FRACTION_BITS + 1, reset_less=True)
         s1_position = Signal(6, reset_less=True)
         s1_zero = Signal(reset_less=True)
@@ -50,10 +70,15 @@ class Inverse(wiring.Component):
             s1_zero.eq(~normal[-1]),
         ]
         m.d.comb += reciprocal.m.eq(s1_mantissa)
-        position = delay(m, s1_position, 3, "position")
-        zero = delay(m, s1_zero, 2, "zero")
+        behind = reciprocal.latency + PRODUCT_STAGES * self.deep
+        position = delay(m, s1_position, behind + 1, "position")
+        zero = delay(m, s1_zero, behind, "zero")
         out = Signal(27, reset_less=True)
-        m.d.sync += out.eq(Mux(zero, 0, (reciprocal.o * self.scale) >> SCALE_BITS))
+        if self.deep:
+            scaled = staged_product(m, reciprocal.o, Const(self.scale), "scaled", deep=True)
+        else:
+            scaled = reciprocal.o * self.scale
+        m.d.sync += out.eq(Mux(zero, 0, scaled >> SCALE_BITS))
         m.d.comb += [self.mantissa.eq(out), self.position.eq(position)]
         return m
 
@@ -126,7 +151,8 @@ class SoftmaxTotal(wiring.Component):
     @property
     def terms_latency(self) -> int:
         """Cycles from a row to its exponentials."""
-        return self.geometry.num_rows + 1 + ExpNegative.LATENCY
+        pipeline = self.geometry.pipeline
+        return self.geometry.num_rows + 1 + ExpNegative.latency_of(pipeline) + term_stages(pipeline)
 
     @property
     def latency(self) -> int:
@@ -147,18 +173,20 @@ class SoftmaxTotal(wiring.Component):
         else:
             row = Signal(self.i.shape(), reset_less=True)
             m.d.sync += row.eq(self.i)
-        after = 1 + ExpNegative.LATENCY
+        after = self.terms_latency - geometry.num_rows
         valid = delay(m, self.i.valid, geometry.num_rows + after, "valid", control=True)
         first = delay(m, row.first, after, "first")
         last = delay(m, row.last, after, "last")
         terms = []
         for lane in range(geometry.logits_per_cycle):
-            exp = m.submodules[f"exp_{lane}"] = ExpNegative()
+            exp = m.submodules[f"exp_{lane}"] = ExpNegative(geometry.pipeline)
             below = Signal(32, name=f"below_{lane}", reset_less=True)
             m.d.sync += below.eq(largest - row.lanes[lane].key)
             m.d.comb += exp.d.eq(below)
             present = delay(m, row.lanes[lane].valid, after, f"present_{lane}")
-            terms.append(Mux(present, to_score(exp.mantissa, exp.shift)[:SCORE_WIDTH], 0))
+            term = to_score(exp.mantissa, exp.shift)[:SCORE_WIDTH]
+            term = delay(m, term, term_stages(geometry.pipeline), f"term_{lane}")
+            terms.append(Mux(present, term, 0))
         if self.gives_terms:
             for lane, term in enumerate(terms):
                 m.d.comb += self.terms.word_select(lane, SCORE_WIDTH).eq(term)
@@ -201,18 +229,18 @@ class SoftmaxShares(wiring.Component):
     def wait(self) -> int:
         """Cycles that exponentials wait: the first row for the last one's, the sum and its inverse."""
         behind = self.total.latency - self.total.terms_latency
-        return self.geometry.num_rows - 1 + behind + Inverse.LATENCY
+        return self.geometry.num_rows - 1 + behind + Inverse.latency_of(self.geometry.pipeline)
 
     @property
     def latency(self) -> int:
         """Cycles from a row of logits to its shares."""
-        return self.total.terms_latency + self.wait + 1
+        return self.total.terms_latency + self.wait + share_cycles(self.geometry.pipeline)
 
     def elaborate(self, platform):
         m = Module()
         lanes = self.geometry.logits_per_cycle
         m.submodules.total = total = self.total
-        m.submodules.inverse = inverse = Inverse(total.total_bits, 1 << SCALE_BITS)
+        m.submodules.inverse = inverse = Inverse(total.total_bits, 1 << SCALE_BITS, self.geometry.pipeline)
         m.submodules.wait = wait = DelayLine(unsigned(lanes * SCORE_WIDTH), self.wait)
         m.d.comb += [
             total.i.eq(self.i),
@@ -225,17 +253,24 @@ class SoftmaxShares(wiring.Component):
         return m
 
 
+def share_cycles(pipeline: Pipeline) -> int:
+    """Return the cycles of :func:`share_of`."""
+    return 1 + (PRODUCT_STAGES if pipeline is Pipeline.DEEP else 0)
+
+
 def share_of(m, exponential, inverse: Inverse, name: str):
-    """Return an exponential's share a cycle later, from the inverse of the sum of all.
+    """Return an exponential's share :func:`share_cycles` later, from the inverse of the sum of all.
 
     The sum is at least 1, the largest one's.
     """
     product = Signal(SCORE_WIDTH + FRACTION_BITS + 1, name=f"{name}_product", reset_less=True)
     places = Signal(4, name=f"{name}_places", reset_less=True)
     share = Signal(SCORE_WIDTH, name=name)
+    mantissa = inverse.mantissa[: FRACTION_BITS + 1]
+    position = delay(m, inverse.position, PRODUCT_STAGES * inverse.deep, f"{name}_position")
     m.d.sync += [
-        product.eq(exponential * inverse.mantissa[: FRACTION_BITS + 1]),
-        places.eq(inverse.position - SCORE_BITS),
+        product.eq(staged_product(m, exponential, mantissa, f"{name}_part", deep=inverse.deep)),
+        places.eq(position - SCORE_BITS),
     ]
     m.d.comb += share.eq(product[FRACTION_BITS:] >> places)
     return share

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from golden.functions import FRACTION_BITS, SCALE_BITS, SCORE_BITS
 from golden.gating_bf16 import epsilon_fixed, scale_fixed
-from rtl.arith import ceil_log2, delay, round_to_bf16
+from rtl.arith import PRODUCT_STAGES, ceil_log2, delay, round_stages, round_to_bf16, staged_product
 from rtl.functions import ExpNegative, Sigmoid, SqrtSoftplus
 from rtl.gating.layouts import (
     LOGIT_BITS,
@@ -18,9 +18,10 @@ from rtl.gating.layouts import (
     score_bits,
 )
 from rtl.gating.norm import Norm
-from rtl.gating.softmax import Inverse, share_of, to_score
+from rtl.gating.softmax import Inverse, share_cycles, share_of, to_score
 from rtl.gating.topk import TopK
 from rtl.ram import DelayLine, delay_line
+from spec.design import Pipeline
 from spec.gate_plan import GatePlan
 from spec.geometry import GateGeometry
 from spec.model import Epsilon, GatingSpec, Normalise, Score
@@ -39,6 +40,8 @@ class Divider(wiring.Component):
     members : of the component.
     """
 
+    pipeline = Pipeline.SHORT
+
     def __init__(self, gating: GatingSpec, plan: GatePlan, tag_bits: int, members) -> None:
         self.gating = gating
         self.plan = plan
@@ -51,13 +54,33 @@ class Divider(wiring.Component):
         super().__init__(members)
 
     @property
+    def deep(self) -> bool:
+        """Whether its pipelines are deep."""
+        return self.pipeline is Pipeline.DEEP
+
+    @property
+    def inverse_latency(self) -> int:
+        """Cycles from a total to its inverse."""
+        return Inverse.latency_of(self.pipeline)
+
+    @property
+    def product_and_round(self) -> int:
+        """Cycles from a score and an inverse to the weight."""
+        return 2 + (PRODUCT_STAGES + round_stages(self.product_bits) if self.deep else 0)
+
+    @property
+    def product_bits(self) -> int:
+        """Bits of a score times an inverse."""
+        return self.score_bits + 27
+
+    @property
     def wait_for_inverse(self) -> int:
         """Cycles that a score waits for the inverse of its token's sum or norm; 0 without one."""
         if self.norm:
-            return self.gating.top_k - 1 + self.norm.latency + Inverse.LATENCY + 1
+            return self.gating.top_k - 1 + self.norm.latency + self.inverse_latency + 1
         if self.plan.normalises_by_sum:
             # The sum takes k cycles, its register and the one that holds the inverse one each.
-            return self.gating.top_k + Inverse.LATENCY + 1
+            return self.gating.top_k + self.inverse_latency + 1
         return 0
 
     def _weigh(self, m, valid, tags, score, negative, mantissa, position, total_negative):
@@ -66,27 +89,32 @@ class Divider(wiring.Component):
         scale_power = scale_fixed(self.gating.scale)[1]
         waited = self._wait(m, Cat(score, tags, negative) if plan.signed else Cat(score, tags))
         s_valid = delay(m, valid, self.wait, "waited_valid", control=True)
-        product = Signal(self.score_bits + 27, reset_less=True)
+        product = Signal(self.product_bits, reset_less=True)
         places = scale_power + (LOGIT_PLACES if plan.signed else 0)
         power = Signal(signed(10 if places else 8), reset_less=True)
+        cut = PRODUCT_STAGES * self.deep
+        whole = staged_product(m, waited[: self.score_bits], mantissa, "part", deep=self.deep)
         m.d.sync += [
-            product.eq(waited[: self.score_bits] * mantissa),
-            power.eq(places - FRACTION_BITS - position),
+            product.eq(whole),
+            power.eq(places - FRACTION_BITS - delay(m, position, cut, "part_position")),
         ]
         out = Signal(self.o.shape())
-        tags_q = delay(m, waited[self.score_bits :], 1, "product_tags")
-        last = tags_q[self.index_bits + 1]
+        tags_q = delay(m, waited[self.score_bits :], 1 + cut, "product_tags")
         sign = Const(0, 1)
         if plan.signed:
-            sign = tags_q[-1] ^ delay(m, total_negative, 1, "product_negative")
+            sign = tags_q[-1] ^ delay(m, total_negative, 1 + cut, "product_negative")
+        # As long as the rounding takes.
+        behind = self.product_and_round - 2 - cut
+        tags_q = delay(m, tags_q, behind, "rounded_tags")
+        last = tags_q[self.index_bits + 1]
         m.d.sync += [
-            out.valid.eq(delay(m, s_valid, 1, "product_valid", control=True)),
-            out.weight.eq(round_to_bf16(m, sign, product, power, "weight")),
+            out.valid.eq(delay(m, s_valid, 1 + cut + behind, "product_valid", control=True)),
+            out.weight.eq(round_to_bf16(m, sign, product, power, "weight", deep=self.deep)),
             out.index.eq(tags_q[: self.index_bits]),
             out.last.eq(last),
         ]
         if "score" in self.o.shape().members:
-            magnitude = delay(m, waited[: self.score_bits], 1, "product_score")
+            magnitude = delay(m, waited[: self.score_bits], 1 + cut + behind, "product_score")
             m.d.sync += out.score.eq(score_word(magnitude, tags_q[-1]) if plan.signed else magnitude)
         m.d.comb += self.o.eq(out)
 
@@ -99,7 +127,8 @@ class Divider(wiring.Component):
         places = LOGIT_PLACES if plan.signed else 0
         if self.norm:
             m.submodules.norm = norm = self.norm
-            m.submodules.inverse = inverse = Inverse(max(norm.total_bits, SCORE_WIDTH) + 1, scale)
+            bits = max(norm.total_bits, SCORE_WIDTH) + 1
+            m.submodules.inverse = inverse = Inverse(bits, scale, self.pipeline)
             m.d.comb += [
                 norm.valid.eq(valid),
                 norm.first.eq(first),
@@ -110,7 +139,7 @@ class Divider(wiring.Component):
             has_sign = False
         else:
             total_bits = self.score_bits + places + ceil_log2(gating.top_k) + 1
-            m.submodules.inverse = inverse = Inverse(total_bits, scale)
+            m.submodules.inverse = inverse = Inverse(total_bits, scale, self.pipeline)
             has_sign = plan.signed and gating.normalise is Normalise.SUM
             shape = signed(inverse.total_bits + 1) if has_sign else inverse.total_bits
             addend = score
@@ -123,12 +152,12 @@ class Divider(wiring.Component):
         if gating.epsilon_rule is Epsilon.CLAMPED and (plan.has_epsilon or has_sign):
             total = Mux(total < epsilon, epsilon, total)
         m.d.comb += inverse.total.eq(Mux(total < 0, -total, total) if has_sign else total)
-        ready = delay(m, valid & last, 1 + Inverse.LATENCY + more, "total_ready", control=True)
+        ready = delay(m, valid & last, 1 + inverse.latency + more, "total_ready", control=True)
         mantissa, position = self._hold(m, ready, inverse)
         if not has_sign:
             return mantissa, position, Const(0, 1)
         held_negative = Signal(reset_less=True)
-        total_negative = delay(m, total < 0, Inverse.LATENCY, "total_negative")
+        total_negative = delay(m, total < 0, inverse.latency, "total_negative")
         m.d.sync += held_negative.eq(Mux(ready, total_negative, held_negative))
         return mantissa, position, held_negative
 
@@ -145,9 +174,10 @@ class Divider(wiring.Component):
     def _wait(self, m, value):
         if self.wait < 4:
             return delay(m, value, self.wait, "waited")
-        m.submodules.wait = wait = DelayLine(unsigned(len(value)), self.wait)
+        cut = int(self.deep)
+        m.submodules.wait = wait = DelayLine(unsigned(len(value)), self.wait - cut)
         m.d.comb += wait.i.eq(value)
-        return wait.o
+        return delay(m, wait.o, cut, "waited")
 
 
 class Weights(Divider):
@@ -169,6 +199,7 @@ class Weights(Divider):
 
     def __init__(self, geometry: GateGeometry, total_latency: int = 0) -> None:
         self.geometry = geometry
+        self.pipeline = geometry.pipeline
         self.total_latency = total_latency
         gating, plan = geometry.gating, geometry.plan
         tag_bits = index_bits(gating)
@@ -198,23 +229,25 @@ class Weights(Divider):
     def function_latency(self) -> int:
         """Cycles from a choice to its score, or exponential: subtract, exp, shift; 0 where it comes along."""
         if self.plan.exponentials:
-            return 2 + ExpNegative.LATENCY
+            return 2 + ExpNegative.latency_of(self.pipeline)
         if self.plan.carries_score:
             return 0
-        functions = {Score.SIGMOID: Sigmoid.LATENCY + 1, Score.SQRT_SOFTPLUS: SqrtSoftplus.LATENCY}
+        sigmoid = Sigmoid.latency_of(self.pipeline)
+        functions = {Score.SIGMOID: sigmoid + 1, Score.SQRT_SOFTPLUS: SqrtSoftplus.LATENCY}
         return functions.get(self.plan.weight_score, 0)
 
     @property
     def wait_for_total(self) -> int:
         """Cycles that an exponential waits for the inverse of the sum of all."""
         # Both the total and the choices count from the token's last row.
-        behind = self.total_latency + Inverse.LATENCY
+        behind = self.total_latency + self.inverse_latency
         return max(0, behind - TopK.LATENCY - self.function_latency)
 
     @property
     def score_latency(self) -> int:
         """Cycles from a choice to its score."""
-        return self.function_latency + (self.wait_for_total + 1 if self.plan.shares_of_chosen else 0)
+        share = self.wait_for_total + share_cycles(self.pipeline) if self.plan.shares_of_chosen else 0
+        return self.function_latency + share
 
     @property
     def wait(self) -> int:
@@ -227,7 +260,7 @@ class Weights(Divider):
     @property
     def latency(self) -> int:
         """Cycles from a choice to its weight."""
-        return self.score_latency + self.wait + 2
+        return self.score_latency + self.wait + self.product_and_round
 
     def elaborate(self, platform):
         m = Module()
@@ -244,7 +277,7 @@ class Weights(Divider):
         if gating.normalise is not Normalise.NONE:
             mantissa, position, total_negative = self._divide(m, valid, tags, score, negative, scale)
         elif plan.exponentials and not plan.shares_of_chosen:
-            m.submodules.inverse = inverse = Inverse(len(self.total), scale)
+            m.submodules.inverse = inverse = Inverse(len(self.total), scale, self.pipeline)
             m.d.comb += inverse.total.eq(self.total)
             mantissa, position = inverse.mantissa, inverse.position
         else:
@@ -271,7 +304,7 @@ class Weights(Divider):
             m.submodules.sqrt_softplus = unit = SqrtSoftplus()
             m.d.comb += unit.z.eq(z)
             return unit.o, Const(0, 1)
-        m.submodules.sigmoid = unit = Sigmoid()
+        m.submodules.sigmoid = unit = Sigmoid(self.pipeline)
         score = Signal(SCORE_WIDTH, reset_less=True)
         m.d.comb += unit.z.eq(z)
         m.d.sync += score.eq(to_score(unit.mantissa, unit.shift))
@@ -281,7 +314,7 @@ class Weights(Divider):
         """Return exp(logit - largest)."""
         if self.plan.seeks_largest:
             below = Signal(32, reset_less=True)
-            m.submodules.exp = exp = ExpNegative()
+            m.submodules.exp = exp = ExpNegative(self.pipeline)
             score = Signal(SCORE_WIDTH, reset_less=True)
             m.d.sync += [
                 below.eq(self.largest - logit),
@@ -291,7 +324,7 @@ class Weights(Divider):
             return score
         best = Signal(key_bits(self.geometry.gating))
         below = Signal(32, reset_less=True)
-        m.submodules.exp = exp = ExpNegative()
+        m.submodules.exp = exp = ExpNegative(self.pipeline)
         score = Signal(SCORE_WIDTH, reset_less=True)
         with m.If(choice.valid & choice.first):
             m.d.sync += best.eq(choice.key)
@@ -304,7 +337,7 @@ class Weights(Divider):
 
     def _share(self, m, exponential):
         """Return a choice's share of the sum of all exponentials."""
-        m.submodules.total_inverse = inverse = Inverse(len(self.total), 1 << SCALE_BITS)
+        m.submodules.total_inverse = inverse = Inverse(len(self.total), 1 << SCALE_BITS, self.pipeline)
         m.d.comb += inverse.total.eq(self.total)
         waited = delay_line(m, exponential, self.wait_for_total, "exponential")
         return share_of(m, waited, inverse, "share")
@@ -339,7 +372,7 @@ class KeptWeights(Divider):
     @property
     def latency(self) -> int:
         """Cycles from a score to its weight."""
-        return self.wait + 2
+        return self.wait + self.product_and_round
 
     def elaborate(self, platform):
         m = Module()

@@ -11,7 +11,7 @@ from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_lay
 from rtl.gating import BankedGate, Gate, given_score_bits, token_layout
 from rtl.registers import RegisterFile
 from rtl.stream import connect_stream
-from spec.design import DesignSpec, Format, Policy
+from spec.design import DeepBlock, DesignSpec, Format, Policy
 from spec.geometry import ImageGeometry, ceil_div
 from spec.model import ModelSpec
 from spec.registers import (
@@ -162,6 +162,7 @@ def dispatcher(model: ModelSpec, design: DesignSpec, num_units: int) -> Dispatch
             signed_weights=image.gate.plan.signed,
             longest_queue=design.policy is Policy.LONGEST_QUEUE,
             ranks=num_units > 1,
+            deep=DeepBlock.DISPATCH in design.deep,
         )
     )
 

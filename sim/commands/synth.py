@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from sim.commands.output import json_option, print_json, print_table
 from sim.commands.verilog import DEFAULT_MODEL, DEFAULT_SCALE
-from spec.design import DesignSpec, Format
+from spec.design import DesignSpec, Format, Pipeline
 
 if TYPE_CHECKING:
     from spec.model import ModelSpec
@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 )
 @click.option("--experts", type=int, help="Of 'gate', 'dispatch' and 'selection' (default: 16).")
 @click.option("--top-k", type=int, help="Choices of these (default: 2).")
+@click.option(
+    "--pipeline",
+    type=click.Choice([kind.value for kind in Pipeline]),
+    help="Of these: how deep their arithmetic is cut (default: short).",
+)
 @click.option("--block", help="Only that block of the design: gate, dispatch, combine, expert, channel.")
 @click.option("--family", default="ecp5", show_default=True, help="ecp5, or xc7: cells only.")
 @click.option("--seeds", type=int, default=1, show_default=True, help="Placements; the median counts.")
@@ -60,6 +65,7 @@ def command(
     settings: tuple[str, ...],
     experts: int | None,
     top_k: int | None,
+    pipeline: str | None,
     block: str | None,
     family: str,
     seeds: int,
@@ -86,7 +92,7 @@ def command(
         write_page(page_file)
         return 0
     if design_name not in synth.SMALL:
-        for value, key in ((experts, "experts"), (top_k, "top-k")):
+        for value, key in ((experts, "experts"), (top_k, "top-k"), (pipeline, "pipeline")):
             require(value is None, f"is for {', '.join(synth.SMALL)}, not for {design_name!r}", key=key)
     if is_device(design_name):
         for given, key in (
@@ -109,6 +115,7 @@ def command(
             settings=settings,
             experts=experts,
             top_k=top_k,
+            pipeline=Pipeline(pipeline or Pipeline.SHORT),
         )
         directory, name = synth.export_block(model, design, block)
         model_name = model.name
@@ -148,6 +155,7 @@ def _layer(
     settings: tuple[str, ...],
     experts: int | None,
     top_k: int | None,
+    pipeline: Pipeline,
 ) -> tuple[ModelSpec, DesignSpec, str | None]:
     """Return the model and design that the options name, and which block of them, None for the layer."""
     from sim import synth
@@ -165,7 +173,7 @@ def _layer(
         require_range("experts", count, 2, 512)
         chosen = synth.SMALL_TOP_K if top_k is None else top_k
         require_range("top-k", chosen, 1, min(count, 32))
-        model, design = synth.small_block(count, chosen)
+        model, design = synth.small_block(count, chosen, pipeline)
         design = with_settings(design, settings)
         if model_name is None:
             require(scale is None, f"needs a model: {design_name!r} has a size of its own", key="scale")
