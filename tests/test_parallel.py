@@ -395,7 +395,8 @@ def test_a_policy_of_one_s_own_changes_no_other_s_input(tmp_path, capsys) -> Non
     found = []
     for line in ("", "    exchange.__dict__.update(ids=exchange.ids * 0, counts=exchange.counts * 0)\n"):
         file.write_text(
-            f"import numpy as np\n\n\ndef transfer(exchange, latency):\n{line}    return np.ones(len(exchange.ids))\n"
+            f"import numpy as np\n\n\ndef transfer(exchange, latency):\n{line}"
+            "    return np.ones(len(exchange.ids))\n"
         )
         assert main([*arguments, "--policy", str(file), "--json"]) == 0
         found.append(json.loads(capsys.readouterr().out)["policies"])
