@@ -104,9 +104,14 @@ def tree(items, combine):
     """Reduce ``items`` with ``combine`` in a balanced tree."""
     items = list(items)
     while len(items) > 1:
-        pairs = [combine(items[n], items[n + 1]) for n in range(0, len(items) - 1, 2)]
-        items = pairs + items[len(items) - len(items) % 2 :]
+        items = _level(items, combine)
     return items[0]
+
+
+def _level(items, combine):
+    """Combine neighbours; the last of an odd number goes on as it is."""
+    pairs = [combine(items[n], items[n + 1]) for n in range(0, len(items) - 1, 2)]
+    return pairs + items[len(items) - len(items) % 2 :]
 
 
 def larger(a, b):
@@ -126,8 +131,7 @@ def staged_tree(m, items, combine, name: str, levels: int):
     items = list(items)
     for stage in range(tree_stages(len(items), levels)):
         for _ in range(levels):
-            pairs = [combine(items[n], items[n + 1]) for n in range(0, len(items) - 1, 2)]
-            items = pairs + items[len(items) - len(items) % 2 :]
+            items = _level(items, combine)
         registers = [
             Signal(item.shape(), name=f"{name}_{stage}_{n}", reset_less=True) for n, item in enumerate(items)
         ]
@@ -280,7 +284,7 @@ def significand_bits(cols: int) -> int:
     return max(24, 16 + GUARD_BITS + ceil_log2(cols))
 
 
-class Burst(wiring.Component):
+class Burst(Pipelined):
     """Sum ``cols`` bf16 products, aligned to the largest exponent, and normalise the sum.
 
     One burst per cycle; latency 5 cycles, in a deep pipeline 8, a stage for each level of the search for the
@@ -297,7 +301,7 @@ class Burst(wiring.Component):
 
     @classmethod
     def latency_of(cls, cols: int, pipeline: Pipeline) -> int:
-        """Return the cycles from ``cols`` products to their sum."""
+        """Return the cycles from ``cols`` products to their sum: they grow with its tree."""
         if pipeline is Pipeline.SHORT:
             return cls.LATENCY
         return 8 + tree_stages(cols, LARGEST_LEVELS) + tree_stages(cols, ADDER_LEVELS)
@@ -310,7 +314,6 @@ class Burst(wiring.Component):
     def __init__(self, cols: int, pipeline: Pipeline = Pipeline.SHORT) -> None:
         self.cols = cols
         self.pipeline = pipeline
-        self.deep = pipeline is Pipeline.DEEP
         vector = data.ArrayLayout(BF16, cols)
         super().__init__({"x": In(vector), "w": In(vector), "o": Out(burst_layout(cols))})
 
