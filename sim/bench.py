@@ -40,7 +40,7 @@ from sim.pim_report import build_pim_layer, run_pim_layer
 from sim.points import Point, evaluate_all
 from sim.routing import Routing, parse_routing
 from sim.rtlsim import PROJECT, Build, RunSpec, build_exported, exported, layer_component
-from sim.system.report import step_costs
+from sim.system.report import plan_step
 from sim.system.step import run_step
 from sim.workload import Workload, random_workload, scaled_model
 from spec.banks import CommandTiming
@@ -473,7 +473,7 @@ def system_figures() -> list[Figure]:
         model = replace(model, num_moe_layers=layers or model.num_moe_layers)
 
         def step(model: ModelSpec = model, tokens: int = tokens) -> object:
-            return run_step(step_costs(system, model, tokens, routing, 0), system.policy)
+            return run_step(plan_step(system, model, tokens, routing, 0).costs, system.policy)
 
         seconds, more, wide = (
             fastest_seconds(partial(step, of))

@@ -21,7 +21,7 @@ from sim.pim_report import run_pim_model
 from sim.processes import start_processes
 from sim.routing import Routing, draw_ids
 from sim.step import run_step as run_all_layers
-from sim.system.report import policy_runs
+from sim.system.report import run_policies
 from spec.catalogue import Backbone
 from spec.design import DesignSpec, Engine
 from spec.errors import InputError, require_range
@@ -164,7 +164,7 @@ def _on_system(point: Point, system: SystemSpec) -> Outcome:
         if routing.trace is not None and routing.layer is None:
             routing = replace(routing, layer=routing.trace.layers[0])
     policy = point.policy or system.policy
-    run = partial(policy_runs, system, model, point.tokens, routing, point.seed, (policy,))
+    run = partial(run_policies, system, model, point.tokens, routing, point.seed, (policy,))
     runs = run(phase=point.phase, backbone=point.backbone if point.whole else None)
     step = runs.steps[policy]
     return Outcome(

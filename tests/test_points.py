@@ -134,6 +134,6 @@ def test_a_number_of_processes_that_is_none_is_one_line():
 
 
 def test_a_defect_is_no_result(monkeypatch):
-    monkeypatch.setattr(points, "policy_runs", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(points, "run_policies", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(Point(model=MODEL, target=load_system("monde")))

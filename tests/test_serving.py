@@ -34,7 +34,7 @@ from sim.serving.export import HEADER, moe_rows, powers
 from sim.serving.requests import CHUNK, Requests, Skipped, draw_requests, read_requests
 from sim.serving.run import Service, Transfer, expert_load, merged, statistics
 from sim.serving.steps import sizes, step_table
-from sim.system.report import policy_runs, run_policies
+from sim.system.report import run_policies
 from spec.errors import InputError
 from spec.load import load_backbone, load_model, load_system
 
@@ -488,9 +488,7 @@ def test_the_table_is_the_systems_model_and_attention_adds_up(name):
     assert sizes(20) == [*range(1, 17), 20] and table.costs.grid.tolist() == sizes(20)
     context = int(system.outside.context.value)
     for tokens in (1, 6, 8, 20):
-        steps, energies, _ = run_policies(
-            system, model, tokens, routing, 7 + 1000, [system.policy], backbone=backbone
-        )
+        runs = run_policies(system, model, tokens, routing, 7 + 1000, [system.policy], backbone=backbone)
         # Requests that all hold the context decode one token: one step of a server.
         requests = Requests(np.zeros(tokens), np.full(tokens, context - 1), np.full(tokens, 2))
         server = Server(table.costs, Limits(tokens, 20, UNLIMITED), Order.DECODE_ONLY)
@@ -500,18 +498,18 @@ def test_the_table_is_the_systems_model_and_attention_adds_up(name):
         server.push(come)
         server.push(None)
         assert server.steps == 1
-        assert server.now_s == pytest.approx(steps[system.policy].seconds, rel=1e-9)
-        joules, total = server.bins[SUMS.index("joules")].sum(), energies[system.policy].total
+        assert server.now_s == pytest.approx(runs.steps[system.policy].seconds, rel=1e-9)
+        joules, total = server.bins[SUMS.index("joules")].sum(), runs.energies[system.policy].total
         assert np.isnan(joules) if total is None else joules == pytest.approx(total, rel=1e-9)
         # A prompt of as many tokens, in one step; its outputs are one.
-        steps, energies, _ = run_policies(
+        runs = run_policies(
             system, model, tokens, routing, 7 + 1000, [system.policy], backbone=backbone, phase="prefill"
         )
         one = Requests(np.zeros(1), np.full(1, tokens), np.full(1, 1))
         server, _ = serve(one, table.costs, Limits(1, 20, UNLIMITED))
         assert server.steps == 1
-        assert server.now_s == pytest.approx(steps[system.policy].seconds, rel=1e-9)
-        joules, total = server.bins[SUMS.index("joules")].sum(), energies[system.policy].total
+        assert server.now_s == pytest.approx(runs.steps[system.policy].seconds, rel=1e-9)
+        joules, total = server.bins[SUMS.index("joules")].sum(), runs.energies[system.policy].total
         assert np.isnan(joules) if total is None else joules == pytest.approx(total, rel=1e-9)
 
 
@@ -595,7 +593,7 @@ def test_what_finds_no_place_on_an_accelerator_is_told(tmp_path, monkeypatch, ca
     assert main(["serve", "--system", "fpga", *given, *limits, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     few = replace(model, num_moe_layers=2)
-    runs = policy_runs(load_system("fpga"), few, 200, parse_routing("zipf:2"), 1003, ["all-near"])
+    runs = run_policies(load_system("fpga"), few, 200, parse_routing("zipf:2"), 1003, ["all-near"])
     assert runs.dropped > 0
     expected = pytest.approx(runs.dropped * model.num_moe_layers / 2)
     assert found["dropped"] == found["dropped_per_step"] == sum(found["over_time"]["dropped"]) == expected

@@ -15,7 +15,7 @@ from sim.cli import main
 from sim.routing import parse_routing
 from sim.system.costs import Costs, Expert, Roofline
 from sim.system.policies import POLICIES, policy_named, split
-from sim.system.report import run_system, step_costs
+from sim.system.report import plan_step, run_system
 from sim.system.schedule import bounds, schedule
 from sim.system.step import check, least_frequent_leave, load_counts, run_step, system_costs
 from spec.errors import InputError
@@ -316,7 +316,7 @@ def test_a_cache_and_a_routing_again_are_the_same():
     assert {name: step.seconds for name, step in first.steps.items()} == {
         name: step.seconds for name, step in again.steps.items()
     }
-    without = step_costs(replace(system, cache_share=None), model, 16, routing, 3)
+    without = plan_step(replace(system, cache_share=None), model, 16, routing, 3).costs
     assert (first.steps["ratio"].costs.move_s > 0).sum() < (without.move_s > 0).sum()
 
 

@@ -221,10 +221,10 @@ def test_conservation_of_random_systems():
         tokens = int(rng.choice([1, 2, 7, 100]))
         routing = parse_routing(str(rng.choice(["uniform", "zipf:1.5"])))
         phase = rng.choice([None, "prefill", "decode"])
-        steps, energies, _ = run_policies(
+        runs = run_policies(
             system, model, tokens, routing, 7, tuple(POLICIES), phase=phase, backbone=random_backbone(rng)
         )
-        for policy, step in steps.items():
+        for policy, step in runs.steps.items():
             result, costs = step.schedule, step.costs
             served = np.concatenate([result.spans["host"], result.spans["near"]])
             served = served[served[:, 1] >= 0]
@@ -236,11 +236,11 @@ def test_conservation_of_random_systems():
                 spans = result.spans[name]
                 by_layer = np.bincount(spans[:, 0].astype(int), spans[:, 3] - spans[:, 2], len(busy))
                 assert by_layer == pytest.approx(busy.sum(axis=1), rel=1e-6, abs=1e-12)
-            energy = energies[policy]
+            energy = runs.energies[policy]
             assert energy.total == pytest.approx(sum(energy.components.values()))
             assert all(joules > 0 for joules in energy.components.values())
             assert step.seconds >= max(step.bounds.values()) * (1 - 1e-9)
-        first = next(iter(steps.values()))
+        first = next(iter(runs.steps.values()))
         identity = model.gating.num_identity_experts
         assert identity or first.costs.counts.sum() == model.num_moe_layers * tokens * model.gating.top_k
 
@@ -252,7 +252,7 @@ def test_a_device_alone_is_a_system_without_devices():
     routing = parse_routing("uniform")
     for policy in ("argmin", "all-near"):
         with_one, without = (
-            run_policies(of, model, 8, routing, 0, (policy,))[0][policy] for of in (one, none)
+            run_policies(of, model, 8, routing, 0, (policy,)).steps[policy] for of in (one, none)
         )
         assert with_one.seconds == without.seconds
         assert not np.any(with_one.costs.exchange_s)
@@ -518,7 +518,8 @@ def test_an_accelerator_beside_a_host(engine):
     """Its experts take what the engine's model says, in as many units; energy is there, and adds up."""
     system, model = load_system("a100-pim"), replace(load_model("olmoe-1b-7b").scaled(4), num_moe_layers=2)
     system = replace(system, near=load_engine(engine), units=number(4))
-    steps, energies, _ = run_policies(system, model, 6, parse_routing("uniform"), 0, tuple(POLICIES))
+    runs = run_policies(system, model, 6, parse_routing("uniform"), 0, tuple(POLICIES))
+    steps, energies = runs.steps, runs.energies
     jobs = JobTimes(model, load_design(engine), 16)
     near = steps["all-near"]
     assert near.costs.near_s == pytest.approx(jobs.experts(near.costs.counts))

@@ -49,8 +49,8 @@ def moe_rows(
             ids = flat.reshape(1, count, gating.top_k)
             trace = make_trace("even", ids, TraceShape(num_experts=gating.num_experts))
             chosen = [policy or system.policy]
-            steps, _, _ = run_policies(own, alone, count, Routing("even", trace=trace), 0, chosen)
-            yield count, experts, steps[chosen[0]].seconds * 1e6
+            runs = run_policies(own, alone, count, Routing("even", trace=trace), 0, chosen)
+            yield count, experts, runs.steps[chosen[0]].seconds * 1e6
 
 
 def moe_csv(rows: Iterator[tuple[int, int, float]]) -> str:

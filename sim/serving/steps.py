@@ -20,7 +20,7 @@ from sim.routing.trace import NO_EXPERT, TraceShape, make_trace
 from sim.serving.batching import FloatArray, StepCosts
 from sim.system.costs import BYTES, Roofline
 from sim.system.outside import attention_sizes
-from sim.system.report import plan_step, policy_runs
+from sim.system.report import plan_step, run_policies
 from sim.system.step import BITS, run_step
 from spec.catalogue import Backbone
 from spec.errors import InputError, require_range
@@ -133,7 +133,7 @@ def _step(
         layers = min(LAYERS_ALONE, model.num_moe_layers)
         few = replace(model, num_moe_layers=layers)
         chosen = policy or system.policy
-        runs = policy_runs(system, few, tokens, drawn, own, [chosen])
+        runs = run_policies(system, few, tokens, drawn, own, [chosen])
         step, energy = runs.steps[chosen], runs.energies[chosen]
         scale = model.num_moe_layers / layers
         total = np.nan if energy.total is None else energy.total

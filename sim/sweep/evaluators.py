@@ -196,7 +196,7 @@ def run_system(specs: Specs, given: Given) -> Figures:
     shape = shape_of(model)
     routing = _routing(given[ROUTING], given["routing_layer"], shape)
     policy = given["policy"] or system.policy
-    steps, energies, _ = run_policies(
+    runs = run_policies(
         system,
         model,
         given["tokens"],
@@ -207,7 +207,7 @@ def run_system(specs: Specs, given: Given) -> Figures:
         # Attention is not scaled: sizes of heads are not.
         backbone=specs["backbone"] if model is specs["model"] else None,
     )
-    step, energy = steps[policy], energies[policy]
+    step, energy = runs.steps[policy], runs.energies[policy]
     busy = step.schedule.busy_s
     return {
         "seconds": step.seconds,

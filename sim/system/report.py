@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -237,20 +236,6 @@ def token_copies(ids: IntArray, num_ffn: int, devices: int) -> IntArray:
     return np.bincount(pairs, minlength=layers * devices**2).reshape(layers, devices, devices)
 
 
-def step_costs(
-    system: SystemSpec,
-    model: ModelSpec,
-    tokens: int,
-    routing: Routing,
-    seed: int,
-    *,
-    phase: str | None = None,
-    backbone: Backbone | None = None,
-) -> Costs:
-    """Return the costs of :func:`plan_step`."""
-    return plan_step(system, model, tokens, routing, seed, phase=phase, backbone=backbone).costs
-
-
 @dataclass(frozen=True)
 class PolicyRuns:
     """A step under each of some policies.
@@ -269,22 +254,6 @@ class PolicyRuns:
 
 
 def run_policies(
-    system: SystemSpec,
-    model: ModelSpec,
-    tokens: int,
-    routing: Routing,
-    seed: int,
-    policies: Sequence[str],
-    *,
-    phase: str | None = None,
-    backbone: Backbone | None = None,
-) -> tuple[dict[str, Step], dict[str, SystemEnergy], tuple[str, ...]]:
-    """Return the steps, energies and notes of :func:`policy_runs`."""
-    runs = policy_runs(system, model, tokens, routing, seed, policies, phase=phase, backbone=backbone)
-    return runs.steps, runs.energies, runs.notes
-
-
-def policy_runs(
     system: SystemSpec,
     model: ModelSpec,
     tokens: int,
@@ -339,7 +308,6 @@ def run_system(
     policy_named(chosen)
     started = time.perf_counter()
     others = (chosen,) if system.host is None else tuple(POLICIES)
-    run = partial(run_policies, system, model, tokens, routing, seed, others)
-    steps, energies, notes = run(phase=phase, backbone=backbone)
+    runs = run_policies(system, model, tokens, routing, seed, others, phase=phase, backbone=backbone)
     wall = time.perf_counter() - started
-    return SystemRun(system, name, tokens, routing.name, chosen, steps, energies, notes, wall)
+    return SystemRun(system, name, tokens, routing.name, chosen, runs.steps, runs.energies, runs.notes, wall)
