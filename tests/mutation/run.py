@@ -20,6 +20,7 @@ from rtl.gating import Gate
 from rtl.layer import FpgaLayer
 from rtl.pim import PimChannel
 from sim.bench import commit_of_sources
+from sim.claims.benches import GOAL
 from sim.divergence import first_divergence
 from sim.rtlsim import DEFAULT_ROOT, Build, build_exported, exported
 from sim.toolchain import write_atomically
@@ -35,7 +36,6 @@ from tests.mutation.page import page
 
 BATCH = 12
 """Scenarios of one process: most mutants are seen by the first batch."""
-GOAL = 0.95
 POWER_UPS = (1, 2, 3)
 """Seeds of what registers and memories hold at power-up."""
 
