@@ -48,7 +48,10 @@ TABLES = (
         (
             "--design gate",
             "--design gate --family xc7",
+            "--design gate --pipeline deep --seeds 5 --clock 125",
+            "--design gate --pipeline deep --family xc7",
             "--design dispatch --seeds 5 --clock 125",
+            "--design dispatch --pipeline deep --seeds 5 --clock 125",
             "--design dispatch --family xc7",
             "--design fpga --block combine --no-route",
             "--design selection --no-route",
