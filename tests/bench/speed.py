@@ -288,7 +288,7 @@ def sweep_figures() -> list[Figure]:
 
 
 SWEEP_SCRIPT = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from sim.processes import prepare
 
@@ -297,6 +297,7 @@ if __name__ == "__main__":
 from sim.sweep.run import run_sweep
 from sim.sweep.space import read_space
 from sim.sweep.workers import LocalWorkers
+from tests.bench.memory import largest_megabytes
 
 class Watch:
     begin = done = say = lambda self, *_, **__: None
@@ -304,7 +305,7 @@ class Watch:
 if __name__ == "__main__":
     space, file, workers = read_space(json.loads(sys.argv[1]), "bench"), Path(sys.argv[2]), int(sys.argv[3])
     summary = run_sweep(space, file, lambda: LocalWorkers(workers), Watch())
-    print(summary.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(summary.seconds, largest_megabytes())
 """
 
 
@@ -362,14 +363,15 @@ def serving_figures() -> list[Figure]:
 
 
 SERVE_SCRIPT = """
-import json, resource, sys
+import json, sys
 from sim import serve
+from tests.bench.memory import largest_megabytes
 
 model, system, given = json.loads(sys.argv[1])
 serve(system, model, arrivals="fixed:1", requests=1, step_tokens=64)  # compiled, or read from the cache
 run = serve(system, model, **given)
 assert run.finished == run.requests
-print(run.wall_s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, run.steps)
+print(run.wall_s, largest_megabytes(), run.steps)
 """
 
 
