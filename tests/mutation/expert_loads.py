@@ -66,6 +66,33 @@ def passed_on(config: EngineConfig, rng: np.random.Generator) -> Load:
     return _load(config, rng, x, matrix, lambda kind, _: operands.ones(config.d_model, kind.d_hidden))
 
 
+def left_over(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """A large product taken back and a small one, which is the result, of every expert."""
+    x = operands.near_one(rng, config.d_model) & 0x7FFF
+    top, place = int(rng.integers(-6, 20)), 0
+    choice = int(rng.integers(1 << 32))
+
+    def matrix(kind: FfnGeometry, gate: bool) -> Bits16:
+        nonlocal place
+        if gate:
+            return operands.one_of(rng, kind.d_hidden, len(x), operands.near_one(rng, kind.d_hidden))
+        # The same inputs of all experts.
+        same = np.random.default_rng(choice)
+        w, place = operands.left_over(same, x, kind.cols, rng.integers(0, 30, kind.d_hidden), top)
+        return w
+
+    load = _load(config, rng, x, matrix, lambda kind, _: operands.ones(config.d_model, kind.d_hidden))
+    return _with_all(config, load, operands.fading(x, place, config.num_slots))
+
+
+def _with_all(config: EngineConfig, load: Load, tokens: Bits16) -> Load:
+    """Return a load in which every expert has every token."""
+    slots = [list(range(n, n + config.max_tokens)) for n in range(0, config.num_slots, config.max_tokens)]
+    return Load(
+        tokens, load.weights, [(number, some) for number in range(len(load.weights)) for some in slots]
+    )
+
+
 def tied(config: EngineConfig, rng: np.random.Generator) -> Load:
     """Sums that are rounded next to a tie; what is left of them is the result."""
     cols = config.routed.cols
@@ -77,7 +104,8 @@ def tied(config: EngineConfig, rng: np.random.Generator) -> Load:
             return operands.one_of(rng, kind.d_hidden, len(x), operands.near_one(rng, kind.d_hidden))
         return operands.tied(rng, x, kind.d_hidden, cols, top)
 
-    return _load(config, rng, x, matrix, lambda kind, _: operands.ones(config.d_model, kind.d_hidden))
+    load = _load(config, rng, x, matrix, lambda kind, _: operands.ones(config.d_model, kind.d_hidden))
+    return _with_all(config, load, operands.fading(x, 0, config.num_slots))
 
 
 def any_size(config: EngineConfig, rng: np.random.Generator) -> Load:
@@ -171,7 +199,8 @@ def given_activations(config: EngineConfig, rng: np.random.Generator) -> Load:
 LOADS = {
     cancelling: 30,
     passed_on: 20,
-    tied: 30,
+    left_over: 16,
+    tied: 40,
     any_size: 24,
     one_extreme: 20,
     infinities: 16,

@@ -87,7 +87,12 @@ def nearly_equal_keys(geometry: GateGeometry, rng: np.random.Generator) -> Load:
         below = int(rng.integers(8, 40))
         router = operands.cancelling(rng, x, gating.num_experts, top=top, below=below)
         load = replace(load, router=router, tokens=x[None])
-    elif kind < 0.8:
+    elif kind < 0.65:
+        x = operands.near_one(rng, geometry.d_model)
+        places = rng.permutation(34)[: gating.num_experts]
+        router, _ = operands.left_over(rng, x, geometry.cols, places, top)
+        load = replace(load, router=router, tokens=x[None])
+    elif kind < 0.85:
         x = operands.tied_inputs(rng, geometry.d_model, geometry.cols)
         router = operands.tied(rng, x, gating.num_experts, geometry.cols, top)
         load = replace(load, router=router, tokens=x[None])
@@ -100,6 +105,15 @@ def nearly_equal_keys(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     wanted += apart * np.tile([1, -1, -3], gating.num_experts)[: gating.num_experts]
     bias = (wanted - scores) / (1 << select_bits(gating))
     return Load(load.router, bias.astype(np.float32), np.repeat(token, 2, axis=0))
+
+
+def left_over(geometry: GateGeometry, rng: np.random.Generator) -> Load:
+    """Large products taken back and small ones, whose order is that of the experts."""
+    x = operands.near_one(rng, geometry.d_model)
+    places = rng.integers(0, 24, geometry.gating.num_experts)
+    router, alone = operands.left_over(rng, x, geometry.cols, places, int(rng.integers(0, 8)))
+    bias = np.zeros(len(router), dtype=np.float32)
+    return Load(router, bias, operands.fading(x, alone, TOKENS))
 
 
 def lane_bias(geometry: GateGeometry, rng: np.random.Generator) -> np.ndarray:
@@ -138,6 +152,7 @@ LOADS = {
     one_extreme: 12,
     two_infinities: 6,
     nearly_equal_rows: 8,
+    left_over: 16,
     nearly_equal_keys: 120,
     nearly_rounded: 24,
 }

@@ -115,21 +115,51 @@ def tied_inputs(rng: np.random.Generator, count: int, cols: int) -> Bits16:
 def tied(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top: int = 0) -> Bits16:
     """Return ``(rows, n)`` weights whose sums with these inputs are rounded at, or next to, a tie.
 
-    The first burst of ``cols`` leaves a small power of two; the second is a sum of more bits than are kept,
+    The first input makes a small number of few bits; the second burst of ``cols`` has more bits than fit,
     whose large products the third takes back, so that the rounding is what is left.
     """
     count = len(x)
     w = np.zeros((rows, count), dtype=np.uint16)
     second, third = np.arange(cols, min(2 * cols, count)), np.arange(2 * cols, min(3 * cols, count))
-    small = scaled(np.full(rows, BF16_ONE, dtype=np.uint16), top - rng.integers(20, 40, rows))
-    w[:, int(rng.integers(cols))] = small | (rng.integers(0, 2, rows) << 15).astype(np.uint16)
-    if len(second):
-        large = patterns(rng, np.full((rows, len(second)), BF16_BIAS + top)) & ~np.uint16(SIGN)
-        w[:, second] = large | (x[second] & SIGN) | 0x60
-        w[:, third] = w[:, second[: len(third)]] ^ SIGN
-        w[:, second[-1]] = patterns(rng, BF16_BIAS + top - rng.integers(4, 9, rows))
-        w[:, third[len(second) - 1 :]] = 0
+    small = rng.choice(FRACTIONS, rows) | rng.integers(0, 2, rows) << 15 | BF16_ONE
+    w[:, 0] = scaled(small.astype(np.uint16), top - rng.integers(6, 40, rows))
+    large = min(len(second) - 1, len(third)) if len(third) else len(second) - 1
+    if large > 0:
+        factors = patterns(rng, np.full((rows, large), BF16_BIAS + top)) & ~np.uint16(SIGN)
+        w[:, second[:large]] = factors | (x[second[:large]] & SIGN) | 0x60
+        w[:, third[:large]] = w[:, second[: len(third[:large])]] ^ SIGN
+        w[:, second[large]] = patterns(rng, BF16_BIAS + top - rng.integers(4, 9, rows))
     return w ^ (rng.integers(0, 2, (rows, 1)) << 15).astype(np.uint16)
+
+
+def left_over(
+    rng: np.random.Generator, x: Bits16, cols: int, places: np.ndarray, top: int = 0
+) -> tuple[Bits16, int]:
+    """Return a row of weights for each of ``places``: one large product, taken back, and a small one.
+
+    The small one is so many places below, and the only one of an input that is returned too. What is taken
+    back comes in the first burst of ``cols``, too, or in the second: the sum of a burst or that of two has
+    its leading place wherever it can be.
+    """
+    w = np.zeros((len(places), len(x)), dtype=np.uint16)
+    size = exponents(x) - BF16_BIAS
+    first, second = rng.permutation(cols), rng.permutation(np.arange(cols, min(2 * cols, len(x))))
+    i, j = int(first[0]), int(first[1] if rng.random() < 0.4 else second[0])
+    alone = int(first[2] if rng.random() < 0.5 else second[1])
+    shift = top - int(size[i] + size[j])
+    for row, place in zip(w, places, strict=True):
+        row[i], row[j] = scaled(x[j], shift), scaled(x[i], shift) ^ SIGN
+        # Its product is positive: an activation lets it pass.
+        small = int(patterns(rng, np.array(BF16_BIAS + top - place - size[alone])))
+        row[alone] = (small & 0x7FFF) | (int(x[alone]) & SIGN)
+    return w, alone
+
+
+def fading(x: Bits16, place: int, count: int) -> Bits16:
+    """Return ``(count, n)`` tokens of which each has half as much as the one before at a place."""
+    out = np.repeat(x[None], count, axis=0)
+    out[:, place] = scaled(out[:, place], -np.arange(count))
+    return out
 
 
 def tops(rng: np.random.Generator) -> int:

@@ -1,0 +1,79 @@
+"""Proofs of data paths on circuits of a few gates: what is forgotten, what is seen, and when."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mutation.circuit import Circuit
+from tests.mutation.mutants import PORT
+from tests.mutation.perturbed import beginnings, forgotten, unnoticed
+
+# Bits: 2 resetn, 3 data, 4 valid, 5 the mutant's number; registers 10 (data) and 11 (valid), outputs of them.
+WIRES = {"aresetn": [2], "data": [3], "valid": [4], PORT: [5], "o_tdata": [20], "o_tvalid": [21]}
+
+
+def stage(*changed: tuple[str, int, tuple[int, ...]], masked: bool) -> Circuit:
+    """Return a register with its valid bit; bit 12 is what the data register takes.
+
+    ``masked``: the output is zero where it is not valid, else whatever the register holds.
+    """
+    out = ("AND", 20, (10, 11)) if masked else ("OR", 20, (10, 10))
+    gates = [*changed, ("AND", 13, (4, 2)), out, ("OR", 21, (11, 11))]
+    inputs = ("aresetn", "data", "valid", PORT)
+    return Circuit(inputs, ("o_tdata", "o_tvalid"), WIRES, gates, [10, 11], [12, 13], 0)
+
+
+INVALID = (("NOT", 6, (4,)), ("AND", 7, (5, 6)), ("XOR", 12, (3, 7)))
+"""The mutant inverts data that is not valid."""
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_change_of_what_is_not_valid_is_forgotten_a_cycle_later(masked):
+    """A payload says nothing without its valid bit, masked or not."""
+    circuit = stage(*INVALID, masked=masked)
+    proofs = [
+        forgotten(circuit, begin, 1, cycles, seconds=9)
+        for cycles in (1, 2)
+        for begin in beginnings(circuit, 2)
+    ]
+    assert proofs == [False] * 3 + [True] * 3
+    assert unnoticed(circuit, [1]) == {1}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        (("XOR", 12, (3, 5)),),
+        (("AND", 7, (5, 4)), ("XOR", 12, (3, 7))),  # of valid data
+        (("AND", 7, (5, 10)), ("OR", 12, (3, 7))),  # what was there once stays
+    ],
+)
+def test_a_change_that_is_seen_is_not_proved(changed):
+    assert unnoticed(stage(*changed, masked=True), [1]) == set()
+
+
+def test_a_change_that_is_none_is_proved_at_once():
+    circuit = stage(("AND", 7, (5, 3)), ("OR", 12, (3, 7)), masked=True)
+    assert all(forgotten(circuit, begin, 1, 1, seconds=9) for begin in beginnings(circuit, 1))
+
+
+def test_history_tells_states_apart_that_never_come():
+    """Registers 10 and 11 are equal from the second cycle on, which the proof has to see."""
+    gates = [
+        ("OR", 12, (3, 3)), ("OR", 13, (3, 3)), ("XOR", 7, (10, 11)), ("AND", 8, (7, 5)),
+        ("XOR", 21, (10, 8)), ("OR", 20, (11, 11)),
+    ]  # fmt: skip
+    circuit = Circuit(
+        ("aresetn", "data", PORT),
+        ("o_tdata", "o_tvalid"),
+        {name: bits for name, bits in WIRES.items() if name != "valid"},
+        gates,
+        [10, 11],
+        [12, 13],
+        0,
+    )
+    first, *_, later = beginnings(circuit, 1)
+    assert forgotten(circuit, first, 1, 1, seconds=9)  # reset
+    assert forgotten(circuit, later, 1, 1, seconds=9)
+    *_, at_once = beginnings(circuit, 0)
+    assert not forgotten(circuit, at_once, 1, 1, seconds=9)
