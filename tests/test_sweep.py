@@ -1217,7 +1217,7 @@ BAD_SPACES = {
     ),
     "a constraint of a text": (
         "constraints = [\"rows > 'x'\"]\n" + SMALL,
-        r"\"rows > 'x'\" cannot be computed: .*",
+        r"constraints\.0: \"rows > 'x'\" cannot be computed: .*",
     ),
     "linked of other lengths": (
         SMALL + '[[linked]]\nbatch = [1, 2]\n"device.lanes" = [8]\n',
@@ -1268,7 +1268,11 @@ def test_bad_options(tmp_path, capsys) -> None:
     for given, line in {
         ("--workers", "0"): r"workers: must be in 1\.\.1024, not 0",
         ("--workers", "2", "--scheduler", address): r"workers: cannot be combined with --scheduler",
-        ("--scheduler", "nowhere"): r"scheduler: must be tcp://HOST:PORT, not 'nowhere'",
+        ("--scheduler", "nowhere"): r"scheduler: must be tcp://HOST:PORT, PORT at most 65535, not 'nowhere'",
+        (
+            "--scheduler",
+            "tcp://localhost:65536",
+        ): r"scheduler: must be tcp://HOST:PORT, PORT at most 65535, not 'tcp://localhost:65536'",
         ("--scheduler", address): rf"scheduler: {address} cannot be reached: Connection refused",
         (
             "--out",
