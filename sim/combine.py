@@ -25,6 +25,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike
 
+from sim.compiled import compiled
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, later, taken
 from spec.errors import require
 from spec.geometry import ACCUMULATE_DISTANCE
@@ -183,7 +184,7 @@ def new_adder(num_tokens: int, num_slots: int, words: int) -> Adder:
     return Adder(np.full(3, NEVER), np.full((num_slots, words), NEVER), none, none.copy())
 
 
-@njit(cache=True)
+@compiled
 def add(adder: Adder, token: int, arrival: int) -> int:
     """Return when the next beat, of this token and offered from ``arrival`` on, is taken."""
     num_slots, words = adder.touched.shape
@@ -224,7 +225,7 @@ def _emit(written: Cycles, arrivals: Cycles, words: int, ready: Spans) -> tuple[
     return i_expect, o
 
 
-@njit(cache=True)
+@compiled
 def emit_token(token: int, written: int, expected: int, words: int, ready: Spans, o: Cycles) -> None:
     """Fill the cycles of ``o`` of a token that was announced in cycle ``expected``."""
     shown = max(written + READ_CYCLES + REGISTER_CYCLES, expected + EXPECT_LATENCY)
