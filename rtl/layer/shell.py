@@ -178,6 +178,7 @@ def combiner(model: ModelSpec, design: DesignSpec, num_units: int) -> Combine | 
         "max_count": gating.top_k + (image.shared is not None),
         "stream_lanes": design.stream_lanes if gating.num_identity_experts else 0,
         "bias_bits": design.memory.width_bits if image.output_bias else 0,
+        "deep": DeepBlock.COMBINE in design.deep,
     }
     return Combine(CombineConfig(**size)) if num_units == 1 else OrderedCombine(OrderedConfig(**size))
 
