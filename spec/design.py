@@ -79,6 +79,7 @@ class DeepBlock(StrEnum):
 
     GATE = "gate"
     DISPATCH = "dispatch"
+    EXPERT = "expert"
     COMBINE = "combine"
 
 
