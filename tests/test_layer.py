@@ -119,6 +119,8 @@ def check_under_stalls(rtl: accelerator.Build, model: ModelSpec, design: DesignS
     run = accelerator.run_rtl(rtl, work, design, seed=seed + 1, arrivals=arrivals, output_ready=ready)
     check(run)
     check_layer(run, layer_cycles(run.shape, late(run.shape, arrivals), readiness(ready)))
+    counted = [run.counters[name] for name in ("cycles", "tokens_in", "tokens_out")]
+    assert counted == [run.seen.cycles, tokens, tokens]
 
 
 @pytest.mark.slow
