@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sim.gating import burst_trees
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, Trains, taken
 from spec.design import DeepBlock, DesignSpec, Format, Pipeline
-from spec.geometry import SCALE_DISTANCE, FfnGeometry, ImageGeometry, accumulate_distance, ceil_div
+from spec.geometry import SCALE_DISTANCE, FfnGeometry, ImageGeometry, array_distance, ceil_div
 from spec.model import Activation
 
 ARRAY_LATENCY = 8
@@ -373,6 +373,7 @@ class Sizes(NamedTuple):
     scale_distance: int
     drain_stages: int
     list_stages: int
+    page_stages: int
     latency: int
     input_stages: int
 
@@ -415,10 +416,11 @@ class ExpertModel:
             activation=activation_latency(*shape.kinds, pipeline=shape.pipeline),
             visible=unit_visible(routed, shape.pipeline),
             span=1 + routed.span_tiles,
-            distance=accumulate_distance(shape.pipeline),
+            distance=array_distance(shape.pipeline),
             scale_distance=scale_distance(routed, shape.pipeline),
             drain_stages=2 if deep else 1,
             list_stages=1 if deep else 0,
+            page_stages=2 if deep else 0,
             latency=latency,
             input_stages=shape.image.input_cycles,
         )
@@ -519,7 +521,7 @@ def _run(
 
         # The reader goes on to this job when it has asked for the last burst of the one before; the
         # sequencer likewise, when its last slot has left f0.
-        ask_from = max(last_i + 1, now[AR] + 1) + 1
+        ask_from = max(last_i + 1 + sizes.page_stages, now[AR] + 1) + 1
         walk_from = max(last_i + 1, now[F0] + 1) + 1
         beats = now[BEATS]
         hidden = hidden_done[: kinds[job, HIDDEN_BLOCKS]]

@@ -1333,6 +1333,81 @@ def test_planted_bug_in_groups_is_found(monkeypatch, bug):
         check_grouped_cases()
 
 
+DEEP_PLANTED = {
+    "slot beside the sum of the one before": (
+        rtl.expert.array,
+        'delay(m, slot_shown, registers, "slot_before")',
+        "slot_shown",
+    ),
+    "accumulators read late": (
+        rtl.expert.array,
+        "before = self.config.burst_latency - 1 - registers",
+        "before = self.config.burst_latency - 1",
+    ),
+    "model: list's stage": (sim.expert, "list_stages=1 if deep else 0", "list_stages=0"),
+    "list's stage not left": (
+        rtl.expert.sequencer,
+        "f0_go.eq(~f0_valid | f1_go)",
+        "f0_go.eq(~f0_valid)",
+    ),
+    "entry of a token that waits": (
+        rtl.expert.sequencer,
+        "with m.If(f1_go):\n                    m.d.sync += listed",
+        "with m.If(1):\n                    m.d.sync += listed",
+    ),
+    "inputs of the slot behind": (rtl.expert.sequencer, 'read = tag(delay(m, f2.as_value(), 1, "f2"))', ""),
+    "accumulators too early": (rtl.expert.sequencer, "since == distance)", "since >= distance - 3)"),
+    "d1 not left": (rtl.expert.drain, "d1_free.eq(~d1_valid | free)", "d1_free.eq(~d1_valid)"),
+    "hidden value written elsewhere": (
+        rtl.expert.drain,
+        'delay(m, hidden_en, late, "hidden_en", control=True)',
+        "hidden_en",
+    ),
+    "entry of the token behind": (rtl.expert.drain, 'entry.eq(read["entry"])', 'entry.eq(read["entry"] + 1)'),
+    "model: burst": (sim.expert, "DEEP_BURST = 8", "DEEP_BURST = 9"),
+    "model: d2": (sim.expert, "drain_stages=2 if deep else 1", "drain_stages=1"),
+    "model: rounding": (
+        sim.expert,
+        "DEEP_PRODUCT_AND_ROUND = 1 + 2 + 5",
+        "DEEP_PRODUCT_AND_ROUND = 1 + 2 + 6",
+    ),
+    "model: clamp": (sim.expert, "return 1 + clamps + max", "return 1 + max"),
+    "model: factor of an argument": (sim.expert, "DEEP_ALPHA = 5", "DEEP_ALPHA = 4"),
+    "model: scale": (sim.expert, "DEEP_SCALE_PRODUCT = 5", "DEEP_SCALE_PRODUCT = 4"),
+    "model: distance of scale tiles": (
+        sim.expert,
+        "DEEP_BURST + burst_trees(cols) + DEEP_ADDITION",
+        "DEEP_BURST + burst_trees(cols)",
+    ),
+}
+
+
+def check_deep_cases() -> None:
+    """Run what these bugs show in: stalls, several tokens and parts, a factor of the argument, groups."""
+    jobs = [(0, 3), (2, 4), (1, 1)]
+    traffic = {"num_tokens": 11, "stalls": "bursts", "latency": 1}
+    sizes = {"d_shared": 2, "rows": 4, "cols": 4, "beat_elements": 8, "burst_beats": 4, "max_outstanding": 8}
+    groups = {"d_model": 37, "d_hidden": 9, "cols": 8, "group": 8, "number_format": Format.MXFP4}
+    for case in (
+        small(jobs, **sizes, **traffic, d_model=9, d_hidden=6, activation=Activation.CLAMPED_SWIGLU),
+        small(jobs, **traffic, **(sizes | groups)),
+    ):
+        check(deep(case), run_case(deep(case)))
+
+
+def test_unbroken_deep_source_passes():
+    check_deep_cases()
+
+
+@pytest.mark.parametrize(
+    "bug", [pytest.param(bug, marks=[pytest.mark.long] * (n > 0)) for n, bug in enumerate(DEEP_PLANTED)]
+)
+def test_planted_bug_in_deep_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *DEEP_PLANTED[bug])
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_deep_cases()
+
+
 DUAL_PLANTED = {
     "borrow kept": (rtl.int8, "weights * self.x + (1 << (self.SHIFT - 1))", "weights * self.x"),
     "products swapped": (

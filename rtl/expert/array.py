@@ -96,7 +96,7 @@ class MacArray(wiring.Component):
             return m
         rows = self.config.routed.rows
         registers, cycles = self.registers, self.config.accumulate_latency
-        assert 1 + registers + cycles <= self.config.accumulate_distance
+        assert 1 + registers + cycles <= self.config.array_distance
         slot, fire, tile = self._slot(m)
         before = self.config.burst_latency - 1 - registers
         valid_read = delay(m, fire, before, "valid_read", control=True)
@@ -109,7 +109,7 @@ class MacArray(wiring.Component):
         valid_write = delay(m, valid_read, 1 + registers + cycles, "valid_write", control=True)
         m.d.comb += self.unit_ready.eq(valid_write & write.unit_done)
 
-        rams = self._accumulators(m, read, write, valid_write)
+        rams = self._accumulators(m, read, valid_read, write, valid_write)
         old = Signal(rows * 32)
         m.d.comb += old.eq(Mux(shown.up, rams[-1].read_0.data, rams[0].read_0.data))
         scales_go = fire & layout(slot).scale if self.config.int8 else None
@@ -124,19 +124,27 @@ class MacArray(wiring.Component):
                 m.d.comb += ram.write.data.word_select(row, 32).eq(total)
         return m
 
-    def _accumulators(self, m, read, write, valid_write):
+    def _memory(self, depth: int, num_read_ports: int):
+        """Return a memory of rows that are read while they are written; in a deep pipeline they are not."""
+        return Ram(
+            width=self.config.routed.rows * 32,
+            depth=depth,
+            num_read_ports=num_read_ports,
+            transparent=not self.config.deep,
+            apart=self.config.deep,
+        )
+
+    def _accumulators(self, m, read, valid_read, write, valid_write):
         """Return the accumulators of each set, with all but their new contents."""
         rows = self.config.routed.rows
         rams = []
         for index, name in enumerate(("gate", "up")[: self.sets]):
-            ram = m.submodules[name] = Ram(
-                width=rows * 32, depth=self.depth, num_read_ports=2, transparent=True
-            )
+            ram = m.submodules[name] = self._memory(self.depth, 2)
             width = rows * 32
             m.d.comb += [
                 ram.read_0.addr.eq(read.token),
                 ram.read_0.addr[-1].eq(read.parity),
-                ram.read_0.en.eq(1),
+                ram.read_0.en.eq(valid_read if self.config.deep else 1),
                 ram.write.addr.eq(write.token),
                 ram.write.addr[-1].eq(write.parity),
                 ram.write.en.eq(valid_write & (write.up == index)),
@@ -152,7 +160,7 @@ class MacArray(wiring.Component):
         routed = config.routed
         rows, layout = routed.rows, slot_layout(config)
         registers, cycles = self.registers, config.accumulate_latency
-        assert 1 + registers + cycles <= config.accumulate_distance
+        assert 1 + registers + cycles <= config.array_distance
         assert self.sum_latency <= config.scale_distance
         slot, fire, tile = self._slot(m)
         scales_come = fire & layout(slot).scale
@@ -168,12 +176,10 @@ class MacArray(wiring.Component):
         sums = Signal(rows * 32)
         old_sums = Const(0, rows * 32)
         if routed.group_tiles > 1:
-            group_ram = m.submodules.group = Ram(
-                width=rows * 32, depth=1 << bits_for(config.max_tokens), num_read_ports=1, transparent=True
-            )
+            group_ram = m.submodules.group = self._memory(1 << bits_for(config.max_tokens), 1)
             m.d.comb += [
                 group_ram.read_0.addr.eq(read.token),
-                group_ram.read_0.en.eq(1),
+                group_ram.read_0.en.eq(valid_read if config.deep else 1),
                 group_ram.write.addr.eq(group.token),
                 group_ram.write.data.eq(sums),
                 group_ram.write.en.eq(valid_group & ~group.group_last),
@@ -183,6 +189,11 @@ class MacArray(wiring.Component):
         # Totals. The slot before the scaled sum's arrival reads them.
         slot_total = delay(m, slot_group, self.scaled_latency - 1 - registers, "slot_total")
         slot_scaled = delay(m, slot_total, 1, "slot_scaled")
+        valid_total = valid_group & group.group_last
+        if config.deep:
+            valid_total = delay(
+                m, valid_total, self.scaled_latency - 1 - registers, "valid_total", control=True
+            )
         total, scaled = layout(slot_total), layout(slot_scaled)
         write = layout(delay(m, slot_scaled, registers + cycles, "slot_write"))
         valid_write = delay(
@@ -193,7 +204,7 @@ class MacArray(wiring.Component):
             control=True,
         )
         m.d.comb += self.unit_ready.eq(valid_write & write.unit_done)
-        rams = self._accumulators(m, total, write, valid_write)
+        rams = self._accumulators(m, total, valid_total, write, valid_write)
         old = Signal(rows * 32)
         m.d.comb += old.eq(Mux(scaled.up, rams[-1].read_0.data, rams[0].read_0.data))
 
@@ -306,8 +317,8 @@ class MacArray(wiring.Component):
         products = self._burst_int8(m, row, weights)
         accumulate = m.submodules[f"accumulate_{row}"] = IntegerAccumulate()
         # Kept from the slot's firing to its addition. The next scale tile comes at least
-        # accumulate_distance + 1 cycles after this one's last slot: a tile of weights lies between.
-        assert self.config.burst_latency <= self.config.accumulate_distance + 1
+        # array_distance + 1 cycles after this one's last slot: a tile of weights lies between.
+        assert self.config.burst_latency <= self.config.array_distance + 1
         channel = Signal(8 * self.config.scale_bytes, name=f"channel_{row}", reset_less=True)
         with m.If(scales_go):
             m.d.sync += channel.eq(weights[: len(channel)])

@@ -5,7 +5,7 @@ from amaranth.hdl import Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from rtl.arith import F32, bf16_from_f32, delay
+from rtl.arith import F32, bf16_from_f32, delay, times
 from rtl.expert.activation import ActivationLane
 from rtl.expert.jobs import JobPointer, job_record_layout, list_bits, list_layout
 from rtl.expert.layouts import ExpertConfig, bits_for, contribution_layout
@@ -140,14 +140,17 @@ class Drain(wiring.Component):
             element.eq(tag.unit * rows + part * lanes),
             hidden_go.eq(moves & ~tag.out),
         ]
-        # A deep one's address comes from a register.
+        # A deep one's address comes from a register, and the token's first one from another.
         late = int(config.deep)
         element_q = delay(m, element, wait - late, "element")
-        token_q = delay(m, tag.token, wait - late, "token")
+        token_q = delay(m, tag.token, wait - 2 * late, "token")
+        token_word = token_q * config.hidden_words
+        if config.deep:
+            token_word = delay(m, times(token_q, config.hidden_words), 1, "token_word")
         word_bits = (config.routed.cols - 1).bit_length()
         lane_bits = (lanes - 1).bit_length()
         hidden_q = delay(m, hidden_go, wait - late, "hidden_go", control=True)
-        hidden_addr = token_q * config.hidden_words + (element_q >> word_bits)
+        hidden_addr = token_word + (element_q >> word_bits)
         hidden_en = hidden_q << element_q[lane_bits:word_bits]
         m.d.comb += [
             self.hidden.addr.eq(delay(m, hidden_addr, late, "hidden_addr")),

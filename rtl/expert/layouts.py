@@ -14,7 +14,7 @@ from spec.geometry import (
     FfnGeometry,
     ImageGeometry,
     RouterGeometry,
-    accumulate_distance,
+    array_distance,
     ceil_div,
 )
 from spec.model import FfnSpec
@@ -73,9 +73,9 @@ class EngineConfig:
         return IntegerAccumulate.LATENCY if self.int8 else Accumulate.latency_of(self.pipeline)
 
     @property
-    def accumulate_distance(self) -> int:
+    def array_distance(self) -> int:
         """Cycles from a token's slot at a tile to its slot at the next one, at least."""
-        return accumulate_distance(self.pipeline)
+        return array_distance(self.pipeline)
 
     @property
     def scale_distance(self) -> int:

@@ -4,7 +4,7 @@ from amaranth import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from rtl.arith import delay
+from rtl.arith import delay, times
 from rtl.expert.inputs import WeightedInputs
 from rtl.expert.jobs import JobPointer, job_record_layout, list_bits, list_layout
 from rtl.expert.layouts import EngineConfig, ExpertConfig, bits_for
@@ -41,7 +41,7 @@ class Sequencer(wiring.Component):
     A *unit* is a block of ``rows`` outputs with all its tiles. Stages, each of which may wait:
 
     * f0 names the token of a slot and starts the read of the job's list;
-    * l, in a deep pipeline, has the list's entry, and makes the address of the token of it;
+    * l, in a deep pipeline, has the list's entry, and makes the addresses of its token;
     * f1 starts the read of the token's inputs (``tokens`` or ``hidden``); the hidden ones wait until
       they have been computed;
     * w1, w2, ... where weights multiply the inputs (:class:`rtl.expert.inputs.WeightedInputs`): the hidden
@@ -114,12 +114,17 @@ class Sequencer(wiring.Component):
         f1_go, f1_leave = Signal(), Signal()
         f0_go, f0_valid, f0 = f1_go, walk.valid, walk.tag
         entry = list_layout(config)(self.list.data)
-        listed = {"slot_word": entry.slot * config.token_words}
+        listed = {
+            "token_word": entry.slot * config.token_words,
+            "hidden_word": f1.slot.token * config.hidden_words,
+        }
         if config.weighted_inputs:
             listed["input_weight"] = entry.input_weight
         if config.deep:
-            # l: the entry is there, and the place of its token is computed.
+            # l: the entry is there, and the places of its token are computed.
             f0_go, f0_valid, f0 = Signal(), Signal(name="l_valid"), Signal(tag, name="l", reset_less=True)
+            listed["token_word"] = times(entry.slot, config.token_words)
+            listed["hidden_word"] = times(f0.slot.token, config.hidden_words)
             m.d.comb += f0_go.eq(~f0_valid | f1_go)
             with m.If(f0_go):
                 m.d.sync += [f0_valid.eq(walk.valid), f0.eq(walk.tag)]
@@ -152,9 +157,9 @@ class Sequencer(wiring.Component):
             ),
             f1_leave.eq(f1_valid & (~valids[0] | leaves[0]) & hidden_ready),
             self.wait_hidden.eq(f1_valid & ~f2_valid & ~hidden_ready),
-            self.tokens.addr.eq(listed["slot_word"] + Mux(f1.beyond, 0, f1.tile)),
+            self.tokens.addr.eq(listed["token_word"] + Mux(f1.beyond, 0, f1.tile)),
             self.tokens.en.eq(f1_leave & ~f1.out),
-            self.hidden.addr.eq(f1.slot.token * config.hidden_words + Mux(f1.beyond, 0, f1.tile)),
+            self.hidden.addr.eq(listed["hidden_word"] + Mux(f1.beyond, 0, f1.tile)),
             self.hidden.en.eq(f1_leave & f1.out),
         ]
         for n in range(stages):
@@ -167,7 +172,7 @@ class Sequencer(wiring.Component):
                 m.d.sync += valids[n].eq(0)
 
         # f2: fire when nothing is missing.
-        distance = config.accumulate_distance
+        distance = config.array_distance
         since = Signal(range(distance + 1), init=distance)
         undrained = Signal(range(3))
         start_tile = Signal()
