@@ -151,6 +151,13 @@ class Ram(wiring.Component):
                 read_port.en.eq(read.en),
                 read.data.eq(read_port.data),
             ]
+            if self.apart:
+                # What is undefined is never what a user could take for a row.
+                clash = Signal()
+                with m.If(read.en):
+                    m.d.sync += clash.eq(self.write.en.any() & (self.write.addr == read.addr))
+                with m.If(clash):
+                    m.d.comb += read.data.eq(~read_port.data)
         return m
 
     def _elaborate_instances(self):

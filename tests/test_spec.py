@@ -296,7 +296,7 @@ BAD_DESIGNS = {
     ),
     "a block without deep pipelines": (
         FPGA.replace('engine = "fpga"', 'engine = "fpga"\ndeep = ["gate", "combine"]'),
-        "deep.1: must be one of gate, dispatch, not 'combine'",
+        "deep.1: must be one of gate, dispatch, expert, not 'combine'",
     ),
     "a deep block twice": (
         FPGA.replace('engine = "fpga"', 'engine = "fpga"\ndeep = ["gate", "gate"]'),
