@@ -19,6 +19,8 @@ from spec.model import AppliedTo, FfnSpec, GatingSpec, ModelSpec
 ACCUMULATE_DISTANCE = 4
 # The same where the pipelines are deep: RAM read and its register, 7 adder stages.
 DEEP_ACCUMULATE_DISTANCE = 9
+# The same of a deep MAC array: no accumulator is read while it is written.
+DEEP_ARRAY_DISTANCE = 10
 # From a scale tile's slot to the next one's, in a grouped format: until then its scales wait for the tokens
 # that fired before it to reach the multiplication (burst 5, accumulator 3).
 SCALE_DISTANCE = 8
@@ -39,6 +41,11 @@ GROUPED_BIAS_BITS = 16
 def accumulate_distance(pipeline: Pipeline) -> int:
     """Return the cycles from reading an accumulator to reading the sum, at least."""
     return DEEP_ACCUMULATE_DISTANCE if pipeline is Pipeline.DEEP else ACCUMULATE_DISTANCE
+
+
+def array_distance(pipeline: Pipeline) -> int:
+    """Return the cycles from a token's slot at a tile to its slot at the next one, at least."""
+    return DEEP_ARRAY_DISTANCE if pipeline is Pipeline.DEEP else ACCUMULATE_DISTANCE
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -48,6 +48,7 @@ class TokenStore(wiring.Component):
             width=config.routed.cols * config.stored_bits,
             depth=config.num_slots * config.token_words,
             granularity=config.stream_lanes * config.stored_bits,
+            apart=config.deep,
         )
         super().__init__(
             {
@@ -167,6 +168,7 @@ class ExpertEngine(wiring.Component):
             width=config.routed.cols * config.element_bits,
             depth=hidden_depth,
             granularity=config.act_lanes * config.element_bits,
+            apart=config.deep,
         )
         if config.int8:
             quantiser = tokens if tokens.quantises else sequencer
