@@ -39,6 +39,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike
 
+from sim.compiled import compiled
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, later, taken
 from spec.design import Pipeline
 from spec.errors import require
@@ -279,7 +280,7 @@ def new_adder(num_tokens: int, num_slots: int, words: int, deep: bool = False) -
     return Adder(np.full(4, NEVER), np.full((num_slots, words), NEVER), none, none.copy(), deep)
 
 
-@njit(cache=True)
+@compiled
 def add(adder: Adder, token: int, arrival: int) -> int:
     """Return when the next beat, of this token and offered from ``arrival`` on, is taken."""
     num_slots, words = adder.touched.shape
@@ -326,7 +327,7 @@ def _emit(written: Cycles, arrivals: Cycles, words: int, ready: Spans) -> tuple[
     return i_expect, o
 
 
-@njit(cache=True)
+@compiled
 def emit_token(token: int, written: int, expected: int, words: int, ready: Spans, o: Cycles) -> None:
     """Fill the cycles of ``o`` of a token that was announced in cycle ``expected``."""
     shown = max(written + READ_CYCLES + REGISTER_CYCLES, expected + EXPECT_LATENCY)

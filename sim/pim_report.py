@@ -97,11 +97,15 @@ def run_pim_model(
     *,
     placement: Placement | None = None,
     record: bool = False,
+    totals_only: bool = False,
 ) -> Report:
     """Return the cycle model's answer for a routing; no weights, no Verilog.
 
-    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.place`. ``record``:
-    whether the report tells when what works (``activity``).
+    Parameters
+    ----------
+    placement : channels of each expert, by default :meth:`spec.banks.BankGeometry.place`.
+    record : whether the report tells when what works (``activity``).
+    totals_only : whether it leaves out each block's own cycles and what each channel holds, as a point does.
     """
     shape = pim_shape(model, design, ids, batch_lengths, placement)
     load_compiled()
@@ -112,6 +116,8 @@ def run_pim_model(
         model, shape, "model", wall, routing_report(routing, ids, model.gating.num_experts, None)
     )
     _add_model(report, shape, times, channels)
+    if totals_only:
+        return report
     _add_layout(
         report,
         shape,
