@@ -1220,7 +1220,7 @@ PLANTED = {
         "{kind.ffn.activation for kind in kinds}",
         "{kinds[0].ffn.activation}",
     ),
-    "model: quantiser": (sim.expert, "QUANTISER = 2", "QUANTISER = 1"),
+    "model: quantiser": (sim.expert, "DEEP_QUANTISER = 2, 4", "DEEP_QUANTISER = 1, 4"),
 }
 
 
