@@ -1172,7 +1172,7 @@ PLANTED = {
         "(self.hidden_units >= f1.hidden_needed)",
         "(self.hidden_units >= 0)",
     ),
-    "accumulators too early": (rtl.expert.sequencer, "since == distance)", "since >= 1)"),
+    "accumulators too early": (rtl.expert.sequencer, "summed = since == distance", "summed = since >= 1"),
     "unit not drained": (rtl.expert.sequencer, "(undrained != 2)", "(undrained != 3)"),
     "no bias": (rtl.expert.sequencer, "0x3F80 if size <= tile * cols + lane < size + ones else 0", "0"),
     "inputs beyond the matrix": (rtl.expert.sequencer, "self.tile == boundary", "self.tile == boundary + 1"),
@@ -1356,7 +1356,7 @@ DEEP_PLANTED = {
         "with m.If(1):\n                    m.d.sync += listed",
     ),
     "inputs of the slot behind": (rtl.expert.sequencer, 'read = tag(delay(m, f2.as_value(), 1, "f2"))', ""),
-    "accumulators too early": (rtl.expert.sequencer, "since == distance)", "since >= distance - 3)"),
+    "accumulators too early": (rtl.expert.sequencer, "since == distance - 1", "since == distance - 3"),
     "d1 not left": (rtl.expert.drain, "d1_free.eq(~d1_valid | free)", "d1_free.eq(~d1_valid)"),
     "hidden value written elsewhere": (
         rtl.expert.drain,
