@@ -50,7 +50,7 @@ def test_top(name, seed):
 
 @pytest.mark.long
 @pytest.mark.parametrize("periods", TWO_CLOCKS)
-@pytest.mark.parametrize("name", [Top.GATE, Top.DISPATCH])
+@pytest.mark.parametrize("name", [Top.GATE, Top.DISPATCH, Top.FPGA, Top.PIM])
 def test_top_with_ports_on_another_clock(name, periods):
     seed = sum(periods)
     print(f"{name}, periods {periods} ps, seed {seed}")
