@@ -50,10 +50,12 @@ def test_the_settings_are_the_documented_accesses(job):
     waits = [step.port for step in job.spec.prologue if isinstance(step, Wait)]
     assert waits.count("irq") == 1
     assert waits.index("irq") == 5
+    # Of a write the response is read, of a read response and value.
+    both = (job.spec.prologue, job.spec.epilogue)
+    read = [[step.port for step in steps if isinstance(step, Read)] for steps in both]
+    assert read[0] == ["s_axi_bresp"] * job.writes
     assert job.writes == len(written)
-    assert sum(isinstance(step, Read) for step in job.spec.epilogue) == 2 * (
-        len(TOLD) + 2 * len(counters_of(TINY))
-    )
+    assert read[1] == ["s_axi_rresp", "s_axi_rdata"] * (len(TOLD) + 2 * len(counters_of(TINY)))
 
 
 def result(job: AxiJob, **changes) -> RunResult:

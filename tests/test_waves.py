@@ -14,6 +14,7 @@ import pywellen
 
 from golden.vectors import read_vector
 from sim.rtlsim import exported, file_list, top_component
+from sim.rtlsim import ports_of as ports_of_top
 from sim.waves import (
     AXI_PORTS,
     BUS_FIELDS,
@@ -281,6 +282,11 @@ def test_a_top_with_axi_ports_shows_them_and_what_is_inside(name, two_clocks):
     lines = view(declared_by(text, f"eb_{stem}"), design)
     without = {"axi_bursts" if name is Top.DISPATCH else "axi_expectations"}
     check_axi(lines, ports_of(design, alone=False, block=block), without=without)
+    # Every port of AXI is shown but for what is constant, or not read.
+    ports = {one["name"] for one in ports_of_top(folder, stem)["ports"]}
+    wanted = {name for name in ports if re.match(r"[sm]_axis?_|irq$", name)}
+    shown = {line.label for line in lines if line.group.startswith("axi_") or line.group == "interrupt"}
+    assert shown == {name for name in wanted if not re.search(r"prot$|cache$|_[ar]+id$", name)}
     clocks = [line.label for line in lines if line.group == "clock"]
     assert clocks == (["aclk", "bus_aclk"] if two_clocks else ["aclk"])
 
