@@ -6,6 +6,7 @@ what makes questions about their difference small.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -174,7 +175,7 @@ class Circuit:
     wires : bits of every wire that has a name.
     gates : (kind, output, inputs), each after those that it reads.
     registers, following : the bit that a register drives, the one that it takes.
-    undefined : number of bits that are "x" wherever they are read: any value, in every cycle another one.
+    undefined : bits that nothing drives, and each place that reads "x": any value, in each cycle another.
     """
 
     inputs: tuple[str, ...]
@@ -183,21 +184,17 @@ class Circuit:
     gates: list[tuple[str, int, tuple[int | str, ...]]]
     registers: list[int]
     following: list[int | str]
-    undefined: int
+    undefined: list[int | str]
 
     @staticmethod
     def read(path: Path, clock: str = "aclk") -> Circuit:
         """Read the one module of what Yosys' ``write_json`` wrote, of single-bit gates and ``$_DFF_P_``."""
         (module,) = json.loads(path.read_text())["modules"].values()
-        undefined = 0
+        places = itertools.count()
 
         def known(bit: int | str) -> int | str:
             # Each place that reads "x" may see another value.
-            nonlocal undefined
-            if bit not in ("x", "z"):
-                return bit
-            undefined += 1
-            return f"x{undefined - 1}"
+            return f"x{next(places)}" if bit in ("x", "z") else bit
 
         drivers, registers, following = {}, [], []
         for cell in module["cells"].values():
@@ -211,14 +208,19 @@ class Circuit:
                     raise ValueError(f"{cell['type']} is no gate of {', '.join(GATES)}")
                 drivers[pins["Y"]] = (kind, pins["Y"], tuple(pins[pin] for pin in GATES[kind]))
         ports = {name: port for name, port in module["ports"].items() if name != clock}
+        inputs = tuple(name for name, port in ports.items() if port["direction"] == "input")
+        wires = {name: [known(bit) for bit in wire["bits"]] for name, wire in module["netnames"].items()}
+        driven = {"0", "1", *drivers, *registers, *(bit for name in inputs for bit in wires[name])}
+        read = [pin for _, _, pins in drivers.values() for pin in pins]
+        read += [*following, *(bit for bits in wires.values() for bit in bits)]
         return Circuit(
-            tuple(name for name, port in ports.items() if port["direction"] == "input"),
+            inputs,
             tuple(name for name, port in ports.items() if port["direction"] == "output"),
-            {name: [known(bit) for bit in wire["bits"]] for name, wire in module["netnames"].items()},
+            wires,
             _in_order(drivers),
             registers,
             following,
-            undefined,
+            [bit for bit in dict.fromkeys(read) if bit not in driven],
         )
 
     def frame(
@@ -230,7 +232,7 @@ class Circuit:
     ) -> Frame:
         """Evaluate a cycle of these registers and inputs."""
         values: dict[int | str, int] = {"0": FALSE, "1": TRUE}
-        values |= {f"x{n}": literal for n, literal in enumerate(undefined)}
+        values |= zip(self.undefined, undefined, strict=True)
         values |= zip(self.registers, registers, strict=True)
         for name, literals in inputs.items():
             values |= zip(self.wires[name], literals, strict=True)

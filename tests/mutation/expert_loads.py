@@ -108,6 +108,27 @@ def tied(config: EngineConfig, rng: np.random.Generator) -> Load:
     return _with_all(config, load, operands.fading(x, 0, config.num_slots))
 
 
+def full(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Sums of products of one sign as large as they can be at their exponent, in the first or the last matrix."""
+    first = rng.random() < 0.5
+    x = operands.full(rng, config.d_model)
+
+    def signs(rows: int) -> Bits16:
+        return (rng.integers(0, 2, (rows, 1)) << 15).astype(np.uint16)
+
+    def matrix(kind: FfnGeometry, _gate: bool) -> Bits16:
+        if first:
+            return operands.full(rng, kind.d_hidden, len(x)) ^ signs(kind.d_hidden)
+        return operands.one_of(rng, kind.d_hidden, len(x), operands.full(rng, kind.d_hidden))
+
+    def down(kind: FfnGeometry, _hidden: Bits16) -> Bits16:
+        if first:
+            return operands.ones(config.d_model, kind.d_hidden)
+        return operands.full(rng, config.d_model, kind.d_hidden) ^ signs(config.d_model)
+
+    return _load(config, rng, x, matrix, down)
+
+
 def any_size(config: EngineConfig, rng: np.random.Generator) -> Load:
     """One product in each sum, of numbers of any size, limits and special values among them."""
     x = operands.any_size(rng, config.d_model)
@@ -201,6 +222,7 @@ LOADS = {
     passed_on: 20,
     left_over: 16,
     tied: 40,
+    full: 10,
     any_size: 24,
     one_extreme: 20,
     infinities: 16,

@@ -107,6 +107,14 @@ def nearly_equal_keys(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     return Load(load.router, bias.astype(np.float32), np.repeat(token, 2, axis=0))
 
 
+def full(geometry: GateGeometry, rng: np.random.Generator) -> Load:
+    """Products of one sign as large as they can be at their exponent."""
+    num_experts, d_model = geometry.gating.num_experts, geometry.d_model
+    signs = (rng.integers(0, 2, (num_experts, 1)) << 15).astype(np.uint16)
+    router = operands.full(rng, num_experts, d_model, top=-5) ^ signs
+    return with_bias(geometry, rng, router, operands.full(rng, TOKENS, d_model))
+
+
 def left_over(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     """Large products taken back and small ones, whose order is that of the experts."""
     x = operands.near_one(rng, geometry.d_model)
@@ -153,6 +161,7 @@ LOADS = {
     two_infinities: 6,
     nearly_equal_rows: 8,
     left_over: 16,
+    full: 6,
     nearly_equal_keys: 120,
     nearly_rounded: 24,
 }

@@ -162,6 +162,11 @@ def fading(x: Bits16, place: int, count: int) -> Bits16:
     return out
 
 
+def full(rng: np.random.Generator, *shape: int, top: int = 0) -> Bits16:
+    """Return positive numbers just below ``2**(top + 1)``: sums of their products reach the topmost places."""
+    return (patterns(rng, np.full(shape, BF16_BIAS + top)) & ~np.uint16(SIGN)) | 0x70
+
+
 def tops(rng: np.random.Generator) -> int:
     """Return an exponent of two for :func:`cancelling`: near 1, or next to a limit."""
     near = int(rng.integers(-8, 14))

@@ -32,9 +32,10 @@ from tests.bench import test_layer_bench as layer
 from tests.bench import test_pim_bench as pim
 from tests.bench.scenarios import Scenario
 from tests.mutation import expert_scenarios, gate_scenarios, pim_scenarios
+from tests.mutation.equivalence import Machine, Rules
 from tests.mutation.mutants import PORT, SECONDS, equivalent, mutants_of, netlist_of
 from tests.mutation.page import page
-from tests.mutation.perturbed import bits_of, unnoticed
+from tests.mutation.perturbed import unnoticed
 
 BATCH = 12
 """Scenarios of one process: most mutants are seen by the first batch."""
@@ -191,7 +192,7 @@ def measure(block: Block, count: int, seed: int) -> Outcome:
         for number, text in survivors.items()
         if not differs(build, block.name, others, number, 2)
     }
-    proved = unnoticed(bits_of(mutants), sorted(survivors)) if survivors else set()
+    proved = unnoticed(Machine.of(mutants, Rules.read(block.name)), sorted(survivors)) if survivors else set()
     rest = sorted(set(survivors) - proved) if block.name in WHOLE else []
     proved |= equivalent(mutants, rest)
     seconds = time.perf_counter() - start

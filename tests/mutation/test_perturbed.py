@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.mutation.circuit import Circuit
+from tests.mutation.equivalence import Machine, NotInvariant, Rule, Rules
 from tests.mutation.mutants import PORT
 from tests.mutation.perturbed import beginnings, forgotten, unnoticed
 
@@ -12,7 +13,7 @@ from tests.mutation.perturbed import beginnings, forgotten, unnoticed
 WIRES = {"aresetn": [2], "data": [3], "valid": [4], PORT: [5], "o_tdata": [20], "o_tvalid": [21]}
 
 
-def stage(*changed: tuple[str, int, tuple[int, ...]], masked: bool) -> Circuit:
+def stage(*changed: tuple[str, int, tuple[int, ...]], masked: bool) -> Machine:
     """Return a register with its valid bit; bit 12 is what the data register takes.
 
     ``masked``: the output is zero where it is not valid, else whatever the register holds.
@@ -20,7 +21,8 @@ def stage(*changed: tuple[str, int, tuple[int, ...]], masked: bool) -> Circuit:
     out = ("AND", 20, (10, 11)) if masked else ("OR", 20, (10, 10))
     gates = [*changed, ("AND", 13, (4, 2)), out, ("OR", 21, (11, 11))]
     inputs = ("aresetn", "data", "valid", PORT)
-    return Circuit(inputs, ("o_tdata", "o_tvalid"), WIRES, gates, [10, 11], [12, 13], 0)
+    circuit = Circuit(inputs, ("o_tdata", "o_tvalid"), WIRES, gates, [10, 11], [12, 13], [])
+    return Machine(circuit, Rules())
 
 
 INVALID = (("NOT", 6, (4,)), ("AND", 7, (5, 6)), ("XOR", 12, (3, 7)))
@@ -30,14 +32,14 @@ INVALID = (("NOT", 6, (4,)), ("AND", 7, (5, 6)), ("XOR", 12, (3, 7)))
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_change_of_what_is_not_valid_is_forgotten_a_cycle_later(masked):
     """A payload says nothing without its valid bit, masked or not."""
-    circuit = stage(*INVALID, masked=masked)
+    machine = stage(*INVALID, masked=masked)
     proofs = [
-        forgotten(circuit, begin, 1, cycles, seconds=9)
+        forgotten(machine, begin, 1, cycles, seconds=9)
         for cycles in (1, 2)
-        for begin in beginnings(circuit, 2)
+        for begin in beginnings(machine, 2)
     ]
     assert proofs == [False] * 3 + [True] * 3
-    assert unnoticed(circuit, [1]) == {1}
+    assert unnoticed(machine, [1]) == {1}
 
 
 @pytest.mark.parametrize(
@@ -53,8 +55,8 @@ def test_a_change_that_is_seen_is_not_proved(changed):
 
 
 def test_a_change_that_is_none_is_proved_at_once():
-    circuit = stage(("AND", 7, (5, 3)), ("OR", 12, (3, 7)), masked=True)
-    assert all(forgotten(circuit, begin, 1, 1, seconds=9) for begin in beginnings(circuit, 1))
+    machine = stage(("AND", 7, (5, 3)), ("OR", 12, (3, 7)), masked=True)
+    assert all(forgotten(machine, begin, 1, 1, seconds=9) for begin in beginnings(machine, 1))
 
 
 def test_history_tells_states_apart_that_never_come():
@@ -70,10 +72,24 @@ def test_history_tells_states_apart_that_never_come():
         gates,
         [10, 11],
         [12, 13],
-        0,
+        [],
     )
-    first, *_, later = beginnings(circuit, 1)
-    assert forgotten(circuit, first, 1, 1, seconds=9)  # reset
-    assert forgotten(circuit, later, 1, 1, seconds=9)
-    *_, at_once = beginnings(circuit, 0)
-    assert not forgotten(circuit, at_once, 1, 1, seconds=9)
+    machine = Machine(circuit, Rules())
+    first, *_, later = beginnings(machine, 1)
+    assert forgotten(machine, first, 1, 1, seconds=9)  # reset
+    assert forgotten(machine, later, 1, 1, seconds=9)
+    *_, at_once = beginnings(machine, 0)
+    assert not forgotten(machine, at_once, 1, 1, seconds=9)
+
+
+def test_an_invariant_is_used_once_it_is_proved():
+    """Valid data is odd where only odd data comes in: a mutant that counts on it is proved."""
+    gates = [("AND", 13, (4, 3)), ("OR", 12, (3, 3)), ("NOT", 8, (11,)), ("OR", 9, (10, 8))]
+    gates += [("NOT", 14, (9,)), ("AND", 15, (14, 5)), ("XOR", 20, (10, 15)), ("OR", 21, (11, 11))]
+    wires = {**WIRES, "invariant.0": [9]}
+    inputs = ("aresetn", "data", "valid", PORT)
+    circuit = Circuit(inputs, ("o_tdata", "o_tvalid"), wires, gates, [10, 11], [12, 13], [])
+    assert unnoticed(Machine(circuit, Rules(invariants=(Rule("valid data is odd", ""),))), [1]) == {1}
+    wires["invariant.0"] = [10]
+    with pytest.raises(NotInvariant, match=r"^not proved: all data is odd$"):
+        unnoticed(Machine(circuit, Rules(invariants=(Rule("all data is odd", ""),))), [1])

@@ -1,0 +1,253 @@
+"""Proofs that a mutant is the original: the same outputs for ever, for all inputs that the block is owed.
+
+Time begins in any state, the same one of both, with a cycle of reset. What the original's state always
+fulfils (``invariants/<block>.toml``) is proved by induction before it is used. Then both run side by side:
+the bits of registers that stay equal are found by taking away those that do not, until what is left follows
+from itself (van Eijk, IEEE Trans. CAD 19(7), 2000); where outputs, as far as they say anything, follow from
+it too, the mutant is equivalent. Nothing is simulated, and nothing is concluded where the time is over.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.formal.model import YOSYS, run
+from tests.mutation.circuit import Circuit, Frame, Graph, with_wires
+from tests.mutation.mutants import PORT, Mutants
+
+RULES = Path(__file__).parent / "invariants"
+RESET = "aresetn"
+HISTORY = 1
+"""Cycles of the original before the one in which both are compared."""
+SECONDS = 120
+"""That all survivors of a block have for their proofs."""
+BITS = """
+read_verilog wired.v
+hierarchy -auto-top
+proc
+opt_clean
+memory_map
+opt_clean
+techmap
+async2sync
+opt_clean
+dffunmap
+simplemap
+opt_clean
+write_json bits.json
+"""
+
+
+class NotInvariant(RuntimeError):
+    """A declared invariant does not follow."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What holds in every cycle outside reset: ``holds``, or only ``when`` something else does.
+
+    Both are Verilog expressions, in which ``core.picker.closed`` is a wire of the flat netlist.
+    """
+
+    says: str
+    holds: str
+    when: str = "1"
+
+    @property
+    def verilog(self) -> str:
+        """The whole as one expression."""
+        return f"!({self.when}) || ({self.holds})"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Of a block: what it is owed by what is around it, and what its state fulfils then.
+
+    The invariants hold together: each follows from all of them in the cycle before.
+    """
+
+    owed: tuple[Rule, ...] = ()
+    invariants: tuple[Rule, ...] = ()
+
+    @staticmethod
+    def read(name: str, folder: Path = RULES) -> Rules:
+        """Read a block's file; a block without one has no rules."""
+        path = folder / f"{name}.toml"
+        if not path.is_file():
+            return Rules()
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        unknown = sorted(set(table) - {"owed", "invariants"})
+        if unknown:
+            raise ValueError(f"{path.name}: unknown keys {', '.join(unknown)}")
+        return Rules(*(tuple(Rule(**row) for row in table.get(key, ())) for key in ("owed", "invariants")))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A block's mutants as bits, with its rules: wires ``owed.0``, ..., ``invariant.0``, ..."""
+
+    circuit: Circuit
+    rules: Rules
+
+    @staticmethod
+    def of(mutants: Mutants, rules: Rules) -> Machine:
+        """Return the machine of ``eb_<name>`` with its mutants."""
+        wires = {f"owed.{n}": rule.verilog for n, rule in enumerate(rules.owed)}
+        wires |= {f"invariant.{n}": rule.verilog for n, rule in enumerate(rules.invariants)}
+        with tempfile.TemporaryDirectory(prefix="expertbank-") as place:
+            folder = Path(place)
+            text = (mutants.directory / f"eb_{mutants.name}.v").read_text()
+            (folder / "wired.v").write_text(with_wires(text, wires))
+            (folder / "bits.ys").write_text(BITS)
+            run(YOSYS, ["-q", "-s", "bits.ys"], folder)
+            circuit = Circuit.read(folder / "bits.json")
+        return Machine(circuit, rules)
+
+    def cycles(self, graph: Graph, count: int, *, reset: bool, mutant: int = 0) -> list[Frame]:
+        """Return so many cycles one after the other, from any state; ``reset``: the first one is of reset."""
+        registers = [graph.free() for _ in self.circuit.registers]
+        frames = []
+        for n in range(count):
+            fixed = {PORT: mutant, **({RESET: 0} if reset and n == 0 else {})}
+            frames.append(self.cycle(graph, registers, self.circuit.free_inputs(graph, **fixed)))
+            registers = frames[-1].following
+        return frames
+
+    def cycle(self, graph: Graph, registers: Sequence[int], inputs: dict[str, list[int]]) -> Frame:
+        """Return one cycle."""
+        return self.circuit.frame(graph, registers, inputs, [graph.free() for _ in self.circuit.undefined])
+
+    def rule(self, graph: Graph, frame: Frame, kind: str, n: int) -> int:
+        """Return that a rule holds in a cycle, or that this one is of reset."""
+        (running,) = frame.of(RESET)
+        return graph.either(running ^ 1, frame.of(f"{kind}.{n}")[0])
+
+    def fulfilled(self, graph: Graph, frames: Iterable[Frame], *, invariants: bool = True) -> list[int]:
+        """Return the rules of these cycles as constraints."""
+        kinds = {"owed": self.rules.owed, "invariant": self.rules.invariants if invariants else ()}
+        return [
+            self.rule(graph, frame, kind, n)
+            for frame in frames
+            for kind, rules in kinds.items()
+            for n in range(len(rules))
+        ]
+
+    def prove_invariants(self, *, seconds: float = SECONDS) -> None:
+        """Prove all invariants, of the original; raise :class:`NotInvariant` with those that do not follow.
+
+        In the cycle after one of reset nothing else is known, so that this step is the beginning, too.
+        """
+        graph = Graph()
+        before, now = self.cycles(graph, 2, reset=False)
+        known = self.fulfilled(graph, [before]) + self.fulfilled(graph, [now], invariants=False)
+        broken = []
+        for n, rule in enumerate(self.rules.invariants):
+            fails = self.rule(graph, now, "invariant", n) ^ 1
+            if graph.satisfied(known, [fails], seconds=seconds):
+                broken.append(rule.says)
+        if broken:
+            raise NotInvariant(f"not proved: {'; '.join(broken)}")
+
+
+@dataclass
+class Sides:
+    """Original and mutant side by side, of which the bits ``equal`` are assumed to be so."""
+
+    machine: Machine
+    mutant: int
+    equal: set[int]
+
+    def violated(self, cycles: int, *, reset: bool, seconds: float) -> tuple[set[int], bool] | None:
+        """Return bits that differ after a cycle, and whether outputs do in it; None: nothing does.
+
+        The cycle is the last of ``cycles`` of the original; ``reset``: the first of these is of reset.
+        """
+        machine, graph = self.machine, Graph()
+        frames = machine.cycles(graph, cycles, reset=reset)
+        here = frames[-1]
+        registers = [
+            here.values[bit] if n in self.equal else graph.free()
+            for n, bit in enumerate(machine.circuit.registers)
+        ]
+        inputs = {name: here.of(name) for name in machine.circuit.inputs}
+        inputs[PORT] = [self.mutant >> n & 1 for n in range(len(inputs[PORT]))]
+        undefined = [here.values[bit] for bit in machine.circuit.undefined]
+        other = machine.circuit.frame(graph, registers, inputs, undefined)
+        known = machine.fulfilled(graph, frames)
+        bits = sorted(self.equal)
+        mine, others = here.following, other.following
+        differ = [graph.differ(mine[n], others[n]) for n in bits]
+        outputs = list(self._outputs(graph, here, other))
+        found = graph.satisfied(known, [*outputs, *differ], seconds=seconds)
+        if found is None:
+            return None
+        split = len(outputs)
+        return {n for n, shown in zip(bits, found[split:], strict=True) if shown}, any(found[:split])
+
+    def _outputs(self, graph: Graph, here: Frame, other: Frame) -> Iterable[int]:
+        """Return for each output bit that it differs, outside reset, where it says something."""
+        circuit = self.machine.circuit
+        (running,) = here.of(RESET)
+        for name in circuit.outputs:
+            matters = running
+            found = PAYLOAD.fullmatch(name)
+            valid = found and f"{found[1]}valid"
+            if found and valid in circuit.outputs and name != f"{found[1]}ready":
+                # Where only one of them is valid that differs itself.
+                matters = graph.both(running, here.of(valid)[0]) if name != valid else running
+            for mine, others in zip(here.of(name), other.of(name), strict=True):
+                yield graph.both(matters, graph.differ(mine, others))
+
+
+PAYLOAD = re.compile(r"(.*_(?:t|ar|aw|w|r|b))[a-z]+")
+"""Members of a channel, beside its ``valid``."""
+
+
+def equivalent(
+    mutants: Mutants, numbers: Sequence[int], *, seconds: float = SECONDS, rules: Rules | None = None
+) -> set[int]:
+    """Return which of these mutants are proved equivalent to the original.
+
+    Raises
+    ------
+    NotInvariant
+        Where the block's rules name an invariant that is none.
+    """
+    if not numbers:
+        return set()
+    start = time.monotonic()
+    machine = Machine.of(mutants, Rules.read(mutants.name) if rules is None else rules)
+    machine.prove_invariants(seconds=seconds)
+    proved = set()
+    for number in numbers:
+        try:
+            if _equivalent(machine, number, start + seconds):
+                proved.add(number)
+        except TimeoutError:
+            continue
+    return proved
+
+
+def _equivalent(machine: Machine, number: int, until: float) -> bool:
+    sides = Sides(machine, number, set(range(len(machine.circuit.registers))))
+    # From the first cycle of reset on, and from any later one.
+    questions = [(cycles, True) for cycles in range(1, HISTORY + 1)] + [(HISTORY + 1, False)]
+    settled = False
+    while not settled:
+        settled = True
+        for cycles, reset in questions:
+            while (
+                found := sides.violated(cycles, reset=reset, seconds=until - time.monotonic())
+            ) is not None:
+                bits, outputs = found
+                if outputs:
+                    return False
+                sides.equal -= bits
+                settled = False
+    return True
