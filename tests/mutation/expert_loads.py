@@ -109,7 +109,7 @@ def tied(config: EngineConfig, rng: np.random.Generator) -> Load:
 
 
 def full(config: EngineConfig, rng: np.random.Generator) -> Load:
-    """Sums of products of one sign as large as they can be at their exponent, in the first or the last matrix."""
+    """Sums as large as they can be at their exponent, in the first matrices or in the last."""
     first = rng.random() < 0.5
     x = operands.full(rng, config.d_model)
 

@@ -121,7 +121,8 @@ def tied(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top: int = 0
     count = len(x)
     w = np.zeros((rows, count), dtype=np.uint16)
     second, third = np.arange(cols, min(2 * cols, count)), np.arange(2 * cols, min(3 * cols, count))
-    small = rng.choice(FRACTIONS, rows) | rng.integers(0, 2, rows) << 15 | BF16_ONE
+    small = np.where(rng.random(rows) < 0.5, 0, rng.choice(FRACTIONS, rows))
+    small = small | rng.integers(0, 2, rows) << 15 | BF16_ONE
     w[:, 0] = scaled(small.astype(np.uint16), top - rng.integers(6, 40, rows))
     large = min(len(second) - 1, len(third)) if len(third) else len(second) - 1
     if large > 0:
@@ -163,7 +164,7 @@ def fading(x: Bits16, place: int, count: int) -> Bits16:
 
 
 def full(rng: np.random.Generator, *shape: int, top: int = 0) -> Bits16:
-    """Return positive numbers just below ``2**(top + 1)``: sums of their products reach the topmost places."""
+    """Return positive numbers just below ``2**(top + 1)``: sums of their products are the largest."""
     return (patterns(rng, np.full(shape, BF16_BIAS + top)) & ~np.uint16(SIGN)) | 0x70
 
 
