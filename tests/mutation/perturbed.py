@@ -4,8 +4,12 @@ Let M(t) be the block that is changed from cycle t on. M(t) and M(t + 1) differ 
 original's state of that time enters; if some cycles later their states are the same again, whatever comes in,
 and no output told them apart before, both are the same for ever. Then M(0), the mutant, is M(t) for every t,
 which is the original up to t. So one change in one cycle is followed, from any state that some cycles of the
-original lead to: those of a reset, and any others. What does not see the change is the same logic in both and
-is made once (:mod:`tests.mutation.circuit`), multipliers too: what is proved is of the changed cone alone.
+original lead to: those after a reset, and any others. What does not see the change is the same logic in both
+and is made once (:mod:`tests.mutation.circuit`), multipliers too: a proof is of the changed cone alone.
+
+A reset gives some registers their values, which the mutant's gives too, in any state; the others hold
+anything then, in both. Time begins anew with a reset: the mutant is the original with the same contents of
+those.
 """
 
 from __future__ import annotations
@@ -15,8 +19,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.mutation.circuit import FALSE, Frame, Graph
-from tests.mutation.equivalence import RESET, Machine
+from tests.mutation.circuit import FALSE, TRUE, Frame, Graph
+from tests.mutation.equivalence import RESET, Machine, NotInvariant
 from tests.mutation.mutants import PORT, SECONDS
 
 PAYLOAD = re.compile(r"(.*_t)[a-z]+")
@@ -37,15 +41,50 @@ class Beginning:
 
 
 def beginnings(machine: Machine, history: int) -> Iterator[Beginning]:
-    """Yield those that begin with a reset, up to ``history`` cycles, and that of any ``history`` + 1 cycles.
+    """Yield those after a reset, up to ``history`` cycles, and that of any ``history`` + 1 cycles.
 
-    In either the first state is any one that fulfils the block's invariants, if it is not one of reset.
+    After a reset the registers that it gives no value hold anything; else the first state is any one that
+    fulfils the block's invariants.
     """
-    for count, reset in ((history, True), (history + 1, False)):
-        graph = Graph()
-        frames = machine.cycles(graph, count, reset=reset)
-        for n in range(1, count + 1) if reset else (count,):
-            yield Beginning(graph, frames[:n], machine.fulfilled(graph, frames[:n]))
+    values = reset_values(machine)
+    graph = Graph()
+    registers = [graph.free() if value is None else value for value in values]
+    frames: list[Frame] = []
+    for _ in range(history):
+        inputs = machine.circuit.free_inputs(graph, **{PORT: 0})
+        frames.append(machine.cycle(graph, registers, inputs))
+        registers = frames[-1].following
+        yield Beginning(graph, list(frames), machine.fulfilled(graph, frames))
+    graph = Graph()
+    frames = machine.cycles(graph, history + 1, reset=False)
+    yield Beginning(graph, frames, machine.fulfilled(graph, frames))
+
+
+def reset_values(machine: Machine, number: int = 0) -> list[int | None]:
+    """Return what a cycle of reset gives each register in any state, None where it depends on that."""
+    [frame] = machine.cycles(Graph(), 1, reset=True, mutant=number)
+    return [literal if literal in (FALSE, TRUE) else None for literal in frame.following]
+
+
+def prove_after_reset(machine: Machine, *, seconds: float) -> None:
+    """Prove that the invariants hold after a reset, whatever the registers hold that it gives no value.
+
+    Raises
+    ------
+    NotInvariant
+        With those that do not.
+    """
+    graph = Graph()
+    registers = [graph.free() if value is None else value for value in reset_values(machine)]
+    frame = machine.cycle(graph, registers, machine.circuit.free_inputs(graph, **{PORT: 0}))
+    owed = machine.fulfilled(graph, [frame], invariants=False)
+    broken = [
+        rule.says
+        for n, rule in enumerate(machine.rules.invariants)
+        if graph.satisfied(owed, [machine.rule(graph, frame, "invariant", n) ^ 1], seconds=seconds)
+    ]
+    if broken:
+        raise NotInvariant(f"not proved after a reset: {'; '.join(broken)}")
 
 
 def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, seconds: float) -> bool:
@@ -62,6 +101,7 @@ def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, s
     undefined = [here.values[bit] for bit in circuit.undefined]
     there = circuit.frame(graph, [here.values[bit] for bit in circuit.registers], inputs, undefined)
     seen = list(_seen(graph, here, there))
+    (running,) = here.of(RESET)
     for _ in range(cycles - 1):
         mine, others = here.following, there.following
         if mine == others:
@@ -71,8 +111,13 @@ def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, s
         here = machine.cycle(graph, mine, inputs)
         undefined = [here.values[bit] for bit in circuit.undefined]
         there = circuit.frame(graph, others, inputs, undefined)
-        seen += _seen(graph, here, there)
-    left = [graph.differ(*both) for both in zip(here.following, there.following, strict=True)]
+        # After a reset time begins anew.
+        seen += [graph.both(running, literal) for literal in _seen(graph, here, there)]
+        running = graph.both(running, here.of(RESET)[0])
+    left = [
+        graph.both(running, graph.differ(mine, others))
+        for mine, others in zip(here.following, there.following, strict=True)
+    ]
     return graph.satisfied(begin.known, [*seen, *left], seconds=seconds) is None
 
 
@@ -102,6 +147,15 @@ def unnoticed(machine: Machine, numbers: Sequence[int], *, seconds: float = SECO
     """
     until = time.monotonic() + seconds
     machine.prove_invariants(seconds=seconds)
+    prove_after_reset(machine, seconds=seconds)
+    values = reset_values(machine)
+    numbers = [
+        number
+        for number in numbers
+        if all(
+            value in (None, given) for value, given in zip(values, reset_values(machine, number), strict=True)
+        )
+    ]
     proved: set[int] = set()
     for history, cycles in LADDER:
         candidates = [number for number in numbers if number not in proved]

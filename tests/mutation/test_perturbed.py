@@ -60,9 +60,9 @@ def test_a_change_that_is_none_is_proved_at_once():
 
 
 def test_history_tells_states_apart_that_never_come():
-    """Registers 10 and 11 are equal from the second cycle on, which the proof has to see."""
+    """Registers 10 and 11 are equal from a reset on, which the proof has to see."""
     gates = [
-        ("OR", 12, (3, 3)), ("OR", 13, (3, 3)), ("XOR", 7, (10, 11)), ("AND", 8, (7, 5)),
+        ("AND", 12, (3, 2)), ("AND", 13, (3, 2)), ("XOR", 7, (10, 11)), ("AND", 8, (7, 5)),
         ("XOR", 21, (10, 8)), ("OR", 20, (11, 11)),
     ]  # fmt: skip
     circuit = Circuit(
@@ -82,9 +82,24 @@ def test_history_tells_states_apart_that_never_come():
     assert not forgotten(machine, at_once, 1, 1, seconds=9)
 
 
+def test_a_register_that_reset_gives_another_value_is_seen():
+    """Valid after a reset, of the mutant alone: no cycle outside reset shows it by itself."""
+    gates = [("OR", 12, (3, 3)), ("NOT", 6, (2,)), ("AND", 7, (6, 5)), ("AND", 8, (4, 2)), ("OR", 13, (8, 7))]
+    gates += [("AND", 20, (10, 11)), ("OR", 21, (11, 11))]
+    inputs = ("aresetn", "data", "valid", PORT)
+    circuit = Circuit(inputs, ("o_tdata", "o_tvalid"), WIRES, gates, [10, 11], [12, 13], [])
+    assert unnoticed(Machine(circuit, Rules()), [1, 0]) == {0}
+
+
 def test_an_invariant_is_used_once_it_is_proved():
     """Valid data is odd where only odd data comes in: a mutant that counts on it is proved."""
-    gates = [("AND", 13, (4, 3)), ("OR", 12, (3, 3)), ("NOT", 8, (11,)), ("OR", 9, (10, 8))]
+    gates = [
+        ("AND", 16, (4, 3)),
+        ("AND", 13, (16, 2)),
+        ("OR", 12, (3, 3)),
+        ("NOT", 8, (11,)),
+        ("OR", 9, (10, 8)),
+    ]
     gates += [("NOT", 14, (9,)), ("AND", 15, (14, 5)), ("XOR", 20, (10, 15)), ("OR", 21, (11, 11))]
     wires = {**WIRES, "invariant.0": [9]}
     inputs = ("aresetn", "data", "valid", PORT)
