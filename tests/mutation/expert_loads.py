@@ -221,7 +221,7 @@ LOADS = {
     cancelling: 30,
     passed_on: 20,
     left_over: 16,
-    tied: 40,
+    tied: 100,
     full: 10,
     any_size: 24,
     one_extreme: 20,
