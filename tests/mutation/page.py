@@ -48,7 +48,7 @@ Neither detected nor proved equivalent, as Yosys names them.
 {survivors}
 
 """
-SURVIVOR = re.compile(r"^- (\S+) \d+: ")
+SURVIVOR = re.compile(r"^(- (\S+) \d+: `(.*)`: ).*\.$")
 
 # Why a place is not seen: pattern of the mutant, what is behind it.
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
@@ -71,6 +71,66 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "dispatch_units",
         r"\\token_ranks\.\$(gt|and)\$\S+:27(60|67)\$",
         "comparison with a token's last assignment, behind which no other one comes",
+    ),
+    (
+        "gating_sigmoid",
+        r"\\weights\.\$and\$\S+:6814\$",
+        "when the inverse of a token's sum is taken: the sum stays what it is until the next token's begins",
+    ),
+    (
+        "gating_sigmoid",
+        r"\\accumulators\.\\?copy_0\.",
+        "bypass of the accumulators; a row's sum is read six cycles after the one before, written four after",
+    ),
+    (
+        "gating_sigmoid",
+        r"\\burst_\d\.\$or\$\S+:1781\$",
+        "infinities of both signs; without NaN it is the negative one, which is chosen last, like NaN",
+    ),
+    (
+        "gating_sigmoid",
+        r"\\rank\.\$ternary\$\S+:3729\$",
+        "second best of a group's first expert, which has none: any later key is larger",
+    ),
+    (
+        "expert_relu",
+        r"\\drain\.\$and\$\S+:2779\$",
+        "a write of hidden activations while none come; it is where the next ones will be written",
+    ),
+    (
+        "expert_relu",
+        r"\\accumulate_\d\.\$reduce_or\$\S+:1625\$",
+        "lower places of a NaN; the adder's only one has the topmost, and sums come from the adder",
+    ),
+    (
+        "expert_relu",
+        r"\\gate\.\\?copy_1\.",
+        "bypass of the port that drains the accumulators; they are drained when nothing is added to them",
+    ),
+    (
+        "expert_relu",
+        r"\\lane_\d\.\$reduce_and\$\S+:3035\$",
+        "NaN on its way out; the adder's only one is rounded to the same by the arithmetic for numbers",
+    ),
+    (
+        "pim_bank",
+        r"\\lane_\d\.\$ternary\$\S+:6634\$",
+        "a place far below a tie; of all products with a sigmoid none is rounded otherwise without it",
+    ),
+    (
+        "pim_bank",
+        r"\\sigmoid\.\$neg\$\S+:6886\$",
+        "an argument from 128 on, whose lower places do not count; the proof meets two multipliers",
+    ),
+    (
+        "pim_bank",
+        r"arrives_q6",
+        "what is gathered while nothing arrives; both parts of a result come one cycle after the other",
+    ),
+    (
+        "pim_bank",
+        r"\\burst_\d\.\$and\$\S+:2405\$",
+        "infinity beside NaN, which decides; ten cycles pass until then, too many for the proof",
     ),
     (
         "combine",
@@ -116,7 +176,12 @@ def page(
         for number, text in _items(one.left)
     ]
     head, _, tail = before.partition("## The netlist itself")
-    kept = [line for line in tail.splitlines() if (found := SURVIVOR.match(line)) and found[1] not in rows]
+    # What became known since counts for those measured before, too.
+    kept = [
+        f"{found[1]}{explanation(found[2], found[3])}."
+        for line in tail.splitlines()
+        if (found := SURVIVOR.match(line)) and found[2] not in rows
+    ]
     return PAGE.format(
         warm_up=WARM_UP,
         goal=goal,

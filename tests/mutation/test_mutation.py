@@ -50,6 +50,8 @@ def test_what_is_measured_alone_takes_its_place_on_the_page():
     found = [line[:12] for line in after.splitlines() if line.startswith("- ")]
     assert found == ["- combine 4:", "- dispatch 7"]
     assert page([], [], "ghi", 0.95, 300, after) == after
+    known = after.replace("- combine 4: `inv $a ", "- combine 4: `inv \\emitter.$and$x.v:2285$ ")
+    assert ": NaN on its way out;" in page([], [], "ghi", 0.95, 300, known)
 
 
 @pytest.mark.long
