@@ -24,11 +24,17 @@ are those of one process beside other work, builds included.
 |---|---|---|---|---|---|---|---|---|---|
 {rows}
 
-The *score* is the share detected of those that are not proved equivalent. *Equivalent* is proved: from any
-state that {warm_up} cycles of the original lead to, with any inputs, the same outputs and the same next state
-(Yices). That is a narrow meaning: a mutant that differs only in a register that nobody reads then, or in
-states that cannot be reached for another reason, is not among them, nor one for whose proof {seconds} seconds
-are too few. The scenarios are those of the seed, for what survives them those of the next one too.
+The *score* is the share detected of those that are not proved equivalent. *Equivalent* is proved, over gates
+that original and mutant share where the change is not seen (`tests/mutation/perturbed.py`): from any state
+that some cycles of the original lead to, with any inputs, the change of one cycle leaves no trace in the
+state a few cycles later, and no output that counts shows it; then the mutant is the original for ever. What a
+reset leaves as it was may hold anything, the same in both; payloads count while they are valid. What the
+state always fulfils is stated in `tests/mutation/invariants/` and proved by induction first. Of the
+dispatcher and the combiners the whole is asked too: {warm_up} cycles of the original, then the same outputs
+and next state (Yices). That is a narrow meaning: what hangs on a relation that no rule states is not among
+them, nor what {seconds} seconds for a block, five for a question, are too few for. The scenarios are the
+bench's and those that only mutants need (`tests/mutation/*_scenarios.py`: sums that take each other back,
+ties, limits, far rows, restarts), of the seed, and for what survives them those of the next one too.
 
 ## The netlist itself
 
