@@ -9,8 +9,17 @@ from amaranth.lib.wiring import In, Out
 
 from golden.formats import BF16_NAN, F32_NAN
 from golden.stored_formats import E8M0_NAN
-from rtl.arith import F32, Accumulate, burst_layout, ceil_log2
-from spec.design import Format
+from rtl.arith import (
+    F32,
+    PRODUCT_STAGES,
+    Accumulate,
+    Pipelined,
+    burst_layout,
+    ceil_log2,
+    delay,
+    staged_product,
+)
+from spec.design import Format, Pipeline
 
 SIGNIFICAND_BITS = {Format.FP8: 24, Format.MXFP4: 1, Format.INT4: 8}
 """Of a scale, the top one included."""
@@ -130,10 +139,11 @@ def factor_of(m, number_format: Format, pattern, name: str):
     return factor
 
 
-class ScaleSum(wiring.Component):
+class ScaleSum(Pipelined):
     """Multiply a group's fp32 sum with its scale, one rounding, to nearest even. One per cycle.
 
-    Latency 2 cycles. The result is what :class:`rtl.arith.Accumulate` adds: an fp32 number as a burst's sum.
+    Latency 2 cycles, in a deep pipeline 5: operands, product 2, its parts' sum, rounding. The result is what
+    :class:`rtl.arith.Accumulate` adds: an fp32 number as a burst's sum.
     Area: a 24-bit multiplier by the significand of a scale, which in ``mxfp4`` is 1.
     Reference: :func:`golden.grouped.scaled`.
 
@@ -146,9 +156,11 @@ class ScaleSum(wiring.Component):
     """
 
     LATENCY = 2
+    DEEP_LATENCY = 1 + PRODUCT_STAGES + 2
 
-    def __init__(self, number_format: Format) -> None:
+    def __init__(self, number_format: Format, pipeline: Pipeline = Pipeline.SHORT) -> None:
         self.format = number_format
+        self.pipeline = pipeline
         super().__init__(
             {"i": In(F32), "factor": In(factor_layout(number_format)), "o": Out(burst_layout(1))}
         )
@@ -166,12 +178,21 @@ class ScaleSum(wiring.Component):
         s1_sign = Signal(reset_less=True)
         s1_nan = Signal(reset_less=True)
         s1_inf = Signal(reset_less=True)
+        wait = self.latency - 2
+        significand = Mux(zero, 0, Cat(value.fraction, Const(1, 1)))
+        operands = [
+            delay(m, one, int(self.deep), f"s0_{name}")
+            for name, one in (("significand", significand), ("scale", factor.significand))
+        ]
+        tags = (
+            (s1_exponent, value.exponent + factor.exponent - 127),
+            (s1_sign, value.sign ^ factor.sign),
+            (s1_nan, value_nan | factor.nan | (value_inf & factor_zero) | (factor.inf & zero)),
+            (s1_inf, value_inf | factor.inf),
+        )
         m.d.sync += [
-            s1_product.eq(Mux(zero, 0, Cat(value.fraction, Const(1, 1))) * factor.significand),
-            s1_exponent.eq(value.exponent + factor.exponent - 127),
-            s1_sign.eq(value.sign ^ factor.sign),
-            s1_nan.eq(value_nan | factor.nan | (value_inf & factor_zero) | (factor.inf & zero)),
-            s1_inf.eq(value_inf | factor.inf),
+            s1_product.eq(staged_product(m, *operands, "product", deep=self.deep)),
+            *(tag.eq(delay(m, value, wait, f"{tag.name}_wait")) for tag, value in tags),
         ]
 
         # s2: normalised and rounded. Below the normal range before rounding it is zero.
@@ -203,8 +224,8 @@ class ScaleSum(wiring.Component):
 class SumInPairs(wiring.Component):
     """Add fp32 numbers in pairs, the sums in pairs, and so on, with one rounding each. One set per cycle.
 
-    Numbers are given, and the sum is, as bursts' sums. Latency 3 cycles for each doubling of ``count``.
-    Area: ``count`` - 1 adders. Reference: :meth:`golden.grouped.MatrixGrouped.product`.
+    Numbers are given, and the sum is, as bursts' sums. Latency 3 cycles for each doubling of ``count``, 7
+    in a deep pipeline. Area: ``count`` - 1 adders. Reference: :meth:`golden.grouped.MatrixGrouped.product`.
 
     Members
     -------
@@ -213,15 +234,16 @@ class SumInPairs(wiring.Component):
     o : Out(burst_layout(1))
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, pipeline: Pipeline = Pipeline.SHORT) -> None:
         self.count = count
-        self.latency = self.latency_of(count)
+        self.pipeline = pipeline
+        self.latency = self.latency_of(count, pipeline)
         super().__init__({"i": In(data.ArrayLayout(burst_layout(1), count)), "o": Out(burst_layout(1))})
 
     @staticmethod
-    def latency_of(count: int) -> int:
+    def latency_of(count: int, pipeline: Pipeline = Pipeline.SHORT) -> int:
         """Return the latency in cycles."""
-        return ceil_log2(count) * Accumulate.LATENCY
+        return ceil_log2(count) * Accumulate.latency_of(pipeline)
 
     def elaborate(self, platform):
         m = Module()
@@ -230,7 +252,7 @@ class SumInPairs(wiring.Component):
             sums = []
             for number in range(len(numbers) // 2):
                 name = f"{len(numbers)}_{number}"
-                pair = m.submodules[f"pair_{name}"] = Accumulate(1)
+                pair = m.submodules[f"pair_{name}"] = Accumulate(1, self.pipeline)
                 one, other = numbers[2 * number : 2 * number + 2]
                 m.d.comb += [pair.acc.eq(f32_of_sum(one)), pair.addend.eq(other)]
                 sums.append(sum_of_f32(m, pair.o, f"sum_{name}"))

@@ -13,6 +13,7 @@ repetition, and its length is found without walking it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,37 +21,57 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from sim.gating import burst_trees
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, Trains, taken
-from spec.design import DesignSpec, Format
-from spec.geometry import ACCUMULATE_DISTANCE, SCALE_DISTANCE, FfnGeometry, ImageGeometry, ceil_div
+from spec.design import DeepBlock, DesignSpec, Format, Pipeline
+from spec.geometry import SCALE_DISTANCE, FfnGeometry, ImageGeometry, array_distance, ceil_div
 from spec.model import Activation
 
 ARRAY_LATENCY = 8
 """From a slot's firing to its sums being written: burst 5, accumulator 3."""
 UNIT_VISIBLE = ARRAY_LATENCY + 1
+DEEP_BURST = 8
+"""Of a deep array: a burst without the stages of its trees."""
+DEEP_ADDITION = 7
+DEEP_SCALE_PRODUCT = 5
+DEEP_INTEGER = 6 + 9
+"""Of int8: operands 1, burst 5, accumulator 9."""
 SCALING = 5
 """Behind the accumulator in a grouped format: product with the scale 2, addition to the total 3."""
 PAIRING = 3
 """Between these, for each doubling of the groups of a tile: their products are added in pairs."""
-SIGMOID = 1 + 7
-"""From the value to its sigmoid: argument, table of exp 3, sum 1, table of the reciprocal 2, product 1."""
+SIGMOID, DEEP_SIGMOID = 1 + 7, 3 + 18
+"""From the value to its sigmoid: argument, table of exp 3, sum 1, table of the reciprocal 2, product 1.
+
+Deep: argument distances 1, magnitude 1, sign 1, then as in :mod:`sim.gating`.
+"""
+DEEP_ALPHA = 5
+"""Deep only, of an argument with a factor: fixed point 1, magnitude 1, product 2, sum of its parts 1."""
+GELU_TANH_ARGUMENT = 3
 CURVE = {
     Activation.GELU: 1 + 3 + 2,
-    Activation.GELU_TANH: 3 + 7,
+    Activation.GELU_TANH: GELU_TANH_ARGUMENT + 7,
     Activation.TANH: 1 + 2,
     **dict.fromkeys((Activation.LINEAR, Activation.RELU, Activation.RELU2), 0),
 }
 """From the rounded value to the activation's factors, where that is not a sigmoid of it."""
 DIRECT = (Activation.LINEAR, Activation.RELU)
 """Activations that are rounding, and no more, without a gate matrix."""
-QUANTISER = 2
+QUANTISER, DEEP_QUANTISER = 2, 4
 """Behind the activation where hidden values become int8."""
 BANKS = 2
+DEEP_PRODUCT_AND_ROUND = 1 + 2 + 5
+"""Of a deep activation: significands 1, times the curve's mantissa 2; leading zeros 2, shift 1, what lies
+below 1, rounding 1."""
+WITH_FACTOR = (Activation.QUICK_GELU, Activation.CLAMPED_SWIGLU)
+"""Activations whose sigmoid's argument has a factor."""
 
 
-def activation_latency(*kinds: FfnGeometry) -> int:
+def activation_latency(*kinds: FfnGeometry, pipeline: Pipeline = Pipeline.SHORT) -> int:
     """Return the cycles from a sum's drain to its hidden activation: of an engine's experts the longest."""
     activations = {kind.ffn.activation for kind in kinds}
+    if pipeline is Pipeline.DEEP:
+        return _deep_activation(kinds) + (DEEP_QUANTISER if kinds[0].format is Format.INT8 else 0)
     # Round and clamp 1, product 1, round 1.
     latency = 1
     if kinds[0].ffn.gated or not activations <= set(DIRECT):
@@ -58,8 +79,53 @@ def activation_latency(*kinds: FfnGeometry) -> int:
     return latency + (QUANTISER if kinds[0].format is Format.INT8 else 0)
 
 
-def unit_visible(geometry: FfnGeometry) -> int:
+def _deep_activation(kinds: Sequence[FfnGeometry]) -> int:
+    """Return the same of deep lanes, without the quantiser."""
+    activations = {kind.ffn.activation for kind in kinds}
+    gated = kinds[0].ffn.gated
+    if not gated and activations <= set(DIRECT):
+        return 1
+
+    def curve(activation: Activation) -> int:
+        if activation is Activation.GELU_TANH:
+            return GELU_TANH_ARGUMENT + DEEP_SIGMOID - 3
+        factor = DEEP_ALPHA if activation in WITH_FACTOR else 0
+        return CURVE.get(activation, DEEP_SIGMOID + factor)
+
+    # What is rounded: significands of 8 bits, a mantissa of 21 (relu2: 8; beside another activation 21).
+    bits = 16 if gated else 8
+    alone = next(iter(activations)) if len(activations) == 1 else None
+    mantissa = 0 if alone in DIRECT else 8 if alone is Activation.RELU2 else 21
+    multiply = DEEP_PRODUCT_AND_ROUND - (bits + mantissa <= 32) - (0 if mantissa else 2)
+    clamps = any(kind.ffn.clamped or kind.ffn.activation is Activation.CLAMPED_SWIGLU for kind in kinds)
+    return 1 + clamps + max(map(curve, activations)) + multiply
+
+
+def array_latency(geometry: FfnGeometry, pipeline: Pipeline) -> int:
+    """Return the cycles from a slot's firing to its sums being written; in a grouped format its group's."""
+    if pipeline is Pipeline.SHORT:
+        return ARRAY_LATENCY
+    return 1 + scale_distance(geometry, pipeline)
+
+
+def scale_distance(geometry: FfnGeometry, pipeline: Pipeline) -> int:
+    """Return the cycles from a scale tile's slot to the next one's, at least: burst and addition."""
+    if pipeline is Pipeline.SHORT:
+        return SCALE_DISTANCE
+    if geometry.format is Format.INT8:
+        return DEEP_INTEGER
+    cols = geometry.cols // geometry.tile_groups if geometry.format.grouped else geometry.cols
+    return DEEP_BURST + burst_trees(cols) + DEEP_ADDITION
+
+
+def unit_visible(geometry: FfnGeometry, pipeline: Pipeline = Pipeline.SHORT) -> int:
     """Return the cycles from a unit's first slot at its last tile to its first drain read."""
+    if pipeline is Pipeline.DEEP:
+        visible = array_latency(geometry, pipeline) + 1
+        if not geometry.format.grouped:
+            return visible
+        pairs = (geometry.tile_groups - 1).bit_length()
+        return visible + DEEP_SCALE_PRODUCT + DEEP_ADDITION * (1 + pairs)
     if not geometry.format.grouped:
         return UNIT_VISIBLE
     return UNIT_VISIBLE + SCALING + PAIRING * (geometry.tile_groups - 1).bit_length()
@@ -74,10 +140,18 @@ class EngineShape:
     tile_beats: int
     burst_beats: int
     max_outstanding: int
+    pipeline: Pipeline = Pipeline.SHORT
 
     @classmethod
     def of(
-        cls, image: ImageGeometry, *, act_lanes: int, beat_bits: int, burst_beats: int, max_outstanding: int
+        cls,
+        image: ImageGeometry,
+        *,
+        act_lanes: int,
+        beat_bits: int,
+        burst_beats: int,
+        max_outstanding: int,
+        pipeline: Pipeline = Pipeline.SHORT,
     ) -> EngineShape:
         """Return the shape of an engine with this image, array and memory port."""
         return cls(
@@ -86,6 +160,7 @@ class EngineShape:
             tile_beats=image.routed.tile_bytes * 8 // beat_bits,
             burst_beats=burst_beats,
             max_outstanding=max_outstanding,
+            pipeline=pipeline,
         )
 
     @classmethod
@@ -97,6 +172,7 @@ class EngineShape:
             beat_bits=design.memory.width_bits,
             burst_beats=design.memory.burst_beats,
             max_outstanding=design.memory.max_outstanding,
+            pipeline=design.pipeline_of(DeepBlock.EXPERT),
         )
 
     @property
@@ -253,19 +329,19 @@ def expert_cycles(
 HIDDEN_BLOCKS, IN_TILES, OUT_BLOCKS, HIDDEN_TILES, BURSTS, TILES, SCALE_TILES = range(7)
 """Columns of the table of kinds."""
 
-MOST_STAGES = 3
-"""Of the product of inputs and weights, between f1 and f2."""
+MOST_STAGES = 4
+"""Of the product of inputs and weights, between f1 and f2, and a deep pipeline's l before f1."""
 AR, R, LEFT, LEFT_2, RELEASED, RELEASED_2, SCALED, START, FIRE = range(9)
 F0 = FIRE + MOST_STAGES + 2
-D0, D1_FREE, DRAINED, DRAINED_2, OUT_IN, OUT, OUT_2 = range(F0 + 1, F0 + 8)
+D0, D1_FREE, LAST_FREE, DRAINED, DRAINED_2, OUT_IN, OUT, OUT_2 = range(F0 + 1, F0 + 9)
 """Times that the next tile or unit depends on, the first columns of the states.
 
 Weight side: last address and beat taken, the last two beats out of the input register, the last two
 tiles released. Array side: the last scale tile's slot (where there is none, the same as the next), start of
 the last tile that tokens meet, last slot's leaving of f2 (it fires) and, from
 ``FIRE + 1`` to ``F0``, of the stages before, f0 the last (in the columns of stages that are not there too).
-Drain side: last read, when d1 is next free, last reads of the last two units; last beat into the output
-register, last two out of it."""
+Drain side: last read, when d1 is next free, and the last stage (in a deep pipeline d2), last reads of
+the last two units; last beat into the output register, last two out of it."""
 TILE_TIMES, HIDDEN_TIMES, OUT_TIMES = D0, OUT_IN, OUT_2 + 1
 """How many of them a tile, a hidden unit and an output unit touch."""
 BEATS, WAITED, PASSED, WALKED, OUTPUTS, ROWS = range(OUT_2 + 1, OUT_2 + 7)
@@ -293,6 +369,11 @@ class Sizes(NamedTuple):
     activation: int
     visible: int
     span: int
+    distance: int
+    scale_distance: int
+    drain_stages: int
+    list_stages: int
+    page_stages: int
     latency: int
     input_stages: int
 
@@ -322,7 +403,7 @@ class ExpertModel:
     """
 
     def __init__(self, shape: EngineShape, latency: int, bench: Bench | None = None) -> None:
-        routed = shape.image.routed
+        routed, deep = shape.image.routed, shape.pipeline is Pipeline.DEEP
         self._table = shape.table()
         self._sizes = Sizes(
             matrices=routed.num_up_matrices,
@@ -332,22 +413,27 @@ class ExpertModel:
             words=shape.words,
             tile_beats=shape.tile_beats,
             burst_beats=shape.burst_beats,
-            activation=activation_latency(*shape.kinds),
-            visible=unit_visible(routed),
+            activation=activation_latency(*shape.kinds, pipeline=shape.pipeline),
+            visible=unit_visible(routed, shape.pipeline),
             span=1 + routed.span_tiles,
+            distance=array_distance(shape.pipeline, routed.format),
+            scale_distance=scale_distance(routed, shape.pipeline),
+            drain_stages=2 if deep else 1,
+            list_stages=1 if deep else 0,
+            page_stages=2 if deep else 0,
             latency=latency,
             input_stages=shape.image.input_cycles,
         )
-        assert shape.image.input_cycles <= MOST_STAGES
+        assert self._sizes.input_stages + self._sizes.list_stages <= MOST_STAGES
         self._most_blocks = int(self._table[:, OUT_BLOCKS].max())
         self._bench = bench
         self._hidden_done = np.empty(int(self._table[:, HIDDEN_BLOCKS].max()), dtype=np.int64)
         # After reset.
         self._states = np.zeros((3, RING + shape.max_outstanding), dtype=np.int64)
         self._states[NOW, :OUT_TIMES] = -1
-        self._states[NOW, START] = -ACCUMULATE_DISTANCE
-        self._states[NOW, SCALED] = -SCALE_DISTANCE
-        self._states[NOW, D1_FREE] = 0
+        self._states[NOW, START] = -self._sizes.distance
+        self._states[NOW, SCALED] = -self._sizes.scale_distance
+        self._states[NOW, [D1_FREE, LAST_FREE]] = 0
         self._states[NOW, OLDEST] = RING
         self._states[NOW, RING:] = NEVER
         self._last_i = -1
@@ -435,7 +521,7 @@ def _run(
 
         # The reader goes on to this job when it has asked for the last burst of the one before; the
         # sequencer likewise, when its last slot has left f0.
-        ask_from = max(last_i + 1, now[AR] + 1) + 1
+        ask_from = max(last_i + 1 + sizes.page_stages, now[AR] + 1) + 1
         walk_from = max(last_i + 1, now[F0] + 1) + 1
         beats = now[BEATS]
         hidden = hidden_done[: kinds[job, HIDDEN_BLOCKS]]
@@ -486,11 +572,10 @@ def _hidden_phase(
                 first = start
         # The unit's drain; a hidden value is written after the activation.
         read = max(now[START] + sizes.visible, now[D0] + 1, now[D1_FREE])
-        now[D0] = read + (tokens - 1) * sizes.parts
-        now[D1_FREE] = now[D0] + sizes.parts
+        _drain(read, tokens, now, sizes)
         now[DRAINED_2] = now[DRAINED]
         now[DRAINED] = now[D0]
-        hidden_done[block] = now[D1_FREE] + sizes.activation + 1
+        hidden_done[block] = now[LAST_FREE] + sizes.activation + 1
         block += 1
 
         if not search or block == blocks:
@@ -508,6 +593,21 @@ def _hidden_phase(
             since = block
             within *= 2
     return first
+
+
+@njit(cache=True)
+def _drain(read: int, tokens: int, now: NDArray[np.int64], sizes: Sizes) -> None:
+    """Read a hidden unit's tokens, the first one in cycle ``read``; what they become is always taken."""
+    if sizes.drain_stages == 1:
+        now[D0] = read + (tokens - 1) * sizes.parts
+        now[D1_FREE] = now[LAST_FREE] = now[D0] + sizes.parts
+        return
+    # The first one's move from d1 to d2; the next one is read with it, moves when the first has been handed
+    # out, and so on.
+    moved = max(read + 1, now[LAST_FREE])
+    now[D0] = moved + (tokens - 2) * sizes.parts if tokens > 1 else read
+    now[D1_FREE] = moved + (tokens - 1) * sizes.parts
+    now[LAST_FREE] = moved + tokens * sizes.parts
 
 
 @njit(cache=True)
@@ -564,14 +664,17 @@ def _give_each(
     """Drain an output unit beat by beat."""
     visible = now[START] + sizes.visible
     for token in range(tokens):
-        now[D0] = max(visible, now[D0] + 1, now[D1_FREE])
+        now[D0] = moved = max(visible, now[D0] + 1, now[D1_FREE])
+        if sizes.drain_stages == 2:
+            moved = max(moved + 1, now[LAST_FREE])
         for _ in range(parts):
-            now[OUT_IN] = max(now[D0] + 1, now[OUT_IN] + 1, now[OUT_2] + 1)
+            now[OUT_IN] = max(moved + 1, now[OUT_IN] + 1, now[OUT_2] + 1)
             now[OUT_2] = now[OUT]
             now[OUT] = taken(max(now[OUT_IN] + 1, now[OUT] + 1), bench.ready)
             bench.o[now[OUTPUTS]] = now[OUT]
             now[OUTPUTS] += 1
-        now[D1_FREE] = now[OUT_IN]
+        now[LAST_FREE] = now[OUT_IN]
+        now[D1_FREE] = now[OUT_IN] if sizes.drain_stages == 1 else moved
         results[token] = now[OUT]
 
 
@@ -582,14 +685,21 @@ def _give(
     """Drain an output unit whose beats are taken at once: they follow each other without gaps."""
     beats = tokens * parts
     read = max(now[START] + sizes.visible, now[D0] + 1, now[D1_FREE])
-    entered = max(read + 1, now[OUT_IN] + 1, now[OUT_2] + 1)
+    moved = read if sizes.drain_stages == 1 else max(read + 1, now[LAST_FREE])
+    entered = max(moved + 1, now[OUT_IN] + 1, now[OUT_2] + 1)
     first = max(entered, now[OUT]) + 1
     # Each later beat enters as the one before it leaves; a token is read as the one before it is in.
     now[OUT_2] = first + beats - 2 if beats > 1 else now[OUT]
     now[OUT] = first + beats - 1
     now[OUT_IN] = _entered(beats - 1, entered, first)
-    now[D0] = _entered((tokens - 1) * parts - 1, entered, first) if tokens > 1 else read
-    now[D1_FREE] = now[OUT_IN]
+    # When the last token moves into the last stage, and the one before it has.
+    last = _entered((tokens - 1) * parts - 1, entered, first) if tokens > 1 else moved
+    now[LAST_FREE] = now[OUT_IN]
+    if sizes.drain_stages == 1:
+        now[D0], now[D1_FREE] = last, now[OUT_IN]
+    else:
+        before = _entered((tokens - 2) * parts - 1, entered, first) if tokens > 2 else moved
+        now[D0], now[D1_FREE] = before if tokens > 1 else read, last
     for token in range(tokens):
         results[token] = first + (token + 1) * parts - 1
     row = now[ROWS]
@@ -636,10 +746,11 @@ def _tiles(
         scales = sizes.span > 1 and place == 0
         tokens = 1 if scales else job_tokens
         full = now[LEFT] + 1
-        f0, f1 = sizes.input_stages + 2, sizes.input_stages + 1
-        left = max(walk_from, now[FIRE + f0] + 1, now[FIRE + f1])
+        f1 = sizes.input_stages + 1
+        f0 = f1 + sizes.list_stages + 1
+        left = max(walk_from, now[FIRE + f0] + 1, now[FIRE + f0 - 1])
         now[FIRST + f0] = left
-        for stage in range(f1, 0, -1):
+        for stage in range(f0 - 1, 0, -1):
             left = max(left + 1, now[FIRE + stage - 1])
             if num_hidden and stage == f1:
                 weights = tile - (tile // sizes.span + (place > 0) if sizes.span > 1 else 0)
@@ -647,10 +758,10 @@ def _tiles(
                 left = max(left, hidden_done[min(needed, num_hidden) - 1])
             now[FIRST + stage] = left
         if scales:
-            fire = max(left + 1, full, now[SCALED] + SCALE_DISTANCE)
+            fire = max(left + 1, full, now[SCALED] + sizes.scale_distance)
             now[SCALED] = fire
         else:
-            fire = max(left + 1, full, now[START] + ACCUMULATE_DISTANCE)
+            fire = max(left + 1, full, now[START] + sizes.distance)
             if starts_unit and tile == (sizes.span > 1):
                 fire = max(fire, now[DRAINED_2] + 1)
             now[START] = fire

@@ -232,7 +232,7 @@ def run_pim_layer(
     if result.timeout is None and len(seen.output.taken):
         report.cycles["rtl"] = seen.cycles
         report.seconds = seen.cycles / design.clock_hz
-        _add_use(report, shape, seen.cycles, report.counters)
+        add_use(report, shape, seen.cycles, report.counters)
     report.mac_slots = slots
     report.dram = run.dram()
     rules = report.dram["violations"]
@@ -359,12 +359,12 @@ def _add_model(report: Report, shape: PimShape, times: PimTimes, channels: list[
         "register_writes": sum(channel.writes for channel in channels),
         "register_reads": sum(channel.reads for channel in channels),
     }
-    _add_use(report, shape, cycles, counters)
+    add_use(report, shape, cycles, counters)
     start, end = int(times.tokens.taken[0]), int(times.output.taken[-1]) + 1
     report.mac_slots = total([channel.mac_slots(start, end) for channel in channels])
 
 
-def _add_use(report: Report, shape: PimShape, cycles: int, counters: Mapping[str, int]) -> None:
+def add_use(report: Report, shape: PimShape, cycles: int, counters: Mapping[str, int]) -> None:
     """Put the shares of lanes and column slots that were used into the report, and the energy.
 
     ``counters``: those of :data:`spec.registers.COUNTERS` that count MACs and commands.

@@ -79,6 +79,8 @@ class DeepBlock(StrEnum):
 
     GATE = "gate"
     DISPATCH = "dispatch"
+    EXPERT = "expert"
+    COMBINE = "combine"
 
 
 class Policy(StrEnum):

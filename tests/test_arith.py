@@ -455,6 +455,65 @@ def test_activation_lane(ffn):
     agree(got, want, name_of(ffn), *values.values())
 
 
+DEEP_FFNS = [ffn for ffn in FFNS if ffn.limit == 7.0 or ffn.clamped]
+"""Of those that differ only in a bound that they do not have, one."""
+DEEP_SHORT = (Activation.SILU, Activation.CLAMPED_SWIGLU, Activation.RELU2)
+
+
+@pytest.mark.parametrize(
+    "ffn",
+    [
+        pytest.param(ffn, marks=[] if ffn.activation in DEEP_SHORT else pytest.mark.long, id=name_of(ffn))
+        for ffn in DEEP_FFNS
+    ],
+)
+def test_deep_activation_lane(ffn):
+    """The same bits from a deep lane, after the cycles that the model states."""
+    values = lane_inputs(ffn)
+    lane = ActivationLane(ffn, pipeline=Pipeline.DEEP)
+    words = {name: value.view(np.uint32) for name, value in values.items()}
+    got = run_pipeline(lane, words, ["o"], lane.latency)["o"]
+    want = activate(ffn, values["gate"], values["up"] if ffn.gated else None)
+    agree(got, want, name_of(ffn), *values.values())
+
+
+def geometry_of(ffn: FfnSpec) -> FfnGeometry:
+    return FfnGeometry(ffn=ffn, d_model=1, d_hidden=1, rows=1, cols=1)
+
+
+def test_deep_lanes_latencies_as_stated():
+    """The figures of docs/expert.md; each lane was run with its own above."""
+    latencies = {ffn: ActivationLane(ffn, pipeline=Pipeline.DEEP).latency for ffn in DEEP_FFNS}
+    for ffn, latency in latencies.items():
+        assert activation_latency(geometry_of(ffn), pipeline=Pipeline.DEEP) == latency, name_of(ffn)
+    for ffn, other in PAIRS:
+        lane = ActivationLane(ffn, other, Pipeline.DEEP)
+        kinds = map(geometry_of, (ffn, other))
+        assert activation_latency(*kinds, pipeline=Pipeline.DEEP) == lane.latency
+    plain = {(ffn.activation, ffn.gated): latency for ffn, latency in latencies.items() if not ffn.clamped}
+    gated = {
+        Activation.SILU: 30,
+        Activation.CLAMPED_SWIGLU: 36,
+        Activation.QUICK_GELU: 35,
+        Activation.SIGMOID: 30,
+        Activation.GELU: 15,
+        Activation.GELU_TANH: 30,
+        Activation.TANH: 12,
+        Activation.RELU: 6,
+        Activation.RELU2: 8,
+        Activation.LINEAR: 6,
+    }
+    single = {kind: cycles - 1 for kind, cycles in gated.items()}
+    single |= {Activation.RELU: 1, Activation.LINEAR: 1, Activation.RELU2: 8}
+    del single[Activation.CLAMPED_SWIGLU]
+    assert plain == {(kind, True): cycles for kind, cycles in gated.items()} | {
+        (kind, False): cycles for kind, cycles in single.items()
+    }
+    for (kind, is_gated), latency in plain.items():
+        clamping = [ffn for ffn in DEEP_FFNS if ffn.clamped and ffn.activation is kind and is_gated]
+        assert [latencies[ffn] for ffn in clamping] in ([], [latency + 1])
+
+
 PAIRS = [
     (ffn, dataclasses.replace(ffn, activation=other, gate_matrix=ffn.gated))
     for ffn in FFNS

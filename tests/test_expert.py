@@ -31,7 +31,7 @@ from rtl.expert.layouts import EngineConfig, contribution_layout, job_layout
 from rtl.gating.layouts import token_layout
 from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel
 from sim.streams import expanded, readiness
-from spec.design import Format, Multiplier
+from spec.design import Format, Multiplier, Pipeline
 from spec.geometry import PAGE_BYTES, FfnGeometry, GateGeometry, ImageGeometry, ceil_div
 from spec.load import load_design, load_model
 from spec.model import Activation, AppliedTo, FfnSpec, GatingSpec
@@ -300,6 +300,7 @@ def shape_of(config: ExpertConfig) -> EngineShape:
         beat_bits=config.beat_bits,
         burst_beats=config.burst_beats,
         max_outstanding=config.max_outstanding,
+        pipeline=config.pipeline,
     )
 
 
@@ -518,6 +519,19 @@ def random_case(seed: int) -> Case:
 @pytest.mark.parametrize("seed", range(7))
 def test_random(seed):
     case = random_case(seed)
+    check(case, run_case(case))
+
+
+def deep(case: Case) -> Case:
+    """Return a case whose engine has deep pipelines."""
+    return replace(case, config=replace(case.config, pipeline=Pipeline.DEEP))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(5), *(pytest.param(n, marks=pytest.mark.long) for n in range(5, 200))]
+)
+def test_random_deep(seed):
+    case = deep(random_case(seed))
     check(case, run_case(case))
 
 
@@ -905,6 +919,29 @@ def test_documented_utilisation_of_stored_weights():
     assert [f"{100 * cycles / last[0]:.1f}" for cycles in last[1:]] == ["51.6", "26.7", "28.2"]
 
 
+def test_documented_cost_of_deep_pipelines():
+    """The figures of docs/expert.md: last output beats of a deep engine and of a short one."""
+
+    def last_beats(number_format: Format, group: int, tokens: int) -> tuple[int, int]:
+        config = sixteen_tiles(d_model=1024, d_hidden=512, number_format=number_format, group=group)
+        short, deep = (
+            steady(replace(config, pipeline=pipeline), tokens, 1)
+            for pipeline in (Pipeline.SHORT, Pipeline.DEEP)
+        )
+        return int(short.o[-1]), int(deep.o[-1])
+
+    assert last_beats(Format.BF16, 0, 1) == (98421, 98438)
+    formats = {Format.INT8: 0, Format.FP8: 128, Format.MXFP4: 32, Format.INT4: 32}
+
+    def ratios(tokens: int) -> list[str]:
+        pairs = [last_beats(number_format, group, tokens) for number_format, group in formats.items()]
+        return [f"{deep / short:.2f}" for short, deep in pairs]
+
+    assert ratios(8) == ["1.50", "1.23", "1.23", "1.21"]
+    assert ratios(1)[2] == "2.35"
+    assert ratios(16) == ["1.00"] * 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_utilisation_in_hardware(tokens):
@@ -1021,6 +1058,15 @@ def check_repetitions(load: Load, cut: int = 0, shape: EngineShape | None = None
 )
 def test_repetitions_equal_walking(seed):
     load = random_load(seed)
+    check_repetitions(load, cut=seed % (load.counts.size + 1))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(20, 3000))]
+)
+def test_repetitions_of_a_deep_engine_equal_walking(seed):
+    load = random_load(seed)
+    load = replace(load, config=replace(load.config, pipeline=Pipeline.DEEP))
     check_repetitions(load, cut=seed % (load.counts.size + 1))
 
 
@@ -1149,7 +1195,7 @@ PLANTED = {
         "(self.hidden_units >= f1.hidden_needed)",
         "(self.hidden_units >= 0)",
     ),
-    "accumulators too early": (rtl.expert.sequencer, "since == ACCUMULATE_DISTANCE)", "since >= 1)"),
+    "accumulators too early": (rtl.expert.sequencer, "summed = since == distance", "summed = since >= 1"),
     "unit not drained": (rtl.expert.sequencer, "(undrained != 2)", "(undrained != 3)"),
     "no bias": (rtl.expert.sequencer, "0x3F80 if size <= tile * cols + lane < size + ones else 0", "0"),
     "inputs beyond the matrix": (rtl.expert.sequencer, "self.tile == boundary", "self.tile == boundary + 1"),
@@ -1158,8 +1204,8 @@ PLANTED = {
     "int8: no bias": (rtl.expert.array, "Mux(add.scale, bias, products)", "Mux(add.scale, 0, products)"),
     "int8: scales of any tile": (
         rtl.expert.array,
-        "with m.If(self.fire & self.slot.scale):\n            m.d.sync += channel",
-        "with m.If(self.fire):\n            m.d.sync += channel",
+        "scales_go = fire & layout(slot).scale",
+        "scales_go = fire",
     ),
     "int8: scales multiplied": (rtl.expert.array, "Mux(add.scale, bias, products)", "products"),
     "int8: first tile scaled": (rtl.expert.sequencer, "tag.slot.scale.eq(last_tile)", "tag.slot.scale.eq(1)"),
@@ -1169,7 +1215,7 @@ PLANTED = {
         "drain.scale_h.eq(self.scale_x)",
     ),
     "int8: token stored too early": (rtl.expert.engine, 'delay(m, word, wait, "word")', "word"),
-    "activation of the other": (rtl.expert.drain, "unit.shared.eq(d1.shared)", "unit.shared.eq(0)"),
+    "activation of the other": (rtl.expert.drain, "unit.shared.eq(tag.shared)", "unit.shared.eq(0)"),
     "biases of the other": (rtl.expert.sequencer, "m.If(self.shared & ~self.out)", "m.If(0)"),
     "job's padding kept": (rtl.expert.loader, "store.eq(take & ~padding)", "store.eq(take)"),
     "tile one cycle late": (rtl.expert.loader, "| (self.release & (read == write))", ""),
@@ -1185,7 +1231,7 @@ PLANTED = {
         "self.list.addr[-1].eq(~walk.bank)",
     ),
     "last part": (rtl.expert.drain, "tail_parts - 1, parts - 1", "parts - 1, parts - 1"),
-    "drain one cycle late": (rtl.expert.drain, "~d1_valid | (moves & last_part)", "~d1_valid"),
+    "drain one cycle late": (rtl.expert.drain, "~valid | (moves & last_part)", "~valid"),
     "bank freed too late": (rtl.expert.jobs, "~busy.bit_select(write_bank, 1)", "~busy.any()"),
     "token store not wrapped": (rtl.expert.engine, "word == ram.depth - 1", "word == ram.depth - 2"),
     "model: unit visible": (sim.expert, "UNIT_VISIBLE = ARRAY_LATENCY + 1", "UNIT_VISIBLE = ARRAY_LATENCY"),
@@ -1197,7 +1243,7 @@ PLANTED = {
         "{kind.ffn.activation for kind in kinds}",
         "{kinds[0].ffn.activation}",
     ),
-    "model: quantiser": (sim.expert, "QUANTISER = 2", "QUANTISER = 1"),
+    "model: quantiser": (sim.expert, "DEEP_QUANTISER = 2, 4", "DEEP_QUANTISER = 1, 4"),
 }
 
 
@@ -1263,12 +1309,12 @@ GROUPED_PLANTED = {
     ),
     "scales too early": (
         rtl.expert.array,
-        'self.fire & self.slot.scale, self.SUM_LATENCY, "scales_go"',
-        'self.fire & self.slot.scale, self.SUM_LATENCY - 2, "scales_go"',
+        'scales_come, self.sum_latency, "scales_go"',
+        'scales_come, self.sum_latency - 2, "scales_go"',
     ),
     "scale tile overtaken by the next": (
         rtl.expert.sequencer,
-        "accumulators_free.eq(scale_since == SCALE_DISTANCE)",
+        "accumulators_free.eq(scale_since == scale_distance)",
         "accumulators_free.eq(scale_since >= 6)",
     ),
     "group's sums not cleared": (rtl.expert.array, "Mux(add.group_first, 0,", "Mux(0, 0,"),
@@ -1276,7 +1322,7 @@ GROUPED_PLANTED = {
     "no bias": (rtl.expert.array, "Mux(scaled.first_group, start,", "Mux(scaled.first_group, 0,"),
     "bias in every group": (rtl.expert.sequencer, "tile < routed.group_tiles", "1"),
     "model: scaling": (sim.expert, "SCALING = 5", "SCALING = 4"),
-    "model: scale tiles": (sim.expert, "now[SCALED] + SCALE_DISTANCE", "now[SCALED] + 1"),
+    "model: scale tiles": (sim.expert, "now[SCALED] + sizes.scale_distance", "now[SCALED] + 1"),
     "model: hidden blocks": (sim.expert, "(place > 0)", "0"),
 }
 
@@ -1308,6 +1354,81 @@ def test_planted_bug_in_groups_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, *GROUPED_PLANTED[bug])
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check_grouped_cases()
+
+
+DEEP_PLANTED = {
+    "slot beside the sum of the one before": (
+        rtl.expert.array,
+        'delay(m, slot_shown, registers, "slot_before")',
+        "slot_shown",
+    ),
+    "accumulators read late": (
+        rtl.expert.array,
+        "before = self.config.burst_latency - 1 - registers",
+        "before = self.config.burst_latency - 1",
+    ),
+    "model: list's stage": (sim.expert, "list_stages=1 if deep else 0", "list_stages=0"),
+    "list's stage not left": (
+        rtl.expert.sequencer,
+        "f0_go.eq(~f0_valid | f1_go)",
+        "f0_go.eq(~f0_valid)",
+    ),
+    "entry of a token that waits": (
+        rtl.expert.sequencer,
+        "with m.If(f1_go):\n                    m.d.sync += listed",
+        "with m.If(1):\n                    m.d.sync += listed",
+    ),
+    "inputs of the slot behind": (rtl.expert.sequencer, 'read = tag(delay(m, f2.as_value(), 1, "f2"))', ""),
+    "accumulators too early": (rtl.expert.sequencer, "since == distance - 1", "since == distance - 3"),
+    "d1 not left": (rtl.expert.drain, "d1_free.eq(~d1_valid | free)", "d1_free.eq(~d1_valid)"),
+    "hidden value written elsewhere": (
+        rtl.expert.drain,
+        'delay(m, hidden_en, late, "hidden_en", control=True)',
+        "hidden_en",
+    ),
+    "entry of the token behind": (rtl.expert.drain, 'entry.eq(read["entry"])', 'entry.eq(read["entry"] + 1)'),
+    "model: burst": (sim.expert, "DEEP_BURST = 8", "DEEP_BURST = 9"),
+    "model: d2": (sim.expert, "drain_stages=2 if deep else 1", "drain_stages=1"),
+    "model: rounding": (
+        sim.expert,
+        "DEEP_PRODUCT_AND_ROUND = 1 + 2 + 5",
+        "DEEP_PRODUCT_AND_ROUND = 1 + 2 + 6",
+    ),
+    "model: clamp": (sim.expert, "return 1 + clamps + max", "return 1 + max"),
+    "model: factor of an argument": (sim.expert, "DEEP_ALPHA = 5", "DEEP_ALPHA = 4"),
+    "model: scale": (sim.expert, "DEEP_SCALE_PRODUCT = 5", "DEEP_SCALE_PRODUCT = 4"),
+    "model: distance of scale tiles": (
+        sim.expert,
+        "DEEP_BURST + burst_trees(cols) + DEEP_ADDITION",
+        "DEEP_BURST + burst_trees(cols)",
+    ),
+}
+
+
+def check_deep_cases() -> None:
+    """Run what these bugs show in: stalls, several tokens and parts, a factor of the argument, groups."""
+    jobs = [(0, 3), (2, 4), (1, 1)]
+    traffic = {"num_tokens": 11, "stalls": "bursts", "latency": 1}
+    sizes = {"d_shared": 2, "rows": 4, "cols": 4, "beat_elements": 8, "burst_beats": 4, "max_outstanding": 8}
+    groups = {"d_model": 37, "d_hidden": 9, "cols": 8, "group": 8, "number_format": Format.MXFP4}
+    for case in (
+        small(jobs, **sizes, **traffic, d_model=9, d_hidden=6, activation=Activation.CLAMPED_SWIGLU),
+        small(jobs, **traffic, **(sizes | groups)),
+    ):
+        check(deep(case), run_case(deep(case)))
+
+
+def test_unbroken_deep_source_passes():
+    check_deep_cases()
+
+
+@pytest.mark.parametrize(
+    "bug", [pytest.param(bug, marks=[pytest.mark.long] * (n > 0)) for n, bug in enumerate(DEEP_PLANTED)]
+)
+def test_planted_bug_in_deep_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *DEEP_PLANTED[bug])
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_deep_cases()
 
 
 DUAL_PLANTED = {

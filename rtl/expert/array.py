@@ -11,15 +11,16 @@ from rtl.grouped import DecodeElements, ScaleSum, SumInPairs, f32_of_bf16, facto
 from rtl.int8 import DualIntegerBurst, IntegerAccumulate, IntegerBurst, scale_of
 from rtl.ram import Ram, ReadSignature
 from spec.design import Multiplier
-from spec.geometry import ACCUMULATE_DISTANCE, SCALE_BYTES, SCALE_DISTANCE
+from spec.geometry import SCALE_BYTES
 
 
 class MacArray(wiring.Component):
     """Multiply a tile with a token's inputs and add the sums to that token's accumulators.
 
     A slot fired in cycle c is written in c + ``latency``; ``unit_ready`` follows a slot that is marked
-    ``unit_done`` by ``latency`` cycles. Two sets of accumulators (gate, up) of ``max_tokens`` tokens,
-    each twice (parity), so that one unit is drained while the next is computed.
+    ``unit_done`` by ``latency`` cycles. In a deep pipeline a slot and its tile go through a register first,
+    and what is read of the accumulators through one. Two sets of accumulators (gate, up) of ``max_tokens``
+    tokens, each twice (parity), so that one unit is drained while the next is computed.
 
     In int8 the sums are integers until a token meets the scale tile: that slot adds the bias, scales
     the sum and leaves it in the accumulator as the fp32 pattern of a bf16 number. With dual multipliers a
@@ -41,8 +42,6 @@ class MacArray(wiring.Component):
         (two-matrix FFNs have the low half only).
     """
 
-    SUM_LATENCY = Burst.LATENCY + Accumulate.LATENCY
-
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.sets = config.routed.num_up_matrices
@@ -60,14 +59,35 @@ class MacArray(wiring.Component):
         )
 
     @property
+    def registers(self) -> int:
+        """Registers before the products, and between accumulators and additions: in a deep pipeline one."""
+        return int(self.config.deep)
+
+    @property
+    def sum_latency(self) -> int:
+        """Cycles from the products to their sum with what was there before."""
+        return self.config.burst_latency + self.config.accumulate_latency
+
+    @property
     def latency(self) -> int:
         """Cycles from a slot to its sums' being written."""
-        return self.SUM_LATENCY + (self.scaled_latency + Accumulate.LATENCY if self.config.grouped else 0)
+        of_groups = self.scaled_latency + self.config.accumulate_latency if self.config.grouped else 0
+        return self.registers + self.sum_latency + of_groups
 
     @property
     def scaled_latency(self) -> int:
         """Cycles from a group's sum to what is added to the total: the product, then sums in pairs."""
-        return ScaleSum.LATENCY + SumInPairs.latency_of(self.config.routed.tile_groups)
+        pipeline, groups = self.config.pipeline, self.config.routed.tile_groups
+        return ScaleSum.latency_of(pipeline) + SumInPairs.latency_of(groups, pipeline)
+
+    def _slot(self, m):
+        """Return the slot, whether it fires, and the tile, as they stand at the products."""
+        wait = self.registers
+        return (
+            delay(m, self.slot.as_value(), wait, "slot"),
+            delay(m, self.fire, wait, "fire", control=True),
+            delay(m, self.tile, wait, "tile"),
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -75,41 +95,56 @@ class MacArray(wiring.Component):
             self._elaborate_grouped(m)
             return m
         rows = self.config.routed.rows
-        assert 1 + Accumulate.LATENCY <= ACCUMULATE_DISTANCE
-        before = Burst.LATENCY - 1
-        valid_read = delay(m, self.fire, before, "valid_read", control=True)
-        slot_read = delay(m, self.slot.as_value(), before, "slot_read")
-        slot_add = delay(m, slot_read, 1, "slot_add")
+        registers, cycles = self.registers, self.config.accumulate_latency
+        assert 1 + registers + cycles + self.config.deep <= self.config.array_distance
+        slot, fire, tile = self._slot(m)
+        before = self.config.burst_latency - 1 - registers
+        valid_read = delay(m, fire, before, "valid_read", control=True)
+        slot_read = delay(m, slot, before, "slot_read")
+        slot_shown = delay(m, slot_read, 1, "slot_add")
+        slot_add = delay(m, slot_shown, registers, "slot_before")
         layout = slot_layout(self.config)
-        read, add = layout(slot_read), layout(slot_add)
-        write = layout(delay(m, slot_add, Accumulate.LATENCY, "slot_write"))
-        valid_write = delay(m, valid_read, 1 + Accumulate.LATENCY, "valid_write", control=True)
+        read, shown, add = layout(slot_read), layout(slot_shown), layout(slot_add)
+        write = layout(delay(m, slot_add, cycles, "slot_write"))
+        valid_write = delay(m, valid_read, 1 + registers + cycles, "valid_write", control=True)
         m.d.comb += self.unit_ready.eq(valid_write & write.unit_done)
 
-        rams = self._accumulators(m, read, write, valid_write)
+        rams = self._accumulators(m, read, valid_read, write, valid_write)
         old = Signal(rows * 32)
-        m.d.comb += old.eq(Mux(add.up, rams[-1].read_0.data, rams[0].read_0.data))
-        row_sum = self._row_int8 if self.config.int8 else self._row_bf16
+        m.d.comb += old.eq(Mux(shown.up, rams[-1].read_0.data, rams[0].read_0.data))
+        scales_go = fire & layout(slot).scale if self.config.int8 else None
         for row in range(rows):
-            weights = self.tile.word_select(row, len(self.tile) // rows)
-            total = row_sum(m, row, weights, Mux(add.first, 0, old.word_select(row, 32)), add)
+            weights = tile.word_select(row, len(tile) // rows)
+            start = delay(m, Mux(shown.first, 0, old.word_select(row, 32)), registers, f"before_{row}")
+            if self.config.int8:
+                total = self._row_int8(m, row, weights, start, add, scales_go)
+            else:
+                total = self._row_bf16(m, row, weights, start)
             for ram in rams:
                 m.d.comb += ram.write.data.word_select(row, 32).eq(total)
         return m
 
-    def _accumulators(self, m, read, write, valid_write):
+    def _memory(self, depth: int, num_read_ports: int):
+        """Return a memory of rows that are read while they are written; in a deep pipeline they are not."""
+        return Ram(
+            width=self.config.routed.rows * 32,
+            depth=depth,
+            num_read_ports=num_read_ports,
+            transparent=not self.config.deep,
+            apart=self.config.deep,
+        )
+
+    def _accumulators(self, m, read, valid_read, write, valid_write):
         """Return the accumulators of each set, with all but their new contents."""
         rows = self.config.routed.rows
         rams = []
         for index, name in enumerate(("gate", "up")[: self.sets]):
-            ram = m.submodules[name] = Ram(
-                width=rows * 32, depth=self.depth, num_read_ports=2, transparent=True
-            )
+            ram = m.submodules[name] = self._memory(self.depth, 2)
             width = rows * 32
             m.d.comb += [
                 ram.read_0.addr.eq(read.token),
                 ram.read_0.addr[-1].eq(read.parity),
-                ram.read_0.en.eq(1),
+                ram.read_0.en.eq(valid_read if self.config.deep else 1),
                 ram.write.addr.eq(write.token),
                 ram.write.addr[-1].eq(write.parity),
                 ram.write.en.eq(valid_write & (write.up == index)),
@@ -124,26 +159,27 @@ class MacArray(wiring.Component):
         config = self.config
         routed = config.routed
         rows, layout = routed.rows, slot_layout(config)
-        assert 1 + Accumulate.LATENCY <= ACCUMULATE_DISTANCE
-        assert self.SUM_LATENCY <= SCALE_DISTANCE
-        before = Burst.LATENCY - 1
-        valid_read = delay(m, self.fire & ~self.slot.scale, before, "valid_read", control=True)
-        slot_read = delay(m, self.slot.as_value(), before, "slot_read")
+        registers, cycles = self.registers, config.accumulate_latency
+        assert 1 + registers + cycles + config.deep <= config.array_distance
+        assert self.sum_latency <= config.scale_distance
+        slot, fire, tile = self._slot(m)
+        scales_come = fire & layout(slot).scale
+        before = config.burst_latency - 1 - registers
+        valid_read = delay(m, fire & ~layout(slot).scale, before, "valid_read", control=True)
+        slot_read = delay(m, slot, before, "slot_read")
         slot_add = delay(m, slot_read, 1, "slot_add")
-        slot_group = delay(m, slot_add, Accumulate.LATENCY, "slot_group")
-        valid_group = delay(m, valid_read, 1 + Accumulate.LATENCY, "valid_group", control=True)
+        slot_group = delay(m, slot_add, registers + cycles, "slot_group")
+        valid_group = delay(m, valid_read, 1 + registers + cycles, "valid_group", control=True)
         read, add, group = layout(slot_read), layout(slot_add), layout(slot_group)
 
         # Groups: sums of one tile need not be kept.
         sums = Signal(rows * 32)
         old_sums = Const(0, rows * 32)
         if routed.group_tiles > 1:
-            group_ram = m.submodules.group = Ram(
-                width=rows * 32, depth=1 << bits_for(config.max_tokens), num_read_ports=1, transparent=True
-            )
+            group_ram = m.submodules.group = self._memory(1 << bits_for(config.max_tokens), 1)
             m.d.comb += [
                 group_ram.read_0.addr.eq(read.token),
-                group_ram.read_0.en.eq(1),
+                group_ram.read_0.en.eq(valid_read if config.deep else 1),
                 group_ram.write.addr.eq(group.token),
                 group_ram.write.data.eq(sums),
                 group_ram.write.en.eq(valid_group & ~group.group_last),
@@ -151,24 +187,29 @@ class MacArray(wiring.Component):
             old_sums = group_ram.read_0.data
 
         # Totals. The slot before the scaled sum's arrival reads them.
-        slot_total = delay(m, slot_group, self.scaled_latency - 1, "slot_total")
+        slot_total = delay(m, slot_group, self.scaled_latency - 1 - registers, "slot_total")
         slot_scaled = delay(m, slot_total, 1, "slot_scaled")
+        valid_total = valid_group & group.group_last
+        if config.deep:
+            valid_total = delay(
+                m, valid_total, self.scaled_latency - 1 - registers, "valid_total", control=True
+            )
         total, scaled = layout(slot_total), layout(slot_scaled)
-        write = layout(delay(m, slot_scaled, Accumulate.LATENCY, "slot_write"))
+        write = layout(delay(m, slot_scaled, registers + cycles, "slot_write"))
         valid_write = delay(
             m,
             valid_group & group.group_last,
-            self.scaled_latency + Accumulate.LATENCY,
+            self.scaled_latency + cycles,
             "valid_write",
             control=True,
         )
         m.d.comb += self.unit_ready.eq(valid_write & write.unit_done)
-        rams = self._accumulators(m, total, write, valid_write)
+        rams = self._accumulators(m, total, valid_total, write, valid_write)
         old = Signal(rows * 32)
         m.d.comb += old.eq(Mux(scaled.up, rams[-1].read_0.data, rams[0].read_0.data))
 
         # Scales: of the tile that has fired, then of the slots that reach the multiplication.
-        scales_go = delay(m, self.fire & self.slot.scale, self.SUM_LATENCY, "scales_go", control=True)
+        scales_go = delay(m, scales_come, self.sum_latency, "scales_go", control=True)
         group_done = Signal()
         m.d.comb += group_done.eq(valid_group & group.group_done)
         row_bits = routed.cols * routed.format.bits
@@ -177,8 +218,8 @@ class MacArray(wiring.Component):
         for row in range(rows):
             waiting = Signal(row_bits, name=f"waiting_{row}", reset_less=True)
             scales = Signal(row_bits - routed.bias_bits, name=f"scales_{row}", reset_less=True)
-            with m.If(self.fire & self.slot.scale):
-                m.d.sync += waiting.eq(self.tile.word_select(row, row_bits))
+            with m.If(scales_come):
+                m.d.sync += waiting.eq(tile.word_select(row, row_bits))
             with m.If(scales_go):
                 m.d.sync += scales.eq(waiting[routed.bias_bits :])
             with m.Elif(group_done):
@@ -188,15 +229,18 @@ class MacArray(wiring.Component):
                 bias = Signal(16, name=f"bias_{row}", reset_less=True)
                 with m.If(scales_go):
                     m.d.sync += bias.eq(waiting)
-                start = f32_of_bf16(delay(m, bias, self.scaled_latency, f"bias_{row}"))
+                start = f32_of_bf16(delay(m, bias, self.scaled_latency - registers, f"bias_{row}"))
             old_total = Mux(scaled.first_group, start, old.word_select(row, 32))
+            old_total = delay(m, old_total, registers, f"old_total_{row}")
+            weights = tile.word_select(row, row_bits)
             if routed.tile_groups > 1:
-                result = self._row_of_groups(m, row, scales[:scale_bits], old_total)
+                result = self._row_of_groups(m, row, weights, scales[:scale_bits], old_total)
             else:
                 result = self._row_grouped(
                     m,
                     row,
-                    Mux(add.group_first, 0, old_sums.word_select(row, 32)),
+                    weights,
+                    delay(m, Mux(add.group_first, 0, old_sums.word_select(row, 32)), registers, f"old_{row}"),
                     sums.word_select(row, 32),
                     scales[:scale_bits],
                     old_total,
@@ -204,16 +248,17 @@ class MacArray(wiring.Component):
             for ram in rams:
                 m.d.comb += ram.write.data.word_select(row, 32).eq(result)
 
-    def _row_grouped(self, m, row, old_sum, new_sum, scale, old_total):
+    def _row_grouped(self, m, row, weights, old_sum, new_sum, scale, old_total):
         """Return a row's total, ``latency`` cycles after its slot fired; drive its group's ``new_sum``."""
         cols, number_format = self.config.routed.cols, self.config.routed.format
+        pipeline = self.config.pipeline
         decode = m.submodules[f"decode_{row}"] = DecodeElements(number_format, cols)
-        burst = m.submodules[f"burst_{row}"] = Burst(cols)
-        accumulate = m.submodules[f"accumulate_{row}"] = Accumulate(cols)
-        scaling = m.submodules[f"scale_{row}"] = ScaleSum(number_format)
-        add = m.submodules[f"add_{row}"] = Accumulate(1)
+        burst = m.submodules[f"burst_{row}"] = Burst(cols, pipeline)
+        accumulate = m.submodules[f"accumulate_{row}"] = Accumulate(cols, pipeline)
+        scaling = m.submodules[f"scale_{row}"] = ScaleSum(number_format, pipeline)
+        add = m.submodules[f"add_{row}"] = Accumulate(1, pipeline)
         m.d.comb += [
-            decode.i.eq(self.tile.word_select(row, cols * number_format.bits)),
+            decode.i.eq(weights),
             burst.x.eq(self.x),
             burst.w.eq(decode.o),
             accumulate.acc.eq(old_sum),
@@ -226,18 +271,18 @@ class MacArray(wiring.Component):
         ]
         return add.o
 
-    def _row_of_groups(self, m, row, scales, old_total):
+    def _row_of_groups(self, m, row, weights, scales, old_total):
         """Return a row's total, ``latency`` cycles after its slot fired; a tile holds several groups."""
         routed, number_format = self.config.routed, self.config.routed.format
-        group = routed.group
+        group, pipeline = routed.group, self.config.pipeline
         decode = m.submodules[f"decode_{row}"] = DecodeElements(number_format, routed.cols)
-        m.d.comb += decode.i.eq(self.tile.word_select(row, routed.cols * number_format.bits))
+        m.d.comb += decode.i.eq(weights)
         addends = []
         for number in range(routed.tile_groups):
             name = f"{row}_{number}"
-            burst = m.submodules[f"burst_{name}"] = Burst(group)
-            accumulate = m.submodules[f"accumulate_{name}"] = Accumulate(group)
-            scaling = m.submodules[f"scale_{name}"] = ScaleSum(number_format)
+            burst = m.submodules[f"burst_{name}"] = Burst(group, pipeline)
+            accumulate = m.submodules[f"accumulate_{name}"] = Accumulate(group, pipeline)
+            scaling = m.submodules[f"scale_{name}"] = ScaleSum(number_format, pipeline)
             scale = scales.word_select(number, number_format.scale_bits)
             m.d.comb += [
                 burst.x.eq(self.x.word_select(number, group * 16)),
@@ -249,16 +294,16 @@ class MacArray(wiring.Component):
                 scaling.factor.eq(factor_of(m, number_format, scale, f"factor_{name}")),
             ]
             addends.append(scaling.o.as_value())
-        pairs = m.submodules[f"pairs_{row}"] = SumInPairs(routed.tile_groups)
-        add = m.submodules[f"add_{row}"] = Accumulate(1)
+        pairs = m.submodules[f"pairs_{row}"] = SumInPairs(routed.tile_groups, pipeline)
+        add = m.submodules[f"add_{row}"] = Accumulate(1, pipeline)
         m.d.comb += [pairs.i.eq(Cat(*addends)), add.acc.eq(old_total), add.addend.eq(pairs.o)]
         return add.o
 
-    def _row_bf16(self, m, row, weights, old, add):
+    def _row_bf16(self, m, row, weights, old):
         """Return a row's sum, ``latency`` cycles after its slot fired."""
-        cols = self.config.routed.cols
-        burst = m.submodules[f"burst_{row}"] = Burst(cols)
-        accumulate = m.submodules[f"accumulate_{row}"] = Accumulate(cols)
+        cols, pipeline = self.config.routed.cols, self.config.pipeline
+        burst = m.submodules[f"burst_{row}"] = Burst(cols, pipeline)
+        accumulate = m.submodules[f"accumulate_{row}"] = Accumulate(cols, pipeline)
         m.d.comb += [
             burst.x.eq(self.x),
             burst.w.eq(weights),
@@ -267,15 +312,15 @@ class MacArray(wiring.Component):
         ]
         return accumulate.o
 
-    def _row_int8(self, m, row, weights, old, add):
+    def _row_int8(self, m, row, weights, old, add, scales_go):
         """Return a row's sum or scaled result, ``latency`` cycles after its slot fired."""
         products = self._burst_int8(m, row, weights)
-        accumulate = m.submodules[f"accumulate_{row}"] = IntegerAccumulate()
+        accumulate = m.submodules[f"accumulate_{row}"] = IntegerAccumulate(self.config.pipeline)
         # Kept from the slot's firing to its addition. The next scale tile comes at least
-        # ACCUMULATE_DISTANCE + 1 cycles after this one's last slot: a tile of weights lies between.
-        assert Burst.LATENCY <= ACCUMULATE_DISTANCE + 1
+        # array_distance + 1 cycles after this one's last slot: a tile of weights lies between.
+        assert self.config.burst_latency <= self.config.array_distance + 1
         channel = Signal(8 * self.config.scale_bytes, name=f"channel_{row}", reset_less=True)
-        with m.If(self.fire & self.slot.scale):
+        with m.If(scales_go):
             m.d.sync += channel.eq(weights[: len(channel)])
         addend = Signal(signed(32), name=f"addend_{row}")
         bias = channel[8 * SCALE_BYTES :].as_signed() if self.config.scale_bytes > SCALE_BYTES else 0
@@ -289,16 +334,19 @@ class MacArray(wiring.Component):
         return accumulate.o
 
     def _burst_int8(self, m, row, weights):
-        """Return the sum of a row's products, :attr:`IntegerBurst.LATENCY` cycles after its slot fired."""
+        """Return the sum of a row's products, ``config.burst_latency`` cycles after its slot came."""
         cols = self.config.routed.cols
+        # In a deep pipeline the multipliers have registers of their own.
+        x = delay(m, self.x, self.registers, f"x_{row}")
+        weights = delay(m, weights, self.registers, f"weights_{row}")
         if self.config.multiplier is Multiplier.SINGLE:
             burst = m.submodules[f"burst_{row}"] = IntegerBurst(cols)
-            m.d.comb += [burst.x.eq(self.x), burst.w.eq(weights)]
+            m.d.comb += [burst.x.eq(x), burst.w.eq(weights)]
             return burst.o
         pair, place = divmod(row, 2)
         if place == 0:
             m.submodules[f"burst_{pair}"] = DualIntegerBurst(cols)
-            m.d.comb += m.submodules[f"burst_{pair}"].x.eq(self.x)
+            m.d.comb += m.submodules[f"burst_{pair}"].x.eq(x)
         burst = m.submodules[f"burst_{pair}"]
         m.d.comb += getattr(burst, f"w_{place}").eq(weights)
         return getattr(burst, f"o_{place}")

@@ -5,7 +5,7 @@ from amaranth.hdl import Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from rtl.arith import F32, bf16_from_f32, delay
+from rtl.arith import F32, bf16_from_f32, delay, times
 from rtl.expert.activation import ActivationLane
 from rtl.expert.jobs import JobPointer, job_record_layout, list_bits, list_layout
 from rtl.expert.layouts import ExpertConfig, bits_for, contribution_layout
@@ -19,7 +19,8 @@ class Drain(wiring.Component):
 
     Hidden units go through the activation into the hidden buffer and never wait; output units go to
     ``o`` and wait for it. Stage d0 reads a token's accumulators, stage d1 hands them out in
-    ``rows / act_lanes`` cycles (fewer in the last output block, if it is partial).
+    ``rows / act_lanes`` cycles (fewer in the last output block, if it is partial). In a deep pipeline that is
+    stage d2, into whose registers d1 moves a token's accumulators.
 
     Members
     -------
@@ -44,7 +45,9 @@ class Drain(wiring.Component):
         lanes = config.act_lanes
         sets = routed.num_up_matrices
         self.list_depth = 2 << bits_for(config.max_tokens)
-        self.lanes = [ActivationLane(routed.ffn, config.other_activation) for _ in range(lanes)]
+        self.lanes = [
+            ActivationLane(routed.ffn, config.other_activation, config.pipeline) for _ in range(lanes)
+        ]
         super().__init__(
             {
                 "complete": In(1),
@@ -67,8 +70,8 @@ class Drain(wiring.Component):
 
     @property
     def activation_latency(self) -> int:
-        """Cycles from a result in d1 to its write into the hidden buffer."""
-        return self.lanes[0].latency + (Quantise.LATENCY if self.config.int8 else 0)
+        """Cycles from a result in the last stage to its write into the hidden buffer."""
+        return self.lanes[0].latency + (Quantise.latency_of(self.config.pipeline) if self.config.int8 else 0)
 
     def elaborate(self, platform):
         m = Module()
@@ -93,26 +96,38 @@ class Drain(wiring.Component):
             self.accumulators.en.eq(walk.valid & d1_free),
         ]
 
-        # d1: one group of lanes per cycle.
+        # The last stage, d1 or d2: one group of lanes per cycle.
+        valid, tag, free = d1_valid, d1, d1_free
+        before_valid, before = walk.valid, walk.tag
+        values, entry = self.accumulators.data, self.list.data
+        if config.deep:
+            before_valid, before = d1_valid, d1
+            valid, tag, free = Signal(name="d2_valid"), Signal.like(d1, name="d2"), Signal(name="d2_free")
+            read = {"values": values, "entry": entry}
+            values, entry = (
+                Signal(len(value), name=f"d2_{name}", reset_less=True) for name, value in read.items()
+            )
+            m.d.comb += d1_free.eq(~d1_valid | free)
+            with m.If(d1_free):
+                m.d.sync += [d1_valid.eq(walk.valid), d1.eq(walk.tag)]
+            with m.If(free):
+                m.d.sync += [values.eq(read["values"]), entry.eq(read["entry"])]
         part = Signal(range(rows // lanes))
         moves = Signal()
         last_part = Signal()
         register = StreamRegister(self.o.payload.shape())
         m.submodules.register = register
         m.d.comb += [
-            moves.eq(d1_valid & (~d1.out | register.i.ready)),
-            last_part.eq(part == d1.last_part),
-            d1_free.eq(~d1_valid | (moves & last_part)),
+            moves.eq(valid & (~tag.out | register.i.ready)),
+            last_part.eq(part == tag.last_part),
+            free.eq(~valid | (moves & last_part)),
         ]
-        with m.If(d1_free):
-            m.d.sync += [d1_valid.eq(walk.valid), d1.eq(walk.tag), part.eq(0)]
+        with m.If(free):
+            m.d.sync += [valid.eq(before_valid), tag.eq(before), part.eq(0)]
         with m.Elif(moves):
             m.d.sync += part.eq(part + 1)
 
-        group = [
-            self.accumulators.data.word_select(index, rows * 32)
-            for index in range(config.routed.num_up_matrices)
-        ]
+        group = [values.word_select(index, rows * 32) for index in range(config.routed.num_up_matrices)]
         results = [Signal(lanes * 32, name=f"results_{index}") for index in range(len(group))]
         for index, value in enumerate(group):
             m.d.comb += results[index].eq(value.word_select(part, lanes * 32))
@@ -122,19 +137,26 @@ class Drain(wiring.Component):
         element = Signal(range(config.hidden_words * config.routed.cols + 1))
         hidden_go = Signal()
         m.d.comb += [
-            element.eq(d1.unit * rows + part * lanes),
-            hidden_go.eq(moves & ~d1.out),
+            element.eq(tag.unit * rows + part * lanes),
+            hidden_go.eq(moves & ~tag.out),
         ]
-        element_q = delay(m, element, wait, "element")
-        token_q = delay(m, d1.token, wait, "token")
+        # A deep one's address comes from a register, and the token's first one from another.
+        late = int(config.deep)
+        element_q = delay(m, element, wait - late, "element")
+        token_q = delay(m, tag.token, wait - 2 * late, "token")
+        token_word = token_q * config.hidden_words
+        if config.deep:
+            token_word = delay(m, times(token_q, config.hidden_words), 1, "token_word")
         word_bits = (config.routed.cols - 1).bit_length()
         lane_bits = (lanes - 1).bit_length()
-        hidden_q = delay(m, hidden_go, wait, "hidden_go", control=True)
+        hidden_q = delay(m, hidden_go, wait - late, "hidden_go", control=True)
+        hidden_addr = token_word + (element_q >> word_bits)
+        hidden_en = hidden_q << element_q[lane_bits:word_bits]
         m.d.comb += [
-            self.hidden.addr.eq(token_q * config.hidden_words + (element_q >> word_bits)),
-            self.hidden.en.eq(hidden_q << element_q[lane_bits:word_bits]),
+            self.hidden.addr.eq(delay(m, hidden_addr, late, "hidden_addr")),
+            self.hidden.en.eq(delay(m, hidden_en, late, "hidden_en", control=True)),
             self.hidden_unit.eq(
-                delay(m, hidden_go & last_part & d1.last_token, wait, "hidden_unit", control=True)
+                delay(m, hidden_go & last_part & tag.last_token, wait, "hidden_unit", control=True)
             ),
         ]
         outputs = []
@@ -144,9 +166,9 @@ class Drain(wiring.Component):
             if len(results) == 2:
                 m.d.comb += unit.up.eq(results[1].word_select(lane, 32))
             if config.other_activation:
-                m.d.comb += unit.shared.eq(d1.shared)
+                m.d.comb += unit.shared.eq(tag.shared)
             if config.int8:
-                quantise = m.submodules[f"quantise_{lane}"] = Quantise()
+                quantise = m.submodules[f"quantise_{lane}"] = Quantise(pipeline=config.pipeline)
                 m.d.comb += [quantise.i.eq(unit.o), quantise.scale.eq(scale_of(self.scale_h))]
                 unit = quantise
             outputs.append(Value.cast(unit.o))
@@ -158,14 +180,14 @@ class Drain(wiring.Component):
 
         # Outputs: rounded to bf16, one beat per group of lanes.
         beat = register.i.payload
-        entry = list_layout(config)(self.list.data)
+        entry = list_layout(config)(entry)
         last = Signal()
         m.d.comb += [
-            register.i.valid.eq(d1_valid & d1.out),
+            register.i.valid.eq(valid & tag.out),
             beat.slot.eq(entry.slot),
             beat.weight.eq(entry.weight),
-            beat.word.eq(d1.unit * (rows // lanes) + part),
-            last.eq(d1.last_unit & last_part),
+            beat.word.eq(tag.unit * (rows // lanes) + part),
+            last.eq(tag.last_unit & last_part),
             beat.last.eq(last),
         ]
         for lane in range(lanes):

@@ -5,8 +5,18 @@ from dataclasses import dataclass
 from amaranth import unsigned
 from amaranth.lib import data
 
-from spec.design import Format, Multiplier
-from spec.geometry import PAGE_BYTES, FfnGeometry, ImageGeometry, RouterGeometry, ceil_div
+from rtl.arith import Accumulate, Burst
+from rtl.int8 import IntegerAccumulate, IntegerBurst
+from spec.design import Format, Multiplier, Pipeline
+from spec.geometry import (
+    PAGE_BYTES,
+    SCALE_DISTANCE,
+    FfnGeometry,
+    ImageGeometry,
+    RouterGeometry,
+    array_distance,
+    ceil_div,
+)
 from spec.model import FfnSpec
 
 ADDRESS_BITS = 40
@@ -31,6 +41,7 @@ class EngineConfig:
     stream_lanes : elements of a token beat.
     ranks : contributions of a token, if each carries its place among them; else 0.
     multiplier : what multiplies in the array.
+    pipeline : of array, activation and the stages around them.
     """
 
     image: ImageGeometry
@@ -40,6 +51,36 @@ class EngineConfig:
     stream_lanes: int
     ranks: int = 0
     multiplier: Multiplier = Multiplier.SINGLE
+    pipeline: Pipeline = Pipeline.SHORT
+
+    @property
+    def deep(self) -> bool:
+        """Whether the engine's pipelines are deep."""
+        return self.pipeline is Pipeline.DEEP
+
+    @property
+    def burst_latency(self) -> int:
+        """Cycles from a tile's products to their sum."""
+        if self.int8:
+            return IntegerBurst.LATENCY + self.deep
+        # A tile may hold several groups, whose sums are apart.
+        cols = self.routed.cols // self.routed.tile_groups if self.grouped else self.routed.cols
+        return Burst.latency_of(cols, self.pipeline)
+
+    @property
+    def accumulate_latency(self) -> int:
+        """Cycles from a sum of products to what it makes of the accumulator."""
+        return (IntegerAccumulate if self.int8 else Accumulate).latency_of(self.pipeline)
+
+    @property
+    def array_distance(self) -> int:
+        """Cycles from a token's slot at a tile to its slot at the next one, at least."""
+        return array_distance(self.pipeline, self.routed.format)
+
+    @property
+    def scale_distance(self) -> int:
+        """Cycles from a scale tile's slot to the next one's in a grouped format, at least."""
+        return self.burst_latency + self.accumulate_latency if self.deep else SCALE_DISTANCE
 
     @property
     def routed(self) -> FfnGeometry:

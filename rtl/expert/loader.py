@@ -4,6 +4,7 @@ from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from rtl.arith import delay, times
 from rtl.expert.jobs import JobPointer, job_record_layout
 from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, ExpertConfig, address_layout, read_layout
 from rtl.stream import StreamRegister
@@ -13,8 +14,8 @@ from spec.geometry import ceil_div
 class WeightReader(wiring.Component):
     """Ask for the bursts of each job's expert, jobs in order, ``max_outstanding`` at a time.
 
-    A job waiting in cycle c has its first address on the bus in cycle c + 1; then one address per
-    cycle. Two cycles without an address lie between jobs.
+    A job waiting in cycle c has its first address on the bus in cycle c + 1, in a deep pipeline two cycles
+    later; then one address per cycle. Two cycles without an address lie between jobs.
 
     Members
     -------
@@ -52,10 +53,20 @@ class WeightReader(wiring.Component):
         page = Signal(PAGE_BITS)
         fire = Signal()
         record = Signal(job_record_layout(config))
+        complete, first_page = self.complete, self.image_page + image.router_pages
+        pages = first_page + record.expert * image.expert_pages
+        if config.deep:
+            # The page of each bank's job is there before the job waits.
+            complete = delay(m, self.complete, 2, "complete", control=True)
+            of_bank = []
+            for bank in range(2):
+                offset = delay(m, times(self.records[bank].expert, image.expert_pages), 1, f"offset_{bank}")
+                of_bank.append(delay(m, (first_page + offset)[:PAGE_BITS], 1, f"page_{bank}"))
+            pages = Mux(jobs.bank, of_bank[1], of_bank[0])
         m.d.comb += [
-            jobs.complete.eq(self.complete),
+            jobs.complete.eq(complete),
             record.eq(Mux(jobs.bank, self.records[1].as_value(), self.records[0].as_value())),
-            page.eq(self.image_page + image.router_pages + record.expert * image.expert_pages),
+            page.eq(pages),
             self.o_ar.valid.eq(active & (outstanding != config.max_outstanding)),
             self.o_ar.payload.addr.eq(address),
             fire.eq(self.o_ar.valid & self.o_ar.ready),

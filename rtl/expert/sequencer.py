@@ -4,12 +4,12 @@ from amaranth import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from rtl.arith import delay, times
 from rtl.expert.inputs import WeightedInputs
 from rtl.expert.jobs import JobPointer, job_record_layout, list_bits, list_layout
 from rtl.expert.layouts import EngineConfig, ExpertConfig, bits_for
 from rtl.int8 import SCALE_WORD_BITS
 from rtl.ram import ReadSignature, address_width
-from spec.geometry import ACCUMULATE_DISTANCE, SCALE_DISTANCE
 
 
 def slot_layout(config: EngineConfig):
@@ -38,9 +38,10 @@ def slot_layout(config: EngineConfig):
 class Sequencer(wiring.Component):
     """Walk over a job: hidden blocks (gate tiles, up tiles), then output blocks; per tile all tokens.
 
-    A *unit* is a block of ``rows`` outputs with all its tiles. Three stages, each of which may wait:
+    A *unit* is a block of ``rows`` outputs with all its tiles. Stages, each of which may wait:
 
     * f0 names the token of a slot and starts the read of the job's list;
+    * l, in a deep pipeline, has the list's entry, and makes the addresses of its token;
     * f1 starts the read of the token's inputs (``tokens`` or ``hidden``); the hidden ones wait until
       they have been computed;
     * w1, w2, ... where weights multiply the inputs (:class:`rtl.expert.inputs.WeightedInputs`): the hidden
@@ -50,7 +51,7 @@ class Sequencer(wiring.Component):
       the last has been drained.
 
     In a grouped format a scale tile is one slot, of no token: it needs no accumulators, and fires when the
-    scale tile before it has gone its way through the array (``SCALE_DISTANCE``).
+    scale tile before it has gone its way through the array (``config.scale_distance``).
 
     The first slot of a job that waits in cycle c fires in c + 4 at the earliest, later by the stages w; then
     one slot per cycle.
@@ -66,7 +67,7 @@ class Sequencer(wiring.Component):
     unit_drained : In(1)
     fire : Out(1), slot : Out(slot_layout(config))
     x : Out(cols * element_bits)
-        The inputs of the firing slot; in bf16 with the constant 1 of a bias.
+        The inputs of the firing slot, in a deep pipeline a cycle later; in bf16 with the 1 of a bias.
     scale_x : In(SCALE_WORD_BITS), in int8 where weights multiply the inputs
     wait_tile, wait_accumulators, wait_hidden : Out(1)
         Why nothing fires.
@@ -111,20 +112,39 @@ class Sequencer(wiring.Component):
         f1_valid, f2_valid = Signal(), Signal()
         f1, f2 = Signal(tag, reset_less=True), Signal(tag, reset_less=True)
         f1_go, f1_leave = Signal(), Signal()
+        f0_go, f0_valid, f0 = f1_go, walk.valid, walk.tag
+        entry = list_layout(config)(self.list.data)
+        listed = {
+            "token_word": entry.slot * config.token_words,
+            "hidden_word": f1.slot.token * config.hidden_words,
+        }
+        if config.weighted_inputs:
+            listed["input_weight"] = entry.input_weight
+        if config.deep:
+            # l: the entry is there, and the places of its token are computed.
+            f0_go, f0_valid, f0 = Signal(), Signal(name="l_valid"), Signal(tag, name="l", reset_less=True)
+            listed["token_word"] = times(entry.slot, config.token_words)
+            listed["hidden_word"] = times(f0.slot.token, config.hidden_words)
+            m.d.comb += f0_go.eq(~f0_valid | f1_go)
+            with m.If(f0_go):
+                m.d.sync += [f0_valid.eq(walk.valid), f0.eq(walk.tag)]
+            for name, value in listed.items():
+                listed[name] = Signal(len(value), name=name, reset_less=True)
+                with m.If(f1_go):
+                    m.d.sync += listed[name].eq(value)
 
-        # f0: the list is read while f1 is free or being left.
+        # f0: the list is read while the next stage is free or being left.
         m.d.comb += [
             f1_go.eq(~f1_valid | f1_leave),
-            walk.go.eq(f1_go),
+            walk.go.eq(f0_go),
             self.list.addr.eq(walk.list_address),
-            self.list.en.eq(walk.valid & f1_go),
+            self.list.en.eq(walk.valid & f0_go),
         ]
         with m.If(f1_go):
-            m.d.sync += [f1_valid.eq(walk.valid), f1.eq(walk.tag)]
+            m.d.sync += [f1_valid.eq(f0_valid), f1.eq(f0)]
 
         # f1: the inputs are read while f2 is free or being left, hidden ones once they exist.
         hidden_ready = Signal()
-        slot_index = list_layout(config)(self.list.data).slot
         # Behind f1: the stages of the product, if there are any, then f2.
         stages = config.image.input_cycles
         valids = [Signal(name=f"w{n + 1}_valid") for n in range(stages)] + [f2_valid]
@@ -137,9 +157,9 @@ class Sequencer(wiring.Component):
             ),
             f1_leave.eq(f1_valid & (~valids[0] | leaves[0]) & hidden_ready),
             self.wait_hidden.eq(f1_valid & ~f2_valid & ~hidden_ready),
-            self.tokens.addr.eq(slot_index * config.token_words + Mux(f1.beyond, 0, f1.tile)),
+            self.tokens.addr.eq(listed["token_word"] + Mux(f1.beyond, 0, f1.tile)),
             self.tokens.en.eq(f1_leave & ~f1.out),
-            self.hidden.addr.eq(f1.slot.token * config.hidden_words + Mux(f1.beyond, 0, f1.tile)),
+            self.hidden.addr.eq(listed["hidden_word"] + Mux(f1.beyond, 0, f1.tile)),
             self.hidden.en.eq(f1_leave & f1.out),
         ]
         for n in range(stages):
@@ -152,17 +172,25 @@ class Sequencer(wiring.Component):
                 m.d.sync += valids[n].eq(0)
 
         # f2: fire when nothing is missing.
-        since = Signal(range(ACCUMULATE_DISTANCE + 1), init=ACCUMULATE_DISTANCE)
+        distance = config.array_distance
+        since = Signal(range(distance + 1), init=distance)
         undrained = Signal(range(3))
         start_tile = Signal()
         start_unit = Signal()
         accumulators_free = Signal()
+        summed = since == distance
+        starts = [start_tile.eq(f2.slot.token == 0), start_unit.eq(start_tile & f2.slot.first & ~f2.slot.up)]
+        if config.deep:
+            # Known from registers.
+            starts, summed = [], Signal(name="summed", init=1)
+            self._find_starts(m, [f1, *tags][-2].slot, enters[-1], start_tile, start_unit)
+            with m.If(self.fire & start_tile):
+                m.d.sync += summed.eq(0)
+            with m.Elif(since == distance - 1):
+                m.d.sync += summed.eq(1)
         m.d.comb += [
-            start_tile.eq(f2.slot.token == 0),
-            start_unit.eq(start_tile & f2.slot.first & ~f2.slot.up),
-            accumulators_free.eq(
-                (~start_tile | (since == ACCUMULATE_DISTANCE)) & (~start_unit | (undrained != 2))
-            ),
+            *starts,
+            accumulators_free.eq((~start_tile | summed) & (~start_unit | (undrained != 2))),
             self.fire.eq(f2_valid & self.tile_full & accumulators_free),
             self.release.eq(self.fire & f2.last_token),
             self.slot.eq(f2.slot),
@@ -170,24 +198,33 @@ class Sequencer(wiring.Component):
             self.wait_accumulators.eq(f2_valid & self.tile_full & ~accumulators_free),
         ]
         if config.grouped:
-            scale_since = Signal(range(SCALE_DISTANCE + 1), init=SCALE_DISTANCE)
-            m.d.comb += start_tile.eq(~f2.slot.scale & (f2.slot.token == 0))
+            scale_distance = config.scale_distance
+            scale_since = Signal(range(scale_distance + 1), init=scale_distance)
+            if not config.deep:
+                m.d.comb += start_tile.eq(~f2.slot.scale & (f2.slot.token == 0))
             with m.If(f2.slot.scale):
-                m.d.comb += accumulators_free.eq(scale_since == SCALE_DISTANCE)
+                m.d.comb += accumulators_free.eq(scale_since == scale_distance)
             with m.If(self.fire & f2.slot.scale):
                 m.d.sync += scale_since.eq(1)
-            with m.Elif(scale_since != SCALE_DISTANCE):
+            with m.Elif(scale_since != scale_distance):
                 m.d.sync += scale_since.eq(scale_since + 1)
         with m.If(self.fire & start_tile):
             m.d.sync += since.eq(1)
-        with m.Elif(since != ACCUMULATE_DISTANCE):
+        with m.Elif(since != distance):
             m.d.sync += since.eq(since + 1)
         m.d.sync += undrained.eq(undrained + (self.fire & start_unit) - self.unit_drained)
 
         hidden, tokens = self.hidden.data, self.tokens.data
         if stages:
-            hidden, tokens = self._weighted(m, enters)
-        inputs = Mux(f2.out, hidden, tokens)
+            hidden, tokens = self._weighted(m, enters, listed["input_weight"])
+        # What the inputs are: in a deep pipeline they go on through a register, a cycle behind the slot.
+        read = f2
+        if config.deep:
+            read = tag(delay(m, f2.as_value(), 1, "f2"))
+            hidden, tokens = (
+                delay(m, one, 1, name) for one, name in ((hidden, "hidden"), (tokens, "tokens"))
+            )
+        inputs = Mux(read.out, hidden, tokens)
         if config.int8:
             # Weights beyond the matrix are zero, and zero times whatever is read there is zero.
             m.d.comb += self.x.eq(inputs)
@@ -196,20 +233,28 @@ class Sequencer(wiring.Component):
         m.submodules.mask = mask = InputMask(config)
         m.d.comb += [
             mask.i.eq(inputs),
-            mask.tile.eq(f2.tile),
-            mask.out.eq(f2.out),
-            mask.shared.eq(f2.shared),
+            mask.tile.eq(read.tile),
+            mask.out.eq(read.out),
+            mask.shared.eq(read.shared),
             self.x.eq(mask.o),
         ]
         return m
 
-    def _weighted(self, m, enters):
+    def _find_starts(self, m, slot, enters, start_tile, start_unit) -> None:
+        """Register, with a slot that enters f2, whether it starts a tile that tokens meet, and a unit."""
+        starts = slot.token == 0
+        if self.config.grouped:
+            starts = starts & ~slot.scale
+        with m.If(enters):
+            m.d.sync += [start_tile.eq(starts), start_unit.eq(starts & slot.first & ~slot.up)]
+
+    def _weighted(self, m, enters, input_weight):
         """Return the hidden inputs and those of the token, times their weight, as they stand at f2."""
         config = self.config
         m.submodules.weighted = weighted = WeightedInputs(config)
         weight = Signal(16, reset_less=True)
         with m.If(enters[0]):
-            m.d.sync += weight.eq(list_layout(config)(self.list.data).input_weight)
+            m.d.sync += weight.eq(input_weight)
         m.d.comb += [
             weighted.en.eq(Cat(*enters[1:])),
             weighted.i.eq(self.tokens.data),

@@ -14,7 +14,7 @@ from amaranth import Mux
 from rtl.expert import ExpertConfig, ExpertEngine
 from rtl.layer.shell import LayerShell
 from rtl.stream import connect_stream
-from spec.design import DesignSpec
+from spec.design import DeepBlock, DesignSpec
 from spec.geometry import ImageGeometry
 from spec.model import ModelSpec
 
@@ -31,6 +31,7 @@ def expert_config(model: ModelSpec, design: DesignSpec) -> ExpertConfig:
         burst_beats=design.memory.burst_beats,
         max_outstanding=design.memory.max_outstanding,
         multiplier=design.tile.multiplier,
+        pipeline=design.pipeline_of(DeepBlock.EXPERT),
     )
 
 
