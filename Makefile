@@ -13,7 +13,7 @@ PYTEST := $(RUN) pytest -n 2
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables of make sim: MODEL= DESIGN= SCALE= TOKENS= EXPERTS= FORMAT= ENGINE= SIM= ROUTING= SEED= WAVES=1"
+	@echo "Variables of make sim: MODEL= DESIGN= SCALE= TOKENS= EXPERTS= FORMAT= ENGINE= SIM= ROUTING= SEED= BUS=axi WAVES=1"
 
 setup: $(STAMP) ## make .venv with expertbank and its tools; the others call it
 
@@ -45,7 +45,7 @@ check: $(STAMP) ## float golden model against the Hugging Face vectors in tests/
 
 # option,variable: '--option value' where the variable is set.
 flag = $(if $($(2)),--$(1) '$($(2))')
-SIM_FLAGS = --engine '$(or $(ENGINE),both)' $(foreach design,$(or $(DESIGN),fpga pim),--design '$(design)') \
+SIM_FLAGS = --engine '$(or $(ENGINE),$(if $(filter axi,$(BUS)),rtl,both))' $(call flag,bus,BUS) $(foreach design,$(or $(DESIGN),fpga pim),--design '$(design)') \
 	$(call flag,scale,SCALE) $(call flag,tokens,TOKENS) $(call flag,experts,EXPERTS) $(call flag,format,FORMAT) $(call flag,sim,SIM) \
 	$(call flag,routing,ROUTING) $(call flag,seed,SEED) $(if $(filter-out 0,$(WAVES)),--waves)
 

@@ -21,14 +21,48 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.arith import BF16, F32, Accumulate, Burst, bf16_from_f32, delay
+from rtl.combine_gaps import SpacedBeats
 from rtl.combine_start import add_start, start_members, start_read
 from rtl.dispatch import expect_layout
 from rtl.expert.layouts import contribution_layout
 from rtl.fifo import StreamFifo
 from rtl.ram import Ram, ReadSignature
 from rtl.stream import StreamRegister, connect_stream
+from spec.design import Pipeline
 from spec.errors import require, require_range
 from spec.geometry import ceil_div
+
+
+@dataclass(frozen=True)
+class AdderStages:
+    """When the adder does what, in cycles after a beat was taken."""
+
+    pipeline: Pipeline
+
+    @property
+    def deep(self) -> bool:
+        """Whether there is a register between RAM and sum, and no row is read while it is written."""
+        return self.pipeline is Pipeline.DEEP
+
+    @property
+    def product(self) -> int:
+        """The product is there."""
+        return Burst.latency_of(1, self.pipeline)
+
+    @property
+    def read_at(self) -> int:
+        """The sum is read."""
+        return self.product - Ram.LATENCY - self.deep
+
+    @property
+    def write_at(self) -> int:
+        """The new sum is written."""
+        return self.product + Accumulate.latency_of(self.pipeline)
+
+    @property
+    def distance(self) -> int:
+        """The next beat for the same sum may be taken."""
+        return self.write_at - self.read_at + self.deep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +77,8 @@ class CombineConfig:
     max_count : most contributions of a token.
     stream_lanes : elements of a beat of tokens, where identity experts ask for these; else 0.
     bias_bits : bits of a beat of the output bias, where there is one; else 0. Not both.
+    deep : its pipelines are deep (:class:`spec.design.Pipeline`): sums go from block RAM into a register, a
+        token is known to be complete before its sums are read, they are rounded in a stage of their own.
     """
 
     num_slots: int
@@ -51,6 +87,7 @@ class CombineConfig:
     max_count: int
     stream_lanes: int = 0
     bias_bits: int = 0
+    deep: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -66,6 +103,39 @@ class CombineConfig:
     def starts(self) -> bool:
         """Whether sums start from something else than +0 (:mod:`rtl.combine_start`)."""
         return self.stream_lanes > 0 or self.bias_bits > 0
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """How its arithmetic is cut."""
+        return Pipeline.DEEP if self.deep else Pipeline.SHORT
+
+    @property
+    def stages(self) -> AdderStages:
+        """When the adder does what."""
+        return AdderStages(self.pipeline)
+
+    @property
+    def spaced(self) -> bool:
+        """Whether, if deep, beats wait in a place of their own for the sums of those before them.
+
+        Contributions to one slot do not interleave: with more words the sums are always back.
+        """
+        return self.deep and self.words < self.stages.distance
+
+    @property
+    def latency(self) -> int:
+        """Cycles from the last beat of a token's last contribution to its first beat at ``o``."""
+        if not self.deep:
+            return Combine.LATENCY
+        spaces = SpacedBeats.LATENCY * self.spaced
+        return StreamRegister.LATENCY + spaces + self.stages.write_at + 1 + Emitter.SEND_CYCLES
+
+    @property
+    def expect_latency(self) -> int:
+        """Cycles from a token's announcement to its first beat at ``o``."""
+        if not self.deep:
+            return Combine.EXPECT_LATENCY
+        return StreamFifo.LATENCY + OldestToken.CHECK_CYCLES + Emitter.SEND_CYCLES
 
     @property
     def words(self) -> int:
@@ -184,10 +254,12 @@ class SlotAdder(wiring.Component):
     """Add each beat to the accumulators of its slot and word; count contributions.
 
     A pipeline that never stalls once a beat is in; a beat waits at the entry while one of the last
-    ``ACCUMULATE_DISTANCE - 1`` cycles took a beat for the same accumulators. One beat per cycle.
-    ``WRITE_AT`` cycles after a beat was taken its sums are written (and seen by a read in that
-    cycle); the count is seen one cycle after a read in the cycle before that.
-    After reset no slot holds anything; the RAMs are not reset.
+    ``distance - 1`` cycles took a beat for the same accumulators. One beat per cycle.
+    ``write_at`` cycles after a beat was taken its sums are written (and seen by a read in that
+    cycle; if deep, in the next one); the count is seen one cycle after a read in the cycle before that
+    (if deep, two before). After reset no slot holds anything; the RAMs are not reset. If deep, ``i`` is
+    always ready: :class:`rtl.combine_gaps.SpacedBeats` stands before it where there is anything to wait for.
+    The times are those of :class:`AdderStages`.
 
     Area: per lane one 8x8 multiplier and one fp32 adder; RAM bits ``32 * lanes * depth``, twice.
 
@@ -199,10 +271,6 @@ class SlotAdder(wiring.Component):
     sums : In(ReadSignature), the accumulators; row ``Cat(slot, word)``.
     start : Out, where sums do not start from +0: what they start from.
     """
-
-    READ_AT = Burst.LATENCY - Ram.LATENCY
-    WRITE_AT = Burst.LATENCY + Accumulate.LATENCY
-    DISTANCE = WRITE_AT - READ_AT
 
     def __init__(self, config: CombineConfig) -> None:
         self.config = config
@@ -220,6 +288,7 @@ class SlotAdder(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self.config
+        stages = config.stages
         slot = self.i.payload.slot
         row = Cat(slot, self.i.payload.word)
 
@@ -227,23 +296,26 @@ class SlotAdder(wiring.Component):
         accept = Signal()
         hazard = Signal()
         valids, rows = [accept], [row]
-        for n in range(1, self.WRITE_AT + 1):
+        for n in range(1, stages.write_at + 1):
             valids.append(delay(m, valids[-1], 1, f"valid_{n}", control=True))
             rows.append(delay(m, rows[-1], 1, f"row_{n}"))
+        if not config.deep:
+            m.d.comb += hazard.eq(Cat(valids[n] & (rows[n] == row) for n in range(1, stages.distance)).any())
         m.d.comb += [
-            hazard.eq(Cat(valids[n] & (rows[n] == row) for n in range(1, self.DISTANCE)).any()),
             self.i.ready.eq(~hazard),
             accept.eq(self.i.valid & self.i.ready),
         ]
 
-        # Counted in the cycle before its last sums are written. The first one replaces what the RAM holds.
-        read_at = self.WRITE_AT - 2
-        m.submodules.counts = counts = ContributionCounts(config, read_at)
+        # Counted in the cycle before its last sums are written, or two. The first one replaces what the RAM
+        # holds; if deep, a cycle passes before a beat's slot is looked at.
+        late = int(config.deep)
+        count_at = stages.write_at - 2 - late
+        m.submodules.counts = counts = ContributionCounts(config, count_at - late)
         wiring.connect(m, wiring.flipped(self.clear), counts.clear)
         wiring.connect(m, wiring.flipped(self.count), counts.count)
         m.d.comb += [
-            counts.slot.eq(slot),
-            counts.last.eq(accept & self.i.payload.last),
+            counts.slot.eq(rows[late][: len(slot)]),
+            counts.last.eq(delay(m, accept & self.i.payload.last, late, "last", control=True)),
             self.counted.eq(counts.counted),
         ]
         self._add(m, counts.first, valids, rows)
@@ -251,24 +323,29 @@ class SlotAdder(wiring.Component):
 
     def _add(self, m, first, valids, rows):
         config = self.config
+        stages, cut = config.stages, int(config.deep)
         m.submodules.sums = ram = Ram(
-            width=32 * config.lanes, depth=config.depth, num_read_ports=2, transparent=True
+            width=32 * config.lanes,
+            depth=config.depth,
+            num_read_ports=2,
+            transparent=not config.deep,
+            apart=config.deep,
         )
         wiring.connect(m, wiring.flipped(self.sums), ram.read_1)
-        first_now = delay(m, first, Burst.LATENCY, "first")
+        first_now = delay(m, first, stages.product - 2 * cut, "first")
         old = data.View(config.sums, ram.read_0.data)
         new = Signal(config.sums)
         m.d.comb += [
-            ram.read_0.en.eq(valids[self.READ_AT]),
-            ram.read_0.addr.eq(rows[self.READ_AT]),
-            ram.write.en.eq(valids[self.WRITE_AT]),
-            ram.write.addr.eq(rows[self.WRITE_AT]),
+            ram.read_0.en.eq(valids[stages.read_at]),
+            ram.read_0.addr.eq(rows[stages.read_at]),
+            ram.write.en.eq(valids[stages.write_at]),
+            ram.write.addr.eq(rows[stages.write_at]),
             ram.write.data.eq(new),
         ]
         starts = [0] * config.lanes
         if config.starts:
             # Early enough for a register behind the product.
-            read_at = Burst.LATENCY - Ram.LATENCY - 1
+            read_at = stages.read_at - 1
             m.d.comb += [
                 self.start.en.eq(valids[read_at]),
                 self.start.slot.eq(rows[read_at][: len(self.start.slot)]),
@@ -276,12 +353,13 @@ class SlotAdder(wiring.Component):
             ]
             starts = [delay(m, value.as_value(), 1, f"start_{n}") for n, value in enumerate(self.start.data)]
         for lane in range(config.lanes):
-            m.submodules[f"product_{lane}"] = product = Burst(1)
-            m.submodules[f"sum_{lane}"] = total = Accumulate(1)
+            m.submodules[f"product_{lane}"] = product = Burst(1, config.pipeline)
+            m.submodules[f"sum_{lane}"] = total = Accumulate(1, config.pipeline)
+            before = Mux(first_now, starts[lane], old[lane].as_value())
             m.d.comb += [
                 product.x[0].eq(data.View(BF16, self.i.payload.data[lane])),
                 product.w[0].eq(data.View(BF16, self.i.payload.weight)),
-                total.acc.eq(Mux(first_now, starts[lane], old[lane].as_value())),
+                total.acc.eq(delay(m, before, cut, f"before_{lane}")),
                 total.addend.eq(product.o),
                 new[lane].eq(total.o),
             ]
@@ -291,7 +369,8 @@ class OldestToken(wiring.Component):
     """Hold the oldest announced token; say when all its contributions are in.
 
     The next token's count is read while this one leaves, so that complete tokens follow each other
-    without a gap. After reset nothing is held.
+    without a gap. If deep, a token waits in a place of its own until it is complete: complete tokens follow
+    each other CHECK_CYCLES cycles apart at least. After reset nothing is held.
 
     Members
     -------
@@ -301,6 +380,8 @@ class OldestToken(wiring.Component):
     complete : Out(1), with ``valid``: all that it waits for is there.
     leave : In(1), the token goes, in the next cycle the next one is there.
     """
+
+    CHECK_CYCLES = 4
 
     def __init__(self, config: CombineConfig) -> None:
         self.config = config
@@ -319,6 +400,9 @@ class OldestToken(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        if self.config.deep:
+            self._check(m)
+            return m
         # The count of the token's slot stands at the read port, renewed every cycle.
         token = self.token
         received = Signal()
@@ -336,12 +420,39 @@ class OldestToken(wiring.Component):
             m.d.sync += [self.valid.eq(self.i.valid), token.eq(self.i.payload)]
         return m
 
+    def _check(self, m):
+        """Hold the next token until it is complete: where it waits, its count is read in every cycle."""
+        waiting, fresh = Signal(), Signal()
+        next_token = Signal.like(self.token)
+        received, known = Signal(), Signal()
+        moves = Signal()
+        m.d.comb += [
+            self.count.en.eq(1),
+            self.count.addr.eq(next_token.slot),
+            # Of the token that was there in the cycle before.
+            received.eq(
+                (next_token.count == 0)
+                | (self.counted.bit_select(next_token.slot, 1) & (self.count.data == next_token.count))
+            ),
+            moves.eq(known & (~self.valid | self.leave)),
+            self.i.ready.eq(~waiting),
+            self.complete.eq(self.valid),
+        ]
+        m.d.sync += [fresh.eq(~waiting), known.eq(waiting & ~fresh & ~moves & received)]
+        with m.If(~waiting):
+            m.d.sync += [waiting.eq(self.i.valid), next_token.eq(self.i.payload)]
+        with m.If(moves | self.leave):
+            m.d.sync += self.valid.eq(moves)
+        with m.If(moves):
+            m.d.sync += [waiting.eq(0), self.token.eq(next_token), self.empty.eq(next_token.count == 0)]
+
 
 class Emitter(wiring.Component):
     """Wait until a token's contributions are in; read its sums, round them to bf16, give them out.
 
-    Latency 2 cycles from ``i`` to ``o``, one beat per cycle, complete tokens without a gap. After reset
-    nothing is held.
+    Latency 2 cycles from ``i`` to ``o``, one beat per cycle, complete tokens without a gap; if deep 7 cycles,
+    and tokens of fewer than ``OldestToken.CHECK_CYCLES`` words leave that far apart. After reset nothing is
+    held.
 
     Members
     -------
@@ -351,6 +462,9 @@ class Emitter(wiring.Component):
     start : Out, as in :class:`SlotAdder`, for a token without contributions.
     o : Out(stream.Signature(output))
     """
+
+    # From the read of a word to ``Combine.o``, if deep: RAM, a register, rounding, the output register.
+    SEND_CYCLES = Ram.LATENCY + 2 + StreamRegister.LATENCY
 
     def __init__(self, config: CombineConfig) -> None:
         self.config = config
@@ -376,30 +490,41 @@ class Emitter(wiring.Component):
         token = oldest.token
         word = Signal(range(config.words))
         read = Signal()
-        last_word = Signal()
+        # If deep, a register; the first word is the last one where there is one alone.
+        last_word = Signal(init=config.deep and config.words == 1)
         room = Signal()
         m.d.comb += [
             oldest.counted.eq(self.counted),
             read.eq(oldest.valid & oldest.complete & room),
-            last_word.eq(word == config.words - 1),
+            *([] if config.deep else [last_word.eq(word == config.words - 1)]),
             oldest.leave.eq(read & last_word),
-            self.clear.valid.eq(read & last_word),
-            self.clear.slot.eq(token.slot),
         ]
+        clear = [self.clear.valid.eq(read & last_word), self.clear.slot.eq(token.slot)]
+        if config.deep:
+            m.d.sync += clear
+        else:
+            m.d.comb += clear
         with m.If(read):
             m.d.sync += word.eq(Mux(last_word, 0, word + 1))
+            if config.deep and config.words > 1:
+                m.d.sync += last_word.eq(word == config.words - 2)
 
         # The word at the read port of the sums.
         word_empty = Signal()
         sums = data.View(config.sums, self.sums.data)
         m.d.comb += [
-            room.eq(~self.o.valid | self.o.ready),
             self.sums.en.eq(read),
             self.sums.addr.eq(Cat(token.slot, word)),
         ]
-        empty = [0] * config.lanes
         if config.starts:
             m.d.comb += [self.start.en.eq(read), self.start.slot.eq(token.slot), self.start.word.eq(word)]
+        if config.deep:
+            tags = Cat(last_word, oldest.leave & token.last_token)
+            self._send_rounded(m, read=read, room=room, empty=oldest.empty, tags=tags)
+            return m
+        m.d.comb += room.eq(~self.o.valid | self.o.ready)
+        empty = [0] * config.lanes
+        if config.starts:
             empty = [bf16_from_f32(value) for value in self.start.data]
         for lane in range(config.lanes):
             m.d.comb += self.o.payload.data[lane].eq(Mux(word_empty, empty[lane], bf16_from_f32(sums[lane])))
@@ -411,6 +536,34 @@ class Emitter(wiring.Component):
                 word_empty.eq(oldest.empty),
             ]
         return m
+
+    def _send_rounded(self, m, *, read, room, empty, tags):
+        """Give words on through three places, each of which goes on if there is room in the next one.
+
+        The read port of the sums, a register of what is sent, its bf16.
+        """
+        config = self.config
+        valids = [Signal(name=f"s{n}_valid") for n in range(2)]
+        rooms = [Signal(name=f"s{n}_room") for n in range(2)]
+        kept_tags = [Signal.like(tags, name=f"s{n}_tags", reset_less=True) for n in range(2)]
+        s0_empty = Signal(reset_less=True)
+        s1_sums = Signal(config.sums, reset_less=True)
+        m.d.comb += [
+            rooms[1].eq(~self.o.valid | self.o.ready),
+            rooms[0].eq(~valids[1] | rooms[1]),
+            room.eq(~valids[0] | rooms[0]),
+        ]
+        with m.If(room):
+            m.d.sync += [valids[0].eq(read), kept_tags[0].eq(tags), s0_empty.eq(empty)]
+        with m.If(rooms[0]):
+            start = self.start.data if config.starts else [0] * config.lanes
+            m.d.sync += [valids[1].eq(valids[0]), kept_tags[1].eq(kept_tags[0])]
+            m.d.sync += s1_sums.eq(Mux(s0_empty, Cat(*start), self.sums.data))
+        with m.If(rooms[1]):
+            m.d.sync += [
+                self.o.valid.eq(valids[1]),
+                self.o.payload.eq(Cat(*(bf16_from_f32(total) for total in s1_sums), kept_tags[1])),
+            ]
 
 
 class Combine(wiring.Component):
@@ -428,11 +581,13 @@ class Combine(wiring.Component):
     Arithmetic, per lane: ``acc' = RNE(acc + weight * data)`` in fp32, from +0; the result is rounded
     to bf16. A token with count 0 leaves as zeros.
 
-    Latency: LATENCY cycles from the last beat of a token's last contribution to its first beat at
-    ``o``; EXPECT_LATENCY from its ``i_expect`` beat, where that comes late. One beat in and one out
-    per cycle, at the same time, without a gap between complete tokens. A beat waits while one for the
-    same slot and word was taken less than ``ACCUMULATE_DISTANCE`` cycles before: contributions to one
-    slot directly behind each other take that many cycles each where a token has fewer words.
+    Latency: ``config.latency`` cycles (LATENCY, if not deep) from the last beat of a token's last
+    contribution to its first beat at ``o``; ``config.expect_latency`` (EXPECT_LATENCY) from its ``i_expect``
+    beat, where that comes late. One beat in and one out per cycle, at the same time, without a gap between
+    complete tokens (if deep: those of ``OldestToken.CHECK_CYCLES`` words and more). A beat waits while one
+    for the same slot and word was taken less than ``AdderStages.distance`` cycles before (4 =
+    ``ACCUMULATE_DISTANCE``; deep 10): contributions to one slot directly behind each other take that many
+    cycles each where a token has fewer words.
     All outputs are registers, but for ``i_expect.ready``, a comparison of counters; no ready depends
     on another. After reset nothing is held and token 0 is expected in slot 0.
 
@@ -455,7 +610,9 @@ class Combine(wiring.Component):
     freed : Out(1), one cycle after a token's last beat was taken; slots are freed in token order.
     """
 
-    LATENCY = StreamRegister.LATENCY + SlotAdder.WRITE_AT + Ram.LATENCY + StreamRegister.LATENCY
+    LATENCY = (
+        StreamRegister.LATENCY + Burst.LATENCY + Accumulate.LATENCY + Ram.LATENCY + StreamRegister.LATENCY
+    )
     EXPECT_LATENCY = StreamFifo.LATENCY + 1 + Ram.LATENCY + StreamRegister.LATENCY
 
     def __init__(self, config: CombineConfig) -> None:
@@ -480,7 +637,12 @@ class Combine(wiring.Component):
         m.submodules.output = output = StreamRegister(config.output)
 
         connect_stream(m, wiring.flipped(self.i), entry.i)
-        connect_stream(m, entry.o, adder.i)
+        beats = entry.o
+        if config.spaced:
+            m.submodules.spaced = spaced = SpacedBeats(config.contribution, config.stages.distance)
+            connect_stream(m, beats, spaced.i)
+            beats = spaced.o
+        connect_stream(m, beats, adder.i)
         connect_stream(m, wiring.flipped(self.i_expect), expects.i)
         connect_stream(m, expects.o, emitter.i)
         connect_stream(m, emitter.o, output.i)

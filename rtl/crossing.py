@@ -1,6 +1,6 @@
 """Streams between two clocks, and a top whose streams and memory port run on another clock than its core."""
 
-from amaranth import Module, Value
+from amaranth import Module, ResetSignal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import AsyncFIFO
 from amaranth.lib.wiring import In, Out
@@ -50,7 +50,8 @@ class StreamCrossing(wiring.Component):
             fifo.w_en.eq(self.i.valid),
             self.i.ready.eq(fifo.w_rdy),
             Value.cast(self.o.payload).eq(fifo.r_data),
-            self.o.valid.eq(fifo.r_rdy),
+            # In reset, too, until the FIFO is known to be empty.
+            self.o.valid.eq(fifo.r_rdy & ~ResetSignal(self.to_domain, allow_reset_less=True)),
             fifo.r_en.eq(self.o.ready),
         ]
         return m

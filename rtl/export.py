@@ -392,6 +392,8 @@ def _tidy(text, top):
     text = re.sub(r"\\\$auto\$verilog_backend\S* ( |(?=\)))", rf"{WAKE}\1", text)
     # "!" of several bits is no logic value for a linter; "~|" is the same bit.
     text = re.sub(r"(?<== )! (?=[\\\w$(])", "~| ", text)
+    # Nothing unsigned is below 0: a comparison with a constant that a configuration makes so.
+    text = re.sub(r"(?<== )\d+'h0+ > (?:\\\S+ |\w+) ?(?:\[[\d:]+\])?;", "1'h0;", text)
     modules = {}
     for name, ports, body in _MODULE.findall(text):
         modules[_plain(name)] = (sorted(_split_ports(ports)), body)
@@ -414,8 +416,17 @@ def _tidy(text, top):
         )
         ports = sorted(plain[_plain(port)] if port.startswith("\\") else port for port in ports)
         body = _woken_last(_with_whole_shifts(body))
-        parts.append(f"module {names[name]} (\n    " + ",\n    ".join(ports) + f"\n);\n{body}endmodule\n")
-    return "\n".join(parts)
+        parts.append((names[name], ports, body))
+    instances = {}
+    for _, _, body in parts:
+        for module, instance in _PLAIN_INSTANCE.findall(body):
+            instances.setdefault(module, set()).add(instance)
+    return "\n".join(
+        f"module {name} (\n    "
+        + ",\n    ".join(ports)
+        + f"\n);\n{_unhidden(body, instances.get(name, ()), ports)}endmodule\n"
+        for name, ports, body in parts
+    )
 
 
 def _without_initial_values(text):
@@ -448,6 +459,24 @@ def _with_whole_shifts(body):
         return f"  wire [{width - 1}:0] {to}_whole = {shift}\n  assign {to} = {to}_whole[{widths[to] - 1}:0];"
 
     return _SHIFT.sub(whole, body)
+
+
+_PLAIN_INSTANCE = re.compile(r"^  (\w+) (\w+) \($", re.MULTILINE)
+
+
+def _unhidden(body, instances, ports):
+    """Return a module's body with other names for inner signals that are called as the module's instances.
+
+    To a linter they hide the instance. A submodule's port names such a signal.
+    """
+    declared = {name for _, name in _DECLARED.findall(body)}
+    for name in sorted(declared & set(instances) - set(ports)):
+        number = 2
+        while f"{name}_v{number}" in declared:
+            number += 1
+        # Not a port of an instance, which stands behind a point.
+        body = re.sub(rf"(?<![.\w]){name}(?!\w)", f"{name}_v{number}", body)
+    return body
 
 
 def _woken_last(body):

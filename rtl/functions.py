@@ -150,6 +150,8 @@ class Reciprocal(Pipelined):
     m : In(22)
         20 fraction bits.
     o : Out(21)
+    two : Out(1), below_two : Out(21), deep
+        Whether ``m`` is 2; what ``o`` is where it is not, from a register.
     """
 
     LATENCY = InterpolatedTable.LATENCY
@@ -157,7 +159,8 @@ class Reciprocal(Pipelined):
 
     def __init__(self, pipeline: Pipeline = Pipeline.SHORT) -> None:
         self.pipeline = pipeline
-        super().__init__({"m": In(FRACTION_BITS + 2), "o": Out(BASE_BITS)})
+        parts = {"two": Out(1), "below_two": Out(BASE_BITS)} if self.deep else {}
+        super().__init__({"m": In(FRACTION_BITS + 2), "o": Out(BASE_BITS), **parts})
 
     def elaborate(self, platform):
         m = Module()
@@ -169,6 +172,8 @@ class Reciprocal(Pipelined):
             table.position.eq(self.m[:FRACTION_BITS]),
             self.o.eq(Mux(two, ONE // 2, table.o)),
         ]
+        if self.deep:
+            m.d.comb += [self.two.eq(two), self.below_two.eq(table.o)]
         return m
 
 
@@ -211,8 +216,12 @@ class Sigmoid(Pipelined):
         shift = delay(m, exp.shift, behind + product_stages, "shift")
         out_mantissa = Signal(BASE_BITS, reset_less=True)
         out_shift = Signal(5, reset_less=True)
-        product = staged_product(m, t, reciprocal.o, "product", deep=self.deep)
+        factor = reciprocal.below_two if self.deep else reciprocal.o
+        product = staged_product(m, t, factor, "product", deep=self.deep)
         inverse = delay(m, reciprocal.o, product_stages, "inverse")
+        if self.deep:
+            # Where t is 1, the product is the reciprocal, whose choice does not stand before the multiplier.
+            negative_q = negative_q & ~delay(m, reciprocal.two, product_stages, "two")
         m.d.sync += [
             out_mantissa.eq(Mux(negative_q, product >> FRACTION_BITS, inverse)),
             out_shift.eq(Mux(negative_q, shift, 0)),

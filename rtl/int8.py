@@ -10,8 +10,21 @@ from amaranth.lib.wiring import In, Out
 
 from golden.formats import BF16_BIAS
 from golden.int8 import INT8_MAX, MANTISSA_BITS, SHIFT_BITS
-from rtl.arith import BF16, Accumulate, Burst, ceil_log2, delay, round_to_bf16, tree
+from rtl.arith import (
+    BF16,
+    PRODUCT_STAGES,
+    Accumulate,
+    Burst,
+    Pipelined,
+    ceil_log2,
+    delay,
+    round_stages,
+    round_to_bf16,
+    staged_product,
+    tree,
+)
 from rtl.ram import ExportPlatform
+from spec.design import Pipeline
 
 INT8 = signed(8)
 SCALE_WORD_BITS = 32
@@ -27,14 +40,15 @@ def scale_of(word):
     return Cat(word[:MANTISSA_BITS], word[MANTISSA_BITS : MANTISSA_BITS + SHIFT_BITS])
 
 
-class Quantise(wiring.Component):
+class Quantise(Pipelined):
     """Multiply a bf16 number with a scale and round it to int8. Latency 2 cycles, one per cycle.
 
-    Area: an 8x16 multiplier. Reference: :func:`golden.int8.quantise`.
+    Deep 4: product, its place, shift, rounding. Area: an 8x16 multiplier.
+    Reference: :func:`golden.int8.quantise`.
 
     Parameters
     ----------
-    stalls : whether each stage goes on only when it is told to.
+    stalls : whether each stage goes on only when it is told to; of a short pipeline.
 
     Members
     -------
@@ -47,18 +61,25 @@ class Quantise(wiring.Component):
     """
 
     LATENCY = 2
+    DEEP_LATENCY = 4
+    LEAST, MOST = 15, 25
+    """The product counts in units of 2**-right. It is at least 2**22, so that with right < 15 it is too
+    large, and below 2**24, so that with right >= 25 it rounds to 0."""
 
-    def __init__(self, *, stalls: bool = False) -> None:
+    def __init__(self, *, stalls: bool = False, pipeline: Pipeline = Pipeline.SHORT) -> None:
         self.stalls = stalls
+        self.pipeline = pipeline
+        assert not (stalls and self.deep)
         en = {"en": In(self.LATENCY)} if stalls else {}
         super().__init__({**en, "i": In(BF16), "scale": In(scale_layout()), "o": Out(INT8)})
 
     def elaborate(self, platform):
         m = Module()
+        if self.deep:
+            self._elaborate_in_stages(m)
+            return m
         value, scale = self.i, self.scale
-        # The product counts in units of 2**-right. It is at least 2**22, so that with right < 15 it is
-        # too large, and below 2**24, so that with right >= 25 it rounds to 0.
-        least, most = 15, 25
+        least, most = self.LEAST, self.MOST
         right = Signal(signed(12))
         top, zero = value.exponent.all(), value.exponent == 0
         s1_product = Signal(24, reset_less=True)
@@ -93,6 +114,37 @@ class Quantise(wiring.Component):
         with m.If(self.en[1]):
             m.d.sync += second
         return m
+
+    def _elaborate_in_stages(self, m) -> None:
+        value, scale = self.i, self.scale
+        least, most = self.LEAST, self.MOST
+        # s1: the product, and where its last place is.
+        top, zero = value.exponent.all(), value.exponent == 0
+        nan = top & value.fraction.any()
+        right = Signal(signed(12), name="s1_right", reset_less=True)
+        m.d.sync += right.eq((BF16_BIAS + 7) - value.exponent - scale.shift)
+        product = delay(m, Cat(value.fraction, Const(1, 1)) * scale.mantissa, 1, "s1_product")
+        empty = delay(m, zero | nan, 1, "s1_empty")
+        infinite = delay(m, top & ~nan, 1, "s1_infinite")
+
+        # s2, s3: moved there, as far as it matters.
+        amount = Signal(range(most - least + 1))
+        m.d.comb += amount.eq(Mux(right < least, 0, Mux(right > most, most - least, right - least)))
+        product = delay(m, Mux(empty, 0, product), 1, "s2_product")
+        amount = delay(m, (most - least) - amount, 1, "s2_amount")
+        large = delay(m, ~empty & (infinite | (right < least)), 2, "s3_large")
+        shifted = delay(m, (product << amount[: (most - least).bit_length()])[: 24 + most - least], 1, "s3")
+
+        # s4: rounded, saturated.
+        kept, half, rest = shifted[most:], shifted[most - 1], shifted[: most - 1].any()
+        rounded, magnitude = Signal(10), Signal(7)
+        out = Signal(INT8, reset_less=True)
+        m.d.comb += [
+            rounded.eq(kept + (half & (rest | kept[0]))),
+            magnitude.eq(Mux(large | (rounded > INT8_MAX), INT8_MAX, rounded)),
+            self.o.eq(out),
+        ]
+        m.d.sync += out.eq(Mux(delay(m, value.sign, 3, "sign"), -magnitude, magnitude))
 
 
 class IntegerBurst(wiring.Component):
@@ -220,10 +272,11 @@ class DualIntegerBurst(wiring.Component):
         return m
 
 
-class IntegerAccumulate(wiring.Component):
+class IntegerAccumulate(Pipelined):
     """Add to an int32 accumulator; for the last addition also scale and round the sum to bf16.
 
-    Latency 3 cycles, as :class:`rtl.arith.Accumulate`; one per cycle. Area: a 32x16 multiplier.
+    Latency 3 cycles, as :class:`rtl.arith.Accumulate`; one per cycle. Deep 9: sum and magnitude, product 2,
+    the sum of its parts, leading zeros 2, their removal, what lies below, rounding. Area: a 32x16 multiplier.
     Reference: :func:`golden.int8.dequantise`.
 
     Members
@@ -236,8 +289,10 @@ class IntegerAccumulate(wiring.Component):
     """
 
     LATENCY = Accumulate.LATENCY
+    DEEP_LATENCY = 1 + PRODUCT_STAGES + 1 + round_stages(32 + MANTISSA_BITS) + 1
 
-    def __init__(self) -> None:
+    def __init__(self, pipeline: Pipeline = Pipeline.SHORT) -> None:
+        self.pipeline = pipeline
         super().__init__(
             {
                 "acc": In(signed(32)),
@@ -261,13 +316,22 @@ class IntegerAccumulate(wiring.Component):
 
         # s2: times the mantissa.
         s2_product = Signal(32 + MANTISSA_BITS, reset_less=True)
-        m.d.sync += s2_product.eq(s1_magnitude * s1_scale.mantissa)
-        s2_shift = delay(m, s1_scale.shift, 1, "s2_shift")
-        s2_total = delay(m, s1_total, 1, "s2_total")
-        s2_finish = delay(m, s1_finish, 1, "s2_finish")
+        m.d.sync += s2_product.eq(
+            staged_product(m, s1_magnitude, s1_scale.mantissa, "product", deep=self.deep)
+        )
+        cycles = 1 + PRODUCT_STAGES * self.deep
+        s2_shift = delay(m, s1_scale.shift, cycles, "s2_shift")
+        s2_total = delay(m, s1_total, cycles, "s2_total")
+        s2_finish = delay(m, s1_finish, cycles, "s2_finish")
 
         # s3: normalised and rounded.
-        rounded = round_to_bf16(m, s2_total < 0, s2_product, s2_shift, "s2")
+        rounded = round_to_bf16(m, s2_total < 0, s2_product, s2_shift, "s2", deep=self.deep)
+        if self.deep:
+            cycles = round_stages(len(s2_product))
+            s2_total, s2_finish = (
+                delay(m, s2_total, cycles, "s3_total"),
+                delay(m, s2_finish, cycles, "s3_finish"),
+            )
         out = Signal(32, reset_less=True)
         m.d.sync += out.eq(Mux(s2_finish, Cat(Const(0, 16), rounded), s2_total))
         m.d.comb += self.o.eq(out)

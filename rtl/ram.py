@@ -12,8 +12,21 @@ class ExportPlatform:
     """Given as ``platform`` when a component is written as Verilog for simulators and synthesis.
 
     A :class:`Ram` then becomes an instance of the hand-written ``eb_ram``: Amaranth's own memories
-    print every row, and initialise what no block RAM has to.
+    print every row, and initialise what no block RAM has to. Reset enters another clock domain
+    (:class:`amaranth.lib.cdc.AsyncFFSynchronizer`, in asynchronous FIFOs) through flip-flops that sample it:
+    no net of the Verilog resets asynchronously, and resets last for some cycles of both clocks anyway.
     """
+
+    def get_async_ff_sync(self, synchronizer):
+        """Return what is in the place of a synchronizer, as Amaranth asks its platforms for it."""
+        m = Module()
+        value = synchronizer.i
+        for number in range(synchronizer._stages):
+            stage = Signal(name=f"stage{number}", init=1, reset_less=True)
+            m.d[synchronizer._o_domain] += stage.eq(value)
+            value = stage
+        m.d.comb += synchronizer.o.eq(value)
+        return m
 
 
 def address_width(depth: int) -> int:

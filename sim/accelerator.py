@@ -678,11 +678,7 @@ def _report(
                 for name, count in active_cycles(shape, expected, waits, wait_tile).items():
                     blocks[name]["model"] = count
     total = cycles["rtl"] if cycles["rtl"] is not None else cycles["model"]
-    seconds = (total or 0) / design.clock_hz
-    energy = None
-    if design.energy is not None and total:
-        counts = fpga_counts(shape.image, design, shape.streams, fires=fires, read_beats=beats)
-        energy = energy_of(design.energy, counts, seconds)
+    utilisation, energy = use_of(shape, fires=fires, read_beats=beats, cycles=total or 0)
     return Report(
         model=model.name,
         design=design.name,
@@ -696,15 +692,24 @@ def _report(
         cycles=cycles,
         blocks=blocks,
         mismatches=None,
-        seconds=seconds,
+        seconds=(total or 0) / design.clock_hz,
         energy=energy,
-        utilisation={
-            "mac": fires / total if total else 0.0,
-            "bandwidth": beats / total if total else 0.0,
-        },
+        utilisation=utilisation,
         dropped=shape.streams.dropped,
         wall_s=wall,
         routing=routing,
         counters=run.counters if run is not None else None,
         simulated_cycles_per_second=run.result.cycles_per_second if run is not None else None,
     )
+
+
+def use_of(
+    shape: LayerShape, *, fires: int, read_beats: int, cycles: int
+) -> tuple[dict[str, float], Energy | None]:
+    """Return the shares of MAC slots and of the weight port's cycles that were used, and the energy."""
+    design, energy = shape.design, None
+    if design.energy is not None and cycles:
+        counts = fpga_counts(shape.image, design, shape.streams, fires=fires, read_beats=read_beats)
+        energy = energy_of(design.energy, counts, cycles / design.clock_hz)
+    shares = {"mac": fires, "bandwidth": read_beats}
+    return {name: count / cycles if cycles else 0.0 for name, count in shares.items()}, energy

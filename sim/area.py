@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from sim.gemv.report import HIGH_SCALE, LOW_SCALE
 from spec.area import AreaTable
-from spec.design import DesignSpec, Engine, Format
+from spec.design import DeepBlock, DesignSpec, Engine, Format, Multiplier
 from spec.device import PimDevice, UnitLevel
 from spec.geometry import ImageGeometry, ceil_div
 from spec.load import load_area
@@ -27,6 +27,9 @@ TABLE = "cells-45nm"
 SUM_BITS, BF16_BITS = 32, 16
 MM2 = 1e-6
 """Square millimetres of a square micrometre."""
+MACS = ("mac_bf16", "mac_bf16_deep", "mac_int8", "mac_int8_dual")
+ENGINE_MEMORIES = ("tokens", "hidden", "accumulators", "groups", "inputs")
+"""Memories of an array or a channel; the others are the gate's and the combiner's."""
 IN_DRAM = (UnitLevel.BANK, UnitLevel.BANK_PAIR, UnitLevel.BANK_GROUP)
 
 
@@ -65,18 +68,42 @@ def layer_area(model: ModelSpec, design: DesignSpec) -> Area:
     Of engine ``pim`` gate and combiner are counted as if they lay beside the lanes, in the same process.
     """
     image = ImageGeometry.of(model, design)
-    tile, near = design.tile, design.engine is Engine.PIM
     engines = 1 if design.pim is None else design.pim.channels
+    counts = dict.fromkeys(MACS, 0)
+    for name, count in _engine_counts(image, design).items():
+        counts[name] = engines * count
     gate_lanes = 0 if image.gate.banked else design.gate.lanes
-    macs = {"mac_bf16": gate_lanes + tile.act_lanes, "mac_int8": 0}
-    macs["mac_int8" if design.format is Format.INT8 else "mac_bf16"] += engines * tile.rows * tile.cols
+    counts["mac_bf16_deep" if DeepBlock.GATE in design.deep else "mac_bf16"] += gate_lanes
+    counts["mac_bf16"] += design.tile.act_lanes
+    counts["memory_bit"] = sum(_memory_bits(image, model, design).values())
+    return area_of(_table(), counts, in_dram=design.engine is Engine.PIM)
+
+
+def _engine_counts(image: ImageGeometry, design: DesignSpec) -> dict[str, int]:
+    """Return what an array, or a channel's lanes, have of MACs and of registers of tiles."""
+    kind = "mac_int8" if design.format is Format.INT8 else "mac_bf16"
+    if design.array is not None and design.array.multiplier is Multiplier.DUAL:
+        kind = "mac_int8_dual"
     # An array has two tiles, one of them being filled; a channel's lanes have the one they work on.
-    tiles = 1 if near else 2
-    counts = macs | {
-        "register_bit": engines * tiles * 8 * image.routed.tile_bytes,
-        "memory_bit": sum(_memory_bits(image, model, design).values()),
+    tiles = 1 if design.engine is Engine.PIM else 2
+    return {
+        kind: design.tile.rows * design.tile.cols,
+        "register_bit": tiles * 8 * image.routed.tile_bytes,
     }
-    return area_of(_table(), counts, in_dram=near)
+
+
+@functools.lru_cache(maxsize=256)
+def engine_area(model: ModelSpec, design: DesignSpec, units: int) -> Area:
+    """Return the area of so many engines of a design, each an array or a channel, without what routes.
+
+    Raises :class:`InputError` where model and design do not go together.
+    """
+    image, near = ImageGeometry.of(model, design), design.engine is Engine.PIM
+    memories = _memory_bits(image, model, design)
+    counts = _engine_counts(image, design) | {
+        "memory_bit": sum(memories[name] for name in ENGINE_MEMORIES if name in memories)
+    }
+    return area_of(_table(), {name: units * count for name, count in counts.items()}, in_dram=near)
 
 
 def memory_bits(model: ModelSpec, design: DesignSpec) -> dict[str, int]:

@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from golden.dispatch_streams import DispatchStreams
 from sim.combine import FREED_LATENCY, Adder, add, emit_token, new_adder
 from sim.combine_ordered import ANNOUNCE_CYCLES, STORE_CYCLES, read_token
-from sim.compiled import depends_on_sim
+from sim.compiled import compiled, compiled_inline, depends_on_sim
 from sim.dispatch import (
     ENTRY_CYCLES,
     FILLED,
@@ -124,7 +123,7 @@ class _Given(NamedTuple):
     ----------
     several : channels; else one.
     walked : see :func:`sim.pim.advance`.
-    arrivals : (tokens,) cycle from which each token's beats are offered.
+    admitted : (tokens,) cycle from which each token's beats are offered; from its routing on, to a free slot.
     job_kinds : per job, 1 for the shared expert, else 0.
     entry_token : per entry.
     contributions : per token, how many it gets.
@@ -135,7 +134,7 @@ class _Given(NamedTuple):
     walked: bool
     num_slots: int
     words: int
-    arrivals: Cycles
+    admitted: Cycles
     job_kinds: Cycles
     entry_token: Cycles
     contributions: Cycles
@@ -217,7 +216,7 @@ def run_channels(
             walked=walked,
             num_slots=num_slots,
             words=shape.words,
-            arrivals=arrivals,
+            admitted=arrivals.copy(),
             job_kinds=(experts == gate.gating.num_ffn_experts).astype(np.int64),
             entry_token=streams.entry_token.astype(np.int64),
             contributions=contributions,
@@ -239,6 +238,7 @@ def run_channels(
         new_adder(num_tokens, num_slots, shape.words),
         beats,
         np.array([which.sum() for which in placed], dtype=np.int64),
+        np.zeros(num_channels, dtype=np.int64),
     )
     assert ended, "the layer's blocks wait for each other"
     retired = [of[RETIRED, :count] for of, count in zip(channels.jobs, channels.at["jobs"], strict=True)]
@@ -257,7 +257,7 @@ def run_channels(
 
 
 @depends_on_sim
-@njit(cache=True)
+@compiled
 def _run(
     given: _Given,
     gate: _Gate,
@@ -270,16 +270,16 @@ def _run(
     adder: Adder,
     beats: _Beats,
     more: Cycles,
+    clock: Cycles,
 ) -> bool:
     """Fill all cycles; return False if nothing goes on although tokens are inside.
 
     Parameters
     ----------
     more : per channel, jobs not chosen yet that it may get.
+    clock : per channel the first cycle of which not all is known; of no meaning without a job.
     """
     at, now = beats.at, state.now
-    # Per channel the first cycle of which not all is known; of no meaning without a job.
-    clock = np.zeros(len(more), np.int64)
     while True:
         # Let all that follows from what the channels have done take place.
         passed, next_beat = -1, np.int64(-1)
@@ -292,7 +292,7 @@ def _run(
                 _collect(given, channels, adder, beats)
             _send(given, plan.windows[now[FILLED]], state.o_expect, adder.written, beats)
             _route(given, gate, plan, state, beats)
-        if at[_TOKENS_OUT] == len(given.arrivals):
+        if at[_TOKENS_OUT] == len(given.admitted):
             return True
 
         # Let the channel that is behind the others go on.
@@ -330,20 +330,20 @@ def _run(
             return False
 
 
-@njit(cache=True)
+@compiled
 def _passed(at: Cycles, now: Cycles) -> int:
     """Return a number that grows with each beat, job or window that has passed on."""
     return int(at[_MERGED] + at[_TOKENS_OUT] + now[PICKS] + now[OFFERED])
 
 
-@njit(cache=True)
+@compiled
 def _busy(channels_at: Any, channel: int) -> bool:
     """Whether a channel has a job; without one nobody hears of it."""
     c = channels_at[channel]
     return bool(c.d_job < c.jobs)
 
 
-@njit(cache=True)
+@compiled
 def _first_clock(channels_at: Any, clock: Cycles, but: int) -> int:
     """Return the first cycle of which not all is known of the channels with jobs, ``but`` one of them."""
     first = NEVER
@@ -353,7 +353,7 @@ def _first_clock(channels_at: Any, clock: Cycles, but: int) -> int:
     return int(first)
 
 
-@njit(cache=True)
+@compiled_inline
 def _route(given: _Given, gate: _Gate, plan: Plan, state: State, beats: _Beats) -> None:
     """Route the next windows whose tokens have slots."""
     while state.now[OFFERED] < plan.windows.size - 1:
@@ -362,7 +362,7 @@ def _route(given: _Given, gate: _Gate, plan: Plan, state: State, beats: _Beats) 
         filled = state.now[FILLED] == window
         if not filled or state.room[window] == NOT_YET or end - given.num_slots > beats.at[_TOKENS_OUT]:
             break
-        admitted = given.arrivals[first:end].copy()
+        admitted = given.admitted[first:end]
         for token in range(max(first, given.num_slots), end):
             freed = beats.tokens[_FREED, token - given.num_slots]
             admitted[token - first] = max(admitted[token - first], freed + 1)
@@ -382,7 +382,7 @@ def _route(given: _Given, gate: _Gate, plan: Plan, state: State, beats: _Beats) 
         fill_window(plan, state)
 
 
-@njit(cache=True)
+@compiled_inline
 def _give_jobs(
     given: _Given, plan: Plan, state: State, channels: Channels, at: Cycles, clock: Cycles, more: Cycles
 ) -> None:
@@ -412,7 +412,7 @@ def _give_jobs(
                 more[n] -= 1
 
 
-@njit(cache=True)
+@compiled
 def _next_token(given: _Given, channels: Channels, channel: int) -> int:
     """Return the token whose contribution ends with the first beat in the output register, or -1."""
     c = channels.at[channel]
@@ -422,7 +422,7 @@ def _next_token(given: _Given, channels: Channels, channel: int) -> int:
     return int(given.entry_token[channels.results[channel, OUT_ENTRY, read]])
 
 
-@njit(cache=True)
+@compiled
 def _take(channels: Channels, channel: int, beats: _Beats, offered: int, cycle: int) -> None:
     """Take the first beat from a channel's output register, and note when."""
     job, place = beats.places[channel]
@@ -438,7 +438,7 @@ def _take(channels: Channels, channel: int, beats: _Beats, offered: int, cycle: 
     fill_register(channels, channel)
 
 
-@njit(cache=True)
+@compiled_inline
 def _collect(given: _Given, channels: Channels, adder: Adder, beats: _Beats) -> None:
     """Let the combiner take what the one channel gives."""
     at, c = beats.at, channels.at[0]
@@ -456,7 +456,7 @@ def _collect(given: _Given, channels: Channels, adder: Adder, beats: _Beats) -> 
     at[_NEXT_BEAT] = NEVER
 
 
-@njit(cache=True)
+@compiled_inline
 def _merge(
     given: _Given,
     channels: Channels,
@@ -504,7 +504,7 @@ def _merge(
                 break
 
 
-@njit(cache=True)
+@compiled_inline
 def _send(given: _Given, routed: int, announced: Cycles, written: Cycles, beats: _Beats) -> None:
     """Let the combiner send the tokens that are complete, of those routed."""
     at, words = beats.at, given.words

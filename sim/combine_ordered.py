@@ -23,6 +23,7 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from sim.combine import FREED_LATENCY, CombineCycles
+from sim.compiled import compiled
 from sim.streams import ALWAYS, Cycles, Spans, taken
 from spec.errors import require
 from spec.geometry import ACCUMULATE_DISTANCE
@@ -107,7 +108,7 @@ def _read(begins: Cycles, counts: NDArray[np.int64], words: int, ready: Spans) -
     return o
 
 
-@njit(cache=True)
+@compiled
 def read_token(token: int, begin: int, contributions: int, words: int, ready: Spans, o: Cycles) -> int:
     """Fill the cycles of ``o`` of a token read from ``begin`` on; return when the next one may be read."""
     ranks = max(contributions, 1)

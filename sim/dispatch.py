@@ -41,10 +41,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from golden.dispatch_streams import DispatchStreams
+from sim.compiled import compiled
 from sim.gating import PRODUCT_AND_ROUND, inverse_cycles
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, taken
 from spec.design import Pipeline
@@ -461,7 +461,7 @@ def _entries_of(jobs: IntArray, bounds: IntArray) -> IntArray:
     return entries
 
 
-@njit(cache=True)
+@compiled
 def serve_jobs(plan: Plan, state: State, one_job: bool, known: int) -> int:
     """Serve jobs of the windows offered, filling them as room comes.
 
@@ -558,7 +558,7 @@ def serve_jobs(plan: Plan, state: State, one_job: bool, known: int) -> int:
     return _DONE
 
 
-@njit(cache=True)
+@compiled
 def fill_window(plan: Plan, state: State) -> None:
     """Take the next window's assignments."""
     now, top_k, decided = state.now, plan.top_k, plan.decide_cycles > 0
@@ -596,7 +596,7 @@ def fill_window(plan: Plan, state: State) -> None:
     state.closed[window] = write + (DEEP_CLOSE_CYCLES if plan.deep else CLOSE_CYCLES)
 
 
-@njit(cache=True)
+@compiled
 def _see_pulses(
     cycle: int,
     pulses: IntArray,
@@ -617,7 +617,7 @@ def _see_pulses(
                     unit_lengths[unit, n] = unit_lengths[unit, n + 1]
 
 
-@njit(cache=True)
+@compiled
 def _free_units(unit_jobs: IntArray, most_jobs: int) -> np.uint64:
     """Return the set of units that can take a job; with one unit, which is not counted, always that one."""
     free = np.uint64(0)
@@ -627,7 +627,7 @@ def _free_units(unit_jobs: IntArray, most_jobs: int) -> np.uint64:
     return free
 
 
-@njit(cache=True)
+@compiled
 def _first_servable(
     first: int, end: int, served: BoolArray, job_units: NDArray[np.uint64], free: np.uint64
 ) -> int:
@@ -638,7 +638,7 @@ def _first_servable(
     return -1
 
 
-@njit(cache=True)
+@compiled
 def _least(units: np.uint64, unit_entries: IntArray) -> int:
     """Return the unit of the set with the fewest entries, the lowest of equals."""
     least = -1

@@ -34,8 +34,8 @@ DEEP_BURST = 8
 """Of a deep array: a burst without the stages of its trees."""
 DEEP_ADDITION = 7
 DEEP_SCALE_PRODUCT = 5
-INTEGER_LATENCY = 8
-"""Of int8: burst 5, accumulator 3."""
+DEEP_INTEGER = 6 + 9
+"""Of int8: operands 1, burst 5, accumulator 9."""
 SCALING = 5
 """Behind the accumulator in a grouped format: product with the scale 2, addition to the total 3."""
 PAIRING = 3
@@ -57,7 +57,7 @@ CURVE = {
 """From the rounded value to the activation's factors, where that is not a sigmoid of it."""
 DIRECT = (Activation.LINEAR, Activation.RELU)
 """Activations that are rounding, and no more, without a gate matrix."""
-QUANTISER = 2
+QUANTISER, DEEP_QUANTISER = 2, 4
 """Behind the activation where hidden values become int8."""
 BANKS = 2
 DEEP_PRODUCT_AND_ROUND = 1 + 2 + 5
@@ -71,7 +71,7 @@ def activation_latency(*kinds: FfnGeometry, pipeline: Pipeline = Pipeline.SHORT)
     """Return the cycles from a sum's drain to its hidden activation: of an engine's experts the longest."""
     activations = {kind.ffn.activation for kind in kinds}
     if pipeline is Pipeline.DEEP:
-        return _deep_activation(kinds) + (QUANTISER if kinds[0].format is Format.INT8 else 0)
+        return _deep_activation(kinds) + (DEEP_QUANTISER if kinds[0].format is Format.INT8 else 0)
     # Round and clamp 1, product 1, round 1.
     latency = 1
     if kinds[0].ffn.gated or not activations <= set(DIRECT):
@@ -113,7 +113,7 @@ def scale_distance(geometry: FfnGeometry, pipeline: Pipeline) -> int:
     if pipeline is Pipeline.SHORT:
         return SCALE_DISTANCE
     if geometry.format is Format.INT8:
-        return INTEGER_LATENCY
+        return DEEP_INTEGER
     cols = geometry.cols // geometry.tile_groups if geometry.format.grouped else geometry.cols
     return DEEP_BURST + burst_trees(cols) + DEEP_ADDITION
 
@@ -416,7 +416,7 @@ class ExpertModel:
             activation=activation_latency(*shape.kinds, pipeline=shape.pipeline),
             visible=unit_visible(routed, shape.pipeline),
             span=1 + routed.span_tiles,
-            distance=array_distance(shape.pipeline),
+            distance=array_distance(shape.pipeline, routed.format),
             scale_distance=scale_distance(routed, shape.pipeline),
             drain_stages=2 if deep else 1,
             list_stages=1 if deep else 0,

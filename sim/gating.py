@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from sim.compiled import compiled
 from sim.streams import ALWAYS, Cycles, Spans, taken
 from spec.design import Pipeline
 from spec.gate_plan import GatePlan
@@ -295,7 +295,7 @@ class GateModel:
         return offered
 
 
-@njit(cache=True)
+@compiled
 def walk_tokens(
     first: int,
     arrivals: Cycles,
@@ -331,7 +331,7 @@ def walk_tokens(
             o[slot] = taken(max(offered, room), ready)
 
 
-@njit(cache=True)
+@compiled
 def _launch(
     logits: Cycles,
     ready: Spans,

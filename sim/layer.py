@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from golden.dispatch_streams import DispatchStreams
 from sim.activity import Activity, BlockActivity, Jobs, resolution, tokens_of_experts
-from sim.combine import FREED_LATENCY, combine_cycles, token_outputs
+from sim.combine import FREED_LATENCY, combine_cycles, new_sender, token_outputs
 from sim.dispatch import DispatchModel, dispatch_cycles
 from sim.expert import EngineShape, ExpertModel, expert_cycles
 from sim.gating import GateModel, gate_cycles
@@ -139,6 +139,7 @@ def layer_cycles(shape: LayerShape, arrivals: Cycles, output_ready: Spans = ALWA
     expert = ExpertModel(engine, shape.design.memory.latency_cycles)
     shared = shape.entry_shared
     outputs, last_outputs, expects = (np.empty(len(arrivals), dtype=np.int64) for _ in range(3))
+    sender = new_sender()
     jobs = []
     for window in range(streams.num_windows):
         tokens, entries = dispatch.tokens_of(window), dispatch.entries_of(window)
@@ -164,9 +165,9 @@ def layer_cycles(shape: LayerShape, arrivals: Cycles, output_ready: Spans = ALWA
             last_beats,
             dispatch.o_expect[tokens],
             words,
+            sender,
             ready=output_ready,
-            after=int(last_outputs[tokens.start - 1]) if tokens.start else -1,
-            expect_after=int(expects[tokens.start - 1]) if tokens.start else -1,
+            pipeline=shape.design.pipeline_of(DeepBlock.COMBINE),
         )
     # Each block's output is taken when the next one takes it.
     assert np.array_equal(gate.o, dispatch.i)
@@ -363,6 +364,7 @@ def block_times(shape: LayerShape, seen: LayerTimes) -> tuple[dict[str, Cycles],
         num_slots=num_slots,
         words=words,
         ready=streams["output"].waits,
+        pipeline=shape.design.pipeline_of(DeepBlock.COMBINE),
     )
     times = {
         "tokens": gate.i,

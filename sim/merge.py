@@ -22,6 +22,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike
 
+from sim.compiled import compiled
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, taken
 
 REGISTER_CYCLES = 1
@@ -117,13 +118,13 @@ def new_merger(num_inputs: int) -> Merger:
     return Merger(none, none.copy(), inside, before, before.copy(), before.copy(), at)
 
 
-@njit(cache=True)
+@compiled
 def has_room(merger: Merger, u: int) -> bool:
     """Whether it is known when the next beat can enter an input's register, which holds two."""
     return bool(merger.entered[u] < merger.given[u] + 2)
 
 
-@njit(cache=True)
+@compiled
 def enter(merger: Merger, u: int, arrival: int) -> int:
     """Return when an input takes its next beat, offered from ``arrival`` on; there must be room."""
     n = merger.entered[u]
@@ -136,7 +137,7 @@ def enter(merger: Merger, u: int, arrival: int) -> int:
     return int(cycle)
 
 
-@njit(cache=True)
+@compiled
 def next_given(merger: Merger) -> int:
     """Return when the next beat would be given, of those inside; beyond all cycles if there is none."""
     first = np.int64(1) << 60
@@ -145,7 +146,7 @@ def next_given(merger: Merger) -> int:
     return int(max(first, merger.at[_LAST_GIVEN] + 1, merger.at[_OUT_2] + 1))
 
 
-@njit(cache=True)
+@compiled
 def _shown(merger: Merger, u: int) -> np.int64:
     """Return when an input's first beat can be given."""
     n = merger.given[u]
@@ -154,7 +155,7 @@ def _shown(merger: Merger, u: int) -> np.int64:
     return max(merger.inside[u, n % 2] + REGISTER_CYCLES, merger.last_given[u] + 1)
 
 
-@njit(cache=True)
+@compiled
 def give(merger: Merger, cycle: int) -> int:
     """Give the next beat in this cycle (:func:`next_given`); return the input that it is from."""
     num_inputs = merger.entered.size
@@ -169,7 +170,7 @@ def give(merger: Merger, cycle: int) -> int:
     return int(u)
 
 
-@njit(cache=True)
+@compiled
 def leave(merger: Merger, given: int, ready: Spans) -> int:
     """Return when the beat given in this cycle leaves the output's register."""
     cycle = taken(max(given + REGISTER_CYCLES, merger.at[_OUT] + 1), ready)

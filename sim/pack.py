@@ -14,7 +14,6 @@ import json
 import mmap
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from sim.accelerator import scales_of, setup_steps
 from sim.pim_layer import placement_steps
 from sim.routing import Routing
 from sim.rtlsim import Set, Step, Wait, check_writable
+from sim.toolchain import folder_beside
 from spec.banks import BankGeometry
 from spec.design import DesignSpec, Engine, Format
 from spec.errors import InputError, require
@@ -241,10 +241,9 @@ def pack(
         page=address // PAGE_BYTES,
         placement=() if banks is None else placement_steps(banks, placed),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pack-", dir=out) as aside:
-        _fill(Path(aside), plans, image, banks, supply, model, scales, progress)
-        files = tuple(plan.described(_sha256(Path(aside) / plan.file)) for plan in plans)
+    with folder_beside(out, ".pack-") as aside:
+        _fill(aside, plans, image, banks, supply, model, scales, progress)
+        files = tuple(plan.described(_sha256(aside / plan.file)) for plan in plans)
         described = PackMap(
             kind=KIND,
             byte_order="little",
@@ -255,15 +254,15 @@ def pack(
             files=files,
             registers=tuple(register_steps(steps)),
         )
-        (Path(aside) / MAP).write_text(described.text())
+        (aside / MAP).write_text(described.text())
         (out / MAP).unlink(missing_ok=True)
         for old in list(out.iterdir()):
             # Of an earlier pack, perhaps of another design: the new map would not name it.
             if IMAGES.fullmatch(old.name) and old.name not in {plan.file for plan in plans}:
                 old.unlink()
         for name in (*(plan.file for plan in plans), MAP):
-            (Path(aside) / name).chmod(0o644)
-            (Path(aside) / name).replace(out / name)
+            (aside / name).chmod(0o644)
+            (aside / name).replace(out / name)
     return Packed(out, described)
 
 
@@ -348,7 +347,7 @@ def _bank_plans(banks: BankGeometry, placement: Placement) -> Iterator[_Plan]:
 def _check_address(address: int, num_bytes: int) -> None:
     require(
         address >= 0 and address % PAGE_BYTES == 0,
-        f"must be a multiple of {PAGE_BYTES}, not {address:#x}",
+        f"must be a multiple of {PAGE_BYTES}, at least 0, not {address:#x}",
         key="address",
     )
     require(

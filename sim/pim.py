@@ -18,9 +18,9 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from sim.compiled import compiled
 from sim.expert import activation_latency, unit_visible
 from sim.streams import ALWAYS, Cycles, Spans, taken
 from sim.streams import NEVER as LONG_AGO
@@ -474,7 +474,7 @@ def new_channels(
     )
 
 
-@njit(cache=True)
+@compiled
 def _alone(
     s: ChannelNumbers,
     table: NDArray[np.int64],
@@ -521,7 +521,7 @@ def _alone(
             return True
 
 
-@njit(cache=True)
+@compiled
 def add_job(channels: Channels, channel: int, kind: int, first: int, arrivals: Cycles, i: Cycles) -> None:
     """Give a channel its next job; the one before the last must be done with.
 
@@ -544,7 +544,7 @@ def add_job(channels: Channels, channel: int, kind: int, first: int, arrivals: C
     c.jobs += 1
 
 
-@njit(cache=True)
+@compiled
 def fill_register(channels: Channels, channel: int) -> None:
     """Let results into a channel's output register, as far as it has room."""
     c = channels.at[channel]
@@ -565,14 +565,14 @@ def fill_register(channels: Channels, channel: int) -> None:
             results[POPPED_AT, at] = c.out_in
 
 
-@njit(cache=True)
+@compiled
 def output_offered(channels: Channels, channel: int) -> int:
     """Return when the first beat in a channel's output register, which is not empty, is offered."""
     c = channels.at[channel]
     return int(max(channels.results[channel, FILLED_AT, c.gone % 2] + 1, c.out_taken + 1))
 
 
-@njit(cache=True)
+@compiled
 def take_output(channels: Channels, channel: int, cycle: int) -> None:
     """Take the first beat from a channel's output register."""
     c = channels.at[channel]
@@ -585,7 +585,7 @@ def take_output(channels: Channels, channel: int, cycle: int) -> None:
         c.gone_reads += 1
 
 
-@njit(cache=True)
+@compiled
 def no_room(s: ChannelNumbers, c: Any, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> bool:
     """Whether commands are told, and there is no room for those of the next event."""
     return len(rows) > 0 and (
@@ -593,7 +593,7 @@ def no_room(s: ChannelNumbers, c: Any, rows: NDArray[np.int64], columns: NDArray
     )
 
 
-@njit(cache=True)
+@compiled
 def _walk_from(job: int, end: int, jobs: int, complete: Cycles) -> int:
     """Return the cycle from which a walk shows a job, when it showed the one before until ``end``."""
     if job >= jobs:
@@ -601,7 +601,7 @@ def _walk_from(job: int, end: int, jobs: int, complete: Cycles) -> int:
     return int(max(complete[job] + 1, end + 1) + 1)
 
 
-@njit(cache=True)
+@compiled
 def advance(
     s: ChannelNumbers,
     table: NDArray[np.int64],
@@ -967,13 +967,13 @@ def advance(
                     c.v_end, c.v_between = now, 1
 
 
-@njit(cache=True)
+@compiled
 def _met(s: ChannelNumbers, tile: int) -> int:
     """Return how many of a block's first tiles a token meets: those that are no scale tiles."""
     return tile - (tile + s.span - 1) // s.span if s.span else tile
 
 
-@njit(cache=True)
+@compiled
 def _inputs_until(
     s: ChannelNumbers,
     table: NDArray[np.int64],
@@ -996,7 +996,7 @@ def _inputs_until(
     return int(word_at[min(tiles * s.load_parts, s.load_words) - 1])
 
 
-@njit(cache=True)
+@compiled
 def _count_mac(s: ChannelNumbers, c: Any, gaps: Cycles, given: int, opened: int, now: int) -> None:
     """Count a MAC command, and what took the time since the one before.
 
@@ -1019,7 +1019,7 @@ def _count_mac(s: ChannelNumbers, c: Any, gaps: Cycles, given: int, opened: int,
     c.last_mac = now
 
 
-@njit(cache=True)
+@compiled
 def _count_gap(gaps: Cycles, start: int, before: int, gap: _Gap, is_last: bool) -> None:
     """Tell the cycles from ``start`` to the end of a gap apart, in the order of :mod:`sim.pim_slots`.
 
@@ -1040,7 +1040,7 @@ def _count_gap(gaps: Cycles, start: int, before: int, gap: _Gap, is_last: bool) 
     _count_until(gaps, _JOBS if is_last else _OTHER, at, end, end)
 
 
-@njit(cache=True)
+@compiled
 def _count_until(gaps: Cycles, name: int, at: int, cycle: int, end: int) -> int:
     """Count the cycles from ``at`` up to another one under a name; return where the rest begins."""
     upto = min(max(cycle, at), end)

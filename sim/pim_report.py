@@ -97,11 +97,15 @@ def run_pim_model(
     *,
     placement: Placement | None = None,
     record: bool = False,
+    totals_only: bool = False,
 ) -> Report:
     """Return the cycle model's answer for a routing; no weights, no Verilog.
 
-    ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.place`. ``record``:
-    whether the report tells when what works (``activity``).
+    Parameters
+    ----------
+    placement : channels of each expert, by default :meth:`spec.banks.BankGeometry.place`.
+    record : whether the report tells when what works (``activity``).
+    totals_only : whether it leaves out each block's own cycles and what each channel holds, as a point does.
     """
     shape = pim_shape(model, design, ids, batch_lengths, placement)
     load_compiled()
@@ -112,6 +116,8 @@ def run_pim_model(
         model, shape, "model", wall, routing_report(routing, ids, model.gating.num_experts, None)
     )
     _add_model(report, shape, times, channels)
+    if totals_only:
+        return report
     _add_layout(
         report,
         shape,
@@ -226,7 +232,7 @@ def run_pim_layer(
     if result.timeout is None and len(seen.output.taken):
         report.cycles["rtl"] = seen.cycles
         report.seconds = seen.cycles / design.clock_hz
-        _add_use(report, shape, seen.cycles, report.counters)
+        add_use(report, shape, seen.cycles, report.counters)
     report.mac_slots = slots
     report.dram = run.dram()
     rules = report.dram["violations"]
@@ -353,12 +359,12 @@ def _add_model(report: Report, shape: PimShape, times: PimTimes, channels: list[
         "register_writes": sum(channel.writes for channel in channels),
         "register_reads": sum(channel.reads for channel in channels),
     }
-    _add_use(report, shape, cycles, counters)
+    add_use(report, shape, cycles, counters)
     start, end = int(times.tokens.taken[0]), int(times.output.taken[-1]) + 1
     report.mac_slots = total([channel.mac_slots(start, end) for channel in channels])
 
 
-def _add_use(report: Report, shape: PimShape, cycles: int, counters: Mapping[str, int]) -> None:
+def add_use(report: Report, shape: PimShape, cycles: int, counters: Mapping[str, int]) -> None:
     """Put the shares of lanes and column slots that were used into the report, and the energy.
 
     ``counters``: those of :data:`spec.registers.COUNTERS` that count MACs and commands.

@@ -94,7 +94,7 @@ def evaluate(point: Point) -> Outcome:
         check_seed(point.seed)
         if isinstance(point.target, SystemSpec):
             return _on_system(point, point.target)
-        return _of_report(on_design(point, point.target))
+        return _of_report(on_design(point, point.target, totals_only=True))
     except InputError as error:
         return Outcome(error=str(error))
 
@@ -136,13 +136,16 @@ def _chunks(points: Iterable[Point]) -> Iterator[list[Point]]:
         yield chunk
 
 
-def on_design(point: Point, design: DesignSpec) -> Report:
-    """Return the report of a point on an accelerator; :class:`InputError` for one that breaks a rule."""
+def on_design(point: Point, design: DesignSpec, *, totals_only: bool = False) -> Report:
+    """Return the report of a point on an accelerator; :class:`InputError` for one that breaks a rule.
+
+    ``totals_only``: whether blocks' own cycles may be left out, which take time to tell apart.
+    """
     model, routing = point.model, point.routing
     if point.whole:
         return run_all_layers(model, design, point.tokens, routing, point.seed, phase=point.phase)
     ids = draw_ids(model.gating, routing, point.tokens, point.seed, phase=point.phase)
-    run = run_pim_model if design.engine is Engine.PIM else run_model
+    run = partial(run_pim_model, totals_only=totals_only) if design.engine is Engine.PIM else run_model
     return run(model, design, ids, routing.layer_name())
 
 

@@ -23,9 +23,9 @@ from spec.paper import WIDE, Bound, Claim, Judged, PaperSpec
 from spec.system import Evidence, Quantity, nominal, quantities, with_changed
 
 NOT_A_TEST = "not a test"
-NOT_TAKEN = ("outside", "exchange", "memory_j_per_bit", "flop_j", "j_per_bit")
+NOT_TAKEN = ("outside", "exchange", "memory_j_per_bit", "flop_j", "j_per_bit", "area_mm2")
 """Numbers of engines, links and systems that ``expertbank system`` takes, and no paper's model: each of these
-has its own model of what is beside experts, and of energy."""
+has its own model of what is beside experts, of energy and of area."""
 SHOWN_EFFECT = 0.005
 """Effects of inputs below this share of a result are left out of its sweep."""
 

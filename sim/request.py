@@ -12,7 +12,7 @@ import numpy as np
 
 from golden.checkpoint import CheckpointLayer
 from golden.weights import check_seed, random_weights
-from sim import accelerator, alone, pim_report, step, workload
+from sim import accelerator, alone, axi_layer, pim_report, step, workload
 from sim.energy import check_table
 from sim.flips import NO_FLIPS, Flips
 from sim.routing import IntArray, Routing, draw_ids, parse_routing, shape_of
@@ -58,6 +58,7 @@ class Request:
     layer : of a folder, the layer whose weights are run.
     record : whether reports tell when what works (``activity``).
     flips : words of the banks in which bits are flipped.
+    axi : through the top with AXI ports.
     """
 
     model_name: str
@@ -74,6 +75,7 @@ class Request:
     layer: str | None = None
     record: bool = False
     flips: Flips = NO_FLIPS
+    axi: bool = False
 
     @classmethod
     def of(
@@ -122,6 +124,16 @@ class Request:
         for key, words in (("flips", request.flips.single), ("double_flips", request.flips.double)):
             require_range(key, words, 0, 1 << 20)
             require(words == 0 or chosen != "model", "needs --engine rtl or both", key=key)
+        if request.axi:
+            require(chosen == "rtl", f"axi needs --engine rtl, not {chosen}", key="bus")
+            others = {
+                "--experts": experts is not None,
+                "--trace": request.trace is not None,
+                "--flips": request.flips != NO_FLIPS,
+                "--report, --timeline and --csv": request.record,
+            }
+            for option, given in others.items():
+                require(not given, f"axi cannot be combined with {option}", key="bus")
         return request
 
     @cached_property
@@ -226,6 +238,8 @@ class Request:
         image = ImageGeometry.of(model, design)
 
         def run_layer(work: workload.Workload, routing: str) -> accelerator.Report:
+            if self.axi:
+                return self._at_axi_ports(work, design, routing, progress)
             options = self._options(routing)
             return accelerator.run_layer(work, design, progress=progress, **options)
 
@@ -269,6 +283,8 @@ class Request:
             return lambda: self._named(run(placement=placement, record=self.record))
 
         def run_layer(work: workload.Workload, routing: str, placement: Placement) -> accelerator.Report:
+            if self.axi:
+                return self._named(self._at_axi_ports(work, design, routing, progress, placement))
             options = self._options(routing)
             run = partial(
                 pim_report.run_pim_layer, progress=progress, trace=self.trace, flips=self.flips, **options
@@ -311,6 +327,18 @@ class Request:
             return self._seeded(run_layer(work, name, placement))
 
         return run
+
+    def _at_axi_ports(
+        self,
+        work: workload.Workload,
+        design: DesignSpec,
+        routing: str,
+        progress: Progress,
+        placement: Placement | None = None,
+    ) -> accelerator.Report:
+        return axi_layer.run_axi_layer(
+            work, design, routing=routing, placement=placement, waves=self.waves, progress=progress
+        )
 
     def _options(self, routing: str) -> Options:
         return {"engine": self.engine, "routing": routing, "waves": self.waves, "record": self.record}

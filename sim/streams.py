@@ -12,6 +12,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from sim.compiled import compiled
+
 Cycles = NDArray[np.int64]
 Spans = NDArray[np.int64]
 NONE: Spans = np.zeros((0, 2), dtype=np.int64)
@@ -95,7 +97,7 @@ def without(a: Spans, b: Spans) -> Spans:
     return np.stack([outside[:-1, 1], outside[1:, 0]], axis=1)
 
 
-@njit(cache=True)
+@compiled
 def taken(cycle: int, ready: Spans) -> int:
     """Return the cycle in which a beat that is valid from ``cycle`` on is taken."""
     if len(ready) == 0 or cycle >= ready[-1, 1]:
@@ -104,7 +106,7 @@ def taken(cycle: int, ready: Spans) -> int:
     return int(ready[span, 1]) if ready[span, 0] <= cycle else cycle
 
 
-@njit(cache=True)
+@compiled
 def later(cycle: int, beats: int, ready: Spans) -> int:
     """Return the cycle of the beat that is ``beats`` after one taken in ``cycle``; none waits to be valid."""
     end = cycle + beats
@@ -115,7 +117,7 @@ def later(cycle: int, beats: int, ready: Spans) -> int:
     return end
 
 
-@njit(cache=True)
+@compiled
 def _ending_after(cycle: int, spans: Spans) -> int:
     """Return the first span that ends after a cycle."""
     low, high = 0, len(spans)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -26,11 +26,12 @@ ARRAY = "--design fpga --block expert --no-route"
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page: designs as the command's options, what stands above them."""
+    """A table of the page: designs as the command's options, what stands above them, a picture below."""
 
     title: str
     text: str
     designs: tuple[str, ...]
+    picture: str | None = None
 
 
 PAIRED = ("int8", "int4")
@@ -41,14 +42,21 @@ def _pair(number_format: str, multiplier: str, family: str) -> str:
     return f"{ARRAY} --format {number_format} --set array.multiplier={multiplier}{family}"
 
 
-def _gates(experts: Iterable[int], choices: Iterable[int]) -> tuple[str, ...]:
-    return tuple(
-        f"--design gate --experts {number} --top-k {top_k} --no-route"
-        for number in experts
-        for top_k in choices
-    )
+GATE_EXPERTS, GATE_CHOICES = (8, 16, 64, 256), (1, 2, 4, 8)
+"""Of the gate's sweeps: over experts, ``FIXED_CHOICES`` chosen, and over choices of ``FIXED_EXPERTS``."""
+FIXED_CHOICES, FIXED_EXPERTS = 2, 64
+PICTURE = "synthesis_gate.svg"
+"""What the sweeps look like, beside the page."""
 
 
+def _gate(experts: int, top_k: int) -> str:
+    return f"--design gate --experts {experts} --top-k {top_k} --no-route"
+
+
+GATES = (
+    *(_gate(experts, FIXED_CHOICES) for experts in GATE_EXPERTS),
+    *(_gate(FIXED_EXPERTS, top_k) for top_k in GATE_CHOICES if top_k != FIXED_CHOICES),
+)
 TABLES = (
     Table(
         "Blocks and layers",
@@ -88,7 +96,8 @@ TABLES = (
     Table(
         "The gate over experts and choices",
         "16 MACs and one logit per cycle, as `gate`; counted.",
-        (*_gates((8, 16, 64, 256), (2,)), *_gates((64,), (1, 4, 8))),
+        GATES,
+        picture=f"![LUT4 and flip-flops of the gate over experts and choices]({PICTURE})",
     ),
 )
 
@@ -124,7 +133,21 @@ def write_page(file: Path) -> None:
     # What is only counted takes seconds, what is routed minutes.
     for design in track(sorted(designs, key=_is_routed)):
         found[design] = _run(design)
+        if design in GATES and set(GATES) <= found.keys():
+            draw(found, file.with_name(PICTURE))
         write_atomically(file, with_marked(file, MARK, list(lines(found))))
+
+
+def draw(found: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+    """Draw the sweeps of the gate, from what the command says of each design of :data:`GATES`."""
+    from sim.synth_picture import draw_gates
+
+    draw_gates(
+        {number: found[_gate(number, FIXED_CHOICES)] for number in GATE_EXPERTS},
+        {number: found[_gate(FIXED_EXPERTS, number)] for number in GATE_CHOICES},
+        (FIXED_CHOICES, FIXED_EXPERTS),
+        file,
+    )
 
 
 def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -136,6 +159,8 @@ def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield "|---|---|---|---|---|---|---|"
         for design in table.designs:
             yield _row(design, found.get(design))
+        if table.picture is not None and set(table.designs) <= found.keys():
+            yield f"\n{table.picture}"
     yield DSP_TEXT.rstrip("\n")
     devices = (("", "MULT18X18D"), (" --family xc7", "DSP48E1"))
     for (family, device), number_format, multiplier in product(devices, PAIRED, ("single", "dual")):

@@ -78,6 +78,19 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
+def folder_beside(out: Path, prefix: str) -> Iterator[Path]:
+    """Give an empty folder inside ``out``, which is made; where it stays empty in the end it is removed."""
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=out) as aside:
+            yield Path(aside)
+    finally:
+        if new and not any(out.iterdir()):
+            out.rmdir()  # what was refused leaves nothing
+
+
+@contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[IO[bytes]]:
     """Give a file to write that takes its place, readable by all, once it is whole; else nothing is left.
 

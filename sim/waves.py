@@ -9,10 +9,11 @@ Beside a run's ``<run>.vcd`` lie (:func:`write_views`)::
     <run>.fst                            the same waveform for both, where GTKWave's vcd2fst is installed
 
 A view is a group of signals for each stream between the blocks (:func:`ports_of`), in the order of a token's
-way. The VCD has a variable for every field of a payload. A name that several blocks have below each other is
-numbered in the Verilog (``o__payload_13``): a block's port is the one that is seen from outside too, by the
-same name, and Verilator gives both the same identifier. What a waveform does not have, or has twice, is not
-shown, so that every name of a view is one of the VCD.
+way; of a top with AXI ports (:mod:`rtl.axi`) its ports and errors stand before these. The VCD has a variable
+for every field of a payload. A name that several blocks have below each other is numbered in the Verilog
+(``o__payload_13``): a block's port is the one that is seen from outside too, by the same name, and Verilator
+gives both the same identifier. What a waveform does not have, or has twice, is not shown, so that every name
+of a view is one of the VCD.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ from spec.design import DesignSpec, RouterPlace
 from spec.errors import InputWarning
 from spec.geometry import ImageGeometry
 from spec.model import ModelSpec
-from spec.registers import COUNTERS, POLICIES, REGISTERS, counter_address, counters_of
+from spec.registers import (
+    BUS_REGISTERS,
+    COUNTERS,
+    POLICIES,
+    REGISTERS,
+    Top,
+    counter_address,
+    counters_of,
+)
 
 NUMBER = r"(?:_\d+)?"
 """What tells names of blocks below each other apart in the Verilog."""
@@ -135,8 +144,88 @@ CHANNEL = (
 )
 
 
-def ports_of(design: DesignSpec, *, alone: bool) -> tuple[Port, ...]:
-    """Return what is shown of a design's layer, or of its engine ``alone``, in order."""
+AXI_PORTS: tuple[tuple[str, tuple[Field, ...]], ...] = (
+    (
+        "axi_writes",
+        (
+            Field("s_axi_awvalid"),
+            Field("s_axi_awready"),
+            Field("s_axi_awaddr", "register"),
+            Field("s_axi_wvalid"),
+            Field("s_axi_wready"),
+            Field("s_axi_wdata"),
+            Field("s_axi_wstrb"),
+            Field("s_axi_bvalid"),
+            Field("s_axi_bready"),
+            Field("s_axi_bresp", "response"),
+        ),
+    ),
+    (
+        "axi_reads",
+        (
+            Field("s_axi_arvalid"),
+            Field("s_axi_arready"),
+            Field("s_axi_araddr", "register"),
+            Field("s_axi_rvalid"),
+            Field("s_axi_rready"),
+            Field("s_axi_rdata"),
+            Field("s_axi_rresp", "response"),
+        ),
+    ),
+    (
+        "axi_packets_in",
+        tuple(Field(f"s_axis_{name}") for name in ("tvalid", "tready", "tdata", "tlast")),
+    ),
+    (
+        "axi_packets_out",
+        tuple(Field(f"m_axis_{name}") for name in ("tvalid", "tready", "tdata", "tlast", "tuser")),
+    ),
+    (
+        "axi_expectations",
+        tuple(Field(f"m_axis_expect_{name}") for name in ("tvalid", "tready", "tdata")),
+    ),
+    (
+        "axi_bursts",
+        (
+            Field("m_axi_arvalid"),
+            Field("m_axi_arready"),
+            Field("m_axi_araddr"),
+            Field("m_axi_arlen", decimal=True),
+            Field("m_axi_arsize", "bytes"),
+            Field("m_axi_arburst", "burst"),
+            Field("m_axi_rvalid"),
+            Field("m_axi_rready"),
+            Field("m_axi_rdata"),
+            Field("m_axi_rresp", "response"),
+            Field("m_axi_rlast"),
+        ),
+    ),
+    ("interrupt", (Field("irq"),)),
+)
+"""Groups of a top's AXI ports, each port by its name."""
+BUS_SHOWN = ("IRQ_STATUS", "BUS_STATUS", "ERRORS")
+"""Registers of the bus' page whose fields are shown, each a signal of the register block."""
+BUS_FIELDS = tuple(
+    Field(f"{register.name}_{field.name}".lower(), decimal=field.width > 1)
+    for name in BUS_SHOWN
+    for register in BUS_REGISTERS
+    if register.name == name
+    for field in register.fields
+)
+GATE_ALONE = tuple(replace(port, block="gate") for port in BEFORE if port.title == "assignments")
+DISPATCH_ALONE = (
+    *(port for port in BEFORE if port.block == "dispatch"),
+    Port("entries", "dispatch", "o_0", ENTRY),
+)
+
+
+def ports_of(design: DesignSpec, *, alone: bool, block: Top | None = None) -> tuple[Port, ...]:
+    """Return what is shown of a design's layer, or of its engine ``alone``, in order.
+
+    ``block``: of the top of the gate or of the dispatcher, what is shown inside it.
+    """
+    if block is not None:
+        return {Top.GATE: GATE_ALONE, Top.DISPATCH: DISPATCH_ALONE}[block]
     if alone:
         engine = ARRAY if design.pim is None else CHANNEL
         return tuple(replace(port, block="") for port in (Port("entries", "", "i", ENTRY), *engine))
@@ -177,8 +266,11 @@ def names_of(model: ModelSpec, design: DesignSpec) -> Names:
         "row_command": {0: "-"} | {kind: name for name, (kind, column) in COMMANDS.items() if not column},
         "column_command": {0: "-"} | {kind: name for name, (kind, column) in COMMANDS.items() if column},
         "response": {0: "OKAY", 1: "EXOKAY", 2: "SLVERR", 3: "DECERR"},
+        "burst": {0: "FIXED", 1: "INCR", 2: "WRAP"},
+        "bytes": {size: f"{1 << size} bytes" for size in range(8)},
         "policy": {value: str(policy) for value, policy in enumerate(POLICIES)},
         "register": {address: name for name, address in REGISTERS.items()}
+        | {register.address: register.name for register in BUS_REGISTERS}
         | {address: f"{name} (low)" for address, name in words.items()}
         | {address + 4: f"{name} (high)" for address, name in words.items()},
     }
@@ -222,10 +314,18 @@ def view(declared: Mapping[Scope, Sequence[Variable]], design: DesignSpec) -> li
     core = next((scope for scope in declared if scope[2:] == ("core",)), None)
     if core is None:
         return []
-    clock = next((one for one in declared[core[:2]] if one.name == "aclk"), None)
-    lines = [] if clock is None else [Shown("clock", "aclk", clock, Field(""))]
-    for port in ports_of(design, alone=(*core, "dispatch") not in declared):
-        scope = (*core, port.block) if port.block else core
+    top = core[:2]
+    lines = _named_so(declared[top], "clock", (Field("aclk"), Field("bus_aclk")))
+    axi = (*core, "axi") if (*core, "axi") in declared else core  # behind a crossing of clocks
+    base: Scope = core
+    block: Top | None = None
+    if (*axi, "lite") in declared:
+        for title, pins in AXI_PORTS:
+            lines += _named_so(declared[top], title, pins)
+        lines += _named_so(declared[(*axi, "block")], "bus", BUS_FIELDS)
+        base, block = _inside_axi(declared, axi)
+    for port in ports_of(design, alone=(*base, "dispatch") not in declared, block=block):
+        scope = (*base, port.block) if port.block else base
         ours, outside = declared.get(scope, ()), None if port.inside else declared[scope[:-1]]
         fields = [(field, _only(ours, outside, _pattern(port, field.name))) for field in port.fields]
         if all(found is None for _, found in fields):
@@ -238,6 +338,20 @@ def view(declared: Mapping[Scope, Sequence[Variable]], design: DesignSpec) -> li
             if found is not None:
                 lines.append(Shown(port.title, field.name or port.member, found, field))
     return lines
+
+
+def _named_so(found: Sequence[Variable], group: str, fields: Sequence[Field]) -> list[Shown]:
+    """Return the lines of a group of plain ports or signals, of those that there are."""
+    named = {one.name: one for one in found}
+    return [Shown(group, field.name, named[field.name], field) for field in fields if field.name in named]
+
+
+def _inside_axi(declared: Mapping[Scope, Sequence[Variable]], axi: Scope) -> tuple[Scope, Top | None]:
+    """Return the scope of what is inside a top with AXI ports, and which block that is, None for a layer."""
+    for block in (Top.GATE, Top.DISPATCH):
+        if (*axi, str(block)) in declared:
+            return (*axi, str(block)), block
+    return (*axi, "layer"), None
 
 
 def _pattern(port: Port, field: str) -> str:

@@ -18,6 +18,8 @@ class AreaTable:
     Attributes
     ----------
     mac_bf16, mac_int8 : a multiplier and its adder, as the energies of the same names count.
+    mac_bf16_deep : the gate's with a deep pipeline.
+    mac_int8_dual : half a multiplier that makes two products, and an adder.
     register_bit : a flip-flop and what chooses its next value.
     memory_bit : a bit of a memory on chip, with its share of decoders and ports.
     """
@@ -26,6 +28,8 @@ class AreaTable:
 
     name: str
     mac_bf16: Figure
+    mac_bf16_deep: Figure
     mac_int8: Figure
+    mac_int8_dual: Figure
     register_bit: Figure
     memory_bit: Figure

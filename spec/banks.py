@@ -292,10 +292,11 @@ class BankGeometry:
         """
         out: list[dict[int, int]] = [{} for _ in range(self.pim.channels)]
         used = [0] * self.pim.channels
+        routed, shared = (self.reserved(self.kind(expert)) for expert in (0, self.num_experts))
         for expert, channels in enumerate(placement):
             for channel in channels:
                 out[channel][expert] = used[channel]
-                used[channel] += self.reserved(self.kind(expert))
+                used[channel] += shared if expert == self.num_experts else routed
         if self.image.router:
             out[ROUTER_CHANNEL][self.router_number] = used[ROUTER_CHANNEL]
         return out

@@ -80,6 +80,7 @@ class DeepBlock(StrEnum):
     GATE = "gate"
     DISPATCH = "dispatch"
     EXPERT = "expert"
+    COMBINE = "combine"
 
 
 class Policy(StrEnum):

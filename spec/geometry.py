@@ -19,8 +19,9 @@ from spec.model import AppliedTo, FfnSpec, GatingSpec, ModelSpec
 ACCUMULATE_DISTANCE = 4
 # The same where the pipelines are deep: RAM read and its register, 7 adder stages.
 DEEP_ACCUMULATE_DISTANCE = 9
-# The same of a deep MAC array: no accumulator is read while it is written.
-DEEP_ARRAY_DISTANCE = 10
+# The same of a deep MAC array, in which no accumulator is read while it is written; in int8, whose additions
+# are as long as scaling a sum.
+DEEP_ARRAY_DISTANCE, DEEP_INT8_DISTANCE = 10, 12
 # From a scale tile's slot to the next one's, in a grouped format: until then its scales wait for the tokens
 # that fired before it to reach the multiplication (burst 5, accumulator 3).
 SCALE_DISTANCE = 8
@@ -43,9 +44,11 @@ def accumulate_distance(pipeline: Pipeline) -> int:
     return DEEP_ACCUMULATE_DISTANCE if pipeline is Pipeline.DEEP else ACCUMULATE_DISTANCE
 
 
-def array_distance(pipeline: Pipeline) -> int:
+def array_distance(pipeline: Pipeline, number_format: Format) -> int:
     """Return the cycles from a token's slot at a tile to its slot at the next one, at least."""
-    return DEEP_ARRAY_DISTANCE if pipeline is Pipeline.DEEP else ACCUMULATE_DISTANCE
+    if pipeline is Pipeline.SHORT:
+        return ACCUMULATE_DISTANCE
+    return DEEP_INT8_DISTANCE if number_format is Format.INT8 else DEEP_ARRAY_DISTANCE
 
 
 def ceil_div(a: int, b: int) -> int:

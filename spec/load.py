@@ -23,6 +23,7 @@ from spec.families import load_config
 from spec.files import load_preset, load_preset_with, preset_names, preset_path, read_toml
 from spec.model import ModelSpec
 from spec.paper import PaperSpec
+from spec.prices import PriceTable
 from spec.system import EngineSpec, LinkSpec, SystemSpec
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "load_link",
     "load_model",
     "load_paper",
+    "load_prices",
     "load_sources",
     "load_system",
     "preset_names",
@@ -151,6 +153,11 @@ def load_link(name: str) -> LinkSpec:
 def load_paper(name: str) -> PaperSpec:
     """Return the paper of a preset's name or of a TOML file; :class:`InputError` on bad input."""
     return typing.cast("PaperSpec", load_preset(PaperSpec, PaperSpec.PRESET_FOLDER, name, "paper"))
+
+
+def load_prices(name: str) -> PriceTable:
+    """Return the table of prices of a preset's name or of a TOML file; :class:`InputError` on bad input."""
+    return typing.cast("PriceTable", load_preset(PriceTable, PriceTable.PRESET_FOLDER, name, "prices"))
 
 
 def load_sources(kind: str, name: str) -> dict[str, dict[str, str]]:

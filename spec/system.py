@@ -140,6 +140,7 @@ class EngineSpec:
     flops_efficiency, bandwidth_efficiency : of these that are reached.
     block : an accelerator; in place of these four. Its models say how long experts take, and their energy.
     capacity_bytes : of that memory; left out where nobody asks.
+    area_mm2 : of its silicon, without the memory's; None: unknown.
     expert_s : seconds that each expert takes beside: a launch, a synchronisation.
     memory_j_per_bit, flop_j : energy of a bit read from that memory, of an operation; None: unknown.
     """
@@ -153,17 +154,18 @@ class EngineSpec:
     bandwidth_efficiency: Quantity | None = None
     block: DesignSpec | None = None
     capacity_bytes: Quantity | None = None
+    area_mm2: Quantity | None = None
     expert_s: Quantity | None = None
     memory_j_per_bit: Quantity | None = None
     flop_j: Quantity | None = None
 
     def __post_init__(self) -> None:
-        beside = (*ROOFLINE, "capacity_bytes", "expert_s", "memory_j_per_bit", "flop_j")
+        beside = (*ROOFLINE, "capacity_bytes", "area_mm2", "expert_s", "memory_j_per_bit", "flop_j")
         for key in ROOFLINE if self.block is None else beside:
             given = getattr(self, key) is not None
             require(given or self.block is not None, "is missing", key=key)
             require(not (given and self.block), "must be left out beside block, which says it", key=key)
-        _positive(self, "peak_flops", "bytes_per_s", "capacity_bytes")
+        _positive(self, "peak_flops", "bytes_per_s", "capacity_bytes", "area_mm2")
         _not_negative(self, "expert_s", "memory_j_per_bit", "flop_j")
         _share(self, "flops_efficiency", "bandwidth_efficiency")
 

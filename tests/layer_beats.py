@@ -9,6 +9,7 @@ from sim.expert import expert_cycles
 from sim.gating import gate_cycles
 from sim.layer import LayerCycles, LayerShape, LayerTimes, StreamTimes
 from sim.streams import ALWAYS, Cycles, Spans, union
+from spec.design import DeepBlock
 
 
 def late(shape: LayerShape, offered: Cycles) -> Cycles:
@@ -44,6 +45,7 @@ def beat_by_beat(
             num_slots=num_slots,
             words=words,
             ready=ready,
+            pipeline=shape.design.pipeline_of(DeepBlock.COMBINE),
         )
         for ready in (ALWAYS, output_ready)
     )

@@ -8,23 +8,37 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from amaranth.hdl import Fragment
 
 from rtl.layer import FpgaLayer, PimLayer
 from rtl.ram import ExportPlatform, Ram
-from sim.area import area_of, device_area, layer_area, memory_bits
+from sim.area import Area, area_of, device_area, layer_area, memory_bits
+from sim.cost import cost_of
 from sim.gemv.area import Cost
 from sim.sweep.chunks import run_point
+from sim.sweep.evaluators import PRICES
 from sim.sweep.findings import find
 from sim.sweep.run import run_sweep
-from sim.sweep.space import read_space
+from sim.sweep.space import load_space, read_space
 from sim.synth import export_block, gate_counts
+from sim.system.area import system_area
+from sim.system.blocks import one_unit
 from sim.workload import scaled_model
-from spec.design import DesignSpec, Engine, Format
+from spec.design import DeepBlock, DesignSpec, Engine, Format, Multiplier, RouterPlace
 from spec.energy import Figure
 from spec.errors import InputError
-from spec.load import load_area, load_design, load_device, load_sources, preset_names
+from spec.geometry import ImageGeometry
+from spec.load import (
+    load_area,
+    load_design,
+    load_device,
+    load_prices,
+    load_sources,
+    load_system,
+    preset_names,
+)
 from spec.model import ModelSpec
 from tests.test_sweep import Here, Silent
 
@@ -69,6 +83,7 @@ def small(name: str, number_format: str = "bf16", **changes: object) -> DesignSp
         ("mixtral-8x7b", small("fpga")),
         ("deepseek-v3", small("fpga", "int8", window_tokens=16)),
         ("mixtral-8x7b", small("pim-small")),
+        pytest.param("mixtral-8x7b", small("fpga", deep=tuple(DeepBlock)), marks=pytest.mark.long),
         pytest.param("deepseek-v3", load_design("fpga"), marks=pytest.mark.long),
         pytest.param("gpt-oss-20b", load_design("pim", "mxfp4"), marks=pytest.mark.long),
         pytest.param("olmoe-1b-7b", load_design("pim"), marks=pytest.mark.long),
@@ -174,16 +189,145 @@ def test_a_sweep_has_areas_as_figures_and_objectives(tmp_path):
     assert found["area_mm2"] == device_area(load_device("duplex"), 2).total
 
 
+# Systems, and what it all costs.
+
+
+def test_a_system_is_its_parts_on_each_device():
+    """Declared dies and their ranges, as often as there are devices; what nobody has published is named."""
+    model = scaled_model("mixtral-8x7b", 64)
+    four, one = system_area(load_system("duplex-4"), model), system_area(load_system("duplex"), model)
+    host, near = load_system("duplex").host.area_mm2, load_system("duplex").near.area_mm2
+    assert {name: area.total for name, area in one.dies.items()} == {"host": 814, "near": 89}
+    assert (four.total.low, four.total.total) == (4 * (host.least + near.least), 4 * (814 + 89))
+    assert four.cells == {} and four.missing == ()
+    unknown = system_area(load_system("sieve"), model)
+    assert (unknown.total, unknown.missing) == (None, ("near.area_mm2",))
+    assert unknown.as_json()["area_mm2"] is None
+    assert unknown.as_json()["area"]["missing"] == ["near.area_mm2"]
+
+
+def test_an_accelerator_beside_a_host_is_its_units_without_what_routes():
+    model, machine = scaled_model("mixtral-8x7b", 64), load_system("a100-pim")
+    design, units = machine.near.block, int(machine.units.value)
+    area = system_area(machine, model).cells["near accelerator"]
+    tile = design.tile
+    assert area.counts["mac_bf16"] == units * tile.rows * tile.cols
+    # A whole accelerator of a single channel has gate and combiner beside it.
+    whole = layer_area(model, one_unit(design))
+    assert area.total < units * whole.total
+    extra = whole.counts["mac_bf16"] - tile.rows * tile.cols
+    assert extra == tile.act_lanes + (0 if design.pim.router is RouterPlace.BANKS else design.gate.lanes)
+    alone = system_area(load_system("fpga"), model)
+    assert alone.total.total == layer_area(model, load_design("fpga")).total
+
+
+def test_a_cost_is_silicon_and_memory_at_each_end():
+    prices = load_prices("wafers-2020")
+    cells, dies = Area(10.0, 4.0, 30.0, {}), Area(800.0, 700.0, 900.0, {})
+    cost = cost_of(2e9, cells=cells, dies=dies)
+    for end, price, area in (("total", "value", "total"), ("low", "low", "low"), ("high", "high", "high")):
+        assert getattr(cost, end) == pytest.approx(
+            getattr(cells, area) * getattr(prices.cells_mm2, price)
+            + getattr(dies, area) * getattr(prices.dies_mm2, price)
+            + 2 * getattr(prices.memory_gb, price)
+        )
+    own = cost_of(2e9, cells=cells, prices={"cells_mm2": 1.0, "memory_gb": 5.0})
+    assert (own.low, own.total, own.high) == (4 + 10, 10 + 10, 30 + 10)
+
+
+def test_a_sweep_has_costs_of_each_kind_of_point(tmp_path):
+    """As figures and objectives; prices are the table's, or the space's own, also as an axis."""
+    of = read_space(
+        {
+            "evaluate": "system",
+            "fixed": {"model": "mixtral-8x7b", "scale": 64, "tokens": 4, "dies_usd_per_mm2": 0.5},
+            "axes": {"system": ["duplex", "sieve", "fpga"], "memory_usd_per_gb": [3, 10.5]},
+            "objectives": {"seconds": "min", "area_mm2": "min", "cost_usd": "min"},
+        },
+        "s",
+    )
+    run_sweep(of, tmp_path / "s.parquet", Here, Silent())
+    rows = {
+        (row["system"], row["memory_usd_per_gb"]): row
+        for row in pq.read_table(tmp_path / "s.parquet").to_pylist()
+    }
+    assert all(row["error"] is None for row in rows.values())
+    model = scaled_model("mixtral-8x7b", 64)
+    gigabytes = 2 * model.expert_params * model.num_moe_layers / 1e9
+    cheap, dear = rows["duplex", 3.0], rows["duplex", 10.5]
+    assert cheap["memory_gb"] == gigabytes
+    assert cheap["cost_usd"] == pytest.approx(0.5 * 903 + 3 * gigabytes)
+    assert cheap["cost_low_usd"] == pytest.approx(0.5 * (814 + 34.6) + 3 * gigabytes)
+    assert dear["cost_usd"] - cheap["cost_usd"] == pytest.approx(7.5 * gigabytes)
+    assert rows["sieve", 3.0]["area_mm2"] is rows["sieve", 3.0]["cost_usd"] is None
+    assert rows["sieve", 3.0]["seconds"] > 0
+    prices = load_prices("wafers-2020")
+    cells = layer_area(model, load_design("fpga"))
+    assert rows["fpga", 3.0]["cost_high_usd"] == pytest.approx(
+        cells.high * prices.cells_mm2.high + 3 * gigabytes
+    )
+    front = find(of, tmp_path / "s.parquet").front
+    assert {row["system"] for row in front} == {"duplex", "fpga"}
+    layer = read_space({"fixed": {"model": "olmoe-1b-7b", "scale": 64}, "axes": {"design": ["fpga"]}}, "l")
+    (choices,) = layer.candidates()
+    found = dict(zip(layer.kind.figures, run_point(layer, choices).figures, strict=True))
+    image = ImageGeometry.of(scaled_model("olmoe-1b-7b", 64), load_design("fpga"))
+    assert found["memory_gb"] == image.num_bytes / 1e9
+    assert found["cost_usd"] == pytest.approx(
+        found["area_mm2"] * prices.cells_mm2.value + found["memory_gb"] * prices.memory_gb.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("price", "line"),
+    [
+        ('"much"', "fixed.memory_usd_per_gb: must be a number, not 'much'"),
+        ("true", "fixed.memory_usd_per_gb: must be a number, not True"),
+        ("-1", "fixed.memory_usd_per_gb: must be a finite number of at least 0, not -1"),
+        ("nan", "fixed.memory_usd_per_gb: must be a finite number of at least 0, not nan"),
+        ("inf", "fixed.memory_usd_per_gb: must be a finite number of at least 0, not inf"),
+    ],
+)
+def test_a_price_that_is_none_is_one_line(tmp_path, price, line):
+    file = tmp_path / "s.toml"
+    fixed = f'model = "mixtral-8x7b"\nmemory_usd_per_gb = {price}'
+    file.write_text(f'[fixed]\n{fixed}\n[axes]\ndesign = ["fpga"]\n')
+    with pytest.raises(InputError, match=rf"\A{re.escape(f'{file}: {line}')}\Z"):
+        load_space(str(file))
+
+
+def test_dual_multipliers_and_deep_gates_have_figures_of_their_own():
+    """As many MACs, of another kind: all of the array, all of the gate, none of the combiner."""
+    model, design = scaled_model("mixtral-8x7b", 64), small("fpga", "int8")
+    dual = replace(design, array=replace(design.array, multiplier=Multiplier.DUAL))
+    single, paired = layer_area(model, design), layer_area(model, dual)
+    assert paired.counts == single.counts | {"mac_int8": 0, "mac_int8_dual": 64}
+    change = TABLE.mac_int8_dual.value - TABLE.mac_int8.value
+    assert paired.total - single.total == pytest.approx(64e-6 * change)
+    short = small("fpga")
+    deep = layer_area(model, replace(short, deep=(DeepBlock.GATE, DeepBlock.DISPATCH)))
+    before = layer_area(model, short).counts | {"memory_bit": deep.counts["memory_bit"]}
+    assert deep.counts == before | {"mac_bf16": 64 + 2, "mac_bf16_deep": 16}
+    assert deep.total > layer_area(model, short).total
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("number_format", [Format.BF16, Format.INT8])
-def test_a_mac_is_what_the_verilog_has_more_of_with_more_of_them(number_format):
+@pytest.mark.parametrize(
+    ("number_format", "multiplier"),
+    [
+        (Format.BF16, Multiplier.SINGLE),
+        (Format.INT8, Multiplier.SINGLE),
+        (Format.INT8, Multiplier.DUAL),
+    ],
+)
+def test_a_mac_is_what_the_verilog_has_more_of_with_more_of_them(number_format, multiplier):
     model = scaled_model("mixtral-8x7b", 64)
     cells = []
     for rows in (2, 4):
         design = small("fpga", number_format)
         design = replace(
             design,
-            array=replace(design.array, rows=rows),
+            array=replace(design.array, rows=rows, multiplier=multiplier),
             memory=replace(design.memory, width_bits=128),
         )
         directory, name = export_block(model, design, "expert")
@@ -192,11 +336,23 @@ def test_a_mac_is_what_the_verilog_has_more_of_with_more_of_them(number_format):
         )
     (few, before), (many, after) = cells
     registers = after.counts["register_bit"] - before.counts["register_bit"]
-    figure = getattr(TABLE, f"mac_{number_format}")
+    dual = "_dual" if multiplier is Multiplier.DUAL else ""
+    figure = getattr(TABLE, f"mac_{number_format}{dual}")
     measured = (many - few - registers * TABLE.register_bit.value) / (2 * 16)
     assert figure.value == pytest.approx(measured, abs=0.5)
     if number_format is Format.INT8:
         assert figure.high == pytest.approx((many - few) / (2 * 16), abs=0.5)
+
+
+@pytest.mark.long
+def test_a_deep_gates_mac_is_what_its_verilog_has_more_of_with_more_lanes():
+    model, cells = scaled_model("mixtral-8x7b", 64), []
+    for lanes in (16, 32):
+        design = small("fpga", deep=(DeepBlock.GATE,))
+        design = replace(design, gate=replace(design.gate, lanes=lanes))
+        directory, name = export_block(model, design, "gate")
+        cells.append(Cost.of(gate_counts(directory, name, boxes="*none_such")).um2)
+    assert TABLE.mac_bf16_deep.value == pytest.approx((cells[1] - cells[0]) / 16, abs=0.5)
 
 
 def test_published_areas_lie_in_the_range_that_a_shrink_leaves():
@@ -215,6 +371,9 @@ def test_the_page_has_the_figures_and_the_published_areas():
         shown = [f"{float(text):.2g}" for text in row.groups()[:3]]
         assert shown == [f"{value:.2g}" for value in (figure.value, figure.low, figure.high)]
         assert row[4] == entry["grade"]
+    for option, name in PRICES.items():
+        figure = getattr(load_prices("wafers-2020"), name)
+        assert f"| `{option}` | {figure.value:g} ({figure.low:g} to {figure.high:g}) |" in page
     monde = device_area(load_device("monde"), 40)
     macs = area_of(TABLE, {"mac_bf16": device_area(load_device("duplex"), 32).counts["mac_bf16"]})
     for area, nm in ((monde, 28), (macs, 7)):
@@ -222,9 +381,15 @@ def test_the_page_has_the_figures_and_the_published_areas():
         assert f"({low:.1f} to {high:.1f}, value {value:.1f})" in page
 
 
-@pytest.mark.parametrize("name", preset_names("area"))
-def test_each_figure_has_a_source(name):
-    table, sources = load_area(name), load_sources("area", name)
+@pytest.mark.parametrize(
+    ("load", "kind", "name"),
+    [
+        *((load_area, "area", name) for name in preset_names("area")),
+        *((load_prices, "prices", name) for name in preset_names("prices")),
+    ],
+)
+def test_each_figure_has_a_source(load, kind, name):
+    table, sources = load(name), load_sources(kind, name)
     figures = {key for key, value in vars(table).items() if isinstance(value, Figure)}
     assert figures == set(sources)
     assert all(entry["grade"] in "ABCD" for entry in sources.values())

@@ -490,8 +490,28 @@ def test_deep_lanes_latencies_as_stated():
         lane = ActivationLane(ffn, other, Pipeline.DEEP)
         kinds = map(geometry_of, (ffn, other))
         assert activation_latency(*kinds, pipeline=Pipeline.DEEP) == lane.latency
-    silu = next(ffn for ffn in DEEP_FFNS if ffn.activation is Activation.SILU and ffn.gated)
-    assert latencies[silu] == 1 + 21 + 8
+    plain = {(ffn.activation, ffn.gated): latency for ffn, latency in latencies.items() if not ffn.clamped}
+    gated = {
+        Activation.SILU: 30,
+        Activation.CLAMPED_SWIGLU: 36,
+        Activation.QUICK_GELU: 35,
+        Activation.SIGMOID: 30,
+        Activation.GELU: 15,
+        Activation.GELU_TANH: 30,
+        Activation.TANH: 12,
+        Activation.RELU: 6,
+        Activation.RELU2: 8,
+        Activation.LINEAR: 6,
+    }
+    single = {kind: cycles - 1 for kind, cycles in gated.items()}
+    single |= {Activation.RELU: 1, Activation.LINEAR: 1, Activation.RELU2: 8}
+    del single[Activation.CLAMPED_SWIGLU]
+    assert plain == {(kind, True): cycles for kind, cycles in gated.items()} | {
+        (kind, False): cycles for kind, cycles in single.items()
+    }
+    for (kind, is_gated), latency in plain.items():
+        clamping = [ffn for ffn in DEEP_FFNS if ffn.clamped and ffn.activation is kind and is_gated]
+        assert [latencies[ffn] for ffn in clamping] in ([], [latency + 1])
 
 
 PAIRS = [

@@ -281,6 +281,14 @@ BAD_ARGUMENTS = {
         [*PRESET_MODEL, "--double-flips", "3"],
         r"double_flips: needs check bits in the banks \(--secded\), which design fpga has not",
     ),
+    "AXI ports of a model": (
+        [*PRESET_MODEL, "--bus", "axi", "--engine", "both"],
+        "bus: axi needs --engine rtl, not both",
+    ),
+    "AXI ports of experts": (
+        [*PRESET_MODEL, "--bus", "axi", "--engine", "rtl", "--experts", "1"],
+        "bus: axi cannot be combined with --experts",
+    ),
     "flips of a model": (
         [*PRESET_MODEL, "--design", "pim", "--secded", "--flips", "3", "--engine", "model"],
         "flips: needs --engine rtl or both",

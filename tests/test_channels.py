@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba.core.dispatcher import Dispatcher
 
+from sim import channels, pim
 from sim.combine import FREED_LATENCY, combine_cycles
 from sim.combine_ordered import ordered_cycles
 from sim.dispatch import dispatch_cycles
@@ -121,6 +123,15 @@ def test_channels_that_hinder_each_other(name: str, tokens: int) -> None:
     arrivals = np.zeros(tokens * shape.banks.image.gate.input_beats, dtype=np.int64)
     times = check(shape, arrivals, first_refreshes(shape.banks))
     assert any(len(results.waits) for results in times.contributions)
+
+
+@pytest.mark.parametrize("module", [channels, pim])
+def test_no_references_to_arrays_are_counted(module) -> None:
+    """Counting them took half of a layer's time, and no test would have seen it."""
+    functions = [value for value in vars(module).values() if isinstance(value, Dispatcher)]
+    assert len(functions) > 10
+    counting = {name.__name__ for name in functions if name.targetoptions.get("_nrt") is not False}
+    assert counting == ({"new_adder", "new_merger"} if module is channels else set())
 
 
 def random_shape(rng: np.random.Generator) -> PimShape:

@@ -10,15 +10,17 @@ import pytest
 from amaranth import ResetInserter, Signal
 
 import rtl.combine
+import rtl.combine_gaps
 import rtl.combine_start
 import sim.combine
 from golden.combine_bf16 import Contribution, combine_bf16, identity_start, identity_weights
 from golden.formats import bf16_decode, bf16_encode, f32_flush
-from rtl.combine import Combine, CombineConfig, SlotAdder
+from rtl.combine import AdderStages, Combine, CombineConfig, Emitter, OldestToken
 from rtl.dispatch import DispatchConfig
 from rtl.dispatch.layouts import IDENTITY_BITS
 from sim.combine import CombineCycles, combine_cycles
 from sim.streams import readiness
+from spec.design import Pipeline
 from spec.errors import InputError
 from spec.geometry import ACCUMULATE_DISTANCE, ceil_div
 from tests.bfm import Sink, Source, Trace, pack, run_streams
@@ -112,7 +114,15 @@ def schedule(case: Case, tokens, arrivals, expect_arrivals, ready):
     slots, words = case.config.num_slots, case.config.words
     reused = tokens >= slots
     while True:
-        model = combine_cycles(tokens, arrivals, expect_arrivals, num_slots=slots, words=words, ready=ready)
+        model = combine_cycles(
+            tokens,
+            arrivals,
+            expect_arrivals,
+            num_slots=slots,
+            words=words,
+            ready=ready,
+            pipeline=case.config.pipeline,
+        )
         after = arrivals.copy()
         after[reused] = np.maximum(arrivals[reused], model.freed[tokens[reused] - slots])
         expect_after = expect_arrivals.copy()
@@ -413,6 +423,26 @@ def test_random(seed):
     check(case, run_case(case))
 
 
+def deep(case: Case) -> Case:
+    """Return a case whose combiner has deep pipelines."""
+    return replace(case, config=replace(case.config, deep=True))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(5), *(pytest.param(n, marks=pytest.mark.long) for n in range(5, 100))]
+)
+def test_random_deep(seed):
+    case = deep(random_case(seed))
+    check(case, run_case(case))
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["identity", "bias"])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 60))])
+def test_random_deep_starts(seed, bias):
+    case = deep(identity_case(random_case(seed), seed, bias=bias))
+    check(case, run_case(case))
+
+
 def small(counts, **changes) -> Case:
     """Return a case with these counts of contributions; four slots, three words of one lane."""
     counts = np.array(counts)
@@ -459,17 +489,65 @@ def test_corner(name, stalls):
         assert {0, 0x7F80, 0xFF80, 0x7FC0} <= results, "the corner was not reached"
 
 
+DEEP_CORNERS = {
+    "nine_words_hazard": small([3, 2, 4], d_model=9, order="tokens"),
+    "ten_words_no_hazard": small([3, 2, 4], d_model=10, order="tokens"),
+    "tokens_of_one_word": small([1] * 24, num_slots=16, d_model=1),
+    "tokens_of_four_words": small([1] * 12, num_slots=8, d_model=4),
+}
+
+
+@pytest.mark.parametrize("stalls", ["none", "bursts"])
+@pytest.mark.parametrize(
+    "name", [*DEEP_CORNERS, *(pytest.param(name, marks=pytest.mark.long) for name in CORNERS)]
+)
+def test_corner_deep(name, stalls):
+    case = deep({**CORNERS, **DEEP_CORNERS}[name])
+    case = replace(case, stalls=stalls, gaps="none" if stalls == "none" else "half", seed=7)
+    run = run_case(case)
+    check(case, run)
+    if name in DEEP_CORNERS and "hazard" in name and case.gaps == "none":
+        waits = bool((np.diff(run.traces["i"].cycles)[4:] > 1).any())
+        assert waits == (name != "ten_words_no_hazard"), "the corner was not reached"
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_reset_in_the_middle(seed):
     case = random_case(1000 + seed)
     check(case, run_case(case, reset_after=5 + 17 * seed))
 
 
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 8))])
+def test_reset_in_the_middle_deep(seed):
+    case = deep(random_case(1000 + seed))
+    check(case, run_case(case, reset_after=30 + 17 * seed))
+
+
+@pytest.mark.parametrize("words", [3, 9, 10])
+def test_deep_latency_is_as_stated(words):
+    adder = AdderStages(Pipeline.DEEP)
+    assert (adder.write_at, adder.distance) == (sim.combine.DEEP_ADD_CYCLES, sim.combine.DEEP_DISTANCE)
+    assert (adder.write_at, adder.distance) == (17, 10)
+    assert OldestToken.CHECK_CYCLES == sim.combine.CHECK_CYCLES == 4
+    assert Emitter.SEND_CYCLES == sim.combine.SEND_CYCLES == 4
+    case = deep(small([1], seed=1, d_model=words))
+    latency = case.config.latency
+    assert latency == sim.combine.latency(Pipeline.DEEP, words) == (23 if words >= 10 else 24)
+    assert case.config.expect_latency == sim.combine.expect_latency(Pipeline.DEEP) == 10
+    traces = run_case(case).traces
+    assert traces["o"].cycles.tolist() == list(range(words - 1 + latency, 2 * words - 1 + latency))
+    # A token without contributions has 4 cycles at least.
+    cycles = run_case(deep(small([0, 0], d_model=words))).traces["o"].cycles.reshape(2, words)
+    assert cycles[:, 0].tolist() == [10, 10 + max(4, words)]
+
+
 def test_latency_is_as_stated():
     assert sim.combine.LATENCY == Combine.LATENCY == 11
     assert sim.combine.EXPECT_LATENCY == Combine.EXPECT_LATENCY == 5
-    assert sim.combine.ADD_CYCLES == SlotAdder.WRITE_AT
-    assert SlotAdder.DISTANCE == ACCUMULATE_DISTANCE
+    config = small([1]).config
+    assert (config.latency, config.expect_latency) == (Combine.LATENCY, Combine.EXPECT_LATENCY)
+    short = AdderStages(Pipeline.SHORT)
+    assert (short.write_at, short.distance) == (sim.combine.ADD_CYCLES, ACCUMULATE_DISTANCE)
     traces = run_case(small([1], seed=1)).traces
     assert traces["i"].cycles.tolist() == [0, 1, 2]
     first = 2 + Combine.LATENCY
@@ -494,6 +572,13 @@ def test_hazard_costs_what_is_stated():
     assert traces["o"].cycles.tolist() == [5 * ACCUMULATE_DISTANCE + Combine.LATENCY]
 
 
+def test_deep_hazard_costs_what_is_stated():
+    traces = run_case(deep(small([6], d_model=1, order="tokens"))).traces
+    # One beat more is inside than above: the one that waits.
+    assert np.diff(traces["i"].cycles).tolist() == [1, 1, 1, 10, 10]
+    assert traces["o"].cycles.tolist() == [5 * 10 + 24]
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("top_k", range(1, 17))
 def test_announcement_fits_the_dispatcher(top_k, shared):
@@ -504,12 +589,12 @@ def test_announcement_fits_the_dispatcher(top_k, shared):
 
 # The checks themselves must fail where the hardware is wrong.
 PLANTED = {
-    "hazard ignored": ("range(1, self.DISTANCE)", "range(1, self.DISTANCE - 1)"),
-    "one cycle late: hazard": ("range(1, self.DISTANCE)", "range(1, self.DISTANCE + 1)"),
+    "hazard ignored": ("range(1, stages.distance)", "range(1, stages.distance - 1)"),
+    "one cycle late: hazard": ("range(1, stages.distance)", "range(1, stages.distance + 1)"),
     "first is added to the RAM": ("Mux(first_now, starts[lane], old[lane]", "Mux(0, starts[lane], old[lane]"),
     "sums not transparent": (
-        "config.depth, num_read_ports=2, transparent=True",
-        "config.depth, num_read_ports=2",
+        "transparent=not config.deep",
+        "transparent=False",
     ),
     "counts not transparent": (
         "config.num_slots, num_read_ports=2, transparent=True",
@@ -520,8 +605,8 @@ PLANTED = {
         "self.counted.bit_select(self.clear.slot, 1).eq(0)",
         "self.counted.eq(self.counted)",
     ),
-    "counted too early": ("read_at = self.WRITE_AT - 2", "read_at = self.WRITE_AT - 3"),
-    "one cycle late: counted": ("read_at = self.WRITE_AT - 2", "read_at = self.WRITE_AT - 1"),
+    "counted too early": ("count_at = stages.write_at - 2", "count_at = stages.write_at - 3"),
+    "one cycle late: counted": ("count_at = stages.write_at - 2", "count_at = stages.write_at - 1"),
     "empty token not zero": (
         "Mux(word_empty, empty[lane], bf16_from_f32(sums[lane]))",
         "bf16_from_f32(sums[lane])",
@@ -559,6 +644,64 @@ def test_planted_bug_is_found(monkeypatch, bug):
     module = mutated_module(monkeypatch, rtl.combine, *PLANTED[bug])
     with pytest.raises(DIVERGED):
         run_revealing_cases(module)
+
+
+# Bugs of the deep parts, and of the model; each is planted in its own module.
+PLANTED_IN_DEEP = {
+    "sum read early": (rtl.combine, "Ram.LATENCY - self.deep", "Ram.LATENCY - 2 * self.deep"),
+    "first a cycle late": (rtl.combine, "stages.product - 2 * cut", "stages.product - cut"),
+    "slot looked at early": (rtl.combine, "rows[late][: len(slot)]", "rows[0][: len(slot)]"),
+    "counted early": (rtl.combine, "(config, count_at - late)", "(config, 0)"),
+    "another token's count": (rtl.combine, "fresh.eq(~waiting)", "fresh.eq(0)"),
+    "known of the token before": (rtl.combine, "~fresh & ~moves & received", "~fresh & received"),
+    "count of the token that is read": (rtl.combine, "addr.eq(next_token.slot)", "addr.eq(self.token.slot)"),
+    "place taken twice": (rtl.combine, "known & (~self.valid | self.leave)", "known"),
+    "waits for an empty place": (rtl.combine, "known & (~self.valid | self.leave)", "known & ~self.valid"),
+    "empty token is none": (rtl.combine, "empty.eq(next_token.count == 0)", "empty.eq(0)"),
+    "last word early": (rtl.combine, "word == config.words - 2", "word == config.words - 3"),
+    "no room at the RAM": (rtl.combine, "room.eq(~valids[0] | rooms[0])", "room.eq(1)"),
+    "no room at the register": (rtl.combine, "rooms[0].eq(~valids[1] | rooms[1])", "rooms[0].eq(1)"),
+    "bubbles are kept": (rtl.combine, "rooms[0].eq(~valids[1] | rooms[1])", "rooms[0].eq(rooms[1])"),
+    "empty word not zero": (rtl.combine, "Mux(s0_empty, Cat(*start), self.sums.data)", "self.sums.data"),
+    "tags of the word before": (rtl.combine, "s1_sums), kept_tags[1]", "s1_sums), kept_tags[0]"),
+    "no wait": (rtl.combine, "if config.spaced:", "if False:"),
+    "wait too short": (rtl.combine_gaps, "self.distance = distance", "self.distance = distance - 1"),
+    "wait too long": (rtl.combine_gaps, "self.distance = distance", "self.distance = distance + 1"),
+    "wait for any slot": (rtl.combine_gaps, "valid & (one == row)", "valid"),
+    "wait for what was not sent": (rtl.combine_gaps, "valid & (one == row)", "one == row"),
+    "waits never end": (rtl.combine_gaps, "near << 1", "near"),
+    "model: addition": (sim.combine, "DEEP_ADD_CYCLES = 17", "DEEP_ADD_CYCLES = 16"),
+    "model: distance": (sim.combine, "DEEP_ACCUMULATE_DISTANCE + 1", "DEEP_ACCUMULATE_DISTANCE"),
+    "model: place to wait": (sim.combine, "left = max(left, accept)", "pass"),
+    "model: checked": (sim.combine, "CHECK_CYCLES = 4", "CHECK_CYCLES = 3"),
+    "model: sent": (sim.combine, "SENT_BEATS = 5", "SENT_BEATS = 4"),
+}  # fmt: skip
+DEEP_REVEALING = (
+    small([3, 0, 2, 1, 1, 0, 4, 2, 1], num_slots=2, order="tokens", seed=1),
+    small([3, 0, 1, 1, 1, 1, 4, 2, 0, 3], num_slots=2, d_model=1, order="tokens", stalls="bursts", seed=1),
+    small([1, 0, 2] * 4, d_model=4, order="tokens", stalls="bursts", expect_gaps="half", seed=4),
+    small([1] * 16, num_slots=8, d_model=1, stalls="bursts", seed=2),
+    small([2, 1, 1, 2], d_model=11, order="beats", stalls="bursts", gaps="half", seed=3),
+)
+
+
+def check_deep_cases() -> None:
+    for case in DEEP_REVEALING:
+        check(deep(case), run_case(deep(case)))
+
+
+def test_unbroken_deep_source_passes():
+    check_deep_cases()
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [pytest.param(bug, marks=[pytest.mark.long] * (n % 6 > 0)) for n, bug in enumerate(PLANTED_IN_DEEP)],
+)
+def test_planted_bug_in_deep_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, *PLANTED_IN_DEEP[bug])
+    with pytest.raises(DIVERGED):
+        check_deep_cases()
 
 
 @pytest.mark.parametrize(

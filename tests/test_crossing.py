@@ -5,6 +5,7 @@
 import random
 import re
 import shutil
+import subprocess
 
 import pytest
 from amaranth import Module, Signal
@@ -232,6 +233,9 @@ def test_a_core_works_with_its_streams_on_another_clock(periods):
 )
 def test_the_ports_of_both_clocks(tmp_path):
     text = export(TwoClocks(Reader()), "reader", tmp_path / "two")[0].read_text()
+    # Reset crosses through flip-flops that sample it.
+    assert "posedge" in text
+    assert not re.search(r"always @\([^)]*,", text)
     top = text[: text.index("endmodule")]
     for port in (
         "aclk",
@@ -259,3 +263,62 @@ def test_the_ports_of_both_clocks(tmp_path):
 def test_bad_parameters_are_refused(depth, domains, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         StreamCrossing(8, depth, from_domain=domains[0], to_domain=domains[1])
+
+
+RESET_BENCH = """`timescale 1ns / 1ps
+module bench;
+    reg aclk = 0, bus_aclk = 0, resetn = 0, tvalid = 0, tready = 0;
+    reg [7:0] tdata = 0;
+    wire in_ready, out_valid, out_last;
+    wire [7:0] out, count;
+    integer n, wrong = 0;
+    always #3 aclk = ~aclk;
+    always #7 bus_aclk = ~bus_aclk;
+    eb_adder dut (
+        .aclk(aclk), .aresetn(resetn), .bus_aclk(bus_aclk), .bus_aresetn(resetn), .plus(8'd7), .count(count),
+        .s_axis_tdata(tdata), .s_axis_tlast(1'b1), .s_axis_tvalid(tvalid), .s_axis_tready(in_ready),
+        .m_axis_tdata(out), .m_axis_tlast(out_last), .m_axis_tvalid(out_valid), .m_axis_tready(tready)
+    );
+    always @(posedge bus_aclk) if (!resetn && out_valid !== 0) wrong = wrong + 1;
+    task send; input [7:0] value; begin
+        tdata <= value; tvalid <= 1; @(posedge bus_aclk);
+        while (!in_ready) @(posedge bus_aclk);
+        tvalid <= 0;
+    end endtask
+    initial begin
+        repeat (4) @(posedge bus_aclk);
+        resetn <= 1; @(posedge bus_aclk);
+        send(1); send(2); send(3);
+        while (!out_valid) @(posedge bus_aclk);
+        resetn <= 0;
+        repeat (4) @(posedge bus_aclk);
+        resetn <= 1;
+        repeat (20) @(posedge bus_aclk) if (resetn && out_valid) wrong = wrong + 1;
+        send(30); tready <= 1; @(posedge bus_aclk);
+        while (!out_valid) @(posedge bus_aclk);
+        $display("%0d wrong, then %0d", wrong, out);
+        $finish;
+    end
+endmodule
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("iverilog") is None, reason="no wheel has Icarus Verilog; it is not installed"
+)
+@pytest.mark.parametrize("gated", [True, False])
+def test_in_reset_nothing_is_offered_and_nothing_is_left(gated, tmp_path):
+    """Also in the cycles before the FIFO knows of it: that is seen where valid is that of the FIFO alone."""
+    file = export(TwoClocks(Adder(), depth=8), "adder", tmp_path)[0]
+    if not gated:
+        gate, alone = r"assign o__valid = r_rdy & \w+;", "assign o__valid = r_rdy;"
+        changed, count = re.subn(gate, alone, file.read_text())
+        assert count == 2
+        file.write_text(changed)
+    (tmp_path / "bench.v").write_text(RESET_BENCH)
+    command = ["iverilog", "-g2005", "-s", "bench", "-o", "bench.vvp", "bench.v", "-f", "adder.f"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run(
+        ["vvp", "-n", "bench.vvp"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert (done.stdout.splitlines()[0] == "0 wrong, then 37") == gated

@@ -939,6 +939,29 @@ def test_documented_utilisation_of_stored_weights():
     assert [f"{100 * cycles / last[0]:.1f}" for cycles in last[1:]] == ["51.6", "26.7", "28.2"]
 
 
+def test_documented_cost_of_deep_pipelines():
+    """The figures of docs/expert.md: last output beats of a deep engine and of a short one."""
+
+    def last_beats(number_format: Format, group: int, tokens: int) -> tuple[int, int]:
+        config = sixteen_tiles(d_model=1024, d_hidden=512, number_format=number_format, group=group)
+        short, deep = (
+            steady(replace(config, pipeline=pipeline), tokens, 1)
+            for pipeline in (Pipeline.SHORT, Pipeline.DEEP)
+        )
+        return int(short.o[-1]), int(deep.o[-1])
+
+    assert last_beats(Format.BF16, 0, 1) == (98421, 98438)
+    formats = {Format.INT8: 0, Format.FP8: 128, Format.MXFP4: 32, Format.INT4: 32}
+
+    def ratios(tokens: int) -> list[str]:
+        pairs = [last_beats(number_format, group, tokens) for number_format, group in formats.items()]
+        return [f"{deep / short:.2f}" for short, deep in pairs]
+
+    assert ratios(8) == ["1.50", "1.23", "1.23", "1.21"]
+    assert ratios(1)[2] == "2.35"
+    assert ratios(16) == ["1.00"] * 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_utilisation_in_hardware(tokens):
@@ -1192,7 +1215,7 @@ PLANTED = {
         "(self.hidden_units >= f1.hidden_needed)",
         "(self.hidden_units >= 0)",
     ),
-    "accumulators too early": (rtl.expert.sequencer, "since == distance)", "since >= 1)"),
+    "accumulators too early": (rtl.expert.sequencer, "summed = since == distance", "summed = since >= 1"),
     "unit not drained": (rtl.expert.sequencer, "(undrained != 2)", "(undrained != 3)"),
     "no bias": (rtl.expert.sequencer, "0x3F80 if size <= tile * cols + lane < size + ones else 0", "0"),
     "inputs beyond the matrix": (rtl.expert.sequencer, "self.tile == boundary", "self.tile == boundary + 1"),
@@ -1240,7 +1263,7 @@ PLANTED = {
         "{kind.ffn.activation for kind in kinds}",
         "{kinds[0].ffn.activation}",
     ),
-    "model: quantiser": (sim.expert, "QUANTISER = 2", "QUANTISER = 1"),
+    "model: quantiser": (sim.expert, "DEEP_QUANTISER = 2, 4", "DEEP_QUANTISER = 1, 4"),
 }
 
 
@@ -1376,7 +1399,7 @@ DEEP_PLANTED = {
         "with m.If(1):\n                    m.d.sync += listed",
     ),
     "inputs of the slot behind": (rtl.expert.sequencer, 'read = tag(delay(m, f2.as_value(), 1, "f2"))', ""),
-    "accumulators too early": (rtl.expert.sequencer, "since == distance)", "since >= distance - 3)"),
+    "accumulators too early": (rtl.expert.sequencer, "since == distance - 1", "since == distance - 3"),
     "d1 not left": (rtl.expert.drain, "d1_free.eq(~d1_valid | free)", "d1_free.eq(~d1_valid)"),
     "hidden value written elsewhere": (
         rtl.expert.drain,

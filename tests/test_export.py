@@ -15,10 +15,13 @@ from amaranth import Cat, Const, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from rtl.crossing import TwoClocks
 from rtl.export import LINT_WAIVERS, ExportError, export
 from rtl.ram import Ram
 from rtl.stream import StreamRegister, connect_stream
+from sim.rtlsim import block_component, layer_component
 from sim.toolchain import verilator_command
+from spec.load import load_design, load_model
 from tests.harness_designs import PACKET, RamBench, Reader
 from tests.icarus import check_icarus
 
@@ -171,6 +174,80 @@ def test_low_bits_of_a_shift_are_said(tmp_path):
     assert re.search(
         r"^  wire \[15:0\] (\w+)_whole = value >> by;\n  assign \1 = \1_whole\[3:0\];$", text, re.M
     )
+
+
+class Compared(wiring.Component):
+    """Comparisons, one of them with 0."""
+
+    def __init__(self) -> None:
+        super().__init__({"compare": In(8), "least": In(4), "above": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.above.eq((Const(0, 8) > self.compare) | (self.least > self.compare))
+        return m
+
+
+class Hiding(wiring.Component):
+    """An instance ``compare`` in which a signal is called so, by the port of what is inside it."""
+
+    def __init__(self) -> None:
+        super().__init__({"value": In(8), "least": In(4), "above": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.compare = outer = HidingInside()
+        m.d.comb += [outer.value.eq(self.value), outer.least.eq(self.least), self.above.eq(outer.above)]
+        return m
+
+
+class HidingInside(Hiding):
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.inner = inner = Compared()
+        m.d.comb += [
+            inner.compare.eq(self.value + self.least),
+            inner.least.eq(self.least),
+            self.above.eq(inner.above),
+        ]
+        return m
+
+
+def test_no_signal_hides_an_instance_and_nothing_is_compared_in_vain(tmp_path):
+    text = export(Hiding(), "hiding", tmp_path)[0].read_text()
+    assert lint(tmp_path, "hiding") == ""
+    assert "  wire [7:0] compare_v2;\n" in text
+    assert re.search(
+        r"^    \.compare\((\w+\[7:0\])\),\n(.*\n)*  assign compare_v2 = \1;$", text, re.MULTILINE
+    )
+    assert re.search(r"^  eb_hiding_compare compare \($", text, re.MULTILINE)
+    assert re.search(r"^  assign \w+ = 1'h0;$", text, re.MULTILINE)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset", ["nllb-moe-54b", "gshard-150b"])
+def test_dispatchers_that_decide_on_windows_are_lint_clean(preset, tmp_path):
+    """A port ``decide`` names a signal of the submodule ``decide``."""
+    design = load_design(str(ROOT / "tests" / "tiny.toml"))
+    export(block_component(load_model(preset).scaled(64), design, "dispatch")(), "odd", tmp_path)
+    assert lint(tmp_path, "odd") == ""
+
+
+@pytest.mark.long
+def test_a_layer_with_stored_weights_and_odd_sizes_is_lint_clean(tmp_path):
+    """Sums of groups begin with 0, with which an addend is compared."""
+    design = load_design("pim-small", "int4")
+    export(layer_component(load_model("qwen2-57b-a14b").scaled(97), design)(), "odd", tmp_path)
+    assert lint(tmp_path, "odd") == ""
+
+
+@pytest.mark.long
+def test_a_layer_on_two_clocks_is_lint_clean(tmp_path):
+    """No net resets some flip-flops asynchronously and others not: none does so."""
+    layer = layer_component(load_model("gpt-oss-20b").scaled(113), load_design("pim-small"))
+    files = export(TwoClocks(layer()), "two", tmp_path)
+    assert lint(tmp_path, "two") == ""
+    assert not re.search(r"always @\(.*,|always @\(.* or ", files[0].read_text())
 
 
 @pytest.mark.skipif(

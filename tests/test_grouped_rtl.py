@@ -172,20 +172,20 @@ def test_planted_bug_in_dual_bursts_is_found(monkeypatch, bug):
 class ScaledAddition(wiring.Component):
     """A sum times its scale, added to a total."""
 
-    LATENCY = ScaleSum.LATENCY + Accumulate.LATENCY
-
-    def __init__(self, number_format: Format) -> None:
+    def __init__(self, number_format: Format, pipeline: Pipeline) -> None:
         self.format = number_format
+        self.pipeline = pipeline
+        self.latency = ScaleSum.latency_of(pipeline) + Accumulate.latency_of(pipeline)
         super().__init__({"i": In(32), "scale": In(number_format.scale_bits), "total": In(32), "o": Out(32)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.scale = scale = ScaleSum(self.format)
-        m.submodules.add = add = Accumulate(1)
+        m.submodules.scale = scale = ScaleSum(self.format, self.pipeline)
+        m.submodules.add = add = Accumulate(1, self.pipeline)
         m.d.comb += [
             Cat(scale.i.as_value()).eq(self.i),
             scale.factor.eq(factor_of(m, self.format, self.scale, "factor")),
-            add.acc.eq(delay(m, self.total, ScaleSum.LATENCY, "total")),
+            add.acc.eq(delay(m, self.total, scale.latency, "total")),
             add.addend.eq(scale.o),
             self.o.eq(add.o),
         ]
@@ -221,15 +221,16 @@ def operands(number_format: Format, count: int) -> tuple[np.ndarray, np.ndarray]
     )
 
 
-def check_scaling(number_format: Format, count: int) -> None:
+def check_scaling(number_format: Format, count: int, pipeline: Pipeline = Pipeline.SHORT) -> None:
     sums, scales = operands(number_format, count)
     # Zero, and the most negative finite number, which brings 2**128 back into the range.
     totals = np.where(np.arange(len(sums)) % 3 == 0, np.uint32(0xFF7FFFFF), np.uint32(0))
+    dut = ScaledAddition(number_format, pipeline)
     got = run_pipeline(
-        ScaledAddition(number_format),
+        dut,
         {"i": sums.tolist(), "scale": scales.tolist(), "total": totals.tolist()},
         ["o"],
-        ScaledAddition.LATENCY,
+        dut.latency,
     )["o"]
     product = scaled(sums.view(np.float32), scale_values(number_format, scales))
     want = accumulate(totals.view(np.float32), product.astype(np.float64)).view(np.uint32)
@@ -242,8 +243,9 @@ def check_scaling(number_format: Format, count: int) -> None:
 
 @pytest.mark.parametrize("number_format", FORMATS)
 @pytest.mark.parametrize("count", [600, pytest.param(20000, marks=pytest.mark.long)])
-def test_scaling(number_format, count):
-    check_scaling(number_format, count)
+@pytest.mark.parametrize("pipeline", list(Pipeline))
+def test_scaling(number_format, count, pipeline):
+    check_scaling(number_format, count, pipeline)
 
 
 BUGS = {

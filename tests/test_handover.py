@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from rtl.export import LINT_WAIVERS
-from sim import synth
+from sim import gating, synth
 from sim.cli import main
 from sim.handover import project
 from sim.rtlsim import file_list
 from sim.toolchain import verilator_command, verilator_root
 from sim.workload import scaled_model
+from spec.geometry import ImageGeometry
 from spec.load import load_design, load_device
 from tests.icarus import check_icarus
 
@@ -413,3 +414,30 @@ def test_bad_input_is_one_line(arguments, line, tmp_path, capsys) -> None:
     assert main(["verilog", *arguments, "--out", str(out)]) == 2
     assert capsys.readouterr() == ("", f"expertbank: {line}\n")
     assert not out.exists()
+
+
+@icarus
+def test_a_bench_written_from_the_pages_alone(tmp_path) -> None:
+    """Plain Verilog of a reader: ports, accesses, the router's image, numbers and latency are as is said."""
+    arguments = ["verilog", "--bus", "axi", "--design", "gate", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    bench = ROOT / "tests" / "verilog" / "gate_tb.v"
+    # Another order of the weights: the bench has to see it.
+    swapped = tmp_path / "swapped.v"
+    swapped.write_text(
+        bench.read_text().replace("image[(s * 16 + e) * 16 + c]", "image[(e * 4 + s) * 16 + c]")
+    )
+    # A cycle to take the beat, one to launch, one at the output.
+    behind = gating.latency(ImageGeometry.of(*synth.small_block()).gate) + 3
+    passed = f"PASS: first output {behind} cycles behind its token\n"
+    for file, wanted in ((bench, passed), (swapped, "FAIL: ")):
+        command = ["iverilog", "-g2005", "-Wall", "-Wno-timescale", "-s", "gate_tb", "-o", "gate.vvp"]
+        command += [str(file), "eb_gate_axi.v", "eb_ram.v"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
+        ran = subprocess.run(
+            ["vvp", "-n", "gate.vvp"], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        lines = ran.stdout.splitlines(keepends=True)
+        assert lines[-1].startswith(wanted), ran.stdout
+        assert (ran.stdout == wanted) == (file == bench)

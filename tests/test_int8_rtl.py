@@ -22,6 +22,7 @@ from rtl.int8 import (
     scale_layout,
     scale_of,
 )
+from spec.design import Pipeline
 from tests.bfm import pack, run_pipeline
 from tests.gates import Gates
 from tests.test_arith import agree
@@ -72,7 +73,8 @@ def test_bf16_patterns_into_int8(count):
         agree(got[name], want, f"quantise with {scale}", patterns)
 
 
-def test_random_scales_into_int8():
+@pytest.mark.parametrize("pipeline", list(Pipeline))
+def test_random_scales_into_int8(pipeline):
     rng = np.random.default_rng(2)
     patterns = rng.integers(0, 1 << 16, 3000).astype(np.uint16)
     mantissa = rng.integers(1 << 15, 1 << 16, 3000)
@@ -83,7 +85,7 @@ def test_random_scales_into_int8():
         for n in range(len(patterns))
     ]
     inputs = {"i": patterns, "scale": scale_bits(mantissa, shift)}
-    got = run_pipeline(Quantise(), inputs, ["o"], Quantise.LATENCY)["o"]
+    got = run_pipeline(Quantise(pipeline=pipeline), inputs, ["o"], Quantise.latency_of(pipeline))["o"]
     agree(got, want, "quantise", patterns, mantissa, shift)
     assert {-127, -1, 0, 1, 127} <= set(want) and len(set(want)) > 200, "few values were reached"
 
@@ -157,7 +159,8 @@ def test_dual_burst(cols):
         agree(got[f"o_{row}"], (x * w[row]).sum(axis=1), f"row {row} of a burst of {cols}")
 
 
-def test_accumulate():
+@pytest.mark.parametrize("pipeline", list(Pipeline))
+def test_accumulate(pipeline):
     rng = np.random.default_rng(3)
     count = 4000
     acc = rng.integers(-(1 << 31), 1 << 31, count) >> rng.integers(0, 31, count)
@@ -174,7 +177,9 @@ def test_accumulate():
         (acc + addend) & 0xFFFFFFFF,
     )
     inputs = {"acc": acc, "addend": addend, "finish": finish, "scale": scale_bits(mantissa, shift)}
-    got = run_pipeline(IntegerAccumulate(), inputs, ["o"], IntegerAccumulate.LATENCY)["o"]
+    got = run_pipeline(IntegerAccumulate(pipeline), inputs, ["o"], IntegerAccumulate.latency_of(pipeline))[
+        "o"
+    ]
     agree(got, want, "accumulate", acc, addend, finish, mantissa, shift)
     assert (want[finish] == 0x7F800000).any(), "no infinity was reached"
 

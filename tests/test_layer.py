@@ -95,7 +95,7 @@ def test_vector_runs_bit_and_cycle_equal(tiny_deepseek: tuple[accelerator.Build,
 @pytest.mark.long
 @pytest.mark.parametrize("preset", ["deepseek-v3", "mixtral-8x7b"])
 def test_deep_pipelines(preset: str) -> None:
-    """Gate and dispatcher with deep pipelines in a layer: bits of golden, cycles of the model."""
+    """All blocks with deep pipelines in a layer: bits of golden, cycles of the model."""
     model = scaled_model(preset, 256)
     design = dataclasses.replace(TINY, deep=tuple(DeepBlock))
     rtl = accelerator.build_layer(model, design, trace=True)
@@ -105,7 +105,7 @@ def test_deep_pipelines(preset: str) -> None:
 
 def stalls(rng: np.random.Generator) -> np.ndarray:
     """Return a ready pattern of the output, half of the cycles, longer than any run here."""
-    return np.append(rng.random(1 << 16) < 0.5, True)
+    return np.append(rng.random(1 << 18) < 0.5, True)
 
 
 def check_under_stalls(rtl: accelerator.Build, model: ModelSpec, design: DesignSpec, seed: int) -> None:
@@ -119,6 +119,8 @@ def check_under_stalls(rtl: accelerator.Build, model: ModelSpec, design: DesignS
     run = accelerator.run_rtl(rtl, work, design, seed=seed + 1, arrivals=arrivals, output_ready=ready)
     check(run)
     check_layer(run, layer_cycles(run.shape, late(run.shape, arrivals), readiness(ready)))
+    counted = [run.counters[name] for name in ("cycles", "tokens_in", "tokens_out")]
+    assert counted == [run.seen.cycles, tokens, tokens]
 
 
 @pytest.mark.slow

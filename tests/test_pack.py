@@ -162,8 +162,8 @@ def test_only_some_experts_are_held(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--address", "5"], "address: must be a multiple of 4096, not 0x5"),
-        (["--address", "-4096"], "address: must be a multiple of 4096, not -0x1000"),
+        (["--address", "5"], "address: must be a multiple of 4096, at least 0, not 0x5"),
+        (["--address", "-4096"], "address: must be a multiple of 4096, at least 0, not -0x1000"),
         (["--address", "x"], "address: must be a whole number such as 0x10000000, not 'x'"),
         (["--address", "0xfffffff000"], "address: must leave 692224 bytes below 2**40, not 0xfffffff000"),
         (["--design", "pim", "--address", "0x10000000000"],
@@ -184,6 +184,37 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, line, tmp_path, cap
     assert main(["pack", *given, *arguments]) == 2
     assert capsys.readouterr() == ("", f"expertbank: {line}\n")
     assert not out.exists()
+
+
+def test_weights_that_are_refused_leave_no_folder(tmp_path, capsys) -> None:
+    """Found out while they are read, when the folder is there already; one that was there stays."""
+    config = {
+        "model_type": "mixtral",
+        "hidden_size": 32,
+        "intermediate_size": 16,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+    }
+    layer = "model.layers.0.block_sparse_moe."
+    tensors = {f"{layer}gate.weight": ("F32", np.zeros((2, 32)))}
+    tensors |= {
+        f"{layer}experts.{expert}.{name}.weight": ("BF16", np.zeros(shape))
+        for expert in range(2)
+        for name, shape in (("w1", (16, 32)), ("w2", (32, 16)), ("w3", (15 + expert, 32)))
+    }
+    source = write_checkpoint(tmp_path / "folder", config, tensors)
+    line = (
+        f"expertbank: {source / 'model.safetensors'}: {layer}experts.0.w3.weight:"
+        " must have shape (16, 32), not (15, 32)\n"
+    )
+    given = ["pack", "--model", str(source), "--layer", "0", "--design", str(TINY)]
+    assert main([*given, "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr() == ("", line)
+    assert not (tmp_path / "out").exists()
+    there = tmp_path / "there"
+    there.mkdir()
+    assert main([*given, "--out", str(there)]) == 2
+    assert list(there.iterdir()) == []
 
 
 def test_banks_that_are_too_small_are_named(tmp_path, capsys) -> None:

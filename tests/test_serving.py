@@ -12,6 +12,7 @@ import resource
 import tracemalloc
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,9 +38,11 @@ from sim.serving.steps import sizes, step_table
 from sim.system.report import run_policies
 from spec.errors import InputError
 from spec.load import load_backbone, load_model, load_system
+from tests.bench.speed import SERVE_HOUR
 
 UNLIMITED = 1 << 60
 SMALL = "granite-3-1b-a400m"
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def costs_of(seconds, most=4096, *, attention=None) -> StepCosts:
@@ -352,6 +355,14 @@ def test_a_compressed_trace_that_is_damaged_is_one_line(tmp_path):
         (BURST + "1_000,ChatGPT,1,2,3,API log\n", "line 5: Timestamp: must be a number, not '1_000'"),
         (BURST + "200,ChatGPT,0,2,2,API log\n", "line 5: Request tokens: must be a whole number in 1.."),
         (AZURE_2023 + "2023-11-17,7,1\n", "line 4: TIMESTAMP: must be a date and a time, not '2023-11-17'"),
+        (
+            AZURE_2023 + "2023-11-17 00:00:00+00:00,7,1\n",
+            "line 4: TIMESTAMP: must have no zone, as the rows above, not '2023-11-17 00:00:00+00:00'",
+        ),
+        (
+            AZURE_2024 + "2024-05-17 00:00:00,7,1\n",
+            "line 4: TIMESTAMP: must have a zone, as the rows above, not '2024-05-17 00:00:00'",
+        ),
         (AZURE_2023 + '2023-11-17 00:00:00,"1,024",1\n', "line 4: ContextTokens: must be a whole number"),
         (AZURE_2023 + "2023-11-17 00:00:00,7,-1\n", "line 4: GeneratedTokens: must be a whole number in 1.."),
         (AZURE_2023 + '2023-11-17 00:00:00,"7\n', "line 4: must have 3 columns, not 2"),
@@ -857,3 +868,14 @@ def test_from_python_it_is_the_command(tmp_path, capsys):
         InputError, match=r"^batching: must be one of chunked, prefill-first, split, not 'x'$"
     ):
         serve_on("duplex", SMALL, arrivals="fixed:1", batching="x")
+
+
+def test_the_page_leaves_times_to_the_bench() -> None:
+    """It names rows that the bench's page has, gives the bench's command, and no figure of its own."""
+    page, bench = ((DOCS / name).read_text() for name in ("serving.md", "benchmarks.md"))
+    fast = page[page.index("## How fast") : page.index("## For other simulators")]
+    rows = re.findall(r"\*([^*]+)\*", fast.replace("\n", " "))
+    assert len(rows) == 3 and all(f"| {row} |" in bench for row in rows)
+    for name, value in SERVE_HOUR.items():
+        assert f"--{name} {value}" in " ".join(fast.split())
+    assert " MB" not in fast

@@ -298,8 +298,8 @@ BAD_DESIGNS = {
         ),
     ),
     "a block without deep pipelines": (
-        FPGA.replace('engine = "fpga"', 'engine = "fpga"\ndeep = ["gate", "combine"]'),
-        "deep.1: must be one of gate, dispatch, expert, not 'combine'",
+        FPGA.replace('engine = "fpga"', 'engine = "fpga"\ndeep = ["gate", "intake"]'),
+        "deep.1: must be one of gate, dispatch, expert, combine, not 'intake'",
     ),
     "a deep block twice": (
         FPGA.replace('engine = "fpga"', 'engine = "fpga"\ndeep = ["gate", "gate"]'),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sim.cli import main
+from sim.processes import start_processes
 from sim.results.sweep_page import sweep_page_text
 from sim.sweep import run, store
 from sim.sweep.chunks import Row, point_key, run_chunk, run_point
@@ -465,6 +468,30 @@ def test_processes_give_the_same_file(products, tmp_path) -> None:
         assert summary.computed == 60
         assert other.read_bytes() == file.read_bytes()
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["1.parquet", "8.parquet"]
+
+
+def test_processes_leave_what_they_are_forked_with_to_the_fork_server() -> None:
+    """Imports and compiled models are no garbage: a collection in a process would copy the pages of all."""
+    with start_processes(1) as pool:
+        assert pool.submit(gc.get_freeze_count).result() > 100_000
+        assert pool.submit(gc.isenabled).result()
+
+
+def test_parts_are_removed_many_at_a_time(products, tmp_path, monkeypatch) -> None:
+    """A disk waits for each that it removes: two wait together, or neither goes on."""
+    of, whole = products
+    together, unlink, waited = threading.Barrier(2, timeout=30), Path.unlink, []
+
+    def removed(path: Path, **given: bool) -> None:
+        if path.name.startswith("part-"):
+            waited.append(together.wait())
+        unlink(path, **given)
+
+    monkeypatch.setattr(Path, "unlink", removed)
+    swept(of, tmp_path / "p.parquet")
+    assert (tmp_path / "p.parquet").read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "p.parquet.parts").exists()
+    assert len(waited) == 60
 
 
 def test_a_finished_sweep_starts_nothing(products) -> None:
@@ -1190,7 +1217,7 @@ BAD_SPACES = {
     ),
     "a constraint of a text": (
         "constraints = [\"rows > 'x'\"]\n" + SMALL,
-        r"\"rows > 'x'\" cannot be computed: .*",
+        r"constraints\.0: \"rows > 'x'\" cannot be computed: .*",
     ),
     "linked of other lengths": (
         SMALL + '[[linked]]\nbatch = [1, 2]\n"device.lanes" = [8]\n',
@@ -1241,7 +1268,11 @@ def test_bad_options(tmp_path, capsys) -> None:
     for given, line in {
         ("--workers", "0"): r"workers: must be in 1\.\.1024, not 0",
         ("--workers", "2", "--scheduler", address): r"workers: cannot be combined with --scheduler",
-        ("--scheduler", "nowhere"): r"scheduler: must be tcp://HOST:PORT, not 'nowhere'",
+        ("--scheduler", "nowhere"): r"scheduler: must be tcp://HOST:PORT, PORT at most 65535, not 'nowhere'",
+        (
+            "--scheduler",
+            "tcp://localhost:65536",
+        ): r"scheduler: must be tcp://HOST:PORT, PORT at most 65535, not 'tcp://localhost:65536'",
         ("--scheduler", address): rf"scheduler: {address} cannot be reached: Connection refused",
         (
             "--out",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sim.synth_page
 from sim.cli import main
 from sim.marked import marked
-from sim.synth_page import MARK, PAPERS, TABLES, write_page
+from sim.synth_page import GATES, MARK, PAPERS, PICTURE, TABLES, draw, write_page
 
 PAGE = Path(__file__).parent.parent / "docs" / "synthesis.md"
 DESIGNS = [design for table in TABLES for design in table.designs]
@@ -63,6 +65,8 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     assert "| UbiMoE, ZCU102 | W16A32 | 323 | 1850 | 0.175 |" in text
     assert text.count(" DSPs |") == 1
     assert all(f"| {name} | " in text for name, *_ in PAPERS)
+    assert f"]({PICTURE})" in text
+    assert (tmp_path / PICTURE).is_file()
 
 
 def test_an_interrupted_page_says_what_it_lacks(monkeypatch, tmp_path):
@@ -99,3 +103,58 @@ def test_the_committed_page_has_a_row_for_each_design():
     _, between, _ = marked(PAGE.read_text(), MARK, file=PAGE)
     rows = [line.split("`")[1] for line in between.splitlines() if line.startswith("| `expertbank")]
     assert rows == [f"expertbank synth {design}" for design in DESIGNS]
+
+
+CURVE = re.compile(
+    r'<path d="(M [^"]*)" clip-path="[^"]*" style="fill: none; stroke: #\w+; stroke-width: 1\.5'
+)
+POINT = re.compile(r"[ML] ([\d.-]+) ([\d.-]+)")
+DRAWN_WITHIN = 0.1
+"""Points of 1/72 inch: how exactly a curve is drawn."""
+
+
+def committed_gates() -> dict[str, dict[str, int]]:
+    """Return LUT4 and flip-flops of the gates' rows on the committed page."""
+    rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `expertbank")]
+    found = {row[0].split("`")[1].removeprefix("expertbank synth "): row for row in rows}
+    return {design: {"lut": int(found[design][1]), "ff": int(found[design][2])} for design in GATES}
+
+
+def check_curves(svg: str, gates: dict[str, dict[str, int]]) -> None:
+    """Hold a picture's curves against rows: over experts and over choices, first LUT4, then flip-flops."""
+    sides = [
+        [(int(re.search(rf"--{option} (\d+)", design)[1]), design) for design in gates if fixed in design]
+        for option, fixed in (("experts", "--top-k 2"), ("top-k", "--experts 64"))
+    ]
+    curves = [np.array(POINT.findall(path), float) for path in CURVE.findall(svg)]
+    assert len(curves) == 4
+    wanted = [
+        [(n, gates[design][kind]) for n, design in sorted(side)] for side in sides for kind in ("lut", "ff")
+    ]
+    values = np.array([cells for curve in wanted for _, cells in curve], float)
+    heights = np.concatenate(curves)[:, 1]
+    scale, zero = np.polyfit(values, heights, 1)
+    assert scale < 0, "more cells are drawn lower"
+    assert np.abs(scale * values + zero - heights).max() < DRAWN_WITHIN, "cells"
+    for curve, points in zip(curves, wanted, strict=True):
+        numbers = np.log2([number for number, _ in points])
+        scale, zero = np.polyfit(numbers, curve[:, 0], 1)
+        assert scale > 0
+        assert np.abs(scale * numbers + zero - curve[:, 0]).max() < DRAWN_WITHIN, "numbers"
+
+
+def test_the_picture_of_the_gates_is_of_the_pages_rows(tmp_path):
+    """The committed one, and one of other rows; the page shows it."""
+    gates = committed_gates()
+    check_curves((PAGE.parent / PICTURE).read_text(), gates)
+    assert f"]({PICTURE})\n" in PAGE.read_text()
+    others = {design: {"lut": 100 * n * n + 7, "ff": 50 + 9 * n**3} for n, design in enumerate(GATES)}
+    draw(others, tmp_path / PICTURE)
+    text = (tmp_path / PICTURE).read_text()
+    check_curves(text, others)
+    draw(others, tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == text
+    for number, kind in ((2, "lut"), (5, "ff")):
+        wrong = {**others, GATES[number]: {**others[GATES[number]], kind: 900}}
+        with pytest.raises(AssertionError, match="cells"):
+            check_curves(text, wrong)

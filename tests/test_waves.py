@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import pywellen
 
 from golden.vectors import read_vector
-from sim.waves import Port, names_of, ports_of, variables, view, write_views
+from sim.rtlsim import exported, file_list, top_component
+from sim.rtlsim import ports_of as ports_of_top
+from sim.waves import (
+    AXI_PORTS,
+    BUS_FIELDS,
+    Port,
+    Scope,
+    Shown,
+    Variable,
+    names_of,
+    ports_of,
+    variables,
+    view,
+    write_views,
+)
 from spec.design import DesignSpec, RouterPlace
 from spec.errors import InputWarning
 from spec.load import load_design, load_model
 from spec.model import ModelSpec
-from spec.registers import COUNTERS
+from spec.registers import BUS_REGISTERS, COUNTERS, Top
+from tests.bench.axi_cores import CORES
 
 TESTS = Path(__file__).parent
 TINY, TINY_PIM = load_design(str(TESTS / "tiny.toml")), load_design(str(TESTS / "tiny_pim.toml"))
@@ -93,6 +112,31 @@ def shown_by_surfer(path: Path) -> list[tuple[str, str | None]]:
     return [(name, shape) for name, shape in items if name is not None]
 
 
+def check_ports(lines: Sequence[Shown], ports: Sequence[Port]) -> None:
+    """Check that all of the ports of blocks is shown, the clock first."""
+    assert lines[0].group == "clock"
+    # Ports and fields that the design has not: ranks are of several channels.
+    optional = {"rank", "unit"}
+    seen = {(line.group, line.field.name) for line in lines}
+    for port in ports:
+        wanted = {field.name for field in port.fields} | ({"valid", "ready"} if port.stream else set())
+        assert {(port.title, name) for name in wanted - optional} <= seen, port
+        # A port without fields goes by its own name.
+        labels = {line.label for line in lines if line.group == port.title}
+        assert labels & {port.member, *wanted}, port
+
+
+def check_axi(lines: Sequence[Shown], ports: Sequence[Port], *, without: set[str]) -> None:
+    """Check that all of a top's AXI ports is shown but for the groups that it has not, and what is inside."""
+    check_ports(lines, ports)
+    for title, fields in (*AXI_PORTS, ("bus", BUS_FIELDS)):
+        wanted = [] if title in without else [field.name for field in fields]
+        assert [line.label for line in lines if line.group == title] == wanted
+    assert {line.field.kind for line in lines if line.label.endswith(("awaddr", "s_axi_araddr"))} == {
+        "register"
+    }
+
+
 def check_views(path: Path, model: ModelSpec, design: DesignSpec) -> None:
     """Check the views beside a waveform of a whole layer, or of an engine: all is there and nothing else."""
     declared = variables(path)
@@ -102,18 +146,17 @@ def check_views(path: Path, model: ModelSpec, design: DesignSpec) -> None:
     assert {name for _, name, _ in gtkwave} <= with_bits
     assert {name for name, _ in surfer} <= set(bits)
     assert [name.partition("[")[0] for _, name, _ in gtkwave] == [name for name, _ in surfer]
+    # Surfer finds a variable by its whole name: of each there has to be one.
+    read = Counter(one.full_name for one in pywellen.Waveform(str(path)).all_vars())
+    assert {read[name] for name, _ in surfer} <= {1}
     lines = view(declared, design)
-    alone = not any(scope[2:] == ("core", "dispatch") for scope in declared)
-    assert lines[0].group == "clock"
-    # Ports and fields that the design has not: ranks are of several channels.
-    optional = {"rank", "unit"}
-    seen = {(line.group, line.field.name) for line in lines}
-    for port in ports_of(design, alone=alone):
-        wanted = {field.name for field in port.fields} | ({"valid", "ready"} if port.stream else set())
-        assert {(port.title, name) for name in wanted - optional} <= seen, port
-        # A port without fields goes by its own name.
-        labels = {line.label for line in lines if line.group == port.title}
-        assert labels & {port.member, *wanted}, port
+    axi = any(scope[2:] == ("core", "lite") for scope in declared)
+    alone = not any(scope[2:] in {("core", "dispatch"), ("core", "layer", "dispatch")} for scope in declared)
+    ports = ports_of(design, alone=alone)
+    if axi:
+        check_axi(lines, ports, without={"axi_expectations"})
+    else:
+        check_ports(lines, ports)
     names = names_of(model, design)
     mappings = {
         re.match(r"Name = (.*)", text)[1]: text
@@ -180,6 +223,88 @@ def test_the_check_of_views_sees_what_is_not_in_the_waveform(small):
         check_views(small, MODEL, TINY)
 
 
+MODULE = re.compile(r"^module (\w+) \(.*?\);\n(.*?)^endmodule", re.MULTILINE | re.DOTALL)
+DECLARED = re.compile(r"^  (?:input |output )?(?:wire|reg) (?:\[(\d+):0\] )?(\w+);", re.MULTILINE)
+INSTANCE = re.compile(r"^  (\w+) (\w+) \(\n((?:    \..*\n)*)  \);", re.MULTILINE)
+CONNECTED = re.compile(r"\.(\w+)\((\w+)(\[[\d:]+\])?\)")
+SAME = re.compile(r"^  assign (\w+) = (\w+)(\[[\d:]+\])?;", re.MULTILINE)
+
+
+def declared_by(text: str, top: str) -> dict[Scope, list[Variable]]:
+    """Return what a waveform of exported Verilog would declare.
+
+    Nets of ports that meet, and what is assigned the same bits of a net, share a code.
+    """
+    bodies = dict(MODULE.findall(text))
+    found: dict[Scope, list[Variable]] = {("TOP",): []}
+    codes = map(str, itertools.count())
+
+    def walk(module: str, scope: Scope, outside: Mapping[str, str]) -> None:
+        body = bodies[module]
+        widths = {name: int(high or 0) + 1 for high, name in DECLARED.findall(body)}
+        same = {name: (net, bits) for name, net, bits in SAME.findall(body) if net in widths}
+        nets = dict(outside)
+
+        def code(name: str) -> str:
+            if name not in nets:
+                net, bits = same.get(name, (None, ""))
+                nets[name] = next(codes) if net is None else code(net) + bits
+            return nets[name]
+
+        found[scope] = [Variable(scope, name, width, code(name)) for name, width in widths.items()]
+        for child, name, pins in INSTANCE.findall(body):
+            if child in bodies:
+                met = {pin: code(net) + bits for pin, net, bits in CONNECTED.findall(pins) if net in widths}
+                walk(child, (*scope, name), met)
+
+    walk(top, ("TOP", top), {})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "two_clocks"),
+    [
+        pytest.param(Top.FPGA, False, marks=pytest.mark.slow),
+        (Top.DISPATCH, False),
+        pytest.param(Top.GATE, False, marks=pytest.mark.long),
+        pytest.param(Top.PIM, False, marks=pytest.mark.long),
+        *(pytest.param(top, True, marks=pytest.mark.long) for top in Top),
+    ],
+)
+def test_a_top_with_axi_ports_shows_them_and_what_is_inside(name, two_clocks):
+    """By the names of its exported Verilog, which a waveform has too."""
+    model, design, block = CORES[name]
+    component = top_component(model, design, block, two_clocks=two_clocks)
+    config = (model, design, block, *((two_clocks,) if two_clocks else ()))
+    stem = f"{name}_axi{'_two_clocks' if two_clocks else ''}"
+    folder = exported(stem, component, config=config)
+    text = "".join(file.read_text() for file in file_list(folder, stem))
+    lines = view(declared_by(text, f"eb_{stem}"), design)
+    without = {"axi_bursts" if name is Top.DISPATCH else "axi_expectations"}
+    check_axi(lines, ports_of(design, alone=False, block=block), without=without)
+    # Every port of AXI is shown but for what is constant, or not read.
+    ports = {one["name"] for one in ports_of_top(folder, stem)["ports"]}
+    wanted = {name for name in ports if re.match(r"[sm]_axis?_|irq$", name)}
+    shown = {line.label for line in lines if line.group.startswith("axi_") or line.group == "interrupt"}
+    assert shown == {name for name in wanted if not re.search(r"prot$|cache$|_[ar]+id$", name)}
+    clocks = [line.label for line in lines if line.group == "clock"]
+    assert clocks == (["aclk", "bus_aclk"] if two_clocks else ["aclk"])
+
+
+def test_the_check_of_axi_ports_sees_what_is_missing():
+    model, design, block = CORES[Top.DISPATCH]
+    folder = exported("dispatch_axi", top_component(model, design, block), config=(model, design, block))
+    text = (folder / "eb_dispatch_axi.v").read_text()
+    for there, other, error in (
+        ("s_axi_bresp", "s_axi_answer", "s_axi_bresp"),
+        ("errors_short_token", "errors_short_one", "errors_short_token"),
+        ("o_expect__payload", "o_expected__payload", "o_expect"),
+    ):
+        lines = view(declared_by(text.replace(there, other), "eb_dispatch_axi"), design)
+        with pytest.raises(AssertionError, match=error):
+            check_axi(lines, ports_of(design, alone=False, block=block), without={"axi_bursts"})
+
+
 def test_a_waveform_of_something_else_has_an_empty_view(tmp_path):
     path = tmp_path / "x.vcd"
     path.write_text("$scope module TOP $end\n$var wire 1 # a $end\n$upscope $end\n$enddefinitions $end\n")
@@ -200,7 +325,10 @@ def test_values_have_names():
     assert names["register"][0x0C] == "IMAGE_PAGE"
     assert names["register"][0x40] == "cycles (low)"
     assert names["register"][0x4C] == "tokens_in (high)"
-    assert len(names["register"]) == 11 + 2 * len(COUNTERS)
+    assert names["register"][0x100] == "BUS_ID"
+    assert len(names["register"]) == 11 + 2 * len(COUNTERS) + len(BUS_REGISTERS)
+    assert names["burst"][1] == "INCR"
+    assert names["bytes"][5] == "32 bytes"
     banked = replace(TINY_PIM, pim=replace(TINY_PIM.pim, router=RouterPlace.BANKS))
     assert names_of(MODEL, banked)["served"][experts + 1] == "router"
     longcat = load_model("longcat-flash").scaled(64)

@@ -98,7 +98,7 @@ class MacArray(wiring.Component):
             return m
         rows = self.config.routed.rows
         registers, cycles = self.registers, self.config.accumulate_latency
-        assert 1 + registers + cycles <= self.config.array_distance
+        assert 1 + registers + cycles + self.config.deep <= self.config.array_distance
         slot, fire, tile = self._slot(m)
         before = self.config.burst_latency - 1 - registers
         valid_read = delay(m, fire, before, "valid_read", control=True)
@@ -162,7 +162,7 @@ class MacArray(wiring.Component):
         routed = config.routed
         rows, layout = routed.rows, slot_layout(config)
         registers, cycles = self.registers, config.accumulate_latency
-        assert 1 + registers + cycles <= config.array_distance
+        assert 1 + registers + cycles + config.deep <= config.array_distance
         assert self.sum_latency <= config.scale_distance
         slot, fire, tile = self._slot(m)
         scales_come = fire & layout(slot).scale
@@ -329,7 +329,7 @@ class MacArray(wiring.Component):
     def _row_int8(self, m, row, weights, old, add, scales_go):
         """Return a row's sum or scaled result, ``latency`` cycles after its slot fired."""
         products = self._burst_int8(m, row, weights)
-        accumulate = m.submodules[f"accumulate_{row}"] = IntegerAccumulate()
+        accumulate = m.submodules[f"accumulate_{row}"] = IntegerAccumulate(self.config.pipeline)
         # Kept from the slot's firing to its addition. The next scale tile comes at least
         # array_distance + 1 cycles after this one's last slot: a tile of weights lies between.
         assert self.config.burst_latency <= self.config.array_distance + 1
@@ -348,16 +348,19 @@ class MacArray(wiring.Component):
         return accumulate.o
 
     def _burst_int8(self, m, row, weights):
-        """Return the sum of a row's products, :attr:`IntegerBurst.LATENCY` cycles after its slot fired."""
+        """Return the sum of a row's products, ``config.burst_latency`` cycles after its slot came."""
         cols = self.config.routed.cols
+        # In a deep pipeline the multipliers have registers of their own.
+        x = delay(m, self.x, self.registers, f"x_{row}")
+        weights = delay(m, weights, self.registers, f"weights_{row}")
         if self.config.multiplier is Multiplier.SINGLE:
             burst = m.submodules[f"burst_{row}"] = IntegerBurst(cols)
-            m.d.comb += [burst.x.eq(self.x), burst.w.eq(weights)]
+            m.d.comb += [burst.x.eq(x), burst.w.eq(weights)]
             return burst.o
         pair, place = divmod(row, 2)
         if place == 0:
             m.submodules[f"burst_{pair}"] = DualIntegerBurst(cols)
-            m.d.comb += m.submodules[f"burst_{pair}"].x.eq(self.x)
+            m.d.comb += m.submodules[f"burst_{pair}"].x.eq(x)
         burst = m.submodules[f"burst_{pair}"]
         m.d.comb += getattr(burst, f"w_{place}").eq(weights)
         return getattr(burst, f"o_{place}")

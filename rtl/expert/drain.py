@@ -71,7 +71,7 @@ class Drain(wiring.Component):
     @property
     def activation_latency(self) -> int:
         """Cycles from a result in the last stage to its write into the hidden buffer."""
-        return self.lanes[0].latency + (Quantise.LATENCY if self.config.int8 else 0)
+        return self.lanes[0].latency + (Quantise.latency_of(self.config.pipeline) if self.config.int8 else 0)
 
     def elaborate(self, platform):
         m = Module()
@@ -168,7 +168,7 @@ class Drain(wiring.Component):
             if config.other_activation:
                 m.d.comb += unit.shared.eq(tag.shared)
             if config.int8:
-                quantise = m.submodules[f"quantise_{lane}"] = Quantise()
+                quantise = m.submodules[f"quantise_{lane}"] = Quantise(pipeline=config.pipeline)
                 m.d.comb += [quantise.i.eq(unit.o), quantise.scale.eq(scale_of(self.scale_h))]
                 unit = quantise
             outputs.append(Value.cast(unit.o))

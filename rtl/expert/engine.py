@@ -28,9 +28,9 @@ from rtl.stream import connect_stream
 class TokenStore(wiring.Component):
     """Keep the tokens' elements, ``cols`` per word, slots in turn. Always ready.
 
-    In int8 they are quantised on their way in, so that a beat is stored two cycles later: sooner than
-    an entry that is sent in the cycle after the token's last beat reads it. Inputs that are multiplied
-    with a weight are quantised behind the product instead (:class:`rtl.expert.inputs.WeightedInputs`).
+    In int8 they are quantised on their way in, so that a beat is stored two cycles later, in a deep pipeline
+    four: sooner than an entry that is sent in the cycle after the token's last beat reads it. Inputs that are
+    multiplied with a weight are quantised behind the product (:class:`rtl.expert.inputs.WeightedInputs`).
     The environment sends no token whose slot is still in use.
 
     Members
@@ -73,13 +73,13 @@ class TokenStore(wiring.Component):
         if self.quantises:
             quantised = []
             for lane in range(config.stream_lanes):
-                quantise = m.submodules[f"quantise_{lane}"] = Quantise()
+                quantise = m.submodules[f"quantise_{lane}"] = Quantise(pipeline=config.pipeline)
                 m.d.comb += [
                     quantise.i.eq(self.i.payload.data[lane]),
                     quantise.scale.eq(scale_of(self.scale_x)),
                 ]
                 quantised.append(quantise.o)
-            elements, wait = Cat(*quantised), Quantise.LATENCY
+            elements, wait = Cat(*quantised), Quantise.latency_of(config.pipeline)
         piece_en = Signal(pieces)
         m.d.comb += [
             self.i.ready.eq(1),

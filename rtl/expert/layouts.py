@@ -62,7 +62,7 @@ class EngineConfig:
     def burst_latency(self) -> int:
         """Cycles from a tile's products to their sum."""
         if self.int8:
-            return IntegerBurst.LATENCY
+            return IntegerBurst.LATENCY + self.deep
         # A tile may hold several groups, whose sums are apart.
         cols = self.routed.cols // self.routed.tile_groups if self.grouped else self.routed.cols
         return Burst.latency_of(cols, self.pipeline)
@@ -70,12 +70,12 @@ class EngineConfig:
     @property
     def accumulate_latency(self) -> int:
         """Cycles from a sum of products to what it makes of the accumulator."""
-        return IntegerAccumulate.LATENCY if self.int8 else Accumulate.latency_of(self.pipeline)
+        return (IntegerAccumulate if self.int8 else Accumulate).latency_of(self.pipeline)
 
     @property
     def array_distance(self) -> int:
         """Cycles from a token's slot at a tile to its slot at the next one, at least."""
-        return array_distance(self.pipeline)
+        return array_distance(self.pipeline, self.routed.format)
 
     @property
     def scale_distance(self) -> int:

@@ -178,10 +178,19 @@ class Sequencer(wiring.Component):
         start_tile = Signal()
         start_unit = Signal()
         accumulators_free = Signal()
+        summed = since == distance
+        starts = [start_tile.eq(f2.slot.token == 0), start_unit.eq(start_tile & f2.slot.first & ~f2.slot.up)]
+        if config.deep:
+            # Known from registers.
+            starts, summed = [], Signal(name="summed", init=1)
+            self._find_starts(m, [f1, *tags][-2].slot, enters[-1], start_tile, start_unit)
+            with m.If(self.fire & start_tile):
+                m.d.sync += summed.eq(0)
+            with m.Elif(since == distance - 1):
+                m.d.sync += summed.eq(1)
         m.d.comb += [
-            start_tile.eq(f2.slot.token == 0),
-            start_unit.eq(start_tile & f2.slot.first & ~f2.slot.up),
-            accumulators_free.eq((~start_tile | (since == distance)) & (~start_unit | (undrained != 2))),
+            *starts,
+            accumulators_free.eq((~start_tile | summed) & (~start_unit | (undrained != 2))),
             self.fire.eq(f2_valid & self.tile_full & accumulators_free),
             self.release.eq(self.fire & f2.last_token),
             self.slot.eq(f2.slot),
@@ -191,7 +200,8 @@ class Sequencer(wiring.Component):
         if config.grouped:
             scale_distance = config.scale_distance
             scale_since = Signal(range(scale_distance + 1), init=scale_distance)
-            m.d.comb += start_tile.eq(~f2.slot.scale & (f2.slot.token == 0))
+            if not config.deep:
+                m.d.comb += start_tile.eq(~f2.slot.scale & (f2.slot.token == 0))
             with m.If(f2.slot.scale):
                 m.d.comb += accumulators_free.eq(scale_since == scale_distance)
             with m.If(self.fire & f2.slot.scale):
@@ -229,6 +239,14 @@ class Sequencer(wiring.Component):
             self.x.eq(mask.o),
         ]
         return m
+
+    def _find_starts(self, m, slot, enters, start_tile, start_unit) -> None:
+        """Register, with a slot that enters f2, whether it starts a tile that tokens meet, and a unit."""
+        starts = slot.token == 0
+        if self.config.grouped:
+            starts = starts & ~slot.scale
+        with m.If(enters):
+            m.d.sync += [start_tile.eq(starts), start_unit.eq(starts & slot.first & ~slot.up)]
 
     def _weighted(self, m, enters, input_weight):
         """Return the hidden inputs and those of the token, times their weight, as they stand at f2."""

@@ -4,6 +4,7 @@ from amaranth import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from rtl.arith import delay
 from rtl.combine import Combine, CombineConfig
 from rtl.combine_ordered import OrderedCombine, OrderedConfig
 from rtl.dispatch import Dispatch, DispatchConfig, ServicePolicy
@@ -178,6 +179,7 @@ def combiner(model: ModelSpec, design: DesignSpec, num_units: int) -> Combine | 
         "max_count": gating.top_k + (image.shared is not None),
         "stream_lanes": design.stream_lanes if gating.num_identity_experts else 0,
         "bias_bits": design.memory.width_bits if image.output_bias else 0,
+        "deep": DeepBlock.COMBINE in design.deep,
     }
     return Combine(CombineConfig(**size)) if num_units == 1 else OrderedCombine(OrderedConfig(**size))
 
@@ -192,7 +194,8 @@ class LayerShell(wiring.Component):
     has to be loaded again. A subclass adds the engine (:meth:`engine`), and a gate that is not
     :class:`rtl.gating.Gate`: one whose logits come from the engine, which then gets the tokens alone.
     Nothing is read where that gate has nothing to load; STATUS.loaded is then always set. ``flips`` : as in
-    :class:`rtl.registers.RegisterFile`.
+    :class:`rtl.registers.RegisterFile`. Where any block's pipelines are deep, events are counted a cycle
+    later, and STATUS.busy ends a cycle later, so that who has read it finds all of them counted.
 
     Members
     -------
@@ -223,6 +226,7 @@ class LayerShell(wiring.Component):
         self.num_units = num_units
         self.flips = flips
         self.int8 = design.format is Format.INT8
+        self.deep = len(design.deep) > 0
         self.gate = Gate(image.gate) if gate is None else gate
         self.dispatch = dispatcher(model, design, num_units)
         self.combine = combiner(model, design, num_units)
@@ -326,7 +330,8 @@ class LayerShell(wiring.Component):
             busy.eq(intake.first | ((inside != 0) & ~(combine.freed & (inside == 1)))),
             # From the cycle after the register was written, so that who asks next is not told of the past.
             registers.status[STATUS_LOADED].eq(loaded & ~loading & ~registers.load),
-            registers.status[STATUS_BUSY].eq(busy),
+            # Until all that happened is counted.
+            registers.status[STATUS_BUSY].eq(busy | delay(m, busy, 1, "busy") if self.deep else busy),
             registers.status[STATUS_READ_ERROR].eq(read_error),
         ]
         self._count(m, registers, busy, loading, streams, events)
@@ -384,5 +389,7 @@ class LayerShell(wiring.Component):
             "stall_output": waits["output"],
             **events,
         }
+        # What passes between the blocks is known late in its cycle, and a counter is a long addition.
+        domain = m.d.sync if self.deep else m.d.comb
         for index, name in enumerate(COUNTERS):
-            m.d.comb += registers.events[index].eq(events.get(name, 0))
+            domain += registers.events[index].eq(events.get(name, 0))

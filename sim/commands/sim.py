@@ -90,6 +90,13 @@ if TYPE_CHECKING:
 @click.option("--secded", is_flag=True, help="The banks of a pim design hold 8 check bits with 64 of data.")
 @click.option("--flips", type=int, help="Words that are read in which a bit is flipped; needs check bits.")
 @click.option("--double-flips", type=int, help="Words that are read in which two are; needs check bits.")
+@click.option(
+    "--bus",
+    type=click.Choice(["plain", "axi"]),
+    default="plain",
+    show_default=True,
+    help="The Verilog's ports; axi: AXI4-Lite registers and packets, outputs against golden (--engine rtl).",
+)
 @click.option("--sim", "simulator", type=click.Choice(["verilator"]), default="verilator", show_default=True)
 @click.option(
     "--waves",
@@ -119,6 +126,7 @@ def command(
     secded: bool,
     flips: int | None,
     double_flips: int | None,
+    bus: str,
     simulator: str,
     waves: bool,
     as_json: bool,
@@ -165,6 +173,7 @@ def command(
         layer=layer,
         record=any(files.values()),
         flips=Flips(single=flips or 0, double=double_flips or 0),
+        axi=bus == "axi",
     )
     engine, vector = request.engine, is_vector(model_name)
     require(trace is None or len(designs) == 1, "needs a single --design", key="trace")

@@ -81,6 +81,11 @@ def command(
     energy = result.energies[result.policy]
     if energy.missing:
         print(f"no energy: nothing says {', '.join(energy.missing)}")
+    area = result.area.total
+    if area is None:
+        print(f"no area: nothing says {', '.join(result.area.missing)}")
+    else:
+        print(f"silicon {area.total:.4g} mm2 ({area.low:.4g} to {area.high:.4g})")
     for note in result.notes:
         print(note)
     return 0

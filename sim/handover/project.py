@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sim.handover.bench import FOLDER, SOURCES, LayerBench, bench_files
 from sim.rtlsim import check_writable, file_list, ports_of
 from sim.synth import pin_top
+from sim.toolchain import folder_beside
 from spec.errors import InputError
 
 CORE = "expertbank.core"
@@ -29,11 +29,8 @@ def hand_over(write: Callable[[Path], list[Path]], out: Path, bench: LayerBench 
     Raises :class:`InputError` where the folder cannot be written.
     """
     check_writable(out)
-    new = not out.exists()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".verilog-", dir=out) as folder:
-            aside = Path(folder)
+        with folder_beside(out, ".verilog-") as aside:
             files = [file.relative_to(aside) for file in write(aside)]
             [name] = [file.name.removesuffix(PORTS) for file in files if file.name.endswith(PORTS)]
             texts = {} if bench is None else bench_files(aside, name, bench)
@@ -48,9 +45,6 @@ def hand_over(write: Callable[[Path], list[Path]], out: Path, bench: LayerBench 
                 (aside / file).replace(out / file)
     except OSError as error:
         raise InputError(f"cannot be written to: {error.strerror}", file=out) from None
-    finally:
-        if new and out.is_dir() and not any(out.iterdir()):
-            out.rmdir()  # what was refused leaves nothing
     return [out / file for file in every]
 
 

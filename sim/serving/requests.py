@@ -201,7 +201,7 @@ def _format(path: Path, number: int, first: str) -> tuple[Callable[[str], Row | 
                 if columns.count(name) > 1:
                     rule = f"must name {name} once, not {columns.count(name)} times"
                     raise InputError(rule, file=path, key=line)
-            return _csv_parser(columns, wanted, seconds), True
+            return _csv_parser(columns, wanted, seconds()), True
     known = "; ".join(", ".join(names) for names, _ in CSV_FORMS)
     raise InputError(
         f"must be the header of a known trace: {known}; or a JSON object with {JSON_NAMES}",
@@ -283,15 +283,26 @@ def _tokens(name: str, value: Any) -> int:
     return whole
 
 
-def _date(text: str) -> float:
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        when = None
-    if when is None or ":" not in text:  # a day alone would be its midnight
-        raise OddRow(f"TIMESTAMP: must be a date and a time, not {text!r:.40}")
-    # Whether with a zone or without: all rows of a file have the same.
-    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+def _dates() -> Callable[[str], float]:
+    """Return what reads the dates of a file: all with a zone, or all without."""
+    zoned: bool | None = None
+
+    def seconds(text: str) -> float:
+        nonlocal zoned
+        try:
+            when = datetime.fromisoformat(text)
+        except ValueError:
+            when = None
+        if when is None or ":" not in text:  # a day alone would be its midnight
+            raise OddRow(f"TIMESTAMP: must be a date and a time, not {text!r:.40}")
+        has_zone = when.tzinfo is not None
+        if has_zone is not (has_zone if zoned is None else zoned):
+            wanted = "have a zone" if zoned else "have no zone"
+            raise OddRow(f"TIMESTAMP: must {wanted}, as the rows above, not {text!r:.40}")
+        zoned = has_zone
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+
+    return seconds
 
 
 def _seconds(text: str) -> float:
@@ -303,9 +314,9 @@ def _seconds(text: str) -> float:
 WHOLE = re.compile(r"[0-9]{1,19}(\.0*)?")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 BURST_OUTPUT = "Response tokens"
-CSV_FORMS: tuple[tuple[tuple[str, str, str], Callable[[str], float]], ...] = (
-    (("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _date),
-    (("Timestamp", "Request tokens", BURST_OUTPUT), _seconds),
+CSV_FORMS: tuple[tuple[tuple[str, str, str], Callable[[], Callable[[str], float]]], ...] = (
+    (("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _dates),
+    (("Timestamp", "Request tokens", BURST_OUTPUT), lambda: _seconds),
 )
 JSON_FORMS = (
     ("timestamp", "input_length", "output_length", 1e-3),

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sim.area import Area, device_area, layer_area
+from sim.cost import CELLS, DIES, GB, MEMORY, Cost, cost_of
 from sim.gemv.commands import Product
 from sim.gemv.energy import gemv_energy
 from sim.gemv.report import COMMANDS, Options, run_gemv
@@ -22,6 +24,8 @@ from sim.points import Point, on_design
 from sim.routing import Routing, parse_routing, shape_of
 from sim.routing.synthetic import KINDS, parse_kind
 from sim.routing.trace import TraceShape
+from sim.system.area import sum_of, system_area
+from sim.system.costs import BYTES
 from sim.system.policies import POLICIES
 from sim.system.report import run_policies
 from sim.system.schedule import RESOURCES
@@ -29,6 +33,7 @@ from sim.workload import DEFAULT_TOKENS, parse_scale
 from spec.design import DesignSpec, Engine, Format
 from spec.device import PimDevice
 from spec.errors import InputError, require, require_range
+from spec.geometry import ImageGeometry
 from spec.load import load_backbone, load_design, load_device, load_model, load_system
 from spec.model import ModelSpec
 from spec.system import SystemSpec
@@ -46,6 +51,9 @@ class Root:
     load: Callable[[str], Any]
 
 
+TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
 @dataclass(frozen=True)
 class Option:
     """What a point has beside its specs: types of its values, what it is if nothing is said, choices."""
@@ -54,16 +62,17 @@ class Option:
     default: Any = None
     choices: tuple[str, ...] = ()
     needed: bool = False
+    not_negative: bool = False
 
     def check(self, value: Any, key: str) -> Any:
         """Return a value as it is taken; :class:`InputError` for one of another type."""
         if type(value) not in self.types:
-            names = " or ".join(
-                {str: "text", int: "a whole number", bool: "true or false"}[t] for t in self.types
-            )
+            names = " or ".join(TYPE_NAMES[t] for t in self.types if t is not int or float not in self.types)
             raise InputError(f"must be {names}, not {value!r}", key=key)
         if self.choices and value not in self.choices:
             raise InputError(f"must be one of {', '.join(self.choices)}, not {value!r}", key=key)
+        if self.not_negative:
+            require(0 <= value < math.inf, f"must be a finite number of at least 0, not {value!r}", key=key)
         return value
 
 
@@ -91,6 +100,15 @@ class Evaluator:
 LAYER = "layer"
 """Phase of a single MoE layer."""
 AREA_FIGURES: dict[str, type[Any]] = {"area_mm2": float, "area_low_mm2": float, "area_high_mm2": float}
+COST_FIGURES: dict[str, type[Any]] = {
+    "memory_gb": float,
+    "cost_usd": float,
+    "cost_low_usd": float,
+    "cost_high_usd": float,
+}
+_PRICE = Option((int, float), not_negative=True)
+PRICES = {"cells_usd_per_mm2": CELLS, "dies_usd_per_mm2": DIES, "memory_usd_per_gb": MEMORY}
+"""Options that replace the table's prices."""
 ROUTING = "routing"
 ROUTING_OPTIONS = {
     "tokens": Option((int,), DEFAULT_TOKENS),
@@ -159,6 +177,7 @@ def run_layer(specs: Specs, given: Given) -> Figures:
     report = on_design(point, design)
     energy, engine = report.energy, "pim" if design.engine is Engine.PIM else "expert"
     tile, area = design.tile, layer_area(model, design)
+    layers = model.num_moe_layers if whole else 1
     channels = 1 if design.pim is None else design.pim.channels
     return {
         "seconds": report.seconds,
@@ -178,12 +197,23 @@ def run_layer(specs: Specs, given: Given) -> Figures:
         "macs_per_cycle": channels * tile.rows * tile.cols + design.gate.lanes,
         **_area(area),
         "memory_bits": area.counts["memory_bit"],
+        **_cost(given, ImageGeometry.of(model, design).num_bytes * layers, area),
     }
 
 
 def _area(area: Area | None) -> Figures:
     values = (None,) * 3 if area is None else (area.total, area.low, area.high)
     return dict(zip(AREA_FIGURES, values, strict=True))
+
+
+def _cost(given: Given, memory_bytes: float, cells: Area | None, dies: Area | None = None) -> Figures:
+    """Return the cost of memory and silicon; None of all of it where no silicon's area is known."""
+    prices = {name: given[option] for option, name in PRICES.items() if given.get(option) is not None}
+    cost: Cost | None = None
+    if cells is not None or dies is not None:
+        cost = cost_of(memory_bytes, cells=cells, dies=dies, prices=prices)
+    values = (None,) * 3 if cost is None else (cost.total, cost.low, cost.high)
+    return dict(zip(COST_FIGURES, (memory_bytes / GB, *values), strict=True))
 
 
 def run_system(specs: Specs, given: Given) -> Figures:
@@ -208,7 +238,10 @@ def run_system(specs: Specs, given: Given) -> Figures:
         backbone=specs["backbone"] if model is specs["model"] else None,
     )
     step, energy = runs.steps[policy], runs.energies[policy]
-    busy = step.schedule.busy_s
+    busy, area = step.schedule.busy_s, system_area(system, model)
+    parts: tuple[Area | None, Area | None] = None, None
+    if area.total is not None:
+        parts = sum_of(area.cells.values()), sum_of(area.dies.values())
     return {
         "seconds": step.seconds,
         "energy_j": energy.total,
@@ -217,6 +250,8 @@ def run_system(specs: Specs, given: Given) -> Figures:
         **{f"{name}_busy_s": float(busy[name].sum()) if name in busy else None for name in RESOURCES},
         "exchange_s": float(step.schedule.exchange_s.sum()),
         "experts_active": int(step.costs.active.sum()),
+        **_area(area.total),
+        **_cost(given, model.num_moe_layers * model.expert_params * BYTES, *parts),
     }
 
 
@@ -228,7 +263,7 @@ def run_product(specs: Specs, given: Given) -> Figures:
     )
     run = run_gemv(device, product, Options(refresh=given["refresh"]))
     energy = gemv_energy(run)
-    commands = run.commands
+    commands, area = run.commands, device_area(device, product.channels)
     return {
         "seconds": run.cycles * device.timed.clock_ps * 1e-12,
         "cycles": run.cycles,
@@ -236,7 +271,8 @@ def run_product(specs: Specs, given: Given) -> Figures:
         "mac_utilisation": run.utilisation,
         "macs": product.macs,
         **{f"commands_{name}": commands[name] for name in COMMANDS},
-        **_area(device_area(device, product.channels)),
+        **_area(area),
+        **_cost(given, product.rows * product.cols * device.element_bits / 8, area),
     }
 
 
@@ -249,6 +285,7 @@ EVALUATORS = {
             "scale": SCALE,
             "phase": Option((str,), LAYER, (LAYER, "prefill", "decode")),
             **ROUTING_OPTIONS,
+            **dict.fromkeys(("cells_usd_per_mm2", "memory_usd_per_gb"), _PRICE),
         },
         figures={
             "seconds": float,
@@ -268,6 +305,7 @@ EVALUATORS = {
             "macs_per_cycle": int,
             **AREA_FIGURES,
             "memory_bits": int,
+            **COST_FIGURES,
         },
         objectives=("seconds", "energy_j"),
         run=run_layer,
@@ -281,6 +319,7 @@ EVALUATORS = {
             "scale": SCALE,
             "phase": Option((str,), choices=("prefill", "decode")),
             **ROUTING_OPTIONS,
+            **dict.fromkeys(PRICES, _PRICE),
         },
         figures={
             "seconds": float,
@@ -290,6 +329,8 @@ EVALUATORS = {
             **{f"{name}_busy_s": float for name in RESOURCES},
             "exchange_s": float,
             "experts_active": int,
+            **AREA_FIGURES,
+            **COST_FIGURES,
         },
         objectives=("seconds",),
         run=run_system,
@@ -302,6 +343,7 @@ EVALUATORS = {
             "cols": Option((int,), needed=True),
             "batch": Option((int,), 1),
             "refresh": Option((bool,), True),
+            **dict.fromkeys(("cells_usd_per_mm2", "memory_usd_per_gb"), _PRICE),
         },
         figures={
             "seconds": float,
@@ -311,6 +353,7 @@ EVALUATORS = {
             "macs": int,
             **{f"commands_{name}": int for name in COMMANDS},
             **AREA_FIGURES,
+            **COST_FIGURES,
         },
         objectives=("seconds", "energy_j"),
         run=run_product,

@@ -203,7 +203,13 @@ class Space:
         if not self.constraints:
             return True
         values = FieldValues(self, choices)
-        return all(constraint(values) for constraint in self.constraints)
+        for number, constraint in enumerate(self.constraints):
+            try:
+                if not constraint(values):
+                    return False
+            except InputError as error:
+                raise error.at(key=f"constraints.{number}") from None
+        return True
 
     def candidates(self) -> Iterator[Choices]:
         """Yield the choices of the points of a grid or of random ones, constraints met, in their order."""

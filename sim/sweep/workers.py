@@ -33,6 +33,7 @@ CONNECT_S = 10.0
 RECONNECT_S = 60.0
 """How long a scheduler may be away in the middle of a sweep."""
 ADDRESS = re.compile(r"(tcp|tls)://\[?(?P<host>[^/]+?)\]?:(?P<port>\d{1,5})")
+MAX_PORT = 65535
 STARTS, START_AGAIN_S = 5, 0.2
 """Times in a row that a process may end before it computes anything, and what is waited between."""
 ENDED = (BrokenProcessPool, EOFError, OSError)
@@ -160,8 +161,10 @@ class ClusterWorkers:
         for name in ("distributed", "distributed.client"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         found = ADDRESS.fullmatch(self.address)
-        if found is None:
-            raise InputError(f"must be tcp://HOST:PORT, not {self.address!r}", key="scheduler")
+        if found is None or int(found["port"]) > MAX_PORT:
+            raise InputError(
+                f"must be tcp://HOST:PORT, PORT at most {MAX_PORT}, not {self.address!r}", key="scheduler"
+            )
         end = time.monotonic() + patience
         while True:
             try:

@@ -38,6 +38,15 @@ class Job:
     joules: float | None
 
 
+def one_unit(design: DesignSpec) -> DesignSpec:
+    """Return one unit of a design beside a host: the array, or one channel. What routes is the host."""
+    if design.pim is None:
+        return design
+    return dataclasses.replace(
+        design, pim=dataclasses.replace(design.pim, channels=1, router=RouterPlace.OWN)
+    )
+
+
 class JobTimes:
     """Jobs of a model's experts on one unit of a design: the array, or a channel; each size once.
 
@@ -46,11 +55,8 @@ class JobTimes:
 
     def __init__(self, model: ModelSpec, design: DesignSpec, experts: int) -> None:
         """Raise :class:`InputError` where a unit does not hold so many of the model's experts."""
-        self.design = design
-        if design.pim is not None:
-            # What routes is the host.
-            pim = dataclasses.replace(design.pim, channels=1, router=RouterPlace.OWN)
-            self.design = dataclasses.replace(design, pim=pim)
+        self.design = one_unit(design)
+        if self.design.pim is not None:
             self.banks = BankGeometry.unplaced(model, self.design)
             placed = [[0] if expert < experts else [] for expert in range(self.banks.num_experts)]
             self.banks.check_fit(placed + [[]] * (self.banks.image.shared is not None))

@@ -11,6 +11,7 @@ import numpy as np
 
 from sim.routing import Routing, draw_ids
 from sim.system.alone import run_alone
+from sim.system.area import SystemArea, system_area
 from sim.system.blocks import JobTimes
 from sim.system.costs import BYTES, BoolArray, Costs, Expert, IntArray
 from sim.system.energy import NOTE, SystemEnergy, step_energy
@@ -42,6 +43,7 @@ class SystemRun:
     ----------
     tokens : of the step, of all devices.
     steps, energies : by policy.
+    area : of the system's silicon.
     notes : what is not counted.
     """
 
@@ -52,6 +54,7 @@ class SystemRun:
     policy: str
     steps: dict[str, Step]
     energies: dict[str, SystemEnergy]
+    area: SystemArea
     notes: tuple[str, ...]
     wall_s: float
 
@@ -89,6 +92,7 @@ class SystemRun:
             },
             "energy_j": energy.total,
             "energy": {"components_j": energy.components, "missing": list(energy.missing)},
+            **self.area.as_json(),
             "bounds_s": step.bounds,
             "policies": {name: other.seconds for name, other in self.steps.items()},
             "notes": list(self.notes),
@@ -310,4 +314,6 @@ def run_system(
     others = (chosen,) if system.host is None else tuple(POLICIES)
     runs = run_policies(system, model, tokens, routing, seed, others, phase=phase, backbone=backbone)
     wall = time.perf_counter() - started
-    return SystemRun(system, name, tokens, routing.name, chosen, runs.steps, runs.energies, runs.notes, wall)
+    area = system_area(system, model)
+    found = runs.steps, runs.energies, area, runs.notes
+    return SystemRun(system, name, tokens, routing.name, chosen, *found, wall)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 
 from spec.load import load_design
@@ -19,3 +20,11 @@ CORES = {
     Top.GATE: (MODEL, DESIGN, Top.GATE),
     Top.DISPATCH: (ROUTED, DESIGN, Top.DISPATCH),
 }
+
+
+class Kind(StrEnum):
+    """Which scenarios a run has."""
+
+    USUAL = "usual"
+    MEMORY_GOES_ON = "memory goes on when the top is reset"
+    EVERY_BURST = "every burst is answered wrongly"

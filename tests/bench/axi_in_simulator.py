@@ -40,7 +40,7 @@ from sim.pim_layer import placement_steps
 from spec.banks import BankGeometry
 from spec.geometry import ImageGeometry, ceil_div
 from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Top
-from tests.bench.axi_cores import CORES
+from tests.bench.axi_cores import CORES, Kind
 from tests.bench.axi_pim import BankPorts, pim_image
 from tests.bench.in_simulator import JOB, RESULTS
 from tests.bench.test_layer_bench import bf16_bits
@@ -727,17 +727,46 @@ def early_last(bench: Bench) -> None:
     _with_wrong_reads(bench, {"read_last"})
 
 
+def longer(_place: int, beat: Any) -> list[Any]:
+    """Return a beat, and two more behind the last one of a burst."""
+    if not beat.rlast:
+        return [beat]
+    more = [_with(type(beat)(), rid=0, rdata=1, rresp=0, rlast=end) for end in (0, 1)]
+    return [_with(beat, rlast=0), *more]
+
+
 def late_last(bench: Bench) -> None:
     """``rlast`` too late: what is more than the burst is thrown away."""
     bench.start()
-
-    def longer(_place: int, beat: Any) -> list[Any]:
-        if not beat.rlast:
-            return [beat]
-        more = [_with(type(beat)(), rid=0, rdata=1, rresp=0, rlast=end) for end in (0, 1)]
-        return [_with(beat, rlast=0), *more]
-
     in_burst(bench, longer)
+    _with_wrong_reads(bench, {"read_last"})
+
+
+def errors_in_every_burst(bench: Bench) -> None:
+    """Each beat of each burst with an error, of both kinds by turns; all outputs come, all of them marked."""
+    bench.start()
+    bench.change = lambda number, beat: [_with(beat, rresp=(SLVERR, DECERR)[number % 2], rdata=number)]
+    _with_wrong_reads(bench, {"read_slverr", "read_decerr"})
+
+
+def every_burst_too_short(bench: Bench) -> None:
+    """Each burst ends with its first beat."""
+    bench.start()
+    begins = True
+
+    def change(_number: int, beat: Any) -> list[Any]:
+        nonlocal begins
+        shown, begins = begins, bool(beat.rlast)
+        return [_with(beat, rlast=1)] if shown else []
+
+    bench.change = change
+    _with_wrong_reads(bench, {"read_last"})
+
+
+def every_burst_too_long(bench: Bench) -> None:
+    """Each burst has two beats more than was asked for."""
+    bench.start()
+    bench.change = longer
     _with_wrong_reads(bench, {"read_last"})
 
 
@@ -782,10 +811,12 @@ GENERAL = [
 READING = [read_error, early_last, late_last]
 
 
-def scenarios_of(name: Top, *, keep_memory: bool) -> list[Callable[[Bench], None]]:
+def scenarios_of(name: Top, kind: Kind) -> list[Callable[[Bench], None]]:
     """Return what is done to a top."""
-    if keep_memory:
+    if kind is Kind.MEMORY_GOES_ON:
         return [reset_but_for_memory] * 3
+    if kind is Kind.EVERY_BURST:
+        return [errors_in_every_burst, every_burst_too_short, every_burst_too_long]
     found = list(GENERAL)
     if name is Top.FPGA:
         found += READING
@@ -798,12 +829,12 @@ def scenarios_of(name: Top, *, keep_memory: bool) -> list[Callable[[Bench], None
 async def run_job(dut: Any) -> None:
     """Run every scenario, each from a reset with other pauses.
 
-    The job names the top, the seed, whether memory is reset with it, and the periods of both clocks in ps.
+    The job names the top, the seed, which scenarios, and the periods of both clocks in ps.
     """
     for noisy in ("cocotb", "cocotbext"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     job = Path(os.environ[JOB])
-    name, seed, keep_memory, (period, bus_period) = pickle.loads(job.read_bytes())
+    name, seed, kind, (period, bus_period) = pickle.loads(job.read_bytes())
     core = Core(name, seed)
     bus, bus_reset = clock_of_ports(dut)
     dut.aresetn.value = bus_reset.value = 0
@@ -812,11 +843,11 @@ async def run_job(dut: Any) -> None:
         cocotb.start_soon(Clock(bus, bus_period, "ps").start())
     slower = bus if bus_period > period else dut.aclk
     most = MOST_CYCLES * max(period, bus_period)
-    bench = Bench(dut, core, slower, keep_memory=keep_memory)
+    bench = Bench(dut, core, slower, keep_memory=kind is Kind.MEMORY_GOES_ON)
     banks = BankPorts(dut, core.banks, pim_image(core.banks, core.weights)) if core.banks else None
     assert banks is None or banks.width
     done = []
-    for scenario in scenarios_of(name, keep_memory=keep_memory):
+    for scenario in scenarios_of(name, kind):
         print(scenario.__name__, flush=True)
         await with_timeout(cocotb.start_soon(bridge(_run)(bench, scenario)), most, "ps")
         done.append(scenario.__name__)

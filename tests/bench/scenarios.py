@@ -142,6 +142,11 @@ class Traffic:
     stalls: str
     rng: np.random.Generator
 
+    @property
+    def label(self) -> str:
+        """How it is called in a scenario's name."""
+        return f"gaps {self.gaps}, stalls {self.stalls}"
+
     def arrivals(self, count: int, *, after: int = 0) -> Cycles:
         """Return ascending arrival cycles."""
         return arrivals_of(self.rng, self.gaps, count) + after

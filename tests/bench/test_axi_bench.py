@@ -9,7 +9,7 @@ import pytest
 
 from sim.rtlsim import top_component
 from spec.registers import Top
-from tests.bench.axi_cores import CORES
+from tests.bench.axi_cores import CORES, Kind
 from tests.bench.runner import CocotbBuild, build
 
 MODULE = "tests.bench.axi_in_simulator"
@@ -42,20 +42,28 @@ def top(name: Top, *, two_clocks: bool = False) -> CocotbBuild:
 def test_top(name, seed):
     """Prints the seed of what fails; ``done`` names every scenario that ran."""
     print(f"{name}, seed {seed}")
-    done = top(name).run_module(MODULE, (name, seed, False, ONE_CLOCK), seed=seed)
+    done = top(name).run_module(MODULE, (name, seed, Kind.USUAL, ONE_CLOCK), seed=seed)
     if name is not Top.DISPATCH:
-        done += top(name).run_module(MODULE, (name, seed, True, ONE_CLOCK), seed=seed)
+        done += top(name).run_module(MODULE, (name, seed, Kind.MEMORY_GOES_ON, ONE_CLOCK), seed=seed)
     print(done)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("periods", TWO_CLOCKS)
-@pytest.mark.parametrize("name", [Top.GATE, Top.DISPATCH])
+@pytest.mark.parametrize("name", [Top.GATE, Top.DISPATCH, Top.FPGA, Top.PIM])
 def test_top_with_ports_on_another_clock(name, periods):
     seed = sum(periods)
     print(f"{name}, periods {periods} ps, seed {seed}")
     rtl = top(name, two_clocks=True)
-    done = rtl.run_module(MODULE, (name, seed, False, periods), seed=1)
+    done = rtl.run_module(MODULE, (name, seed, Kind.USUAL, periods), seed=1)
     if name is not Top.DISPATCH:
-        done += rtl.run_module(MODULE, (name, seed, True, periods), seed=1)
+        done += rtl.run_module(MODULE, (name, seed, Kind.MEMORY_GOES_ON, periods), seed=1)
     print(done)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_no_burst_is_answered_rightly(seed):
+    """Of the array, which reads while tokens are inside."""
+    print(f"seed {seed}")
+    print(top(Top.FPGA).run_module(MODULE, (Top.FPGA, seed, Kind.EVERY_BURST, ONE_CLOCK), seed=seed))

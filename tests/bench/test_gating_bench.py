@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from golden.formats import bf16_encode
 from golden.gating_bf16 import route_bf16
 from golden.image import router_image
 from rtl.gating import Gate, assignment_layout, token_layout
+from sim.divergence import PortCheck
 from sim.gating import gate_cycles
-from sim.rtlsim import RunSpec, Sink, Source
+from sim.rtlsim import RunResult, RunSpec, Sink, Source, Trace
 from spec.geometry import GateGeometry
 from spec.model import GatingSpec, Normalise, Score
 from tests.bench.runner import build
@@ -149,11 +152,18 @@ def image_beats(geometry: GateGeometry, load: Load) -> list[int]:
 
 
 def scenario(
-    name: str, geometry: GateGeometry, loads: list[Load], traffic: Traffic, *, early: bool = False
+    name: str,
+    geometry: GateGeometry,
+    loads: list[Load],
+    traffic: Traffic,
+    *,
+    early: bool = False,
+    begun: Sequence[int] = (),
 ) -> Scenario:
     """Return the run of loads after each other, a router each; ``early`` tokens come before the router.
 
-    A router is taken as it comes, one beat a cycle. The next is loaded when the block is empty.
+    A router is taken as it comes, one beat a cycle. The next is loaded when the block is empty. ``begun``:
+    so many beats of the first one come, each time, before it is begun anew.
     """
     rng = traffic.rng
     pattern, ready = traffic.ready()
@@ -165,36 +175,51 @@ def scenario(
     arrivals: list[int] = []
     expected: list[int] = []
     writes = []
+    rises: list[int] = []  # of ``loaded``
+    falls: list[int] = []
     start = 0
     for number, load in enumerate(loads):
-        if number:
-            writes += [(start, "load_start", 1), (start + 1, "load_start", 0)]
-            start += 2
         words = image_beats(geometry, load)
-        image += words
-        image_arrivals += traffic.arrivals(len(words), after=start).tolist()
-        loaded = max(start + len(words), image_arrivals[-1] + 1)
+        for count in (*begun, len(words)) if number == 0 else (len(words),):
+            if image:
+                writes += [(start, "load_start", 1), (start + 1, "load_start", 0)]
+                falls += [start + 1] * (len(rises) - len(falls))
+                start += 2
+            image += words[:count]
+            image_arrivals += traffic.arrivals(count, after=start).tolist()
+            start = max(start + count, image_arrivals[-1] + 1)
+            rises += [start] * (count == len(words))
         last_token = rng.random(len(load.tokens)) < 0.3
         token_beats = input_beats(geometry, load, last_token, rng)
         beats += token_beats
-        arrivals += traffic.arrivals(len(token_beats), after=0 if early else loaded + 1).tolist()
+        arrivals += traffic.arrivals(len(token_beats), after=0 if early else start + 1).tolist()
         expected += assignments(geometry, load, last_token)
         model = gate_cycles(geometry, np.array(arrivals), ready)
         start = int(model.o[-1]) + 2
+
+    def loaded(result: RunResult) -> list[PortCheck]:
+        end = result.cycles + spec.settle
+        cycles = [np.arange(*span) for span in zip_longest(rises, falls, fillvalue=end)]
+        seen = Trace.of_cycles(result.probes["loaded"][0])
+        return [PortCheck("gating", "loaded", seen, cycles=np.concatenate(cycles))]
+
+    spec = RunSpec(
+        sources={"i_load": Source(image, image_arrivals), "i": Source(beats, arrivals)},
+        sinks={"o": Sink(len(expected), pattern)},
+        writes=writes,
+        probes=["loaded"],
+        max_cycles=MOST_CYCLES,
+    )
     taken = np.maximum.accumulate(np.array(image_arrivals) - np.arange(len(image))) + np.arange(len(image))
     return Scenario(
         name,
-        RunSpec(
-            sources={"i_load": Source(image, image_arrivals), "i": Source(beats, arrivals)},
-            sinks={"o": Sink(len(expected), pattern)},
-            writes=writes,
-            max_cycles=MOST_CYCLES,
-        ),
+        spec,
         {
             "i_load": Expected(image, taken),
             "i": Expected(beats, None if early else model.i, token_layout(geometry.stream_lanes)),
             "o": Expected(expected, None if early else model.o, layout),
         },
+        derived=loaded,
     )
 
 

@@ -85,8 +85,11 @@ def contributions(config: PimConfig, load: Load, jobs, job_weights) -> list[int]
     return beats
 
 
-def scenario(name: str, config: PimConfig, load: Load, traffic: Traffic) -> Scenario:
-    """Return the run of a load under this traffic, with what golden and model say about it."""
+def scenario(name: str, config: PimConfig, load: Load, traffic: Traffic, *, first_row: int = 0) -> Scenario:
+    """Return the run of a load under this traffic, with what golden and model say about it.
+
+    ``first_row``: where in the banks the experts begin.
+    """
     rng, banks = traffic.rng, config.banks
     jobs = [(expert % len(load.weights), slots) for expert, slots in load.jobs]
     job_weights = [rng.integers(0, 1 << 16, len(slots), dtype=np.uint16) for _, slots in jobs]
@@ -96,7 +99,11 @@ def scenario(name: str, config: PimConfig, load: Load, traffic: Traffic) -> Scen
         for row, (slot, weight) in enumerate(zip(slots, weights, strict=True))
     ]
     [bases] = banks.bases([[0]] * len(load.weights))
-    used = sum(banks.reserved(banks.kind(expert)) for expert in bases) * banks.bursts_per_row
+    bases = {expert: base + first_row * banks.sides for expert, base in bases.items()}
+    used = (
+        max(base + banks.reserved(banks.kind(expert)) for expert, base in bases.items())
+        * banks.bursts_per_row
+    )
     tiles = rng.integers(0, 1 << 16, (used, config.units * config.routed.cols), dtype=np.uint16)
     for expert, weights in enumerate(load.weights):
         image = expert_image(banks.kind(expert), **vars(weights)).reshape(-1, tiles.shape[1])

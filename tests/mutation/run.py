@@ -31,6 +31,7 @@ from tests.bench import test_gating_bench as gating
 from tests.bench import test_layer_bench as layer
 from tests.bench import test_pim_bench as pim
 from tests.bench.scenarios import Scenario
+from tests.mutation import expert_scenarios, gate_scenarios, pim_scenarios
 from tests.mutation.mutants import PORT, SECONDS, equivalent, mutants_of, netlist_of
 from tests.mutation.page import page
 
@@ -60,9 +61,24 @@ BLOCKS = [
     Block(
         "combine_ordered", lambda: OrderedCombine(combine.ORDERED), combine.ORDERED, combine.ordered_scenarios
     ),
-    Block("gating_sigmoid", lambda: Gate(GATE), GATE, lambda seed: gating.scenarios(GATE, seed)),
-    Block("expert_relu", lambda: ExpertEngine(EXPERT), EXPERT, lambda seed: expert.scenarios(EXPERT, seed)),
-    Block("pim_bank", lambda: PimChannel(PIM), PIM, lambda seed: pim.scenarios(PIM, seed)),
+    Block(
+        "gating_sigmoid",
+        lambda: Gate(GATE),
+        GATE,
+        lambda seed: [*gating.scenarios(GATE, seed), *gate_scenarios.scenarios(GATE, seed)],
+    ),
+    Block(
+        "expert_relu",
+        lambda: ExpertEngine(EXPERT),
+        EXPERT,
+        lambda seed: [*expert.scenarios(EXPERT, seed), *expert_scenarios.scenarios(EXPERT, seed)],
+    ),
+    Block(
+        "pim_bank",
+        lambda: PimChannel(PIM),
+        PIM,
+        lambda seed: [*pim.scenarios(PIM, seed), *pim_scenarios.scenarios(PIM, seed)],
+    ),
 ]
 LAYER = Block(
     "layer", lambda: FpgaLayer(layer.MODEL, layer.DESIGN), (layer.MODEL, layer.DESIGN), layer.scenarios

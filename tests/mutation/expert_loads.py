@@ -1,0 +1,180 @@
+"""Experts whose last places show: sums taken back in both matrices, activations next to a tie, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from golden.expert_bf16 import activate, curve
+from golden.formats import BF16_BIAS, BF16_ONE, Bits16, dot
+from rtl.expert.layouts import EngineConfig
+from spec.geometry import FfnGeometry
+from tests.bench.test_expert_bench import NUM_EXPERTS, Load, Weights, load_of, normal, random_jobs
+from tests.mutation import operands
+
+CANDIDATES = 1 << 14
+"""Pairs of gate and up of which the nearest to a tie are taken."""
+
+
+def _load(
+    config: EngineConfig,
+    rng: np.random.Generator,
+    x: Bits16,
+    matrix: Callable[[FfnGeometry, bool], Bits16],
+    down: Callable[[FfnGeometry, Bits16], Bits16],
+) -> Load:
+    """Return multiples of a token, with experts of these matrices.
+
+    ``matrix`` gives gate (true) and up of an expert, ``down`` the last one for what they make of the token.
+    """
+    weights = []
+    for number in range(NUM_EXPERTS + len(config.kinds) - 1):
+        kind = config.kinds[number == NUM_EXPERTS]
+        gate = matrix(kind, True) if kind.ffn.gated else None
+        up = matrix(kind, False)
+        sums = [dot(x[None], one, kind.cols) for one in (gate, up) if one is not None]
+        hidden = activate(kind.ffn, *sums)[0]
+        weights.append(Weights(gate, up, down(kind, hidden), None, None, None))
+    return Load(operands.companions(rng, x, config.num_slots), weights, random_jobs(config, rng))
+
+
+def cancelling(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Products that take each other back, in all matrices."""
+    x = operands.near_one(rng, config.d_model)
+
+    def matrix(kind: FfnGeometry, gate: bool) -> Bits16:
+        top = int(rng.integers(-6, 8)) if gate else operands.tops(rng)
+        return operands.cancelling(rng, x, kind.d_hidden, top=top)
+
+    def down(kind: FfnGeometry, hidden: Bits16) -> Bits16:
+        usable = np.abs(operands.exponents(hidden) - BF16_BIAS) < 60
+        factors = np.where(usable, hidden, BF16_ONE).astype(np.uint16)
+        return operands.cancelling(rng, factors, config.d_model, top=operands.tops(rng))
+
+    return _load(config, rng, x, matrix, down)
+
+
+def passed_on(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Products that take each other back; the activations are the result."""
+    x = operands.near_one(rng, config.d_model)
+
+    def matrix(kind: FfnGeometry, gate: bool) -> Bits16:
+        top = int(rng.integers(-6, 8)) if gate else operands.tops(rng)
+        return operands.cancelling(rng, x, kind.d_hidden, top=top)
+
+    return _load(config, rng, x, matrix, lambda kind, _: operands.ones(config.d_model, kind.d_hidden))
+
+
+def tied(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Sums that are rounded next to a tie; what is left of them is the result."""
+    cols = config.routed.cols
+    x = operands.tied_inputs(rng, config.d_model, cols)
+    top = int(rng.integers(-6, 10))
+
+    def matrix(kind: FfnGeometry, gate: bool) -> Bits16:
+        if gate:
+            return operands.one_of(rng, kind.d_hidden, len(x), operands.near_one(rng, kind.d_hidden))
+        return operands.tied(rng, x, kind.d_hidden, cols, top)
+
+    return _load(config, rng, x, matrix, lambda kind, _: operands.ones(config.d_model, kind.d_hidden))
+
+
+def any_size(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """One product in each sum, of numbers of any size, limits and special values among them."""
+    x = operands.any_size(rng, config.d_model)
+
+    def matrix(kind: FfnGeometry, _gate: bool) -> Bits16:
+        return operands.one_of(rng, kind.d_hidden, len(x), operands.any_size(rng, kind.d_hidden))
+
+    def down(kind: FfnGeometry, _hidden: Bits16) -> Bits16:
+        values = operands.any_size(rng, config.d_model)
+        return operands.one_of(rng, config.d_model, kind.d_hidden, values)
+
+    load = _load(config, rng, x, matrix, down)
+    return Load(operands.any_size(rng, *load.tokens.shape), load.weights, load.jobs)
+
+
+def one_extreme(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """One special value or limit among the tokens or in each matrix of an expert."""
+    load = load_of(config, rng, random_jobs(config, rng), normal)
+    where = int(rng.integers(4))
+
+    def changed(matrix: Bits16 | None, place: int) -> Bits16 | None:
+        return operands.with_extreme(rng, matrix) if matrix is not None and place == where else matrix
+
+    weights = [
+        Weights(changed(one.gate, 1), changed(one.up, 2), changed(one.down, 3), None, None, None)
+        for one in load.weights
+    ]
+    return Load(changed(load.tokens, 0), weights, load.jobs)
+
+
+def infinities(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Two infinite products in a sum, or one and the number that its pattern would be."""
+    if rng.random() < 0.5:
+        load = load_of(config, rng, random_jobs(config, rng), normal)
+        last = rng.random() < 0.5
+        weights = [
+            Weights(
+                one.gate,
+                one.up if last else operands.with_two_infinities(rng, one.up),
+                operands.with_two_infinities(rng, one.down) if last else one.down,
+                None,
+                None,
+                None,
+            )
+            for one in load.weights
+        ]
+        return Load(load.tokens, weights, load.jobs)
+    x, _ = operands.infinity_and_its_number(rng, config.d_model, 1)
+
+    def matrix(kind: FfnGeometry, gate: bool) -> Bits16:
+        if gate:
+            return operands.one_of(rng, kind.d_hidden, len(x), operands.scaled(x[: kind.d_hidden], -128))
+        return operands.infinity_and_its_number(rng, len(x), kind.d_hidden)[1]
+
+    load = _load(config, rng, x, matrix, lambda kind, _: operands.ones(config.d_model, kind.d_hidden))
+    return Load(np.repeat(x[None], config.num_slots, axis=0), load.weights, load.jobs)
+
+
+def given_activations(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Gate and up are single numbers, many of them next to a tie of the activation; it is the result."""
+    ffn = config.routed.ffn
+    gates = operands.patterns(rng, rng.integers(BF16_BIAS - 12, BF16_BIAS + 6, CANDIDATES))
+    ups = operands.patterns(rng, rng.integers(BF16_BIAS - 4, BF16_BIAS + 4, CANDIDATES))
+    if ffn.gated:
+        a, mantissa, _ = curve(ffn, gates)
+        product = (128 + (a & 0x7F).astype(np.int64)) * (128 + (ups & 0x7F).astype(np.int64)) * mantissa
+        order = np.argsort(np.where(product == 0, 1, operands.from_tie(product)), kind="stable")
+        gates, ups = gates[order], ups[order]
+    x = operands.near_one(rng, config.d_model)
+    x[0] = BF16_ONE
+    taken = iter(range(CANDIDATES))
+
+    def down(kind: FfnGeometry, _hidden: Bits16) -> Bits16:
+        return operands.ones(config.d_model, kind.d_hidden)
+
+    weights = []
+    for number in range(NUM_EXPERTS + len(config.kinds) - 1):
+        kind = config.kinds[number == NUM_EXPERTS]
+        chosen = [next(taken) for _ in range(kind.d_hidden)]
+        gate, up = (np.zeros((kind.d_hidden, config.d_model), dtype=np.uint16) for _ in range(2))
+        gate[:, 0], up[:, 0] = gates[chosen], ups[chosen]
+        weights.append(
+            Weights(gate if ffn.gated else None, up if ffn.gated else gate, down(kind, x), None, None, None)
+        )
+    tokens = np.repeat(x[None], config.num_slots, axis=0)
+    return Load(tokens, weights, random_jobs(config, rng))
+
+
+LOADS = {
+    cancelling: 30,
+    passed_on: 20,
+    tied: 30,
+    any_size: 24,
+    one_extreme: 20,
+    infinities: 16,
+    given_activations: 30,
+}
+"""How many of each kind."""
