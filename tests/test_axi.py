@@ -536,6 +536,7 @@ def test_exported_tops_are_clean_and_have_their_registers(tmp_path, capsys, desi
         (["--design", "gate", "--format", "int8"], "format: must be bf16 for 'gate', not int8"),
         (["--design", "dispatch", "--secded"], "secded: needs a near-memory design, not 'dispatch'"),
         (["--secded"], "secded: needs a design with banks, not fpga"),
+        (["--bus", "plain", "--design", "gate"], "design: needs '--bus axi' for 'gate', a block"),
     ],
 )
 def test_what_no_top_has_is_refused(tmp_path, capsys, arguments, message):
@@ -543,6 +544,14 @@ def test_what_no_top_has_is_refused(tmp_path, capsys, arguments, message):
     assert main(["verilog", "--bus", "axi", *arguments, "--out", str(out)]) == 2
     assert capsys.readouterr().err == f"expertbank: {message}\n"
     assert not out.exists() or not any(out.iterdir())
+
+
+def test_a_block_without_a_top_is_one_line(tmp_path, capsys):
+    """``synth`` has it as a design, ``verilog`` has not."""
+    assert main(["verilog", "--bus", "axi", "--design", "selection", "--out", str(tmp_path / "out")]) == 2
+    line = r"expertbank: design: is neither a preset \([^)]*\) nor a \.toml file: 'selection'\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_top_on_two_clocks_is_clean_and_its_clocks_are_told_apart(tmp_path, capsys):

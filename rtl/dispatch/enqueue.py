@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from golden.combine_bf16 import IDENTITY_FRACTION_BITS, IDENTITY_MOST_SHIFT
-from rtl.arith import BF16, tree
+from rtl.arith import BF16, delay, tree
 from rtl.dispatch.layouts import (
     IDENTITY_BITS,
     DispatchConfig,
@@ -30,7 +30,7 @@ class ExpertCounts(wiring.Component):
 
     Members
     -------
-    capacity : In(capacity_bits), 0 for no limit.
+    capacity : In(capacity_bits), 0 for no limit; deep: of the cycle before.
     read, expert : In, start a decision.
     keep : Out(1), there is a place for what was read last.
     decide : In(1), count it if ``keep``. ``decided_expert``: In, its expert.
@@ -67,11 +67,17 @@ class ExpertCounts(wiring.Component):
                 m.d.sync += is_seen.eq(
                     ~(self.decide & self.end) & (seen.bit_select(self.expert, 1) | decided_now)
                 )
+        keep = (self.capacity == 0) | (count < self.capacity)
+        if config.deep:
+            # The register of the capacity is far away. A limit is above 0, so the first one has a place.
+            capacity = delay(m, self.capacity, 1, "capacity")
+            unlimited = delay(m, self.capacity == 0, 1, "unlimited")
+            keep = unlimited | ~is_seen | (counts.read_0.data < capacity)
         m.d.comb += [
             counts.read_0.en.eq(self.read),
             counts.read_0.addr.eq(self.expert),
             count.eq(Mux(is_seen, counts.read_0.data, 0)),
-            self.keep.eq((self.capacity == 0) | (count < self.capacity)),
+            self.keep.eq(keep),
             counts.write.en.eq(self.decide & self.keep),
             counts.write.addr.eq(self.decided_expert),
             counts.write.data.eq(count + 1),

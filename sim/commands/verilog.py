@@ -10,10 +10,13 @@ from click.core import ParameterSource
 from sim.commands.output import json_option, print_json
 from spec.design import Format
 from spec.errors import require
+from spec.registers import Top
 
 DEFAULT_MODEL = "mixtral-8x7b"
 DEFAULT_SCALE = 64
 PLAIN, AXI = "plain", "axi"
+ALONE = (Top.GATE, Top.DISPATCH)
+"""Blocks that have a top with AXI ports."""
 
 
 @click.command("verilog")
@@ -83,6 +86,7 @@ def command(
             out,
         )
     else:
+        require(design_name not in ALONE, f"needs '--bus {AXI}' for {design_name!r}, a block", key="design")
         bench = layer_bench(
             model_name, design_name, scale or str(DEFAULT_SCALE), number_format, bench_tokens, secded=secded
         )
@@ -133,12 +137,11 @@ def _write_axi(
     two_clocks: bool,
 ) -> list[Path]:
     from sim.rtlsim import write_top
-    from sim.synth import SMALL, small_block
+    from sim.synth import small_block
     from sim.workload import hardware_model
     from spec.load import load_design
-    from spec.registers import Top
 
-    if design_name not in SMALL:
+    if design_name not in ALONE:
         design = load_design(design_name, number_format)
         design = design.with_secded() if secded else design
         model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
