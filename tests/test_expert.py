@@ -530,9 +530,10 @@ def deep(case: Case) -> Case:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(5), *(pytest.param(n, marks=pytest.mark.long) for n in range(5, 200))]
+    "seed", [*range(5), 38, *(pytest.param(n, marks=pytest.mark.long) for n in range(5, 200) if n != 38)]
 )
 def test_random_deep(seed):
+    """Seed 38: an activation that is rounding alone wrote its values beside their places."""
     case = deep(random_case(seed))
     check(case, run_case(case))
 
@@ -957,9 +958,9 @@ def test_documented_cost_of_deep_pipelines():
         pairs = [last_beats(number_format, group, tokens) for number_format, group in formats.items()]
         return [f"{deep / short:.2f}" for short, deep in pairs]
 
-    assert ratios(8) == ["1.50", "1.23", "1.23", "1.21"]
+    assert ratios(8) == ["1.50", "1.23", "1.24", "1.22"]
     assert ratios(1)[2] == "2.35"
-    assert ratios(16) == ["1.00"] * 4
+    assert ratios(16) == ["1.00", "1.00", "1.00", "1.01"]
 
 
 @pytest.mark.slow
@@ -1408,6 +1409,7 @@ DEEP_PLANTED = {
     ),
     "entry of the token behind": (rtl.expert.drain, 'entry.eq(read["entry"])', 'entry.eq(read["entry"] + 1)'),
     "model: burst": (sim.expert, "DEEP_BURST = 8", "DEEP_BURST = 9"),
+    "model: release": (sim.expert, "release_stages=1 if deep else 0", "release_stages=0"),
     "model: d2": (sim.expert, "drain_stages=2 if deep else 1", "drain_stages=1"),
     "model: rounding": (
         sim.expert,
