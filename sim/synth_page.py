@@ -21,6 +21,7 @@ from sim.toolchain import write_atomically
 MARK = "measured"
 SMALL_LAYER = "--design fpga --set array.rows=4 --set array.cols=4 --set stream_lanes=4"
 """A layer whose multipliers fit the device: 16 MACs."""
+DEEP_EXPERT = "--design fpga-deep --block expert --set array.rows=4 --set array.cols=4 --set stream_lanes=4"
 ARRAY = "--design fpga --block expert --no-route"
 
 
@@ -70,6 +71,7 @@ TABLES = (
             "--design dispatch --seeds 5 --clock 125",
             "--design dispatch --pipeline deep --seeds 5 --clock 125",
             "--design dispatch --family xc7",
+            f"{DEEP_EXPERT} --seeds 5 --clock 125",
             "--design fpga --block combine --no-route",
             "--design selection --no-route",
             "--design selection --experts 256 --top-k 16 --no-route",
