@@ -63,7 +63,7 @@ class JobTimes:
             # (Copies among them: there may be more than the model has experts.)
             require(
                 visits <= self.banks.max_visits,
-                f"has {pim.dram.rows} rows per bank, but the {experts} experts of channel 0 need"
+                f"has {self.design.pim.dram.rows} rows per bank, but the {experts} experts of channel 0 need"
                 f" {visits // self.banks.sides}",
                 key="pim.dram",
             )
