@@ -290,6 +290,17 @@ def significand_bits(cols: int) -> int:
     return max(24, 16 + GUARD_BITS + ceil_log2(cols))
 
 
+def significand_operand(m, value, name: str, *, deep: bool):
+    """Return the significand with which a bf16 number is multiplied, 8 bits, 0 of zero and of subnormals.
+
+    ``deep``: one cycle later, from registers of the multiplier alone, since the way to one is long; a zero's
+    is a normal number's then, its product is removed behind the multiplier.
+    """
+    if deep:
+        return Cat(delay(m, value.fraction, 1, name), Const(1, 1))
+    return Mux(value.exponent == 0, 0, Cat(value.fraction, Const(1, 1)))
+
+
 class Burst(Pipelined):
     """Sum ``cols`` bf16 products, aligned to the largest exponent, and normalise the sum.
 
@@ -297,9 +308,15 @@ class Burst(Pipelined):
     largest exponent, one for each two levels of the sum. Area: ``cols`` 8x8 multipliers, shifters and an
     adder tree of ``16 + GUARD_BITS`` bits. Reference: :func:`golden.formats.burst_sum`.
 
+    Parameters
+    ----------
+    given : whether the significands' products come from multipliers elsewhere.
+
     Members
     -------
     x, w : In(ArrayLayout(BF16, cols))
+    p : In(ArrayLayout(unsigned(16), cols)), with ``given``
+        Products of what :func:`significand_operand` makes of ``x`` and ``w``, one cycle after that.
     o : Out(burst_layout(cols))
     """
 
@@ -317,11 +334,13 @@ class Burst(Pipelined):
         """Cycles from products to their sum."""
         return self.latency_of(self.cols, self.pipeline)
 
-    def __init__(self, cols: int, pipeline: Pipeline = Pipeline.SHORT) -> None:
+    def __init__(self, cols: int, pipeline: Pipeline = Pipeline.SHORT, *, given: bool = False) -> None:
         self.cols = cols
         self.pipeline = pipeline
+        self.given = given
         vector = data.ArrayLayout(BF16, cols)
-        super().__init__({"x": In(vector), "w": In(vector), "o": Out(burst_layout(cols))})
+        products = {"p": In(data.ArrayLayout(unsigned(16), cols))} if given else {}
+        super().__init__({"x": In(vector), "w": In(vector), **products, "o": Out(burst_layout(cols))})
 
     def elaborate(self, platform):
         m = Module()
@@ -348,28 +367,35 @@ class Burst(Pipelined):
             infs_p.append(inf & ~sign)
             infs_n.append(inf & sign)
             zero = x_zero | w_zero
+            if self.given:
+                m.d.comb += products[n].eq(self.p[n])
             if self.deep:
-                # Registers of the multiplier alone: the way to one is long.
-                significands = [
-                    Cat(delay(m, one.fraction, 1, f"s0_{name}_{n}"), Const(1, 1))
-                    for name, one in (("x", x), ("w", w))
-                ]
+                product = []
+                if not self.given:
+                    significands = [
+                        significand_operand(m, one, f"s0_{name}_{n}", deep=True)
+                        for name, one in (("x", x), ("w", w))
+                    ]
+                    product = [products[n].eq(significands[0] * significands[1])]
                 sum_of_exponents = delay(m, x.exponent + w.exponent, 1, f"s0_exponent_{n}")
                 is_zero = delay(m, zero, 1, f"s0_zero_{n}")
                 m.d.sync += [
-                    products[n].eq(significands[0] * significands[1]),
+                    *product,
                     exponents[n].eq(Mux(is_zero, 0, sum_of_exponents)),
                     signs[n].eq(delay(m, sign, 1, f"s0_sign_{n}")),
                 ]
                 zeros.append(delay(m, is_zero, 1, f"s1_zero_{n}"))
                 continue
+            if not self.given:
+                significands = Cat(x.fraction, Const(1, 1)), Mux(w_zero, 0, Cat(w.fraction, Const(1, 1)))
+                m.d.sync += products[n].eq(significands[0] * significands[1])
             m.d.sync += [
-                products[n].eq(Cat(x.fraction, Const(1, 1)) * Mux(w_zero, 0, Cat(w.fraction, Const(1, 1)))),
                 exponents[n].eq(Mux(zero, 0, x.exponent + w.exponent)),
                 signs[n].eq(sign),
             ]
-            with m.If(x_zero):
-                m.d.sync += products[n].eq(0)
+            if not self.given:
+                with m.If(x_zero):
+                    m.d.sync += products[n].eq(0)
         if self.deep:
             nans, infs_p, infs_n = (
                 [delay(m, flag, 1, f"s0_{kind}_{n}") for n, flag in enumerate(flags)]

@@ -3,26 +3,32 @@
 Bit for bit that of :mod:`golden.grouped`. Nothing stalls.
 """
 
-from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
+from amaranth import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.formats import BF16_NAN, F32_NAN
 from golden.stored_formats import E8M0_NAN
 from rtl.arith import (
+    BF16,
     F32,
     PRODUCT_STAGES,
     Accumulate,
+    Burst,
     Pipelined,
     burst_layout,
     ceil_log2,
     delay,
+    significand_operand,
     staged_product,
 )
+from rtl.ram import ExportPlatform
 from spec.design import Format, Pipeline
 
 SIGNIFICAND_BITS = {Format.FP8: 24, Format.MXFP4: 1, Format.INT4: 8}
 """Of a scale, the top one included."""
+ELEMENT_BITS = 4
+"""Of the significand of any element, the top one included: e4m3 has four, int4 three, e2m1 two."""
 
 
 class DecodeElements(wiring.Component):
@@ -94,6 +100,95 @@ def _int4(code):
         ),
     )
     return Cat(number[:15], sign)
+
+
+class DualSignificandMultiplier(wiring.Component):
+    """Multiply a bf16 significand with those of two rows' weights, in one multiplier. Latency 1 cycle.
+
+    One pair per cycle; every product is exact. In Verilog it is an instance of the hand-written
+    ``eb_dual_significand_multiplier``, which a flow for a device may replace; what is elaborated for
+    ``amaranth.sim`` is the same arithmetic. Area: a 16x8 multiplier: of an ECP5 one MULT18X18D, of a 7-series
+    FPGA one DSP48E1.
+
+    Members
+    -------
+    x : In(8)
+    w_0, w_1 : In(4)
+        The top bits of a stored element's significand: the others are 0 (:data:`ELEMENT_BITS`).
+    p_0, p_1 : Out(12)
+        ``x * w_0``, ``x * w_1`` of the cycle before.
+    """
+
+    LATENCY = 1
+    SHIFT = 8 + ELEMENT_BITS
+    """Bits of the lower product, which is never below 0: nothing is borrowed from the upper one."""
+
+    def __init__(self) -> None:
+        weight, product = In(ELEMENT_BITS), Out(self.SHIFT)
+        super().__init__({"x": In(8), "w_0": weight, "w_1": weight, "p_0": product, "p_1": product})
+
+    def elaborate(self, platform):
+        m = Module()
+        if isinstance(platform, ExportPlatform):
+            m.submodules.multiplier = Instance(
+                "eb_dual_significand_multiplier",
+                i_clk=ClockSignal("sync"),
+                **{f"i_{name}": getattr(self, name) for name in ("x", "w_0", "w_1")},
+                **{f"o_{name}": getattr(self, name) for name in ("p_0", "p_1")},
+            )
+            return m
+        weights = Signal(self.SHIFT + ELEMENT_BITS)
+        product = Signal(2 * self.SHIFT, reset_less=True)
+        m.d.comb += weights.eq((self.w_1 << self.SHIFT) + self.w_0)
+        m.d.sync += product.eq(weights * self.x)
+        m.d.comb += [self.p_0.eq(product[: self.SHIFT]), self.p_1.eq(product[self.SHIFT :])]
+        return m
+
+
+class DualBurst(Pipelined):
+    """Sum ``cols`` products of bf16 numbers with stored elements of each of two rows.
+
+    Latency and results are those of two :class:`rtl.arith.Burst`, short or deep. Area: ``cols`` multipliers
+    of two rows' products (:class:`DualSignificandMultiplier`), all else of two bursts.
+
+    Members
+    -------
+    x : In(ArrayLayout(BF16, cols))
+    w_0, w_1 : In(ArrayLayout(BF16, cols))
+        Decoded elements (:class:`DecodeElements`).
+    o_0, o_1 : Out(burst_layout(cols))
+    """
+
+    def __init__(self, cols: int, pipeline: Pipeline = Pipeline.SHORT) -> None:
+        self.cols = cols
+        self.pipeline = pipeline
+        vector, total = In(data.ArrayLayout(BF16, cols)), Out(burst_layout(cols))
+        super().__init__({**dict.fromkeys(("x", "w_0", "w_1"), vector), "o_0": total, "o_1": total})
+
+    @property
+    def latency(self) -> int:
+        """Cycles from products to their sums."""
+        return Burst.latency_of(self.cols, self.pipeline)
+
+    def elaborate(self, platform):
+        m = Module()
+        assert DualSignificandMultiplier.LATENCY == 1
+        weights, sums = (self.w_0, self.w_1), (self.o_0, self.o_1)
+        bursts = [Burst(self.cols, self.pipeline, given=True) for _ in weights]
+        for row, burst in enumerate(bursts):
+            m.submodules[f"row_{row}"] = burst
+            m.d.comb += [burst.x.eq(self.x), burst.w.eq(weights[row]), sums[row].eq(burst.o)]
+        for n in range(self.cols):
+            m.submodules[f"multiplier_{n}"] = multiplier = DualSignificandMultiplier()
+            m.d.comb += multiplier.x.eq(significand_operand(m, self.x[n], f"s0_x_{n}", deep=self.deep))
+            for row, burst in enumerate(bursts):
+                weight = significand_operand(m, weights[row][n], f"s0_w_{row}_{n}", deep=self.deep)
+                product = getattr(multiplier, f"p_{row}")
+                m.d.comb += [
+                    getattr(multiplier, f"w_{row}").eq(weight[-ELEMENT_BITS:]),
+                    burst.p[n].eq(product << (8 - ELEMENT_BITS)),
+                ]
+        return m
 
 
 def factor_layout(number_format: Format):

@@ -84,7 +84,7 @@ def _deep_activation(kinds: Sequence[FfnGeometry]) -> int:
     activations = {kind.ffn.activation for kind in kinds}
     gated = kinds[0].ffn.gated
     if not gated and activations <= set(DIRECT):
-        return 1
+        return 2
 
     def curve(activation: Activation) -> int:
         if activation is Activation.GELU_TANH:
@@ -374,6 +374,7 @@ class Sizes(NamedTuple):
     drain_stages: int
     list_stages: int
     page_stages: int
+    release_stages: int
     latency: int
     input_stages: int
 
@@ -421,6 +422,7 @@ class ExpertModel:
             drain_stages=2 if deep else 1,
             list_stages=1 if deep else 0,
             page_stages=2 if deep else 0,
+            release_stages=1 if deep else 0,
             latency=latency,
             input_stages=shape.image.input_cycles,
         )
@@ -735,10 +737,11 @@ def _tiles(
     within = 1
     search = bench is None
     while tile < num_tiles:
+        release = now[RELEASED_2] + sizes.release_stages
         if bench is not None:
-            _load_each(sizes.tile_beats, now[RELEASED_2], ask_from, now, sizes, bench)
+            _load_each(sizes.tile_beats, release, ask_from, now, sizes, bench)
         else:
-            _load(sizes.tile_beats, now[RELEASED_2], ask_from, now, sizes)
+            _load(sizes.tile_beats, release, ask_from, now, sizes)
 
         # Its slots. The first one waits for the tile, and for what it needs; the others follow. A stage is
         # left when the next one is. A scale tile has one slot, of no token.

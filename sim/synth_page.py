@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sim.toolchain import write_atomically
 MARK = "measured"
 SMALL_LAYER = "--design fpga --set array.rows=4 --set array.cols=4 --set stream_lanes=4"
 """A layer whose multipliers fit the device: 16 MACs."""
+DEEP_EXPERT = "--design fpga-deep --block expert --set array.rows=4 --set array.cols=4 --set stream_lanes=4"
 ARRAY = "--design fpga --block expert --no-route"
 
 
@@ -31,6 +33,14 @@ class Table:
     text: str
     designs: tuple[str, ...]
     picture: str | None = None
+
+
+PAIRED = ("int8", "int4")
+"""Formats whose arrays are counted with single and with dual multipliers."""
+
+
+def _pair(number_format: str, multiplier: str, family: str) -> str:
+    return f"{ARRAY} --format {number_format} --set array.multiplier={multiplier}{family}"
 
 
 GATE_EXPERTS, GATE_CHOICES = (8, 16, 64, 256), (1, 2, 4, 8)
@@ -61,6 +71,7 @@ TABLES = (
             "--design dispatch --seeds 5 --clock 125",
             "--design dispatch --pipeline deep --seeds 5 --clock 125",
             "--design dispatch --family xc7",
+            f"{DEEP_EXPERT} --seeds 5 --clock 125",
             "--design fpga --block combine --no-route",
             "--design selection --no-route",
             "--design selection --experts 256 --top-k 16 --no-route",
@@ -74,7 +85,8 @@ TABLES = (
         "The expert engine alone, counted; 16 x 16 where nothing else is said.",
         (
             *(
-                f"{ARRAY} --format int8 --set array.multiplier={multiplier}{family}"
+                _pair(number_format, multiplier, family)
+                for number_format in PAIRED
                 for multiplier in ("single", "dual")
                 for family in ("", " --family xc7")
             ),
@@ -152,12 +164,14 @@ def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if table.picture is not None and set(table.designs) <= found.keys():
             yield f"\n{table.picture}"
     yield DSP_TEXT.rstrip("\n")
-    for family, device in (("", "MULT18X18D"), (" --family xc7", "DSP48E1")):
-        for multiplier in ("single", "dual"):
-            design = f"{ARRAY} --format int8 --set array.multiplier={multiplier}{family}"
-            what = f"16 x 16, `multiplier = {multiplier}`, {device}"
-            if design in found:
-                yield _density(what, "int8", 2 * 16 * 16, found[design]["dsp"], "this page")
+    devices = (("", "MULT18X18D"), (" --family xc7", "DSP48E1"))
+    for (family, device), number_format, multiplier in product(devices, PAIRED, ("single", "dual")):
+        design = _pair(number_format, multiplier, family)
+        what = f"16 x 16, `multiplier = {multiplier}`, {device}"
+        # Weights of int4, inputs of bf16.
+        operands = number_format if number_format == "int8" else f"{number_format} x bf16"
+        if design in found:
+            yield _density(what, operands, 2 * 16 * 16, found[design]["dsp"], "this page")
     for name, number_format, gops, dsps, clock_hz, source in PAPERS:
         yield _density(name, number_format, gops * 1e9 / clock_hz, dsps, source)
 

@@ -122,8 +122,9 @@ class GateDesign:
 class Multiplier(StrEnum):
     """What multiplies in a MAC array.
 
-    ``SINGLE``: a multiplier for each product. ``DUAL``: one for two rows' products with an input, as wide as
-    that of a DSP48 (25 x 18 bits): in ``int8``.
+    ``SINGLE``: a multiplier for each product. ``DUAL``: one for two rows' products with an input: in ``int8``
+    as wide as that of a DSP48 (25 x 18 bits), with weights of few bits (``fp8``, ``mxfp4``, ``int4``) as
+    that of an ECP5 (18 x 18).
     """
 
     SINGLE = "single"
@@ -424,8 +425,9 @@ class DesignSpec:
                 key="pim.router",
             )
         require(
-            self.array is None or self.array.multiplier is Multiplier.SINGLE or self.format is Format.INT8,
-            f"must be single with format {self.format} (a dual one multiplies int8 numbers), not dual",
+            self.array is None or self.array.multiplier is Multiplier.SINGLE or self.format.bits <= 8,
+            f"must be single with format {self.format} (a dual one multiplies with weights of at most 8"
+            " bits), not dual",
             key="array.multiplier",
         )
         if self.format is Format.INT8:

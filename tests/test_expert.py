@@ -11,12 +11,14 @@ import pytest
 from amaranth import ResetInserter, Signal
 from amaranth.hdl import Value
 
+import rtl.arith
 import rtl.expert.array
 import rtl.expert.drain
 import rtl.expert.engine
 import rtl.expert.jobs
 import rtl.expert.loader
 import rtl.expert.sequencer
+import rtl.grouped
 import rtl.int8
 import sim.expert
 from golden.expert import ffn
@@ -31,7 +33,7 @@ from rtl.expert.layouts import EngineConfig, contribution_layout, job_layout
 from rtl.gating.layouts import token_layout
 from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel
 from sim.streams import expanded, readiness
-from spec.design import Format, Multiplier, Pipeline
+from spec.design import GROUPS, Format, Multiplier, Pipeline
 from spec.geometry import PAGE_BYTES, FfnGeometry, GateGeometry, ImageGeometry, ceil_div
 from spec.load import load_design, load_model
 from spec.model import Activation, AppliedTo, FfnSpec, GatingSpec
@@ -528,9 +530,10 @@ def deep(case: Case) -> Case:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(5), *(pytest.param(n, marks=pytest.mark.long) for n in range(5, 200))]
+    "seed", [*range(5), 38, *(pytest.param(n, marks=pytest.mark.long) for n in range(5, 200) if n != 38)]
 )
 def test_random_deep(seed):
+    """Seed 38: an activation that is rounding alone wrote its values beside their places."""
     case = deep(random_case(seed))
     check(case, run_case(case))
 
@@ -607,6 +610,24 @@ def rows_in_int8(case: Case) -> int:
 def test_random_dual_multipliers(seed):
     """The same results in the same cycles: golden and the model do not know what multiplies."""
     case = dual_case(seed)
+    check(case, run_case(case))
+
+
+def dual_grouped_case(seed: int) -> Case:
+    """Return a random case in each grouped format in turn, every other one deep; multipliers for two rows."""
+    wanted = tuple(GROUPS)[seed % len(GROUPS)]
+    cases = (random_case(n) for n in itertools.count(seed * 50))
+    case = next(one for one in cases if one.config.routed.format is wanted and one.config.routed.rows >= 2)
+    case = replace(case, config=replace(case.config, multiplier=Multiplier.DUAL))
+    return deep(case) if seed % 2 else case
+
+
+@pytest.mark.parametrize(
+    "seed", [1, 2, *(pytest.param(n, marks=pytest.mark.long) for n in (0, *range(3, 90)))]
+)
+def test_random_dual_multipliers_of_stored_weights(seed):
+    """The same results in the same cycles, also in deep pipelines."""
+    case = dual_grouped_case(seed)
     check(case, run_case(case))
 
 
@@ -937,9 +958,9 @@ def test_documented_cost_of_deep_pipelines():
         pairs = [last_beats(number_format, group, tokens) for number_format, group in formats.items()]
         return [f"{deep / short:.2f}" for short, deep in pairs]
 
-    assert ratios(8) == ["1.50", "1.23", "1.23", "1.21"]
+    assert ratios(8) == ["1.50", "1.23", "1.24", "1.22"]
     assert ratios(1)[2] == "2.35"
-    assert ratios(16) == ["1.00"] * 4
+    assert ratios(16) == ["1.00", "1.00", "1.00", "1.01"]
 
 
 @pytest.mark.slow
@@ -1388,6 +1409,7 @@ DEEP_PLANTED = {
     ),
     "entry of the token behind": (rtl.expert.drain, 'entry.eq(read["entry"])', 'entry.eq(read["entry"] + 1)'),
     "model: burst": (sim.expert, "DEEP_BURST = 8", "DEEP_BURST = 9"),
+    "model: release": (sim.expert, "release_stages=1 if deep else 0", "release_stages=0"),
     "model: d2": (sim.expert, "drain_stages=2 if deep else 1", "drain_stages=1"),
     "model: rounding": (
         sim.expert,
@@ -1438,14 +1460,33 @@ DUAL_PLANTED = {
         "products[1].append(multiplier.p_1)",
         "products[1].append(multiplier.p_0)",
     ),
-    "weights of the first row": (rtl.expert.array, 'getattr(burst, f"w_{place}")', "burst.w_0"),
+    "weights of the first row": (
+        rtl.expert.array,
+        'm.d.comb += getattr(burst, f"w_{place}")',
+        "m.d.comb += burst.w_0",
+    ),
+    "sum of the first row": (
+        rtl.expert.array,
+        'getattr(burst, f"w_{place}"), getattr(burst, f"o_{place}")',
+        'getattr(burst, f"w_{place}"), burst.o_0',
+    ),
+    "significands a cycle early": (
+        rtl.arith,
+        "Cat(delay(m, value.fraction, 1, name), Const(1, 1))",
+        "Cat(value.fraction, Const(1, 1))",
+    ),
+    "a zero's significand": (rtl.arith, "Mux(value.exponent == 0, 0, Cat(value", "Mux(0, 0, Cat(value"),
+    "sums swapped": (rtl.grouped, "sums[row].eq(burst.o)", "sums[1 - row].eq(burst.o)"),
 }
 
 
 def check_dual_case() -> None:
-    case = small([(0, 3), (1, 2)], d_model=5, d_hidden=5, **INT8)
-    case = replace(case, config=replace(case.config, multiplier=Multiplier.DUAL))
-    check(case, run_case(case))
+    int8, fp8, int4 = (
+        replace(case, config=replace(case.config, multiplier=Multiplier.DUAL))
+        for case in (small([(0, 3), (1, 2)], d_model=5, d_hidden=5, **kind) for kind in (INT8, FP8, INT4))
+    )
+    for case in (int8, fp8, deep(int4)):
+        check(case, run_case(case))
 
 
 def test_unbroken_dual_multipliers_pass(monkeypatch):

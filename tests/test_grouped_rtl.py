@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from amaranth import Cat, Module
@@ -10,13 +14,26 @@ from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
 import rtl.grouped
-from golden.formats import accumulate, f32_flush
+from golden.formats import accumulate, burst_sum, f32_flush
 from golden.grouped import element_table, scale_values, scaled
-from rtl.arith import F32, Accumulate, delay
-from rtl.grouped import DecodeElements, ScaleSum, SumInPairs, f32_of_sum, factor_of, sum_of_f32
+from rtl.arith import F32, Accumulate, Burst, delay
+from rtl.export import export
+from rtl.grouped import (
+    ELEMENT_BITS,
+    DecodeElements,
+    DualBurst,
+    DualSignificandMultiplier,
+    ScaleSum,
+    SumInPairs,
+    f32_of_sum,
+    factor_of,
+    sum_of_f32,
+)
 from spec.design import GROUPS, Format, Pipeline
-from tests.bfm import run_pipeline
+from tests.bfm import pack, run_pipeline
 from tests.block_bench import plant_bug
+from tests.gates import Gates
+from tests.test_arith import agree, bf16_patterns, burst_value
 
 FORMATS = tuple(GROUPS)
 
@@ -44,6 +61,112 @@ def test_every_element_decodes(number_format):
     """A zero may have a sign in hardware, where every zero is zero."""
     want = element_table(number_format).tolist()
     assert [code if code != 0x8000 else 0 for code in decoded(number_format)] == want
+
+
+@pytest.mark.parametrize("number_format", FORMATS)
+def test_the_bits_that_a_dual_multiplier_leaves_out_are_zero(number_format):
+    """In every element's significand; none of those that it takes is zero in all."""
+    fractions = element_table(number_format) & 0x7F
+    kept = 8 - ELEMENT_BITS
+    assert not (fractions & ((1 << kept) - 1)).any()
+    bits = {Format.FP8: 4, Format.INT4: 3, Format.MXFP4: 2}[number_format]
+    assert np.bitwise_or.reduce(fractions) == 0x80 - (1 << (8 - bits))
+
+
+def test_dual_significand_multiplier():
+    """Every pair of corners with every corner, and what is drawn."""
+    corners = list(itertools.product((0, 1, 0x80, 0xFF), (0, 1, 8, 15), (0, 1, 8, 15)))
+    drawn = np.random.default_rng(6).integers(0, (256, 16, 16), (1000, 3))
+    x, w_0, w_1 = np.concatenate([corners, drawn]).T
+    inputs = {"x": x, "w_0": w_0, "w_1": w_1}
+    latency = DualSignificandMultiplier.LATENCY
+    got = run_pipeline(DualSignificandMultiplier(), inputs, ["p_0", "p_1"], latency)
+    agree(got["p_0"], x * w_0, "lower product", x, w_0, w_1)
+    agree(got["p_1"], x * w_1, "upper product", x, w_0, w_1)
+
+
+DUAL_SOURCE = (Path(rtl.grouped.__file__).parent / "eb_dual_significand_multiplier.v").read_text()
+
+
+def wrong_products(source: str, folder: Path) -> int:
+    """Return how many of all 2**17 products the gates of a Verilog file have wrong."""
+    operands = np.arange(1 << 16)
+    x = operands.astype(np.uint8)
+    weights = [(operands >> place).astype(np.uint8) & 15 for place in (8, 12)]
+    got = Gates(source, folder).outputs(x=x, w_0=weights[0], w_1=weights[1])
+    return sum(np.count_nonzero(got[f"p_{row}"] != x.astype(int) * weights[row]) for row in range(2))
+
+
+@pytest.mark.slow
+def test_every_product_of_the_dual_significand_multiplier(tmp_path):
+    """All 2**16 operands, through the gates that Yosys makes of the Verilog file itself."""
+    assert wrong_products(DUAL_SOURCE, tmp_path) == 0
+
+
+@pytest.mark.long
+def test_a_product_too_near_and_a_sum_too_narrow_are_seen(tmp_path):
+    narrow = DUAL_SOURCE.replace("reg  [23:0] product_q", "reg  [22:0] product_q")
+    # The top bit of the upper product: at least 2**11.
+    products = np.multiply.outer(np.arange(256), np.arange(16))
+    assert wrong_products(narrow, tmp_path) == 16 * np.count_nonzero(products >= 1 << 11)
+    near = DUAL_SOURCE.replace("{w_1, 8'd0, w_0}", "{1'b0, w_1, 7'd0, w_0}")
+    for old, new in (("[11:0];", "[10:0];"), ("[23:12]", "[22:11]")):
+        near = near.replace(f"product_q{old}", f"product_q{new}")
+    # A lower product of 2**11 is lost, and carries 1 into the upper one.
+    assert wrong_products(near, tmp_path) == 2 * 16 * np.count_nonzero(products >= 1 << 11)
+
+
+def check_dual_burst(cols: int, number_format: Format, pipeline: Pipeline, count: int = 200) -> None:
+    """Compare the sums of two rows with golden: any inputs, all kinds of elements."""
+    seed = cols
+    rng = np.random.default_rng(seed)
+    x = bf16_patterns(rng, (count, cols))
+    table = element_table(number_format)
+    w = table[rng.integers(0, len(table), (2, count, cols))]
+    # The largest sums, zeros on either side and beside each other.
+    x[0], w[:, 0] = 0x7F7F, table.max(where=table < 0x7F80, initial=0)
+    x[1] = 0
+    w[0, 2], w[1, 3] = 0, 0
+    words = {"x": x, "w_0": w[0], "w_1": w[1]}
+    inputs = {name: [pack(row) for row in values] for name, values in words.items()}
+    dut = DualBurst(cols, pipeline)
+    got = run_pipeline(dut, inputs, ["o_0", "o_1"], Burst.latency_of(cols, pipeline))
+    for row in range(2):
+        want = burst_sum(x, w[row])
+        for n in range(count):
+            value = burst_value(got[f"o_{row}"], n, cols)
+            same = value == want[n] or (np.isnan(value) and np.isnan(want[n]))
+            assert same, f"seed {seed}, row {row}, burst {n}: rtl {value!r}, golden {want[n]!r}"
+
+
+@pytest.mark.parametrize("pipeline", Pipeline)
+@pytest.mark.parametrize(("cols", "number_format"), [(1, Format.FP8), (4, Format.INT4), (5, Format.MXFP4)])
+def test_dual_burst(cols, number_format, pipeline):
+    check_dual_burst(cols, number_format, pipeline)
+
+
+def test_the_exported_verilog_instantiates_the_file(tmp_path):
+    files = export(DualBurst(3), "rows", tmp_path)
+    assert [file.name for file in files][:2] == ["eb_rows.v", "eb_dual_significand_multiplier.v"]
+    text = files[0].read_text()
+    # In one module around it, of which there is one for each of 3 columns.
+    assert len(re.findall(r"^ *eb_dual_significand_multiplier ", text, re.MULTILINE)) == 1
+    assert len(re.findall(r"^ *eb_rows_multiplier multiplier_\d ", text, re.MULTILINE)) == 3
+
+
+DUAL_BUGS = {
+    "products swapped": ('product = getattr(multiplier, f"p_{row}")', "product = multiplier.p_0"),
+    "bits of the element's significand": ("weight[-ELEMENT_BITS:]", "weight[:ELEMENT_BITS]"),
+    "place of the product": ("product << (8 - ELEMENT_BITS)", "product"),
+    "products too near": ("SHIFT = 8 + ELEMENT_BITS", "SHIFT = 7 + ELEMENT_BITS"),
+}
+
+
+@pytest.mark.parametrize("bug", DUAL_BUGS)
+def test_planted_bug_in_dual_bursts_is_found(monkeypatch, bug):
+    plant_bug(monkeypatch, rtl.grouped, *DUAL_BUGS[bug])
+    with pytest.raises(AssertionError, match="rtl "):
+        check_dual_burst(2, Format.FP8, Pipeline.SHORT, 60)
 
 
 class ScaledAddition(wiring.Component):

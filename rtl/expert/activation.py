@@ -108,7 +108,7 @@ class ActivationLane(Pipelined):
         Deep: clamp 1 more, where it does; significands 1, product 2, round 4 to 5.
         """
         if self._direct:
-            return 1
+            return 1 + self.deep
         return self._rounded + self._curve + self._multiplied
 
     @property
@@ -149,7 +149,8 @@ class ActivationLane(Pipelined):
         if self._direct:
             values = [_relu(gate) if kind.activation is Activation.RELU else gate for kind in self.kinds]
             m.d.sync += s1_gate.eq(values[0] if len(values) == 1 else Mux(self.shared, *reversed(values)))
-            m.d.comb += self.o.eq(s1_gate)
+            # A deep one leaves the address of its result as many cycles as it needs.
+            m.d.comb += self.o.eq(delay(m, s1_gate, int(self.deep), "s2_gate"))
             return m
 
         # s1: rounded and clamped.

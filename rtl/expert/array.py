@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from rtl.arith import Accumulate, Burst, delay
 from rtl.expert.layouts import EngineConfig, bits_for
 from rtl.expert.sequencer import slot_layout
-from rtl.grouped import DecodeElements, ScaleSum, SumInPairs, f32_of_bf16, factor_of
+from rtl.grouped import DecodeElements, DualBurst, ScaleSum, SumInPairs, f32_of_bf16, factor_of
 from rtl.int8 import DualIntegerBurst, IntegerAccumulate, IntegerBurst, scale_of
 from rtl.ram import Ram, ReadSignature
 from spec.design import Multiplier
@@ -23,14 +23,16 @@ class MacArray(wiring.Component):
     tokens, each twice (parity), so that one unit is drained while the next is computed.
 
     In int8 the sums are integers until a token meets the scale tile: that slot adds the bias, scales
-    the sum and leaves it in the accumulator as the fp32 pattern of a bf16 number. With dual multipliers a
-    multiplier makes the products of two rows with an input, at the same cycles.
+    the sum and leaves it in the accumulator as the fp32 pattern of a bf16 number.
 
     In a grouped format a group has sums of its own, for each token one; that of its last tile is scaled and
     added to the accumulators, which takes 5 cycles more. Where a tile holds several groups (beside banks),
     their scaled sums are added in pairs before, 3 cycles for each doubling. A scale tile waits beside the
     rows until the slots that fired before it have been scaled; then it becomes the rows' scales, the next
     one lowest.
+
+    With dual multipliers, in int8 or a grouped format, a multiplier makes the products of two rows with an
+    input, at the same cycles.
 
     Members
     -------
@@ -253,16 +255,16 @@ class MacArray(wiring.Component):
         cols, number_format = self.config.routed.cols, self.config.routed.format
         pipeline = self.config.pipeline
         decode = m.submodules[f"decode_{row}"] = DecodeElements(number_format, cols)
-        burst = m.submodules[f"burst_{row}"] = Burst(cols, pipeline)
+        x, w, products = self._burst_grouped(m, row)
         accumulate = m.submodules[f"accumulate_{row}"] = Accumulate(cols, pipeline)
         scaling = m.submodules[f"scale_{row}"] = ScaleSum(number_format, pipeline)
         add = m.submodules[f"add_{row}"] = Accumulate(1, pipeline)
         m.d.comb += [
             decode.i.eq(weights),
-            burst.x.eq(self.x),
-            burst.w.eq(decode.o),
+            x.eq(self.x),
+            w.eq(decode.o),
             accumulate.acc.eq(old_sum),
-            accumulate.addend.eq(burst.o),
+            accumulate.addend.eq(products),
             new_sum.eq(accumulate.o),
             scaling.i.eq(accumulate.o),
             scaling.factor.eq(factor_of(m, number_format, scale, f"factor_{row}")),
@@ -298,6 +300,18 @@ class MacArray(wiring.Component):
         add = m.submodules[f"add_{row}"] = Accumulate(1, pipeline)
         m.d.comb += [pairs.i.eq(Cat(*addends)), add.acc.eq(old_total), add.addend.eq(pairs.o)]
         return add.o
+
+    def _burst_grouped(self, m, row):
+        """Return inputs, weights and sum of a row's burst, which may be that of two rows."""
+        cols, pipeline = self.config.routed.cols, self.config.pipeline
+        if self.config.multiplier is Multiplier.SINGLE:
+            burst = m.submodules[f"burst_{row}"] = Burst(cols, pipeline)
+            return burst.x, burst.w, burst.o
+        pair, place = divmod(row, 2)
+        if place == 0:
+            m.submodules[f"burst_{pair}"] = DualBurst(cols, pipeline)
+        burst = m.submodules[f"burst_{pair}"]
+        return burst.x, getattr(burst, f"w_{place}"), getattr(burst, f"o_{place}")
 
     def _row_bf16(self, m, row, weights, old):
         """Return a row's sum, ``latency`` cycles after its slot fired."""

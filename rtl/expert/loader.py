@@ -90,7 +90,8 @@ class TileLoader(wiring.Component):
     """Sort read beats into two tile buffers and throw a job's padding away.
 
     A beat taken in cycle c is in its buffer in c + 2 (one cycle for the input register). A buffer
-    that is released in a cycle takes its next beat in that cycle.
+    that is released in a cycle takes its next beat in that cycle, in a deep pipeline in the next one: what
+    fires then does not reach the memory's port in its cycle.
 
     Members
     -------
@@ -148,10 +149,13 @@ class TileLoader(wiring.Component):
         last_of_tile = Signal()
         last_of_job = Signal()
         wiring.connect(m, wiring.flipped(self.i_r), register.i)
+        room = padding | ~full.bit_select(write, 1)
+        if not config.deep:
+            room = room | (self.release & (read == write))
         m.d.comb += [
             jobs.complete.eq(self.complete),
             padding.eq(tiles_done == Mux(shared, tiles[-1], tiles[0])),
-            register.o.ready.eq(padding | ~full.bit_select(write, 1) | (self.release & (read == write))),
+            register.o.ready.eq(room),
             take.eq(register.o.valid & register.o.ready),
             store.eq(take & ~padding),
             last_of_tile.eq(store & (tile_beat == tile_beats - 1)),

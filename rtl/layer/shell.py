@@ -91,6 +91,9 @@ class RouterLoader(wiring.Component):
 class Intake(wiring.Component):
     """Let tokens in while there are free slots in the token store; give them to gate and store.
 
+    ``deep``: a slot is taken a cycle after the token's first beat, which is known late; before the next one
+    where tokens have two beats and more, and so at once where they have one.
+
     Members
     -------
     i, o_gate, o_store : streams of token_layout(stream_lanes)
@@ -100,8 +103,9 @@ class Intake(wiring.Component):
         The first, last beat of a token is taken in this cycle.
     """
 
-    def __init__(self, beats: int, stream_lanes: int, num_slots: int) -> None:
+    def __init__(self, beats: int, stream_lanes: int, num_slots: int, *, deep: bool = False) -> None:
         self.beats = beats
+        self.late = int(deep and beats > 1)
         self.num_slots = num_slots
         layout = token_layout(stream_lanes)
         super().__init__(
@@ -135,7 +139,7 @@ class Intake(wiring.Component):
             self.first.eq(take & (beat == 0)),
             self.last.eq(take & last),
         ]
-        m.d.sync += free.eq(free + self.freed - self.first)
+        m.d.sync += free.eq(free + self.freed - delay(m, self.first, self.late, "first", control=True))
         with m.If(take):
             m.d.sync += beat.eq(Mux(last, 0, beat + 1))
         return m
@@ -220,17 +224,17 @@ class LayerShell(wiring.Component):
     ) -> None:
         image = ImageGeometry.of(model, design)
         self.image = image
+        self.deep = len(design.deep) > 0
         num_slots = 2 * design.window_tokens
         beat_bits = design.memory.width_bits
         self.axi_read = ("o_ar", "i_r", design.memory.burst_beats)
         self.num_units = num_units
         self.flips = flips
         self.int8 = design.format is Format.INT8
-        self.deep = len(design.deep) > 0
         self.gate = Gate(image.gate) if gate is None else gate
         self.dispatch = dispatcher(model, design, num_units)
         self.combine = combiner(model, design, num_units)
-        self.intake = Intake(image.gate.input_beats, design.stream_lanes, num_slots)
+        self.intake = Intake(image.gate.input_beats, design.stream_lanes, num_slots, deep=self.deep)
         loads = image.load_beats > 0
         self.loader = RouterLoader(image, beat_bits, design.memory.burst_beats) if loads else None
         output = data.StructLayout(

@@ -20,6 +20,7 @@ from sim.pim import ROUTED, ChannelShape, channel_cycles
 from sim.system.costs import FloatArray, IntArray
 from spec.banks import BankGeometry, CommandTiming
 from spec.design import DesignSpec, Engine, RouterPlace
+from spec.errors import require
 from spec.geometry import ImageGeometry
 from spec.model import ModelSpec
 
@@ -58,8 +59,14 @@ class JobTimes:
         self.design = one_unit(design)
         if self.design.pim is not None:
             self.banks = BankGeometry.unplaced(model, self.design)
-            placed = [[0] if expert < experts else [] for expert in range(self.banks.num_experts)]
-            self.banks.check_fit(placed + [[]] * (self.banks.image.shared is not None))
+            visits = experts * self.banks.reserved(self.banks.image.routed)
+            # (Copies among them: there may be more than the model has experts.)
+            require(
+                visits <= self.banks.max_visits,
+                f"has {self.design.pim.dram.rows} rows per bank, but the {experts} experts of channel 0 need"
+                f" {visits // self.banks.sides}",
+                key="pim.dram",
+            )
         self.image = ImageGeometry.of(model, self.design)
         self._jobs: dict[int, Job] = {}
 

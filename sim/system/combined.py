@@ -8,6 +8,9 @@ device's layer is that of :mod:`sim.system.schedule`, and never shorter than wha
 
 Placement and formats know the first half of the steps, and all are judged by the second. Ways that work in
 chunks read, and move, an expert's weights for each. On one device nothing is exchanged.
+
+Beside a near engine that is an accelerator of this project its block model says how long experts take, in the
+hardware's formats (:mod:`sim.system.stored`).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from sim.system.policies import POLICIES as SPLITS
 from sim.system.policies import split
 from sim.system.schedule import bounds, schedule
 from sim.system.step import BITS, check_capacity, load_counts
+from sim.system.stored import StoredJobs
 from spec.errors import InputError, require, require_range
 from spec.system import Sharding, SystemSpec, WeightPlace, nominal
 
@@ -36,6 +40,7 @@ BOUND = (
     "rows of tokens alone in the narrowest format, cut anywhere between hosts and near engines and even over"
     " the devices, nothing moved"
 )
+BOUND_BESIDE_BLOCK = f"{BOUND}; on the accelerator each token in its best job of any format"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,7 @@ class Machine:
     places : for experts and copies, on all devices.
     groups : of the gate.
     entries : experts of a layer that each device's host holds.
+    jobs : of a near engine that is an accelerator.
     """
 
     system: SystemSpec
@@ -87,6 +93,7 @@ class Machine:
     capacity_factor: float = 1.25
     block: int = 128
     wide_share: float = 0.25
+    jobs: StoredJobs | None = None
 
 
 @dataclass(frozen=True)
@@ -115,29 +122,39 @@ class Placed(Exchange):
         """Numbers of the system."""
         return nominal(self.machine.system)
 
+    @property
+    def units(self) -> int:
+        """Units of a near engine that have whole experts; 1 where each expert is cut over all."""
+        return int(self.values["units"]) if self.machine.system.sharding is Sharding.EXPERT else 1
+
     def costs(self, rows: IntArray, bits: FloatArray, hit: BoolArray, units: int) -> Costs:
         """Return the costs of (layers, experts) rows of experts of so many bits a weight."""
         values, expert, system = self.values, self.steps.expert, self.machine.system
         weights = expert.weight_bytes / BYTES * bits / BITS
         traffic = expert.traffic(rows) - expert.weight_bytes + weights
         link, latency = values["link.bytes_per_s"] * values["link.efficiency"], values["link.latency_s"]
-        host, near = Roofline.of(values, "host"), Roofline.of(values, "near")
-        near = replace(near, bytes_per_s=near.bytes_per_s / units, flops=near.flops / units)
-        host_s, near_s = (
-            np.where(rows > 0, engine.seconds(traffic, expert.flops(rows)) + engine.expert_s, 0.0)
-            for engine in (host, near)
-        )
+
+        def roofline_s(engine: Roofline) -> FloatArray:
+            return np.where(rows > 0, engine.seconds(traffic, expert.flops(rows)) + engine.expert_s, 0.0)
+
+        if self.machine.jobs is None:
+            near = Roofline.of(values, "near")
+            near = replace(near, bytes_per_s=near.bytes_per_s / units, flops=near.flops / units)
+            near_s, near_bytes_per_s = roofline_s(near), values["near.bytes_per_s"]
+        else:
+            near_s = self.machine.jobs.experts(rows, bits)
+            near_bytes_per_s = units * self.machine.jobs.bytes_per_s
         moved = (rows > 0) & ~hit & (system.weights is WeightPlace.NEAR)
         return Costs(
             rows,
-            host_s,
+            roofline_s(Roofline.of(values, "host")),
             near_s,
             np.where(moved, weights / link + latency, 0.0),
             BYTES * expert.d_model * rows.astype(np.float64) / link,
             np.arange(rows.shape[1]) % units,
             units,
             latency_s=latency,
-            link_share=values["link.bytes_per_s"] / (values["link.bytes_per_s"] + values["near.bytes_per_s"]),
+            link_share=values["link.bytes_per_s"] / (values["link.bytes_per_s"] + near_bytes_per_s),
             alpha=values.get("alpha", 1.0),
             spaces=int(values.get("spaces", 0)),
         )
@@ -154,8 +171,7 @@ class Placed(Exchange):
         # A device's layer is a layer of its own.
         shape = (len(counts) * devices, -1)
         rows, bits, hit = self.rows(counts).reshape(shape), self.bits.reshape(shape), self.hit.reshape(shape)
-        sharded = self.machine.system.sharding is Sharding.EXPERT
-        costs = self.costs(rows, bits, hit, int(self.values["units"]) if sharded else 1)
+        costs = self.costs(rows, bits, hit, self.units)
         result = schedule(costs, split(self.plan.split, costs))
         link = result.busy_s["link"].sum(axis=1) + self._fetched_s
         of_device: FloatArray = np.maximum(result.layer_s, link).reshape(len(counts), devices)
@@ -273,7 +289,10 @@ def least_seconds(placed: Placed, kept: IntArray, num_ffn: int) -> float:
     of_experts = np.zeros((len(kept), num_ffn), np.int64)
     np.add.at(of_experts, (np.arange(len(kept))[:, None], placed.whose), kept)
     bits = np.full(of_experts.shape, widths.narrowest())
-    costs = placed.costs(of_experts, bits, np.ones(of_experts.shape, bool), 1)
+    jobs, units = placed.machine.jobs, 1 if placed.machine.jobs is None else placed.units
+    costs = placed.costs(of_experts, bits, np.ones(of_experts.shape, bool), units)
+    if jobs is not None:
+        costs = replace(costs, near_s=jobs.least(of_experts))
     return bounds(costs)["balance"] / placed.cluster.devices
 
 
@@ -331,4 +350,5 @@ def compare(machine: Machine, title: str, steps: Steps, num_ffn: int, plan: Plan
     check_capacity(machine.system, len(steps.ids) * share * steps.expert.weight_bytes)
     plans: Mapping[str, Plan] = alone_and_together(plan)
     results = {name: run(machine, steps, num_ffn, one) for name, one in plans.items()}
-    return Comparison("combined", title, BASELINE, results, BOUND)
+    bound = BOUND if machine.jobs is None else BOUND_BESIDE_BLOCK
+    return Comparison("combined", title, BASELINE, results, bound)

@@ -15,6 +15,7 @@ from sim.system.costs import Roofline
 from sim.system.exchange import Cluster, Exchange, Link
 from sim.system.plugins import blamed, plugged
 from sim.system.step import check_capacity
+from sim.system.stored import StoredJobs
 from spec.errors import InputError, require
 from spec.load import load_engine, load_link, load_model, load_system
 from spec.model import ModelSpec
@@ -184,18 +185,22 @@ def together(
             names[family] = plugged(family, policy)
     plan = combined.Plan(**names)
     spec = _system(system)
-    require(
-        spec.near.block is None, f"must have a roofline near memory, not a block as {spec.name}", key="system"
-    )
+    cluster, places = _cluster(devices, nodes, link, between), of.experts if places is None else places
+    jobs = None
+    if spec.near.block is not None:
+        assert spec.units is not None
+        units = devices * int(spec.units.value)
+        jobs = StoredJobs(of.model, spec.near.block, -(-places // units))
     machine = combined.Machine(
         system=spec,
-        cluster=_cluster(devices, nodes, link, between),
-        places=of.experts if places is None else places,
+        cluster=cluster,
+        places=places,
         groups=of.model.gating.num_groups,
         entries=entries,
         capacity_factor=capacity_factor,
         block=block,
         wide_share=wide_share,
+        jobs=jobs,
     )
     with blamed(*names.values()):
         return combined.compare(

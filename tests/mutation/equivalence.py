@@ -19,14 +19,14 @@ from pathlib import Path
 
 from tests.formal.model import YOSYS, run
 from tests.mutation.circuit import Circuit, Frame, Graph, with_wires
-from tests.mutation.mutants import PORT, Mutants
+from tests.mutation.mutants import PORT, SECONDS, Mutants
 
 RULES = Path(__file__).parent / "invariants"
 RESET = "aresetn"
 HISTORY = 1
 """Cycles of the original before the one in which both are compared."""
-SECONDS = 120
-"""That all survivors of a block have for their proofs."""
+MUTANT_SECONDS = 30
+"""For the proof of one mutant."""
 BITS = """
 read_verilog wired.v
 hierarchy -auto-top
@@ -209,10 +209,8 @@ PAYLOAD = re.compile(r"(.*_(?:t|ar|aw|w|r|b))[a-z]+")
 """Members of a channel, beside its ``valid``."""
 
 
-def equivalent(
-    mutants: Mutants, numbers: Sequence[int], *, seconds: float = SECONDS, rules: Rules | None = None
-) -> set[int]:
-    """Return which of these mutants are proved equivalent to the original.
+def equivalent(machine: Machine, numbers: Sequence[int], *, seconds: float = SECONDS) -> set[int]:
+    """Return which of these mutants are proved equivalent to the original, as far as so many seconds go.
 
     Raises
     ------
@@ -221,13 +219,12 @@ def equivalent(
     """
     if not numbers:
         return set()
-    start = time.monotonic()
-    machine = Machine.of(mutants, Rules.read(mutants.name) if rules is None else rules)
+    until = time.monotonic() + seconds
     machine.prove_invariants(seconds=seconds)
     proved = set()
     for number in numbers:
         try:
-            if _equivalent(machine, number, start + seconds):
+            if _equivalent(machine, number, min(until, time.monotonic() + MUTANT_SECONDS)):
                 proved.add(number)
         except TimeoutError:
             continue

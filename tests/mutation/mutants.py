@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,9 @@ from pathlib import Path
 from sim.rtlsim import DEFAULT_ROOT, file_list, ports_of
 from sim.toolchain import built_once, digest
 from tests.formal.model import YOSYS, run
-from tests.formal.prove import PROGRAMS
 
 PORT, PORT_BITS = "mutant", 12
 CLOCKS = re.compile(r"-port \\?(CLK|RD_CLK|WR_CLK|C)\b")
-WARM_UP = 6
-"""Cycles after which what flows through pipelines has passed them."""
 SYNTHESIS = """
 read_verilog {files}
 hierarchy -top {top}
@@ -46,13 +42,6 @@ read_rtlil netlist.il
 script mutants.ys
 opt_clean
 write_verilog -noattr mutated.v
-memory_map
-opt_clean
-techmap
-async2sync
-opt_clean
-dffunmap
-write_smt2 -wires mutated.smt2
 """
 
 
@@ -135,51 +124,3 @@ def _make(folder: Path, directory: Path, name: str, files: list[str], count: int
 
 SECONDS = 120
 """That all survivors of a block have for their proofs."""
-
-
-def equivalent(mutants: Mutants, numbers: list[int], *, seconds: int = SECONDS) -> set[int]:
-    """Return which of these mutants are proved equal to the original.
-
-    Equal means: from any same state that ``WARM_UP`` cycles of the original lead to, and any same inputs,
-    the same outputs and the same next state. Mutants that differ
-    only in states that are never reached, or in state that nobody reads, are not among them.
-    """
-    text = (mutants.directory / "mutated.smt2").read_text()
-    (top,) = re.findall(r"^; yosys-smt2-topmod (\S+)$", text, re.MULTILINE)
-    names = {
-        kind: re.findall(rf"^; yosys-smt2-{kind} (\S+)", text, re.MULTILINE)
-        for kind in ("input", "output", "memory")
-    }
-    assert not names["memory"]
-    # Every register is in the transition, whether it has a name or not.
-    registers = list(dict.fromkeys(re.findall(r"\(\|([^|]*)\| next_state\)", text)))
-    lines, late = ["(set-logic QF_UFBV)", text], []
-    zero = f"(_ bv0 {PORT_BITS})"
-    before = [f"w{n}" for n in range(WARM_UP)]
-    for state, following in zip(before, [*before[1:], "a"], strict=True):
-        lines.append(f"(declare-fun {state} () |{top}_s|)")
-        lines.append(f"(assert (= (|{top}_n {PORT}| {state}) {zero}))")
-        late.append(f"(assert (|{top}_t| {state} {following}))")
-    lines += [f"(declare-fun {state} () |{top}_s|)" for state in ("a", "b", "a2", "b2")]
-    lines += [f"(assert (|{top}_h| {state}))" for state in ("a", "b")]
-    lines += late
-    same = [*(f"{top}_n {name}" for name in names["input"] if name != PORT), *registers]
-    lines += [f"(assert (= (|{name}| a) (|{name}| b)))" for name in same]
-    lines += [f"(assert (|{top}_t| {state} {state}2))" for state in ("a", "b")]
-    lines.append(f"(assert (= (|{top}_n {PORT}| a) {zero}))")
-    differ = [f"(distinct (|{top}_n {name}| a) (|{top}_n {name}| b))" for name in names["output"]]
-    differ += [f"(distinct (|{name}| a2) (|{name}| b2))" for name in registers]
-    lines.append(f"(assert (or {' '.join(differ)}))")
-    for number in numbers:
-        value = f"(_ bv{number} {PORT_BITS})"
-        lines.append(f"(push 1)(assert (= (|{top}_n {PORT}| b) {value}))(check-sat)(pop 1)")
-    done = subprocess.run(
-        ["timeout", str(seconds), PROGRAMS / "yices-smt2", "--incremental"],
-        input="\n".join(lines),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    answers = [line for line in done.stdout.split() if line in ("sat", "unsat")]
-    # Where the time is over the rest is not proved.
-    return {number for number, answer in zip(numbers, answers, strict=False) if answer == "unsat"}

@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tests.mutation.mutants import WARM_UP
-
 PAGE = """# mutation
 
 Would the benches see it if the hardware were wrong? Yosys changes the netlist of a block in many places,
@@ -24,17 +22,17 @@ are those of one process beside other work, builds included.
 |---|---|---|---|---|---|---|---|---|---|
 {rows}
 
-The *score* is the share detected of those that are not proved equivalent. *Equivalent* is proved, over gates
-that original and mutant share where the change is not seen (`tests/mutation/perturbed.py`): from any state
-that some cycles of the original lead to, with any inputs, the change of one cycle leaves no trace in the
-state a few cycles later, and no output that counts shows it; then the mutant is the original for ever. What a
-reset leaves as it was may hold anything, the same in both; payloads count while they are valid. What the
-state always fulfils is stated in `tests/mutation/invariants/` and proved by induction first. Of the
-dispatcher and the combiners the whole is asked too: {warm_up} cycles of the original, then the same outputs
-and next state (Yices). That is a narrow meaning: what hangs on a relation that no rule states is not among
-them, nor what {seconds} seconds for a block, five for a question, are too few for. The scenarios are the
-bench's and those that only mutants need (`tests/mutation/*_scenarios.py`: sums that take each other back,
-ties, limits, far rows, restarts), of the seed, and for what survives them those of the next one too.
+The *score* is the share detected of those that are not proved equivalent. *Equivalent* is proved, never
+explained: from any power-up, the same of both, after a cycle of reset, for ever and for all inputs that the
+block is owed, outputs are the same (payloads while they are valid). Either the change of one cycle leaves no
+trace a few cycles later and no output shows it (`tests/mutation/perturbed.py`), or, asked of the dispatcher
+and the combiners, the bits of registers that stay the same on both sides follow from themselves, and the
+outputs from them (`tests/mutation/equivalence.py`). What the original's state always fulfils, and what the
+block is owed, is stated in `tests/mutation/invariants/`; invariants are proved by induction before they are
+used, and a false one ends the run (Yices). What hangs on a relation that no rule states is not among them,
+nor what {seconds} seconds for a block are too few for. The scenarios are the bench's and those that only
+mutants need (`tests/mutation/*_scenarios.py`: sums that take each other back, ties, limits, far rows,
+restarts), of the seed, and for what survives them those of the next one too.
 
 ## The netlist itself
 
@@ -189,7 +187,6 @@ def page(
         if (found := SURVIVOR.match(line)) and found[2] not in rows
     ]
     return PAGE.format(
-        warm_up=WARM_UP,
         goal=goal,
         seconds=seconds,
         rows="\n".join(_merged(head, rows).values()),

@@ -32,8 +32,8 @@ from tests.bench import test_layer_bench as layer
 from tests.bench import test_pim_bench as pim
 from tests.bench.scenarios import Scenario
 from tests.mutation import expert_scenarios, gate_scenarios, pim_scenarios
-from tests.mutation.equivalence import Machine, Rules
-from tests.mutation.mutants import PORT, SECONDS, equivalent, mutants_of, netlist_of
+from tests.mutation.equivalence import Machine, Rules, equivalent
+from tests.mutation.mutants import PORT, SECONDS, mutants_of, netlist_of
 from tests.mutation.page import page
 from tests.mutation.perturbed import unnoticed
 
@@ -192,9 +192,12 @@ def measure(block: Block, count: int, seed: int) -> Outcome:
         for number, text in survivors.items()
         if not differs(build, block.name, others, number, 2)
     }
-    proved = unnoticed(Machine.of(mutants, Rules.read(block.name)), sorted(survivors)) if survivors else set()
-    rest = sorted(set(survivors) - proved) if block.name in WHOLE else []
-    proved |= equivalent(mutants, rest)
+    proved: set[int] = set()
+    if survivors:
+        machine = Machine.of(mutants, Rules.read(block.name))
+        proved = unnoticed(machine, sorted(survivors))
+        if block.name in WHOLE:
+            proved |= equivalent(machine, sorted(set(survivors) - proved))
     seconds = time.perf_counter() - start
     return Outcome(
         block.name, len(mutants.texts), seed, survivors, frozenset(proved), len(scenarios), seconds

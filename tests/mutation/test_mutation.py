@@ -11,7 +11,8 @@ from rtl.export import export
 from rtl.fifo import StreamFifo
 from sim.rtlsim import RunSpec, Sink, Source
 from tests.bench.scenarios import Expected, Scenario
-from tests.mutation.mutants import CLOCKS, Mutants, equivalent, mutants_of
+from tests.mutation.equivalence import Machine, NotInvariant, Rule, Rules, equivalent
+from tests.mutation.mutants import CLOCKS, mutants_of
 from tests.mutation.page import explanation, page
 from tests.mutation.run import Block, NetlistRun, Outcome, run_netlist
 
@@ -70,12 +71,16 @@ def queue_run(beats: list[int], out: list[int]) -> Scenario:
 
 @pytest.mark.slow
 def test_equivalent_mutants_are_told_from_others(tmp_path):
-    """A number that no mutant has is the original; few of a queue's mutants are."""
+    """A number that no mutant has is the original; few of a queue's mutants are. False invariants end it."""
     export(StreamFifo(4, 4), "fifo", tmp_path / "verilog")
     mutants = mutants_of(tmp_path / "verilog", "fifo", count=12, seed=1, root=tmp_path)
     assert len(mutants.texts) == len(json.loads((mutants.directory / "mutants.json").read_text())) == 12
     beyond = len(mutants.texts) + 1  # no mutant has this number
-    proved = equivalent(mutants, [*range(1, 13), beyond])
+    level = Rule("no more than there is room for", "core.level <= 4")
+    machine = Machine.of(mutants, Rules(invariants=(level,)))
+    proved = equivalent(machine, [*range(1, 13), beyond])
     assert beyond in proved
     assert len(proved) < 6
-    assert isinstance(mutants, Mutants)
+    false = Rule("never full", "core.level < 4")
+    with pytest.raises(NotInvariant, match=r"^not proved: never full$"):
+        equivalent(Machine.of(mutants, Rules(invariants=(level, false))), [beyond])
