@@ -25,7 +25,8 @@ are those of one process beside other work, builds included.
 The *score* is the share detected of those that are not proved equivalent. *Equivalent* is proved, never
 explained: from any power-up, the same of both, after a cycle of reset, for ever and for all inputs that the
 block is owed, outputs are the same (payloads while they are valid). Either the change of one cycle leaves no
-trace a few cycles later and no output shows it (`tests/mutation/perturbed.py`), or, asked of the dispatcher
+trace a few cycles later and no output shows it (`tests/mutation/perturbed.py`; what a reset gives no value
+may hold anything after it, the same in both), or, asked of the dispatcher
 and the combiners, the bits of registers that stay the same on both sides follow from themselves, and the
 outputs from them (`tests/mutation/equivalence.py`). What the original's state always fulfils, and what the
 block is owed, is stated in `tests/mutation/invariants/`; invariants are proved by induction before they are
