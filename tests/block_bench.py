@@ -86,7 +86,8 @@ def mutated_module(monkeypatch, module, old: str, new: str):
     assert source.count(old) == 1, f"{old!r} must be in the source once"
     copy = types.ModuleType(f"mutated_{module.__name__.replace('.', '_')}")
     monkeypatch.setitem(sys.modules, copy.__name__, copy)
-    text = re.sub(r"^@(njit\(cache=True\)|compiled|compiled_inline)$", "", source.replace(old, new), flags=re.M)
+    decorator = r"^@(njit\(cache=True\)|compiled|compiled_inline)$"
+    text = re.sub(decorator, "", source.replace(old, new), flags=re.M)
     # Without the annotations of this file from the future, which a data.Struct does not understand.
     code = compile(text, f"{copy.__name__}.py", "exec", dont_inherit=True)
     exec(code, copy.__dict__)
