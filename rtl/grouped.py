@@ -3,7 +3,7 @@
 Bit for bit that of :mod:`golden.grouped`. Nothing stalls.
 """
 
-from amaranth import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, signed, unsigned
+from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -22,7 +22,7 @@ from rtl.arith import (
     significand_operand,
     staged_product,
 )
-from rtl.ram import ExportPlatform
+from rtl.dual import DualProducts
 from spec.design import Format, Pipeline
 
 SIGNIFICAND_BITS = {Format.FP8: 24, Format.MXFP4: 1, Format.INT4: 8}
@@ -102,13 +102,11 @@ def _int4(code):
     return Cat(number[:15], sign)
 
 
-class DualSignificandMultiplier(wiring.Component):
-    """Multiply a bf16 significand with those of two rows' weights, in one multiplier. Latency 1 cycle.
+class DualSignificandMultiplier(DualProducts):
+    """Multiply a bf16 significand with those of two rows' weights, in one multiplier as wide as an ECP5's.
 
-    One pair per cycle; every product is exact. In Verilog it is an instance of the hand-written
-    ``eb_dual_significand_multiplier``, which a flow for a device may replace; what is elaborated for
-    ``amaranth.sim`` is the same arithmetic. Area: a 16x8 multiplier: of an ECP5 one MULT18X18D, of a 7-series
-    FPGA one DSP48E1.
+    Latency and replacement as of :class:`rtl.dual.DualProducts`. Area: a 16x8 multiplier: of an ECP5 one
+    MULT18X18D, of a 7-series FPGA one DSP48E1.
 
     Members
     -------
@@ -116,33 +114,22 @@ class DualSignificandMultiplier(wiring.Component):
     w_0, w_1 : In(4)
         The top bits of a stored element's significand: the others are 0 (:data:`ELEMENT_BITS`).
     p_0, p_1 : Out(12)
-        ``x * w_0``, ``x * w_1`` of the cycle before.
     """
 
-    LATENCY = 1
+    VERILOG = "eb_dual_significand_multiplier"
     SHIFT = 8 + ELEMENT_BITS
     """Bits of the lower product, which is never below 0: nothing is borrowed from the upper one."""
 
     def __init__(self) -> None:
-        weight, product = In(ELEMENT_BITS), Out(self.SHIFT)
-        super().__init__({"x": In(8), "w_0": weight, "w_1": weight, "p_0": product, "p_1": product})
+        super().__init__(8, ELEMENT_BITS, self.SHIFT)
 
-    def elaborate(self, platform):
-        m = Module()
-        if isinstance(platform, ExportPlatform):
-            m.submodules.multiplier = Instance(
-                "eb_dual_significand_multiplier",
-                i_clk=ClockSignal("sync"),
-                **{f"i_{name}": getattr(self, name) for name in ("x", "w_0", "w_1")},
-                **{f"o_{name}": getattr(self, name) for name in ("p_0", "p_1")},
-            )
-            return m
+    def twin(self, m) -> None:
+        """Make both products of one multiplication."""
         weights = Signal(self.SHIFT + ELEMENT_BITS)
         product = Signal(2 * self.SHIFT, reset_less=True)
         m.d.comb += weights.eq((self.w_1 << self.SHIFT) + self.w_0)
         m.d.sync += product.eq(weights * self.x)
         m.d.comb += [self.p_0.eq(product[: self.SHIFT]), self.p_1.eq(product[self.SHIFT :])]
-        return m
 
 
 class DualBurst(Pipelined):

@@ -4,7 +4,7 @@ None of it stalls: results leave ``LATENCY`` cycles after the operands came, one
 arithmetic is that of :mod:`golden.int8`, bit for bit.
 """
 
-from amaranth import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, signed, unsigned
+from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -23,7 +23,7 @@ from rtl.arith import (
     staged_product,
     tree,
 )
-from rtl.ram import ExportPlatform
+from rtl.dual import DualProducts
 from spec.design import Pipeline
 
 INT8 = signed(8)
@@ -189,39 +189,28 @@ def sum_of_products(m, values, suffix: str):
     return total
 
 
-class DualMultiplier(wiring.Component):
-    """Multiply an int8 number with those of two rows, in one multiplier. Latency 1 cycle, one pair per cycle.
+class DualMultiplier(DualProducts):
+    """Multiply an int8 number with the weights of two rows, in one multiplier as wide as a DSP48's.
 
-    Every product is exact, those of -128 too. In Verilog it is an instance of the hand-written
-    ``eb_dual_multiplier``, which a flow for a device may replace; what is elaborated for ``amaranth.sim`` is
-    the same arithmetic. Area: a 25x8 multiplier, two additions: of a 7-series FPGA one DSP48E1.
+    Every product is exact, those of -128 too. Latency and replacement as of :class:`rtl.dual.DualProducts`.
+    Area: a 25x8 multiplier, two additions: of a 7-series FPGA one DSP48E1.
 
     Members
     -------
     x : In(signed(8))
     w_0, w_1 : In(signed(8))
     p_0, p_1 : Out(signed(16))
-        ``x * w_0``, ``x * w_1`` of the cycle before.
     """
 
-    LATENCY = 1
+    VERILOG = "eb_dual_multiplier"
     SHIFT = 16
     """Bits of the lower product: 127 * 127 and -128 * -128 fit, with their sign."""
 
     def __init__(self) -> None:
-        product = Out(signed(self.SHIFT))
-        super().__init__({**dict.fromkeys(("x", "w_0", "w_1"), In(INT8)), "p_0": product, "p_1": product})
+        super().__init__(INT8, INT8, signed(self.SHIFT))
 
-    def elaborate(self, platform):
-        m = Module()
-        if isinstance(platform, ExportPlatform):
-            m.submodules.multiplier = Instance(
-                "eb_dual_multiplier",
-                i_clk=ClockSignal("sync"),
-                **{f"i_{name}": getattr(self, name) for name in ("x", "w_0", "w_1")},
-                **{f"o_{name}": getattr(self, name) for name in ("p_0", "p_1")},
-            )
-            return m
+    def twin(self, m) -> None:
+        """Make both products of one multiplication."""
         weights = Signal(signed(25))
         total = Signal(signed(2 * self.SHIFT), reset_less=True)
         m.d.comb += weights.eq((self.w_1 << self.SHIFT) + self.w_0)
@@ -231,7 +220,6 @@ class DualMultiplier(wiring.Component):
             self.p_0.eq(Cat(total[: self.SHIFT - 1], ~total[self.SHIFT - 1])),
             self.p_1.eq(total[self.SHIFT :]),
         ]
-        return m
 
 
 class DualIntegerBurst(wiring.Component):

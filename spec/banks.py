@@ -335,8 +335,12 @@ class BankGeometry:
         """Raise :class:`InputError` unless every channel holds the experts placed on it."""
         for channel, visits in enumerate(self.visits_used(placement)):
             if visits > self.max_visits:
-                raise InputError(
-                    f"has {self.pim.dram.rows} rows per bank, but the {self.held(placement)[channel]} of"
-                    f" channel {channel} need {visits // self.sides}",
-                    key="pim.dram",
-                )
+                raise self.no_room(channel, visits, self.held(placement)[channel])
+
+    def no_room(self, channel: int, visits: int, held: str) -> InputError:
+        """Return the error of a channel that has not so many visits; ``held``: what they are for."""
+        return InputError(
+            f"has {self.pim.dram.rows} rows per bank, but the {held} of channel {channel} need"
+            f" {visits // self.sides}",
+            key="pim.dram",
+        )

@@ -109,6 +109,9 @@ COST_FIGURES: dict[str, type[Any]] = {
 _PRICE = Option((int, float), not_negative=True)
 PRICES = {"cells_usd_per_mm2": CELLS, "dies_usd_per_mm2": DIES, "memory_usd_per_gb": MEMORY}
 """Options that replace the table's prices."""
+SYSTEM_PRICES = dict.fromkeys(PRICES, _PRICE)
+OWN_PRICES = {option: _PRICE for option, figure in PRICES.items() if figure != DIES}
+"""Of points whose silicon is this project's alone: none of it is a declared die."""
 ROUTING = "routing"
 ROUTING_OPTIONS = {
     "tokens": Option((int,), DEFAULT_TOKENS),
@@ -285,7 +288,7 @@ EVALUATORS = {
             "scale": SCALE,
             "phase": Option((str,), LAYER, (LAYER, "prefill", "decode")),
             **ROUTING_OPTIONS,
-            **dict.fromkeys(("cells_usd_per_mm2", "memory_usd_per_gb"), _PRICE),
+            **OWN_PRICES,
         },
         figures={
             "seconds": float,
@@ -319,7 +322,7 @@ EVALUATORS = {
             "scale": SCALE,
             "phase": Option((str,), choices=("prefill", "decode")),
             **ROUTING_OPTIONS,
-            **dict.fromkeys(PRICES, _PRICE),
+            **SYSTEM_PRICES,
         },
         figures={
             "seconds": float,
@@ -343,7 +346,7 @@ EVALUATORS = {
             "cols": Option((int,), needed=True),
             "batch": Option((int,), 1),
             "refresh": Option((bool,), True),
-            **dict.fromkeys(("cells_usd_per_mm2", "memory_usd_per_gb"), _PRICE),
+            **OWN_PRICES,
         },
         figures={
             "seconds": float,

@@ -20,7 +20,6 @@ from sim.pim import ROUTED, ChannelShape, channel_cycles
 from sim.system.costs import FloatArray, IntArray
 from spec.banks import BankGeometry, CommandTiming
 from spec.design import DesignSpec, Engine, RouterPlace
-from spec.errors import require
 from spec.geometry import ImageGeometry
 from spec.model import ModelSpec
 
@@ -61,12 +60,8 @@ class JobTimes:
             self.banks = BankGeometry.unplaced(model, self.design)
             visits = experts * self.banks.reserved(self.banks.image.routed)
             # (Copies among them: there may be more than the model has experts.)
-            require(
-                visits <= self.banks.max_visits,
-                f"has {self.design.pim.dram.rows} rows per bank, but the {experts} experts of channel 0 need"
-                f" {visits // self.banks.sides}",
-                key="pim.dram",
-            )
+            if visits > self.banks.max_visits:
+                raise self.banks.no_room(0, visits, f"{experts} experts")
         self.image = ImageGeometry.of(model, self.design)
         self._jobs: dict[int, Job] = {}
 

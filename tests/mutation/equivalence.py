@@ -13,12 +13,12 @@ import re
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.formal.model import YOSYS, run
-from tests.mutation.circuit import Circuit, Frame, Graph, with_wires
+from tests.mutation.circuit import FALSE, Circuit, Frame, Graph, with_wires
 from tests.mutation.mutants import PORT, SECONDS, Mutants
 
 RULES = Path(__file__).parent / "invariants"
@@ -42,6 +42,10 @@ simplemap
 opt_clean
 write_json bits.json
 """
+
+
+PAYLOAD = re.compile(r"(.*_(?:t|ar|aw|w|r|b))(?!ready$)[a-z]+")
+"""Members of a channel, beside its ``valid``: they say something while that does."""
 
 
 class NotInvariant(RuntimeError):
@@ -155,6 +159,26 @@ class Machine:
             raise NotInvariant(f"not proved: {'; '.join(broken)}")
 
 
+def told_apart(graph: Graph, here: Frame, other: Frame, payload: re.Pattern[str]) -> Iterator[int]:
+    """Yield for output bits that they differ, outside reset, where they say something.
+
+    ``payload`` is what names of outputs look like that say something only while there is a ``valid`` of the
+    same beginning, their first group, and that is 1. Bits that are the same in any case are left out.
+    """
+    outputs = here.circuit.outputs
+    (running,) = here.of(RESET)
+    for name in outputs:
+        found = payload.fullmatch(name)
+        valid = f"{found[1]}valid" if found else ""
+        matters = running
+        if valid in outputs and name != valid:
+            # Where only one of them is valid that differs itself.
+            matters = graph.both(running, here.of(valid)[0])
+        for mine, others in zip(here.of(name), other.of(name), strict=True):
+            if (literal := graph.both(matters, graph.differ(mine, others))) != FALSE:
+                yield literal
+
+
 @dataclass
 class Sides:
     """Original and mutant side by side, of which the bits ``equal`` are assumed to be so."""
@@ -183,30 +207,12 @@ class Sides:
         bits = sorted(self.equal)
         mine, others = here.following, other.following
         differ = [graph.differ(mine[n], others[n]) for n in bits]
-        outputs = list(self._outputs(graph, here, other))
+        outputs = list(told_apart(graph, here, other, PAYLOAD))
         found = graph.satisfied(known, [*outputs, *differ], seconds=seconds)
         if found is None:
             return None
         split = len(outputs)
         return {n for n, shown in zip(bits, found[split:], strict=True) if shown}, any(found[:split])
-
-    def _outputs(self, graph: Graph, here: Frame, other: Frame) -> Iterable[int]:
-        """Return for each output bit that it differs, outside reset, where it says something."""
-        circuit = self.machine.circuit
-        (running,) = here.of(RESET)
-        for name in circuit.outputs:
-            matters = running
-            found = PAYLOAD.fullmatch(name)
-            valid = found and f"{found[1]}valid"
-            if found and valid in circuit.outputs and name != f"{found[1]}ready":
-                # Where only one of them is valid that differs itself.
-                matters = graph.both(running, here.of(valid)[0]) if name != valid else running
-            for mine, others in zip(here.of(name), other.of(name), strict=True):
-                yield graph.both(matters, graph.differ(mine, others))
-
-
-PAYLOAD = re.compile(r"(.*_(?:t|ar|aw|w|r|b))[a-z]+")
-"""Members of a channel, beside its ``valid``."""
 
 
 def equivalent(machine: Machine, numbers: Sequence[int], *, seconds: float = SECONDS) -> set[int]:

@@ -8,19 +8,19 @@ from rtl.expert import ExpertConfig
 from tests.bench.scenarios import Scenario, mixes
 from tests.bench.test_expert_bench import hesitant, load_of, random_jobs, scenario
 from tests.mutation.expert_loads import LOADS
-from tests.mutation.traffic import edges
+from tests.mutation.traffic import edges, under_traffic
 
 
 def scenarios(config: ExpertConfig, seed: int) -> list[Scenario]:
     """Return loads whose last places show, under all traffic; many jobs, with resets at any time."""
-    found = []
     kinds = [*mixes(seed), *edges(seed)]
     rng = np.random.default_rng([seed, len(kinds)])
-    for load, times in LOADS.items():
-        for time in range(times):
-            traffic = kinds[int(rng.integers(len(kinds)))]
-            name = f"{load.__name__.replace('_', ' ')} {time}, {traffic.label}"
-            found.append(scenario(name, config, load(config, rng), traffic))
+    found = under_traffic(
+        LOADS,
+        kinds,
+        rng,
+        lambda name, load, traffic: scenario(name, config, load(config, rng), traffic),
+    )
     for traffic in kinds:
         jobs = [job for _ in range(4) for job in random_jobs(config, rng)]
         whole = scenario(f"many jobs, {traffic.label}", config, load_of(config, rng, jobs), traffic)

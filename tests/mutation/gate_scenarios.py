@@ -13,7 +13,7 @@ from spec.geometry import GateGeometry
 from tests.bench.scenarios import Scenario, mixes
 from tests.bench.test_gating_bench import Load, image_beats, random_load, scenario
 from tests.mutation import operands
-from tests.mutation.traffic import edges
+from tests.mutation.traffic import edges, under_traffic
 
 TOKENS = 8
 CANDIDATES = 4096
@@ -170,14 +170,14 @@ LOADS = {
 
 def scenarios(geometry: GateGeometry, seed: int) -> list[Scenario]:
     """Return loads whose last places show, routers begun anew, resets at any time, a sink at its edges."""
-    found = []
     kinds = [*mixes(seed), *edges(seed)]
     rng = np.random.default_rng([seed, len(kinds)])
-    for load, times in LOADS.items():
-        for time in range(times):
-            traffic = kinds[int(rng.integers(len(kinds)))]
-            name = f"{load.__name__.replace('_', ' ')} {time}, {traffic.label}"
-            found.append(scenario(name, geometry, [load(geometry, rng)], traffic))
+    found = under_traffic(
+        LOADS,
+        kinds,
+        rng,
+        lambda name, load, traffic: scenario(name, geometry, [load(geometry, rng)], traffic),
+    )
     for traffic in kinds:
         load = random_load(geometry, rng)
         beats = len(image_beats(geometry, load))

@@ -20,11 +20,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.mutation.circuit import FALSE, TRUE, Frame, Graph
-from tests.mutation.equivalence import RESET, Machine, NotInvariant
+from tests.mutation.equivalence import RESET, Machine, NotInvariant, told_apart
 from tests.mutation.mutants import PORT, SECONDS
 
 PAYLOAD = re.compile(r"(.*_t)[a-z]+")
-"""Members of a stream: they say something while ``valid`` does."""
+"""Members of a stream; those of other channels say something always, as far as these proofs go."""
 LADDER = ((1, 1), (2, 4), (6, 2))
 """Cycles of the original before the change, and from it on until it must be forgotten: tried in turn."""
 ANSWER_SECONDS = 5.0
@@ -100,7 +100,7 @@ def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, s
     inputs[PORT] = [number >> n & 1 for n in range(len(inputs[PORT]))]
     undefined = [here.values[bit] for bit in circuit.undefined]
     there = circuit.frame(graph, [here.values[bit] for bit in circuit.registers], inputs, undefined)
-    seen = list(_seen(graph, here, there))
+    seen = list(told_apart(graph, here, there, PAYLOAD))
     (running,) = here.of(RESET)
     for _ in range(cycles - 1):
         mine, others = here.following, there.following
@@ -112,29 +112,13 @@ def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, s
         undefined = [here.values[bit] for bit in circuit.undefined]
         there = circuit.frame(graph, others, inputs, undefined)
         # After a reset time begins anew.
-        seen += [graph.both(running, literal) for literal in _seen(graph, here, there)]
+        seen += [graph.both(running, literal) for literal in told_apart(graph, here, there, PAYLOAD)]
         running = graph.both(running, here.of(RESET)[0])
     left = [
         graph.both(running, graph.differ(mine, others))
         for mine, others in zip(here.following, there.following, strict=True)
     ]
     return graph.satisfied(begin.known, [*seen, *left], seconds=seconds) is None
-
-
-def _seen(graph: Graph, here: Frame, there: Frame) -> Iterator[int]:
-    """Yield for each output bit that it differs, outside reset, where it says something."""
-    outputs = here.circuit.outputs
-    (running,) = here.of(RESET)
-    for name in outputs:
-        found = PAYLOAD.fullmatch(name)
-        valid = f"{found[1]}valid" if found else ""
-        matters = running
-        if valid in outputs and name != valid:
-            # Where only one of them is valid that differs itself.
-            matters = graph.both(running, here.of(valid)[0])
-        for mine, others in zip(here.of(name), there.of(name), strict=True):
-            if (literal := graph.both(matters, graph.differ(mine, others))) != FALSE:
-                yield literal
 
 
 def unnoticed(machine: Machine, numbers: Sequence[int], *, seconds: float = SECONDS) -> set[int]:

@@ -9,19 +9,21 @@ from tests.bench.scenarios import Scenario, mixes
 from tests.bench.test_expert_bench import load_of, random_jobs
 from tests.bench.test_pim_bench import scenario
 from tests.mutation.expert_loads import LOADS
-from tests.mutation.traffic import edges
+from tests.mutation.traffic import edges, under_traffic
 
 
 def scenarios(config: PimConfig, seed: int) -> list[Scenario]:
     """Return loads whose last places show, under all traffic; many jobs, with resets at any time."""
-    found = []
     kinds = [*mixes(seed), *edges(seed)]
     rng = np.random.default_rng([seed, len(kinds)])
-    for load, times in LOADS.items():
-        for time in range(times):
-            traffic = kinds[int(rng.integers(len(kinds)))]
-            name = f"{load.__name__.replace('_', ' ')} {time}, {traffic.label}"
-            found.append(scenario(name, config, load(config, rng), traffic, first_row=_row(config, rng)))
+    found = under_traffic(
+        LOADS,
+        kinds,
+        rng,
+        lambda name, load, traffic: scenario(
+            name, config, load(config, rng), traffic, first_row=_row(config, rng)
+        ),
+    )
     for traffic in kinds:
         jobs = [job for _ in range(4) for job in random_jobs(config, rng)]
         load = load_of(config, rng, jobs)

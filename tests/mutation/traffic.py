@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sim.streams import Cycles, Spans, readiness
-from tests.bench.scenarios import PATTERN_CYCLES, Traffic
+from tests.bench.scenarios import PATTERN_CYCLES, Scenario, Traffic
 from tests.block_bench import arrivals_of
 
 
@@ -43,3 +45,23 @@ def edges(seed: int) -> list[Edge]:
     """Return the pairs of gaps and stalls at the edges, each with its own random numbers."""
     pairs = [("none", "late"), ("half", "late"), ("none", "once"), ("far", "once"), ("none", "rare")]
     return [Edge(*pair, np.random.default_rng([seed, 100 + n])) for n, pair in enumerate(pairs)]
+
+
+def under_traffic(
+    loads: Mapping[Callable[..., Any], int],
+    kinds: Sequence[Traffic],
+    rng: np.random.Generator,
+    scenario: Callable[[str, Callable[..., Any], Traffic], Scenario],
+) -> list[Scenario]:
+    """Return each kind of load as often as ``loads`` says, each time under traffic that is drawn.
+
+    ``scenario`` makes one, from a name, the function that draws a load, and the traffic.
+    """
+    found = []
+    for load, times in loads.items():
+        for time in range(times):
+            traffic = kinds[int(rng.integers(len(kinds)))]
+            found.append(
+                scenario(f"{load.__name__.replace('_', ' ')} {time}, {traffic.label}", load, traffic)
+            )
+    return found
