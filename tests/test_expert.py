@@ -1490,7 +1490,7 @@ def check_dual_case() -> None:
 
 
 def test_unbroken_dual_multipliers_pass(monkeypatch):
-    line = "class DualMultiplier(wiring.Component):"
+    line = "class DualMultiplier(DualProducts):"
     plant_bug(monkeypatch, rtl.int8, line, line)
     check_dual_case()
 
