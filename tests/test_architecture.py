@@ -164,3 +164,30 @@ def test_the_command_line_may_import_rtl_lazily(tmp_path, path):
     file.parent.mkdir(parents=True)
     file.write_text("import spec.load\nfrom golden import gating\n\ndef run():\n    from rtl import export\n")
     assert violations(tmp_path) == []
+
+
+def planted_bugs(path: Path) -> list[tuple[int, Path, str]]:
+    """Return line, source and text of every ``(module, old, new)`` in a test file."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Tuple(
+                elts=[ast.Attribute() as module, ast.Constant(value=str(old)), ast.Constant(value=str())]
+            ):
+                source = ROOT / (ast.unparse(module).replace(".", "/") + ".py")
+                if source.exists():
+                    found.append((node.lineno, source, old))
+    return found
+
+
+def test_planted_bugs_stand_in_their_sources():
+    """A bug that is planted into a text that is no longer there would only be missed by the long tests."""
+    planted = [
+        (path, *bug) for path in sorted((ROOT / "tests").glob("test_*.py")) for bug in planted_bugs(path)
+    ]
+    assert len(planted) > 200
+    assert not [
+        f"{path.name}:{line}: {source.relative_to(ROOT)} does not hold {old!r} once"
+        for path, line, source, old in planted
+        if source.read_text(encoding="utf-8").count(old) != 1
+    ]

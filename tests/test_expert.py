@@ -1219,9 +1219,13 @@ PLANTED = {
     "accumulators too early": (rtl.expert.sequencer, "summed = since == distance", "summed = since >= 1"),
     "unit not drained": (rtl.expert.sequencer, "(undrained != 2)", "(undrained != 3)"),
     "no bias": (rtl.expert.sequencer, "0x3F80 if size <= tile * cols + lane < size + ones else 0", "0"),
-    "inputs beyond the matrix": (rtl.expert.sequencer, "self.tile == boundary", "self.tile == boundary + 1"),
+    "inputs beyond the matrix": (
+        rtl.expert.sequencer,
+        "range(max(0, size - tile * cols), cols)",
+        "range(max(0, size + 1 - tile * cols), cols)",
+    ),
     "accumulators of the other set": (rtl.expert.array, "(write.up == index)", "(write.up != index)"),
-    "accumulators not cleared": (rtl.expert.array, "Mux(add.first, 0,", "Mux(0, 0,"),
+    "accumulators not cleared": (rtl.expert.array, "Mux(shown.first, 0,", "Mux(0, 0,"),
     "int8: no bias": (rtl.expert.array, "Mux(add.scale, bias, products)", "Mux(add.scale, 0, products)"),
     "int8: scales of any tile": (
         rtl.expert.array,
@@ -1261,8 +1265,8 @@ PLANTED = {
     "model: latency of GELU": (sim.expert, "GELU: 1 + 3 + 2", "GELU: 1 + 3 + 1"),
     "model: the other's latency": (
         sim.expert,
-        "{kind.ffn.activation for kind in kinds}",
-        "{kinds[0].ffn.activation}",
+        "{kind.ffn.activation for kind in kinds}\n    if pipeline",
+        "{kinds[0].ffn.activation}\n    if pipeline",
     ),
     "model: quantiser": (sim.expert, "DEEP_QUANTISER = 2, 4", "DEEP_QUANTISER = 1, 4"),
 }

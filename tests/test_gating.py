@@ -1410,7 +1410,11 @@ PLANTED = {
     "model: latency": (sim.gating, "PRODUCT_PIPELINE = 9", "PRODUCT_PIPELINE = 8"),
     "model: buffers": (sim.gating, "buffers = geometry.num_token_buffers", "buffers = 3"),
     "model: launched in any cycle": (sim.gating, "(launch[token - 1] - start) % interval", "0"),
-    "model: credits": (sim.gating, "if token >= num_credits:", "if token >= 100 * num_credits:"),
+    "model: credits": (
+        sim.gating,
+        "top_k - 1] + 1)\n        # While",
+        "top_k - 1])\n        # While",
+    ),
 }
 
 
