@@ -68,6 +68,18 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Idle:
+    """Registers, by a pattern of their names, that nobody reads ``unless`` another one is 1.
+
+    ``unless`` may use groups of the pattern. It is proved before it is used, of each mutant
+    (:mod:`tests.mutation.perturbed`).
+    """
+
+    registers: str
+    unless: str
+
+
+@dataclass(frozen=True)
 class Rules:
     """Of a block: what it is owed by what is around it, and what its state fulfils then.
 
@@ -76,6 +88,7 @@ class Rules:
 
     owed: tuple[Rule, ...] = ()
     invariants: tuple[Rule, ...] = ()
+    idle: tuple[Idle, ...] = ()
 
     @staticmethod
     def read(name: str, folder: Path = RULES) -> Rules:
@@ -84,10 +97,11 @@ class Rules:
         if not path.is_file():
             return Rules()
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-        unknown = sorted(set(table) - {"owed", "invariants"})
+        kinds = {"owed": Rule, "invariants": Rule, "idle": Idle}
+        unknown = sorted(set(table) - set(kinds))
         if unknown:
             raise ValueError(f"{path.name}: unknown keys {', '.join(unknown)}")
-        return Rules(*(tuple(Rule(**row) for row in table.get(key, ())) for key in ("owed", "invariants")))
+        return Rules(**{key: tuple(kind(**row) for row in table.get(key, ())) for key, kind in kinds.items()})
 
 
 @dataclass(frozen=True)

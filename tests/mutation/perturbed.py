@@ -4,7 +4,8 @@ Let M(t) be the block that is changed from cycle t on. M(t) and M(t + 1) differ 
 original's state of that time enters; if some cycles later their states are the same again, whatever comes in,
 and no output told them apart before, both are the same for ever. Then M(0), the mutant, is M(t) for every t,
 which is the original up to t. So one change in one cycle is followed, from any state that some cycles of the
-original lead to: those after a reset, and any others. What does not see the change is the same logic in both
+original lead to: those after a reset, and any others. What is left of it in registers that nothing depends on
+then, which is proved of each mutant, is no difference. What does not see the change is the same logic in both
 and is made once (:mod:`tests.mutation.circuit`), multipliers too: a proof is of the changed cone alone.
 
 A reset gives some registers their values, which the mutant's gives too, in any state; the others hold
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.mutation.circuit import FALSE, TRUE, Frame, Graph
-from tests.mutation.equivalence import RESET, Machine, NotInvariant, told_apart
+from tests.mutation.equivalence import RESET, Idle, Machine, NotInvariant, told_apart
 from tests.mutation.mutants import PORT, SECONDS
 
 PAYLOAD = re.compile(r"(.*_t)[a-z]+")
@@ -29,6 +30,16 @@ LADDER = ((1, 1), (2, 4), (6, 2))
 """Cycles of the original before the change, and from it on until it must be forgotten: tried in turn."""
 ANSWER_SECONDS = 5.0
 """For one question to the solver."""
+KEPT = (Idle(r"(.*\.bypass\.)data_q", r"\1hit_q"), Idle(r"(.*\.)spare", r"\1spare_valid"))
+"""What a RAM and a stream register keep in case that it is needed, in any block."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Registers that are idle while none of some others is 1, by their places among all."""
+
+    idle: frozenset[int]
+    unless: frozenset[int]
 
 
 @dataclass
@@ -87,8 +98,79 @@ def prove_after_reset(machine: Machine, *, seconds: float) -> None:
         raise NotInvariant(f"not proved after a reset: {'; '.join(broken)}")
 
 
-def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, seconds: float) -> bool:
+def groups_of(machine: Machine) -> list[Group]:
+    """Return the registers that may be idle, by what says that they are not, as the original names them."""
+    graph = Graph()
+    [frame] = machine.cycles(graph, 1, reset=False)
+    place = {frame.values[bit]: n for n, bit in enumerate(machine.circuit.registers)}
+    found: dict[frozenset[int], set[int]] = {}
+    for rule in (*KEPT, *machine.rules.idle):
+        for name in machine.circuit.wires:
+            match = re.fullmatch(rule.registers, name)
+            other = match.expand(rule.unless) if match else ""
+            unless = frame.of(other) if other in machine.circuit.wires else []
+            if unless and place.keys() >= set(unless):
+                idle = found.setdefault(frozenset(place[literal] for literal in unless), set())
+                idle |= {place[literal] for literal in frame.of(name) if literal in place}
+    return [Group(frozenset(idle), unless) for unless, idle in found.items()]
+
+
+def unread(machine: Machine, number: int, *, seconds: float) -> list[Group]:
+    """Return the groups of registers that, while they are idle, nothing of a mutant depends on.
+
+    Two states differ in one of the groups, which is idle: what they show in a cycle is the same, of reset or
+    not, and in the next states nothing differs but what is idle then. States that differ in several groups
+    have others between them, each of which differs from the next in one.
+    """
+    circuit = machine.circuit
+    groups = groups_of(machine)
+    settled = False
+    while not settled:
+        settled = True
+        for group in list(groups):
+            graph = Graph()
+            mine = [FALSE if n in group.unless else graph.free() for n in range(len(circuit.registers))]
+            others = [graph.free() if n in group.idle else literal for n, literal in enumerate(mine)]
+            here = machine.cycle(graph, mine, circuit.free_inputs(graph, **{PORT: number}))
+            inputs = {name: here.of(name) for name in circuit.inputs}
+            there = circuit.frame(graph, others, inputs, [here.values[bit] for bit in circuit.undefined])
+            shown = [*told_apart(graph, here, there, PAYLOAD), *unlike(graph, here, there, groups)]
+            try:
+                holds = graph.satisfied([], shown, seconds=seconds) is None
+            except TimeoutError:
+                holds = False
+            if not holds:
+                groups.remove(group)
+                settled = False
+    return groups
+
+
+def unlike(graph: Graph, here: Frame, there: Frame, groups: Sequence[Group]) -> Iterator[int]:
+    """Yield that registers differ in the next cycle and are not idle then, in both."""
+    mine, others = here.following, there.following
+    used = [TRUE] * len(mine)
+    for group in groups:
+        needed = FALSE
+        for n in group.unless:
+            needed = graph.either(needed, graph.either(mine[n], others[n]))
+        for n in group.idle:
+            used[n] = graph.both(used[n], needed)
+    for needed, one, other in zip(used, mine, others, strict=True):
+        yield graph.both(needed, graph.differ(one, other))
+
+
+def forgotten(
+    machine: Machine,
+    begin: Beginning,
+    number: int,
+    cycles: int,
+    *,
+    seconds: float,
+    idle: Sequence[Group] = (),
+) -> bool:
     """Return whether the mutant's change in the last cycle leaves no trace after ``cycles``, nor on outputs.
+
+    ``idle``: what is left in registers that are idle is no trace (:func:`unread`).
 
     Raises
     ------
@@ -114,10 +196,7 @@ def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, s
         # After a reset time begins anew.
         seen += [graph.both(running, literal) for literal in told_apart(graph, here, there, PAYLOAD)]
         running = graph.both(running, here.of(RESET)[0])
-    left = [
-        graph.both(running, graph.differ(mine, others))
-        for mine, others in zip(here.following, there.following, strict=True)
-    ]
+    left = [graph.both(running, literal) for literal in unlike(graph, here, there, idle)]
     return graph.satisfied(begin.known, [*seen, *left], seconds=seconds) is None
 
 
@@ -140,6 +219,7 @@ def unnoticed(machine: Machine, numbers: Sequence[int], *, seconds: float = SECO
             value in (None, given) for value, given in zip(values, reset_values(machine, number), strict=True)
         )
     ]
+    idle = {number: unread(machine, number, seconds=ANSWER_SECONDS) for number in numbers}
     proved: set[int] = set()
     for history, cycles in LADDER:
         candidates = [number for number in numbers if number not in proved]
@@ -150,7 +230,7 @@ def unnoticed(machine: Machine, numbers: Sequence[int], *, seconds: float = SECO
                 if left <= 0:
                     return proved
                 try:
-                    if forgotten(machine, begin, number, cycles, seconds=left):
+                    if forgotten(machine, begin, number, cycles, seconds=left, idle=idle[number]):
                         kept.append(number)
                 except TimeoutError:
                     continue

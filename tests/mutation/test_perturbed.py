@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.mutation.circuit import Circuit
-from tests.mutation.equivalence import Machine, NotInvariant, Rule, Rules
+from tests.mutation.equivalence import Idle, Machine, NotInvariant, Rule, Rules
 from tests.mutation.mutants import PORT
-from tests.mutation.perturbed import beginnings, forgotten, unnoticed
+from tests.mutation.perturbed import beginnings, forgotten, unnoticed, unread
 
 # Bits: 2 resetn, 3 data, 4 valid, 5 the mutant's number; registers 10 (data) and 11 (valid), outputs of them.
 WIRES = {"aresetn": [2], "data": [3], "valid": [4], PORT: [5], "o_tdata": [20], "o_tvalid": [21]}
@@ -57,6 +59,46 @@ def test_a_change_that_is_seen_is_not_proved(changed):
 def test_a_change_that_is_none_is_proved_at_once():
     machine = stage(("AND", 7, (5, 3)), ("OR", 12, (3, 7)), masked=True)
     assert all(forgotten(machine, begin, 1, 1, seconds=9) for begin in beginnings(machine, 1))
+
+
+# Register 10 holds what came last, and the mutant inverts it while nothing comes; bit 4 says whether it is
+# read in the next cycle.
+HELD = (("NOT", 6, (4,)), ("AND", 7, (5, 6)), ("MUX", 9, (10, 3, 4)), ("XOR", 12, (9, 7)))
+BYPASS = {"ram.bypass.data_q": [10], "ram.bypass.hit_q": [11]}
+
+
+@pytest.mark.parametrize(
+    ("wires", "idle", "proved"),
+    [
+        ({}, (), {0}),  # what the register holds differs for ever
+        (BYPASS, (), {0, 1}),
+        ({"kept": [10], "read": [11]}, (Idle("kept", "read"),), {0, 1}),
+        ({"kept": [10], "read": [11]}, (Idle("kept", "nowhere"),), {0}),
+    ],
+)
+def test_a_change_of_what_is_not_read_is_none(wires, idle, proved):
+    machine = stage(*HELD, masked=False)
+    machine = Machine(replace(machine.circuit, wires={**WIRES, **wires}), Rules(idle=idle))
+    assert unnoticed(machine, [0, 1]) == proved
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        ("o_seen", ("OR", 22, (10, 10))),  # an output that says something always
+        ("", ("OR", 13, (10, 4))),  # what is idle says whether it is
+    ],
+)
+def test_what_is_read_is_not_idle(reader):
+    name, gate = reader
+    machine = stage(*HELD, gate, masked=False)
+    circuit = machine.circuit
+    gates = [one for one in circuit.gates if one is gate or one[1] != gate[1]]
+    wires = {**WIRES, **BYPASS, **({name: [gate[1]]} if name else {})}
+    outputs = (*circuit.outputs, *([name] if name else []))
+    machine = Machine(replace(circuit, gates=gates, wires=wires, outputs=outputs), Rules())
+    assert unread(machine, 1, seconds=9) == []
+    assert unnoticed(machine, [1]) == set()
 
 
 def test_history_tells_states_apart_that_never_come():
