@@ -29,6 +29,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[tuple[str, int, int]] = [("free", 0, 0)]  # node 0 is "false"
         self._known: dict[tuple[str, int, int], int] = {}
+        self._readers: list[list[int]] = []
 
     def free(self) -> int:
         """Return a new variable."""
@@ -66,6 +67,58 @@ class Graph:
         if one ^ zero == 1:
             return self.differ(select, zero)
         return self.either(self.both(select, one), self.both(select ^ 1, zero))
+
+    def consequences(self, literals: Iterable[int]) -> dict[int, bool] | None:
+        """Return what follows for single nodes where all of ``literals`` hold; None: they never do.
+
+        Of each node by itself (unit propagation): what only several of them say together is not found.
+        """
+        for node in range(len(self._readers), len(self.nodes)):
+            self._readers.append([])
+            kind, a, b = self.nodes[node]
+            if kind != "free":
+                self._readers[a >> 1].append(node)
+                self._readers[b >> 1].append(node)
+        known = {0: False}
+        todo: list[int] = []
+
+        def holds(literal: int) -> bool:
+            node, value = literal >> 1, not literal & 1
+            if node not in known:
+                known[node] = value
+                todo.append(node)
+            return known[node] == value
+
+        def settled(node: int) -> bool:
+            kind, a, b = self.nodes[node]
+            if kind == "free":
+                return True
+            out, one, other = (known.get(place) for place in (node, a >> 1, b >> 1))
+            one = None if one is None else one ^ bool(a & 1)
+            other = None if other is None else other ^ bool(b & 1)
+            if kind == "xor":
+                if out is None and one is not None and other is not None:
+                    return holds(2 * node | (one == other))
+                if out is not None and one is not None:
+                    return holds(b ^ (out == one))
+                return out is None or other is None or holds(a ^ (out == other))
+            if out is None:
+                if one is False or other is False:
+                    return holds(2 * node | 1)
+                return not (one and other) or holds(2 * node)
+            if out:
+                return holds(a) and holds(b)
+            if one and other is not False:
+                return holds(b ^ 1)
+            return not other or holds(a ^ 1)
+
+        if not all(holds(literal) for literal in literals):
+            return None
+        while todo:
+            node = todo.pop()
+            if not all(settled(place) for place in (node, *self._readers[node])):
+                return None
+        return known
 
     def _node(self, kind: str, a: int, b: int) -> int:
         key = (kind, a, b)

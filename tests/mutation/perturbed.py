@@ -5,7 +5,9 @@ original's state of that time enters; if some cycles later their states are the 
 and no output told them apart before, both are the same for ever. Then M(0), the mutant, is M(t) for every t,
 which is the original up to t. So one change in one cycle is followed, from any state that some cycles of the
 original lead to: those after a reset, and any others. What does not see the change is the same logic in both
-and is made once (:mod:`tests.mutation.circuit`), multipliers too: a proof is of the changed cone alone.
+and is made once (:mod:`tests.mutation.circuit`), multipliers too: a proof is of the changed cone alone. Only
+cycles count in which the change is passed on at all; what follows from that is constant in them, and what
+it makes not valid, or not chosen, falls away before a solver is asked.
 
 A reset gives some registers their values, which the mutant's gives too, in any state; the others hold
 anything then, in both. Time begins anew with a reset: the mutant is the original with the same contents of
@@ -100,10 +102,20 @@ def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, s
     inputs[PORT] = [number >> n & 1 for n in range(len(inputs[PORT]))]
     undefined = [here.values[bit] for bit in circuit.undefined]
     there = circuit.frame(graph, [here.values[bit] for bit in circuit.registers], inputs, undefined)
+    passed = [graph.differ(here.values[bit], there.values[bit]) for bit in bottlenecks(here, there)]
+    known = [*begin.known, *passed]
+    settled = graph.consequences(known)
+    if settled is None:
+        return True
+
+    def following(frame: Frame) -> list[int]:
+        # What is settled where the change is passed on at all makes both sides the same logic early.
+        return [int(settled[bit >> 1] ^ (bit & 1)) if bit >> 1 in settled else bit for bit in frame.following]
+
     seen = list(told_apart(graph, here, there, PAYLOAD))
     (running,) = here.of(RESET)
+    mine, others = following(here), following(there)
     for _ in range(cycles - 1):
-        mine, others = here.following, there.following
         if mine == others:
             break
         # Both are changed from here on.
@@ -114,11 +126,53 @@ def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, s
         # After a reset time begins anew.
         seen += [graph.both(running, literal) for literal in told_apart(graph, here, there, PAYLOAD)]
         running = graph.both(running, here.of(RESET)[0])
-    left = [
-        graph.both(running, graph.differ(mine, others))
-        for mine, others in zip(here.following, there.following, strict=True)
+        mine, others = following(here), following(there)
+    left = [graph.both(running, graph.differ(*pair)) for pair in zip(mine, others, strict=True)]
+    return graph.satisfied(known, [*seen, *left], seconds=seconds) is None
+
+
+def bottlenecks(here: Frame, there: Frame) -> list[int | str]:
+    """Return bits that a difference of two frames of the same registers and inputs has to pass, in order.
+
+    The frames differ in inputs that are constant in both: the number of the mutant. Where one of these bits
+    is the same in both frames, all registers and outputs are.
+    """
+    circuit = here.circuit
+
+    def differs(bit: int | str) -> bool:
+        return here.values[bit] != there.values[bit]
+
+    def fixed(bit: int | str) -> bool:
+        return {here.values[bit], there.values[bit]} <= {FALSE, TRUE}
+
+    sinks = {*circuit.following, *(bit for name in circuit.outputs for bit in circuit.wires[name])}
+    if any(differs(bit) and fixed(bit) for bit in sinks):
+        return []
+    changed = [
+        (out, [pin for pin in pins if differs(pin)])
+        for _, out, pins in circuit.gates
+        if differs(out) and not fixed(out)
     ]
-    return graph.satisfied(begin.known, [*seen, *left], seconds=seconds) is None
+    readers: dict[int | str, int] = {}
+    for _, pins in changed:
+        for pin in pins:
+            readers[pin] = readers.get(pin, 0) + 1
+    # Those that read the number itself are where the change begins.
+    begins = sum(any(map(fixed, pins)) for _, pins in changed)
+    found = []
+    # Bits that something is still to read: a single one is what all that comes later hangs on.
+    waiting: set[int | str] = set()
+    for out, pins in changed:
+        begins -= any(map(fixed, pins))
+        for pin in pins:
+            readers[pin] -= 1
+            if not readers[pin] and pin not in sinks:
+                waiting.discard(pin)
+        if readers.get(out) or out in sinks:
+            waiting.add(out)
+        if not begins and len(waiting) == 1:
+            found += waiting - set(found[-1:])
+    return found
 
 
 def unnoticed(machine: Machine, numbers: Sequence[int], *, seconds: float = SECONDS) -> set[int]:
