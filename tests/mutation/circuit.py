@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tests.formal.prove import PROGRAMS
@@ -289,22 +290,35 @@ class Circuit:
         values |= zip(self.registers, registers, strict=True)
         for name, literals in inputs.items():
             values |= zip(self.wires[name], literals, strict=True)
-        both, either, differ, choose = graph.both, graph.either, graph.differ, graph.choose
-        for kind, out, pins in self.gates:
-            if kind == "AND":
-                value = both(values[pins[0]], values[pins[1]])
-            elif kind == "OR":
-                value = either(values[pins[0]], values[pins[1]])
-            elif kind == "NOT":
-                value = values[pins[0]] ^ 1
-            elif kind == "MUX":
-                value = choose(values[pins[2]], values[pins[1]], values[pins[0]])
-            elif kind == "XOR":
-                value = differ(values[pins[0]], values[pins[1]])
-            else:
-                value = differ(values[pins[0]], values[pins[1]]) ^ 1
-            values[out] = value
+        _evaluate(graph, values, self.gates)
         return Frame(self, values)
+
+    def beside(
+        self, graph: Graph, frame: Frame, registers: Sequence[int], inputs: Mapping[str, Sequence[int]]
+    ) -> Frame:
+        """Evaluate a frame's cycle with other registers and inputs: what reads none that differ stays."""
+        given = dict(zip(self.registers, registers, strict=True))
+        for name, literals in inputs.items():
+            given |= zip(self.wires[name], literals, strict=True)
+        other = {bit: literal for bit, literal in given.items() if frame.values[bit] != literal}
+        values = {**frame.values, **other}
+        todo, reached = list(other), set()
+        while todo:
+            for number in self.readers.get(todo.pop(), ()):
+                if number not in reached:
+                    reached.add(number)
+                    todo.append(self.gates[number][1])
+        _evaluate(graph, values, [self.gates[number] for number in sorted(reached)])
+        return Frame(self, values)
+
+    @cached_property
+    def readers(self) -> dict[int | str, list[int]]:
+        """Numbers of the gates that read a bit."""
+        found: dict[int | str, list[int]] = {}
+        for number, (_, _, pins) in enumerate(self.gates):
+            for pin in pins:
+                found.setdefault(pin, []).append(number)
+        return found
 
     def free_inputs(self, graph: Graph, **fixed: int) -> dict[str, list[int]]:
         """Return variables for all inputs, constants for ``fixed`` ones."""
@@ -315,6 +329,25 @@ class Circuit:
             ]
             for name in self.inputs
         }
+
+
+def _evaluate(graph: Graph, values: dict[int | str, int], gates: Iterable[tuple]) -> None:
+    """Set the values of gates' outputs."""
+    both, either, differ, choose = graph.both, graph.either, graph.differ, graph.choose
+    for kind, out, pins in gates:
+        if kind == "AND":
+            value = both(values[pins[0]], values[pins[1]])
+        elif kind == "OR":
+            value = either(values[pins[0]], values[pins[1]])
+        elif kind == "NOT":
+            value = values[pins[0]] ^ 1
+        elif kind == "MUX":
+            value = choose(values[pins[2]], values[pins[1]], values[pins[0]])
+        elif kind == "XOR":
+            value = differ(values[pins[0]], values[pins[1]])
+        else:
+            value = differ(values[pins[0]], values[pins[1]]) ^ 1
+        values[out] = value
 
 
 GATES = {"AND": "AB", "OR": "AB", "XOR": "AB", "XNOR": "AB", "NOT": "A", "MUX": "ABS"}

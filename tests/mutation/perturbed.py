@@ -27,7 +27,7 @@ from tests.mutation.mutants import PORT, SECONDS
 
 PAYLOAD = re.compile(r"(.*_t)[a-z]+")
 """Members of a stream; those of other channels say something always, as far as these proofs go."""
-LADDER = ((1, 1), (2, 4), (6, 2))
+LADDER = ((1, 1), (2, 4), (6, 2), (1, 10))
 """Cycles of the original before the change, and from it on until it must be forgotten: tried in turn."""
 ANSWER_SECONDS = 5.0
 """For one question to the solver."""
@@ -100,8 +100,7 @@ def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, s
     circuit, graph, here = machine.circuit, begin.graph, begin.frames[-1]
     inputs = {name: here.of(name) for name in circuit.inputs}
     inputs[PORT] = [number >> n & 1 for n in range(len(inputs[PORT]))]
-    undefined = [here.values[bit] for bit in circuit.undefined]
-    there = circuit.frame(graph, [here.values[bit] for bit in circuit.registers], inputs, undefined)
+    there = circuit.beside(graph, here, [here.values[bit] for bit in circuit.registers], inputs)
     passed = [graph.differ(here.values[bit], there.values[bit]) for bit in bottlenecks(here, there)]
     known = [*begin.known, *passed]
     settled = graph.consequences(known)
@@ -121,8 +120,7 @@ def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, s
         # Both are changed from here on.
         inputs = circuit.free_inputs(graph, **{PORT: number})
         here = machine.cycle(graph, mine, inputs)
-        undefined = [here.values[bit] for bit in circuit.undefined]
-        there = circuit.frame(graph, others, inputs, undefined)
+        there = circuit.beside(graph, here, others, inputs)
         # After a reset time begins anew.
         seen += [graph.both(running, literal) for literal in told_apart(graph, here, there, PAYLOAD)]
         running = graph.both(running, here.of(RESET)[0])
