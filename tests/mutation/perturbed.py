@@ -46,20 +46,28 @@ def beginnings(machine: Machine, history: int) -> Iterator[Beginning]:
     """Yield those after a reset, up to ``history`` cycles, and that of any ``history`` + 1 cycles.
 
     After a reset the registers that it gives no value hold anything; else the first state is any one that
-    fulfils the block's invariants.
+    fulfils the block's invariants. No cycle is of reset: the last one was before.
     """
     values = reset_values(machine)
     graph = Graph()
     registers = [graph.free() if value is None else value for value in values]
     frames: list[Frame] = []
     for _ in range(history):
-        inputs = machine.circuit.free_inputs(graph, **{PORT: 0})
-        frames.append(machine.cycle(graph, registers, inputs))
+        frames.append(_running(machine, graph, registers, 0))
         registers = frames[-1].following
         yield Beginning(graph, list(frames), machine.fulfilled(graph, frames))
     graph = Graph()
-    frames = machine.cycles(graph, history + 1, reset=False)
+    registers = [graph.free() for _ in machine.circuit.registers]
+    frames = []
+    for _ in range(history + 1):
+        frames.append(_running(machine, graph, registers, 0))
+        registers = frames[-1].following
     yield Beginning(graph, frames, machine.fulfilled(graph, frames))
+
+
+def _running(machine: Machine, graph: Graph, registers: Sequence[int], number: int) -> Frame:
+    """Return a cycle outside reset."""
+    return machine.cycle(graph, registers, machine.circuit.free_inputs(graph, **{PORT: number, RESET: 1}))
 
 
 def reset_values(machine: Machine, number: int = 0) -> list[int | None]:
@@ -112,20 +120,16 @@ def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, s
         return [int(settled[bit >> 1] ^ (bit & 1)) if bit >> 1 in settled else bit for bit in frame.following]
 
     seen = list(told_apart(graph, here, there, PAYLOAD))
-    (running,) = here.of(RESET)
     mine, others = following(here), following(there)
     for _ in range(cycles - 1):
         if mine == others:
             break
-        # Both are changed from here on.
-        inputs = circuit.free_inputs(graph, **{PORT: number})
-        here = machine.cycle(graph, mine, inputs)
-        there = circuit.beside(graph, here, others, inputs)
-        # After a reset time begins anew.
-        seen += [graph.both(running, literal) for literal in told_apart(graph, here, there, PAYLOAD)]
-        running = graph.both(running, here.of(RESET)[0])
+        # Both are changed from here on. After a reset time would begin anew.
+        here = _running(machine, graph, mine, number)
+        there = circuit.beside(graph, here, others, {})
+        seen += told_apart(graph, here, there, PAYLOAD)
         mine, others = following(here), following(there)
-    left = [graph.both(running, graph.differ(*pair)) for pair in zip(mine, others, strict=True)]
+    left = [graph.differ(*pair) for pair in zip(mine, others, strict=True)]
     return graph.satisfied(known, [*seen, *left], seconds=seconds) is None
 
 
