@@ -506,9 +506,9 @@ def _results(found: dict[str, dict[str, Any]]) -> list[str]:
 TIER_HEADER = """
 ## A third memory
 
-A host's `[tier]` (`spec/engines/sn40l.toml`) is a faster memory before its own: a cache of the same policy, of
-experts that the host holds. SN40L's SRAM has a published size; its bandwidth and the share that weights may
-take are assumed, and each is moved here over its range, with all experts in HBM once they were used:
+A host's `[tier]` (`spec/engines/sn40l.toml`) is a faster memory before its own: a cache of the same policy,
+of experts that the host holds. SN40L's SRAM has a published size; its bandwidth and the share that weights
+may take are assumed, and each is moved here over its range, with all experts in HBM once they were used:
 `{command}`.
 
 """

@@ -100,7 +100,8 @@ def tier_entries(system: SystemSpec, layers: int, weight_bytes: float, entries: 
         return None
     room = int(tier.capacity_bytes.value * tier.share.value / weight_bytes)
     each, more = divmod(room, layers)
-    return np.minimum(entries, each + (np.arange(layers) < more))
+    places: IntArray = np.minimum(entries, each + (np.arange(layers) < more))
+    return places
 
 
 def next_layer_gate(steps: Steps, entries: int) -> BoolArray:
@@ -238,8 +239,8 @@ def compare(system: SystemSpec, title: str, steps: Steps, entries: int) -> Compa
         compute = costs.host_s
         if places is not None:
             # A copy of what the host does not hold any more is of no use.
-            near = held(active, CACHES[name](active), places) & hits if name in CACHES else nothing
-            tiered = (near & active).swapaxes(0, 1).reshape(in_time.shape)
+            copied = held(active, CACHES[name](active), places) & hits if name in CACHES else nothing
+            tiered = (copied & active).swapaxes(0, 1).reshape(in_time.shape)
             if tiered.sum() > most:
                 raise ArithmeticError(f"cache policy {name} hits more often in a tier than belady")
             compute = np.where(tiered, tier_s, compute)

@@ -216,9 +216,8 @@ class Placed(Exchange):
         devices = self.cluster.devices
         # A device's layer is a layer of its own.
         shape = (len(counts) * devices, -1)
-        rows, bits, hit, tiered = (
-            array.reshape(shape) for array in (self.rows(counts), self.bits, self.hit, self.tiered)
-        )
+        rows, bits = self.rows(counts).reshape(shape), self.bits.reshape(shape)
+        hit, tiered = self.hit.reshape(shape), self.tiered.reshape(shape)
         costs = self.costs(rows, bits, hit, self.units, tiered)
         result = schedule(costs, split(self.plan.split, costs))
         link = result.busy_s["link"].sum(axis=1) + self._fetched_s
@@ -353,8 +352,9 @@ def build(machine: Machine, steps: Steps, num_ffn: int, plan: Plan) -> Placed:
 
 
 def held(machine: Machine, steps: Steps, name: str) -> tuple[BoolArray, BoolArray, BoolArray]:
-    """Return three of (layers, steps, places) bool: what hosts hold as a layer begins, what of it lies in
-    their tiers, and what was fetched for the layer.
+    """Return what hosts hold as a layer begins, what of it is in tiers, and what was fetched for it.
+
+    Each is (layers, steps, places) bool.
     """
     devices, places = machine.cluster.devices, machine.places
     counts = steps.counts[:, :, :places]
