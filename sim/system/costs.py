@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,13 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 BYTES = 2
 """Of a number, where nothing else is said: fp16 or bf16."""
+
+
+class ExpertTimes(Protocol):
+    """What says how long experts take: a roofline, or a unit of an accelerator."""
+
+    def experts(self, counts: IntArray, expert: Expert) -> FloatArray:
+        """Return the time of each expert with its tokens, 0 where it has none."""
 
 
 @dataclass(frozen=True)
