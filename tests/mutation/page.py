@@ -27,13 +27,13 @@ explained: from any power-up, the same of both, after a cycle of reset, for ever
 block is owed, outputs are the same (payloads while they are valid). Either the change of one cycle leaves no
 trace a few cycles later and no output shows it (`tests/mutation/perturbed.py`; what a reset gives no value
 may hold anything after it, the same in both; what nothing depends on at that time, proved of each mutant, is
-no trace), or, asked of the dispatcher and the combiners, the bits of registers that stay the same on both sides follow from themselves, and the
-outputs from them (`tests/mutation/equivalence.py`). What the original's state always fulfils, and what the
-block is owed, is stated in `tests/mutation/invariants/`; invariants are proved by induction before they are
-used, and a false one ends the run (Yices). What hangs on a relation that no rule states is not among them,
-nor what {seconds} seconds for a block are too few for. The scenarios are the bench's and those that only
-mutants need (`tests/mutation/*_scenarios.py`: sums that take each other back, ties, limits, far rows,
-restarts), of the seed, and for what survives them those of the next one too.
+no trace), or, asked of the dispatcher and the combiners, the bits of registers that stay the same on both
+sides follow from themselves, and the outputs from them (`tests/mutation/equivalence.py`). What the original's
+state always fulfils, and what the block is owed, is stated in `tests/mutation/invariants/`; invariants are
+proved by induction before they are used, and a false one ends the run (Yices). What hangs on a relation that
+no rule states is not among them, nor what {seconds} seconds for a block are too few for. The scenarios are
+the bench's and those that only mutants need (`tests/mutation/*_scenarios.py`: sums that take each other back,
+ties, limits, far rows, restarts), of the seed, and for what survives them those of the next one too.
 
 ## The netlist itself
 
@@ -140,7 +140,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "combine",
         r"sums\.\\?copy_1\.|slice\$1214 ",
-        "bypass of the port that sums leave by; of three words none is written in the cycle in which it is read",
+        "bypass of the port that sums leave by; of three words none is read while it is written",
     ),
     (
         "combine",
@@ -153,7 +153,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
 def explanation(block: str, text: str) -> str:
     """Return what is known of a survivor, "not explained" if nothing."""
     for name, pattern, reason in EXPLAINED:
-        if block.startswith(name) and re.search(pattern, text):
+        if block == name and re.search(pattern, text):
             return reason
     return "not explained"
 
