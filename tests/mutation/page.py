@@ -63,6 +63,11 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "bypass of the tails' first read port; a job reads of a closed window, which is not written any more",
     ),
     (
+        "dispatch",
+        r"combine_resets\$1260 ",
+        "reset of an entry's place in its token; before anybody reads it an entry has come",
+    ),
+    (
         "dispatch_units",
         r"keeps\.\\?copy_0\.",
         "bypass of the store of decisions; they are read when the window is decided, and not written then",
