@@ -51,8 +51,9 @@ SHARE, DEEP_SHARE = 1, 3
 NORM = 18
 """From the last score, with k cycles more: logarithm 4, below 1, power 1, exp2 2, sum 1, logarithm 4, root 1,
 total's logarithm 1, exp2 2, total 1."""
-PRODUCT_AND_ROUND, DEEP_PRODUCT_AND_ROUND = 2, 8
-"""Product 1 (3), rounding 1 (leading zeros 2, shift 1, what lies below 1, rounding 1)."""
+PRODUCT_AND_ROUND, DEEP_PRODUCT_AND_ROUND = 2, 9
+"""Product 1 (factors beside the multipliers 1, product 3), rounding 1 (leading zeros 2, shift 1, what lies
+below 1, rounding 1)."""
 QUEUE = 2
 SHARED_GATE = 11
 """Of the shared expert's gate: fixed point 1, sigmoid 7, rounded 1, queue 2."""
