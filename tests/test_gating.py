@@ -1536,8 +1536,8 @@ PLANTED_IN_TERMS = {
     ),
     "largest logit of the token behind": (
         rtl.gating.selection,
-        'TopK.LATENCY - 1, "largest',
-        'TopK.LATENCY - 2, "largest',
+        "TopK.latency_of(weights.pipeline) - 1",
+        "TopK.latency_of(weights.pipeline) - 2",
         "softmax_of_choices_by_sigmoid_one_row",
     ),
     "clamped and added": (

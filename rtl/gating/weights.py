@@ -251,7 +251,7 @@ class Weights(Divider):
         """Cycles that an exponential waits for the inverse of the sum of all."""
         # Both the total and the choices count from the token's last row.
         behind = self.total_latency + self.inverse_latency
-        return max(0, behind - TopK.LATENCY - self.function_latency)
+        return max(0, behind - TopK.latency_of(self.pipeline) - self.function_latency)
 
     @property
     def score_latency(self) -> int:
