@@ -114,7 +114,7 @@ def test_a_channel_that_is_wrong_is_not_timed(
         bench.channel_figures("mixtral-8x7b", 256, PIM, DEFAULT_ROOT, 2, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_figures_of_the_near_memory_layer() -> None:
     model = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
     native, own_time = bench.pim_layer_figures(model, "tiny", PIM, DEFAULT_ROOT, 6)

@@ -146,12 +146,14 @@ class Prepared:
     token_port: str
 
 
-def prepare(rng, case: Case, arrivals, expect_arrivals, ready, beats: Beats) -> Prepared:
-    """Return the payloads of every stream and the model's cycles."""
+def prepare(rng, case: Case, arrivals, expect_arrivals, ready, beats: Beats, drawn=None) -> Prepared:
+    """Return the payloads of every stream and the model's cycles; ``drawn``: of these results and weights."""
     config = case.config
     words = config.words
-    data = drawn_values(rng, case.values, (case.num_tokens, config.max_count, words, config.lanes))
-    weights = drawn_values(rng, case.values, (case.num_tokens, config.max_count))
+    data, weights = drawn or (
+        drawn_values(rng, case.values, (case.num_tokens, config.max_count, words, config.lanes)),
+        drawn_values(rng, case.values, (case.num_tokens, config.max_count)),
+    )
     last_token = rng.random(case.num_tokens) < 0.3
     starts = Starts.draw(rng, case)
     token_beats = starts.beats(rng) if starts else []

@@ -828,7 +828,9 @@ PLANTED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (n % 2)) for n, name in enumerate(PLANTED)]
+)
 def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, old, new = PLANTED[name]
     plant_bug(monkeypatch, module, old, new)
@@ -889,12 +891,12 @@ def test_planted_int8_bug_is_found(monkeypatch: pytest.MonkeyPatch, bug: str) ->
 
 
 GROUPED_PLANTED = {
-    "scales of the tile before": (rtl.expert.array, "scales.eq(scales >> scale_bits)", "scales.eq(scales)"),
     "scales of another group": (
         rtl.expert.array,
         "scales.word_select(number, number_format",
         "scales.word_select(0, number_format",
     ),
+    "scales of the tile before": (rtl.expert.array, "scales.eq(scales >> scale_bits)", "scales.eq(scales)"),
     "elements of another group": (
         rtl.expert.array,
         "decode.o.word_select(number, group * 16)",

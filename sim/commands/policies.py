@@ -138,7 +138,7 @@ def parallel_command(model_name: str, policy: str | None, as_json: bool, **given
 @click.option("--link", default="nvlink4", show_default=True, help="In a node: of spec/links.")
 @click.option("--between", default="rdma-cx7", show_default=True, help="Between nodes.")
 @click.option("--places", type=int, help="For experts and copies, on all devices (default: the experts).")
-@click.option("--entries", type=int, default=8, show_default=True, help="Of a layer, held by each device.")
+@click.option("--entries", type=int, help="Of a layer, held by each device (default: 8, or all).")
 @click.option("--capacity-factor", type=float, default=1.25, show_default=True, help="Over an even share.")
 @click.option("--block", type=int, default=128, show_default=True, help="Rows that are computed together.")
 @click.option("--wide-share", type=float, default=0.25, show_default=True, help="Of experts in bf16: mixed.")

@@ -13,6 +13,7 @@ import numpy as np
 from sim.accelerator import Report, run_model
 from sim.activity import ROUTER
 from sim.pim_report import run_pim_model
+from sim.system.blocks import num_units
 from sim.system.costs import Costs, IntArray
 from sim.system.energy import SystemEnergy
 from sim.system.schedule import BEFORE, SHARED, Schedule
@@ -32,7 +33,7 @@ def run_alone(
     reports = [run(model, design, layer, routing, record=True) for layer in ids]
     layer_s = np.array([report.seconds for report in reports])
     start = layer_s.cumsum() - layer_s
-    experts, units = model.gating.num_ffn_experts, 1 if design.pim is None else design.pim.channels
+    experts, units = model.gating.num_ffn_experts, num_units(design)
     spans, busy = [], np.zeros((len(ids), units))
     counts = np.zeros((len(ids), experts), np.int64)
     for number, report in enumerate(reports):

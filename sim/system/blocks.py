@@ -38,6 +38,11 @@ class Job:
     joules: float | None
 
 
+def num_units(design: DesignSpec) -> int:
+    """Return how many units of a design have whole experts: the array, or its channels."""
+    return 1 if design.pim is None else design.pim.channels
+
+
 def one_unit(design: DesignSpec) -> DesignSpec:
     """Return one unit of a design beside a host: the array, or one channel. What routes is the host."""
     if design.pim is None:

@@ -10,7 +10,10 @@ Placement and formats know the first half of the steps, and all are judged by th
 chunks read, and move, an expert's weights for each. On one device nothing is exchanged.
 
 Beside a near engine that is an accelerator of this project its block model says how long experts take, in the
-hardware's formats (:mod:`sim.system.stored`).
+hardware's formats (:mod:`sim.system.stored`). Such accelerators may be devices without a host, too: then each
+computes all experts in its places, whole in its units, and what would divide them or move weights is refused.
+Each routes a window of its tokens at a time, as its layer does: a step with more is computed, and exchanged,
+window by window.
 """
 
 from __future__ import annotations
@@ -22,17 +25,18 @@ from functools import cached_property
 import numpy as np
 
 from sim.system import caches, execution, placement, widths
+from sim.system.blocks import num_units
 from sim.system.comparison import Comparison, Result, Steps, halves
-from sim.system.costs import BYTES, BoolArray, Costs, FloatArray, IntArray, Roofline
+from sim.system.costs import BYTES, BoolArray, Costs, ExpertTimes, FloatArray, IntArray, Roofline
 from sim.system.exchange import OVERLAPS, WAYS, Cluster, Exchange
 from sim.system.placement import Placing, copy_of_each
 from sim.system.policies import POLICIES as SPLITS
 from sim.system.policies import split
 from sim.system.schedule import bounds, schedule
 from sim.system.step import BITS, check_capacity, load_counts
-from sim.system.stored import StoredJobs
+from sim.system.stored import OneUnit, StoredJobs
 from spec.errors import InputError, require, require_range
-from spec.system import Sharding, SystemSpec, WeightPlace, nominal
+from spec.system import ALONE, Sharding, SystemSpec, WeightPlace, nominal
 
 BASELINE = "baseline"
 TOGETHER = "together"
@@ -41,6 +45,10 @@ BOUND = (
     " the devices, nothing moved"
 )
 BOUND_BESIDE_BLOCK = f"{BOUND}; on the accelerator each token in its best job of any format"
+BOUND_ALONE = (
+    "rows of tokens alone, each in its best job of any format, even over all units of all accelerators,"
+    " nothing moved"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +90,7 @@ class Machine:
     places : for experts and copies, on all devices.
     groups : of the gate.
     entries : experts of a layer that each device's host holds.
-    jobs : of a near engine that is an accelerator.
+    jobs : of a near engine that is an accelerator; without a host it must be one.
     """
 
     system: SystemSpec
@@ -95,6 +103,24 @@ class Machine:
     wide_share: float = 0.25
     jobs: StoredJobs | None = None
 
+    @property
+    def alone(self) -> bool:
+        """Whether devices are accelerators without a host."""
+        return self.system.host is None
+
+    @property
+    def engine(self) -> ExpertTimes:
+        """What computes an expert that a device has beside those in its places."""
+        if self.alone:
+            assert self.jobs is not None
+            return OneUnit(self.jobs)
+        return Roofline.of(nominal(self.system), "host")
+
+    @property
+    def baseline(self) -> Plan:
+        """A plan of the families' baselines; without a host nothing is divided."""
+        return Plan(split=ALONE) if self.alone else Plan()
+
 
 @dataclass(frozen=True)
 class Placed(Exchange):
@@ -105,6 +131,7 @@ class Placed(Exchange):
     whose : (layers of all steps, places), the expert in each place.
     bits : (layers of all steps, places), of a weight.
     hit : (layers of all steps, places), what is held when a layer begins.
+    tiered : (layers of all steps, places), what of it lies in the hosts' tiers.
     ahead : (layers of all steps, places), what is fetched for a layer while the one before runs.
     num_layers : of the model; the layers of all steps are layer by layer.
     """
@@ -114,6 +141,7 @@ class Placed(Exchange):
     whose: IntArray = field(kw_only=True)
     bits: FloatArray = field(kw_only=True)
     hit: BoolArray = field(kw_only=True)
+    tiered: BoolArray = field(kw_only=True)
     ahead: BoolArray = field(kw_only=True)
     num_layers: int = field(kw_only=True)
 
@@ -125,33 +153,51 @@ class Placed(Exchange):
     @property
     def units(self) -> int:
         """Units of a near engine that have whole experts; 1 where each expert is cut over all."""
-        return int(self.values["units"]) if self.machine.system.sharding is Sharding.EXPERT else 1
+        system = self.machine.system
+        if self.machine.alone:
+            assert system.near.block is not None
+            return num_units(system.near.block)
+        return int(self.values["units"]) if system.sharding is Sharding.EXPERT else 1
 
-    def costs(self, rows: IntArray, bits: FloatArray, hit: BoolArray, units: int) -> Costs:
+    def stored_bytes(self, bits: FloatArray) -> FloatArray:
+        """Return the bytes of an expert's weights of so many bits each."""
+        stored: FloatArray = self.steps.expert.weight_bytes / BYTES * bits / BITS
+        return stored
+
+    def roofline_s(self, engine: Roofline, rows: IntArray, bits: FloatArray) -> FloatArray:
+        """Return seconds of experts with weights of so many bits on an engine, 0 without rows."""
+        expert = self.steps.expert
+        traffic = expert.traffic(rows) - expert.weight_bytes + self.stored_bytes(bits)
+        seconds = engine.seconds(traffic, expert.flops(rows)) + engine.expert_s
+        return np.where(rows > 0, seconds, 0.0)
+
+    def costs(self, rows: IntArray, bits: FloatArray, hit: BoolArray, units: int, tiered: BoolArray) -> Costs:
         """Return the costs of (layers, experts) rows of experts of so many bits a weight."""
         values, expert, system = self.values, self.steps.expert, self.machine.system
-        weights = expert.weight_bytes / BYTES * bits / BITS
-        traffic = expert.traffic(rows) - expert.weight_bytes + weights
-        link, latency = values["link.bytes_per_s"] * values["link.efficiency"], values["link.latency_s"]
-
-        def roofline_s(engine: Roofline) -> FloatArray:
-            return np.where(rows > 0, engine.seconds(traffic, expert.flops(rows)) + engine.expert_s, 0.0)
-
+        unit = np.arange(rows.shape[1]) % units
         if self.machine.jobs is None:
             near = Roofline.of(values, "near")
             near = replace(near, bytes_per_s=near.bytes_per_s / units, flops=near.flops / units)
-            near_s, near_bytes_per_s = roofline_s(near), values["near.bytes_per_s"]
+            near_s, near_bytes_per_s = self.roofline_s(near, rows, bits), values["near.bytes_per_s"]
         else:
             near_s = self.machine.jobs.experts(rows, bits)
             near_bytes_per_s = units * self.machine.jobs.bytes_per_s
+        if self.machine.alone:
+            none = np.zeros(rows.shape)
+            return Costs(rows, none, near_s, none, none, unit, units)
+        link, latency = values["link.bytes_per_s"] * values["link.efficiency"], values["link.latency_s"]
         moved = (rows > 0) & ~hit & (system.weights is WeightPlace.NEAR)
+        host_s = self.roofline_s(Roofline.of(values, "host"), rows, bits)
+        tier = Roofline.of_tier(values, "host")
+        if tier is not None:
+            host_s = np.where(tiered, self.roofline_s(tier, rows, bits), host_s)
         return Costs(
             rows,
-            roofline_s(Roofline.of(values, "host")),
+            host_s,
             near_s,
-            np.where(moved, weights / link + latency, 0.0),
+            np.where(moved, self.stored_bytes(bits) / link + latency, 0.0),
             BYTES * expert.d_model * rows.astype(np.float64) / link,
-            np.arange(rows.shape[1]) % units,
+            unit,
             units,
             latency_s=latency,
             link_share=values["link.bytes_per_s"] / (values["link.bytes_per_s"] + near_bytes_per_s),
@@ -170,20 +216,44 @@ class Placed(Exchange):
         devices = self.cluster.devices
         # A device's layer is a layer of its own.
         shape = (len(counts) * devices, -1)
-        rows, bits, hit = self.rows(counts).reshape(shape), self.bits.reshape(shape), self.hit.reshape(shape)
-        costs = self.costs(rows, bits, hit, self.units)
+        rows, bits = self.rows(counts).reshape(shape), self.bits.reshape(shape)
+        hit, tiered = self.hit.reshape(shape), self.tiered.reshape(shape)
+        costs = self.costs(rows, bits, hit, self.units, tiered)
         result = schedule(costs, split(self.plan.split, costs))
         link = result.busy_s["link"].sum(axis=1) + self._fetched_s
         of_device: FloatArray = np.maximum(result.layer_s, link).reshape(len(counts), devices)
         return of_device
 
+    def copied_bytes(self, experts: IntArray) -> FloatArray:
+        """Return the bytes of (layers, n) experts' weights in their formats."""
+        return self.stored_bytes(np.take_along_axis(self.bits, experts, axis=1))
+
+    def local_s(self, local: IntArray, experts: IntArray) -> FloatArray:
+        """Return (layers, devices) seconds of copies of (layers, n) experts with (layers, devices, n) tokens.
+
+        The host computes them one after another; without a host they are dealt over the units.
+        """
+        bits = np.take_along_axis(self.bits, experts, axis=1)[:, None, :]
+        bits = np.broadcast_to(bits, local.shape)
+        if not self.machine.alone:
+            host = Roofline.of(self.values, "host")
+            one_by_one: FloatArray = self.roofline_s(host, local, bits).sum(axis=2)
+            return one_by_one
+        assert self.machine.jobs is not None
+        dealt = np.arange(local.shape[2])[:, None] % self.units == np.arange(self.units)
+        of_units = self.machine.jobs.experts(local, bits) @ dealt.astype(np.float64)
+        busiest: FloatArray = of_units.max(axis=2)
+        return busiest
+
     @cached_property
     def _fetching_s(self) -> FloatArray:
         """(steps x layers, devices), in time: what a device's link moves ahead for each layer."""
-        weights = self.steps.expert.weight_bytes / BYTES * self.bits / BITS
-        link = self.values["link.bytes_per_s"] * self.values["link.efficiency"]
-        each = np.where(self.ahead, weights / link + self.values["link.latency_s"], 0.0)
         devices = self.cluster.devices
+        if self.machine.alone:
+            return np.zeros((len(self.ahead), devices))
+        link = self.values["link.bytes_per_s"] * self.values["link.efficiency"]
+        start = self.values["link.latency_s"]
+        each = np.where(self.ahead, self.stored_bytes(self.bits) / link + start, 0.0)
         of_device = each.reshape(self.num_layers, -1, devices, each.shape[1] // devices)
         in_time: FloatArray = of_device.sum(axis=3).swapaxes(0, 1).reshape(-1, devices)
         return in_time
@@ -231,6 +301,23 @@ def placed_steps(steps: Steps, placed: IntArray, num_ffn: int) -> Steps:
     return Steps(ids, counts.reshape(layers, -1, counts.shape[1]), steps.expert)
 
 
+def in_windows(steps: Steps, tokens: int) -> Steps:
+    """Return steps of so many tokens; behind a step's last ones there are some that compute nothing."""
+    layers, number, given, k = steps.ids.shape
+    if given <= tokens:
+        return steps
+    windows = -(-given // tokens)
+    nobody = steps.counts.shape[2]
+    ids = np.full((layers, number, windows * tokens, k), nobody)
+    ids[:, :, :given] = steps.ids
+    ids = ids.reshape(layers, -1, tokens, k)
+    counts = load_counts(ids.reshape(-1, tokens, k), nobody + 1).reshape(layers, -1, nobody + 1)
+    # What computed nothing before has no tokens.
+    counts[:, :, :nobody] *= np.repeat(steps.counts > 0, windows, axis=1)
+    counts[:, :, nobody] = 0
+    return Steps(ids, counts, steps.expert)
+
+
 def build(machine: Machine, steps: Steps, num_ffn: int, plan: Plan) -> Placed:
     """Return the second half of the steps under a plan."""
     learned, _ = halves(steps.counts[:, :, :num_ffn])
@@ -240,13 +327,17 @@ def build(machine: Machine, steps: Steps, num_ffn: int, plan: Plan) -> Placed:
     placed = placement.PLACEMENTS[plan.placement](placing)
     half = steps.ids.shape[1] - learned.shape[1]
     judged = Steps(steps.ids[:, -half:], steps.counts[:, -half:], steps.expert)
+    if machine.alone:
+        assert machine.jobs is not None
+        judged = in_windows(judged, devices * machine.jobs.design.window_tokens)
+        half = judged.ids.shape[1]
     mine = placed_steps(judged, placed, num_ffn)
     # (layers, experts) to (layers x steps, places).
     bits = np.take_along_axis(widths.WIDTHS[plan.formats](load, machine.wide_share), placed, axis=1)
-    hit, ahead = held(machine, mine, plan.cache)
+    hit, tiered, ahead = held(machine, mine, plan.cache)
     return Placed(
         cluster,
-        Roofline.of(nominal(machine.system), "host"),
+        machine.engine,
         mine,
         machine.places,
         machine=machine,
@@ -254,18 +345,22 @@ def build(machine: Machine, steps: Steps, num_ffn: int, plan: Plan) -> Placed:
         whose=np.repeat(placed, half, axis=0),
         bits=np.repeat(bits, half, axis=0),
         hit=hit.reshape(-1, machine.places),
+        tiered=tiered.reshape(-1, machine.places),
         ahead=ahead.reshape(-1, machine.places),
         num_layers=len(steps.ids),
     )
 
 
-def held(machine: Machine, steps: Steps, name: str) -> tuple[BoolArray, BoolArray]:
-    """Return (layers, steps, places) bool, what hosts hold as a layer begins, what was fetched for it."""
+def held(machine: Machine, steps: Steps, name: str) -> tuple[BoolArray, BoolArray, BoolArray]:
+    """Return what hosts hold as a layer begins, what of it is in tiers, and what was fetched for it.
+
+    Each is (layers, steps, places) bool.
+    """
     devices, places = machine.cluster.devices, machine.places
     counts = steps.counts[:, :, :places]
     nothing = np.zeros(counts.shape, bool)
     if name == caches.BASELINE:
-        return nothing, nothing
+        return nothing, nothing, nothing
     layers, number = counts.shape[:2]
     each = counts.reshape(layers, number, devices, -1).swapaxes(1, 2).reshape(layers * devices, number, -1)
 
@@ -275,34 +370,60 @@ def held(machine: Machine, steps: Steps, name: str) -> tuple[BoolArray, BoolArra
 
     if name in caches.CACHES:
         value = caches.CACHES[name](each > 0)
-        return together(caches.held(each > 0, value, machine.entries)), nothing
+        hit = together(caches.held(each > 0, value, machine.entries))
+        tier = caches.tier_entries(machine.system, layers, steps.expert.weight_bytes, machine.entries)
+        if tier is None:
+            return hit, nothing, nothing
+        # As in caches: a copy of what the host does not hold any more is of no use.
+        return hit, together(caches.held(each > 0, value, np.repeat(tier, devices))) & hit, nothing
     fetched = caches.PREFETCHERS[name](steps, machine.entries * devices)[:, :, :places]
     asked = fetched.reshape(layers, number, devices, -1).swapaxes(1, 2).reshape(each.shape)
     # A device has room for so many: of what was predicted the most used up to now.
     past = np.cumsum(each, axis=1) - each + 1.0
     fetched = together(caches.largest(np.where(asked, past, 0.0), machine.entries))
-    return fetched, fetched
+    return fetched, nothing, fetched
 
 
 def least_seconds(placed: Placed, kept: IntArray, num_ffn: int) -> float:
     """Return the time that no combination is below, of (layers of all steps, places) tokens that are kept."""
     of_experts = np.zeros((len(kept), num_ffn), np.int64)
     np.add.at(of_experts, (np.arange(len(kept))[:, None], placed.whose), kept)
-    bits = np.full(of_experts.shape, widths.narrowest())
-    jobs, units = placed.machine.jobs, 1 if placed.machine.jobs is None else placed.units
-    costs = placed.costs(of_experts, bits, np.ones(of_experts.shape, bool), units)
+    jobs = placed.machine.jobs
+    if placed.machine.alone:
+        assert jobs is not None
+        return float(jobs.least(of_experts).sum()) / (placed.units * placed.cluster.devices)
+    bits, units = np.full(of_experts.shape, widths.narrowest()), 1 if jobs is None else placed.units
+    # Without a single expert in a tier none was faster for it; with one, as if all were there.
+    everything = np.ones(of_experts.shape, bool)
+    costs = placed.costs(of_experts, bits, everything, units, everything & placed.tiered.any())
     if jobs is not None:
         costs = replace(costs, near_s=jobs.least(of_experts))
     return bounds(costs)["balance"] / placed.cluster.devices
 
 
-def run(machine: Machine, steps: Steps, num_ffn: int, plan: Plan) -> Result:
-    """Return what a plan takes, and the bound of the rows that it keeps."""
+def check_plan(machine: Machine, plan: Plan) -> None:
+    """Raise :class:`InputError` for a policy that has nothing to do on a machine."""
+    if machine.alone:
+        require(
+            plan.split == ALONE,
+            f"must be {ALONE!r} without a host to divide experts with, not {plan.split!r}",
+            key="split",
+        )
+        require(
+            plan.cache == caches.BASELINE,
+            f"must be {caches.BASELINE!r} without a host to move weights to, not {plan.cache!r}",
+            key="cache",
+        )
     require(
         plan.cache == caches.BASELINE or machine.system.weights is WeightPlace.NEAR,
         f"must be {caches.BASELINE!r} where weights are shared and nothing is moved, not {plan.cache!r}",
         key="cache",
     )
+
+
+def run(machine: Machine, steps: Steps, num_ffn: int, plan: Plan) -> Result:
+    """Return what a plan takes, and the bound of the rows that it keeps."""
+    check_plan(machine, plan)
     placed = build(machine, steps, num_ffn, plan)
     counts, rows = placed.counts, placed.rows(placed.counts)
     kept = np.minimum(counts, rows)
@@ -325,12 +446,11 @@ def run(machine: Machine, steps: Steps, num_ffn: int, plan: Plan) -> Result:
 
 def _held_bytes(placed: Placed) -> float:
     steps = len(placed.bits) // placed.num_layers
-    return placed.steps.expert.weight_bytes / BYTES * float(placed.bits[::steps].sum()) / BITS
+    return float(placed.stored_bytes(placed.bits[::steps]).sum())
 
 
-def alone_and_together(plan: Plan) -> dict[str, Plan]:
+def alone_and_together(plan: Plan, base: Plan) -> dict[str, Plan]:
     """Return the baseline, each policy of a plan alone where it is another one, and all together."""
-    base = Plan()
     plans = {BASELINE: base}
     for one in fields(Plan):
         name = getattr(plan, one.name)
@@ -348,7 +468,8 @@ def compare(machine: Machine, title: str, steps: Steps, num_ffn: int, plan: Plan
     require(0 <= machine.wide_share <= 1, f"must be in 0..1, not {machine.wide_share:g}", key="wide-share")
     share = -(-machine.places // machine.cluster.devices)
     check_capacity(machine.system, len(steps.ids) * share * steps.expert.weight_bytes)
-    plans: Mapping[str, Plan] = alone_and_together(plan)
+    plans: Mapping[str, Plan] = alone_and_together(plan, machine.baseline)
     results = {name: run(machine, steps, num_ffn, one) for name, one in plans.items()}
     bound = BOUND if machine.jobs is None else BOUND_BESIDE_BLOCK
+    bound = BOUND_ALONE if machine.alone else bound
     return Comparison("combined", title, BASELINE, results, bound)

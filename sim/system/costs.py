@@ -9,8 +9,10 @@ Rows are layers; with several devices each layer has a row for each of them, one
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,13 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 BYTES = 2
 """Of a number, where nothing else is said: fp16 or bf16."""
+
+
+class ExpertTimes(Protocol):
+    """What says how long experts take: a roofline, or a unit of an accelerator."""
+
+    def experts(self, counts: IntArray, expert: Expert) -> FloatArray:
+        """Return the time of each expert with its tokens, 0 where it has none."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,15 @@ class Roofline:
             values[f"{prefix}.peak_flops"] * values[f"{prefix}.flops_efficiency"],
             values.get(f"{prefix}.expert_s", 0.0),
         )
+
+    @staticmethod
+    def of_tier(values: Mapping[str, float], prefix: str) -> Roofline | None:
+        """Return an engine as it reads from its tier, if it has one."""
+        if f"{prefix}.tier.bytes_per_s" not in values:
+            return None
+        tier = f"{prefix}.tier"
+        reached = values[f"{tier}.bytes_per_s"] * values[f"{tier}.bandwidth_efficiency"]
+        return dataclasses.replace(Roofline.of(values, prefix), bytes_per_s=reached)
 
     def seconds(self, num_bytes: FloatArray | float, flops: FloatArray | float) -> FloatArray:
         """Return the time of an operation, without ``expert_s``."""

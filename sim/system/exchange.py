@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from sim.system.comparison import Comparison, Result, Steps
-from sim.system.costs import BYTES, BoolArray, FloatArray, IntArray, Roofline
+from sim.system.costs import BYTES, BoolArray, ExpertTimes, FloatArray, IntArray
 from spec.errors import InputError, require_range
 from spec.system import LinkSpec
 
@@ -103,7 +103,7 @@ class Exchange:
     """
 
     cluster: Cluster
-    engine: Roofline
+    engine: ExpertTimes
     steps: Steps
     num_ffn: int
     even: bool = True
@@ -171,6 +171,18 @@ class Exchange:
         times = self.engine.experts(counts, self.steps.expert)
         of_device: FloatArray = times.reshape(len(counts), self.cluster.devices, -1).sum(axis=2)
         return of_device
+
+    def copied_bytes(self, experts: IntArray) -> FloatArray:
+        """Return the bytes of (layers, n) experts' weights."""
+        return np.full(experts.shape, self.steps.expert.weight_bytes)
+
+    def local_s(self, local: IntArray, experts: IntArray) -> FloatArray:
+        """Return (layers, devices) seconds of copies of (layers, n) experts.
+
+        ``local``: (layers, devices, n) tokens.
+        """
+        seconds: FloatArray = self.engine.experts(local, self.steps.expert).sum(axis=2)
+        return seconds
 
 
 def direct(exchange: Exchange, latency: bool = True) -> FloatArray:
@@ -251,9 +263,10 @@ def shadowed(exchange: Exchange) -> FloatArray:
 
     The tokens of these stay where they are; their weights take the slower link once.
     """
-    cluster, engine, expert = exchange.cluster, exchange.engine, exchange.steps.expert
+    cluster = exchange.cluster
     link = cluster.between if cluster.nodes > 1 else cluster.inside
-    rank = np.argsort(np.argsort(-exchange.counts, axis=1, kind="stable"), axis=1)
+    popular = np.argsort(-exchange.counts, axis=1, kind="stable")
+    rank = np.argsort(popular, axis=1)
     best = np.full(len(exchange.ids), np.inf)
     for number in SHADOWED:
         shadow = rank < number
@@ -261,8 +274,9 @@ def shadowed(exchange: Exchange) -> FloatArray:
         compute = exchange.device_s(np.where(shadow, 0, exchange.counts))
         if number:
             local = _local(exchange, rank, number)
-            compute = compute + engine.experts(local, expert).sum(axis=2)
-        moved = number * expert.weight_bytes / link.bytes_per_s + (number > 0) * link.latency_s
+            compute = compute + exchange.local_s(local, popular[:, :number])
+        copied = exchange.copied_bytes(popular[:, :number]).sum(axis=1)
+        moved = copied / link.bytes_per_s + (number > 0) * link.latency_s
         best = np.minimum(best, 2 * transfer + compute.max(axis=1) + moved)
     return best
 

@@ -10,6 +10,7 @@ from golden.weights import check_seed
 from sim.routing import parse_routing, shape_of
 from sim.system import caches, combined, execution, parallel, placement, widths
 from sim.system import exchange as exchanges
+from sim.system.blocks import num_units
 from sim.system.comparison import Comparison, Steps, drawn_steps
 from sim.system.costs import Roofline
 from sim.system.exchange import Cluster, Exchange, Link
@@ -19,7 +20,10 @@ from sim.system.stored import StoredJobs
 from spec.errors import InputError, require
 from spec.load import load_engine, load_link, load_model, load_system
 from spec.model import ModelSpec
-from spec.system import SystemSpec, quantities
+from spec.system import ALONE, SystemSpec, quantities
+
+ENTRIES = 8
+"""Experts of a layer that a cache holds where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,17 @@ def _cluster(devices: int, nodes: int, link: str, between: str) -> Cluster:
 
 
 def _system(name: str) -> SystemSpec:
-    """Return a system's host, near engine and link; experts alone, on one device."""
-    spec = load_system(name)
+    """Return a system of one device whose experts are all that it computes."""
+    return replace(load_system(name), outside=None, exchange=None)
+
+
+def cache(of: Drawn, *, system: str = "dynande", entries: int = ENTRIES) -> Comparison:
+    """Caches and prefetch of experts whose weights lie behind a link."""
+    spec = _system(system)
     if spec.host is None:
         raise InputError(
             f"must have a host beside its engine near memory, which {spec.name} has not", key="system"
         )
-    return replace(spec, outside=None, exchange=None)
-
-
-def cache(of: Drawn, *, system: str = "dynande", entries: int = 8) -> Comparison:
-    """Caches and prefetch of experts whose weights lie behind a link."""
-    spec = _system(system)
     check_capacity(spec, of.model.num_moe_layers * of.experts * of.steps.expert.weight_bytes)
     return caches.compare(spec, f"{of.title}, on {spec.name}", of.steps, entries)
 
@@ -170,33 +173,36 @@ def together(
     link: str = "nvlink4",
     between: str = "rdma-cx7",
     places: int | None = None,
-    entries: int = 8,
+    entries: int | None = None,
     capacity_factor: float = 1.25,
     block: int = 128,
     wide_share: float = 0.25,
     **policies: str | None,
 ) -> Comparison:
-    """Policies of several families at once, by their families' names: each alone, and all together."""
-    names = {}
+    """Policies of several families at once, by their families' names: each alone, and all together.
+
+    ``entries``: by default 8, or all experts that a device has.
+    """
+    spec = _system(system)
+    names = {"split": ALONE} if spec.host is None else {}
     for family, policy in policies.items():
         if family not in combined.FAMILIES:
             raise InputError(f"must be one of {', '.join(combined.FAMILIES)}, not {family!r}", key="family")
         if policy is not None:
             names[family] = plugged(family, policy)
     plan = combined.Plan(**names)
-    spec = _system(system)
     cluster, places = _cluster(devices, nodes, link, between), of.experts if places is None else places
     jobs = None
     if spec.near.block is not None:
-        assert spec.units is not None
-        units = devices * int(spec.units.value)
+        own = num_units(spec.near.block) if spec.units is None else int(spec.units.value)
+        units = devices * own
         jobs = StoredJobs(of.model, spec.near.block, -(-places // units))
     machine = combined.Machine(
         system=spec,
         cluster=cluster,
         places=places,
         groups=of.model.gating.num_groups,
-        entries=entries,
+        entries=max(1, min(ENTRIES, places // devices)) if entries is None else entries,
         capacity_factor=capacity_factor,
         block=block,
         wide_share=wide_share,

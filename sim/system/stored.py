@@ -6,13 +6,13 @@ with is int8 in ``int8``, else bf16. Times are those of :mod:`sim.system.blocks`
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from sim.system.blocks import JobTimes
-from sim.system.costs import BYTES, FloatArray, IntArray
+from sim.system.costs import BYTES, Expert, FloatArray, IntArray
 from sim.system.widths import bits_of
 from spec.design import DesignSpec, Format
 from spec.errors import InputError
@@ -75,3 +75,14 @@ class StoredJobs:
         sizes = np.unique([1, *range(group, window + 1, group), window])
         each = np.array([self.of(stored).experts(sizes) for stored in Format])
         return float((each / sizes).min()), float(each.min())
+
+
+@dataclass(frozen=True)
+class OneUnit:
+    """One unit of an accelerator where other devices have a roofline."""
+
+    jobs: StoredJobs
+
+    def experts(self, counts: IntArray, expert: Expert) -> FloatArray:
+        """Return the time of each expert in the design's own format, 0 where it has no tokens."""
+        return self.jobs.of(self.jobs.design.format).experts(counts)
