@@ -264,3 +264,15 @@ def test_a_place_that_the_change_goes_past_makes_false_proofs(monkeypatch):
     )
     machines = [random_machine(seed) for seed in range(100)]
     assert any(unnoticed(machine, [1]) == {1} and not truly_equivalent(machine) for machine in machines)
+
+
+def test_a_cycle_beside_another_is_that_cycle():
+    """With other registers and inputs what reads none of them stays; all else is evaluated."""
+    for seed in range(20):
+        circuit, graph = random_machine(seed).circuit, Graph()
+        registers = [graph.free() for _ in circuit.registers]
+        frame = circuit.frame(graph, registers, circuit.free_inputs(graph, **{PORT: 0}), [])
+        registers[seed % 4] = graph.free()
+        inputs = {name: frame.of(name) for name in circuit.inputs} | {PORT: [TRUE]}
+        whole = circuit.frame(graph, registers, inputs, [])
+        assert circuit.beside(graph, frame, registers, {PORT: [TRUE]}).values == whole.values

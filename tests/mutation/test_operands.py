@@ -1,0 +1,50 @@
+"""Numbers whose last bits show: what is said of them, held against exact sums."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from golden.formats import burst_sum
+from tests.mutation import operands
+
+COLS, ROWS = 4, 1024
+PLACES = 29
+"""Of the adder's aligned operands: a burst's 26, guard, round, sticky."""
+
+
+def rounded(value: Fraction) -> Fraction:
+    """Return the nearest number of 24 bits, ties to even."""
+    unit = Fraction(2) ** (math.frexp(float(value))[1] - 24)
+    return round(value / unit) * unit
+
+
+def lost_alone(larger: Fraction, smaller: Fraction) -> int | None:
+    """Return the place of the smaller operand that is shifted out, the only one, and decides the rounding."""
+    distance = math.frexp(float(larger))[1] - math.frexp(float(abs(smaller)))[1]
+    top = Fraction(2) ** (math.frexp(float(abs(smaller)))[1] - PLACES)
+    lost = int(abs(smaller) / top) & ((1 << max(distance, 0)) - 1)
+    if lost == 0 or lost & (lost - 1):
+        return None
+    sign = 1 if smaller > 0 else -1
+    decides = rounded(larger + smaller) != rounded(larger + smaller - sign * lost * top)
+    return lost.bit_length() - 1 if decides else None
+
+
+def test_each_place_that_is_lost_decides_some_rounding_alone():
+    places = set()
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        x = operands.tied_inputs(rng, 10, COLS)
+        w = operands.tied(rng, x, ROWS, COLS)
+        first, second = (
+            burst_sum(np.broadcast_to(x[part], (ROWS, COLS)), w[:, part])
+            for part in (slice(0, COLS), slice(COLS, 2 * COLS))
+        )
+        for one, other in zip(first.tolist(), second.tolist(), strict=True):
+            smaller, larger = sorted((Fraction(one), Fraction(other)), key=abs)
+            if smaller:
+                places.add(lost_alone(abs(larger), smaller * (1 if larger > 0 else -1)))
+    assert places >= set(range(6, 24))
