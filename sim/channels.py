@@ -87,8 +87,8 @@ class Flow:
     ----------
     gate, dispatch : their cycles.
     offered, taken : (entries, words) contribution beats; a job's beats, in the channel's order, fill the rows
-        of its entries.
-    merged : all contribution beats into the combiner.
+        of its entries. Not told: (0, words).
+    merged : all contribution beats into the combiner. Not told: none.
     i_expect, o : (tokens,), (tokens * words,) of the combiner.
     retired : per channel, when its jobs are done with.
     totals : per channel.
@@ -148,7 +148,8 @@ class _Beats(NamedTuple):
     ----------
     offered, taken, merged, i_expect, o : as in :class:`Flow`.
     inside : (channels, 2) tokens whose contributions end with the beats in the merger, or -1.
-    places : (channels, 2) the job whose beats are being taken, and those taken of it.
+    places : (channels, 3) the job whose beats are being taken; the row and the column, of all its entries'
+        beats, of the next one.
     tokens : (3, tokens) contributions that are not there yet; when the last one is stored; when the slot is
         freed.
     at : scalars, see below.
@@ -180,6 +181,7 @@ def run_channels(
     arrivals: Cycles,
     refreshes: list[int],
     walked: bool = False,
+    told: bool = True,
 ) -> Flow:
     """Return what all blocks do.
 
@@ -190,6 +192,7 @@ def run_channels(
     arrivals : (tokens,) cycle from which each token's beats are offered, one per cycle.
     refreshes : for each channel the cycle of its first refresh.
     walked : see :func:`sim.pim.advance`.
+    told : whether each contribution beat is: most of what a run would keep.
     """
     gates, dispatch = GateModel(gate, len(arrivals)), DispatchModel(streams, units=units)
     numbers, table, bounds = shape.numbers(), shape.table(), streams.job_bounds
@@ -198,7 +201,7 @@ def run_channels(
     experts = streams.entry_expert[bounds[:-1]]
     placed = [(dispatch.plan.job_units >> np.uint64(n)) & np.uint64(1) for n in range(num_channels)]
     channels = new_channels(numbers, table, refreshes, num_jobs)
-    times = np.empty((2, len(streams.entry_token), shape.words), dtype=np.int64)
+    times = np.empty((2, len(streams.entry_token) if told else 0, shape.words), dtype=np.int64)
     beats = _Beats(
         offered=times[0],
         taken=times[1],
@@ -206,7 +209,7 @@ def run_channels(
         i_expect=np.empty(num_tokens, dtype=np.int64),
         o=np.empty(num_tokens * shape.words, dtype=np.int64),
         inside=np.full((num_channels, 2), -1),
-        places=np.zeros((num_channels, 2), dtype=np.int64),
+        places=np.zeros((num_channels, 3), dtype=np.int64),
         tokens=np.stack([contributions, np.zeros_like(contributions), np.zeros_like(contributions)]),
         at=np.array([0, 0, 0, NEVER], dtype=np.int64),
     )
@@ -425,15 +428,18 @@ def _next_token(given: _Given, channels: Channels, channel: int) -> int:
 @compiled
 def _take(channels: Channels, channel: int, beats: _Beats, offered: int, cycle: int) -> None:
     """Take the first beat from a channel's output register, and note when."""
-    job, place = beats.places[channel]
-    words = beats.offered.shape[1]
-    entry = channels.jobs[channel, FIRST, job] + place // words
-    beats.offered[entry, place % words] = offered
-    beats.taken[entry, place % words] = cycle
-    place += 1
-    if place == channels.jobs[channel, COUNT, job] * words:
-        job, place = job + 1, 0
-    beats.places[channel, 0], beats.places[channel, 1] = job, place
+    job, row, word = beats.places[channel]
+    if len(beats.offered):
+        entry = channels.jobs[channel, FIRST, job] + row
+        beats.offered[entry, word] = offered
+        beats.taken[entry, word] = cycle
+    word += 1
+    if word == beats.offered.shape[1]:
+        row, word = row + 1, 0
+        if row == channels.jobs[channel, COUNT, job]:
+            beats.places[channel, 0], row = job + 1, 0
+        beats.places[channel, 1] = row
+    beats.places[channel, 2] = word
     take_output(channels, channel, cycle)
     fill_register(channels, channel)
 
@@ -449,7 +455,8 @@ def _collect(given: _Given, channels: Channels, adder: Adder, beats: _Beats) -> 
         offered = output_offered(channels, 0)
         cycle = add(adder, token, offered)
         _take(channels, 0, beats, offered, cycle)
-        beats.merged[at[_MERGED]] = cycle
+        if len(beats.merged):
+            beats.merged[at[_MERGED]] = cycle
         at[_MERGED] += 1
         if ended >= 0:
             beats.tokens[_LEFT, token] -= 1
@@ -472,11 +479,12 @@ def _merge(
     """
     at, tokens = beats.at, beats.tokens
     idle_clock = min(_first_clock(channels.at, clock, -1), next_choice) + CHOICE_TO_JOB
+    for n in range(len(clock)):
+        fill_register(channels, n)
     while True:
         first_unknown = NEVER
         for n in range(len(clock)):
             c = channels.at[n]
-            fill_register(channels, n)
             while c.gone < c.filled and has_room(merger, n):
                 beats.inside[n, merger.entered[n] % 2] = _next_token(given, channels, n)
                 offered = output_offered(channels, n)
@@ -493,7 +501,8 @@ def _merge(
             break
         channel = give(merger, cycle)
         left = leave(merger, cycle, ALWAYS)
-        beats.merged[at[_MERGED]] = left
+        if len(beats.merged):
+            beats.merged[at[_MERGED]] = left
         at[_MERGED] += 1
         token = beats.inside[channel, (merger.given[channel] - 1) % 2]
         if token >= 0:

@@ -256,6 +256,7 @@ class DispatchModel:
         self.run()
         state.now[:], state.left[:] = now, left
         state.served[jobs] = False
+        state.first_left[window % 2] = jobs.start
         state.jobs_left[window] = jobs.stop - jobs.start
         state.room[window + 2] = NEVER
         return self.entries[self.entries_of(window)].copy()
@@ -322,6 +323,7 @@ class State(NamedTuple):
     job_unit: IntArray
     served: BoolArray
     jobs_left: IntArray  # per window
+    first_left: IntArray  # (2, num_units) of an even and an odd window, see _first_servable
     room: IntArray  # per window, first cycle in which there are queues for it, or NEVER
     opened: IntArray  # per window, first cycle in which `i` takes it: `room`, if nothing is decided
     closed: IntArray  # per window, first cycle in which its queues may be chosen
@@ -424,6 +426,7 @@ def _start(plan: Plan, retired: Sequence[ArrayLike]) -> State:
         job_unit=np.zeros(num_jobs, np.int64),
         served=np.zeros(num_jobs, np.bool_),
         jobs_left=np.diff(plan.window_jobs),
+        first_left=np.zeros((2, num_units), np.int64),
         room=room,
         opened=np.zeros(num_windows + 1, np.int64) if plan.decide_cycles else room,
         closed=np.full(num_windows, NEVER),
@@ -472,7 +475,7 @@ def serve_jobs(plan: Plan, state: State, one_job: bool, known: int) -> int:
     # Looking an array up in a tuple costs as much as a step of the recurrence: once is enough.
     now, room, closed, served, left = state.now, state.room, state.closed, state.served, state.left
     jobs_left, rooms, offered, entries = state.jobs_left, state.rooms, state.offered, state.entries
-    job_order, job_unit = state.job_order, state.job_unit
+    job_order, job_unit, first_left = state.job_order, state.job_unit, state.first_left
     unit_jobs, unit_entries, unit_lengths = state.unit_jobs, state.unit_entries, state.unit_lengths
     pulses, num_pulses, seen_pulses = state.pulses, state.num_pulses, state.seen_pulses
     window_jobs, job_bounds, job_units = plan.window_jobs, plan.job_bounds, plan.job_units
@@ -502,10 +505,11 @@ def serve_jobs(plan: Plan, state: State, one_job: bool, known: int) -> int:
             _see_pulses(cycle, pulses, num_pulses, seen_pulses, unit_jobs, unit_entries, unit_lengths)
             free = _free_units(unit_jobs, most_jobs)
             window = oldest
-            job = _first_servable(window_jobs[oldest], window_jobs[younger], served, job_units, free)
+            job = _first_servable(window_jobs[younger], first_left[oldest % 2], served, job_units, free)
             if job < 0 and younger < now[FILLED] and closed[younger] <= cycle:
                 window = younger
-                job = _first_servable(window_jobs[younger], window_jobs[younger + 1], served, job_units, free)
+                end = window_jobs[younger + 1]
+                job = _first_servable(end, first_left[younger % 2], served, job_units, free)
             if job >= 0:
                 break
             later = forever
@@ -593,6 +597,7 @@ def fill_window(plan: Plan, state: State) -> None:
     now[_WRITE] = write
     now[_TAKEN] = enters
     now[FILLED] = window + 1
+    state.first_left[window % 2] = plan.window_jobs[window]
     state.closed[window] = write + (DEEP_CLOSE_CYCLES if plan.deep else CLOSE_CYCLES)
 
 
@@ -629,13 +634,22 @@ def _free_units(unit_jobs: IntArray, most_jobs: int) -> np.uint64:
 
 @compiled
 def _first_servable(
-    first: int, end: int, served: BoolArray, job_units: NDArray[np.uint64], free: np.uint64
+    end: int, first_left: IntArray, served: BoolArray, job_units: NDArray[np.uint64], free: np.uint64
 ) -> int:
-    """Return the first job of ``first..end-1`` that is not served and that a free unit may serve, or -1."""
-    for job in range(first, end):
-        if not served[job] and job_units[job] & free:
-            return job
-    return -1
+    """Return the first job before ``end`` that is not served and that a free unit may serve, or -1.
+
+    ``first_left`` : per unit, the job before which it has none to serve; moved on.
+    """
+    first = end
+    for unit in range(first_left.size):
+        bit = np.uint64(1) << np.uint64(unit)
+        if free & bit:
+            job = first_left[unit]
+            while job < end and (served[job] or not job_units[job] & bit):
+                job += 1
+            first_left[unit] = job
+            first = min(first, job)
+    return int(first) if first < end else -1
 
 
 @compiled

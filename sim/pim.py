@@ -645,31 +645,44 @@ def advance(
     told = len(rows) > 0
     lanes_latency = s.weight_cycles + 2
     unknown_job = np.int64(next_job)
+    # Most events leave as they are when rows are opened and closed: those times are kept.
+    rows_changed = True
+    best_row, best_side, refresh_event, visit_at, v_side = never, -1, never, never, 0
 
     while True:
-        # Row bus.
-        best_row, best_side = never, -1
-        for turn in range(s.sides):
-            side = (c.m_side + turn) % s.sides
-            when = never
-            if assigned[side] and not opened[side]:
-                when = max(
-                    assigned_at[side] + 1, rp_ok[side], rc_ok[side], c.act_ok, c.row_free, c.refresh_end
-                )
-                if c.refresh - when < s.act_lead:
-                    when = never
-            elif usable[side] and stale[side]:
-                when = max(visit_done[side] + 1, ras_ok[side], rtp_ok[side], c.row_free)
-                if c.refresh - when < s.pre_lead:
-                    when = never
-            if when < best_row:
-                best_row, best_side = when, side
-        refresh_event = never
-        if s.refi:
-            any_open = False
-            for side in range(s.sides):
-                any_open = any_open or opened[side]
-            refresh_event = c.refresh - s.rp if any_open and not c.closed_all else c.refresh
+        if rows_changed:
+            rows_changed = False
+            # Row bus.
+            best_row, best_side = never, -1
+            for turn in range(s.sides):
+                side = _side_after(s, c.m_side, turn)
+                when = never
+                if assigned[side] and not opened[side]:
+                    when = max(
+                        assigned_at[side] + 1, rp_ok[side], rc_ok[side], c.act_ok, c.row_free, c.refresh_end
+                    )
+                    if c.refresh - when < s.act_lead:
+                        when = never
+                elif usable[side] and stale[side]:
+                    when = max(visit_done[side] + 1, ras_ok[side], rtp_ok[side], c.row_free)
+                    if c.refresh - when < s.pre_lead:
+                        when = never
+                if when < best_row:
+                    best_row, best_side = when, side
+            refresh_event = never
+            if s.refi:
+                any_open = False
+                for side in range(s.sides):
+                    any_open = any_open or opened[side]
+                refresh_event = c.refresh - s.rp if any_open and not c.closed_all else c.refresh
+
+            # Visit.
+            visit_at = never
+            if c.v_between:
+                c.v_from = _walk_from(c.v_job, c.v_end, c.jobs, complete)
+            v_side = c.v_visit % s.sides if s.sides > 1 else 0
+            if c.v_from < never and not assigned[v_side]:
+                visit_at = max(c.v_from, visit_done[v_side] + 1)
 
         # MAC.
         mac_at = never
@@ -729,14 +742,6 @@ def advance(
             when = max(c.l_from, c.room_from, c.write_ok, c.column_free, c.refresh_end)
             load_at = when if when < c.refresh else max(when, c.refresh + s.rfc)
 
-        # Visit.
-        visit_at = never
-        if c.v_between:
-            c.v_from = _walk_from(c.v_job, c.v_end, c.jobs, complete)
-        v_side = c.v_visit % s.sides
-        if c.v_from < never and not assigned[v_side]:
-            visit_at = max(c.v_from, visit_done[v_side] + 1)
-
         now = min(best_row, refresh_event, mac_at, hidden_write_at, read_at, load_at, visit_at)
         unknown = unknown_read
         if (c.v_between and c.v_job == c.jobs) or (c.l_between and c.l_job == c.jobs and c.room_from < never):
@@ -747,6 +752,7 @@ def advance(
             return int(unknown if idle else min(now, unknown))
         assert now < never
         if now == refresh_event:
+            rows_changed = True
             if told:
                 rows[c.num_rows] = (now + ISSUE, 3 if now < c.refresh else 4, 0)
                 c.num_rows += 1
@@ -763,6 +769,7 @@ def advance(
                 c.refresh_end = now + s.rfc
                 c.refresh = now + s.refi
         elif now == best_row:
+            rows_changed = True
             side = best_side
             is_act = not opened[side]
             steps, gap = (s.act_steps, s.act_gap) if is_act else (s.pre_steps, 1)
@@ -791,12 +798,15 @@ def advance(
             tokens = min(s.group_tokens, counts[c.m_job] - c.m_group * s.group_tokens)
             busy = max(s.tile_gap, tokens * s.mac_cycles)
             _count_mac(s, c, gaps, complete[c.m_job], rcd_ok[c.m_side], now)
-            if not walked and s.mac_steps == 1 and c.acts_end < now and (c.m_tile or c.m_matrix):
+            starts_block = c.m_step == 0 and c.m_tile == 0 and c.m_matrix == 0
+            if not walked and s.mac_steps == 1 and c.acts_end < now:
                 # Tiles of one row, one behind the other, as long as nothing else can happen between them.
                 others = min(best_row, refresh_event, hidden_write_at, read_at, load_at, visit_at, unknown)
                 before = min(others - 1, until, c.refresh - s.mac_lead)
                 tiles = table[kind, 3] if c.m_out else table[kind, 1]
-                more = min(tiles - 1 - c.m_tile, s.bursts_per_row - 1 - c.m_column, (before - now) // busy)
+                more = min(tiles - 1 - c.m_tile, s.bursts_per_row - 1 - c.m_column)
+                if now + more * busy > before:
+                    more = (before - now) // busy
                 if more > 0:
                     tile = c.m_tile + more
                     if _inputs_until(s, table, kind, c.m_out, tile, word_at, hidden_at) < now:
@@ -812,7 +822,7 @@ def advance(
                 columns[c.num_columns] = (now + ISSUE, 1, c.m_side)
                 c.num_columns += 1
             c.column_free = now + 1
-            if c.m_step == 0 and c.m_tile == 0 and c.m_matrix == 0:
+            if starts_block:
                 block_from[c.started % 4] = never
                 c.started += 1
             rtp_ok[c.m_side] = now + s.rtp
@@ -849,10 +859,13 @@ def advance(
                             c.m_out = 0 if group_done else 1
                 if c.m_column == s.bursts_per_row or group_done:
                     c.m_column = 0
+                    rows_changed = True
                     assigned[c.m_side] = False
                     stale[c.m_side] = True
                     visit_done[c.m_side] = now
-                    c.m_side = 0 if group_done else (c.m_side + 1) % s.sides
+                    c.m_side = 0 if group_done else _side_after(s, c.m_side, 1)
+                    if not walked and s.sides == 1:
+                        _open_next_row(s, c, sides, flags, table[kind, 4])
                 if group_done:
                     c.m_group += 1
                     if c.m_group * s.group_tokens >= counts[c.m_job]:
@@ -955,6 +968,7 @@ def advance(
                         c.l_job, c.l_group = c.l_job + 1, 0
                         c.l_end, c.l_between = now, 1
         else:
+            rows_changed = True
             assigned[v_side] = True
             assigned_at[v_side] = now
             c.v_from, c.v_between = now + 1, 0
@@ -965,6 +979,47 @@ def advance(
                 if c.v_group * s.group_tokens >= counts[c.v_job]:
                     c.v_job, c.v_group = c.v_job + 1, 0
                     c.v_end, c.v_between = now, 1
+
+
+@compiled
+def _side_after(s: ChannelNumbers, side: int, turns: int) -> int:
+    """Return the side whose turn it is so many turns, at most all sides, after another one's."""
+    after = side + turns
+    return after - s.sides if after >= s.sides else after
+
+
+@compiled
+def _open_next_row(s: ChannelNumbers, c: Any, sides: Cycles, flags: NDArray[np.bool_], visits: int) -> None:
+    """Visit, close and open the row behind a finished one at once, if nothing can come between.
+
+    Of a bank that has no other to take turns with: from its last MAC to the next row's first one nothing
+    else changes when these commands are issued but a refresh, and nothing hears of them before.
+
+    Parameters
+    ----------
+    visits : of the job for each group of its tokens.
+    """
+    done = sides[_VISIT_DONE, 0]
+    if c.v_between or c.v_job != c.m_job or c.v_group != c.m_group or c.v_visit + 1 >= visits:
+        return
+    visit = max(c.v_from, done + 1)
+    close = max(done + 1, sides[_RAS_OK, 0], sides[_RTP_OK, 0], c.row_free)
+    closed = close + s.pre_steps - 1
+    act = max(visit + 1, closed + s.rp, sides[_RC_OK, 0], c.act_ok, closed + 1, c.refresh_end)
+    if c.refresh < NEVER:
+        closes = c.closed_all or c.refresh - close < s.pre_lead or close >= c.refresh - s.rp
+        if closes or c.refresh - act < s.act_lead or act >= c.refresh:
+            return
+    opened = act + (s.act_steps - 1) * s.act_gap
+    sides[_ASSIGNED_AT, 0] = visit
+    c.v_from, c.v_visit = visit + 1, c.v_visit + 1
+    sides[_RP_OK, 0] = closed + s.rp
+    flags[_ASSIGNED, 0], flags[_OPENED, 0], flags[_USABLE, 0], flags[_STALE, 0] = True, True, True, False
+    c.activates += s.act_steps
+    c.acts_end = opened
+    c.row_free = opened + 1
+    sides[_RCD_OK, 0], sides[_RAS_OK, 0], sides[_RC_OK, 0] = opened + s.rcd, opened + s.ras, act + s.rc
+    c.act_ok = opened + s.act_gap
 
 
 @compiled
@@ -991,7 +1046,8 @@ def _inputs_until(
     if tiles == 0:
         return int(LONG_AGO)
     if out:
-        needed = (tiles * s.cols + s.units - 1) // s.units
+        # (A division is as long as all the rest here, and most designs need none.)
+        needed = tiles if s.cols == s.units else (tiles * s.cols + s.units - 1) // s.units
         return int(hidden_at[min(needed, table[kind, 0]) - 1])
     return int(word_at[min(tiles * s.load_parts, s.load_words) - 1])
 

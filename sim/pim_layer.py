@@ -20,7 +20,7 @@ from golden.dispatch_streams import DispatchStreams
 from golden.layer_bf16 import LayerBf16, layer_bf16, layer_image
 from sim.accelerator import counter_steps, counters_read, scales_of, setup_steps
 from sim.activity import ROUTER, Activity, BlockActivity, Jobs, resolution, tokens_of_experts
-from sim.channels import run_channels
+from sim.channels import Flow, run_channels
 from sim.combine import FREED_LATENCY, CombineCycles, combine_cycles
 from sim.combine_ordered import ordered_cycles
 from sim.dispatch import Units, dispatch_cycles
@@ -430,9 +430,15 @@ class PimTimes:
     router: RouterTimes | None = None
 
     @property
+    def span(self) -> tuple[int, int]:
+        """Cycles of the first input beat and of the last output beat."""
+        return int(self.tokens.taken[0]), int(self.output.taken[-1])
+
+    @property
     def cycles(self) -> int:
         """Cycles from the first input beat to the last output beat, both included."""
-        return int(self.output.taken[-1] - self.tokens.taken[0]) + 1
+        first, last = self.span
+        return last - first + 1
 
     def numbered_as(self, other: PimTimes) -> PimTimes:
         """Return the same times with another's numbers of the entries."""
@@ -460,25 +466,10 @@ def pim_cycles(
     refreshes : for each channel the cycle of its first refresh (:func:`first_refreshes`).
     walked : one event after the other, as a check on what is taken at once otherwise.
     """
-    streams, words = shape.streams, shape.words
-    beats = arrivals.astype(np.int64).reshape(-1, shape.banks.image.gate.input_beats)
-    flow = run_channels(
-        ChannelShape(banks=shape.banks),
-        shape.banks.image.gate,
-        streams,
-        shape.units,
-        shape.num_slots,
-        (beats - np.arange(beats.shape[1])).max(axis=1),
-        refreshes,
-        walked,
-    )
-    admitted = beats.copy()
-    freed = flow.o[words - 1 :: words] + FREED_LATENCY
-    waited = admitted[shape.num_slots :, 0]
-    np.maximum(waited, freed[: len(waited)] + 1, out=waited)
+    flow = _flow(shape, arrivals, refreshes, walked=walked)
     dispatch = flow.dispatched
     times = PimTimes(
-        tokens=offered_before(arrivals, flow.gate.beats_in(admitted)),
+        tokens=offered_before(arrivals, _beats_in(shape, arrivals, flow)),
         assignments=StreamTimes(flow.gate.o_offered, flow.gate.o),
         expects=offered_before(dispatch.o_expect, flow.i_expect),
         entries=[
@@ -495,6 +486,39 @@ def pim_cycles(
         unit_entries=list(dispatch.unit_entries),
     )
     return times, flow.totals
+
+
+def pim_span(shape: PimShape, arrivals: Cycles, refreshes: list[int]) -> tuple[int, int, list[ChannelTotals]]:
+    """Return when :func:`pim_cycles` has the first input beat and the last output beat, and the totals."""
+    flow = _flow(shape, arrivals, refreshes, told=False)
+    return int(_beats_in(shape, arrivals, flow)[0]), int(flow.o[-1]), flow.totals
+
+
+def _flow(
+    shape: PimShape, arrivals: Cycles, refreshes: list[int], *, walked: bool = False, told: bool = True
+) -> Flow:
+    beats = arrivals.astype(np.int64).reshape(-1, shape.banks.image.gate.input_beats)
+    return run_channels(
+        ChannelShape(banks=shape.banks),
+        shape.banks.image.gate,
+        shape.streams,
+        shape.units,
+        shape.num_slots,
+        (beats - np.arange(beats.shape[1])).max(axis=1),
+        refreshes,
+        walked,
+        told,
+    )
+
+
+def _beats_in(shape: PimShape, arrivals: Cycles, flow: Flow) -> Cycles:
+    """Return when the gate takes the input beats, whose tokens wait for free slots."""
+    words = shape.words
+    admitted = arrivals.astype(np.int64).reshape(-1, shape.banks.image.gate.input_beats)
+    freed = flow.o[words - 1 :: words] + FREED_LATENCY
+    waited = admitted[shape.num_slots :, 0]
+    np.maximum(waited, freed[: len(waited)] + 1, out=waited)
+    return flow.gate.beats_in(admitted)
 
 
 def combined(

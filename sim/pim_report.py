@@ -43,6 +43,7 @@ from sim.pim_layer import (
     pim_activity,
     pim_cycles,
     pim_job,
+    pim_span,
     seen_times,
 )
 from sim.pim_slots import ChannelTrace, mac_slots, total
@@ -82,8 +83,9 @@ def pim_shape(
     ``placement``: channels of each expert, by default :meth:`spec.banks.BankGeometry.place`.
     """
     banks = BankGeometry.unplaced(model, design)
+    if placement is not None:
+        banks.check_fit(placement)
     placed = banks.place(np.unique(ids).tolist()) if placement is None else placement
-    banks.check_fit(placed)
     streams = streams_of(model, banks.image, design, ids, batch_lengths)
     return PimShape(banks, design, streams, placed)
 
@@ -109,13 +111,17 @@ def run_pim_model(
     """
     shape = pim_shape(model, design, ids, batch_lengths, placement)
     load_compiled()
+    arrivals = _arrivals(shape.banks, len(ids))
+    report = _report(model, shape, "model", 0.0, routing_report(routing, ids, model.gating.num_experts, None))
     started = time.perf_counter()
-    times, channels = _modelled(shape, _arrivals(shape.banks, len(ids)))
-    wall = time.perf_counter() - started
-    report = _report(
-        model, shape, "model", wall, routing_report(routing, ids, model.gating.num_experts, None)
-    )
-    _add_model(report, shape, times, channels)
+    if totals_only and shape.banks.image.router is None:
+        first, last, channels = pim_span(shape, arrivals, first_refreshes(shape.banks))
+        report.wall_s = time.perf_counter() - started
+        _add_model(report, shape, first, last, channels)
+        return report
+    times, channels = _modelled(shape, arrivals)
+    report.wall_s = time.perf_counter() - started
+    _add_model(report, shape, *times.span, channels)
     if totals_only:
         return report
     _add_layout(
@@ -228,7 +234,7 @@ def run_pim_layer(
             started = time.perf_counter()
             times, channels = _modelled(shape, _arrivals(banks, len(workload.tokens)))
             report.wall_s += time.perf_counter() - started
-            _add_model(report, shape, times, channels)
+            _add_model(report, shape, *times.span, channels)
     if result.timeout is None and len(seen.output.taken):
         report.cycles["rtl"] = seen.cycles
         report.seconds = seen.cycles / design.clock_hz
@@ -347,9 +353,12 @@ def _add_layout(report: Report, shape: PimShape, assignments: list[int], jobs: l
     }
 
 
-def _add_model(report: Report, shape: PimShape, times: PimTimes, channels: list[ChannelTotals]) -> None:
-    """Put the composed model's cycles into the report, and how well it uses lanes and column slots."""
-    cycles = times.cycles
+def _add_model(report: Report, shape: PimShape, first: int, last: int, channels: list[ChannelTotals]) -> None:
+    """Put the composed model's cycles into the report, and how well it uses lanes and column slots.
+
+    ``first``, ``last`` : cycles of the first input beat and the last output beat.
+    """
+    cycles = last - first + 1
     report.cycles["model"] = cycles
     report.seconds = cycles / shape.design.clock_hz
     counters = {
@@ -360,8 +369,7 @@ def _add_model(report: Report, shape: PimShape, times: PimTimes, channels: list[
         "register_reads": sum(channel.reads for channel in channels),
     }
     add_use(report, shape, cycles, counters)
-    start, end = int(times.tokens.taken[0]), int(times.output.taken[-1]) + 1
-    report.mac_slots = total([channel.mac_slots(start, end) for channel in channels])
+    report.mac_slots = total([channel.mac_slots(first, last + 1) for channel in channels])
 
 
 def add_use(report: Report, shape: PimShape, cycles: int, counters: Mapping[str, int]) -> None:
@@ -408,7 +416,7 @@ def _mac_slots(
     ``buses``: per channel its row and column commands.
     """
     parts = []
-    start, end = int(times.tokens.taken[0]), int(times.output.taken[-1]) + 1
+    start, end = times.span[0], times.span[1] + 1
     for (numbers, into), (rows, columns) in zip(times.into_channels(), buses, strict=True):
         experts, last = shape.entries_of(numbers)
         trace = ChannelTrace.of(shape.banks, experts, last, into.taken, rows, columns)

@@ -40,17 +40,17 @@ def spans_of(cycles: Cycles) -> Spans:
 def union(starts: Cycles, ends: Cycles) -> Spans:
     """Return the union of the half-open intervals ``starts..ends - 1``, in any order; some may be empty."""
     starts, ends = (np.ascontiguousarray(cycles, dtype=np.int64) for cycles in (starts, ends))
+    if (starts[1:] < starts[:-1]).any():
+        # Mostly a few ascending streams one behind the other, which a stable sort merges.
+        order = np.argsort(starts, kind="stable")
+        starts, ends = starts[order], ends[order]
     spans: Spans = _union(starts, ends)
     return spans
 
 
 @njit(cache=True)
 def _union(starts: Cycles, ends: Cycles) -> Spans:
-    for n in range(1, len(starts)):
-        if starts[n] < starts[n - 1]:
-            order = np.argsort(starts)
-            starts, ends = starts[order], ends[order]
-            break
+    """Return the same of intervals in ascending order."""
     spans = np.empty((len(starts), 2), dtype=np.int64)
     last = -1
     for n in range(len(starts)):

@@ -290,6 +290,10 @@ class BankGeometry:
 
         A router in the banks comes last, under :attr:`router_number`.
         """
+        return self._laid(placement)[0]
+
+    def _laid(self, placement: list[list[int]]) -> tuple[list[dict[int, int]], list[int]]:
+        """Return what :meth:`bases` does, and the visits taken of each channel."""
         out: list[dict[int, int]] = [{} for _ in range(self.pim.channels)]
         used = [0] * self.pim.channels
         routed, shared = (self.reserved(self.kind(expert)) for expert in (0, self.num_experts))
@@ -299,7 +303,8 @@ class BankGeometry:
                 used[channel] += shared if expert == self.num_experts else routed
         if self.image.router:
             out[ROUTER_CHANNEL][self.router_number] = used[ROUTER_CHANNEL]
-        return out
+            used[ROUTER_CHANNEL] += self.reserved(self.image.router)
+        return out, used
 
     def held(self, placement: list[list[int]]) -> list[str]:
         """Return in words what each channel holds."""
@@ -311,7 +316,7 @@ class BankGeometry:
 
     def visits_used(self, placement: list[list[int]]) -> list[int]:
         """Return the visits that the experts placed on each channel take, and a router in the banks."""
-        return [sum(self.reserved(self.kind(expert)) for expert in bases) for bases in self.bases(placement)]
+        return self._laid(placement)[1]
 
     def bytes_of(self, placement: list[list[int]], used: Iterable[int]) -> int:
         """Return the bytes that are loaded for the routed experts ``used``: in all channels that hold them.

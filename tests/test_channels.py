@@ -20,7 +20,7 @@ from sim.dispatch import dispatch_cycles
 from sim.gating import gate_cycles
 from sim.merge import merge_cycles
 from sim.pim import Column, Row
-from sim.pim_layer import PimShape, PimTimes, first_refreshes, pim_cycles
+from sim.pim_layer import PimShape, PimTimes, first_refreshes, pim_cycles, pim_span
 from sim.pim_report import pim_shape
 from sim.pim_slots import ChannelTrace, mac_slots
 from sim.routing import Routing, draw_ids
@@ -42,6 +42,7 @@ def check(shape: PimShape, arrivals: np.ndarray, refreshes: list[int], context=N
     times, totals = pim_cycles(shape, arrivals, refreshes)
     walked, walked_totals = pim_cycles(shape, arrivals, refreshes, walked=True)
     assert totals == walked_totals, context
+    assert pim_span(shape, arrivals, refreshes) == (*times.span, totals), context
     for stream in ("tokens", "assignments", "expects", "merged", "output"):
         equal(f"walked {stream}", getattr(times, stream).taken, getattr(walked, stream).taken, context)
     for n, retired in enumerate(walked.retired):
