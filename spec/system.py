@@ -42,6 +42,10 @@ class Evidence(StrEnum):
     ASSUMED = "assumed"
 
 
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Of a number that is not 0, whatever its sign."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
     """A number, where it comes from, and the range in which its sources lie.
@@ -61,6 +65,12 @@ class Quantity:
 
     def __post_init__(self) -> None:
         require(bool(self.source.strip()), "must not be empty", key="source")
+        for key in ("value", "low", "high"):
+            number = getattr(self, key)
+            # (Beyond these, times and energies leave the range of floats.)
+            if number and not SMALLEST <= abs(number) <= LARGEST:
+                rule = f"must be 0 or of a size in {SMALLEST:g}..{LARGEST:g}, not {number:g}"
+                raise InputError(rule, key=key)
         require(
             self.least <= self.value <= self.most,
             f"must be in {self.least:g}..{self.most:g}, its own range, not {self.value:g}",
@@ -151,6 +161,9 @@ class TierSpec:
         _share_or_none(self, "share")
         _not_negative(self, "memory_j_per_bit")
 
+
+MOST_UNITS = 4096
+"""Of a near engine: sixteen stacks of HBM have 512 pseudo-channels."""
 
 ROOFLINE = ("peak_flops", "bytes_per_s", "flops_efficiency", "bandwidth_efficiency")
 
@@ -343,6 +356,11 @@ class SystemSpec:
         _positive(self, "alpha")
         _share_or_none(self, "cache_share")
         _whole(self, "units", "spaces")
+        for key in ("units", "spaces"):
+            number = getattr(self, key)
+            if number is not None:
+                most = f"must be at most {MOST_UNITS}, not {number.value:g}"
+                require(number.value <= MOST_UNITS, most, key=key)
         require(self.near.tier is None, "must be left out: experts near memory stay there", key="near.tier")
         if self.host is None:
             require(

@@ -654,7 +654,7 @@ TOO_LARGE = (
         ),
         (
             [*COMBINED, "--system", "a100-pim", "--places", "4096"],
-            "pim.dram: has 65536 rows per bank, but the 128 experts of channel 0 need 98304",
+            "pim.dram: has 65536 rows per bank, but the 2048 experts of channel 0 need 1572864",
         ),
         ([*COMBINED, "--entries", "0"], "entries: must be in 1..64, not 0"),
         ([*COMBINED, "--devices", "2", "--entries", "33"], "entries: must be in 1..32, not 33"),

@@ -195,8 +195,9 @@ def together(
     jobs = None
     if spec.near.block is not None:
         own = num_units(spec.near.block) if spec.units is None else int(spec.units.value)
-        units = devices * own
-        jobs = StoredJobs(of.model, spec.near.block, -(-places // units))
+        # Beside a host every layer's experts lie there; an accelerator alone holds a layer at a time.
+        layers = 1 if spec.host is None else of.model.num_moe_layers
+        jobs = StoredJobs(of.model, spec.near.block, layers * -(-places // (devices * own)))
     machine = combined.Machine(
         system=spec,
         cluster=cluster,

@@ -215,8 +215,9 @@ def plan_step(
     devices, jobs = int(values.get("exchange.devices", 1)), None
     if system.near.block is not None:
         units = devices * int(values["units"])
-        # (Every layer's experts lie in the units' memories; a layer that fits is not a model that does.)
-        jobs = JobTimes(model, system.near.block, -(-gating.num_ffn_experts // units))
+        # Every layer's experts lie in the units' memories.
+        held = model.num_moe_layers * -(-gating.num_ffn_experts // units)
+        jobs = JobTimes(model, system.near.block, held)
     costs = system_costs(system, counts, expert, values, cached=cached, tiered=tiered, jobs=jobs)
     layers = model.num_moe_layers
     outside, exchanged = Outside.nothing(layers), 0.0
