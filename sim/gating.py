@@ -39,7 +39,8 @@ cut 1; square 1, row sum 1, sum 1, logarithm 4, exp2 2, factor 1, product 1, shi
 KEY = 1
 """Score to key, its bias added."""
 GROUP_RANK = 4
-TOPK = 3
+TOPK, DEEP_TOPK = 3, 4
+"""List 1 (2), queue 1, choice 1."""
 EXP_SCORE, DEEP_EXP_SCORE = 5, 10
 """Subtract 1, exp 3 (deep 8), shift 1."""
 INVERSE, DEEP_INVERSE = 4, 10
@@ -51,8 +52,9 @@ SHARE, DEEP_SHARE = 1, 3
 NORM = 18
 """From the last score, with k cycles more: logarithm 4, below 1, power 1, exp2 2, sum 1, logarithm 4, root 1,
 total's logarithm 1, exp2 2, total 1."""
-PRODUCT_AND_ROUND, DEEP_PRODUCT_AND_ROUND = 2, 8
-"""Product 1 (3), rounding 1 (leading zeros 2, shift 1, what lies below 1, rounding 1)."""
+PRODUCT_AND_ROUND, DEEP_PRODUCT_AND_ROUND = 2, 9
+"""Product 1 (factors beside the multipliers 1, product 3), rounding 1 (leading zeros 2, shift 1, what lies
+below 1, rounding 1)."""
 QUEUE = 2
 SHARED_GATE = 11
 """Of the shared expert's gate: fixed point 1, sigmoid 7, rounded 1, queue 2."""
@@ -66,6 +68,7 @@ class Stages:
     to_fixed: int
     functions: dict[Score, int]
     placed_score: int
+    topk: int
     exp_score: int
     inverse: int
     total_tail: int
@@ -82,6 +85,7 @@ def stages(geometry: GateGeometry) -> Stages:
         to_fixed=DEEP_TO_FIXED if deep else TO_FIXED,
         functions=FUNCTIONS | {Score.SIGMOID: DEEP_SIGMOID} if deep else FUNCTIONS,
         placed_score=PLACED_SCORE if deep and geometry.gating.score is Score.SIGMOID else 0,
+        topk=DEEP_TOPK if deep else TOPK,
         exp_score=DEEP_EXP_SCORE if deep else EXP_SCORE,
         inverse=DEEP_INVERSE if deep else INVERSE,
         total_tail=DEEP_TOTAL_TAIL if deep else TOTAL_TAIL,
@@ -120,7 +124,7 @@ def _latency(geometry: GateGeometry) -> int:
         cycles += geometry.expert_rows - 1 + GROUP_RANK
     if gating.num_prototypes > 1:
         cycles += own.gating.top_k - 1
-    return cycles + TOPK + _weight(own) + part.product_and_round + QUEUE
+    return cycles + part.topk + _weight(own) + part.product_and_round + QUEUE
 
 
 def _selection_score(geometry: GateGeometry) -> int:
@@ -142,7 +146,7 @@ def _weight(geometry: GateGeometry) -> int:
         cycles = part.exp_score
         if plan.totals_softmax:
             behind = geometry.expert_rows + part.total_tail + part.inverse
-            cycles += max(0, behind - TOPK - part.exp_score)
+            cycles += max(0, behind - part.topk - part.exp_score)
         if plan.shares_of_chosen:
             cycles += part.share
     elif not plan.carries_score:

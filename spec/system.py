@@ -126,6 +126,32 @@ def _whole(spec: object, *names: str) -> None:
             require(whole, f"must be a whole number from 1, not {quantity.value:g}", key=name)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TierSpec:
+    """A smaller and faster memory of an engine, for copies of experts that its memory has.
+
+    Attributes
+    ----------
+    bytes_per_s : that the engine reads from it.
+    bandwidth_efficiency : of these that is reached.
+    capacity_bytes : of it.
+    share : of the capacity that experts' weights may take.
+    memory_j_per_bit : energy of a bit read from it; None: unknown.
+    """
+
+    bytes_per_s: Quantity
+    bandwidth_efficiency: Quantity
+    capacity_bytes: Quantity
+    share: Quantity
+    memory_j_per_bit: Quantity | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, "bytes_per_s", "capacity_bytes")
+        _share(self, "bandwidth_efficiency")
+        _share_or_none(self, "share")
+        _not_negative(self, "memory_j_per_bit")
+
+
 ROOFLINE = ("peak_flops", "bytes_per_s", "flops_efficiency", "bandwidth_efficiency")
 
 
@@ -140,6 +166,7 @@ class EngineSpec:
     flops_efficiency, bandwidth_efficiency : of these that are reached.
     block : an accelerator; in place of these four. Its models say how long experts take, and their energy.
     capacity_bytes : of that memory; left out where nobody asks.
+    tier : a faster memory before that one; None: there is none.
     area_mm2 : of its silicon, without the memory's; None: unknown.
     expert_s : seconds that each expert takes beside: a launch, a synchronisation.
     memory_j_per_bit, flop_j : energy of a bit read from that memory, of an operation; None: unknown.
@@ -154,13 +181,14 @@ class EngineSpec:
     bandwidth_efficiency: Quantity | None = None
     block: DesignSpec | None = None
     capacity_bytes: Quantity | None = None
+    tier: TierSpec | None = None
     area_mm2: Quantity | None = None
     expert_s: Quantity | None = None
     memory_j_per_bit: Quantity | None = None
     flop_j: Quantity | None = None
 
     def __post_init__(self) -> None:
-        beside = (*ROOFLINE, "capacity_bytes", "area_mm2", "expert_s", "memory_j_per_bit", "flop_j")
+        beside = (*ROOFLINE, "capacity_bytes", "tier", "area_mm2", "expert_s", "memory_j_per_bit", "flop_j")
         for key in ROOFLINE if self.block is None else beside:
             given = getattr(self, key) is not None
             require(given or self.block is not None, "is missing", key=key)
@@ -168,6 +196,13 @@ class EngineSpec:
         _positive(self, "peak_flops", "bytes_per_s", "capacity_bytes", "area_mm2")
         _not_negative(self, "expert_s", "memory_j_per_bit", "flop_j")
         _share(self, "flops_efficiency", "bandwidth_efficiency")
+        if self.tier is not None and self.bytes_per_s is not None:
+            require(
+                self.tier.bytes_per_s.value > self.bytes_per_s.value,
+                f"must be above bytes_per_s={self.bytes_per_s.value:g} of the memory behind it,"
+                f" not {self.tier.bytes_per_s.value:g}",
+                key="tier.bytes_per_s",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +343,7 @@ class SystemSpec:
         _positive(self, "alpha")
         _share_or_none(self, "cache_share")
         _whole(self, "units", "spaces")
+        require(self.near.tier is None, "must be left out: experts near memory stay there", key="near.tier")
         if self.host is None:
             require(
                 self.near.block is not None, "is missing: near is no accelerator that runs alone", key="host"

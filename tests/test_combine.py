@@ -429,7 +429,7 @@ def deep(case: Case) -> Case:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(5), *(pytest.param(n, marks=pytest.mark.long) for n in range(5, 100))]
+    "seed", [*range(3), *(pytest.param(n, marks=pytest.mark.long) for n in range(3, 100))]
 )
 def test_random_deep(seed):
     case = deep(random_case(seed))

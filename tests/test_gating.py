@@ -41,6 +41,7 @@ from golden.gating_bf16 import (
 )
 from golden.image import router_image
 from rtl.gating import Gate, assignment_layout, given_score_bits, token_layout
+from rtl.gating.topk import SortedList
 from sim.streams import readiness
 from spec.design import Pipeline
 from spec.gate_plan import GatePlan
@@ -52,6 +53,7 @@ from tests.bfm import (
     Source,
     Trace,
     pack,
+    run_pipeline,
     run_streams,
 )
 from tests.block_bench import (
@@ -1469,14 +1471,72 @@ PLANTED_IN_DEEP = {
         'delay(m, position, cut, "part',
         'delay(m, position, 0 * cut, "part',
     ),
+    "compared with the entry that moves away": (
+        rtl.gating.topk,
+        "Mux(above[n - 1], larger[n - 1], was_larger)",
+        "Mux(above[n - 1], larger[n], was_larger)",
+    ),
+    "compared with nothing on its way": (
+        rtl.gating.topk,
+        "inserted, was_larger = new.valid, larger_than_new",
+        "inserted, was_larger = new.valid, 1",
+    ),
+    "an equal one on its way goes behind": (
+        rtl.gating.topk,
+        "larger_than_new.eq(self.key > new.key)",
+        "larger_than_new.eq(self.key >= new.key)",
+    ),
+    "cleared entries count": (
+        rtl.gating.topk,
+        "entry.valid & ~(insert & clear), larger[n]",
+        "entry.valid, larger[n]",
+    ),
+    "inverse without its register": (
+        rtl.gating.weights,
+        'delay(m, mantissa, beside, "mantissa',
+        'delay(m, mantissa, 0, "mantissa',
+    ),
+    "model: deep list": (sim.gating, "TOPK, DEEP_TOPK = 3, 4", "TOPK, DEEP_TOPK = 3, 3"),
     "model: deep product": (sim.gating, "DEEP_PRODUCT_PIPELINE = 17", "DEEP_PRODUCT_PIPELINE = 16"),
     "model: deep trees": (sim.gating, "max(1, levels) +", "levels +"),
     "model: deep inverse": (sim.gating, "DEEP_INVERSE = 4, 10", "DEEP_INVERSE = 4, 9"),
 }
 
 
+def check_list(pipeline: Pipeline, seed: int, insertions: int = 400) -> None:
+    """Compare a list of the best with sorting, on keys of two bits: ties, gaps, invalid ones, restarts."""
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(1, 6))
+    ranked = SortedList(key_bits=2, payload_bits=9, size=size, pipeline=pipeline)
+    inputs = {
+        "insert": rng.random(insertions) < 0.8,
+        "clear": rng.random(insertions) < 0.15,
+        "valid": rng.random(insertions) < 0.8,
+        "key": rng.integers(0, 4, insertions),
+        "payload": np.arange(insertions),
+    }
+    found = run_pipeline(ranked, inputs, ["entries"], latency=ranked.latency)["entries"]
+    best: list[tuple[int, int]] = []
+    for n, entries in enumerate(found.tolist()):
+        insert, clear, valid, key, payload = (int(inputs[name][n]) for name in inputs)
+        if insert:
+            best = [] if clear else best
+            best = sorted([*best, *[(key, payload)] * valid], key=lambda entry: -entry[0])[:size]
+        words = [entries >> 12 * place & 0xFFF for place in range(size)]
+        held = [(word >> 9 & 3, word & 0x1FF) for word in words if word >> 11]
+        assert held == best, f"seed {seed}, {size} entries, insertion {n}"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(n, marks=pytest.mark.long) for n in range(3, 60))])
+@pytest.mark.parametrize("pipeline", Pipeline)
+def test_a_list_of_the_best_is_sorted(pipeline, seed):
+    check_list(pipeline, seed)
+
+
 def check_deep_cases() -> None:
-    """Check what the planted bugs show in: few rows, one input, stalls, weights from exponentials."""
+    """Check what the planted bugs show in: lists, few rows, one input, stalls, weights from exponentials."""
+    for seed in range(3):
+        check_list(Pipeline.DEEP, seed)
     for case in (
         small(gating_of(6, 3), num_tokens=6, stalls="bursts"),
         small(gating_of(8, 8), d_model=2, lanes=8, logits_per_cycle=4, num_tokens=8, stalls="half"),
@@ -1536,8 +1596,8 @@ PLANTED_IN_TERMS = {
     ),
     "largest logit of the token behind": (
         rtl.gating.selection,
-        'TopK.LATENCY - 1, "largest',
-        'TopK.LATENCY - 2, "largest',
+        "TopK.latency_of(weights.pipeline) - 1",
+        "TopK.latency_of(weights.pipeline) - 2",
         "softmax_of_choices_by_sigmoid_one_row",
     ),
     "clamped and added": (

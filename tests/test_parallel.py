@@ -328,6 +328,20 @@ def test_widths_that_an_accelerator_has_not_are_one_line(rng, monkeypatch) -> No
     )
 
 
+def test_a_tier_in_a_combination(rng) -> None:
+    """Experts that a cache keeps there are computed at its rate: faster, above the bound; else no change."""
+    steps = random_steps(rng, tokens=3, steps=12)
+    one = replace(machine("sn40l", 2, 1), entries=4)
+    without = replace(one, system=replace(one.system, host=replace(one.system.host, tier=None)))
+    for plan in (Plan(cache="lru"), Plan(cache="lfu", formats="int8", placement="popularity")):
+        placed = combined.build(one, steps, 8, plan)
+        assert (placed.tiered <= placed.hit).all() and placed.tiered.any()
+        mine, other = (combined.run(of, steps, 8, plan) for of in (one, without))
+        assert mine.bound_s <= mine.seconds < other.seconds
+    for plan in (Plan(), Plan(cache="oracle")):
+        assert combined.run(one, steps, 8, plan) == combined.run(without, steps, 8, plan)
+
+
 def test_every_policy_of_every_family_can_be_combined(rng) -> None:
     steps = random_steps(rng, tokens=9)
     for family, registries in FAMILIES.items():

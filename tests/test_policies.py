@@ -23,6 +23,7 @@ from sim.system.schedule import schedule
 from sim.system.step import least_frequent_leave, load_counts
 from spec.files import PRESETS, preset_names
 from spec.load import load_model, load_system
+from spec.system import SystemSpec, nominal
 
 PAGE = Path(__file__).parent.parent / "docs" / "policies.md"
 ENGINE = Roofline(bytes_per_s=100.0, flops=1000.0, expert_s=0.5)
@@ -121,6 +122,71 @@ def test_a_policy_that_beats_its_bound_is_seen():
     rates["lfu"] = Result(1.0, 1.0, {"hit_rate": 0.6})
     with pytest.raises(ArithmeticError, match=r"\Acache policy lfu hits more often than belady\Z"):
         caches.check_hits(rates)
+
+
+def with_tier(experts: float) -> SystemSpec:
+    """Return SN40L with a tier that has room for so many of the small experts, half of it theirs."""
+    system = load_system("sn40l")
+    assert system.host is not None and system.host.tier is not None
+    tier = system.host.tier
+    capacity = replace(tier.capacity_bytes, value=2 * experts * EXPERT.weight_bytes)
+    return replace(system, host=replace(system.host, tier=replace(tier, capacity_bytes=capacity)))
+
+
+def test_places_of_a_tier_are_dealt_over_layers():
+    """Seven experts and a half in three layers; not more than the host holds; none without a tier."""
+    weight_bytes = EXPERT.weight_bytes
+    assert caches.tier_entries(with_tier(7.5), 3, weight_bytes, 8).tolist() == [3, 2, 2]
+    assert caches.tier_entries(with_tier(7.5), 3, weight_bytes, 2).tolist() == [2, 2, 2]
+    assert caches.tier_entries(load_system("monde"), 3, weight_bytes, 2) is None
+    assert caches.tier_entries(load_system("pim"), 3, weight_bytes, 2) is None
+
+
+def test_caches_of_as_many_places_as_each_layer_has(rng):
+    active = rng.random((3, 9, 6)) < 0.4
+    value = caches.least_recent(active)
+    found = caches.held(active, value, np.array([2, 0, 3]))
+    for layer, entries in enumerate((2, 0, 3)):
+        assert (
+            found[layer] == caches.held(active[layer : layer + 1], value[layer : layer + 1], entries)
+        ).all()
+
+
+def test_a_tier_by_hand():
+    """One expert three times, then another: moved, twice from the tier, moved; the tier has one place."""
+    system, steps = with_tier(1), steps_of([[[[0]], [[0]], [[0]], [[1]]]], 2)
+    result = caches.compare(system, "t", steps, 2).results["lru"]
+    values = nominal(system)
+    host, tier = Roofline.of(values, "host"), Roofline.of_tier(values, "host")
+    assert tier.bytes_per_s == pytest.approx(244e12 * 0.85) and tier.flops == host.flops
+    traffic, flops = EXPERT.weight_bytes + 2 * 2 * EXPERT.d_model, 2 * EXPERT.params
+    move = EXPERT.weight_bytes / values["link.bytes_per_s"] + values["link.latency_s"]
+    slow, fast = (float(one.seconds(traffic, flops)) for one in (host, tier))
+    assert result.seconds == pytest.approx(2 * (move + slow) + 2 * fast, rel=1e-12)
+    assert result.measures["tier_rate"] == result.measures["hit_rate"] == 0.5
+    # Of a system without one nothing is said.
+    assert "tier_rate" not in caches.compare(load_system("monde"), "t", steps, 2).results["lru"].measures
+
+
+def test_a_tier_is_never_slower_and_keeps_to_its_bound(rng):
+    """Whatever it has room for; with none it is as if there were none; what is in it is held, too."""
+    for tokens in (1, 4):
+        steps = random_steps(rng, tokens=tokens, steps=12)
+        empty = caches.compare(with_tier(1e-3), "t", steps, 3).results
+        for experts in (1, 4, 9, 30):
+            found = caches.compare(with_tier(experts), "t", steps, 3).results
+            for name, one in found.items():
+                assert one.bound_s <= one.seconds <= empty[name].seconds
+                assert one.measures["tier_rate"] <= one.measures["hit_rate"] * (name in caches.CACHES)
+                assert empty[name].measures["tier_rate"] == 0
+        assert found["lru"].measures["tier_rate"] == found["lru"].measures["hit_rate"]
+
+
+def test_a_tier_that_hits_too_often_is_seen(rng, monkeypatch):
+    steps = random_steps(rng, tokens=8, steps=12)
+    monkeypatch.setattr(caches, "belady", lambda active: np.zeros(active.shape))
+    with pytest.raises(ArithmeticError, match=r"\Acache policy lru hits more often in a tier than belady\Z"):
+        caches.compare(with_tier(9), "t", steps, 3)
 
 
 def test_lfu_is_the_cache_of_a_system_s_steps(rng):

@@ -276,6 +276,28 @@ def test_a_cache_that_keeps_the_most_used():
     ]
 
 
+def test_experts_in_a_tier_are_neither_moved_nor_read_slowly():
+    """The most used ones of an earlier step, so many as the tier has room for; of a trace none."""
+    system, model = load_system("sn40l"), replace(load_model("granite-3-1b-a400m"), num_moe_layers=2)
+    share = replace(system.host.tier.share, value=0.06)
+    system = replace(system, host=replace(system.host, tier=replace(system.host.tier, share=share)))
+    routing = parse_routing("zipf:1")
+    planned = plan_step(system, model, 8, routing, 3)
+    without = plan_step(replace(system, host=replace(system.host, tier=None)), model, 8, routing, 3)
+    room = int(0.06 * 520e6 / planned.expert.weight_bytes)
+    assert planned.tiered.sum(axis=1).tolist() == [room - room // 2, room // 2]
+    active = planned.costs.active
+    tier = Roofline.of_tier(nominal(system), "host").experts(planned.costs.counts, planned.expert)
+    host = Roofline.of(nominal(system), "host").experts(planned.costs.counts, planned.expert)
+    assert (planned.costs.host_s == np.where(planned.tiered, tier, host)).all()
+    assert ((planned.costs.move_s > 0) == (active & ~planned.tiered)).all()
+    assert (planned.tiered & active).any() and without.tiered is None
+    assert set(planned.energy(system, run_step(planned.costs, "all-host")).missing) == {
+        "host.tier.memory_j_per_bit",
+        *without.energy(system, run_step(without.costs, "all-host")).missing,
+    }
+
+
 def test_the_order_of_policies_on_a_trace(tmp_path, capsys):
     """A trace that no preset knows: a scan of true times is not slower than a rule, or one engine alone."""
     rng = np.random.default_rng(77)
@@ -423,6 +445,17 @@ def test_bad_systems_are_one_line():
         replace(pimoe, units=None)
     with raises("units: must be a whole number from 1, not 1.5"):
         replace(pimoe, units=replace(pimoe.units, value=1.5))
+    sn40l = load_system("sn40l")
+    tier = sn40l.host.tier
+    with raises("near.tier: must be left out: experts near memory stay there"):
+        replace(sn40l, near=sn40l.host)
+    slow = replace(tier.bytes_per_s, value=1e12, low=1e12)
+    with raises("tier.bytes_per_s: must be above bytes_per_s=1.6e+12 of the memory behind it, not 1e+12"):
+        replace(sn40l.host, tier=replace(tier, bytes_per_s=slow))
+    with raises("share: must be in 0..1, not 0.5"):
+        replace(tier, share=replace(tier.share, high=1.5))
+    with raises("tier: must be left out beside block, which says it"):
+        replace(load_system("pim").near, tier=tier)
     with raises("set: is no number of this system: 'near.speed'"):
         with_changed(nominal(pimoe), {"near.speed": 1.0})
     with raises("host_s: must have shape (1, 2), not (1, 3)"):

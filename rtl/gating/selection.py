@@ -74,7 +74,7 @@ class Selection(wiring.Component):
             self.latency_before
             + self.scores.latency
             + (self.groups.latency if self.groups else 0)
-            + self.topk.LATENCY
+            + self.topk.latency
             + self.weights.latency
             + StreamFifo.LATENCY
             + (self.geometry.gating.of_prototype.top_k - 1 if self.of_prototypes else 0)
@@ -202,5 +202,6 @@ class Selection(wiring.Component):
             m.d.comb += weights.total.eq(unit.total)
         if plan.seeks_largest:
             # Known in the cycle after the last row, like the choices' list; they come two later.
-            largest = delay(m, unit.largest, TopK.LATENCY - 1, "largest_of_choices")
+            behind = TopK.latency_of(weights.pipeline) - 1
+            largest = delay(m, unit.largest, behind, "largest_of_choices")
             m.d.comb += weights.largest.eq(largest)

@@ -66,7 +66,12 @@ class Divider(wiring.Component):
     @property
     def product_and_round(self) -> int:
         """Cycles from a score and an inverse to the weight."""
-        return 2 + (PRODUCT_STAGES + round_stages(self.product_bits) if self.deep else 0)
+        return 2 + (self.product_stages + round_stages(self.product_bits) if self.deep else 0)
+
+    @property
+    def product_stages(self) -> int:
+        """Cycles from a score and an inverse to their product; deep: factors beside multipliers first."""
+        return 1 + PRODUCT_STAGES if self.deep else 0
 
     @property
     def product_bits(self) -> int:
@@ -92,8 +97,13 @@ class Divider(wiring.Component):
         product = Signal(self.product_bits, reset_less=True)
         places = scale_power + (LOGIT_PLACES if plan.signed else 0)
         power = Signal(signed(10 if places else 8), reset_less=True)
-        cut = PRODUCT_STAGES * self.deep
-        whole = staged_product(m, waited[: self.score_bits], mantissa, "part", deep=self.deep)
+        cut = self.product_stages
+        beside = int(self.deep)
+        factors = (
+            delay(m, waited[: self.score_bits], beside, "score_beside"),
+            delay(m, mantissa, beside, "mantissa_beside"),
+        )
+        whole = staged_product(m, *factors, "part", deep=self.deep)
         m.d.sync += [
             product.eq(whole),
             power.eq(places - FRACTION_BITS - delay(m, position, cut, "part_position")),
@@ -241,7 +251,7 @@ class Weights(Divider):
         """Cycles that an exponential waits for the inverse of the sum of all."""
         # Both the total and the choices count from the token's last row.
         behind = self.total_latency + self.inverse_latency
-        return max(0, behind - TopK.LATENCY - self.function_latency)
+        return max(0, behind - TopK.latency_of(self.pipeline) - self.function_latency)
 
     @property
     def score_latency(self) -> int:

@@ -4,8 +4,12 @@ A cache has room for ``entries`` experts of each layer. What it holds when a lay
 active experts are moved over the link, and behind the layer it keeps the most valuable of all that were
 there. A policy of a cache is its idea of that value.
 
+Where the host has a tier, a faster memory before its own, this one is a cache of the same policy, of what the
+host holds: experts in it are computed at its rate. Copies are taken as weights are read, at no cost. It has
+room for so many experts of all layers, and layers have as many places each, the first ones one more.
+
 A prefetcher has two buffers of ``entries`` experts instead, one for the layer that runs and one for the next:
-its policy says what is moved for a layer while the one before runs.
+its policy says what is moved for a layer while the one before runs; into no tier.
 """
 
 from __future__ import annotations
@@ -61,8 +65,11 @@ CACHES: dict[str, Callable[[BoolArray], FloatArray]] = {
 """(layers, steps, experts) bool, who is active, to the value of holding each behind each step; 0: none."""
 
 
-def held(active: BoolArray, value: FloatArray, entries: int) -> BoolArray:
-    """Return (layers, steps, experts) bool, what a cache holds when each step begins; of equals the first."""
+def held(active: BoolArray, value: FloatArray, entries: int | IntArray) -> BoolArray:
+    """Return (layers, steps, experts) bool, what a cache holds when each step begins; of equals the first.
+
+    ``entries``: of every layer, or (layers,) of each.
+    """
     holds = np.zeros(active.shape, bool)
     for step in range(active.shape[1] - 1):
         there = (holds[:, step] | active[:, step]) & (value[:, step] > 0)
@@ -70,13 +77,31 @@ def held(active: BoolArray, value: FloatArray, entries: int) -> BoolArray:
     return holds
 
 
-def largest(score: FloatArray, number: int) -> BoolArray:
-    """Return, along the last axis, the ``number`` largest of those above 0; of equals the lowest."""
-    order = np.argsort(-score, axis=-1, kind="stable")[..., :number]
+def largest(score: FloatArray, number: int | IntArray) -> BoolArray:
+    """Return, along the last axis, the ``number`` largest of those above 0; of equals the lowest.
+
+    ``number``: of all rows, or an array of each.
+    """
+    order = np.argsort(-score, axis=-1, kind="stable")
     mask = np.zeros(score.shape, bool)
-    np.put_along_axis(mask, order, True, axis=-1)
+    inside = np.broadcast_to(np.arange(score.shape[-1]) < np.asarray(number)[..., None], score.shape)
+    np.put_along_axis(mask, order, inside, axis=-1)
     some: BoolArray = mask & (score > 0)
     return some
+
+
+def tier_entries(system: SystemSpec, layers: int, weight_bytes: float, entries: int) -> IntArray | None:
+    """Return (layers,), how many experts of each layer a host's tier has room for; None without a tier.
+
+    At most ``entries``, which the host holds of a layer. ``weight_bytes``: of an expert.
+    """
+    tier = None if system.host is None else system.host.tier
+    if tier is None:
+        return None
+    room = int(tier.capacity_bytes.value * tier.share.value / weight_bytes)
+    each, more = divmod(room, layers)
+    places: IntArray = np.minimum(entries, each + (np.arange(layers) < more))
+    return places
 
 
 def next_layer_gate(steps: Steps, entries: int) -> BoolArray:
@@ -171,7 +196,7 @@ def compare(system: SystemSpec, title: str, steps: Steps, entries: int) -> Compa
     require(system.host is not None, "is missing: nothing is moved to it", key="host")
     assert system.host is not None
     # What is near, and on other devices, does not matter.
-    near = system.near if system.near.block is None else system.host
+    near = system.near if system.near.block is None else replace(system.host, tier=None)
     system = replace(system, exchange=None, near=near)
     assert system.host is not None
     capacity = system.host.capacity_bytes
@@ -187,6 +212,13 @@ def compare(system: SystemSpec, title: str, steps: Steps, entries: int) -> Compa
     move_s = float(costs.move_s.max())
     active = steps.counts > 0
     nothing = np.zeros(active.shape, bool)
+    places = tier_entries(system, len(active), steps.expert.weight_bytes, entries)
+    tier_s, most, saved = costs.host_s, 0, 0.0
+    if places is not None:
+        tier_s = system_costs(system, in_time, steps.expert, tiered=in_time > 0).host_s
+        # No cache hits more often than Belady's, and none saves more than the dearest ones.
+        most = int((active & held(active, belady(active), places)).sum())
+        saved = float(np.sort((costs.host_s - tier_s).ravel())[::-1][:most].sum())
     # (layers, steps, experts): what is there when it is asked for, and what of it was fetched ahead.
     there = {BASELINE: (nothing, nothing)}
     there |= {name: (held(active, value(active), entries), nothing) for name, value in CACHES.items()}
@@ -194,7 +226,7 @@ def compare(system: SystemSpec, title: str, steps: Steps, entries: int) -> Compa
         fetched = fetch(steps, entries)
         there[name] = (fetched, fetched)
     fewest = int((active & ~there["belady"][0]).sum())
-    bound = max(float(costs.host_s.sum()), fewest * move_s)
+    bound = max(float(costs.host_s.sum()) - saved, fewest * move_s)
     results = {}
     for name, (hits, fetched) in there.items():
         hit = (hits & active).swapaxes(0, 1).reshape(in_time.shape)
@@ -204,7 +236,16 @@ def compare(system: SystemSpec, title: str, steps: Steps, entries: int) -> Compa
             "hit_rate": float(hit.sum() / active.sum()),
             "moved_GB": moved * steps.expert.weight_bytes / 1e9,
         }
-        results[name] = Result(seconds(costs.host_s, move_s, in_time > 0, hit, ahead), bound, measures)
+        compute = costs.host_s
+        if places is not None:
+            # A copy of what the host does not hold any more is of no use.
+            copied = held(active, CACHES[name](active), places) & hits if name in CACHES else nothing
+            tiered = (copied & active).swapaxes(0, 1).reshape(in_time.shape)
+            if tiered.sum() > most:
+                raise ArithmeticError(f"cache policy {name} hits more often in a tier than belady")
+            compute = np.where(tiered, tier_s, compute)
+            measures["tier_rate"] = float(tiered.sum() / active.sum())
+        results[name] = Result(seconds(compute, move_s, in_time > 0, hit, ahead), bound, measures)
     check_hits(results)
     return Comparison("cache", title, BASELINE, results, BOUND)
 

@@ -131,6 +131,7 @@ class Placed(Exchange):
     whose : (layers of all steps, places), the expert in each place.
     bits : (layers of all steps, places), of a weight.
     hit : (layers of all steps, places), what is held when a layer begins.
+    tiered : (layers of all steps, places), what of it lies in the hosts' tiers.
     ahead : (layers of all steps, places), what is fetched for a layer while the one before runs.
     num_layers : of the model; the layers of all steps are layer by layer.
     """
@@ -140,6 +141,7 @@ class Placed(Exchange):
     whose: IntArray = field(kw_only=True)
     bits: FloatArray = field(kw_only=True)
     hit: BoolArray = field(kw_only=True)
+    tiered: BoolArray = field(kw_only=True)
     ahead: BoolArray = field(kw_only=True)
     num_layers: int = field(kw_only=True)
 
@@ -169,7 +171,7 @@ class Placed(Exchange):
         seconds = engine.seconds(traffic, expert.flops(rows)) + engine.expert_s
         return np.where(rows > 0, seconds, 0.0)
 
-    def costs(self, rows: IntArray, bits: FloatArray, hit: BoolArray, units: int) -> Costs:
+    def costs(self, rows: IntArray, bits: FloatArray, hit: BoolArray, units: int, tiered: BoolArray) -> Costs:
         """Return the costs of (layers, experts) rows of experts of so many bits a weight."""
         values, expert, system = self.values, self.steps.expert, self.machine.system
         unit = np.arange(rows.shape[1]) % units
@@ -185,9 +187,13 @@ class Placed(Exchange):
             return Costs(rows, none, near_s, none, none, unit, units)
         link, latency = values["link.bytes_per_s"] * values["link.efficiency"], values["link.latency_s"]
         moved = (rows > 0) & ~hit & (system.weights is WeightPlace.NEAR)
+        host_s = self.roofline_s(Roofline.of(values, "host"), rows, bits)
+        tier = Roofline.of_tier(values, "host")
+        if tier is not None:
+            host_s = np.where(tiered, self.roofline_s(tier, rows, bits), host_s)
         return Costs(
             rows,
-            self.roofline_s(Roofline.of(values, "host"), rows, bits),
+            host_s,
             near_s,
             np.where(moved, self.stored_bytes(bits) / link + latency, 0.0),
             BYTES * expert.d_model * rows.astype(np.float64) / link,
@@ -210,8 +216,9 @@ class Placed(Exchange):
         devices = self.cluster.devices
         # A device's layer is a layer of its own.
         shape = (len(counts) * devices, -1)
-        rows, bits, hit = self.rows(counts).reshape(shape), self.bits.reshape(shape), self.hit.reshape(shape)
-        costs = self.costs(rows, bits, hit, self.units)
+        rows, bits = self.rows(counts).reshape(shape), self.bits.reshape(shape)
+        hit, tiered = self.hit.reshape(shape), self.tiered.reshape(shape)
+        costs = self.costs(rows, bits, hit, self.units, tiered)
         result = schedule(costs, split(self.plan.split, costs))
         link = result.busy_s["link"].sum(axis=1) + self._fetched_s
         of_device: FloatArray = np.maximum(result.layer_s, link).reshape(len(counts), devices)
@@ -327,7 +334,7 @@ def build(machine: Machine, steps: Steps, num_ffn: int, plan: Plan) -> Placed:
     mine = placed_steps(judged, placed, num_ffn)
     # (layers, experts) to (layers x steps, places).
     bits = np.take_along_axis(widths.WIDTHS[plan.formats](load, machine.wide_share), placed, axis=1)
-    hit, ahead = held(machine, mine, plan.cache)
+    hit, tiered, ahead = held(machine, mine, plan.cache)
     return Placed(
         cluster,
         machine.engine,
@@ -338,18 +345,22 @@ def build(machine: Machine, steps: Steps, num_ffn: int, plan: Plan) -> Placed:
         whose=np.repeat(placed, half, axis=0),
         bits=np.repeat(bits, half, axis=0),
         hit=hit.reshape(-1, machine.places),
+        tiered=tiered.reshape(-1, machine.places),
         ahead=ahead.reshape(-1, machine.places),
         num_layers=len(steps.ids),
     )
 
 
-def held(machine: Machine, steps: Steps, name: str) -> tuple[BoolArray, BoolArray]:
-    """Return (layers, steps, places) bool, what hosts hold as a layer begins, what was fetched for it."""
+def held(machine: Machine, steps: Steps, name: str) -> tuple[BoolArray, BoolArray, BoolArray]:
+    """Return what hosts hold as a layer begins, what of it is in tiers, and what was fetched for it.
+
+    Each is (layers, steps, places) bool.
+    """
     devices, places = machine.cluster.devices, machine.places
     counts = steps.counts[:, :, :places]
     nothing = np.zeros(counts.shape, bool)
     if name == caches.BASELINE:
-        return nothing, nothing
+        return nothing, nothing, nothing
     layers, number = counts.shape[:2]
     each = counts.reshape(layers, number, devices, -1).swapaxes(1, 2).reshape(layers * devices, number, -1)
 
@@ -359,13 +370,18 @@ def held(machine: Machine, steps: Steps, name: str) -> tuple[BoolArray, BoolArra
 
     if name in caches.CACHES:
         value = caches.CACHES[name](each > 0)
-        return together(caches.held(each > 0, value, machine.entries)), nothing
+        hit = together(caches.held(each > 0, value, machine.entries))
+        tier = caches.tier_entries(machine.system, layers, steps.expert.weight_bytes, machine.entries)
+        if tier is None:
+            return hit, nothing, nothing
+        # As in caches: a copy of what the host does not hold any more is of no use.
+        return hit, together(caches.held(each > 0, value, np.repeat(tier, devices))) & hit, nothing
     fetched = caches.PREFETCHERS[name](steps, machine.entries * devices)[:, :, :places]
     asked = fetched.reshape(layers, number, devices, -1).swapaxes(1, 2).reshape(each.shape)
     # A device has room for so many: of what was predicted the most used up to now.
     past = np.cumsum(each, axis=1) - each + 1.0
     fetched = together(caches.largest(np.where(asked, past, 0.0), machine.entries))
-    return fetched, fetched
+    return fetched, nothing, fetched
 
 
 def least_seconds(placed: Placed, kept: IntArray, num_ffn: int) -> float:
@@ -377,7 +393,9 @@ def least_seconds(placed: Placed, kept: IntArray, num_ffn: int) -> float:
         assert jobs is not None
         return float(jobs.least(of_experts).sum()) / (placed.units * placed.cluster.devices)
     bits, units = np.full(of_experts.shape, widths.narrowest()), 1 if jobs is None else placed.units
-    costs = placed.costs(of_experts, bits, np.ones(of_experts.shape, bool), units)
+    # Without a single expert in a tier none was faster for it; with one, as if all were there.
+    everything = np.ones(of_experts.shape, bool)
+    costs = placed.costs(of_experts, bits, everything, units, everything & placed.tiered.any())
     if jobs is not None:
         costs = replace(costs, near_s=jobs.least(of_experts))
     return bounds(costs)["balance"] / placed.cluster.devices

@@ -9,6 +9,7 @@ Rows are layers; with several devices each layer has a row for each of them, one
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,6 +49,15 @@ class Roofline:
             values[f"{prefix}.peak_flops"] * values[f"{prefix}.flops_efficiency"],
             values.get(f"{prefix}.expert_s", 0.0),
         )
+
+    @staticmethod
+    def of_tier(values: Mapping[str, float], prefix: str) -> Roofline | None:
+        """Return an engine as it reads from its tier, if it has one."""
+        if f"{prefix}.tier.bytes_per_s" not in values:
+            return None
+        tier = f"{prefix}.tier"
+        reached = values[f"{tier}.bytes_per_s"] * values[f"{tier}.bandwidth_efficiency"]
+        return dataclasses.replace(Roofline.of(values, prefix), bytes_per_s=reached)
 
     def seconds(self, num_bytes: FloatArray | float, flops: FloatArray | float) -> FloatArray:
         """Return the time of an operation, without ``expert_s``."""

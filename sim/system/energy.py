@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.system.blocks import JobTimes
-from sim.system.costs import BYTES, Expert
+from sim.system.costs import BYTES, BoolArray, Expert
 from sim.system.outside import Outside
 from sim.system.step import BITS, Step
 from spec.system import SystemSpec, WeightPlace
@@ -42,6 +42,7 @@ def step_energy(
     *,
     jobs: JobTimes | None = None,
     exchanged_bytes: float = 0.0,
+    tiered: BoolArray | None = None,
 ) -> SystemEnergy:
     """Return the energy of a step on a system with a host.
 
@@ -49,6 +50,7 @@ def step_energy(
     ----------
     jobs : of a near engine that is an accelerator.
     exchanged_bytes : that cross the links between devices.
+    tiered : (layers, experts), what the host has in its tier.
     """
     costs, result = step.costs, step.schedule
     on_host, near = result.host, costs.active & ~result.host
@@ -59,7 +61,9 @@ def step_energy(
             amounts[name] = amounts.get(name, 0.0) + amount
 
     traffic, flops = expert.traffic(costs.counts), expert.flops(costs.counts)
-    add("host.memory_j_per_bit", BITS * float(traffic[on_host].sum()))
+    fast = np.zeros(on_host.shape, bool) if tiered is None else on_host & tiered.reshape(on_host.shape)
+    add("host.tier.memory_j_per_bit", BITS * float(traffic[fast].sum()))
+    add("host.memory_j_per_bit", BITS * float(traffic[on_host & ~fast].sum()))
     add("host.flop_j", float(flops[on_host].sum()))
     components, missing = {}, []
     if jobs is None:
@@ -90,6 +94,7 @@ def step_energy(
 
 COMPONENTS = {
     "host.memory_j_per_bit": "host memory",
+    "host.tier.memory_j_per_bit": "host tier",
     "host.flop_j": "host operations",
     "near.memory_j_per_bit": "near memory",
     "near.flop_j": "near operations",

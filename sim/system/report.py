@@ -13,6 +13,7 @@ from sim.routing import Routing, draw_ids
 from sim.system.alone import run_alone
 from sim.system.area import SystemArea, system_area
 from sim.system.blocks import JobTimes
+from sim.system.caches import largest, tier_entries
 from sim.system.costs import BYTES, BoolArray, Costs, Expert, IntArray
 from sim.system.energy import NOTE, SystemEnergy, step_energy
 from sim.system.exchange import Cluster, Link
@@ -133,6 +134,7 @@ class Planned:
     jobs : of a near engine that is an accelerator.
     outside : on the device with most tokens.
     exchanged_bytes : between devices, of all layers.
+    tiered : (layers, experts), what the host reads from its tier where it computes it.
     """
 
     costs: Costs
@@ -141,6 +143,7 @@ class Planned:
     outside: Outside
     jobs: JobTimes | None = None
     exchanged_bytes: float = 0.0
+    tiered: BoolArray | None = None
 
     def energy(self, system: SystemSpec, step: Step) -> SystemEnergy:
         """Return the energy of a step that was run with these costs."""
@@ -152,6 +155,7 @@ class Planned:
             self.outside,
             jobs=self.jobs,
             exchanged_bytes=self.exchanged_bytes,
+            tiered=self.tiered,
         )
 
 
@@ -181,12 +185,14 @@ def plan_step(
 ) -> Planned:
     """Return what a step of a model on a system with a host costs, each layer with a routing of its own.
 
-    A cache holds what an earlier step of the same routing has used most; of a trace nothing. ``backbone``:
-    the model's attention and dense layers, where they are known.
+    A cache, and a tier, holds what an earlier step of the same routing has used most; of a trace nothing.
+    ``backbone``: the model's attention and dense layers, where they are known.
     """
     require_range("tokens", tokens, 1, 1 << 20)
     gating, values = model.gating, nominal(system)
-    drawn = tokens * (2 if system.cache_share is not None and routing.synthetic else 1)
+    share = system.cache_share
+    holds = share is not None or (system.host is not None and system.host.tier is not None)
+    drawn = tokens * (2 if holds and routing.synthetic else 1)
     ids = step_ids(model, drawn, routing, seed, phase=phase)
     params = model.expert_params / gating.num_ffn_experts
     expert = Expert(params, model.expert_width, BYTES * params)
@@ -195,17 +201,23 @@ def plan_step(
     # Identity experts have nothing to compute.
     counts = load_counts(own, gating.num_experts)[:, : gating.num_ffn_experts]
     cached: BoolArray | None = None
+    tiered: BoolArray | None = None
     if drawn > tokens:
-        assert system.cache_share is not None
         before = load_counts(ids[:, :tokens], gating.num_experts)[:, : gating.num_ffn_experts]
-        entries = int(system.cache_share.value * gating.num_ffn_experts)
-        cached = least_frequent_leave(np.stack([before, counts]), entries)[1]
+        experts = gating.num_ffn_experts
+        if share is not None:
+            entries = int(share.value * experts)
+            cached = least_frequent_leave(np.stack([before, counts]), entries)[1]
+        places = tier_entries(system, len(counts), expert.weight_bytes, experts)
+        if places is not None:
+            tiered = largest(before.astype(np.float64), places)
+            cached = tiered if cached is None else cached | tiered
     devices, jobs = int(values.get("exchange.devices", 1)), None
     if system.near.block is not None:
         units = devices * int(values["units"])
         # (Every layer's experts lie in the units' memories; a layer that fits is not a model that does.)
         jobs = JobTimes(model, system.near.block, -(-gating.num_ffn_experts // units))
-    costs = system_costs(system, counts, expert, values, cached=cached, jobs=jobs)
+    costs = system_costs(system, counts, expert, values, cached=cached, tiered=tiered, jobs=jobs)
     layers = model.num_moe_layers
     outside, exchanged = Outside.nothing(layers), 0.0
     if system.outside is not None:
@@ -228,7 +240,7 @@ def plan_step(
         costs = replace(costs, exchange_s=2 * there, overlapped=overlapped)
         away = copies.sum() - np.trace(copies, axis1=1, axis2=2).sum()
         exchanged = 2.0 * BYTES * expert.d_model * float(away)
-    return Planned(costs, expert, values, outside, jobs, exchanged)
+    return Planned(costs, expert, values, outside, jobs, exchanged, tiered)
 
 
 def token_copies(ids: IntArray, num_ffn: int, devices: int) -> IntArray:

@@ -51,6 +51,7 @@ def system_costs(
     values: Mapping[str, float] | None = None,
     *,
     cached: BoolArray | None = None,
+    tiered: BoolArray | None = None,
     jobs: JobTimes | None = None,
 ) -> Costs:
     """Return the costs of a step's experts on a system; each device's are a row of their own.
@@ -60,6 +61,7 @@ def system_costs(
     counts : (layers, experts).
     values : :func:`spec.system.nominal`'s, or others under the same names.
     cached : (layers, experts), experts whose weights the host has already; by default none.
+    tiered : (layers, experts), those of them that it has in its tier; by default none.
     jobs : of a near engine that is an accelerator: how long its experts take.
     """
     values = nominal(system) if values is None else values
@@ -82,6 +84,9 @@ def system_costs(
         near_s = jobs.experts(counts)
         # As it reads one expert for one token.
         near_bytes_per_s = units * expert.weight_bytes / jobs.of(1).seconds
+    host_s, tier = host.experts(counts, expert), Roofline.of_tier(values, "host")
+    if tier is not None and tiered is not None:
+        host_s = np.where(tiered.reshape(counts.shape), tier.experts(counts, expert), host_s)
     moved = np.zeros(counts.shape)
     if system.weights is WeightPlace.NEAR:
         moved = np.where(counts > 0, expert.weight_bytes / link + latency, 0.0)
@@ -89,7 +94,7 @@ def system_costs(
             moved = np.where(cached.reshape(counts.shape), 0.0, moved)
     return Costs(
         counts,
-        host.experts(counts, expert),
+        host_s,
         near_s,
         moved,
         2.0 * expert.d_model * counts.astype(np.float64) / link,

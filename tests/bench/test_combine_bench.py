@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from golden.formats import Bits16
 from rtl.combine import Combine, CombineConfig
 from rtl.combine_ordered import OrderedCombine, OrderedConfig
 from sim.rtlsim import RunSpec, Sink, Source
@@ -18,6 +21,9 @@ from tests.test_combine import ORDERS, Case, golden_tokens, schedule, sequence_o
 ORDERED = OrderedConfig(num_slots=4, d_model=9, lanes=2, max_count=3)
 CONFIG = CombineConfig(num_slots=4, d_model=5, lanes=2, max_count=3)
 MOST = CONFIG.max_count
+Config = CombineConfig | OrderedConfig
+Sums = Callable[[np.random.Generator, Config, int], tuple[Bits16, Bits16]]
+"""Draw (tokens, max_count, words, lanes) results and (tokens, max_count) weights, in the order of adding."""
 
 CORNERS = {
     "no contributions": [0] * 9,
@@ -28,29 +34,32 @@ CORNERS = {
 }
 
 
-def undone(rng: np.random.Generator, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+def undone(rng: np.random.Generator, config: Config, num_tokens: int) -> tuple[Bits16, Bits16]:
     """Return results and weights of tokens of which the last contribution takes the first one back.
 
     What is left is the one between as it was rounded into their sum, up to 28 places below it: every
     bit of that sum is seen at the output, which otherwise has 8 of its 24.
     """
-    data = values_of(rng, "normal", (num_tokens, MOST, CONFIG.words, CONFIG.lanes))
-    weights = values_of(rng, "normal", (num_tokens, MOST))
+    data = values_of(rng, "normal", (num_tokens, config.max_count, config.words, config.lanes))
+    weights = values_of(rng, "normal", (num_tokens, config.max_count))
     weights[:, 1] -= (rng.integers(0, 29, num_tokens) << 7).astype(np.uint16)
     data[:, -1], weights[:, -1] = data[:, 0], weights[:, 0] ^ 0x8000
     return data, weights
 
 
-def scenario(name: str, counts: list[int], order: str, values: str, traffic: Traffic) -> Scenario:
-    """Return the run of tokens with so many contributions each, and what golden and model say about it."""
+def scenario(name: str, counts: list[int], order: str, values: str | Sums, traffic: Traffic) -> Scenario:
+    """Return the run of tokens with so many contributions each, and what golden and model say about it.
+
+    ``values``: a kind of them, or a function that draws them for whole sums.
+    """
     rng, words = traffic.rng, CONFIG.words
-    case = Case(CONFIG, np.array(counts), order, values)
+    case = Case(CONFIG, np.array(counts), order)
     tokens = sequence_of(rng, case)
     position = np.zeros(tokens.size, dtype=np.int64)  # of each beat among its token's
     for token in range(case.num_tokens):
         position[tokens == token] = np.arange(case.counts[token] * words)
-    if values == "undone":
-        of_beats, of_contributions = undone(rng, case.num_tokens)
+    if callable(values):
+        of_beats, of_contributions = values(rng, CONFIG, case.num_tokens)
         data = of_beats[tokens, position // words, position % words]
         weights = of_contributions[tokens, position // words]
     else:
@@ -116,14 +125,17 @@ def scenarios(seed: int) -> list[Scenario]:
                 counts = rng.integers(0, MOST + 1, size=int(rng.integers(1, 13))).tolist()
                 whole = scenario(f"{values} values, {label}", counts, order, values, traffic)
                 found += [whole.cut(rng), whole]
-            found.append(scenario(f"sums undone, {label}", [MOST] * 12, order, "undone", traffic))
+            found.append(scenario(f"sums undone, {label}", [MOST] * 12, order, undone, traffic))
     return found
 
 
-def ordered_scenario(name: str, counts: list[int], order: str, values: str, traffic: Traffic) -> Scenario:
+def ordered_scenario(
+    name: str, counts: list[int], order: str, values: str | Sums, traffic: Traffic
+) -> Scenario:
     """Return the same for the combiner that adds in the order of ranks."""
     rng = traffic.rng
-    case = ordered.Case(ORDERED, np.array(counts), order, values)
+    kind, drawn = ("", values(rng, ORDERED, len(counts))) if callable(values) else (values, None)
+    case = ordered.Case(ORDERED, np.array(counts), order, kind)
     beats = ordered.beats_of(rng, case)
     pattern, ready = traffic.ready()
     job = ordered.prepare(
@@ -133,6 +145,7 @@ def ordered_scenario(name: str, counts: list[int], order: str, values: str, traf
         traffic.arrivals(case.num_tokens) * int(rng.integers(1, 6)),
         ready,
         beats,
+        drawn,
     )
     layouts = {"i": ORDERED.contribution, "i_expect": ORDERED.expect, "o": ORDERED.output}
     return Scenario(

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tests.formal.prove import PROGRAMS
@@ -29,6 +30,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[tuple[str, int, int]] = [("free", 0, 0)]  # node 0 is "false"
         self._known: dict[tuple[str, int, int], int] = {}
+        self._readers: list[list[int]] = []
 
     def free(self) -> int:
         """Return a new variable."""
@@ -66,6 +68,58 @@ class Graph:
         if one ^ zero == 1:
             return self.differ(select, zero)
         return self.either(self.both(select, one), self.both(select ^ 1, zero))
+
+    def consequences(self, literals: Iterable[int]) -> dict[int, bool] | None:
+        """Return what follows for single nodes where all of ``literals`` hold; None: they never do.
+
+        Of each node by itself (unit propagation): what only several of them say together is not found.
+        """
+        for node in range(len(self._readers), len(self.nodes)):
+            self._readers.append([])
+            kind, a, b = self.nodes[node]
+            if kind != "free":
+                self._readers[a >> 1].append(node)
+                self._readers[b >> 1].append(node)
+        known = {0: False}
+        todo: list[int] = []
+
+        def holds(literal: int) -> bool:
+            node, value = literal >> 1, not literal & 1
+            if node not in known:
+                known[node] = value
+                todo.append(node)
+            return known[node] == value
+
+        def settled(node: int) -> bool:
+            kind, a, b = self.nodes[node]
+            if kind == "free":
+                return True
+            out, one, other = (known.get(place) for place in (node, a >> 1, b >> 1))
+            one = None if one is None else one ^ bool(a & 1)
+            other = None if other is None else other ^ bool(b & 1)
+            if kind == "xor":
+                if out is None and one is not None and other is not None:
+                    return holds(2 * node | (one == other))
+                if out is not None and one is not None:
+                    return holds(b ^ (out == one))
+                return out is None or other is None or holds(a ^ (out == other))
+            if out is None:
+                if one is False or other is False:
+                    return holds(2 * node | 1)
+                return not (one and other) or holds(2 * node)
+            if out:
+                return holds(a) and holds(b)
+            if one and other is not False:
+                return holds(b ^ 1)
+            return not other or holds(a ^ 1)
+
+        if not all(holds(literal) for literal in literals):
+            return None
+        while todo:
+            node = todo.pop()
+            if not all(settled(place) for place in (node, *self._readers[node])):
+                return None
+        return known
 
     def _node(self, kind: str, a: int, b: int) -> int:
         key = (kind, a, b)
@@ -236,22 +290,35 @@ class Circuit:
         values |= zip(self.registers, registers, strict=True)
         for name, literals in inputs.items():
             values |= zip(self.wires[name], literals, strict=True)
-        both, either, differ, choose = graph.both, graph.either, graph.differ, graph.choose
-        for kind, out, pins in self.gates:
-            if kind == "AND":
-                value = both(values[pins[0]], values[pins[1]])
-            elif kind == "OR":
-                value = either(values[pins[0]], values[pins[1]])
-            elif kind == "NOT":
-                value = values[pins[0]] ^ 1
-            elif kind == "MUX":
-                value = choose(values[pins[2]], values[pins[1]], values[pins[0]])
-            elif kind == "XOR":
-                value = differ(values[pins[0]], values[pins[1]])
-            else:
-                value = differ(values[pins[0]], values[pins[1]]) ^ 1
-            values[out] = value
+        _evaluate(graph, values, self.gates)
         return Frame(self, values)
+
+    def beside(
+        self, graph: Graph, frame: Frame, registers: Sequence[int], inputs: Mapping[str, Sequence[int]]
+    ) -> Frame:
+        """Evaluate a frame's cycle with other registers and inputs: what reads none that differ stays."""
+        given = dict(zip(self.registers, registers, strict=True))
+        for name, literals in inputs.items():
+            given |= zip(self.wires[name], literals, strict=True)
+        other = {bit: literal for bit, literal in given.items() if frame.values[bit] != literal}
+        values = {**frame.values, **other}
+        todo, reached = list(other), set()
+        while todo:
+            for number in self.readers.get(todo.pop(), ()):
+                if number not in reached:
+                    reached.add(number)
+                    todo.append(self.gates[number][1])
+        _evaluate(graph, values, [self.gates[number] for number in sorted(reached)])
+        return Frame(self, values)
+
+    @cached_property
+    def readers(self) -> dict[int | str, list[int]]:
+        """Numbers of the gates that read a bit."""
+        found: dict[int | str, list[int]] = {}
+        for number, (_, _, pins) in enumerate(self.gates):
+            for pin in pins:
+                found.setdefault(pin, []).append(number)
+        return found
 
     def free_inputs(self, graph: Graph, **fixed: int) -> dict[str, list[int]]:
         """Return variables for all inputs, constants for ``fixed`` ones."""
@@ -262,6 +329,25 @@ class Circuit:
             ]
             for name in self.inputs
         }
+
+
+def _evaluate(graph: Graph, values: dict[int | str, int], gates: Iterable[tuple]) -> None:
+    """Set the values of gates' outputs."""
+    both, either, differ, choose = graph.both, graph.either, graph.differ, graph.choose
+    for kind, out, pins in gates:
+        if kind == "AND":
+            value = both(values[pins[0]], values[pins[1]])
+        elif kind == "OR":
+            value = either(values[pins[0]], values[pins[1]])
+        elif kind == "NOT":
+            value = values[pins[0]] ^ 1
+        elif kind == "MUX":
+            value = choose(values[pins[2]], values[pins[1]], values[pins[0]])
+        elif kind == "XOR":
+            value = differ(values[pins[0]], values[pins[1]])
+        else:
+            value = differ(values[pins[0]], values[pins[1]]) ^ 1
+        values[out] = value
 
 
 GATES = {"AND": "AB", "OR": "AB", "XOR": "AB", "XNOR": "AB", "NOT": "A", "MUX": "ABS"}

@@ -23,8 +23,6 @@ from tests.mutation.mutants import PORT, SECONDS, Mutants
 
 RULES = Path(__file__).parent / "invariants"
 RESET = "aresetn"
-HISTORY = 1
-"""Cycles of the original before the one in which both are compared."""
 MUTANT_SECONDS = 30
 """For the proof of one mutant."""
 BITS = """
@@ -107,7 +105,8 @@ class Machine:
         with tempfile.TemporaryDirectory(prefix="expertbank-") as place:
             folder = Path(place)
             text = (mutants.directory / f"eb_{mutants.name}.v").read_text()
-            (folder / "wired.v").write_text(with_wires(text, wires))
+            # A rule that names a wire that there is not would hold of anything.
+            (folder / "wired.v").write_text("`default_nettype none\n" + with_wires(text, wires))
             (folder / "bits.ys").write_text(BITS)
             run(YOSYS, ["-q", "-s", "bits.ys"], folder)
             circuit = Circuit.read(folder / "bits.json")
@@ -187,16 +186,17 @@ class Sides:
     mutant: int
     equal: set[int]
 
-    def violated(self, cycles: int, *, reset: bool, seconds: float) -> tuple[set[int], bool] | None:
+    def violated(self, *, first: bool, seconds: float) -> tuple[set[int], bool] | None:
         """Return bits that differ after a cycle, and whether outputs do in it; None: nothing does.
 
-        The cycle is the last of ``cycles`` of the original; ``reset``: the first of these is of reset.
+        ``first``: the cycle is that in which time begins, of reset; all registers are the same of both in it.
+        Else it is any cycle behind another one.
         """
         machine, graph = self.machine, Graph()
-        frames = machine.cycles(graph, cycles, reset=reset)
+        frames = machine.cycles(graph, 1 if first else 2, reset=first)
         here = frames[-1]
         registers = [
-            here.values[bit] if n in self.equal else graph.free()
+            here.values[bit] if first or n in self.equal else graph.free()
             for n, bit in enumerate(machine.circuit.registers)
         ]
         inputs = {name: here.of(name) for name in machine.circuit.inputs}
@@ -229,28 +229,21 @@ def equivalent(machine: Machine, numbers: Sequence[int], *, seconds: float = SEC
     machine.prove_invariants(seconds=seconds)
     proved = set()
     for number in numbers:
+        sides = Sides(machine, number, set(range(len(machine.circuit.registers))))
         try:
-            if _equivalent(machine, number, min(until, time.monotonic() + MUTANT_SECONDS)):
+            if _stay_equal(sides, min(until, time.monotonic() + MUTANT_SECONDS)):
                 proved.add(number)
         except TimeoutError:
             continue
     return proved
 
 
-def _equivalent(machine: Machine, number: int, until: float) -> bool:
-    sides = Sides(machine, number, set(range(len(machine.circuit.registers))))
-    # From the first cycle of reset on, and from any later one.
-    questions = [(cycles, True) for cycles in range(1, HISTORY + 1)] + [(HISTORY + 1, False)]
-    settled = False
-    while not settled:
-        settled = True
-        for cycles, reset in questions:
-            while (
-                found := sides.violated(cycles, reset=reset, seconds=until - time.monotonic())
-            ) is not None:
-                bits, outputs = found
-                if outputs:
-                    return False
-                sides.equal -= bits
-                settled = False
+def _stay_equal(sides: Sides, until: float) -> bool:
+    """Take away bits until the others follow from themselves; return whether outputs do, too."""
+    for first in (True, False):
+        while (found := sides.violated(first=first, seconds=until - time.monotonic())) is not None:
+            bits, outputs = found
+            if outputs:
+                return False
+            sides.equal -= bits
     return True

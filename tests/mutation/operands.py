@@ -115,15 +115,23 @@ def tied_inputs(rng: np.random.Generator, count: int, cols: int) -> Bits16:
 def tied(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top: int = 0) -> Bits16:
     """Return ``(rows, n)`` weights whose sums with these inputs are rounded at, or next to, a tie.
 
-    The first input makes a small number of few bits; the second burst of ``cols`` has more bits than fit,
-    whose large products the third takes back, so that the rounding is what is left.
+    The first input makes a small number of few bits, or with the second one a number of two, as far apart as
+    fp32 has places: the upper one is about half of a last place, the lower one is cut off. The second burst
+    of ``cols`` has more bits than fit, whose large products the third takes back, so that the rounding is
+    what is left.
     """
     count = len(x)
     w = np.zeros((rows, count), dtype=np.uint16)
     second, third = np.arange(cols, min(2 * cols, count)), np.arange(2 * cols, min(3 * cols, count))
     small = np.where(rng.random(rows) < 0.5, 0, rng.choice(FRACTIONS, rows))
     small = small | rng.integers(0, 2, rows) << 15 | BF16_ONE
-    w[:, 0] = scaled(small.astype(np.uint16), top - rng.integers(6, 40, rows))
+    below = rng.integers(6, 40, rows)
+    apart = rng.random(rows) < 0.5
+    below[apart] = rng.integers(16, 25, rows)[apart]
+    small[apart] &= 0xFF80
+    w[:, 0] = scaled(small.astype(np.uint16), top - below)
+    lower = scaled(ones(rows, 1)[:, 0], top - below - rng.integers(1, 24, rows))
+    w[apart, 1] = lower[apart]
     large = min(len(second) - 1, len(third)) if len(third) else len(second) - 1
     if large > 0:
         factors = patterns(rng, np.full((rows, large), BF16_BIAS + top)) & ~np.uint16(SIGN)

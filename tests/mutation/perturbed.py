@@ -5,7 +5,9 @@ original's state of that time enters; if some cycles later their states are the 
 and no output told them apart before, both are the same for ever. Then M(0), the mutant, is M(t) for every t,
 which is the original up to t. So one change in one cycle is followed, from any state that some cycles of the
 original lead to: those after a reset, and any others. What does not see the change is the same logic in both
-and is made once (:mod:`tests.mutation.circuit`), multipliers too: a proof is of the changed cone alone.
+and is made once (:mod:`tests.mutation.circuit`), multipliers too: a proof is of the changed cone alone. Only
+cycles count in which the change is passed on at all; what follows from that is constant in them, and what
+it makes not valid, or not chosen, falls away before a solver is asked.
 
 A reset gives some registers their values, which the mutant's gives too, in any state; the others hold
 anything then, in both. Time begins anew with a reset: the mutant is the original with the same contents of
@@ -25,7 +27,7 @@ from tests.mutation.mutants import PORT, SECONDS
 
 PAYLOAD = re.compile(r"(.*_t)[a-z]+")
 """Members of a stream; those of other channels say something always, as far as these proofs go."""
-LADDER = ((1, 1), (2, 4), (6, 2))
+LADDER = ((1, 1), (2, 4), (6, 2), (1, 10))
 """Cycles of the original before the change, and from it on until it must be forgotten: tried in turn."""
 ANSWER_SECONDS = 5.0
 """For one question to the solver."""
@@ -44,20 +46,28 @@ def beginnings(machine: Machine, history: int) -> Iterator[Beginning]:
     """Yield those after a reset, up to ``history`` cycles, and that of any ``history`` + 1 cycles.
 
     After a reset the registers that it gives no value hold anything; else the first state is any one that
-    fulfils the block's invariants.
+    fulfils the block's invariants. No cycle is of reset: the last one was before.
     """
     values = reset_values(machine)
     graph = Graph()
     registers = [graph.free() if value is None else value for value in values]
     frames: list[Frame] = []
     for _ in range(history):
-        inputs = machine.circuit.free_inputs(graph, **{PORT: 0})
-        frames.append(machine.cycle(graph, registers, inputs))
+        frames.append(_running(machine, graph, registers, 0))
         registers = frames[-1].following
         yield Beginning(graph, list(frames), machine.fulfilled(graph, frames))
     graph = Graph()
-    frames = machine.cycles(graph, history + 1, reset=False)
+    registers = [graph.free() for _ in machine.circuit.registers]
+    frames = []
+    for _ in range(history + 1):
+        frames.append(_running(machine, graph, registers, 0))
+        registers = frames[-1].following
     yield Beginning(graph, frames, machine.fulfilled(graph, frames))
+
+
+def _running(machine: Machine, graph: Graph, registers: Sequence[int], number: int) -> Frame:
+    """Return a cycle outside reset."""
+    return machine.cycle(graph, registers, machine.circuit.free_inputs(graph, **{PORT: number, RESET: 1}))
 
 
 def reset_values(machine: Machine, number: int = 0) -> list[int | None]:
@@ -98,27 +108,73 @@ def forgotten(machine: Machine, begin: Beginning, number: int, cycles: int, *, s
     circuit, graph, here = machine.circuit, begin.graph, begin.frames[-1]
     inputs = {name: here.of(name) for name in circuit.inputs}
     inputs[PORT] = [number >> n & 1 for n in range(len(inputs[PORT]))]
-    undefined = [here.values[bit] for bit in circuit.undefined]
-    there = circuit.frame(graph, [here.values[bit] for bit in circuit.registers], inputs, undefined)
+    there = circuit.beside(graph, here, [here.values[bit] for bit in circuit.registers], inputs)
+    passed = [graph.differ(here.values[bit], there.values[bit]) for bit in bottlenecks(here, there)]
+    known = [*begin.known, *passed]
+    settled = graph.consequences(known)
+    if settled is None:
+        return True
+
+    def following(frame: Frame) -> list[int]:
+        # What is settled where the change is passed on at all makes both sides the same logic early.
+        return [int(settled[bit >> 1] ^ (bit & 1)) if bit >> 1 in settled else bit for bit in frame.following]
+
     seen = list(told_apart(graph, here, there, PAYLOAD))
-    (running,) = here.of(RESET)
+    mine, others = following(here), following(there)
     for _ in range(cycles - 1):
-        mine, others = here.following, there.following
         if mine == others:
             break
-        # Both are changed from here on.
-        inputs = circuit.free_inputs(graph, **{PORT: number})
-        here = machine.cycle(graph, mine, inputs)
-        undefined = [here.values[bit] for bit in circuit.undefined]
-        there = circuit.frame(graph, others, inputs, undefined)
-        # After a reset time begins anew.
-        seen += [graph.both(running, literal) for literal in told_apart(graph, here, there, PAYLOAD)]
-        running = graph.both(running, here.of(RESET)[0])
-    left = [
-        graph.both(running, graph.differ(mine, others))
-        for mine, others in zip(here.following, there.following, strict=True)
+        # Both are changed from here on. After a reset time would begin anew.
+        here = _running(machine, graph, mine, number)
+        there = circuit.beside(graph, here, others, {})
+        seen += told_apart(graph, here, there, PAYLOAD)
+        mine, others = following(here), following(there)
+    left = [graph.differ(*pair) for pair in zip(mine, others, strict=True)]
+    return graph.satisfied(known, [*seen, *left], seconds=seconds) is None
+
+
+def bottlenecks(here: Frame, there: Frame) -> list[int | str]:
+    """Return bits that a difference of two frames of the same registers and inputs has to pass, in order.
+
+    The frames differ in inputs that are constant in both: the number of the mutant. Where one of these bits
+    is the same in both frames, all registers and outputs are.
+    """
+    circuit = here.circuit
+
+    def differs(bit: int | str) -> bool:
+        return here.values[bit] != there.values[bit]
+
+    def fixed(bit: int | str) -> bool:
+        return {here.values[bit], there.values[bit]} <= {FALSE, TRUE}
+
+    sinks = {*circuit.following, *(bit for name in circuit.outputs for bit in circuit.wires[name])}
+    if any(differs(bit) and fixed(bit) for bit in sinks):
+        return []
+    changed = [
+        (out, [pin for pin in pins if differs(pin)])
+        for _, out, pins in circuit.gates
+        if differs(out) and not fixed(out)
     ]
-    return graph.satisfied(begin.known, [*seen, *left], seconds=seconds) is None
+    readers: dict[int | str, int] = {}
+    for _, pins in changed:
+        for pin in pins:
+            readers[pin] = readers.get(pin, 0) + 1
+    # Those that read the number itself are where the change begins.
+    begins = sum(any(map(fixed, pins)) for _, pins in changed)
+    found = []
+    # Bits that something is still to read: a single one is what all that comes later hangs on.
+    waiting: set[int | str] = set()
+    for out, pins in changed:
+        begins -= any(map(fixed, pins))
+        for pin in pins:
+            readers[pin] -= 1
+            if not readers[pin] and pin not in sinks:
+                waiting.discard(pin)
+        if readers.get(out) or out in sinks:
+            waiting.add(out)
+        if not begins and len(waiting) == 1:
+            found += waiting - set(found[-1:])
+    return found
 
 
 def unnoticed(machine: Machine, numbers: Sequence[int], *, seconds: float = SECONDS) -> set[int]:

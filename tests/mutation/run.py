@@ -31,7 +31,7 @@ from tests.bench import test_gating_bench as gating
 from tests.bench import test_layer_bench as layer
 from tests.bench import test_pim_bench as pim
 from tests.bench.scenarios import Scenario
-from tests.mutation import expert_scenarios, gate_scenarios, pim_scenarios
+from tests.mutation import combine_scenarios, expert_scenarios, gate_scenarios, pim_scenarios
 from tests.mutation.equivalence import Machine, Rules, equivalent
 from tests.mutation.mutants import PORT, SECONDS, mutants_of, netlist_of
 from tests.mutation.page import page
@@ -59,9 +59,17 @@ PIM = pim.CONFIGS["bank"]
 BLOCKS = [
     Block("dispatch", lambda: Dispatch(dispatch.CONFIG), dispatch.CONFIG, dispatch.scenarios),
     Block("dispatch_units", lambda: Dispatch(dispatch.UNITS), dispatch.UNITS, dispatch.unit_scenarios),
-    Block("combine", lambda: Combine(combine.CONFIG), combine.CONFIG, combine.scenarios),
     Block(
-        "combine_ordered", lambda: OrderedCombine(combine.ORDERED), combine.ORDERED, combine.ordered_scenarios
+        "combine",
+        lambda: Combine(combine.CONFIG),
+        combine.CONFIG,
+        lambda seed: [*combine.scenarios(seed), *combine_scenarios.scenarios(seed)],
+    ),
+    Block(
+        "combine_ordered",
+        lambda: OrderedCombine(combine.ORDERED),
+        combine.ORDERED,
+        lambda seed: [*combine.ordered_scenarios(seed), *combine_scenarios.ordered_scenarios(seed)],
     ),
     Block(
         "gating_sigmoid",

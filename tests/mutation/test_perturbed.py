@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 
-from tests.mutation.circuit import Circuit
+from tests.mutation.circuit import TRUE, Circuit, Frame, Graph
 from tests.mutation.equivalence import Machine, NotInvariant, Rule, Rules
 from tests.mutation.mutants import PORT
-from tests.mutation.perturbed import beginnings, forgotten, unnoticed
+from tests.mutation.perturbed import beginnings, bottlenecks, forgotten, unnoticed
 
 # Bits: 2 resetn, 3 data, 4 valid, 5 the mutant's number; registers 10 (data) and 11 (valid), outputs of them.
 WIRES = {"aresetn": [2], "data": [3], "valid": [4], PORT: [5], "o_tdata": [20], "o_tvalid": [21]}
@@ -108,3 +111,115 @@ def test_an_invariant_is_used_once_it_is_proved():
     wires["invariant.0"] = [10]
     with pytest.raises(NotInvariant, match=r"^not proved: all data is odd$"):
         unnoticed(Machine(circuit, Rules(invariants=(Rule("all data is odd", ""),))), [1])
+
+
+def test_bottlenecks_are_what_every_difference_passes():
+    """Of bits in a chain each is one; of two ways that part and meet again the ends alone are."""
+    gates = [
+        ("XOR", 12, (3, 5)),  # the change
+        ("AND", 13, (12, 4)),
+        ("AND", 14, (13, 10)),
+        ("OR", 15, (13, 10)),
+        ("XOR", 16, (14, 15)),
+        ("OR", 17, (16, 2)),
+        ("OR", 20, (10, 10)), ("OR", 21, (11, 11)),
+    ]  # fmt: skip
+    inputs = ("aresetn", "data", "valid", PORT)
+    circuit = Circuit(inputs, ("o_tdata", "o_tvalid"), WIRES, gates, [10, 11], [17, 2], [])
+    assert bottlenecks(*both_frames(circuit)) == [12, 13, 16, 17]
+    seen = Circuit(inputs, ("o_tdata", "o_tvalid"), {**WIRES, "o_tdata": [13]}, gates, [10, 11], [17, 2], [])
+    assert bottlenecks(*both_frames(seen)) == [12, 13]
+
+
+def both_frames(circuit: Circuit) -> tuple[Frame, Frame]:
+    graph = Graph()
+    registers = [graph.free() for _ in circuit.registers]
+    inputs = circuit.free_inputs(graph, **{PORT: 0})
+    return (
+        circuit.frame(graph, registers, inputs, []),
+        circuit.frame(graph, registers, {**inputs, PORT: [TRUE]}, []),
+    )
+
+
+def test_consequences_follow_in_both_directions():
+    graph = Graph()
+    a, b, c = graph.free(), graph.free(), graph.free()
+    both, other = graph.both(a, b ^ 1), graph.differ(b, c)
+    known = graph.consequences([both, other])
+    assert {literal: known[literal >> 1] for literal in (a, b, c)} == {a: True, b: False, c: True}
+    assert graph.consequences([graph.both(a, b) ^ 1, a])[b >> 1] is False
+    assert graph.consequences([both, graph.either(b, graph.both(a ^ 1, c))]) is None
+
+
+def random_machine(seed: int) -> Machine:
+    """Return a few gates, of which the mutant changes one bit, between two inputs, registers and outputs."""
+    rng = np.random.default_rng(seed)
+    bits, gates = [3, 4, 10, 11, 12, 13], []
+
+    def gate(kind: str, *pins: int) -> int:
+        gates.append((kind, 30 + len(gates), pins))
+        return gates[-1][1]
+
+    place = int(rng.integers(8))
+    for number in range(8):
+        kind = str(rng.choice(["AND", "OR", "XOR", "MUX"]))
+        bit = gate(kind, *(int(pin) for pin in rng.choice(bits, 3 if kind == "MUX" else 2, replace=False)))
+        if number == place:
+            changed = gate("AND", 5, int(rng.choice([pin for pin in bits if pin != bit])))
+            bit = gate("XOR", bit, [5, changed][int(rng.integers(2))])
+        bits.append(bit)
+    following = [int(bit) for bit in rng.choice(bits, 4)]
+    with_reset = [gate("AND", bit, 2) if n < 2 else bit for n, bit in enumerate(following)]
+    for out, shown in zip((20, 21), rng.choice(bits[-4:], 2), strict=True):
+        gates.append(("OR", out, (int(shown), int(shown))))
+    inputs, outputs = ("aresetn", "data", "valid", PORT), ("o_tdata", "o_tvalid")
+    return Machine(Circuit(inputs, outputs, WIRES, gates, [10, 11, 12, 13], with_reset, []), Rules())
+
+
+def truly_equivalent(machine: Machine) -> bool:
+    """Return whether no run tells the mutant from the original, by a walk over all pairs of states."""
+
+    def cycle(state, data, valid, number):
+        inputs = {"aresetn": [1], "data": [data], "valid": [valid], PORT: [number]}
+        frame = machine.circuit.frame(Graph(), state, inputs, [])
+        told = frame.of("o_tvalid")
+        return tuple(frame.following), (told, frame.of("o_tdata") if told == [1] else None)
+
+    # A reset gives the first two registers their value.
+    todo = [((0, 0, *rest), (0, 0, *rest)) for rest in itertools.product((0, 1), repeat=2)]
+    met = set(todo)
+    while todo:
+        pair = todo.pop()
+        for given in itertools.product((0, 1), repeat=2):
+            (mine, shown), (others, said) = (cycle(state, *given, n) for n, state in enumerate(pair))
+            if shown != said:
+                return False
+            if (mine, others) not in met:
+                met.add((mine, others))
+                todo.append((mine, others))
+    return True
+
+
+@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(40, 2000), marks=pytest.mark.long)])
+def test_proofs_of_random_circuits_are_true(seeds):
+    """What is proved is so by a walk over all states, too; most of what is so is proved."""
+    verdicts = []
+    for seed in seeds:
+        machine = random_machine(seed)
+        equivalent, proved = truly_equivalent(machine), unnoticed(machine, [1]) == {1}
+        assert equivalent or not proved, f"seed {seed}"
+        verdicts.append((equivalent, proved))
+    assert verdicts.count((True, True)) > verdicts.count((True, False))
+    assert (False, False) in verdicts
+
+
+def test_a_place_that_the_change_goes_past_makes_false_proofs(monkeypatch):
+    """The walk over all states would see bottlenecks that are none."""
+    monkeypatch.setattr(
+        "tests.mutation.perturbed.bottlenecks",
+        lambda here, there: [
+            out for _, out, _ in here.circuit.gates if here.values[out] != there.values[out]
+        ],
+    )
+    machines = [random_machine(seed) for seed in range(100)]
+    assert any(unnoticed(machine, [1]) == {1} and not truly_equivalent(machine) for machine in machines)
