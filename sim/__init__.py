@@ -6,9 +6,10 @@ what loads their presets; nothing is imported before it is asked for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # (typing itself takes a program's first milliseconds, in which Ctrl-C is Python's)
+    from typing import Any
 
-if TYPE_CHECKING:
     from sim.api import (
         compare_policies,
         load_design,

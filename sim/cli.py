@@ -1,129 +1,32 @@
-"""The command line: ``expertbank``.
+"""The command line: ``expertbank``. What it runs is :mod:`sim.commands.program`.
 
-Each command is a module of :mod:`sim.commands` with a click command named ``command``, whose
-function returns the exit status. A new one is imported and listed here. What a command needs beyond
-its own options (the hardware, compiled engines) it imports in its function, so that ``--help`` and the
-others stay fast.
+Nothing that takes time is imported before interruptions are taken care of.
 """
 
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
 
-import click
+from sim import interruptions
 
-from sim.commands import (
-    bench,
-    check,
-    claims,
-    designs,
-    dram,
-    export,
-    layout,
-    models,
-    pack,
-    pim,
-    policies,
-    registers,
-    reproduce,
-    routing,
-    serve,
-    sim,
-    sweep,
-    synth,
-    system,
-    verilog,
-)
-from sim.progress import bar
-from spec.errors import InputError, InputWarning, one_line
-
-OK, DIFFERS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
-
-@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="expertbank")
-def expertbank() -> None:
-    """Mixture-of-Experts accelerators: what they compute, when, and the Verilog that does it.
-
-    Exit status: 0 ran and agreed, 1 ran and something disagreed, 2 bad input.
-    """
-
-
-for module in (
-    check,
-    sim,
-    verilog,
-    synth,
-    layout,
-    pack,
-    dram,
-    pim,
-    routing,
-    models,
-    designs,
-    registers,
-    serve,
-    export,
-    system,
-    policies,
-    sweep,
-    reproduce,
-    bench,
-    claims,
-):
-    expertbank.add_command(module.command)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; bad input is one line on stderr and status 2."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        _check_empty(given)
-        with warnings.catch_warnings():
-            warnings.simplefilter("default", InputWarning)  # once, however often a file is read
-            warnings.showwarning = _warn(warnings.showwarning)
-            with bar(" ".join(given[:2])):
-                status = expertbank.main(args=given, prog_name="expertbank", standalone_mode=False)
-    except InputError as error:
-        return _fail(str(error))
-    except click.ClickException as error:
-        return _fail(error.format_message())
-    except OSError as error:  # a full disk, a folder that went away
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except click.Abort:
-        print("expertbank: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    return status if isinstance(status, int) else OK
+        with interruptions.taken():
+            from sim.commands.program import run
 
-
-def _check_empty(arguments: Sequence[str]) -> None:
-    """Raise :class:`InputError` for an empty argument: as a path it would be the folder one is in."""
-    for place, argument in enumerate(arguments):
-        before = arguments[place - 1] if place else ""
-        option = before if not argument else argument.removesuffix("=")
-        if not argument or (argument.startswith("--") and argument.endswith("=")):
-            named = option.lstrip("-") if option.startswith("-") else f"argument {place + 1}"
-            raise InputError("must not be empty", key=named)
-
-
-def _warn(show: Callable[..., None]) -> Callable[..., None]:
-    """Return what shows a warning: one line where the input is its reason, as ever otherwise."""
-
-    def shown(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
-        if issubclass(category, InputWarning):
-            print(f"expertbank: warning: {message}", file=sys.stderr)
-        else:
-            show(message, category, *place, **options)
-
-    return shown
-
-
-def _fail(message: str) -> int:
-    print("expertbank: " + one_line(" ".join(message.split())), file=sys.stderr)
-    return BAD_INPUT
+            status = run(sys.argv[1:] if arguments is None else list(arguments))
+    except KeyboardInterrupt:
+        print(interruptions.LINE, file=sys.stderr)
+        status = interruptions.STATUS
+    if arguments is None:
+        interruptions.until_exit(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -11,21 +11,29 @@ import os
 import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
 WARM = "sim.sweep.warm"
 """What they have in memory before their first point."""
 
 
 def prepare() -> None:
-    """Begin what processes are forked from: it imports while this process does."""
+    """Begin what processes are forked from: it imports while this process does.
+
+    A terminal interrupts all its processes; this one would say so in the middle of an import.
+    """
     forkserver.set_forkserver_preload([WARM])
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # (it sees to that itself, and would let them through again)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_processes(count: int) -> ProcessPoolExecutor:
     """Return a pool of ``count`` processes that leave interruptions to this one, and end with it."""
-    forkserver.set_forkserver_preload([WARM])
+    prepare()
     context = multiprocessing.get_context("forkserver")
     return ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sim import interruptions
 from sim.commands.output import json_option, print_json, print_table
 from sim.progress import show, tell
 from spec.errors import InputError, require, require_range
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 SAY_EVERY_S = 10.0
 """Seconds between lines of progress where there is no terminal."""
 MAX_FRONT = 20
-INTERRUPTED = 130
 
 
 @click.command("sweep")
@@ -101,11 +98,11 @@ def command(
 
     watch = _Watch()
     try:
-        with _terminated():
+        with interruptions.held():
             summary = run_sweep(space, file, start, watch)
     except Interrupted as error:
         print(f"expertbank: {error}", file=sys.stderr)
-        return INTERRUPTED
+        return interruptions.STATUS
     found = find(space, file, pictures=report is not None)
     if report is not None:
         from sim.results.sweep_page import sweep_page_text
@@ -124,20 +121,6 @@ def _need(module: str, key: str, extra: str) -> None:
 
     if find_spec(module) is None:
         raise InputError(f"needs {module}: pip install 'expertbank[{extra}]'", key=key)
-
-
-@contextmanager
-def _terminated() -> Iterator[None]:
-    """Take a polite request to end for an interruption."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _definition(space: Space) -> dict[str, str]:

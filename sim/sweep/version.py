@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("spec", "golden", "sim")
 SUFFIXES = (".py", ".toml")
 DECIDES_NOTHING = (
-    *("sim/commands/", "sim/claims/", "sim/results/", "sim/bench.py", "sim/cli.py", "sim/processes.py"),
+    *("sim/commands/", "sim/claims/", "sim/results/", "sim/bench.py", "sim/cli.py"),
+    *("sim/interruptions.py", "sim/processes.py"),
     "spec/sweeps/",
     *(f"sim/sweep/{name}.py" for name in ("findings", "run", "search", "store", "warm", "workers")),
 )
