@@ -26,14 +26,15 @@ The *score* is the share detected of those that are not proved equivalent. *Equi
 explained: from any power-up, the same of both, after a cycle of reset, for ever and for all inputs that the
 block is owed, outputs are the same (payloads while they are valid). Either the change of one cycle leaves no
 trace a few cycles later and no output shows it (`tests/mutation/perturbed.py`; what a reset gives no value
-may hold anything after it, the same in both; what nothing depends on at that time, proved of each mutant, is
-no trace; cycles count in which the change is passed on at all, where much is constant), or, asked of the dispatcher and the combiners, the bits of registers that stay the same on both
-sides follow from themselves, and the outputs from them (`tests/mutation/equivalence.py`). What the original's
-state always fulfils, and what the block is owed, is stated in `tests/mutation/invariants/`; invariants are
-proved by induction before they are used, and a false one ends the run (Yices). What hangs on a relation that
-no rule states is not among them, nor what {seconds} seconds for a block are too few for. The scenarios are
-the bench's and those that only mutants need (`tests/mutation/*_scenarios.py`: sums that take each other back,
-ties, limits, far rows, restarts), of the seed, and for what survives them those of the next one too.
+may hold anything after it, the same in both; what nothing depends on at that time, proved of each mutant,
+is no trace; cycles count in which the change is passed on at all, where much is constant), or, asked of the
+dispatcher and the combiners, the bits of registers that stay the same on both sides follow from themselves,
+and the outputs from them (`tests/mutation/equivalence.py`). What the original's state always fulfils, and
+what the block is owed, is stated in `tests/mutation/invariants/`; invariants are proved by induction before
+they are used, and a false one ends the run (Yices). What hangs on a relation that no rule states is not
+among them, nor what {seconds} seconds for a block are too few for. The scenarios are the bench's and those
+that only mutants need (`tests/mutation/*_scenarios.py`: sums that take each other back, ties, limits, far
+rows, restarts), of the seed, and for what survives them those of the next one too.
 
 ## The netlist itself
 
