@@ -1340,7 +1340,11 @@ def test_terms_cost_what_they_add():
 
 PLANTED = {
     "ties to the highest index": (rtl.gating.topk, "Cat(~head.payload", "Cat(head.payload"),
-    "list not in order of arrival": (rtl.gating.topk, "(self.key > entry.key)", "(self.key >= entry.key)"),
+    "list not in order of arrival": (
+        rtl.gating.topk,
+        "(~kept | (self.key > entry.key))",
+        "(~kept | (self.key >= entry.key))",
+    ),
     "stale candidates": (rtl.gating.topk, "kept = entry.valid & ~self.clear", "kept = entry.valid"),
     "groups by the best only": (
         rtl.gating.scores,

@@ -77,6 +77,19 @@ def ties(rng: np.random.Generator, config: Config, count: int) -> tuple[Bits16, 
     return data, moved(rng, weights)
 
 
+def beside_ties(rng: np.random.Generator, config: Config, count: int) -> tuple[Bits16, Bits16]:
+    """Sums in the middle between two results, and one of the places that rounding loses, alone."""
+    data, weights = sums_of(rng, config, count)
+    # Times 1.5 an odd fraction below 1/3 ends half a last place behind the last.
+    data[:, 0] = BF16_BIAS << 7 | 2 * rng.integers(0, 21, data[:, 0].shape) + 1
+    weights[:, 0] = BF16_BIAS << 7 | 0x40
+    place = rng.integers(9, 24, data[:, 1].shape)
+    data[:, 1] = rng.integers(0, 2, place.shape) << 15 | (BF16_BIAS - place) << 7
+    weights[:, 1] = BF16_BIAS << 7
+    data[:, 2] = 0
+    return data, moved(rng, weights ^ rng.integers(0, 2, (count, 1)).astype(np.uint16) << 15)
+
+
 def one_extreme(rng: np.random.Generator, config: Config, count: int) -> tuple[Bits16, Bits16]:
     """One special value or limit in each sum, among its results or its weights."""
     data, weights = sums_of(rng, config, count)
@@ -115,6 +128,7 @@ LOADS: dict[Sums, int] = {
     undone: 4,
     low_places: 6,
     ties: 8,
+    beside_ties: 4,
     one_extreme: 3,
     any_exponent: 3,
     any_size: 4,

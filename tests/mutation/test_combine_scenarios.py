@@ -7,7 +7,15 @@ import pytest
 
 from golden.formats import bf16_decode
 from tests.bench.test_combine_bench import CONFIG, ORDERED
-from tests.mutation.combine_scenarios import COUNT, LOADS, any_exponent, low_places, rounded, ties
+from tests.mutation.combine_scenarios import (
+    COUNT,
+    LOADS,
+    any_exponent,
+    beside_ties,
+    low_places,
+    rounded,
+    ties,
+)
 
 
 def terms(load, config, count: int = 50) -> np.ndarray:
@@ -42,6 +50,17 @@ def test_sums_are_next_to_a_tie():
     large = parts.max(1)
     last = np.exp2(np.floor(np.log2(large)) - 7)
     assert np.mean(large / last % 1 == 0.5) > 0.1
+
+
+def test_each_place_alone_decides_roundings():
+    parts = terms(beside_ties, CONFIG)
+    large, small = parts[:, 0], parts[:, 1]
+    last = np.exp2(np.floor(np.log2(np.abs(large))) - 7)
+    assert np.all(np.abs(large) / last % 1 == 0.5)
+    decides = np.round((large + small) / last) != np.round(large / last)
+    places = np.log2(np.abs(small) / last) - 7
+    assert set(-places[decides]) == set(range(9, 24))
+    assert 0.3 < np.mean(decides) < 0.7
 
 
 def test_exponents_have_one_bit():
