@@ -84,7 +84,7 @@ TABLES = (
             "--design selection --experts 256 --top-k 16 --no-route",
             "--design selection --experts 256 --top-k 16 --family xc7",
             f"{SMALL_LAYER} --no-route",
-            f"{DEEP_LAYER} --seeds 5 --clock 100",
+            f"{DEEP_LAYER} --seeds 3 --clock 100",
             "--design hbm2-pim --no-route",
         ),
     ),

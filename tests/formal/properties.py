@@ -599,7 +599,7 @@ PROOFS = [
             ),
             Bug(
                 DISPATCH + "enqueue",
-                "self.i.ready.eq(~self.full.bit_select(parity, 1) & ",
+                "self.i.ready.eq(~full.bit_select(parity, 1) & ",
                 "self.i.ready.eq(",
                 "entry_in_order",
                 dispatch.searched,
