@@ -31,6 +31,7 @@ def command(paper: str | None, files: Path | None, page_file: Path | None, as_js
     docs/reproduce.md.
     """
     from sim import reproduce, reproduce_page
+    from spec.load import load_paper
 
     if (paper is None) == (page_file is None):
         known = ", ".join(reproduce.paper_names())
@@ -45,11 +46,16 @@ def command(paper: str | None, files: Path | None, page_file: Path | None, as_js
             print_json({"papers": reproduce.paper_names()})
         return 0
     assert paper is not None
+    read = load_paper(paper)
+    title = f"{read.title}; graded {read.grade}"
+    if not as_json and files is None:  # some papers take seconds; files may still be refused
+        print(title, flush=True)
     result = reproduce.reproduce(paper, files)
     if as_json:
         print_json(reproduce.as_json(result))
         return 0
-    print(f"{result.paper.title}; graded {result.paper.grade}")
+    if files is not None:
+        print(title)
     print_table(reproduce.COLUMNS, reproduce.claim_rows(result))
     for line in reproduce_page.remarks(result):
         print(line)
