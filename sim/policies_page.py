@@ -512,17 +512,21 @@ may take are assumed, and each is moved here over its range, with all experts in
 `{command}`.
 
 """
-TIER = "policies cache --system sn40l --model granite-3-1b-a400m --tokens 1 --steps 64 --entries 32"
+TIER_SYSTEM, TIER_MODEL, TIER_STEPS, TIER_ENTRIES = "sn40l", "granite-3-1b-a400m", 64, 32
+TIER = (
+    f"policies cache --system {TIER_SYSTEM} --model {TIER_MODEL} --tokens 1 --steps {TIER_STEPS}"
+    f" --entries {TIER_ENTRIES}"
+)
 
 
 def _tier_rows() -> list[str]:
     """Return the table of what a tier gains, over the range of each of its numbers."""
-    system, of = load_system("sn40l"), drawn("granite-3-1b-a400m", tokens=1, steps=64)
+    system, of = load_system(TIER_SYSTEM), drawn(TIER_MODEL, tokens=1, steps=TIER_STEPS)
     assert system.host is not None and system.host.tier is not None
     host, tier = system.host, system.host.tier
 
     def run(changed: TierSpec | None) -> Comparison:
-        return caches.compare(replace(system, host=replace(host, tier=changed)), "", of.steps, 32)
+        return caches.compare(replace(system, host=replace(host, tier=changed)), "", of.steps, TIER_ENTRIES)
 
     without = run(None).results
     columns = ("number", "value", "read from SRAM by `lru`", "`lru` over no SRAM", "`belady` over no SRAM")

@@ -118,15 +118,20 @@ def paper_names() -> list[str]:
     return preset_names(PaperSpec.PRESET_FOLDER)
 
 
-def reproduce(name: str, files: Path | None = None) -> Reproduction:
+def reproduce(
+    name: str, files: Path | None = None, *, begin: Callable[[PaperSpec], None] | None = None
+) -> Reproduction:
     """Run a paper's model; :class:`spec.errors.InputError` for an unknown paper or bad files.
 
     ``files``: the user's copy of files that a paper's authors have released, for claims that need them.
+    ``begin``: called with the paper once it and the files are taken, before a model that may need seconds.
     """
     paper = load_paper(name)
     model, values = model_of(paper.name), nominal(paper)
     inputs = {name: quantity for name, quantity in quantities(paper) if _is_taken(name)}
     replayed = replay_of(paper.name)(paper, values, files) if files is not None else {}
+    if begin is not None:
+        begin(paper)
     central = model(paper, values)
     runs: dict[str, tuple[Quantity, dict[str, float], dict[str, float]]] = {}
     for key, quantity in inputs.items():

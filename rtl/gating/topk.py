@@ -93,7 +93,8 @@ class SortedList(Pipelined):
         larger = [Signal(name=f"larger_{n}") for n in range(self.size)]
         larger_than_new = Signal()
         m.d.comb += larger_than_new.eq(self.key > new.key)
-        for n, entry in enumerate(self.entries[n] for n in range(self.size)):
+        for n in range(self.size):
+            entry = self.entries[n]
             m.d.comb += larger[n].eq(self.key > entry.key)
             # What the entry will be: as it is, without what is cleared; the new one; the one before it.
             valid, is_larger = entry.valid & ~(insert & clear), larger[n]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sim.commands.output import json_option, print_json, print_table
 from spec.errors import InputError
+
+if TYPE_CHECKING:
+    from spec.paper import PaperSpec
 
 
 @click.command("reproduce")
@@ -31,7 +35,6 @@ def command(paper: str | None, files: Path | None, page_file: Path | None, as_js
     docs/reproduce.md.
     """
     from sim import reproduce, reproduce_page
-    from spec.load import load_paper
 
     if (paper is None) == (page_file is None):
         known = ", ".join(reproduce.paper_names())
@@ -46,17 +49,15 @@ def command(paper: str | None, files: Path | None, page_file: Path | None, as_js
             print_json({"papers": reproduce.paper_names()})
         return 0
     assert paper is not None
-    read = load_paper(paper)
-    title = f"{read.title}; graded {read.grade}"
-    if not as_json and files is None:  # some papers take seconds; files may still be refused
-        print(title, flush=True)
-    result = reproduce.reproduce(paper, files)
+    result = reproduce.reproduce(paper, files, begin=None if as_json else _print_title)
     if as_json:
         print_json(reproduce.as_json(result))
         return 0
-    if files is not None:
-        print(title)
     print_table(reproduce.COLUMNS, reproduce.claim_rows(result))
     for line in reproduce_page.remarks(result):
         print(line)
     return 0
+
+
+def _print_title(paper: PaperSpec) -> None:
+    print(f"{paper.title}; graded {paper.grade}", flush=True)

@@ -470,6 +470,5 @@ def compare(machine: Machine, title: str, steps: Steps, num_ffn: int, plan: Plan
     check_capacity(machine.system, len(steps.ids) * share * steps.expert.weight_bytes)
     plans: Mapping[str, Plan] = alone_and_together(plan, machine.baseline)
     results = {name: run(machine, steps, num_ffn, one) for name, one in plans.items()}
-    bound = BOUND if machine.jobs is None else BOUND_BESIDE_BLOCK
-    bound = BOUND_ALONE if machine.alone else bound
-    return Comparison("combined", title, BASELINE, results, bound)
+    beside = BOUND if machine.jobs is None else BOUND_BESIDE_BLOCK
+    return Comparison("combined", title, BASELINE, results, BOUND_ALONE if machine.alone else beside)
