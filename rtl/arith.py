@@ -192,6 +192,20 @@ def times(value, factor: int):
     return tree([value << place for place in places], lambda a, b: a + b)
 
 
+def times_stages(factor: int) -> int:
+    """Return the cycles of :func:`staged_times`."""
+    return max(0, ceil_log2(factor.bit_count()) - 1)
+
+
+def staged_times(m, value, factor: int, name: str):
+    """Return :func:`times` with registers behind each level of additions but the last one's."""
+    items = [value << place for place in range(factor.bit_length()) if factor >> place & 1]
+    for stage in range(times_stages(factor)):
+        items = _level(items, lambda a, b: a + b)
+        items = [delay(m, item, 1, f"{name}_{stage}_{n}") for n, item in enumerate(items)]
+    return tree(items, lambda a, b: a + b)
+
+
 class Pipelined(wiring.Component):
     """A pipeline that can be short or deep: ``pipeline`` says which, before the component is made."""
 

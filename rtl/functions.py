@@ -41,7 +41,16 @@ from golden.functions import (
     TANH_BASE,
     TANH_DESCENT,
 )
-from rtl.arith import BF16, PRODUCT_STAGES, Pipelined, delay, normalise, staged_product
+from rtl.arith import (
+    BF16,
+    PRODUCT_STAGES,
+    Pipelined,
+    delay,
+    normalise,
+    staged_product,
+    staged_times,
+    times_stages,
+)
 from spec.design import Pipeline
 
 BASE_BITS = FRACTION_BITS + 1
@@ -108,7 +117,7 @@ class ExpNegative(Pipelined):
     """
 
     LATENCY = 1 + InterpolatedTable.LATENCY
-    DEEP_LATENCY = 1 + PRODUCT_STAGES + 1 + InterpolatedTable.DEEP_LATENCY
+    DEEP_LATENCY = times_stages(LOG2E) + 1 + InterpolatedTable.DEEP_LATENCY
 
     def __init__(self, pipeline: Pipeline = Pipeline.SHORT) -> None:
         self.pipeline = pipeline
@@ -121,13 +130,13 @@ class ExpNegative(Pipelined):
         power = Signal(len(scaled) - FRACTION_BITS, reset_less=True)
         s1_zero = Signal(reset_less=True)
         whole = power[FRACTION_BITS:]
-        # The way to a multiplier is long; a register stands before it.
-        d = delay(m, self.d, int(self.deep), "operand")
+        argument = self.d[:EXP_ARG_BITS]
         m.d.comb += [
-            scaled.eq(staged_product(m, d[:EXP_ARG_BITS], Const(LOG2E), "scaled", deep=self.deep)),
+            # The way to a multiplier is long: a deep one adds.
+            scaled.eq(staged_times(m, argument, LOG2E, "scaled") if self.deep else argument * LOG2E),
             table.position.eq(power[:FRACTION_BITS]),
         ]
-        large = delay(m, d[EXP_ARG_BITS:].any(), PRODUCT_STAGES * self.deep, "large")
+        large = delay(m, self.d[EXP_ARG_BITS:].any(), times_stages(LOG2E) * self.deep, "large")
         m.d.sync += [power.eq(scaled >> FRACTION_BITS), s1_zero.eq(large)]
         zero = Signal()
         m.d.comb += zero.eq(s1_zero | (whole > MAX_SHIFT))

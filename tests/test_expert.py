@@ -1214,12 +1214,12 @@ FLOAT_ERROR = {
 PLANTED = {
     "hidden blocks of the job before": (
         rtl.expert.sequencer,
-        "(self.hidden_bank == f1.bank) & (self.hidden_units >= f1.hidden_needed)",
-        "self.hidden_units >= f1.hidden_needed",
+        "(self.hidden_bank == tag.bank) & (self.hidden_units >= tag.hidden_needed)",
+        "self.hidden_units >= tag.hidden_needed",
     ),
     "hidden not waited for": (
         rtl.expert.sequencer,
-        "(self.hidden_units >= f1.hidden_needed)",
+        "(self.hidden_units >= tag.hidden_needed)",
         "(self.hidden_units >= 0)",
     ),
     "accumulators too early": (rtl.expert.sequencer, "summed = since == distance", "summed = since >= 1"),

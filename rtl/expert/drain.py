@@ -35,7 +35,7 @@ class Drain(wiring.Component):
         With it, of the job's last unit.
     hidden : Out(WriteSignature) of the hidden buffer.
     hidden_unit : Out(1)
-        A hidden unit is complete in the buffer from the next cycle on.
+        A hidden unit is complete in the buffer from the next cycle on, in a deep pipeline from the one after.
     o : Out(stream.Signature(contribution_layout(...)))
     """
 
@@ -156,7 +156,7 @@ class Drain(wiring.Component):
             self.hidden.addr.eq(delay(m, hidden_addr, late, "hidden_addr")),
             self.hidden.en.eq(delay(m, hidden_en, late, "hidden_en", control=True)),
             self.hidden_unit.eq(
-                delay(m, hidden_go & last_part & tag.last_token, wait, "hidden_unit", control=True)
+                delay(m, hidden_go & last_part & tag.last_token, wait - late, "hidden_unit", control=True)
             ),
         ]
         outputs = []

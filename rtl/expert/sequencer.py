@@ -62,7 +62,8 @@ class Sequencer(wiring.Component):
     list : Out(ReadSignature)
     tokens, hidden : Out(ReadSignature) of the token store and of the hidden buffer.
     hidden_bank, hidden_units : In
-        Bank of the job that is being drained, and how many of its hidden blocks are complete.
+        Bank of the job that is being drained, and how many of its hidden blocks are complete; in a deep
+        pipeline how many will be in the next cycle.
     tile_full : In(1), release : Out(1)
     unit_drained : In(1)
     fire : Out(1), slot : Out(slot_layout(config))
@@ -150,11 +151,17 @@ class Sequencer(wiring.Component):
         valids = [Signal(name=f"w{n + 1}_valid") for n in range(stages)] + [f2_valid]
         tags = [Signal(tag, name=f"w{n + 1}", reset_less=True) for n in range(stages)] + [f2]
         leaves = [Signal(name=f"w{n + 1}_leave") for n in range(stages)] + [self.fire]
-        m.d.comb += [
+
+        def hidden_exist(tag):
             # The job before may not be drained yet; its count says nothing about this one.
-            hidden_ready.eq(
-                ~f1.out | ((self.hidden_bank == f1.bank) & (self.hidden_units >= f1.hidden_needed))
-            ),
+            return ~tag.out | ((self.hidden_bank == tag.bank) & (self.hidden_units >= tag.hidden_needed))
+
+        if config.deep:
+            # Known from a register: of the slot that will be in f1, from the count of the next cycle.
+            m.d.sync += hidden_ready.eq(Mux(f1_go, hidden_exist(f0), hidden_exist(f1)))
+        else:
+            m.d.comb += hidden_ready.eq(hidden_exist(f1))
+        m.d.comb += [
             f1_leave.eq(f1_valid & (~valids[0] | leaves[0]) & hidden_ready),
             self.wait_hidden.eq(f1_valid & ~f2_valid & ~hidden_ready),
             self.tokens.addr.eq(listed["token_word"] + Mux(f1.beyond, 0, f1.tile)),

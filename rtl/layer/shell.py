@@ -123,11 +123,11 @@ class Intake(wiring.Component):
         m = Module()
         free = Signal(range(self.num_slots + 1), init=self.num_slots)
         beat = Signal(range(self.beats))
-        admit = Signal()
+        admit = Signal(init=self.late)
         take = Signal()
         last = Signal()
         m.d.comb += [
-            admit.eq((beat != 0) | (free != 0)),
+            *([] if self.late else [admit.eq((beat != 0) | (free != 0))]),
             self.o_gate.payload.eq(self.i.payload),
             self.o_gate.valid.eq(self.i.valid & admit),
             self.i.ready.eq(self.o_gate.ready & admit),
@@ -139,9 +139,13 @@ class Intake(wiring.Component):
             self.first.eq(take & (beat == 0)),
             self.last.eq(take & last),
         ]
-        m.d.sync += free.eq(free + self.freed - delay(m, self.first, self.late, "first", control=True))
+        free_next = free + self.freed - delay(m, self.first, self.late, "first", control=True)
+        m.d.sync += free.eq(free_next)
         with m.If(take):
             m.d.sync += beat.eq(Mux(last, 0, beat + 1))
+        if self.late:
+            # From a register: what will be admitted in the next cycle.
+            m.d.sync += admit.eq(Mux(take, ~last, beat != 0) | (free_next != 0))
         return m
 
 
