@@ -23,10 +23,7 @@ SMALL_LAYER = "--design fpga --set array.rows=4 --set array.cols=4 --set stream_
 """A layer whose multipliers fit the device: 16 MACs."""
 DEEP_EXPERT = "--design fpga-deep --block expert --set array.rows=4 --set array.cols=4 --set stream_lanes=4"
 DEEP_COMBINE = "--design fpga-deep --block combine"
-DEEP_LAYER = (
-    "--design fpga-deep --set array.rows=4 --set array.cols=4 --set array.act_lanes=2 --set stream_lanes=4"
-    " --set gate.lanes=16 --set gate.logits_per_cycle=1"
-)
+DEEP_LAYER = "--design fpga-ecp5"
 """All blocks of a layer cut deep, 16 MACs in the array and in the gate."""
 ARRAY = "--design fpga --block expert --no-route"
 
@@ -84,7 +81,8 @@ TABLES = (
             "--design selection --experts 256 --top-k 16 --no-route",
             "--design selection --experts 256 --top-k 16 --family xc7",
             f"{SMALL_LAYER} --no-route",
-            f"{DEEP_LAYER} --seeds 3 --clock 100",
+            f"{DEEP_LAYER} --seeds 5 --clock 100",
+            "--design pim-small --block channel",
             "--design hbm2-pim --no-route",
         ),
     ),

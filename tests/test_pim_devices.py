@@ -389,7 +389,7 @@ def test_a_mistake_is_one_line(capsys, arguments, message):
 def test_duplex_has_no_rtl():
     with pytest.raises(InputError) as error:
         load_design("duplex")
-    presets = "fpga, fpga-deep, pim, pim-small"
+    presets = "fpga, fpga-deep, fpga-ecp5, pim, pim-small"
     rule = f"must be an accelerator with RTL ({presets}), not 'duplex', a device for 'pim gemv'"
     assert str(error.value) == f"design: {rule}"
 

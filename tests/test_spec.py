@@ -51,7 +51,7 @@ def raises(message: str):
 
 def test_presets():
     assert set(preset_names("models")) >= MODELS
-    assert preset_names("designs") == ["fpga", "fpga-deep", "pim", "pim-small"]
+    assert preset_names("designs") == ["fpga", "fpga-deep", "fpga-ecp5", "pim", "pim-small"]
     assert preset_names("dram") == DRAM_STANDARDS
     assert load_model("deepseek-v3").gating.num_groups == 8
     assert load_design("fpga").tile.rows == 16
@@ -384,7 +384,7 @@ def test_unknown_presets_and_missing_files(tmp_path):
     listed = f"'expertbank models' lists {len(preset_names('models'))}"
     with raises(f"model: is neither a preset ({listed}) nor a .toml file: 'gpt-5'"):
         load_model("gpt-5")
-    with raises("design: is neither a preset (fpga, fpga-deep, pim, pim-small) nor a .toml file: 'tpu'"):
+    with raises("design: is neither a preset (fpga, fpga-deep, fpga-ecp5, pim, pim-small) nor a .toml file: 'tpu'"):
         load_design("tpu")
     for suffix in ("toml", "json"):
         path = tmp_path / f"none.{suffix}"
