@@ -192,7 +192,10 @@ BAD_ARGUMENTS = {
     ),
     "unknown design": (
         [*PRESET_MODEL, "--design", "asic"],
-        r"design: is neither a preset \(fpga, fpga-deep, fpga-ecp5, pim, pim-small\) nor a \.toml file: 'asic'",
+        (
+            r"design: is neither a preset \(fpga, fpga-deep, fpga-ecp5, pim, pim-small\)"
+            r" nor a \.toml file: 'asic'"
+        ),
     ),
     "no model": ([], r"Missing option '--model'\."),
     "scale 0": (

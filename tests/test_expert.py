@@ -1418,6 +1418,21 @@ DEEP_PLANTED = {
         'delay(m, hidden_en, late, "hidden_en", control=True)',
         "hidden_en",
     ),
+    "hidden block told late": (
+        rtl.expert.drain,
+        'tag.last_token, wait - late, "hidden_unit"',
+        'tag.last_token, wait, "hidden_unit"',
+    ),
+    "hidden block told early": (
+        rtl.expert.drain,
+        'tag.last_token, wait - late, "hidden_unit"',
+        'tag.last_token, wait - 2 * late, "hidden_unit"',
+    ),
+    "hidden blocks of the slot before": (
+        rtl.expert.sequencer,
+        "Mux(f1_go, hidden_exist(f0), hidden_exist(f1))",
+        "hidden_exist(f1)",
+    ),
     "entry of the token behind": (rtl.expert.drain, 'entry.eq(read["entry"])', 'entry.eq(read["entry"] + 1)'),
     "model: burst": (sim.expert, "DEEP_BURST = 8", "DEEP_BURST = 9"),
     "model: release": (sim.expert, "release_stages=1 if deep else 0", "release_stages=0"),

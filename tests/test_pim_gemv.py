@@ -533,8 +533,8 @@ def test_the_command(capsys, tmp_path):
 def test_a_device_is_no_accelerator(capsys):
     """Commands that need a layer refuse it in one line."""
     rule = (
-        r"design: must be an accelerator with RTL \(fpga, fpga-deep, fpga-ecp5, pim, pim-small\), not 'hbm2-pim',"
-        " a device for 'pim gemv'"
+        r"design: must be an accelerator with RTL \(fpga, fpga-deep, fpga-ecp5, pim, pim-small\),"
+        " not 'hbm2-pim', a device for 'pim gemv'"
     )
     for arguments in (
         ["sim", "--model", "mixtral-8x7b", "--tokens", "1", "--engine", "model"],

@@ -107,7 +107,10 @@ def test_one_that_differs_decides_the_status(capsys, monkeypatch) -> None:
     [
         (
             ["fpga", "asic"],
-            "design: is neither a preset (fpga, fpga-deep, fpga-ecp5, pim, pim-small) nor a .toml file: 'asic'",
+            (
+                "design: is neither a preset (fpga, fpga-deep, fpga-ecp5, pim, pim-small)"
+                " nor a .toml file: 'asic'"
+            ),
         ),
         (["fpga", "pim", "fpga"], "design: must name each design once, not 'fpga' again"),
     ],

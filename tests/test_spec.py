@@ -384,7 +384,8 @@ def test_unknown_presets_and_missing_files(tmp_path):
     listed = f"'expertbank models' lists {len(preset_names('models'))}"
     with raises(f"model: is neither a preset ({listed}) nor a .toml file: 'gpt-5'"):
         load_model("gpt-5")
-    with raises("design: is neither a preset (fpga, fpga-deep, fpga-ecp5, pim, pim-small) nor a .toml file: 'tpu'"):
+    designs = "fpga, fpga-deep, fpga-ecp5, pim, pim-small"
+    with raises(f"design: is neither a preset ({designs}) nor a .toml file: 'tpu'"):
         load_design("tpu")
     for suffix in ("toml", "json"):
         path = tmp_path / f"none.{suffix}"
