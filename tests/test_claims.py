@@ -22,7 +22,7 @@ from sim.claims import memory, programs
 from sim.claims.builds import build_all
 from sim.claims.hardware import blocks_link, dram_link, layer_link, rtl_link
 from sim.claims.links import LINKS, Producer
-from sim.claims.measurement import EACH_FFN, STORED, SUITES, Measurement, Planned, Run
+from sim.claims.measurement import EACH_FFN, PRESETS, STORED, SUITES, Measurement, Planned, Run
 from sim.claims.numbers import formats_link, int8_link
 from sim.claims.page import HEADER, Claim, Link, Table, headlines, page, section, summary_rows
 from sim.claims.programs import Program
@@ -38,7 +38,7 @@ from sim.pim_layer import PimShape, first_refreshes, pim_cycles, pim_job
 from sim.pim_slots import SLOTS
 from sim.rtlsim import DEFAULT_ROOT
 from spec.banks import BankGeometry
-from spec.design import PLAIN_FORMATS, Engine, Format
+from spec.design import PLAIN_FORMATS, DeepBlock, Engine, Format
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.hardware import lacking_terms
 from spec.load import load_design, load_device, load_model
@@ -397,6 +397,8 @@ def test_every_family_that_the_hardware_has_runs_in_verilog(measurement: Measure
     assert {"afmoe_s0", "dbrx_s0", "hunyuan_v1_moe_s0"} <= running
     on = {(plan.name, plan.on) for plan in measurement.planned}
     assert {(name, f"{design} bf16") for name in EACH_FFN for design in ("fpga", "pim")} <= on
+    deep = [plan for plan in measurement.planned if plan.design.deep]
+    assert len(deep) == len(PRESETS) and all(plan.design.deep == tuple(DeepBlock) for plan in deep)
 
 
 def test_layers_that_are_not_run_are_named(agreed: Report) -> None:

@@ -6,21 +6,22 @@ from collections import Counter
 from typing import Any
 
 from sim.accelerator import Report
-from sim.claims.measurement import SCALE, Measurement, Run
+from sim.claims.measurement import DEEP, SCALE, Measurement, Run
 from sim.claims.page import Claim, Link, Table
 from sim.dram_check import COMMANDS
 
 HOW_RTL = f"""\
 Selected experts, combine weights and outputs, bit for bit, of both accelerators in Verilator, with experts
 in bf16 and in int8, on `fpga` and on `pim-small`, whose units are few and built in a minute, with weights
-stored in fp8, MXFP4 and int4; of an expert alone the outputs. Of every family that the hardware has the
-first recorded layer runs on `fpga`, of six families all on both accelerators; `spec/hardware.py` refuses the
-others. `/ {SCALE}` is `--scale {SCALE}`: widths divided by {SCALE}; experts, groups and k as they are."""
+stored in fp8, MXFP4 and int4, and the presets on `{DEEP}`, whose pipelines are deep; of an expert alone the
+outputs. Of every family that the hardware has the first recorded layer runs on `fpga`, of six families all on
+both accelerators; `spec/hardware.py` refuses the others. `/ {SCALE}` is `--scale {SCALE}`: widths divided by
+{SCALE}; experts, groups and k as they are."""
 HOW_BLOCKS = """\
 Each block's model is given the arrivals and the ready patterns recorded at its ports; every handshake at
 every port between the blocks must fall into the cycle that it says, of a near-memory channel every DRAM
 command too. Numbers are the cycles in which a block holds work and is neither starved nor blocked: RTL
-(model minus RTL). *experts*: `expert` of `fpga`, all channels `pim` of `pim`."""
+(model minus RTL). *experts*: `expert` of `fpga` and `fpga-ecp5`, all channels `pim` of `pim`."""
 HOW_LAYER = """\
 Cycles from the first input beat to the last output beat. The model is composed of the block models alone
 and sees nothing of the run. *System*: the same layer's time on the systems `fpga` and `pim` of

@@ -46,6 +46,8 @@ Of each other family that the hardware has, the first recorded layer runs on ``f
 
 STORED = ((Format.FP8, "deepseek-v3"), (Format.MXFP4, "gpt-oss-20b"), (Format.INT4, "mixtral-8x7b"))
 """Formats in which weights are stored, each with a preset; two of the models are released in theirs."""
+DEEP = "fpga-ecp5"
+"""Design whose pipelines are all deep: the one that is routed (``docs/synthesis.md``)."""
 SMALL = "pim-small"
 """Near-memory design for these: ``pim`` has eight times as many MACs a channel, a build takes ten minutes."""
 
@@ -74,6 +76,7 @@ SUITES = (
     Suite("pim", Format.BF16, lambda _name, family: family in ON_BOTH, _LAYERS),
     Suite("fpga", Format.INT8, lambda name, _family: name in EACH_FFN, EVERY_PRESET[:1]),
     Suite("pim", Format.INT8, lambda name, _family: name in EACH_FFN, EVERY_PRESET[:1]),
+    Suite(DEEP, Format.BF16, lambda _name, _family: False, EVERY_PRESET),
     *(
         Suite(design, number_format, lambda _name, _family: False, ((name, DEFAULT_TOKENS, "uniform"),))
         for design in ("fpga", SMALL)
