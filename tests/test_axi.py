@@ -561,6 +561,11 @@ def test_a_top_on_two_clocks_is_clean_and_its_clocks_are_told_apart(tmp_path, ca
     name = "dispatch_axi_two_clocks"
     assert files >= {f"eb_{name}.v", f"{name}.h", f"{name}.xdc", f"{name}.lpf"}
     assert lint(tmp_path, name) == ""
+    # The example top too: both clocks are the board's, none comes out of its shift register.
+    board = (tmp_path / f"eb_{name}_ecp5.v").read_text()
+    assert ".aclk(clk_25mhz),\n    .bus_aclk(clk_25mhz),\n" in board
+    (tmp_path / f"{name}_ecp5.f").write_text((tmp_path / f"{name}.f").read_text() + f"eb_{name}_ecp5.v\n")
+    assert lint(tmp_path, f"{name}_ecp5") == ""
     if shutil.which("iverilog"):
         check_icarus(tmp_path, name)
     constraints = (tmp_path / f"{name}.xdc").read_text()

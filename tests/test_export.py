@@ -414,6 +414,7 @@ NO_LAST = In(stream.Signature(data.StructLayout({"data": 32})))
             "i_r: fields must be data, last, optionally resp, not data",
         ),
         (Custom({"o": Out(1)}, submodules=[StreamRegister(8)]), "name the submodule: U$0"),
+        (Custom({"double": Out(1)}), "rename the signal: double is a keyword of C++"),
     ],
 )
 def test_what_has_no_faithful_form_is_refused(component, message, tmp_path):
