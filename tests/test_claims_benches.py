@@ -56,7 +56,7 @@ def test_figures_are_those_of_the_pages(pages):
     ]
     assert link.claims[0].text.endswith("(`docs/coverage.md`, at abc, def)")
     assert link.claims[3].text.endswith("(`docs/mutation.md`, at abc)")
-    assert link.tables[0].rows[1] == ("b", "20", "18", "0", "2", "95.0%", "abc")
+    assert link.tables[0].rows[1] == ("b", "20", "1", "18", "0", "2", "95.0%", "abc")
     assert link.how.endswith("All reach 95%.")
 
 
@@ -64,7 +64,7 @@ def test_what_is_missed_is_told(pages):
     pages(corners=4, score="90.0%", agree="**NO**")
     link = benches_link(None)
     assert [claim.ok for claim in link.claims] == [False, True, True, False]
-    assert link.how.endswith("The goal of 95% is missed by b 90.0%.")
+    assert link.how.endswith("The goal of 95% is missed by b 90.0% (seed 1).")
 
 
 def test_a_page_that_has_not_the_table_is_refused(pages, tmp_path):

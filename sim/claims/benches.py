@@ -17,7 +17,16 @@ FOLDER = Path("docs")
 GOAL = 0.95
 """Share of the mutants that are not proved equivalent which a bench should detect."""
 SHARE = re.compile(r"(\d+) of (\d+)")
-MUTANT_COLUMNS = ("block", "mutants", "detected", "proved equivalent", "neither", "score", "commit")
+MUTANT_COLUMNS = (
+    "block",
+    "mutants",
+    "seed",
+    "detected",
+    "proved equivalent",
+    "neither",
+    "score",
+    "commit",
+)
 Rows = list[dict[str, str]]
 
 
@@ -30,7 +39,9 @@ def benches_link(_measurement: Measurement) -> Link:
     lines, toggles = _summed(covered, "lines"), _summed(covered, "toggles")
     agree = sum(row["agree"] == "yes" for row in netlists)
     below = [
-        f"{row['block']} {row['score']}" for row in mutants if float(row["score"].rstrip("%")) < 100 * GOAL
+        f"{row['block']} {row['score']} (seed {row['seed']})"
+        for row in mutants
+        if float(row["score"].rstrip("%")) < 100 * GOAL
     ]
     goal = f"The goal of {GOAL:.0%} is missed by {', '.join(below)}." if below else f"All reach {GOAL:.0%}."
     of_coverage = f"`docs/coverage.md`, {_commits(covered)}"

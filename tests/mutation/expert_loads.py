@@ -108,6 +108,21 @@ def tied(config: EngineConfig, rng: np.random.Generator) -> Load:
     return _with_all(config, load, operands.fading(x, 0, config.num_slots))
 
 
+def tied_by_burst(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Sums that a smaller burst takes next to a tie; what is left of the rounding is the result."""
+    cols = config.routed.cols
+    x = operands.tied_by_burst_inputs(rng, config.d_model, cols)
+    top = int(rng.integers(-6, 10))
+
+    def matrix(kind: FfnGeometry, gate: bool) -> Bits16:
+        if gate:
+            return operands.one_of(rng, kind.d_hidden, len(x), operands.near_one(rng, kind.d_hidden))
+        return operands.tied_by_burst(rng, x, kind.d_hidden, cols, top)
+
+    load = _load(config, rng, x, matrix, lambda kind, _: operands.ones(config.d_model, kind.d_hidden))
+    return _with_all(config, load, operands.fading(x, 2 * cols - 1, config.num_slots))
+
+
 def full(config: EngineConfig, rng: np.random.Generator) -> Load:
     """Sums as large as they can be at their exponent, in the first matrices or in the last."""
     first = rng.random() < 0.5
@@ -227,5 +242,6 @@ LOADS = {
     one_extreme: 20,
     infinities: 16,
     given_activations: 30,
+    tied_by_burst: 24,
 }
 """How many of each kind."""

@@ -141,6 +141,38 @@ def tied(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top: int = 0
     return w ^ (rng.integers(0, 2, (rows, 1)) << 15).astype(np.uint16)
 
 
+def tied_by_burst_inputs(rng: np.random.Generator, count: int, cols: int) -> Bits16:
+    """Return inputs for :func:`tied_by_burst`: powers of two but for the first, which the third repeats."""
+    x = patterns(rng, np.full(count, BF16_BIAS))
+    x[1:] &= 0xFF80
+    x[2 * cols : 2 * cols + 2] = x[[0, cols]][: max(0, count - 2 * cols)]
+    return x
+
+
+def tied_by_burst(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top: int = 0) -> Bits16:
+    """Return ``(rows, n)`` weights whose second bursts, the smaller operands, make ties of the sum before.
+
+    The second burst is a number that fits beside the first one's, half of a last place, and one power of two
+    below that, around where the adder's places end: the last input of the burst. The third burst takes the
+    two numbers back, so that the rounding is what is left.
+    """
+    w = np.zeros((rows, len(x)), dtype=np.uint16)
+    leading = patterns(rng, np.full(rows, BF16_BIAS))
+    # The leading place of the first product of all, which has 16 bits.
+    carry = (128 + (x[0] & 0x7F).astype(np.int64)) * (128 + (leading & 0x7F).astype(np.int64)) >> 15
+    below = rng.integers(1, 24, rows)
+    places = top + carry
+    fitting = patterns(rng, BF16_BIAS + places - below)
+    fitting &= (0xFFFF << np.maximum(0, below - 16)).astype(np.uint16)
+    w[:, 0] = scaled(leading, top)
+    w[:, cols] = np.where(rng.random(rows) < 0.8, fitting, 0)
+    w[:, 2 * cols : 2 * cols + 2] = w[:, [0, cols]][:, : max(0, len(x) - 2 * cols)] ^ SIGN
+    half = np.where(rng.random(rows) < 0.8, 24, rng.integers(22, 28, rows))
+    for column, place in ((cols + 1, half), (2 * cols - 1, rng.integers(25, 30, rows))):
+        w[:, column] = rng.integers(0, 2, rows) << 15 | BF16_BIAS + places - place << 7
+    return w ^ (rng.integers(0, 2, (rows, 1)) << 15).astype(np.uint16)
+
+
 def left_over(
     rng: np.random.Generator, x: Bits16, cols: int, places: np.ndarray, top: int = 0
 ) -> tuple[Bits16, int]:

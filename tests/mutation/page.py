@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 PAGE = """# mutation
@@ -15,8 +15,10 @@ each. All mutants of a block are one build, whose port says which of them it is:
 it takes to see it, a second or two, and those that nobody sees all runs of two seeds.
 
 `make mutate` (`MUTANTS=`, `SEED=`) writes this page and fails below {goal:.0%}. A row is of the commit that
-it names: `python -m tests.mutation.run --only BLOCK --out docs/mutation.md` measures a block alone. Seconds
-are those of one process beside other work, builds included.
+it names: `python -m tests.mutation.run --only BLOCK --out docs/mutation.md` measures a block alone (with
+`--seed` other mutants of it, under scenarios of that seed, in a row of their own). A survivor whose reason
+nobody has found says so, here and at the end of the run. Seconds are those of one process beside other work,
+builds included.
 
 | block | mutants | seed | detected | equivalent | neither | score | scenarios | seconds | commit |
 |---|---|---|---|---|---|---|---|---|---|
@@ -54,7 +56,8 @@ Neither detected nor proved equivalent, as Yosys names them.
 {survivors}
 
 """
-SURVIVOR = re.compile(r"^(- (\S+) \d+: `(.*)`: ).*\.$")
+SURVIVOR = re.compile(r"^(- (\S+) \d+ of seed (\d+): `(.*)`: )(.*)\.$")
+UNEXPLAINED = "not explained"
 
 # Why a place is not seen: pattern of the mutant, what is behind it.
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
@@ -67,6 +70,21 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "dispatch",
         r"combine_resets\$1260 ",
         "reset of an entry's place in its token; before anybody reads it an entry has come",
+    ),
+    (
+        "dispatch",
+        r"(inv|cnot\d) .*slice\$1300 Q\[0\]",
+        "which of its token's two places an entry takes: all that name it name the other one, too",
+    ),
+    (
+        "dispatch_units",
+        r"\\least\.\$gt\$\S+:3818\$435 A\[1\]",
+        "a last unit with a window's entries; no unit that can take a job has more, and it is not preferred",
+    ),
+    (
+        "dispatch_units",
+        r"tables\.weights\.copy_0\.mem WR_EN",
+        "a write while nothing is pushed: the last one once more, or of an entry that is dropped",
     ),
     (
         "dispatch_units",
@@ -135,6 +153,26 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "combine",
+        r"\\product_\d\.\$ternary\$\S+:1344\$92 A",
+        "significand of a zero; by its exponent it is the sticky place of a sum that is rounded to itself",
+    ),
+    (
+        "combine_ordered",
+        r"\\sum_\d\.\$ternary\$\S+:(2611\$300 A\[1[67]\]|2613\$303 A\[[89]\])",
+        "last two places of a sum with eight zeros in front; operands so close have nothing in them",
+    ),
+    (
+        "combine_ordered",
+        r"slice\$1150 D\[[0-6]\]",
+        "the low places of a product's 24: it has 16 bits, the first or the second of which is set",
+    ),
+    (
+        "combine_ordered",
+        r"cnot0 .*\\sum_\d\.\$ternary\$\S+:2627\$320 Y\[22\]",
+        "significand of a zero where both operands are; its exponent makes the sum a zero again",
+    ),
+    (
+        "combine",
         r"\\emitter\.\$(and|reduce_or)\$\S+:228[45]\$",
         "NaN on its way out; the adder's only one is rounded to the same by the arithmetic for numbers",
     ),
@@ -142,11 +180,30 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
 
 
 def explanation(block: str, text: str) -> str:
-    """Return what is known of a survivor, "not explained" if nothing."""
+    """Return what is known of a survivor, ``UNEXPLAINED`` if nothing."""
     for name, pattern, reason in EXPLAINED:
         if block == name and re.search(pattern, text):
             return reason
-    return "not explained"
+    return UNEXPLAINED
+
+
+def survivors_of(outcome: Any) -> list[str]:
+    """Return the lines of the mutants that are neither detected nor proved equivalent, with the reason."""
+    found = []
+    for number, text in sorted(outcome.left.items()):
+        place = _short(text)
+        reason = explanation(outcome.name, place)
+        found.append(f"- {outcome.name} {number} of seed {outcome.seed}: `{place}`: {reason}.")
+    return found
+
+
+def unexplained(lines: Iterable[str]) -> list[str]:
+    """Return which of these lines are of survivors without a reason, without their places."""
+    return [
+        line[2 : line.index(":")]
+        for line in lines
+        if (found := SURVIVOR.match(line)) and found[5] == UNEXPLAINED
+    ]
 
 
 def page(
@@ -161,51 +218,51 @@ def page(
     seconds : that a block's survivors have for their proofs.
     """
     rows = {
-        one.name: f"| {one.name} | {one.total} | {one.seed} | {one.total - len(one.survivors)}"
+        (
+            one.name,
+            str(one.seed),
+        ): f"| {one.name} | {one.total} | {one.seed} | {one.total - len(one.survivors)}"
         f" | {len(one.proved)} | {len(one.left)} | {one.score:.1%} | {one.scenarios} | {one.seconds:.0f}"
         f" | {commit} |"
         for one in outcomes
     }
     runs = {
-        one.name: f"| {one.name} | {one.scenarios} | {one.power_ups} | {'yes' if one.agrees else '**NO**'}"
+        (one.name,): f"| {one.name} | {one.scenarios} | {one.power_ups} | {'yes' if one.agrees else '**NO**'}"
         f" | {one.seconds:.0f} | {commit} |"
         for one in netlists
     }
-    survivors = [
-        f"- {one.name} {number}: `{_short(text)}`: {explanation(one.name, text)}."
-        for one in outcomes
-        for number, text in _items(one.left)
-    ]
+    survivors = [line for one in outcomes for line in survivors_of(one)]
     head, _, tail = before.partition("## The netlist itself")
     # What became known since counts for those measured before, too.
     kept = [
-        f"{found[1]}{explanation(found[2], found[3])}."
+        f"{found[1]}{explanation(found[2], found[4])}."
         for line in tail.splitlines()
-        if (found := SURVIVOR.match(line)) and found[2] not in rows
+        if (found := SURVIVOR.match(line)) and (found[2], found[3]) not in rows
     ]
+    measured = _merged(head, rows, (BLOCK, SEED))
     return PAGE.format(
         goal=goal,
         seconds=seconds,
-        rows="\n".join(_merged(head, rows).values()),
-        netlists="\n".join(_merged(tail, runs).values()) or "| | | | | | |",
+        rows="\n".join(measured[key] for key in sorted(measured, key=lambda key: int(key[1]))),
+        netlists="\n".join(_merged(tail, runs, (BLOCK,)).values()) or "| | | | | | |",
         survivors="\n".join([*kept, *survivors]) or "None.",
     )
 
 
-def _merged(before: str, rows: Mapping[str, str]) -> dict[str, str]:
-    """Return a table's rows by their first cell: those of ``before``, with the new ones in their places."""
-    return {**_rows(before.splitlines(), str.strip), **rows}
+BLOCK, SEED = 1, 3
+"""Cells of a row that say of what it is."""
+Key = tuple[str, ...]
 
 
-def _rows(lines: Iterable[str], name: Callable[[str], str]) -> dict[str, str]:
-    cells = [
-        line for line in lines if line.startswith("| ") and not line.startswith(("| block |", "| netlist |"))
+def _merged(before: str, rows: Mapping[Key, str], cells: Sequence[int]) -> dict[Key, str]:
+    """Return a table's rows by some of their cells: those of ``before``, the new ones in their places."""
+    lines = [
+        line
+        for line in before.splitlines()
+        if line.startswith("| ") and not line.startswith(("| block |", "| netlist |", "| | "))
     ]
-    return {name(line.split("|")[1]): line for line in cells if name(line.split("|")[1])}
-
-
-def _items(left: Mapping[int, str]) -> list[tuple[int, str]]:
-    return sorted(left.items())
+    known = {tuple(line.split("|")[cell].strip() for cell in cells): line for line in lines}
+    return {**known, **rows}
 
 
 def _short(text: str) -> str:

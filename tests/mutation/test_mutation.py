@@ -13,7 +13,7 @@ from sim.rtlsim import RunSpec, Sink, Source
 from tests.bench.scenarios import Expected, Scenario
 from tests.mutation.equivalence import Machine, NotInvariant, Rule, Rules, equivalent
 from tests.mutation.mutants import CLOCKS, mutants_of
-from tests.mutation.page import explanation, page
+from tests.mutation.page import explanation, page, survivors_of, unexplained
 from tests.mutation.run import Block, NetlistRun, Outcome, run_netlist
 
 
@@ -28,15 +28,15 @@ def test_ports_of_clocks_are_known():
     assert not CLOCKS.search("mutate -mode inv -module m -cell $and$1 -port A -portbit 0")
 
 
-def outcome_of(name: str, number: int) -> Outcome:
-    text = "-mode inv -cell $a -port Y -portbit 2 -wire w"
-    return Outcome(name, 10, 1, {number: text}, frozenset(), 5, 1.0)
+def outcome_of(name: str, number: int, seed: int = 1, cell: str = "$a") -> Outcome:
+    text = f"-mode inv -cell {cell} -port Y -portbit 2 -wire w"
+    return Outcome(name, 10, seed, {number: text}, frozenset(), 5, 1.0)
 
 
 def test_page_lists_survivors():
     text = page([outcome_of("dispatch", 3)], [], "abc", 0.95, 300)
     assert "| dispatch | 10 | 1 | 9 | 0 | 1 | 90.0% | 5 | 1 | abc |" in text
-    assert "- dispatch 3: `inv $a Y[2] of w`: not explained." in text
+    assert "- dispatch 3 of seed 1: `inv $a Y[2] of w`: not explained." in text
     assert explanation("dispatch", "core.tables.tails.copy_0.bypass").startswith("bypass of the tails")
 
 
@@ -49,10 +49,38 @@ def test_what_is_measured_alone_takes_its_place_on_the_page():
     assert "| dispatch | 10 | 1 | 9 | 0 | 1 | 90.0% | 5 | 1 | def |\n| combine |" in after
     assert "| dispatch | 99 | 3 | yes | 4 | def |\n| layer | 60 | 3 | **NO** | 5 | abc |" in after
     found = [line[:12] for line in after.splitlines() if line.startswith("- ")]
-    assert found == ["- combine 4:", "- dispatch 7"]
+    assert found == ["- combine 4 ", "- dispatch 7"]
     assert page([], [], "ghi", 0.95, 300, after) == after
-    known = after.replace("- combine 4: `inv $a ", "- combine 4: `inv \\emitter.$and$x.v:2285$ ")
+    known = after.replace(
+        "- combine 4 of seed 1: `inv $a ", "- combine 4 of seed 1: `inv \\emitter.$and$x.v:2285$ "
+    )
     assert ": NaN on its way out;" in page([], [], "ghi", 0.95, 300, known)
+
+
+def test_another_seed_has_rows_of_its_own():
+    """It is measured beside the first one, whose row and survivors stay."""
+    before = page([outcome_of("dispatch", 3), outcome_of("combine", 4)], [], "abc", 0.95, 300)
+    both = page([outcome_of("dispatch", 3, seed=2)], [], "def", 0.95, 300, before)
+    rows = [line[: len("| dispatch | 10 | 1")] for line in both.splitlines() if line.startswith("| ")]
+    assert rows[1:4] == ["| dispatch | 10 | 1", "| combine | 10 | 1 ", "| dispatch | 10 | 2"]
+    again = page([outcome_of("dispatch", 5, seed=2)], [], "ghi", 0.95, 300, both)
+    assert [line[:23] for line in again.splitlines() if line.startswith("- ")] == [
+        "- dispatch 3 of seed 1:",
+        "- combine 4 of seed 1: ",
+        "- dispatch 5 of seed 2:",
+    ]
+    assert again.count("| abc |") == 2
+    assert "| def |" not in again
+
+
+def test_survivors_without_a_reason_are_named():
+    known = outcome_of("combine", 4, cell=r"\emitter.$and$x.v:2285$")
+    lines = [
+        *survivors_of(known),
+        *survivors_of(outcome_of("dispatch", 3)),
+        "- not of a survivor: not explained.",
+    ]
+    assert unexplained(lines) == ["dispatch 3 of seed 1"]
 
 
 @pytest.mark.long

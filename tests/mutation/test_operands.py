@@ -48,3 +48,25 @@ def test_each_place_that_is_lost_decides_some_rounding_alone():
             if smaller:
                 places.add(lost_alone(abs(larger), smaller * (1 if larger > 0 else -1)))
     assert places >= set(range(6, 24))
+
+
+def test_a_smaller_burst_decides_roundings_at_each_distance_by_the_topmost_place_that_is_lost():
+    distances = set()
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        x = operands.tied_by_burst_inputs(rng, 10, COLS)
+        w = operands.tied_by_burst(rng, x, 256, COLS)
+        for token in operands.fading(x, 2 * COLS - 1, 8):
+            first, second = (
+                burst_sum(np.broadcast_to(token[part], (len(w), COLS)), w[:, part])
+                for part in (slice(0, COLS), slice(COLS, 2 * COLS))
+            )
+            for one, other in zip(first.tolist(), second.tolist(), strict=True):
+                larger, smaller = Fraction(one), Fraction(other)
+                if not 0 < abs(smaller) < abs(larger):
+                    continue
+                distance = math.frexp(one)[1] - math.frexp(other)[1]
+                place = lost_alone(abs(larger), smaller * (1 if larger > 0 else -1))
+                if place is not None and place == distance - 1:
+                    distances.add(distance)
+    assert distances >= set(range(7, 23))
