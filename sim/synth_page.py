@@ -69,7 +69,7 @@ TABLES = (
         (
             "--design gate",
             "--design gate --family xc7",
-            "--design gate --pipeline deep --seeds 5 --clock 125",
+            "--design gate --pipeline deep --seeds 5 --clock 125 --placer static",
             "--design gate --pipeline deep --family xc7",
             "--design dispatch --seeds 5 --clock 125",
             "--design dispatch --pipeline deep --seeds 5 --clock 125",

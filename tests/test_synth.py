@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from rtl.export import export
 from rtl.ram import Ram
 from sim.cli import main
-from sim.synth import FAMILIES, count_cells, pin_top, read_report, synthesise
+from sim.synth import FAMILIES, PLACERS, count_cells, pin_top, read_report, synthesise
 from spec.errors import InputError
 
 STAGES, WIDTH = 3, 16
@@ -71,6 +71,15 @@ def test_counts_what_is_there_and_routes_it(known):
     assert result.fmax_of_seeds == (result.fmax_mhz,)
     assert result.critical.delay_ns == pytest.approx(1e3 / result.fmax_mhz, rel=0.02)
     assert 0 < result.critical.logic_ns < result.critical.delay_ns
+
+
+@pytest.mark.slow
+def test_each_placer_has_its_result(known):
+    """Kept apart: what one placer gave is not told as the other's."""
+    by_placer = [synthesise(known / "verilog", "known", placer=placer, root=known) for placer in PLACERS]
+    heap, static = [result.critical for result in by_placer]
+    assert heap != static
+    assert synthesise(known / "verilog", "known", root=known) == by_placer[0]
 
 
 @pytest.mark.slow
@@ -141,6 +150,7 @@ def test_the_paths_of_pins_are_left_out():
     [
         (["--design", "gate", "--seeds", "0"], "seeds: must be in 1..100, not 0"),
         (["--design", "gate", "--clock", "nan"], "clock: must be above 0 and at most 1000 MHz, not nan"),
+        (["--design", "gate", "--placer", "sa"], "placer: must be one of heap, static, not 'sa'"),
         (["--design", "gate", "--family", "ice40"], "family: must be one of ecp5, xc7, not 'ice40'"),
         (["--design", "gate", "--block", "gate"], "block: is for a whole design, not for 'gate', a block"),
         (["--design", "gate", "--format", "int8"], "format: must be bf16 for 'gate', not int8"),

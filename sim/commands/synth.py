@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 @click.option("--family", default="ecp5", show_default=True, help="ecp5, or xc7: cells only.")
 @click.option("--seeds", type=int, default=1, show_default=True, help="Placements; the median counts.")
 @click.option("--clock", "clock_mhz", type=float, default=100.0, show_default=True, help="MHz to aim at.")
+@click.option("--placer", default="heap", show_default=True, help="nextpnr's: heap, static.")
 @click.option("--no-route", is_flag=True, help="Count cells only.")
 @click.option(
     "--page",
@@ -70,6 +71,7 @@ def command(
     family: str,
     seeds: int,
     clock_mhz: float,
+    placer: str,
     no_route: bool,
     page_file: Path | None,
     as_json: bool,
@@ -120,7 +122,13 @@ def command(
         directory, name = synth.export_block(model, design, block)
         model_name = model.name
     result = synth.synthesise(
-        directory, name, family=family, seeds=seeds, route=not no_route, clock_mhz=clock_mhz
+        directory,
+        name,
+        family=family,
+        seeds=seeds,
+        route=not no_route,
+        clock_mhz=clock_mhz,
+        placer=placer,
     )
     if as_json:
         print_json(
