@@ -163,6 +163,11 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "pim_bank",
+        r"cnot1 .*\\accumulate_1\.\$shl\$\S+:1992\$167 B\[0\]",
+        "topmost lost place at odd distances, alone beside a tie; `tied by burst`, after this row, shows it",
+    ),
+    (
+        "pim_bank",
         r"\\lane_\d\.\$ternary\$\S+:6634\$",
         "a place far below a tie; of all products with a sigmoid none is rounded otherwise without it",
     ),
