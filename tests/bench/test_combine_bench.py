@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tests.test_combine import ORDERS, Case, golden_tokens, schedule, sequence_o
 # The last word is partial.
 ORDERED = OrderedConfig(num_slots=4, d_model=9, lanes=2, max_count=3)
 CONFIG = CombineConfig(num_slots=4, d_model=5, lanes=2, max_count=3)
+DEEP = replace(CONFIG, deep=True)
 MOST = CONFIG.max_count
 Config = CombineConfig | OrderedConfig
 Sums = Callable[[np.random.Generator, Config, int], tuple[Bits16, Bits16]]
@@ -47,34 +49,41 @@ def undone(rng: np.random.Generator, config: Config, num_tokens: int) -> tuple[B
     return data, weights
 
 
-def scenario(name: str, counts: list[int], order: str, values: str | Sums, traffic: Traffic) -> Scenario:
+def scenario(
+    name: str,
+    counts: list[int],
+    order: str,
+    values: str | Sums,
+    traffic: Traffic,
+    config: CombineConfig = CONFIG,
+) -> Scenario:
     """Return the run of tokens with so many contributions each, and what golden and model say about it.
 
     ``values``: a kind of them, or a function that draws them for whole sums.
     """
-    rng, words = traffic.rng, CONFIG.words
-    case = Case(CONFIG, np.array(counts), order)
+    rng, words = traffic.rng, config.words
+    case = Case(config, np.array(counts), order)
     tokens = sequence_of(rng, case)
     position = np.zeros(tokens.size, dtype=np.int64)  # of each beat among its token's
     for token in range(case.num_tokens):
         position[tokens == token] = np.arange(case.counts[token] * words)
     if callable(values):
-        of_beats, of_contributions = values(rng, CONFIG, case.num_tokens)
+        of_beats, of_contributions = values(rng, config, case.num_tokens)
         data = of_beats[tokens, position // words, position % words]
         weights = of_contributions[tokens, position // words]
     else:
-        data = values_of(rng, values, (tokens.size, CONFIG.lanes))
+        data = values_of(rng, values, (tokens.size, config.lanes))
         weights = values_of(rng, values, (case.num_tokens, MOST))[tokens, position // words]
     last_token = rng.random(case.num_tokens) < 0.3
     pattern, ready = traffic.ready()
     arrivals = traffic.arrivals(tokens.size)
     expect_arrivals = traffic.arrivals(case.num_tokens) * int(rng.integers(1, 6))
     arrivals, expect_arrivals, model = schedule(case, tokens, arrivals, expect_arrivals, ready)
-    results = golden_tokens(case, tokens, weights, data).reshape(-1, CONFIG.lanes)
+    results = golden_tokens(case, tokens, weights, data).reshape(-1, config.lanes)
     beats = [
         bits_of(
-            CONFIG.contribution,
-            slot=tokens[n] % CONFIG.num_slots,
+            config.contribution,
+            slot=tokens[n] % config.num_slots,
             word=position[n] % words,
             weight=weights[n],
             data=data[n],
@@ -83,12 +92,12 @@ def scenario(name: str, counts: list[int], order: str, values: str | Sums, traff
         for n in range(tokens.size)
     ]
     expects = [
-        bits_of(CONFIG.expect, slot=token % CONFIG.num_slots, count=count, last_token=last_token[token])
+        bits_of(config.expect, slot=token % config.num_slots, count=count, last_token=last_token[token])
         for token, count in enumerate(counts)
     ]
     outputs = [
         bits_of(
-            CONFIG.output,
+            config.output,
             data=results[n],
             token_last=n % words == words - 1,
             last=n % words == words - 1 and last_token[n // words],
@@ -104,15 +113,15 @@ def scenario(name: str, counts: list[int], order: str, values: str | Sums, traff
             max_cycles=MOST_CYCLES,
         ),
         {
-            "i": Expected(beats, model.i, CONFIG.contribution),
-            "i_expect": Expected(expects, model.i_expect, CONFIG.expect),
-            "o": Expected(outputs, model.o, CONFIG.output),
+            "i": Expected(beats, model.i, config.contribution),
+            "i_expect": Expected(expects, model.i_expect, config.expect),
+            "o": Expected(outputs, model.o, config.output),
             "freed": Expected(cycles=model.freed),
         },
     )
 
 
-def scenarios(seed: int) -> list[Scenario]:
+def scenarios(seed: int, config: CombineConfig = CONFIG) -> list[Scenario]:
     """Return random counts and every corner, in every order, under all mixes of traffic, and resets."""
     found = []
     for traffic in mixes(seed):
@@ -120,12 +129,12 @@ def scenarios(seed: int) -> list[Scenario]:
         for order in ORDERS:
             label = f"order {order}, gaps {traffic.gaps}, stalls {traffic.stalls}"
             for name, counts in CORNERS.items():
-                found.append(scenario(f"{name}, {label}", counts, order, "normal", traffic))
+                found.append(scenario(f"{name}, {label}", counts, order, "normal", traffic, config))
             for values in ("normal", "anything", "extreme"):
                 counts = rng.integers(0, MOST + 1, size=int(rng.integers(1, 13))).tolist()
-                whole = scenario(f"{values} values, {label}", counts, order, values, traffic)
+                whole = scenario(f"{values} values, {label}", counts, order, values, traffic, config)
                 found += [whole.cut(rng), whole]
-            found.append(scenario(f"sums undone, {label}", [MOST] * 12, order, undone, traffic))
+            found.append(scenario(f"sums undone, {label}", [MOST] * 12, order, undone, traffic, config))
     return found
 
 
@@ -197,4 +206,11 @@ def test_ordered_combine(seed):
 def test_combine(seed):
     run_scenarios(
         build("combine", lambda: Combine(CONFIG), config=CONFIG), "combine", scenarios(seed), seed=seed
+    )
+
+
+@pytest.mark.long
+def test_deep_combine():
+    run_scenarios(
+        build("combine_deep", lambda: Combine(DEEP), config=DEEP), "combine", scenarios(1, DEEP), seed=1
     )

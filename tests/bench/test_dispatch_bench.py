@@ -11,7 +11,7 @@ from golden.dispatch_streams import dispatch_streams
 from rtl.dispatch import Dispatch, DispatchConfig
 from sim.dispatch import Units, dispatch_cycles
 from sim.rtlsim import RunSpec, Set, Sink, Source
-from spec.design import Policy
+from spec.design import Pipeline, Policy
 from spec.model import CapacityRule
 from spec.registers import POLICIES
 from tests.bench.runner import CocotbBuild, build
@@ -30,6 +30,7 @@ UNITS = DispatchConfig(
     longest_queue=True,
     ranks=True,
 )
+DEEP = replace(CONFIG, deep=True)
 
 
 def bench() -> CocotbBuild:
@@ -148,6 +149,7 @@ def scenario(name: str, load: Load, traffic: Traffic, config: DispatchConfig = C
         retired=[np.append(np.flatnonzero(column), range(PATTERN_CYCLES, MOST_CYCLES)) for column in pulses.T]
         if several
         else (),
+        pipeline=Pipeline.DEEP if config.deep else Pipeline.SHORT,
     )
     outputs = {
         name: ([entries[n] for n in numbers], cycles)
@@ -237,14 +239,14 @@ def unit_scenarios(seed: int) -> list[Scenario]:
     return found
 
 
-def scenarios(seed: int) -> list[Scenario]:
+def scenarios(seed: int, config: DispatchConfig = CONFIG) -> list[Scenario]:
     """Return random loads and every corner, each under all mixes of gaps and stalls, and resets."""
     found = []
     for traffic in mixes(seed):
         label = f"gaps {traffic.gaps}, stalls {traffic.stalls}"
-        found.append(scenario(f"random, {label}", random_load(traffic.rng), traffic))
-        found.append(scenario(f"random, {label}", random_load(traffic.rng), traffic).cut(traffic.rng))
-        found += [scenario(f"{name}, {label}", load, traffic) for name, load in CORNERS.items()]
+        found.append(scenario(f"random, {label}", random_load(traffic.rng), traffic, config))
+        found.append(scenario(f"random, {label}", random_load(traffic.rng), traffic, config).cut(traffic.rng))
+        found += [scenario(f"{name}, {label}", load, traffic, config) for name, load in CORNERS.items()]
     return found
 
 
@@ -259,6 +261,13 @@ def test_dispatch(seed):
 def test_dispatch_to_several_units(seed):
     bench = build("dispatch_units", lambda: Dispatch(UNITS), config=UNITS)
     run_scenarios(bench, "dispatch", unit_scenarios(seed), seed=seed)
+
+
+@pytest.mark.long
+def test_deep_dispatch():
+    run_scenarios(
+        build("dispatch_deep", lambda: Dispatch(DEEP), config=DEEP), "dispatch", scenarios(1, DEEP), seed=1
+    )
 
 
 def test_corners_are_reached():

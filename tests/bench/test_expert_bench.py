@@ -224,6 +224,7 @@ def scenario(name: str, config: ExpertConfig, load: Load, traffic: Traffic) -> S
             beat_bits=config.beat_bits,
             burst_beats=config.burst_beats,
             max_outstanding=config.max_outstanding,
+            pipeline=config.pipeline,
         ),
         np.array([expert == NUM_EXPERTS for expert, slots in jobs for _ in slots]),
         np.array([slot == slots[-1] for _, slots in jobs for slot in slots]),

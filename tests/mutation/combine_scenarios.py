@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from golden.formats import BF16_BIAS, Bits16, bf16_decode
+from rtl.combine import CombineConfig
 from tests.bench.scenarios import EXTREMES, Scenario, Traffic, mixes
-from tests.bench.test_combine_bench import Config, Sums, ordered_scenario, scenario, undone
+from tests.bench.test_combine_bench import CONFIG, Config, Sums, ordered_scenario, scenario, undone
 from tests.mutation import operands
 from tests.mutation.traffic import under_traffic
 from tests.test_combine import ORDERS
@@ -145,9 +147,9 @@ def _under_traffic(seed: int, run: Callable[..., Scenario]) -> list[Scenario]:
     return under_traffic(LOADS, mixes(seed), rng, drawn)
 
 
-def scenarios(seed: int) -> list[Scenario]:
+def scenarios(seed: int, config: CombineConfig = CONFIG) -> list[Scenario]:
     """Return sums whose last places show, in any order, under all traffic."""
-    return _under_traffic(seed, scenario)
+    return _under_traffic(seed, partial(scenario, config=config))
 
 
 def ordered_scenarios(seed: int) -> list[Scenario]:

@@ -17,8 +17,8 @@ it takes to see it, a second or two, and those that nobody sees all runs of two 
 `make mutate` (`MUTANTS=`, `SEED=`) writes this page and fails below {goal:.0%}. A row is of the commit that
 it names: `python -m tests.mutation.run --only BLOCK --out docs/mutation.md` measures a block alone (with
 `--seed` other mutants of it, under scenarios of that seed, in a row of their own). A survivor whose reason
-nobody has found says so, here and at the end of the run. Seconds are those of one process beside other work,
-builds included.
+nobody has found says so, here and at the end of the run. Blocks named `_deep` are those of deep pipelines
+(`deep` in a design). Seconds are those of one process beside other work, builds included.
 
 | block | mutants | seed | detected | equivalent | neither | score | scenarios | seconds | commit |
 |---|---|---|---|---|---|---|---|---|---|
@@ -75,6 +75,26 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "dispatch",
         r"(inv|cnot\d) .*slice\$1300 Q\[0\]",
         "which of its token's two places an entry takes: all that name it name the other one, too",
+    ),
+    (
+        "dispatch_deep",
+        r"slice\$1483 SRST",
+        "reset of the job that comes next; it counts with a bit of its own, which is reset",
+    ),
+    (
+        "dispatch_deep",
+        r"cnot1 .*:818\$26 A\[0\]",
+        "where two assignments of a token were kept before its last one, which are all that there are",
+    ),
+    (
+        "dispatch_deep",
+        r"\\picker\.\$add\$\S+:1636\$133 Y\[0\]",
+        "even numbers of jobs left: none is not among them beside a shared expert, and no other is one",
+    ),
+    (
+        "dispatch_deep",
+        r"\\picker\.\$procmux\$981 S",
+        "end of a window without a queue; each has the shared expert's",
     ),
     (
         "dispatch_units",
@@ -140,6 +160,11 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "expert_relu",
         r"\\lane_\d\.\$reduce_and\$\S+:3035\$",
         "NaN on its way out; the adder's only one is rounded to the same by the arithmetic for numbers",
+    ),
+    (
+        "pim_bank",
+        r"cnot1 .*\\accumulate_1\.\$shl\$\S+:1992\$167 B\[0\]",
+        "topmost lost place at odd distances, alone beside a tie; `tied by burst`, after this row, shows it",
     ),
     (
         "pim_bank",

@@ -24,6 +24,7 @@ from sim.claims.benches import GOAL
 from sim.divergence import first_divergence
 from sim.rtlsim import DEFAULT_ROOT, Build, build_exported, exported
 from sim.toolchain import write_atomically
+from spec.design import Pipeline
 from tests.bench import test_combine_bench as combine
 from tests.bench import test_dispatch_bench as dispatch
 from tests.bench import test_expert_bench as expert
@@ -62,6 +63,8 @@ class Block:
 GATE = gating.GEOMETRIES["sigmoid"]
 EXPERT = expert.CONFIGS["relu"]
 PIM = pim.CONFIGS["bank"]
+DEEP_GATE = replace(GATE, pipeline=Pipeline.DEEP)
+DEEP_EXPERT = replace(EXPERT, pipeline=Pipeline.DEEP)
 BLOCKS = [
     Block("dispatch", lambda: Dispatch(dispatch.CONFIG), dispatch.CONFIG, dispatch.scenarios),
     Block(
@@ -100,8 +103,36 @@ BLOCKS = [
         PIM,
         lambda seed: [*pim.scenarios(PIM, seed), *pim_scenarios.scenarios(PIM, seed)],
     ),
+    # The same with deep pipelines, which are other netlists.
+    Block(
+        "dispatch_deep",
+        lambda: Dispatch(dispatch.DEEP),
+        dispatch.DEEP,
+        lambda seed: dispatch.scenarios(seed, dispatch.DEEP),
+    ),
+    Block(
+        "combine_deep",
+        lambda: Combine(combine.DEEP),
+        combine.DEEP,
+        lambda seed: [
+            *combine.scenarios(seed, combine.DEEP),
+            *combine_scenarios.scenarios(seed, combine.DEEP),
+        ],
+    ),
+    Block(
+        "gating_deep",
+        lambda: Gate(DEEP_GATE),
+        DEEP_GATE,
+        lambda seed: [*gating.scenarios(DEEP_GATE, seed), *gate_scenarios.scenarios(DEEP_GATE, seed)],
+    ),
+    Block(
+        "expert_deep",
+        lambda: ExpertEngine(DEEP_EXPERT),
+        DEEP_EXPERT,
+        lambda seed: [*expert.scenarios(DEEP_EXPERT, seed), *expert_scenarios.scenarios(DEEP_EXPERT, seed)],
+    ),
 ]
-WHOLE = ("dispatch", "dispatch_units", "combine", "combine_ordered")
+WHOLE = ("dispatch", "dispatch_units", "combine", "combine_ordered", "dispatch_deep", "combine_deep")
 """Blocks that are small enough for a proof of the whole at once."""
 LAYER = Block(
     "layer", lambda: FpgaLayer(layer.MODEL, layer.DESIGN), (layer.MODEL, layer.DESIGN), layer.scenarios
