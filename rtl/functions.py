@@ -60,8 +60,7 @@ class InterpolatedTable(Pipelined):
     """A falling function: ROM of base and descent, linear in between.
 
     The position's upper bits choose one of the table's segments (a power of two of them).
-    Latency 2 cycles, deep 5 (ROM, a register beside it, one beside the multiplier, product, difference); one
-    result per cycle.
+    Latency 2 cycles, deep 4 (ROM, its register, product, difference); one result per cycle.
 
     Members
     -------
@@ -70,7 +69,7 @@ class InterpolatedTable(Pipelined):
     """
 
     LATENCY = 2
-    DEEP_LATENCY = 5
+    DEEP_LATENCY = 4
 
     def __init__(
         self, base, descent, position_bits: int = FRACTION_BITS, pipeline: Pipeline = Pipeline.SHORT
@@ -88,8 +87,8 @@ class InterpolatedTable(Pipelined):
         m.submodules.rom = rom = Memory(shape=unsigned(BASE_BITS + descent_bits), depth=len(rows), init=rows)
         port = rom.read_port()
         cut = int(self.deep)
-        fraction = delay(m, self.position[:interpolation_bits], 1 + 2 * cut, "fraction")
-        row = delay(m, port.data, 2 * cut, "row")
+        fraction = delay(m, self.position[:interpolation_bits], 1 + cut, "fraction")
+        row = delay(m, port.data, cut, "row")
         base = row[:BASE_BITS]
         descent = row[BASE_BITS:]
         drop = Signal(descent_bits)
@@ -105,7 +104,7 @@ class InterpolatedTable(Pipelined):
 
 
 class ExpNegative(Pipelined):
-    """exp(-d) as mantissa and shift. Latency 3 cycles, deep 9; one result per cycle.
+    """exp(-d) as mantissa and shift. Latency 3 cycles, deep 8; one result per cycle.
 
     Reference: :func:`golden.functions.exp_negative`.
 
@@ -151,7 +150,7 @@ class ExpNegative(Pipelined):
 
 
 class Reciprocal(Pipelined):
-    """1/m for m in [1, 2]. Latency 2 cycles, deep 5; one result per cycle.
+    """1/m for m in [1, 2]. Latency 2 cycles, deep 4; one result per cycle.
 
     Reference: :func:`golden.functions.reciprocal`.
 
@@ -188,7 +187,7 @@ class Reciprocal(Pipelined):
 
 
 class Sigmoid(Pipelined):
-    """sigmoid(z) as mantissa and shift. Latency 7 cycles, deep 20; one result per cycle.
+    """sigmoid(z) as mantissa and shift. Latency 7 cycles, deep 18; one result per cycle.
 
     Reference: :func:`golden.functions.sigmoid`.
 

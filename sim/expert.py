@@ -40,7 +40,7 @@ SCALING = 5
 """Behind the accumulator in a grouped format: product with the scale 2, addition to the total 3."""
 PAIRING = 3
 """Between these, for each doubling of the groups of a tile: their products are added in pairs."""
-SIGMOID, DEEP_SIGMOID = 1 + 7, 3 + 20
+SIGMOID, DEEP_SIGMOID = 1 + 7, 3 + 18
 """From the value to its sigmoid: argument, table of exp 3, sum 1, table of the reciprocal 2, product 1.
 
 Deep: argument distances 1, magnitude 1, sign 1, then as in :mod:`sim.gating`.

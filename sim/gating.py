@@ -29,8 +29,8 @@ TO_FIXED, DEEP_TO_FIXED = 1, 3
 """Logit to fixed point; deep: distances 1, magnitude 1, sign 1."""
 FUNCTIONS = {Score.SIGMOID: 7, Score.SQRT_SOFTPLUS: 14}
 """From a logit to its score; a logit is one, and shares take longer."""
-DEEP_SIGMOID = 20
-"""Magnitude 1, exp 9, shift 1, sum 1, reciprocal 5, product 3."""
+DEEP_SIGMOID = 18
+"""Magnitude 1, exp 8, shift 1, sum 1, reciprocal 4, product 3."""
 PLACED_SCORE = 1
 """Deep only: a sigmoid's mantissa is shifted before the bias is added."""
 STANDARDISE = 19
@@ -41,12 +41,12 @@ KEY = 1
 GROUP_RANK = 4
 TOPK, DEEP_TOPK = 3, 4
 """List 1 (2), queue 1, choice 1."""
-EXP_SCORE, DEEP_EXP_SCORE = 5, 11
-"""Subtract 1, exp 3 (deep 9), shift 1."""
-INVERSE, DEEP_INVERSE = 4, 11
-"""Leading zeros and shift 1 (3), reciprocal 2 (5), factor 1 (3)."""
-TOTAL_TAIL, DEEP_TOTAL_TAIL = 6, 13
-"""From the row after the last one: subtract 1, exp 3 (9), (shift 1), row sum 1, total 1."""
+EXP_SCORE, DEEP_EXP_SCORE = 5, 10
+"""Subtract 1, exp 3 (deep 8), shift 1."""
+INVERSE, DEEP_INVERSE = 4, 10
+"""Leading zeros and shift 1 (3), reciprocal 2 (4), factor 1 (3)."""
+TOTAL_TAIL, DEEP_TOTAL_TAIL = 6, 12
+"""From the row after the last one: subtract 1, exp 3 (8), (shift 1), row sum 1, total 1."""
 SHARE, DEEP_SHARE = 1, 3
 """Product with the inverse."""
 NORM = 18

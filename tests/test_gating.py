@@ -1503,7 +1503,7 @@ PLANTED_IN_DEEP = {
     "model: deep list": (sim.gating, "TOPK, DEEP_TOPK = 3, 4", "TOPK, DEEP_TOPK = 3, 3"),
     "model: deep product": (sim.gating, "DEEP_PRODUCT_PIPELINE = 17", "DEEP_PRODUCT_PIPELINE = 16"),
     "model: deep trees": (sim.gating, "max(1, levels) +", "levels +"),
-    "model: deep inverse": (sim.gating, "DEEP_INVERSE = 4, 11", "DEEP_INVERSE = 4, 10"),
+    "model: deep inverse": (sim.gating, "DEEP_INVERSE = 4, 10", "DEEP_INVERSE = 4, 9"),
 }
 
 

@@ -34,7 +34,7 @@ def to_score(mantissa, shift):
 
 
 class Inverse(Pipelined):
-    """scale / total as mantissa and exponent. Latency 4 cycles, deep 11.
+    """scale / total as mantissa and exponent. Latency 4 cycles, deep 10.
 
     value = ``mantissa * 2**(30 - 20 - position)`` for a total of 30 fraction bits; 0 for a total of 0.
 
