@@ -74,7 +74,7 @@ TABLES = (
             "--design dispatch --seeds 5 --clock 125",
             "--design dispatch --pipeline deep --seeds 5 --clock 125",
             "--design dispatch --family xc7",
-            f"{DEEP_EXPERT} --seeds 5 --clock 125",
+            f"{DEEP_EXPERT} --seeds 3 --clock 125",
             "--design fpga --block combine --no-route",
             f"{DEEP_COMBINE} --seeds 5 --clock 125",
             "--design selection --no-route",
