@@ -188,7 +188,7 @@ def pack_expert(
 def load_image(image: ImageGeometry, weights: LayerWeights) -> NDArray[np.uint8]:
     """Return the beginning of the weight image, which is loaded before the first token.
 
-    The router's rows, or what of them no bank holds, and an output bias behind them.
+    The router's rows, or what of them no bank holds, and an output bias behind them, if the image has one.
     """
     router = router_image(
         image.gate,
@@ -198,7 +198,7 @@ def load_image(image: ImageGeometry, weights: LayerWeights) -> NDArray[np.uint8]
         weights.shared_gate_bits,
     )
     parts = [router.view(np.uint8)]
-    if weights.output_bias is not None:
+    if image.output_bias and weights.output_bias is not None:
         parts.append(f32_flush(weights.output_bias).view(np.uint8))
     return np.concatenate(parts)
 

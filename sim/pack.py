@@ -15,7 +15,7 @@ import mmap
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from spec.files import build_spec, check_regular
 from spec.geometry import PAGE_BYTES, ImageGeometry
 from spec.layout import Placement
 from spec.model import ModelSpec
-from spec.registers import REGISTERS
+from spec.registers import CORE_REGISTERS, REGISTERS, Top
 
 MAP = "map.json"
 IMAGE = "image.bin"
@@ -52,6 +52,7 @@ AXI = "m_axi"
 KIND = "expertbank-image-1"
 ADDRESS_BITS = 40
 """Of the AXI4 read master's addresses."""
+GATE_REGISTERS = frozenset(register.name for register in CORE_REGISTERS if Top.GATE in register.tops)
 BATCH_BYTES = 1 << 28
 """float32 weights that are held at once, unless a single expert has more."""
 MAX_MAP_BYTES = 1 << 24
@@ -191,6 +192,7 @@ def pack(
     placement: Placement | None = None,
     address: int = 0,
     layer: str | None = None,
+    gate_alone: bool = False,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Packed:
     """Write a layer's memory images and their map into a folder, and return what the map says.
@@ -207,6 +209,7 @@ def pack(
     scales : of tokens and hidden activations, for int8.
     placement : of a near-memory design, channels of each expert; round robin by default.
     address : of the weight image behind the AXI4 read master; a multiple of 4096.
+    gate_alone : for the gate's top (``rtl/axi``): the router, and the registers that this top has.
 
     Raises
     ------
@@ -216,6 +219,9 @@ def pack(
     """
     check_writable(out)
     image = ImageGeometry.of(model, design)
+    if gate_alone:
+        # An output bias behind the router is the combiner's.
+        image = replace(image, output_bias=False)
     near = design.engine is Engine.PIM
     banks = BankGeometry.unplaced(model, design) if near else None
     placed: Placement = []
@@ -223,8 +229,9 @@ def pack(
         placed = banks.round_robin() if placement is None else placement
         banks.check_fit(placed)
     head_bytes = image.load_beats * image.gate.load_elements * 2
-    _check_address(address, head_bytes if near else image.num_bytes)
-    plans = [_axi_plan(image, address, head_bytes, design, experts=not near)]
+    experts = not near and not gate_alone
+    _check_address(address, image.num_bytes if experts else head_bytes)
+    plans = [_axi_plan(image, address, head_bytes, design, experts=experts)]
     if banks is not None:
         plans += _bank_plans(banks, placed)
     plans = [plan for plan in plans if plan.bytes]
@@ -249,10 +256,12 @@ def pack(
             byte_order="little",
             model=model.name,
             layer=layer,
-            design=design.name,
+            design=Top.GATE if gate_alone else design.name,
             format=str(design.format),
             files=files,
-            registers=tuple(register_steps(steps)),
+            registers=tuple(
+                step for step in register_steps(steps) if not gate_alone or step.register in GATE_REGISTERS
+            ),
         )
         (aside / MAP).write_text(described.text())
         (out / MAP).unlink(missing_ok=True)

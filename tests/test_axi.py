@@ -184,6 +184,33 @@ def test_lite_takes_the_cycles_that_the_page_says():
     assert seen == {(True, "we"): 1, (True, "bvalid"): 2, (True, "rvalid"): 4, (False, "rvalid"): 3}
 
 
+@pytest.mark.parametrize(("before", "order"), [("w", "rw"), ("r", "wr")])
+def test_accesses_that_come_together_take_turns(before, order):
+    """The kind that was not served last goes first."""
+    lite = AxiLite()
+    requests = {"w": ("awvalid", "wvalid"), "r": ("arvalid",)}
+    served = ""
+
+    async def bench(ctx):
+        nonlocal served
+        ctx.set(lite.s_axi_wstrb, 15)
+        ctx.set(lite.s_axi_bready, 1)
+        ctx.set(lite.s_axi_rready, 1)
+        for kinds in (before, "wr"):
+            ports = [getattr(lite, f"s_axi_{name}") for kind in kinds for name in requests[kind]]
+            for port in ports:
+                ctx.set(port, 1)
+            await ctx.tick()
+            for port in ports:
+                ctx.set(port, 0)
+            for _ in range(8):
+                served += "w" if ctx.get(lite.we) else "" if ctx.get(lite.polls) else "r"
+                await ctx.tick()
+
+    simulate(lite, bench)
+    assert served == before + order
+
+
 # Packets
 
 TOKEN_BEATS = 3
@@ -280,6 +307,15 @@ def test_an_open_packet_whose_source_was_reset_is_flushed(seed):
     got, discarded = passed(guard(), beats, actions, seed, not_before={3: 40, 5: 80})
     assert got == [*beats[:3], *packet(11, 3)]
     assert discarded == 2
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_tokens_are_counted_anew_behind_recovery(seed):
+    """A packet of two tokens is given up behind its first one; the next one is whole."""
+    actions = {0: {"batch_tokens": 2}} | recover(60, 0)
+    got, discarded = passed(guard(), [*packet(1, 6)[:3], *packet(11, 6)], actions, seed, not_before={3: 80})
+    assert got == [(1, 0), (2, 0), (3, 0), *packet(11, 6)]
+    assert discarded == 0
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from golden.formats import bf16_encode
+from golden.image import router_image
 from golden.vectors import read_vector
 from golden.weights import random_weights
 from sim.accelerator import layer_job, scales_of, token_beats
@@ -21,11 +23,13 @@ from sim.cli import main
 from sim.pack import pack, read_pack, register_steps
 from sim.pim_layer import pim_job
 from sim.routing import parse_routing
+from sim.synth import small_block
 from sim.workload import random_workload, vector_workload
 from spec.banks import BankGeometry
 from spec.errors import InputError
 from spec.geometry import PAGE_BYTES, ImageGeometry
 from spec.load import load_design, load_model
+from spec.registers import Top, register_map
 from tests.checkpoint_files import write_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +44,34 @@ def packed_by_command(tmp_path: Path, *arguments: str) -> Path:
     out = tmp_path / "packed"
     assert main(["pack", *arguments, "--out", str(out)]) == 0
     return out
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_the_gate_alone_gets_its_router_and_its_registers(name, tmp_path) -> None:
+    """What the gate's own bench loads, and no output bias behind it."""
+    vector = str(DATA / f"{name}.npz")
+    packed = read_pack(
+        packed_by_command(tmp_path, "--model", vector, "--design", "gate", "--address", "0x5000")
+    )
+    work = vector_workload(vector, None)
+    geometry = ImageGeometry.of(work.model, small_block()[1]).gate
+    weights = work.weights
+    router = router_image(
+        geometry,
+        bf16_encode(weights.router),
+        weights.logit_bias,
+        weights.selection_bias,
+        weights.shared_gate_bits,
+    )
+    content = packed.image("m_axi")
+    assert np.array_equal(content[: 2 * router.size], router.view(np.uint8))
+    assert not content[2 * router.size :].any()
+    assert packed.map.design == "gate"
+    assert [region.name for region in packed.map.files[0].regions] == ["router"]
+    top = {register.name for register in register_map(Top.GATE)}
+    steps = [(step.op, step.register, step.value) for step in packed.map.registers]
+    assert steps == [("write", "IMAGE_PAGE", 5), ("write", "CONTROL", 1), ("wait", "STATUS", 1)]
+    assert top >= {register for _, register, _ in steps}
 
 
 @pytest.mark.parametrize("number_format", FORMATS)
@@ -171,6 +203,8 @@ def test_only_some_experts_are_held(tmp_path) -> None:
         (["--hold", "0"], "hold: is for engine pim, not for design fpga"),
         (["--layout", "x.toml"], "layout: is for engine pim, not for design fpga"),
         (["--tokens", "0"], "tokens: must be in 1..1048576, not 0"),
+        (["--design", "gate", "--hold", "0"], "hold: is for engine pim, not for design gate"),
+        (["--design", "gate", "--format", "int8"], "format: must be bf16 for 'gate', not int8"),
         (["--seed", "-1"], "seed: must be in 0..9223372036854775807, not -1"),
         (["--design", "pim", "--hold", "8"], "hold: must be in 0..7, not 8"),
         (["--design", "pim", "--hold", "3-1"], "hold: must have ranges from low to high, not '3-1'"),

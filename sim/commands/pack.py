@@ -16,7 +16,13 @@ from spec.errors import InputError, require, require_range
 @click.option(
     "--model", "model_name", required=True, help="Preset, TOML, config.json, vector .npz or folder."
 )
-@click.option("--design", "design_name", default="fpga", show_default=True, help="Preset or TOML.")
+@click.option(
+    "--design",
+    "design_name",
+    default="fpga",
+    show_default=True,
+    help="Preset or TOML; 'gate': that of 'verilog --bus axi', the router alone.",
+)
 @click.option("--scale", help="'full' or a divisor of the model's widths (default: full).")
 @click.option("--layer", help="A folder's layer, by its number; see docs/weights.md.")
 @click.option(
@@ -55,11 +61,19 @@ def command(
     from sim import workload
     from sim.pack import layer_source, pack
     from sim.routing import parse_routing, shape_of
+    from sim.synth import small_block
     from spec.banks import BankGeometry
     from spec.layout import load_layout
     from spec.load import is_folder, load_design, load_model
+    from spec.registers import Top
 
-    design = load_design(design_name, number_format)
+    gate_alone = design_name == Top.GATE
+    if gate_alone:
+        rule = f"must be bf16 for {design_name!r}, not {number_format}"
+        require(number_format in (None, Format.BF16), rule, key="format")
+        _, design = small_block()
+    else:
+        design = load_design(design_name, number_format)
     check_seed(seed)
     if tokens is not None:
         require_range("tokens", tokens, 1, 1 << 20)
@@ -78,7 +92,7 @@ def command(
     for key, value in (("layout", layout), ("hold", hold)):
         require(
             value is None or design.engine is Engine.PIM,
-            f"is for engine pim, not for design {design.name}",
+            f"is for engine pim, not for design {design_name if gate_alone else design.name}",
             key=key,
         )
     placement = None
@@ -97,6 +111,7 @@ def command(
         placement=placement,
         address=_address(address),
         layer=source.label,
+        gate_alone=gate_alone,
         progress=lambda text: click.echo(text, err=True),
     )
     files = [str(out / entry.file) for entry in packed.map.files]
