@@ -8,30 +8,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from amaranth.sim import Simulator
 
-from rtl.axi import dispatch_top
-from rtl.axi.lite import OKAY
+from rtl.axi import AxiTwoClocks, dispatch_top
+from rtl.axi.clocks import STREAM_DEPTH
+from rtl.axi.lite import OKAY, SLVERR
 from spec.registers import BUS_REGISTERS
 from tests.test_axi_clocks import DESIGN, MODEL, PATIENCE, Master
 
-ERRORS = next(register for register in BUS_REGISTERS if register.name == "ERRORS")
+
+def mask(register: str, field: str) -> int:
+    [fields] = [known.fields for known in BUS_REGISTERS if known.name == register]
+    return next(known.mask for known in fields if known.name == field)
 
 
-def error(name: str) -> int:
-    return next(field.mask for field in ERRORS.fields if field.name == name)
+PACKET_OPEN = mask("BUS_STATUS", "packet_open")
+PACKET_STATUS = PACKET_OPEN | mask("BUS_STATUS", "busy") | mask("BUS_STATUS", "halted")
 
 
-def run(session: Callable[[Master], Any]) -> None:
+def run(session: Callable[[Master], Any], *, two_clocks: bool = False) -> None:
     """Run a master's session at the dispatcher's top, whose outputs are taken at once."""
-    top = dispatch_top(MODEL, DESIGN)
+    top: Any = dispatch_top(MODEL, DESIGN, waiting_beats=STREAM_DEPTH if two_clocks else 0)
+    if two_clocks:
+        top = AxiTwoClocks(top)
     simulator = Simulator(top)
     simulator.add_clock(1e-8)
+    if two_clocks:
+        simulator.add_clock(1.5e-8, domain="bus")
 
     async def bench(ctx):
         ctx.set(top.o.ready, 1)
         ctx.set(top.o_expect.ready, 1)
-        await session(Master(ctx, top, "sync"))
+        await session(Master(ctx, top, "bus" if two_clocks else "sync"))
 
     simulator.add_testbench(bench)
     simulator.run()
@@ -42,15 +51,35 @@ async def wait(master: Master, cycles: int = PATIENCE // 2) -> None:
         await master.cycle()
 
 
-def test_a_token_that_ends_with_its_first_beat_is_the_one_that_is_named():
+@pytest.mark.parametrize("two_clocks", [False, True])
+def test_a_token_that_ends_with_its_first_beat_is_the_one_that_is_named(two_clocks):
     async def session(master):
         await master.start()
         # The second token has one beat of two; it is filled up with zeros.
         await master.send([(2, 0x3F20, 0), (0, 0x3EC0, 0), (1, 0x3F40, 1)])
         await wait(master)
-        assert await master.access("ERRORS") == (OKAY, error("short_token"))
+        assert await master.access("ERRORS") == (OKAY, mask("ERRORS", "short_token"))
         assert await master.access("ERROR_TOKEN") == (OKAY, 1)
         marks = {(expert, weight): user for expert, weight, _, user in master.outputs}
         assert marks == {(2, 0x3F20): 0, (0, 0x3EC0): 0, (1, 0x3F40): 1, (0, 0): 1}
+
+    run(session, two_clocks=two_clocks)
+
+
+def test_no_token_is_taken_before_a_load_and_settings_keep_while_a_packet_is_open():
+    async def session(master):
+        # A beat stands in the register at the port, and stays there.
+        await master.send([(2, 0x3F20, 0)])
+        await wait(master)
+        assert await master.access("TOKENS_IN") == (OKAY, 0)
+        assert (await master.access("CAPACITY", 3))[0] == OKAY
+        await master.start()
+        await master.send([(0, 0x3EC0, 0), *[(1, 0x3F40, 0), (2, 0x3E80, 0)] * (DESIGN.window_tokens - 1)])
+        await wait(master)
+        assert await master.access("TOKENS_IN") == (OKAY, DESIGN.window_tokens)
+        # A whole window has been served: nothing is inside, and the packet is open between two tokens.
+        assert (await master.access("BUS_STATUS"))[1] & PACKET_STATUS == PACKET_OPEN
+        assert (await master.access("CAPACITY", 1))[0] == SLVERR
+        assert await master.access("CAPACITY") == (OKAY, 3)
 
     run(session)
