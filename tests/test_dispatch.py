@@ -193,7 +193,7 @@ def run_case(case: Case, *, reset_after: int | None = None) -> Run:
         unit_ready=[readiness(ready[name]) for name in config.outputs()],
         units=Units(config.num_units, placement, config.unit_jobs) if several else None,
         retired=retiring.model() if several else (),
-        pipeline=Pipeline.DEEP if config.deep else Pipeline.SHORT,
+        pipeline=config.pipeline,
     )
     expected = {"i": beats, "o_expect": expected_counts(config, streams)}
     for name, entries in zip(config.outputs(), model.unit_entries, strict=True):

@@ -9,7 +9,7 @@ from amaranth.utils import ceil_log2
 
 from golden.combine_bf16 import IDENTITY_MOST_SHIFT
 from rtl.gating.layouts import assignment_layout
-from spec.design import Policy
+from spec.design import Pipeline, Policy
 from spec.errors import require, require_range
 from spec.model import CapacityRule, GatingSpec
 from spec.registers import POLICIES
@@ -94,6 +94,11 @@ class DispatchConfig:
             "must be above 0 where tokens are ranked or weights are normalised by their scores, not 0",
             key="score_bits",
         )
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """How it is cut."""
+        return Pipeline.DEEP if self.deep else Pipeline.SHORT
 
     @property
     def num_slots(self) -> int:

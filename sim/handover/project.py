@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sim.handover.bench import FOLDER, SOURCES, LayerBench, bench_files
 from sim.rtlsim import check_writable, file_list, ports_of
-from sim.synth import pin_top
+from sim.synth import BUS_CLOCK, pin_top
 from sim.toolchain import folder_beside
 from spec.errors import InputError
 
@@ -148,9 +148,6 @@ targets:
       iverilog_options: [-g2012]
 """
     return text
-
-
-BUS_CLOCK = "bus_aclk"
 
 
 def _xdc(top: str, clock_hz: float, *, two_clocks: bool) -> str:

@@ -11,7 +11,7 @@ from golden.dispatch_streams import dispatch_streams
 from rtl.dispatch import Dispatch, DispatchConfig
 from sim.dispatch import Units, dispatch_cycles
 from sim.rtlsim import RunSpec, Set, Sink, Source
-from spec.design import Pipeline, Policy
+from spec.design import Policy
 from spec.model import CapacityRule
 from spec.registers import POLICIES
 from tests.bench.runner import CocotbBuild, build
@@ -149,7 +149,7 @@ def scenario(name: str, load: Load, traffic: Traffic, config: DispatchConfig = C
         retired=[np.append(np.flatnonzero(column), range(PATTERN_CYCLES, MOST_CYCLES)) for column in pulses.T]
         if several
         else (),
-        pipeline=Pipeline.DEEP if config.deep else Pipeline.SHORT,
+        pipeline=config.pipeline,
     )
     outputs = {
         name: ([entries[n] for n in numbers], cycles)

@@ -93,34 +93,36 @@ def _with_all(config: EngineConfig, load: Load, tokens: Bits16) -> Load:
     )
 
 
-def tied(config: EngineConfig, rng: np.random.Generator) -> Load:
-    """Sums that are rounded next to a tie; what is left of them is the result."""
-    cols = config.routed.cols
-    x = operands.tied_inputs(rng, config.d_model, cols)
+def _tied(
+    config: EngineConfig,
+    rng: np.random.Generator,
+    x: Bits16,
+    up: Callable[[np.random.Generator, Bits16, int, int, int], Bits16],
+    place: int,
+) -> Load:
+    """Return a load of sums that ``up`` takes next to a tie; ``place`` is of the input of what is left."""
     top = int(rng.integers(-6, 10))
 
     def matrix(kind: FfnGeometry, gate: bool) -> Bits16:
         if gate:
             return operands.one_of(rng, kind.d_hidden, len(x), operands.near_one(rng, kind.d_hidden))
-        return operands.tied(rng, x, kind.d_hidden, cols, top)
+        return up(rng, x, kind.d_hidden, config.routed.cols, top)
 
     load = _load(config, rng, x, matrix, lambda kind, _: operands.ones(config.d_model, kind.d_hidden))
-    return _with_all(config, load, operands.fading(x, 0, config.num_slots))
+    return _with_all(config, load, operands.fading(x, place, config.num_slots))
+
+
+def tied(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Sums that are rounded next to a tie; what is left of them is the result."""
+    x = operands.tied_inputs(rng, config.d_model, config.routed.cols)
+    return _tied(config, rng, x, operands.tied, 0)
 
 
 def tied_by_burst(config: EngineConfig, rng: np.random.Generator) -> Load:
     """Sums that a smaller burst takes next to a tie; what is left of the rounding is the result."""
     cols = config.routed.cols
     x = operands.tied_by_burst_inputs(rng, config.d_model, cols)
-    top = int(rng.integers(-6, 10))
-
-    def matrix(kind: FfnGeometry, gate: bool) -> Bits16:
-        if gate:
-            return operands.one_of(rng, kind.d_hidden, len(x), operands.near_one(rng, kind.d_hidden))
-        return operands.tied_by_burst(rng, x, kind.d_hidden, cols, top)
-
-    load = _load(config, rng, x, matrix, lambda kind, _: operands.ones(config.d_model, kind.d_hidden))
-    return _with_all(config, load, operands.fading(x, 2 * cols - 1, config.num_slots))
+    return _tied(config, rng, x, operands.tied_by_burst, 2 * cols - 1)
 
 
 def full(config: EngineConfig, rng: np.random.Generator) -> Load:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rtl.combine import Combine
+from rtl.combine import Combine, CombineConfig
 from rtl.combine_ordered import OrderedCombine
-from rtl.dispatch import Dispatch
+from rtl.dispatch import Dispatch, DispatchConfig
 from rtl.expert import ExpertEngine
+from rtl.expert.layouts import ExpertConfig
 from rtl.gating import Gate
 from rtl.layer import FpgaLayer
 from rtl.pim import PimChannel
@@ -25,6 +26,7 @@ from sim.divergence import first_divergence
 from sim.rtlsim import DEFAULT_ROOT, Build, build_exported, exported
 from sim.toolchain import write_atomically
 from spec.design import Pipeline
+from spec.geometry import GateGeometry
 from tests.bench import test_combine_bench as combine
 from tests.bench import test_dispatch_bench as dispatch
 from tests.bench import test_expert_bench as expert
@@ -60,43 +62,57 @@ class Block:
     scenarios: Callable[[int], list[Scenario]]
 
 
+def _dispatcher(name: str, config: DispatchConfig) -> Block:
+    return Block(name, lambda: Dispatch(config), config, lambda seed: dispatch.scenarios(seed, config))
+
+
+def _combiner(name: str, config: CombineConfig) -> Block:
+    return Block(
+        name,
+        lambda: Combine(config),
+        config,
+        lambda seed: [*combine.scenarios(seed, config), *combine_scenarios.scenarios(seed, config)],
+    )
+
+
+def _gate(name: str, geometry: GateGeometry) -> Block:
+    return Block(
+        name,
+        lambda: Gate(geometry),
+        geometry,
+        lambda seed: [*gating.scenarios(geometry, seed), *gate_scenarios.scenarios(geometry, seed)],
+    )
+
+
+def _engine(name: str, config: ExpertConfig) -> Block:
+    return Block(
+        name,
+        lambda: ExpertEngine(config),
+        config,
+        lambda seed: [*expert.scenarios(config, seed), *expert_scenarios.scenarios(config, seed)],
+    )
+
+
 GATE = gating.GEOMETRIES["sigmoid"]
 EXPERT = expert.CONFIGS["relu"]
 PIM = pim.CONFIGS["bank"]
-DEEP_GATE = replace(GATE, pipeline=Pipeline.DEEP)
-DEEP_EXPERT = replace(EXPERT, pipeline=Pipeline.DEEP)
 BLOCKS = [
-    Block("dispatch", lambda: Dispatch(dispatch.CONFIG), dispatch.CONFIG, dispatch.scenarios),
+    _dispatcher("dispatch", dispatch.CONFIG),
     Block(
         "dispatch_units",
         lambda: Dispatch(dispatch.UNITS),
         dispatch.UNITS,
         lambda seed: [*dispatch.unit_scenarios(seed), *dispatch_scenarios.unit_scenarios(seed)],
     ),
-    Block(
-        "combine",
-        lambda: Combine(combine.CONFIG),
-        combine.CONFIG,
-        lambda seed: [*combine.scenarios(seed), *combine_scenarios.scenarios(seed)],
-    ),
+    _combiner("combine", combine.CONFIG),
     Block(
         "combine_ordered",
         lambda: OrderedCombine(combine.ORDERED),
         combine.ORDERED,
         lambda seed: [*combine.ordered_scenarios(seed), *combine_scenarios.ordered_scenarios(seed)],
     ),
-    Block(
-        "gating_sigmoid",
-        lambda: Gate(GATE),
-        GATE,
-        lambda seed: [*gating.scenarios(GATE, seed), *gate_scenarios.scenarios(GATE, seed)],
-    ),
-    Block(
-        "expert_relu",
-        lambda: ExpertEngine(EXPERT),
-        EXPERT,
-        lambda seed: [*expert.scenarios(EXPERT, seed), *expert_scenarios.scenarios(EXPERT, seed)],
-    ),
+    _gate("gating_sigmoid", GATE),
+    _engine("expert_relu", EXPERT),
     Block(
         "pim_bank",
         lambda: PimChannel(PIM),
@@ -104,33 +120,10 @@ BLOCKS = [
         lambda seed: [*pim.scenarios(PIM, seed), *pim_scenarios.scenarios(PIM, seed)],
     ),
     # The same with deep pipelines, which are other netlists.
-    Block(
-        "dispatch_deep",
-        lambda: Dispatch(dispatch.DEEP),
-        dispatch.DEEP,
-        lambda seed: dispatch.scenarios(seed, dispatch.DEEP),
-    ),
-    Block(
-        "combine_deep",
-        lambda: Combine(combine.DEEP),
-        combine.DEEP,
-        lambda seed: [
-            *combine.scenarios(seed, combine.DEEP),
-            *combine_scenarios.scenarios(seed, combine.DEEP),
-        ],
-    ),
-    Block(
-        "gating_deep",
-        lambda: Gate(DEEP_GATE),
-        DEEP_GATE,
-        lambda seed: [*gating.scenarios(DEEP_GATE, seed), *gate_scenarios.scenarios(DEEP_GATE, seed)],
-    ),
-    Block(
-        "expert_deep",
-        lambda: ExpertEngine(DEEP_EXPERT),
-        DEEP_EXPERT,
-        lambda seed: [*expert.scenarios(DEEP_EXPERT, seed), *expert_scenarios.scenarios(DEEP_EXPERT, seed)],
-    ),
+    _dispatcher("dispatch_deep", dispatch.DEEP),
+    _combiner("combine_deep", combine.DEEP),
+    _gate("gating_deep", replace(GATE, pipeline=Pipeline.DEEP)),
+    _engine("expert_deep", replace(EXPERT, pipeline=Pipeline.DEEP)),
 ]
 WHOLE = ("dispatch", "dispatch_units", "combine", "combine_ordered", "dispatch_deep", "combine_deep")
 """Blocks that are small enough for a proof of the whole at once."""
