@@ -422,9 +422,11 @@ class OldestToken(wiring.Component):
 
     def _check(self, m):
         """Hold the next token until it is complete: where it waits, its count is read in every cycle."""
-        waiting, fresh = Signal(), Signal()
+        waiting = Signal()
+        fresh = Signal()
         next_token = Signal.like(self.token)
-        received, known = Signal(), Signal()
+        received = Signal()
+        known = Signal()
         moves = Signal()
         m.d.comb += [
             self.count.en.eq(1),

@@ -137,7 +137,8 @@ class Quantise(Pipelined):
 
         # s4: rounded, saturated.
         kept, half, rest = shifted[most:], shifted[most - 1], shifted[: most - 1].any()
-        rounded, magnitude = Signal(10), Signal(7)
+        rounded = Signal(10)
+        magnitude = Signal(7)
         out = Signal(INT8, reset_less=True)
         m.d.comb += [
             rounded.eq(kept + (half & (rest | kept[0]))),

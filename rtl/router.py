@@ -111,7 +111,8 @@ class JobMerge(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        held, held_router = Signal(), Signal()
+        held = Signal()
+        held_router = Signal()
         router = Signal()
         m.d.comb += [
             router.eq(Mux(held, held_router, self.i_router.valid)),

@@ -43,7 +43,8 @@ class CorrectWord(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        syndrome, flips = Signal(CHECK_BITS), Signal(DATA_BITS)
+        syndrome = Signal(CHECK_BITS)
+        flips = Signal(DATA_BITS)
         of_check = Signal(CHECK_BITS)
         known = Signal()
         m.d.comb += [

@@ -21,6 +21,20 @@ def connect_stream(m, src, dst):
     ]
 
 
+def handshake(m, name, port):
+    """Return two bits that tell of a stream in each cycle whether it transfers, and whether it waits.
+
+    Parameters
+    ----------
+    name : the bits are ``<name>_moves`` and ``<name>_waits`` in the Verilog.
+    port : has ``valid`` and ``ready``.
+    """
+    moves = Signal(name=f"{name}_moves")
+    waits = Signal(name=f"{name}_waits")
+    m.d.comb += [moves.eq(port.valid & port.ready), waits.eq(port.valid & ~port.ready)]
+    return moves, waits
+
+
 def _shape_of(payload):
     return payload.shape() if isinstance(payload, ValueCastable) else Shape.cast(payload.shape())
 
@@ -88,8 +102,10 @@ class StreamPair(wiring.Component):
         places = [Signal(self.shape, name=f"place_{n}", reset_less=True) for n in range(2)]
         held = Signal(2)
         room = Signal(init=1)
-        write, read = Signal(), Signal()
-        enters, leaves = Signal(), Signal()
+        write = Signal()
+        read = Signal()
+        enters = Signal()
+        leaves = Signal()
         m.d.comb += [
             self.i.ready.eq(room),
             enters.eq(self.i.valid & room),

@@ -10,10 +10,8 @@ Beside a run's ``<run>.vcd`` lie (:func:`write_views`)::
 
 A view is a group of signals for each stream between the blocks (:func:`ports_of`), in the order of a token's
 way; of a top with AXI ports (:mod:`rtl.axi`) its ports and errors stand before these. The VCD has a variable
-for every field of a payload. A name that several blocks have below each other is numbered in the Verilog
-(``o__payload_13``): a block's port is the one that is seen from outside too, by the same name, and Verilator
-gives both the same identifier. What a waveform does not have, or has twice, is not shown, so that every name
-of a view is one of the VCD.
+for every field of a payload, and a block's port has its name in the block's scope (:mod:`rtl.text.owners`).
+What a waveform does not have is not shown, so that every name of a view is one of the VCD.
 """
 
 from __future__ import annotations
@@ -46,8 +44,6 @@ from spec.registers import (
     counters_of,
 )
 
-NUMBER = r"(?:_\d+)?"
-"""What tells names of blocks below each other apart in the Verilog."""
 Scope = tuple[str, ...]
 Names = Mapping[str, Mapping[int, str]]
 """What the values of each kind are called."""
@@ -90,7 +86,7 @@ class Port:
     """A group of a view: a port of a block.
 
     ``block``: its scope below ``core``, none for the core's own port. A ``stream`` is shown with its valid
-    and ready. ``inside`` : a signal of the block that no port shows.
+    and ready.
     """
 
     title: str
@@ -98,7 +94,6 @@ class Port:
     member: str
     fields: tuple[Field, ...]
     stream: bool = True
-    inside: bool = False
 
 
 SLOT = Field("slot", "slot")
@@ -124,7 +119,7 @@ BEFORE = (
 AFTER = (
     Port("output", "combine", "o", (DATA, Field("token_last"), LAST)),
     *(
-        Port("counters", "registers", f"count_{name}", (Field("", decimal=True),), stream=False, inside=True)
+        Port("counters", "registers", f"count_{name}", (Field("", decimal=True),), stream=False)
         for name in COUNTERS
     ),
 )
@@ -326,12 +321,15 @@ def view(declared: Mapping[Scope, Sequence[Variable]], design: DesignSpec) -> li
         base, block = _inside_axi(declared, axi)
     for port in ports_of(design, alone=(*base, "dispatch") not in declared, block=block):
         scope = (*base, port.block) if port.block else base
-        ours, outside = declared.get(scope, ()), None if port.inside else declared[scope[:-1]]
-        fields = [(field, _only(ours, outside, _pattern(port, field.name))) for field in port.fields]
+        named = {one.name: one for one in declared.get(scope, ())}
+        payload = f"{port.member}__payload" if port.stream else port.member
+        fields = [
+            (field, named.get(f"{payload}_{field.name}" if field.name else payload)) for field in port.fields
+        ]
         if all(found is None for _, found in fields):
             continue
         handshake = [
-            (Field(name), _only(ours, outside, rf"{port.member}__{name}{NUMBER}"))
+            (Field(name), named.get(f"{port.member}__{name}"))
             for name in (("valid", "ready") if port.stream else ())
         ]
         for field, found in [*handshake, *fields]:
@@ -352,24 +350,6 @@ def _inside_axi(declared: Mapping[Scope, Sequence[Variable]], axi: Scope) -> tup
         if (*axi, str(block)) in declared:
             return (*axi, str(block)), block
     return (*axi, "layer"), None
-
-
-def _pattern(port: Port, field: str) -> str:
-    """Return what the names of a port's field look like, without a field those of the port itself."""
-    payload = "__payload" if port.stream else ""
-    return rf"{port.member}{payload}{NUMBER}" + (f"_{field}" if field else "")
-
-
-def _only(ours: Sequence[Variable], outside: Sequence[Variable] | None, pattern: str) -> Variable | None:
-    """Return the variable of a block's scope that looks so; None if there is none, or several that differ.
-
-    ``outside``: of the scope around the block; one of them has to look so too and have the same values.
-    """
-    found = [one for one in ours if re.fullmatch(pattern, one.name)]
-    if outside is not None:
-        codes = {one.code for one in outside if re.fullmatch(pattern, one.name)}
-        found = [one for one in found if one.code in codes]
-    return found[0] if len({one.code for one in found}) == 1 else None
 
 
 def write_views(path: Path, model: ModelSpec, design: DesignSpec) -> list[Path]:

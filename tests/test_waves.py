@@ -38,27 +38,24 @@ from tests.bench.axi_cores import CORES
 TESTS = Path(__file__).parent
 TINY, TINY_PIM = load_design(str(TESTS / "tiny.toml")), load_design(str(TESTS / "tiny_pim.toml"))
 MODEL = read_vector(TESTS / "data/deepseek_v3_s0.npz").model
-# Names as they are numbered where several blocks have an `o`: of the gate's two experts one is inside it,
-# its two readies both are seen from outside, and of dispatch.o_0 there is nothing but valid.
+# Names as an export has them: of the gate's two experts one is of a block inside it, its ready is not there,
+# and of dispatch.o_0 there is nothing but valid.
 VCD = """$timescale 1ns $end
 $scope module TOP $end
  $var wire 1 # aclk $end
  $scope module eb_layer $end
   $var wire 1 # aclk $end
   $scope module core $end
-   $var wire 4 $ o__payload_25_expert [3:0] $end
-   $var wire 1 % o__valid_27 $end
+   $var wire 4 $ gate_o__payload_expert [3:0] $end
+   $var wire 1 % gate_o__valid $end
    $var wire 1 ! o__ready $end
-   $var wire 1 & o__ready_28 $end
-   $var wire 8 ' reg_addr_3 [7:0] $end
+   $var wire 8 ' reg_addr [7:0] $end
    $var wire 8 ) memory[0] [7:0] $end
    $scope module gate $end
-    $var wire 4 $ o__payload_13_expert [3:0] $end
-    $var wire 4 ( o__payload_expert [3:0] $end
-    $var wire 1 % o__valid_15 $end
+    $var wire 4 $ o__payload_expert [3:0] $end
+    $var wire 4 ( topk_o__payload_expert [3:0] $end
     $var wire 1 % o__valid $end
-    $var wire 1 ! o__ready $end
-    $var wire 1 & o__ready_17 $end
+    $var wire 1 & topk_o__valid $end
    $upscope $end
    $scope module dispatch $end
     $var wire 1 % o_0__valid $end
@@ -181,23 +178,23 @@ def small(tmp_path):
     return path
 
 
-def test_a_port_is_what_is_seen_from_outside(small, monkeypatch):
-    """And what is there twice, or not at all, is not shown; no name is made up."""
+def test_a_port_is_shown_by_its_own_name(small, monkeypatch):
+    """And what is not there is not shown; no name is made up."""
     monkeypatch.setenv("PATH", "")
     files = write_views(small, MODEL, TINY)
     assert {file.name for file in files if file.suffix != ".txt"} == {"run.1.gtkw", "run.1.sucl"}
     assert [(line.group, line.label, line.variable.path) for line in view(variables(small), TINY)] == [
         ("clock", "aclk", "TOP.eb_layer.aclk"),
         ("registers", "reg_addr", "TOP.eb_layer.core.registers.reg_addr"),
-        ("assignments", "valid", "TOP.eb_layer.core.gate.o__valid_15"),
-        ("assignments", "expert", "TOP.eb_layer.core.gate.o__payload_13_expert"),
+        ("assignments", "valid", "TOP.eb_layer.core.gate.o__valid"),
+        ("assignments", "expert", "TOP.eb_layer.core.gate.o__payload_expert"),
         ("counters", "count_cycles", "TOP.eb_layer.core.registers.count_cycles"),
     ]
     assert [(label, name) for label, name, _ in shown_by_gtkwave(small)] == [
         ("aclk", "TOP.eb_layer.aclk"),
         ("reg_addr", "TOP.eb_layer.core.registers.reg_addr[7:0]"),
-        ("valid", "TOP.eb_layer.core.gate.o__valid_15"),
-        ("expert", "TOP.eb_layer.core.gate.o__payload_13_expert[3:0]"),
+        ("valid", "TOP.eb_layer.core.gate.o__valid"),
+        ("expert", "TOP.eb_layer.core.gate.o__payload_expert[3:0]"),
         ("count_cycles", "TOP.eb_layer.core.registers.count_cycles[63:0]"),
     ]
     assert [shape for _, shape in shown_by_surfer(small)] == [
@@ -211,7 +208,7 @@ def test_a_port_is_what_is_seen_from_outside(small, monkeypatch):
 
 def test_the_check_of_views_sees_what_is_not_in_the_waveform(small):
     write_views(small, MODEL, TINY)
-    for suffix, there, other in ((".gtkw", "o__valid_15", "o__valid_16"), (".sucl", ".aclk", ".bclk")):
+    for suffix, there, other in ((".gtkw", "gate.o__valid", "gate.o__valid_16"), (".sucl", ".aclk", ".bclk")):
         file = small.with_suffix(suffix)
         text = file.read_text()
         file.write_text(text.replace(there, other))

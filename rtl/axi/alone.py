@@ -102,8 +102,11 @@ class GateAlone(wiring.Component):
         beats = Signal(range(self.token_beats))
         inside = Signal(16)
         read_error = Signal()
-        takes, gives, busy = Signal(), Signal(), Signal()
-        enters, leaves = Signal(), Signal()
+        takes = Signal()
+        gives = Signal()
+        busy = Signal()
+        enters = Signal()
+        leaves = Signal()
         m.d.comb += [
             *(beat[name].eq(assignment[name]) for name, _ in beat.shape() if name != "last"),
             beat.last.eq(assignment.last & assignment.last_token),
@@ -185,8 +188,12 @@ class DispatchAlone(wiring.Component):
         config = dispatch.config
         assignment, beat = dispatch.i.payload, self.i.payload
         beats = Signal(range(self.token_beats))
-        tokens, entries = Signal(16), Signal(range(2 * config.num_slots * config.max_count))
-        ends_token, takes, gives, busy = Signal(), Signal(), Signal(), Signal()
+        tokens = Signal(16)
+        entries = Signal(range(2 * config.num_slots * config.max_count))
+        ends_token = Signal()
+        takes = Signal()
+        gives = Signal()
+        busy = Signal()
         connect_stream(m, dispatch.o_0, wiring.flipped(self.o))
         connect_stream(m, dispatch.o_expect, wiring.flipped(self.o_expect))
         _connect_registers(m, self, registers)

@@ -82,11 +82,18 @@ class AxiLite(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        aw_held, w_held, ar_held = Signal(), Signal(), Signal()
-        aw_addr, ar_addr = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
+        aw_held = Signal()
+        w_held = Signal()
+        ar_held = Signal()
+        aw_addr = Signal(ADDRESS_BITS)
+        ar_addr = Signal(ADDRESS_BITS)
         all_strobes = Signal()
-        write, read, capture = Signal(), Signal(), Signal()
-        can_write, can_read, read_next = Signal(), Signal(), Signal()
+        write = Signal()
+        read = Signal()
+        capture = Signal()
+        can_write = Signal()
+        can_read = Signal()
+        read_next = Signal()
         response = Signal(2)
         m.d.comb += [
             self.s_axi_awready.eq(~aw_held),

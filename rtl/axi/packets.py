@@ -82,9 +82,16 @@ class PacketGuard(wiring.Component):
         i, o = register.o, self.o
         state = Signal(InputState)
         beat = Signal(range(self.token_beats))
-        first_token, tokens_left, tokens_behind = Signal(init=1), Signal(32), Signal(32)
-        first, ends_token, counted_out = Signal(), Signal(), Signal()
-        offered, passes, take, give = Signal(), Signal(), Signal(), Signal()
+        first_token = Signal(init=1)
+        tokens_left = Signal(32)
+        tokens_behind = Signal(32)
+        first = Signal()
+        ends_token = Signal()
+        counted_out = Signal()
+        offered = Signal()
+        passes = Signal()
+        take = Signal()
+        give = Signal()
         m.d.comb += [
             first.eq(beat == 0),
             ends_token.eq(beat == self.token_beats - 1),

@@ -61,7 +61,8 @@ class ReadGuard(wiring.Component):
         m.submodules.register = register = StreamRegister(address_layout())
         m.submodules.addresses = addresses = StreamFifo(address_layout(), self.depth)
         connect_stream(m, register.o, wiring.flipped(self.o_ar))
-        asks, room = Signal(), Signal()
+        asks = Signal()
+        room = Signal()
         m.d.comb += [
             # Each address goes to the port and is kept until its burst has come.
             room.eq(register.i.ready & addresses.i.ready & ~self.recovering),
@@ -73,8 +74,12 @@ class ReadGuard(wiring.Component):
             addresses.i.valid.eq(asks),
         ]
         beat = Signal(range(self.burst_beats))
-        ends, over, fill = Signal(), Signal(), Signal()
-        take, expected, passes = Signal(), Signal(), Signal()
+        ends = Signal()
+        over = Signal()
+        fill = Signal()
+        take = Signal()
+        expected = Signal()
+        passes = Signal()
         started = self.o_ar.valid & self.o_ar.ready
         m.d.comb += [
             ends.eq(beat == self.burst_beats - 1),

@@ -147,7 +147,10 @@ class AxiTop(wiring.Component):
         m.submodules.packets = packets = PacketGuard(self.i.payload.shape(), self.token_beats)
         m.submodules.marker = marker = PacketMarker(self.o.payload.shape())
 
-        recovering, loading, loaded, busy = Signal(), Signal(), Signal(), Signal()
+        recovering = Signal()
+        loading = Signal()
+        loaded = Signal()
+        busy = Signal()
         read_failed = Signal()
         errors = Signal(32)
         events = {name: getattr(packets, name) for name in PACKET_ERRORS}
@@ -205,7 +208,8 @@ class AxiTop(wiring.Component):
             m.d.sync += [loading.eq(0), loaded.eq(0), started.eq(0)]
 
         # Tokens.
-        tokens_in, tokens_out = Signal(32), Signal(32)
+        tokens_in = Signal(32)
+        tokens_out = Signal(32)
         finished, mark, inside = self._progress(m, packets, marker, tokens_out, read_failed, errors, block)
         m.d.sync += [
             tokens_in.eq(Mux(recovering, 0, tokens_in + packets.begun)),
@@ -273,7 +277,8 @@ class AxiTop(wiring.Component):
         for name in ports:
             mine, its = getattr(self, name), getattr(lite, name)
             m.d.comb += its.eq(mine) if self.signature.members[name].flow == In else mine.eq(its)
-        of_bus, bus_next = Signal(), Signal()
+        of_bus = Signal()
+        bus_next = Signal()
         m.d.comb += [
             of_bus.eq(lite.addr >= BUS_PAGE),
             decoder.addr.eq(lite.addr),

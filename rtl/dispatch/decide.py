@@ -215,7 +215,8 @@ class Decide(wiring.Component):
         ]
         weighed = None
         if self.weigh:
-            start_weighing, weights = Signal(), Ram(width=17, depth=1 << self.place.size, transparent=True)
+            start_weighing = Signal()
+            weights = Ram(width=17, depth=1 << self.place.size, transparent=True)
             m.submodules.weights = weights
             self._weigh(m, start_weighing, turns, bank, accept, Cat(place, parity), keeps, weights)
             weighed = Signal(range(self.weigh_cycles + 1))
@@ -303,7 +304,8 @@ class Decide(wiring.Component):
         m.submodules.scores = scores = Ram(width=config.score_bits, depth=2 << self.place.size)
         m.submodules.weigh = weigh = self.weigh
         row = Signal(self.place)
-        walking, walk = Signal(), Signal()
+        walking = Signal()
+        walk = Signal()
         last_j = Signal()
         m.d.comb += [
             scores.write.en.eq(accept),
@@ -341,9 +343,12 @@ class Decide(wiring.Component):
         """Follow a read by that of its expert's count, and that by the decision."""
         config = self.config
         m.submodules.counts = counts = ExpertCounts(config)
-        s1_valid, s2_valid = Signal(), Signal()
-        s1_row, s2_row = Signal(self.place, reset_less=True), Signal(self.place, reset_less=True)
-        s1_end, s2_end = Signal(), Signal()
+        s1_valid = Signal()
+        s2_valid = Signal()
+        s1_row = Signal(self.place, reset_less=True)
+        s2_row = Signal(self.place, reset_less=True)
+        s1_end = Signal()
+        s2_end = Signal()
         s2_expert = Signal(range(config.num_counted), reset_less=True)
         s1_expert = data.View(self.stored, store.read_0.data).expert
         m.d.sync += [

@@ -320,7 +320,8 @@ class Enqueue(wiring.Component):
         shift = Signal(range(IDENTITY_MOST_SHIFT + 1))
         right = Signal(range(9))
         magnitude = Signal(8 + IDENTITY_MOST_SHIFT)
-        total, total_now = Signal(signed(IDENTITY_BITS)), Signal(signed(IDENTITY_BITS))
+        total = Signal(signed(IDENTITY_BITS))
+        total_now = Signal(signed(IDENTITY_BITS))
         unity = 134 - IDENTITY_FRACTION_BITS  # exponent of a significand that needs no shift
         addend = Mux(is_identity & keep, Mux(weight.sign, -magnitude, magnitude), 0)
         m.d.comb += [

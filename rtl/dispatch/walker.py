@@ -66,7 +66,8 @@ class Walker(wiring.Component):
         entry = Signal(config.entry_id)
         tail = Signal(config.entry_id)
         at_tail = Signal()
-        head_is_last, next_is_last = Signal(), Signal()
+        head_is_last = Signal()
+        next_is_last = Signal()
         fire = Signal()
         take_next = Signal()
         if config.deep:

@@ -291,8 +291,10 @@ class ActivationLane(Pipelined):
     def _choose(self, m, factors: list[Factors], cycles: int) -> Factors:
         """Return the factors of whose values these are; in their most general form."""
         shared = delay(m, self.shared, cycles, "shared")
-        a, b = Signal(BF16, name="a"), Signal(BF16, name="b")
-        mantissa, shift = Signal(FRACTION_BITS + 1), Signal(signed(10))
+        a = Signal(BF16)
+        b = Signal(BF16)
+        mantissa = Signal(FRACTION_BITS + 1)
+        shift = Signal(signed(10))
 
         def chosen(values):
             routed, other = values

@@ -102,7 +102,9 @@ class Drain(wiring.Component):
         values, entry = self.accumulators.data, self.list.data
         if config.deep:
             before_valid, before = d1_valid, d1
-            valid, tag, free = Signal(name="d2_valid"), Signal.like(d1, name="d2"), Signal(name="d2_free")
+            valid = Signal(name="d2_valid")
+            tag = Signal.like(d1, name="d2")
+            free = Signal(name="d2_free")
             read = {"values": values, "entry": entry}
             values, entry = (
                 Signal(len(value), name=f"d2_{name}", reset_less=True) for name, value in read.items()
@@ -257,7 +259,8 @@ class DrainWalk(wiring.Component):
         token = Signal(self.tag.token.shape())
         out = Signal()
         step = Signal()
-        last_token, last_unit = Signal(), Signal()
+        last_token = Signal()
+        last_unit = Signal()
 
         hidden_blocks = [kind.hidden_blocks for kind in kinds]
         hidden_count = Mux(record.shared, hidden_blocks[-1], hidden_blocks[0])

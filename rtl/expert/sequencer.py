@@ -110,9 +110,12 @@ class Sequencer(wiring.Component):
             walk.records.eq(self.records),
         ]
         tag = walk.tag.shape()
-        f1_valid, f2_valid = Signal(), Signal()
-        f1, f2 = Signal(tag, reset_less=True), Signal(tag, reset_less=True)
-        f1_go, f1_leave = Signal(), Signal()
+        f1_valid = Signal()
+        f2_valid = Signal()
+        f1 = Signal(tag, reset_less=True)
+        f2 = Signal(tag, reset_less=True)
+        f1_go = Signal()
+        f1_leave = Signal()
         f0_go, f0_valid, f0 = f1_go, walk.valid, walk.tag
         entry = list_layout(config)(self.list.data)
         listed = {
@@ -123,7 +126,9 @@ class Sequencer(wiring.Component):
             listed["input_weight"] = entry.input_weight
         if config.deep:
             # l: the entry is there, and the places of its token are computed.
-            f0_go, f0_valid, f0 = Signal(), Signal(name="l_valid"), Signal(tag, name="l", reset_less=True)
+            f0_go = Signal()
+            f0_valid = Signal(name="l_valid")
+            f0 = Signal(tag, name="l", reset_less=True)
             listed["token_word"] = times(entry.slot, config.token_words)
             listed["hidden_word"] = times(f0.slot.token, config.hidden_words)
             m.d.comb += f0_go.eq(~f0_valid | f1_go)
@@ -189,7 +194,8 @@ class Sequencer(wiring.Component):
         starts = [start_tile.eq(f2.slot.token == 0), start_unit.eq(start_tile & f2.slot.first & ~f2.slot.up)]
         if config.deep:
             # Known from registers.
-            starts, summed = [], Signal(name="summed", init=1)
+            starts = []
+            summed = Signal(init=1)
             self._find_starts(m, [f1, *tags][-2].slot, enters[-1], start_tile, start_unit)
             with m.If(self.fire & start_tile):
                 m.d.sync += summed.eq(0)
@@ -339,9 +345,13 @@ class JobWalk(wiring.Component):
             values = [getattr(kind, name) for kind in kinds]
             return Mux(record.shared, values[-1], values[0]) if len(kinds) == 2 else values[0]
 
-        last_token, last_tile, last_matrix = Signal(), Signal(), Signal()
-        last_unit, step = Signal(), Signal()
-        end_unit, end_job = Signal(), Signal()
+        last_token = Signal()
+        last_tile = Signal()
+        last_matrix = Signal()
+        last_unit = Signal()
+        step = Signal()
+        end_unit = Signal()
+        end_job = Signal()
         needed = Signal(range((1 << len(tile)) * config.routed.cols + 1))
         m.d.comb += [
             jobs.complete.eq(self.complete),

@@ -74,7 +74,8 @@ class LogitStore(wiring.Component):
         write_group = Signal()
         block = Signal(range(router.hidden_blocks))
         blocks_log2 = (width // router.rows - 1).bit_length()
-        whole, arrived = Signal(), Signal()
+        whole = Signal()
+        arrived = Signal()
         write_place = Signal(range(places))
         m.d.comb += [
             whole.eq(part.valid & part.low),
@@ -108,7 +109,8 @@ class LogitStore(wiring.Component):
 
         # Out: the walk of the router product, without the products.
         m.submodules.sequencer = sequencer = ProductSequencer(geometry)
-        next_group, next_token = Signal(), Signal(range(self.group_tokens))
+        next_group = Signal()
+        next_token = Signal(range(self.group_tokens))
         next_place = Signal(range(places))
         next_ends = Signal()
         read_place = Signal(range(places))

@@ -82,7 +82,8 @@ class GroupLoader(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        base, counter = Signal(ROW_BITS - 1), Signal(ROW_BITS - 1)
+        base = Signal(ROW_BITS - 1)
+        counter = Signal(ROW_BITS - 1)
         address = Signal(INPUT_BITS)
         place = Signal(self.config.bank_bits)
         access, limits = (data.View(word_layout(op), self.i.payload) for op in (Op.ACCESS, Op.LIMITS))
@@ -154,7 +155,8 @@ class BarrierEngine(wiring.Component):
         m.submodules.loader = loader = GroupLoader(config)
         connect_stream(m, wiring.flipped(self.i), ahead.i)
         connect_stream(m, ahead.o, loader.i)
-        now, running = Signal(signed(CYCLE_BITS), init=-1), Signal()
+        now = Signal(signed(CYCLE_BITS), init=-1)
+        running = Signal()
         with m.If(self.start & ~running):
             m.d.sync += [running.eq(1), now.eq(-lead(config.device))]
         with m.Elif(running):
@@ -162,23 +164,30 @@ class BarrierEngine(wiring.Component):
 
         # The group at hand, and the banks.
         accesses = [Signal(access_layout(config), name=f"access_{n}") for n in banks]
-        last, all_banks, closed = Signal(config.bank_bits), Signal(), Signal()
+        last = Signal(config.bank_bits)
+        all_banks = Signal()
+        closed = Signal()
         column = Signal(COUNT_BITS)
         opened = [Signal(name=f"opened_{bank}") for bank in banks]
         rows = [Signal(signed(ROW_BITS), name=f"row_{bank}") for bank in banks]
 
         # What is issued in this cycle, and the bank that it goes to.
-        acts, accessed = Signal(len(banks)), Signal(len(banks))
+        acts = Signal(len(banks))
+        accessed = Signal(len(banks))
         closes = Signal(len(banks))
-        refreshes, other_refreshes = Signal(), Signal()
+        refreshes = Signal()
+        other_refreshes = Signal()
         issued = {kind: Signal(name=f"issues_{kind.name.lower()}") for kind in (ACT, PRE, RD, WR)}
         bank = Signal(config.bank_bits)
         row = Signal(signed(ROW_BITS))
-        is_mac, chosen = Signal(), Signal(access_layout(config))
+        is_mac = Signal()
+        chosen = Signal(access_layout(config))
         free = self._timers(m, issued, bank, refreshes, all_banks, loader)
 
-        pending, any_open = Signal(), Signal()
-        ref_at, other_at = Signal(signed(CYCLE_BITS)), Signal(signed(CYCLE_BITS))
+        pending = Signal()
+        any_open = Signal()
+        ref_at = Signal(signed(CYCLE_BITS))
+        other_at = Signal(signed(CYCLE_BITS))
         with m.If(now == 0):
             m.d.sync += [ref_at.eq(loader.refi >> 1), other_at.eq(loader.refi)]
         with m.If(refreshes):
@@ -191,12 +200,16 @@ class BarrierEngine(wiring.Component):
         ]
 
         # What could be issued: per access of the group, and PRE per bank.
-        wants, opens, wanted_open = Signal(len(banks)), Signal(len(banks)), Signal(len(banks))
-        left_over, emptied = Signal(len(banks)), Signal(len(banks))
+        wants = Signal(len(banks))
+        opens = Signal(len(banks))
+        wanted_open = Signal(len(banks))
+        left_over = Signal(len(banks))
+        emptied = Signal(len(banks))
         needs = []
         for n, access in enumerate(accesses):
             state = Array(Cat(opened[b], rows[b]) for b in banks)[access.bank]
-            hit, reads = Signal(name=f"hit_{n}"), Signal(name=f"reads_{n}")
+            hit = Signal(name=f"hit_{n}")
+            reads = Signal(name=f"reads_{n}")
             group = access.bank >> (config.dram.banks_per_group - 1).bit_length()
             mac = access.role == Role.MAC
             read_free = Array(free[RD])[access.bank] & Array(free["group", RD])[group] & free["scope", RD]
@@ -325,7 +338,8 @@ class BarrierEngine(wiring.Component):
         outputs = config.device.output_registers
         sum_bits = (outputs - 1).bit_length()
         fresh = Signal(outputs)
-        row_out, column_out = Signal(row_layout(config)), Signal(issue_layout(config))
+        row_out = Signal(row_layout(config))
+        column_out = Signal(issue_layout(config))
         command, work = column_out.command, column_out.work
         # To all banks of a parity: of the first bank, or of the second.
         to_all = all_banks & (bank < 2)
@@ -374,7 +388,8 @@ def _countdown(m, name, events):
     if not events:
         return 1
     most = max(clocks if isinstance(clocks, int) else (1 << len(clocks)) - 1 for _event, clocks in events)
-    left, after = Signal(range(most + 1), name=f"{name}_left"), Signal(range(most + 1), name=f"{name}_after")
+    left = Signal(range(most + 1), name=f"{name}_left")
+    after = Signal(range(most + 1), name=f"{name}_after")
     decayed = Signal.like(left, name=f"{name}_decayed")
     m.d.comb += decayed.eq(Mux(left == 0, 0, left - 1))
     for event, clocks in events:

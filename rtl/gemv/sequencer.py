@@ -38,7 +38,9 @@ class Sequencer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        running, fetched, stopped = Signal(), Signal(), Signal()
+        running = Signal()
+        fetched = Signal()
+        stopped = Signal()
         place = Signal(PLACE_BITS)
         depth = Signal(range(LOOP_DEPTH + 1))
         starts = Array(Signal(PLACE_BITS, name=f"loop_start_{n}") for n in range(LOOP_DEPTH))

@@ -85,7 +85,8 @@ class _Signals:
         def of_sides(shape, name):
             return Array(Signal(shape, name=f"{name}_{side}") for side in range(2))
 
-        self.state, self.caller = Signal(State), Signal(State)
+        self.state = Signal(State)
+        self.caller = Signal(State)
         self.last = {one: of_sides(CYCLE_BITS, one.name.lower()) for one in (ACT, PRE, RD, WR)}
         self.opened, self.open_row = of_sides(1, "opened"), of_sides(signed(ROW_BITS), "open_row")
         self.last_read, self.last_write = stamp("last_read"), stamp("last_write")
@@ -98,7 +99,8 @@ class _Signals:
         recent = RECENT if config.additions.prefetch else RECENT_IN_ORDER
         self.recent = [stamp(f"recent_{n}") for n in range(recent)]
         self.due = stamp("due")
-        self.side, self.home = Signal(name="side"), Signal(name="home")
+        self.side = Signal()
+        self.home = Signal()
         self.target = Signal(signed(ROW_BITS), name="target")
         self.bump = Signal(range(RECENT + 2), name="bump")
         # Weights: the row of each side, the next burst.
@@ -111,18 +113,22 @@ class _Signals:
         self.place = Signal(name="place")
         self.is_result = Signal(name="is_result")
         self.write_column = Signal(config.column_bits, name="write_column")
-        self.left, self.number = Signal(7, name="left"), Signal(7, name="number")
+        self.left = Signal(7)
+        self.number = Signal(7)
         # A pass: its outputs and bursts, the registers of its inputs, the words of inputs.
         # (With padded tiles a pass has as many outputs as there are sums: one counter, which runs over.)
         sum_bits = 7 if config.additions.unpadded else bits_for(config.device.output_registers)
         self.outputs, self.output = (Signal(7, name=n) for n in ("outputs", "output"))
         self.sum = Signal(sum_bits, name="sum")
-        self.bursts, self.burst = Signal(20, name="bursts"), Signal(20, name="burst")
-        self.tokens, self.registers = Signal(7, name="tokens"), Signal(7, name="registers")
+        self.bursts = Signal(20)
+        self.burst = Signal(20)
+        self.tokens = Signal(7)
+        self.registers = Signal(7)
         self.read_register, self.write_register = (
             Signal(7, name=f"{name}_register") for name in ("read", "write")
         )
-        self.gap, self.act_gap = Signal(13, name="gap"), Signal(11, name="act_gap")
+        self.gap = Signal(13)
+        self.act_gap = Signal(11)
         self.words, self.base, self.next_base, self.needed, self.allowed, self.written = (
             Signal(INPUT_BITS, name=name)
             for name in ("words", "base", "next_base", "needed", "allowed", "written")
@@ -136,14 +142,10 @@ class _Signals:
         )
         self.mode_at, self.mode_write_at = stamp("mode_at"), stamp("mode_write_at")
         self.row_taken = Signal(name="row_taken")
-        self.row, self.row_push = (
-            Signal(_stamped(row_layout(config)), name="row_item"),
-            Signal(name="row_push"),
-        )
-        self.item, self.column_push = (
-            Signal(_stamped(issue_layout(config)), name="column_item"),
-            Signal(name="column_push"),
-        )
+        self.row = Signal(_stamped(row_layout(config)), name="row_item")
+        self.row_push = Signal()
+        self.item = Signal(_stamped(issue_layout(config)), name="column_item")
+        self.column_push = Signal()
 
 
 class Planner(wiring.Component):
@@ -333,7 +335,8 @@ class Planner(wiring.Component):
             with m.Case(Op.RESULTS):
                 self._results(m, s)
             with m.Case(Op.WRITE):
-                write, side = self._view(Op.WRITE), Signal()
+                write = self._view(Op.WRITE)
+                side = Signal()
                 m.d.comb += side.eq(s.place ^ ~write.same)
                 m.d.sync += [s.target.eq(write.row), s.left.eq(1), s.write_column.eq(0), s.is_result.eq(0)]
                 self._go(m, s, State.WRITE, side)
@@ -416,12 +419,11 @@ class Planner(wiring.Component):
     def _results(self, m, s):
         """Find a row that holds the results of a pass."""
         results = self._view(Op.RESULTS)
-        place, fits = Signal(), Signal()
+        place = Signal()
+        fits = Signal()
         row = Signal(ROW_BITS - 1)
-        first, behind = (
-            Signal(self.config.column_bits),
-            Signal(range(2 * self.config.dram.bursts_per_row + 1)),
-        )
+        first = Signal(self.config.column_bits)
+        behind = Signal(range(2 * self.config.dram.bursts_per_row + 1))
         row_bursts = self.config.dram.bursts_per_row
         m.d.comb += [
             place.eq(results.even_next | ~s.mac_side),
@@ -507,7 +509,9 @@ class Planner(wiring.Component):
         """Go on to the next MAC: the next output, burst of inputs, row."""
         allowed = Signal(INPUT_BITS + 1)
         read_register = Signal(8)
-        last_output, last_burst, last_column = Signal(), Signal(), Signal()
+        last_output = Signal()
+        last_burst = Signal()
+        last_column = Signal()
         additions = self.config.additions
         m.d.comb += [
             allowed.eq(s.allowed + (s.tokens if additions.register_path else s.registers)),
@@ -660,9 +664,13 @@ class StreamedEngine(wiring.Component):
             queue = m.submodules[name] = StreamFifo(port.payload.shape(), depth)
             connect_stream(m, port, queue.i)
             queues.append(queue)
-        now, running, counts = Signal(CYCLE_BITS), Signal(), Signal()
-        ref_at, other_at = Signal(CYCLE_BITS), Signal(CYCLE_BITS)
-        row, column = Signal(row_layout(config)), Signal(issue_layout(config))
+        now = Signal(CYCLE_BITS)
+        running = Signal()
+        counts = Signal()
+        ref_at = Signal(CYCLE_BITS)
+        other_at = Signal(CYCLE_BITS)
+        row = Signal(row_layout(config))
+        column = Signal(issue_layout(config))
         finished = Signal()
         m.d.comb += [counts.eq(running & ~finished), finished.eq(planner.ended & (now >= planner.end))]
         with m.If(self.start & ~running):

@@ -145,15 +145,12 @@ class MacUnits(wiring.Component):
         device = config.device
         left = Signal.like(work.last_token, name="tokens_left")
         wait = Signal(range(device.mac_cycles + 1), name="token_wait")
-        held, kept = (
-            Signal.like(weights, name="held_weights", reset_less=True),
-            Signal.like(work, name="kept"),
-        )
-        again, fires = Signal(), Signal(name="fires")
-        register, of_sum = (
-            Signal.like(work.register, name="token_register"),
-            Signal.like(work.sum, name="token_sum"),
-        )
+        held = Signal.like(weights, name="held_weights", reset_less=True)
+        kept = Signal.like(work)
+        again = Signal()
+        fires = Signal()
+        register = Signal.like(work.register, name="token_register")
+        of_sum = Signal.like(work.sum, name="token_sum")
         m.d.comb += [
             again.eq((left != 0) & (wait == 0)),
             fires.eq(arrives | again),

@@ -28,7 +28,7 @@ from rtl.pim import PimChannel, PimConfig
 from rtl.pim.layouts import ColumnKind, RowKind, column_layout, row_layout, weights_layout
 from rtl.pim.rows import REFRESH_BITS
 from rtl.router import JobMerge, RouterJobs
-from rtl.stream import connect_stream
+from rtl.stream import connect_stream, handshake
 from spec.banks import ROUTER_CHANNEL, BankGeometry, refresh_offset
 from spec.design import DesignSpec
 from spec.model import ModelSpec
@@ -151,8 +151,7 @@ class PimLayer(LayerShell):
             ]
             for name, (bus, kind) in COMMANDS.items():
                 commands[name].append(getattr(channel, bus).kind == kind)
-            probes += [entries.valid & entries.ready, entries.valid & ~entries.ready]
-            probes += [channel.o.valid & channel.o.ready, channel.o.valid & ~channel.o.ready]
+            probes += [*handshake(m, f"entries_{n}", entries), *handshake(m, f"contributions_{n}", channel.o)]
             probes.append(channel.retired)
         m.d.comb += [
             self.intake.o_store.ready.eq(1),
@@ -206,12 +205,11 @@ class PimLayer(LayerShell):
             gate.i.eq(channel.o_logits),
         ]
         logits = channel.o_logits
+        m.d.comb += (all_logits := Signal()).eq(logits.valid & logits.low & logits.last_block)
         return [
-            jobs.o.valid & jobs.o.ready,
-            jobs.o.valid & ~jobs.o.ready,
-            merge.o.valid & merge.o.ready,
-            merge.o.valid & ~merge.o.ready,
-            logits.valid & logits.low & logits.last_block,
+            *handshake(m, "router_entries", jobs.o),
+            *handshake(m, "entries_of_both", merge.o),
+            all_logits,
         ]
 
 

@@ -11,7 +11,7 @@ from rtl.dispatch import Dispatch, DispatchConfig, ServicePolicy
 from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_layout
 from rtl.gating import BankedGate, Gate, given_score_bits, token_layout
 from rtl.registers import RegisterFile
-from rtl.stream import connect_stream
+from rtl.stream import connect_stream, handshake
 from spec.design import DeepBlock, DesignSpec, Format, Policy
 from spec.geometry import ImageGeometry, ceil_div
 from spec.model import ModelSpec
@@ -373,10 +373,10 @@ class LayerShell(wiring.Component):
             "beats": self.i_r,
             **streams,
         }
-        transfers = {name: port.valid & port.ready for name, port in streams.items()}
-        waits = {name: port.valid & ~port.ready for name, port in streams.items()}
+        handshakes = {name: handshake(m, name, port) for name, port in streams.items()}
+        transfers = {name: moves for name, (moves, _) in handshakes.items()}
         # Two bits for every stream, also for those that this accelerator has not.
-        pairs = [Cat(transfers[name], waits[name]) if name in streams else Const(0, 2) for name in PROBE]
+        pairs = [Cat(*handshakes[name]) if name in streams else Const(0, 2) for name in PROBE]
         assignment = self.gate.o.payload
         passes = Signal(EXPERT_BITS + 16)
         with m.If(transfers["assignments"]):
@@ -393,8 +393,8 @@ class LayerShell(wiring.Component):
             "assignments": transfers["assignments"],
             "dropped": self.dispatch.dropped,
             "read_beats": transfers["beats"] & ~loading,
-            "stall_input": waits["tokens"],
-            "stall_output": waits["output"],
+            "stall_input": handshakes["tokens"][1],
+            "stall_output": handshakes["output"][1],
             **events,
         }
         # What passes between the blocks is known late in its cycle, and a counter is a long addition.

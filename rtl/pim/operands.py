@@ -89,7 +89,8 @@ class Operands(wiring.Component):
         active = Signal()
         next_token = Signal(bits_for(config.group_tokens))
         spacing = Signal(range(max(2, config.banks.pim.mac_cycles)))
-        reads, last_token = Signal(), Signal()
+        reads = Signal()
+        last_token = Signal()
         token = Signal.like(next_token)
         tag = Signal(layout)
         m.d.comb += [

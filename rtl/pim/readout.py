@@ -316,7 +316,8 @@ class Readout(wiring.Component):
         gated = config.routed.num_up_matrices == 2
         part = Signal(range(max(2, parts)))
         active = Signal()
-        moves, last_part = Signal(), Signal()
+        moves = Signal()
+        last_part = Signal()
         place = Signal.like(part)
         m.d.comb += [
             moves.eq(starts | active),

@@ -138,7 +138,9 @@ class BankSide(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         timing = self.timing
-        assigned, usable, stale = Signal(), Signal(), Signal()
+        assigned = Signal()
+        usable = Signal()
+        stale = Signal()
         rcd = countdown(m, "rcd", self.act_last, timing.rcd)
         ras = countdown(m, "ras", self.act_last, timing.ras)
         rc = countdown(m, "rc", self.act_first, timing.rc)
@@ -217,13 +219,17 @@ class RowEngine(wiring.Component):
         timing, count = config.timing, config.banks.sides
         m.submodules.refresh = refresh = RefreshTimer(config)
         sides = [BankSide(config) for _ in range(count)]
-        want_act, want_pre, opened = Signal(count), Signal(count), Signal(count)
+        want_act = Signal(count)
+        want_pre = Signal(count)
+        opened = Signal(count)
         command = Signal(row_layout(config))
-        is_act, is_pre = Signal(), Signal()
+        is_act = Signal()
+        is_pre = Signal()
         act_gap_done = countdown(m, "act_gap", is_act, timing.act_gap)
 
         # A series under way has the bus to itself.
-        series, series_act = Signal(), Signal()
+        series = Signal()
+        series_act = Signal()
         series_side = Signal(config.side_bits)
         series_unit = Signal(config.unit_bits)
         wants = Signal(count)
@@ -241,7 +247,8 @@ class RowEngine(wiring.Component):
             with m.If(wants.bit_select(side, 1)):
                 m.d.comb += chosen.eq(side)
 
-        first, last = Signal(), Signal()
+        first = Signal()
+        last = Signal()
         where = Signal(config.side_bits)
         unit = Signal(config.unit_bits)
         steps = Signal(range(max(timing.act_steps, timing.pre_steps) + 1))
@@ -279,7 +286,8 @@ class RowEngine(wiring.Component):
 
         for number, side in enumerate(sides):
             m.submodules[f"side_{number}"] = side
-            here, mac_here = Signal(name=f"here_{number}"), Signal(name=f"mac_here_{number}")
+            here = Signal(name=f"here_{number}")
+            mac_here = Signal(name=f"mac_here_{number}")
             m.d.comb += [
                 here.eq(where == number),
                 mac_here.eq(self.mac & (self.mac_side == number)),

@@ -246,13 +246,19 @@ class MacWalk(wiring.Component):
         rows_log2 = (config.units - 1).bit_length()
         m.submodules.walk = walk = GroupWalk(config)
         record, group = walk.record, walk.group
-        out, up, parity = Signal(), Signal(), Signal()
+        out = Signal()
+        up = Signal()
+        parity = Signal()
         block = Signal(range(most_blocks(config)))
         is_router = of_router(config, record)
         tile = Signal(self.tag.tile.shape())
-        first_step, last_step = Signal(), Signal()
-        last_tile, last_matrix, last_block = Signal(), Signal(), Signal()
-        block_done, group_done = Signal(), Signal()
+        first_step = Signal()
+        last_step = Signal()
+        last_tile = Signal()
+        last_matrix = Signal()
+        last_block = Signal()
+        block_done = Signal()
+        group_done = Signal()
         # The last MAC of a tile of weights; the first tile of a block, by which its others are counted.
         weights_done, first_tile = self.tile_done, tile == 0
         if config.grouped:
@@ -365,7 +371,8 @@ class MacWalk(wiring.Component):
         scale = Signal(init=1)
         span_tile = Signal(range(routed.span_tiles))
         group_tile = Signal(range(routed.group_tiles))
-        group_last, weights_done = Signal(), Signal()
+        group_last = Signal()
+        weights_done = Signal()
         m.d.comb += [
             weights_done.eq(self.tile_done & ~scale),
             group_last.eq(last_tile | (group_tile == routed.group_tiles - 1)),
@@ -425,7 +432,9 @@ class InputWalk(wiring.Component):
         config = self.config
         m.submodules.walk = walk = GroupWalk(config)
         room = Signal(init=1)
-        last_token, last_word, done = Signal(), Signal(), Signal()
+        last_token = Signal()
+        last_word = Signal()
+        done = Signal()
         m.d.comb += [
             walk.complete.eq(self.complete),
             walk.records.eq(self.records),

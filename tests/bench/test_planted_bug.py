@@ -16,7 +16,7 @@ from tests.bench import test_dispatch_bench as dispatch
 from tests.bench.runner import BenchError, build_exported
 from tests.bench.scenarios import Scenario, Traffic, run_scenarios
 
-SOUND = re.compile(r"(assign \S+ = count <)( capacity;)")
+SOUND = re.compile(r"(assign keep = .*\(count <)( capacity\);)")
 
 
 @pytest.fixture(scope="module")

@@ -103,8 +103,7 @@ def lite() -> Checker:
     for channel in ("aw", "w", "ar", "b", "r"):
         valid, ready = (getattr(dut, f"s_axi_{channel}{kind}") for kind in ("valid", "ready"))
         taken[channel] = checker.value(f"{channel}_taken", valid & ready)
-    inside = checker.unnamed("lite", "aw_held w_held aw_addr write read can_write can_read")
-    write, read = inside["write"], inside["read"]
+    write, read = checker.probe("lite.write"), checker.probe("lite.read")
 
     # What was asked and not yet done; what was done and not yet answered.
     waits = {name: Signal(2, name=f"{name}_waits") for name in ("aw", "w", "ar", "b", "r")}
@@ -164,10 +163,14 @@ def lite() -> Checker:
         stood = checker.register(f"{name}_stood", can[name] & ~access)
         checker.prove(f"{name}_within_2", ~stood | access)
 
-    held = {"aw": inside["aw_held"], "w": inside["w_held"], "ar": checker.probe("lite.ar_held")}
+    held = {
+        "aw": checker.probe("lite.aw_held"),
+        "w": checker.probe("lite.w_held"),
+        "ar": checker.probe("lite.ar_held"),
+    }
     for name, signal in held.items():
         checker.prove(f"inv_{name}", signal == (waits[name] != 0))
-    checker.prove("inv_aw_addr", ~held["aw"] | (inside["aw_addr"] == asked["aw"]))
+    checker.prove("inv_aw_addr", ~held["aw"] | (checker.probe("lite.aw_addr") == asked["aw"]))
     checker.prove("inv_ar_addr", ~held["ar"] | (checker.probe("lite.ar_addr") == asked["ar"]))
     checker.prove("inv_wdata", ~held["w"] | (dut.wdata == asked["w"][:32]))
     checker.prove("inv_strobes", ~held["w"] | (checker.probe("lite.all_strobes") == whole))
@@ -297,8 +300,7 @@ def _reads_invariants(checker, followed, owed, beat, at_end, flying, over, short
     prove("inv_main_legal", ~main_valid | _legal_address(main, burst_bytes))
     prove("inv_spare_legal", ~spare_valid | _legal_address(spare, burst_bytes))
     prove("inv_level", level <= dut.depth)
-    inside = checker.unnamed("", "asks ends over take expected")
-    prove("inv_over", (inside["over"] == over) & ~(over & short) & (~over | (flying != 0)))
+    prove("inv_over", (checker.probe("over") == over) & ~(over & short) & (~over | (flying != 0)))
     prove("inv_fill", checker.probe("fill") == short)
     prove("inv_queued", queued + over == flying + register + short)
     prove("inv_most", queued <= OUTSTANDING)
@@ -502,7 +504,6 @@ def packets_in() -> Checker:
     main, spare = checker.probe("register.main"), checker.probe("register.spare")
     main_valid, spare_valid = checker.probe("register.main_valid"), checker.probe("register.spare_valid")
     state = checker.probe("state")
-    inside = checker.unnamed("", "first_token tokens_left first ends_token offered passes take give")
     checker.prove("inv_held", followed.inside == main_valid + spare_valid)
     checker.prove("inv_spare", ~spare_valid | main_valid)
     checker.prove("inv_where", ~followed.here | (Mux(followed.before == 0, main, spare) == followed.saved))
@@ -512,7 +513,7 @@ def packets_in() -> Checker:
     checker.prove("inv_states", state <= 5)
     checker.prove("inv_beat", checker.probe("beat") == beat)
     checker.prove("inv_beats", beat < TOKEN_BEATS)
-    checker.prove("inv_first_token", (batch == 0) | (inside["first_token"] == (tokens == 0)))
+    checker.prove("inv_first_token", (batch == 0) | (checker.probe("first_token") == (tokens == 0)))
     checker.prove(
         "inv_tokens",
         (batch == 0) | (tokens == 0) | (checker.probe("tokens_behind") == (batch - 1 - tokens)[:32]),
@@ -520,7 +521,7 @@ def packets_in() -> Checker:
     checker.prove("inv_filling", ~filling | (beat != 0))
     checker.prove("inv_between", ~(halted | dropping) | (beat == 0))
     checker.prove("inv_resync", ~(to_last | to_end) | ((beat == 0) & (tokens == 0)))
-    offered = inside["offered"]
+    offered = checker.probe("offered")
     checker.prove("inv_offered", ~offered | (held | dut.recovering | was_recovering | filling))
     checker.prove("inv_offered_stays", ~held | offered)
     return checker

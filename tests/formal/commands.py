@@ -163,14 +163,14 @@ def _row_invariants(checker, timing, banks, ref, any_act, is_ref, due_left, own_
     prove("inv_interval", holds(left, ref, timing.refi))
     prove("inv_busy", holds(probe("refresh.busy.left"), ref, timing.rfc))
     prove("inv_act_gap", holds(probe("act_gap.left"), any_act, timing.act_gap))
-    series = checker.unnamed("", "want_act want_pre is_act series first")["series"]
+    series = probe("series")
     series_act = probe("series_act")
     series_side, series_unit = probe("series_side"), probe("series_unit")
     units = 1 + max(u for _, u in banks)
     prove("inv_series", ~series | ((series_unit == 1) & (units > 1)))
     for s in range(1 + max(side for side, _ in banks)):
         opened, stale = probe(f"side_{s}.opened"), probe(f"side_{s}.stale")
-        usable = checker.unnamed(f"side_{s}", "assigned usable")["usable"]
+        usable = probe(f"side_{s}.usable")
         mine = checker.value(f"series_{s}", series & (series_side == s))
         prove(f"inv_usable_{s}", ~usable | opened)
         prove(f"inv_between_{s}", (opened & ~usable) == mine)

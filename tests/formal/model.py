@@ -206,14 +206,6 @@ class Checker:
         assert len(found) == 1, f"{path}: signals of that name: {sorted(signal.name for signal in found)}"
         return found[0]
 
-    def unnamed(self, path: str, names: str) -> dict[str, Signal]:
-        """Return the signals of a module that Amaranth found no name for, in the order of the source.
-
-        In ``a, b = Signal(), Signal()`` only ``b`` has one; ``names`` are those of the source, all of them.
-        """
-        found = sorted(self._signals(path.split(".") if path else [], r"\$signal"), key=lambda s: s.duid)
-        return dict(zip(names.split(), found, strict=True))
-
     def rows(self, path: str) -> list[Signal]:
         """Return the rows of a :class:`rtl.ram.Ram`."""
         found = {
