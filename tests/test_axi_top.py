@@ -68,13 +68,16 @@ def test_a_token_that_ends_with_its_first_beat_is_the_one_that_is_named(two_cloc
 
 def test_no_token_is_taken_before_a_load_and_settings_keep_while_a_packet_is_open():
     async def session(master):
-        # A beat stands in the register at the port, and stays there.
+        # Two beats stand in the registers at the port, and stay there.
         await master.send([(2, 0x3F20, 0)])
+        assert master.ctx.get(master.dut.i.ready) == 1
+        await master.send([(0, 0x3EC0, 0)])
         await wait(master)
+        assert master.ctx.get(master.dut.i.ready) == 0
         assert await master.access("TOKENS_IN") == (OKAY, 0)
         assert (await master.access("CAPACITY", 3))[0] == OKAY
         await master.start()
-        await master.send([(0, 0x3EC0, 0), *[(1, 0x3F40, 0), (2, 0x3E80, 0)] * (DESIGN.window_tokens - 1)])
+        await master.send([(1, 0x3F40, 0), (2, 0x3E80, 0)] * (DESIGN.window_tokens - 1))
         await wait(master)
         assert await master.access("TOKENS_IN") == (OKAY, DESIGN.window_tokens)
         # A whole window has been served: nothing is inside, and the packet is open between two tokens.
@@ -125,3 +128,30 @@ def test_no_error_of_a_packet_that_is_given_up_stays():
 
     for cycle in range(2, 9):
         run(lambda master, cycle=cycle: session(master, cycle))
+
+
+@pytest.mark.parametrize("rest_comes", [False, True])
+def test_recovery_while_the_rest_of_a_long_packet_is_thrown_away(rest_comes):
+    """The next packet is whole, whether the source sends the rest or gives the packet up."""
+
+    async def session(master):
+        await master.start()
+        assert (await master.access("BATCH_TOKENS", 1))[0] == OKAY
+        await master.send([(2, 0x3F20, 0), (0, 0x3EC0, 0), (1, 0x3F40, 0)])
+        await wait(master)
+        assert await master.access("ERRORS") == (OKAY, mask("ERRORS", "long_packet"))
+        assert (await master.access("BUS_STATUS"))[1] & PACKET_STATUS == PACKET_OPEN
+        how = mask("BUS_CONTROL", "recover") | rest_comes * mask("BUS_CONTROL", "discard_rest")
+        assert (await master.access("BUS_CONTROL", how))[0] == OKAY
+        await wait(master, 40)
+        if rest_comes:
+            await master.send([(1, 0x3E00, 0), (2, 0x3E00, 0), (1, 0x3E00, 1)])
+        await master.start()
+        master.outputs.clear()
+        await master.send([(0, 0x3F60, 0), (2, 0x3E80, 1)])
+        await wait(master)
+        assert [entry[:2] for entry in master.outputs] == [(0, 0x3F60), (2, 0x3E80)]
+        assert await master.access("ERRORS") == (OKAY, 0)
+        assert await master.access("DISCARDED") == (OKAY, 4 if rest_comes else 1)
+
+    run(session)
