@@ -39,7 +39,7 @@ from sim.pack import pack, read_pack
 from sim.pim_layer import placement_steps
 from spec.banks import BankGeometry
 from spec.geometry import ImageGeometry, ceil_div
-from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Top
+from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Top, field_of
 from tests.bench.axi_cores import CORES, Kind
 from tests.bench.axi_pim import BankPorts, pim_image
 from tests.bench.in_simulator import JOB, RESULTS
@@ -629,6 +629,46 @@ def recover_in_flight(bench: Bench) -> None:
     bench.run(bench.batches(1))
 
 
+def recover_while_nothing_moves(bench: Bench) -> None:
+    """Memory and sink stand still: recovery waits for bursts in flight and the closing beat, then ends."""
+    driver, core = bench.driver, bench.core
+    bench.start()
+    bench.hold(holding=True)
+    # More than windows and crossings hold: the packet is open.
+    bench.send(core.beats(core.tokens(4 * core.design.window_tokens + bench.crossing)))
+    while not driver.read_fields("BUS_STATUS")["packet_open"]:
+        pass
+    bench.wait(int(bench.rng.integers(1, 500)))
+    stuck = [] if bench.memory is None else [bench.memory.ar_channel, bench.memory.r_channel]
+    for channel in stuck:
+        channel.clear_pause_generator()
+        channel.pause = True
+    fields = ("recover", "discard_rest")
+    driver.write("BUS_CONTROL", sum(field_of(BUS_REGISTERS, "BUS_CONTROL", field).mask for field in fields))
+    bench.wait(200)
+    status = driver.read_fields("BUS_STATUS")
+    assert status["recovering"] or not status["reads"], status
+    for channel in stuck:
+        channel.pause = False
+    bench.hold(holding=False)
+    for _ in range(PATIENCE):
+        if not driver.read_fields("BUS_STATUS")["recovering"]:
+            break
+    else:
+        raise AssertionError("recovers for ever")
+    while not bench.source.idle():
+        bench.wait(10)
+    bench.wait(50)
+    while not bench.sink.empty():
+        bench.receive()
+    assert bench.sink.idle()
+    assert driver.errors() == set()
+    assert driver.read("TOKENS_IN") == 0
+    driver.acknowledge()
+    bench.start()
+    bench.run(bench.batches(1))
+
+
 def reset_in_flight(bench: Bench) -> None:
     """``aresetn`` at any time, for all that is around too."""
     core = bench.core
@@ -806,6 +846,7 @@ GENERAL = [
     short_packet,
     long_packet,
     recover_in_flight,
+    recover_while_nothing_moves,
     reset_in_flight,
 ]
 READING = [read_error, early_last, late_last]
