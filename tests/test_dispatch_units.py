@@ -574,18 +574,18 @@ PLANTED = {
     ),
     "placement ignored": (
         rtl.dispatch.picker,
-        "units.replicas.eq(self.placement[chosen.expert])",
+        "units.replicas.eq(self.placement[expert])",
         "units.replicas.eq(-1)",
     ),
     "younger window waits": (
         rtl.dispatch.picker,
-        "chosen.parity.eq(oldest ^ ~in_oldest)",
-        "chosen.parity.eq(oldest)",
+        "parity.eq(oldest ^ ~in_oldest)",
+        "parity.eq(oldest)",
     ),
     "windows always take turns": (rtl.dispatch.picker, "with m.If(closed == 0):", "with m.If(0):"),
     "shared expert's length": (
         rtl.dispatch.picker,
-        "Mux(take_shared, tokens[chosen.parity], first.key)",
+        "Mux(take_shared, tokens[parity], first.key)",
         "first.key",
     ),
     "length of the window before": (

@@ -16,12 +16,14 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.crossing import TwoClocks
+from rtl.dispatch import Dispatch
 from rtl.export import LINT_WAIVERS, ExportError, export
 from rtl.ram import Ram
 from rtl.stream import StreamRegister, connect_stream
 from sim.rtlsim import block_component, layer_component
 from sim.toolchain import verilator_command
 from spec.load import load_design, load_model
+from tests.bench.test_dispatch_bench import UNITS
 from tests.harness_designs import PACKET, RamBench, Reader
 from tests.icarus import check_icarus
 
@@ -231,6 +233,13 @@ def test_dispatchers_that_decide_on_windows_are_lint_clean(preset, tmp_path):
     design = load_design(str(ROOT / "tests" / "tiny.toml"))
     export(block_component(load_model(preset).scaled(64), design, "dispatch")(), "odd", tmp_path)
     assert lint(tmp_path, "odd") == ""
+
+
+@pytest.mark.slow
+def test_a_dispatcher_of_units_by_their_lengths_is_lint_clean(tmp_path):
+    """The parity, expert and unit of a job hang on each other: in one signal they looked like a loop."""
+    export(Dispatch(UNITS), "units", tmp_path)
+    assert lint(tmp_path, "units") == ""
 
 
 @pytest.mark.long

@@ -59,29 +59,35 @@ class Picker(wiring.Component):
         oldest = Signal()  # parity of the older window that is closed and has queues left to choose
         closed = Signal(2)  # per parity: closed, and some queue (or nothing at all) still to choose
         shared_left = Signal(2)
-        chosen = Signal(config.job)
+        # Signals of their own: parts of one that hang on each other look like a loop to a linter.
+        expert = Signal(range(config.num_experts + 1))
+        parity = Signal()
+        final = Signal()
         choose = Signal()
         done = Signal()
         done_parity = Signal()
         none = Signal()  # everything in the older window was dropped
 
-        queues_left = [
-            self.num_queues[parity] + (shared_left[parity] if config.shared else 0) for parity in range(2)
-        ]
+        queues_left = [self.num_queues[n] + (shared_left[n] if config.shared else 0) for n in range(2)]
         left = Signal(range(config.num_experts + 2))
         m.d.comb += [
-            left.eq(Mux(chosen.parity, queues_left[1], queues_left[0])),
+            left.eq(Mux(parity, queues_left[1], queues_left[0])),
             none.eq(closed.bit_select(oldest, 1) & (Mux(oldest, queues_left[1], queues_left[0]) == 0)),
-            chosen.final.eq(left == 1),
+            final.eq(left == 1),
         ]
-        found, take_shared = self._queue(m, oldest, closed, shared_left, chosen, choose)
+        found, take_shared, unit = self._queue(m, oldest, closed, shared_left, expert, parity, choose)
+        chosen = Signal(config.job)
         m.d.comb += [
+            chosen.expert.eq(expert),
+            chosen.parity.eq(parity),
+            chosen.unit.eq(unit),
+            chosen.final.eq(final),
             choose.eq(found & ~none & (~self.o.valid | self.o.ready)),
-            done.eq((choose & chosen.final) | none),
-            done_parity.eq(Mux(none, oldest, chosen.parity)),
+            done.eq((choose & final) | none),
+            done_parity.eq(Mux(none, oldest, parity)),
             self.clear.valid.eq(choose & ~take_shared),
-            self.clear.queue.expert.eq(chosen.expert),
-            self.clear.queue.parity.eq(chosen.parity),
+            self.clear.queue.expert.eq(expert),
+            self.clear.queue.parity.eq(parity),
         ]
         with m.If(choose):
             m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(chosen)]
@@ -89,7 +95,7 @@ class Picker(wiring.Component):
             m.d.sync += self.o.valid.eq(0)
 
         with m.If(choose & take_shared):
-            m.d.sync += shared_left.bit_select(chosen.parity, 1).eq(0)
+            m.d.sync += shared_left.bit_select(parity, 1).eq(0)
         with m.If(done):
             m.d.sync += [oldest.eq(~done_parity), closed.bit_select(done_parity, 1).eq(0)]
         with m.If(none):
@@ -107,36 +113,36 @@ class Picker(wiring.Component):
                 m.d.sync += oldest.eq(self.close.parity)
         return m
 
-    def _queue(self, m, oldest, closed, shared_left, chosen, choose):
-        """Choose a queue; return "there is one" and "it is the shared expert's"."""
+    def _queue(self, m, oldest, closed, shared_left, expert, parity, choose):
+        """Choose a queue; return "there is one", "it is the shared expert's", and the unit that serves it."""
         config = self.config
         key_bits = len(self.lengths[0][0]) if config.counted else 0
         m.submodules.first = first = FirstOf(config.num_experts, key_bits)
         take_shared = Signal()
         found = Signal()
-        m.d.comb += chosen.expert.eq(Mux(take_shared, config.num_experts, first.index))
+        m.d.comb += expert.eq(Mux(take_shared, config.num_experts, first.index))
         if config.counted:
-            m.d.comb += first.keys.eq(self.lengths[chosen.parity])
+            m.d.comb += first.keys.eq(self.lengths[parity])
         if config.longest_queue:
             m.d.comb += first.by_key.eq(self.policy == ServicePolicy.LONGEST_QUEUE)
         if config.num_units == 1:
             m.d.comb += [
-                chosen.parity.eq(oldest),
+                parity.eq(oldest),
                 first.bits.eq(self.nonempty[oldest]),
                 take_shared.eq(shared_left.bit_select(oldest, 1) & int(config.shared)),
                 found.eq(closed.bit_select(oldest, 1) & (take_shared | first.any)),
             ]
-            return found, take_shared
+            return found, take_shared, 0
 
         m.submodules.units = units = Units(config)
         reachable = Cat((replicas & units.available).any() for replicas in self.placement)
         servable = []
-        for parity in range(2):
-            routed = Signal(config.num_experts, name=f"routed_{parity}")
-            shared = Signal(name=f"shared_{parity}")
+        for n in range(2):
+            routed = Signal(config.num_experts, name=f"routed_{n}")
+            shared = Signal(name=f"shared_{n}")
             m.d.comb += [
-                routed.eq(Mux(closed[parity], self.nonempty[parity] & reachable[:-1], 0)),
-                shared.eq(closed[parity] & shared_left[parity] & reachable[-1] & int(config.shared)),
+                routed.eq(Mux(closed[n], self.nonempty[n] & reachable[:-1], 0)),
+                shared.eq(closed[n] & shared_left[n] & reachable[-1] & int(config.shared)),
             ]
             servable.append((routed, shared, routed.any() | shared))
         in_oldest = Signal()
@@ -145,14 +151,13 @@ class Picker(wiring.Component):
             m.d.sync += tokens[self.close.parity].eq(self.close.tokens)
         m.d.comb += [
             in_oldest.eq(Mux(oldest, servable[1][2], servable[0][2])),
-            chosen.parity.eq(oldest ^ ~in_oldest),
-            first.bits.eq(Mux(chosen.parity, servable[1][0], servable[0][0])),
-            take_shared.eq(Mux(chosen.parity, servable[1][1], servable[0][1])),
+            parity.eq(oldest ^ ~in_oldest),
+            first.bits.eq(Mux(parity, servable[1][0], servable[0][0])),
+            take_shared.eq(Mux(parity, servable[1][1], servable[0][1])),
             found.eq(take_shared | first.any),
             units.retired.eq(self.retired),
-            units.replicas.eq(self.placement[chosen.expert]),
-            units.length.eq(Mux(take_shared, tokens[chosen.parity], first.key)),
+            units.replicas.eq(self.placement[expert]),
+            units.length.eq(Mux(take_shared, tokens[parity], first.key)),
             units.give.eq(choose),
-            chosen.unit.eq(units.unit),
         ]
-        return found, take_shared
+        return found, take_shared, units.unit

@@ -34,11 +34,12 @@ def with_inlined(body: str) -> str:
 def _with_next_names(body: str) -> str:
     """Return a module's body with ``<register>_next`` for an unnamed value that the register takes."""
     words = set(_WORD.findall(body))
+    registers = set(re.findall(r"^  reg (?:\[\d+:0\] )?(_net_\d+);$", body, re.MULTILINE))
     new = {}
     for register, unnamed in re.findall(r"^    (\w+) <= (_net_\d+);$", body, re.MULTILINE):
         # A keyword has "_" behind it.
         name = f"{register.rstrip('_')}_next"
-        if name not in words and re.search(rf"^  reg .*\b{unnamed};$", body, re.MULTILINE):
+        if name not in words and unnamed in registers:
             new[unnamed] = name
     return _WORD.sub(lambda match: new.get(match[0], match[0]), body) if new else body
 

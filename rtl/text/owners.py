@@ -129,6 +129,8 @@ class _Module:
         for net in nets:
             # Another block's side of what this one connects; nothing reads it.
             unread = net.of_others and not (net.drivers or net.sinks or read.intersection(net.names))
+            if unread and net.final == net.root and self._is_own_payload(net.root):
+                unread = False
             for name in net.names:
                 if unread:
                     self._gone.add(name)
@@ -241,7 +243,7 @@ class _Module:
         taken = words - self._widths.keys()
         of_ports = {_stem(net.root) for net in nets if self._is_port(net.root)}
         # A stream's payload, valid and ready are called after the same: the member that has most of them.
-        members = Counter(
+        self._members = Counter(
             name.split("__")[0]
             for net in nets
             if self._is_port(net.root)
@@ -264,12 +266,14 @@ class _Module:
                     order = {
                         stem: (
                             _suits(stem, is_output),
-                            -members[stem.split("__")[0]],
+                            -self._members[stem.split("__")[0]],
                             stem != _stem(net.root),
                         )
                         for stem in stems
                     }
                     wanted = sorted(stems, key=lambda stem: (order[stem], stem))
+                    net.beside = set(own)
+                    taken |= net.beside
                     later.append((len(wanted), net, wanted or [_stem(net.root)]))
                     continue
                 net.final = net.root
@@ -298,6 +302,11 @@ class _Module:
         return any(of_instance.endswith(f"_{name}") for of_instance in net.drivers) and any(
             _stem(other) == name != other for other in self._widths if other not in net.names
         )
+
+    def _is_own_payload(self, name: str) -> bool:
+        """Tell whether a name is that of the payload of a stream of this module, which passes in parts."""
+        member, _, kind = name.partition("__")
+        return kind == "payload" and member in self._members
 
     def _free(self, name: str, taken: set[str]) -> str:
         """Return a net's own name, or one like it that nothing has."""
