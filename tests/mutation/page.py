@@ -123,23 +123,28 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "gating_sigmoid",
-        r"\\weights\.\$and\$\S+:6814\$",
-        "when the inverse of a token's sum is taken: the sum stays what it is until the next token's begins",
+        r"\\inverse\.\$procdff\$4177 Q",
+        "that a token's sum is 0; all its scores are 0 then, and so is their product with any inverse",
     ),
     (
         "gating_sigmoid",
-        r"\\accumulators\.\\?copy_0\.",
-        "bypass of the accumulators; a row's sum is read six cycles after the one before, written four after",
+        r"\\groups\.\\walk\.\$procmux\$3310 A\[2\]",
+        "end of a token's rows in the walk over groups; its group and the place there come back to 0 alone",
     ),
     (
         "gating_sigmoid",
-        r"\\burst_\d\.\$or\$\S+:1781\$",
-        "infinities of both signs; without NaN it is the negative one, which is chosen last, like NaN",
+        r"\\accumulate_\d\.\$procmux\$4078 B\[0\]",
+        "fraction of a sum that is 0; by its exponent all that read it take it for zero",
     ),
     (
-        "gating_sigmoid",
-        r"\\rank\.\$ternary\$\S+:3729\$",
-        "second best of a group's first expert, which has none: any later key is larger",
+        "gating_deep",
+        r" of core\.product\.place_read_q",
+        "a row's place among the sums, exchanged with another one's; it is read and written there alike",
+    ),
+    (
+        "gating_deep",
+        r"\\weights\.\$not\$\S+:7778\$",
+        "leading place below 2^10 of a score times an inverse; it is 0, which stays so, or 2^20 at least",
     ),
     (
         "expert_relu",
