@@ -123,6 +123,26 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "gating_sigmoid",
+        r"\\weights\.\$and\$\S+:6814\$",
+        "when the inverse of a token's sum is taken: the sum stays what it is until the next token's begins",
+    ),
+    (
+        "gating_sigmoid",
+        r"\\accumulators\.\\?copy_0\.",
+        "bypass of the accumulators; a row's sum is read six cycles after the one before, written four after",
+    ),
+    (
+        "gating_sigmoid",
+        r"\\burst_\d\.\$or\$\S+:1781\$",
+        "infinities of both signs; without NaN it is the negative one, which is chosen last, like NaN",
+    ),
+    (
+        "gating_sigmoid",
+        r"\\rank\.\$ternary\$\S+:3729\$",
+        "second best of a group's first expert, which has none: any later key is larger",
+    ),
+    (
+        "gating_sigmoid",
         r"\\inverse\.\$procdff\$4177 Q",
         "that a token's sum is 0; all its scores are 0 then, and so is their product with any inverse",
     ),
