@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
 from golden.formats import BF16_BIAS, BF16_ONE, bf16_encode, dot
-from golden.functions import SCORE_BITS, fixed_from_f32
-from golden.gating_bf16 import inverse_of, route_bf16, scale_fixed, scores_fixed, select_bits
+from golden.functions import (
+    FRACTION_BITS,
+    LOG2E,
+    MAX_SHIFT,
+    ONE,
+    SCALE_BITS,
+    SCORE_BITS,
+    fixed_from_f32,
+    floor_log2,
+    reciprocal,
+)
+from golden.gating_bf16 import (
+    inverse_of,
+    route_bf16,
+    scale_fixed,
+    scores_fixed,
+    select,
+    select_bits,
+    selection_bias_fixed,
+)
 from spec.geometry import GateGeometry
+from spec.model import GatingSpec
 from tests.bench.scenarios import Scenario, mixes
 from tests.bench.test_gating_bench import Load, image_beats, random_load, scenario
 from tests.mutation import operands
@@ -96,15 +116,117 @@ def nearly_equal_keys(geometry: GateGeometry, rng: np.random.Generator) -> Load:
         x = operands.tied_inputs(rng, geometry.d_model, geometry.cols)
         router = operands.tied(rng, x, gating.num_experts, geometry.cols, top)
         load = replace(load, router=router, tokens=x[None])
-    token = load.tokens[:1]
-    logits = fixed_from_f32(dot(token, load.router, geometry.cols))
+    return with_equal_keys(geometry, rng, load.router, load.tokens[:1])
+
+
+def with_equal_keys(geometry: GateGeometry, rng: np.random.Generator, router, token) -> Load:
+    """Return a load of one token, twice, with the bias that makes its keys equal but for a last place."""
+    gating = geometry.gating
+    logits = fixed_from_f32(dot(token, router, geometry.cols))
     scores = scores_fixed(gating.score, logits)[0] >> (SCORE_BITS - select_bits(gating))
     wanted = int(rng.integers(-(1 << 24), 1 << 24)) + rng.integers(-1, 2, gating.num_experts)
     # Of a group the first are as much above as the second are below: the sum of two is what it was.
     apart = int(rng.choice([0, 1, 1 << int(rng.integers(1, 20))]))
     wanted += apart * np.tile([1, -1, -3], gating.num_experts)[: gating.num_experts]
     bias = (wanted - scores) / (1 << select_bits(gating))
-    return Load(load.router, bias.astype(np.float32), np.repeat(token, 2, axis=0))
+    return Load(router, bias.astype(np.float32), np.repeat(token, 2, axis=0))
+
+
+def keys_at_ties(geometry: GateGeometry, rng: np.random.Generator) -> Load:
+    """Keys that hang on one rounding at, or next to, a tie: of the first burst, or by the second."""
+    num_experts, d_model, cols = geometry.gating.num_experts, geometry.d_model, geometry.cols
+    # From 4 on a last place of the sum is one of the logit.
+    top = int(rng.integers(4, 12))
+    if rng.random() < 0.5:
+        x = operands.tied_by_burst_inputs(rng, d_model, cols)
+        router = operands.tied_by_burst(rng, x, num_experts, cols, top)
+    else:
+        x = operands.tied_at_once_inputs(rng, d_model, cols)
+        router = operands.tied_at_once(rng, x, num_experts, cols, top)
+    return with_equal_keys(geometry, rng, router, x[None])
+
+
+def infinite_products(geometry: GateGeometry, rng: np.random.Generator) -> Load:
+    """Infinities times numbers whose exponents are one bit away from that of zero, or of infinity."""
+    num_experts, d_model = geometry.gating.num_experts, geometry.d_model
+    tokens = operands.a_bit_from_special(rng, TOKENS, d_model)
+    router = operands.a_bit_from_special(rng, num_experts, d_model)
+    for row in tokens if rng.random() < 0.5 else router:
+        row[rng.integers(d_model)] = 0x7F80 | rng.integers(0, 2) << 15
+    return with_bias(geometry, rng, router, tokens)
+
+
+PIECES = 3
+"""Numbers of bf16 whose sum is any one of fp32."""
+NO_SCORE = -(1 << 25)
+"""A logit whose sigmoid is 0."""
+DRAWS = 32
+
+
+def exact(
+    geometry: GateGeometry, rng: np.random.Generator, logits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a router and tokens with these ``(tokens, experts)`` logits, integers of 24 significant bits.
+
+    There can be one token for each ``PIECES`` places; a token has its own, which are drawn.
+    """
+    places = rng.permutation(geometry.d_model)[: PIECES * len(logits)].reshape(len(logits), PIECES)
+    tokens = np.zeros((len(logits), geometry.d_model), dtype=np.uint16)
+    router = np.zeros((logits.shape[1], geometry.d_model), dtype=np.uint16)
+    for token, wanted, mine in zip(tokens, logits, places, strict=True):
+        token[mine] = BF16_ONE
+        left = np.abs(wanted)
+        for place in mine:
+            below = np.maximum(floor_log2(np.maximum(left, 1)) - 7, 0)
+            piece = left >> below << below
+            router[:, place] = bf16_encode((np.sign(wanted) * piece / ONE).astype(np.float32))
+            left = left - piece
+    return router, tokens
+
+
+def logits_of(gating: GatingSpec, scores: np.ndarray) -> np.ndarray:
+    """Return logits whose sigmoids are nearest to these."""
+    share = (np.clip(scores, 0, (1 << SCORE_BITS) - 1) + 0.5) / (1 << SCORE_BITS)
+    about = np.rint(np.log(share / (1 - share)) * ONE).astype(np.int64)
+    # Their relative error is 1.1e-5, a dozen of a logit's places.
+    near = about[..., None] + np.arange(-24, 25)
+    best = np.abs(scores_fixed(gating.score, near) - scores[..., None]).argmin(axis=-1)
+    found = np.take_along_axis(near, best[..., None], axis=-1)[..., 0]
+    return np.where(scores <= 0, NO_SCORE, found)
+
+
+def split(gating: GatingSpec, rng: np.random.Generator, total: int, parts: int) -> tuple[np.ndarray, int]:
+    """Return logits of so many scores, and what their sum is: ``total``, or little more, where drawn."""
+    shares = rng.random((DRAWS, parts)) ** 2
+    wanted = (shares / shares.sum(axis=1, keepdims=True) * total).astype(np.int64)
+    logits = logits_of(gating, wanted)
+    scores = scores_fixed(gating.score, logits)
+    logits[:, -1] = logits_of(gating, total - scores[:, :-1].sum(axis=1))
+    sums = scores_fixed(gating.score, logits).sum(axis=1)
+    best = np.where(sums < total, np.iinfo(np.int64).max, sums).argmin()
+    return logits[best], int(sums[best])
+
+
+def of_chosen(geometry: GateGeometry, rng: np.random.Generator, chosen: list[np.ndarray]) -> Load:
+    """Return a load whose tokens choose the same experts, with these logits; others' scores are 0."""
+    gating = geometry.gating
+    bias = (10 * rng.standard_normal(gating.num_experts)).astype(np.float32)
+    none = np.full((1, gating.num_experts), NO_SCORE)
+    # Their scores only make chosen ones, and their groups, larger.
+    ids = select(gating, none, selection_bias_fixed(gating, bias)).ids[0]
+    logits = np.repeat(none, len(chosen), axis=0)
+    logits[:, ids] = [rng.permutation(row) for row in chosen]
+    router, tokens = exact(geometry, rng, logits)
+    return Load(router, bias, tokens)
+
+
+def sums_of_one_bit(geometry: GateGeometry, rng: np.random.Generator) -> Load:
+    """Chosen scores whose sums are powers of two, or three places more at most: each leading place alone."""
+    gating = geometry.gating
+    most = SCORE_BITS + floor_log2(np.array(gating.top_k)).item()
+    places = rng.permutation(most)[: geometry.d_model // PIECES]
+    totals = (1 << places) + rng.integers(0, 4, len(places))
+    return of_chosen(geometry, rng, [split(gating, rng, int(total), gating.top_k)[0] for total in totals])
 
 
 def full(geometry: GateGeometry, rng: np.random.Generator) -> Load:
@@ -153,6 +275,72 @@ def nearly_rounded(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     return Load(router, bias, tokens[np.argsort(from_tie, kind="stable")[:TOKENS]])
 
 
+def scores_of_one_bit(geometry: GateGeometry, rng: np.random.Generator) -> Load:
+    """Logits whose exponentials are powers of two, or next to one, at keys that are equal but for them."""
+    num_experts = geometry.gating.num_experts
+    # A power's fraction is 0 where a logit's place is near enough.
+    d = -(-(np.arange(MAX_SHIFT) << (2 * FRACTION_BITS)) // LOG2E)
+    d = d[((d * LOG2E) >> FRACTION_BITS) % ONE == 0]
+    small = int(rng.integers(0, len(d)))
+    logits = -rng.choice(d[small:], num_experts) + rng.choice([-1, 0, 0, 0], num_experts)
+    router, tokens = exact(geometry, rng, logits[None])
+    return with_equal_keys(geometry, rng, router, tokens)
+
+
+@cache
+def _mantissas(scale: int) -> tuple[np.ndarray, ...]:
+    """Return mantissas of sums, those of their inverses, how many zeros these end in, and what inverts them.
+
+    That is modulo 2**64, and without the zeros.
+    """
+    sums = np.arange(ONE, 2 * ONE, dtype=np.int64)
+    inverses = (reciprocal(sums) * scale >> SCALE_BITS).astype(np.uint64)
+    zeros = floor_log2((inverses & -inverses).astype(np.int64)).astype(np.uint64)
+    odd = inverses >> zeros
+    # Newton: 3 places are right at first, then twice as many each time.
+    result = odd.copy()
+    for _ in range(5):
+        result *= 2 - odd * result
+    return sums, inverses, zeros, result
+
+
+def beside_a_tie(scale: int, half: int, beside: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return pairs of a sum's mantissa and a score whose product is a tie, but for one place below it.
+
+    The product with the sum's inverse has 8 places above ``half``, the last of them 0, a 1 there, and of all
+    others only ``beside``; ``None``: it is a tie.
+    """
+    sums, inverses, zeros, inverted = _mantissas(scale)
+    below = 0 if beside is None else 1 << beside
+    modulus = np.uint64((1 << (half + 2)) - 1) >> zeros
+    scores = (np.uint64((1 << half) + below) >> zeros) * inverted & modulus
+    found = (scores < 1 << SCORE_BITS) & (scores * inverses >> np.uint64(half + 8) == 1)
+    found &= zeros <= (half if beside is None else beside)
+    return sums[found], scores[found].astype(np.int64)
+
+
+def one_place_beside_a_tie(geometry: GateGeometry, rng: np.random.Generator) -> Load:
+    """Weights that are rounded up by one place alone, anywhere below a tie; and ties."""
+    gating = geometry.gating
+    scale = scale_fixed(gating.scale)[0]
+    tokens: list[np.ndarray] = []
+    while len(tokens) < geometry.d_model // PIECES:
+        half = int(rng.integers(24, 44))
+        mantissas, scores = beside_a_tie(scale, half, None if rng.random() < 0.1 else int(rng.integers(half)))
+        logits = logits_of(gating, scores)
+        for n in np.flatnonzero(scores_fixed(gating.score, logits) == scores)[:4].tolist():
+            score = int(scores[n])
+            # The sum's places below its mantissa are free.
+            least = max(FRACTION_BITS, score.bit_length())
+            place = int(rng.integers(least, max(least + 1, SCORE_BITS + 1))) - FRACTION_BITS
+            rest = (int(mantissas[n]) << place) - score
+            others, total = split(gating, rng, rest, gating.top_k - 1)
+            if 0 <= total - rest < 1 << place:
+                tokens.append(np.append(logits[n], others))
+                break
+    return of_chosen(geometry, rng, tokens)
+
+
 LOADS = {
     cancelling: 16,
     of_any_size: 8,
@@ -164,6 +352,11 @@ LOADS = {
     full: 6,
     nearly_equal_keys: 120,
     nearly_rounded: 24,
+    keys_at_ties: 48,
+    infinite_products: 12,
+    sums_of_one_bit: 32,
+    scores_of_one_bit: 24,
+    one_place_beside_a_tie: 60,
 }
 """How many of each kind."""
 

@@ -173,6 +173,33 @@ def tied_by_burst(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top
     return w ^ (rng.integers(0, 2, (rows, 1)) << 15).astype(np.uint16)
 
 
+def tied_at_once_inputs(rng: np.random.Generator, count: int, cols: int) -> Bits16:
+    """Return inputs for :func:`tied_at_once`: numbers from 1 to 2, other bursts repeat the first."""
+    x = patterns(rng, np.full(count, BF16_BIAS)) & ~np.uint16(SIGN)
+    x[0] = BF16_ONE
+    return x[np.arange(count) % cols]
+
+
+def tied_at_once(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top: int = 0) -> Bits16:
+    """Return ``(rows, n)`` weights with a burst that has a place or two more than fp32, often a tie.
+
+    Products of one sign are as large as each other, one is smaller so that its last places are the sum's.
+    The next burst takes the large ones back: the small one and the rounding are left. Nothing comes before,
+    or, of three bursts, a number whose exponent has one bit: a tie shows whether it counts.
+    """
+    w = np.zeros((rows, len(x)), dtype=np.uint16)
+    large, small = np.arange(cols - 1), cols - 1
+    w[:, large] = patterns(rng, np.full((rows, cols - 1), BF16_BIAS + top)) & ~np.uint16(SIGN)
+    w[:, small] = patterns(rng, BF16_BIAS + top - rng.integers(7, 10, rows)) | 1
+    back = large[large + cols < len(x)]
+    w[:, back + cols] = w[:, back] ^ SIGN
+    if len(x) >= 3 * cols:
+        behind = rng.random(rows) < 0.5
+        w[behind] = np.roll(w[behind], cols, axis=1)
+        w[behind, 0] = patterns(rng, 1 << rng.integers(0, 7, rows))[behind]
+    return w ^ (rng.integers(0, 2, (rows, 1)) << 15).astype(np.uint16)
+
+
 def left_over(
     rng: np.random.Generator, x: Bits16, cols: int, places: np.ndarray, top: int = 0
 ) -> tuple[Bits16, int]:
@@ -220,6 +247,13 @@ def with_two_infinities(rng: np.random.Generator, values: Bits16) -> Bits16:
     for place in rng.permutation(values.shape[1])[:2]:
         out[:, place] = 0x7F80 | rng.integers(0, 2, len(out)) << 15
     return out
+
+
+def a_bit_from_special(rng: np.random.Generator, *shape: int) -> Bits16:
+    """Return numbers whose exponent is one bit away from 0, or from that of infinity; and zeros."""
+    exponent = 1 << rng.integers(0, 8, shape)
+    exponent = np.where(rng.random(shape) < 0.2, 255 ^ exponent, exponent)
+    return np.where(rng.random(shape) < 0.05, 0, patterns(rng, exponent)).astype(np.uint16)
 
 
 def infinity_and_its_number(rng: np.random.Generator, count: int, rows: int) -> tuple[Bits16, Bits16]:

@@ -142,6 +142,31 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "second best of a group's first expert, which has none: any later key is larger",
     ),
     (
+        "gating_sigmoid",
+        r"\\inverse\.\$procdff\$4177 Q",
+        "that a token's sum is 0; all its scores are 0 then, and so is their product with any inverse",
+    ),
+    (
+        "gating_sigmoid",
+        r"\\groups\.\\walk\.\$procmux\$3310 A\[2\]",
+        "end of a token's rows in the walk over groups; its group and the place there come back to 0 alone",
+    ),
+    (
+        "gating_sigmoid",
+        r"\\accumulate_\d\.\$procmux\$4078 B\[0\]",
+        "fraction of a sum that is 0; by its exponent all that read it take it for zero",
+    ),
+    (
+        "gating_deep",
+        r" of core\.product\.place_read_q",
+        "a row's place among the sums, exchanged with another one's; it is read and written there alike",
+    ),
+    (
+        "gating_deep",
+        r"\\weights\.\$not\$\S+:7778\$",
+        "leading place below 2^10 of a score times an inverse; it is 0, which stays so, or 2^20 at least",
+    ),
+    (
         "expert_relu",
         r"\\drain\.\$and\$\S+:2779\$",
         "a write of hidden activations while none come; it is where the next ones will be written",

@@ -70,3 +70,31 @@ def test_a_smaller_burst_decides_roundings_at_each_distance_by_the_topmost_place
                 if place is not None and place == distance - 1:
                     distances.add(distance)
     assert distances >= set(range(7, 23))
+
+
+def test_a_burst_alone_is_a_tie_with_nothing_before_or_with_one_number_that_decides():
+    alone, exponents = 0, set()
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        x = operands.tied_at_once_inputs(rng, 12, COLS)
+        w = operands.tied_at_once(rng, x, 256, COLS)
+        bursts = [
+            burst_sum(np.broadcast_to(x[part], (len(w), COLS)), w[:, part]).tolist()
+            for part in (slice(0, COLS), slice(COLS, 2 * COLS))
+        ]
+        for one, other in zip(*(map(Fraction, burst) for burst in bursts), strict=True):
+            tie, before = (one, None) if abs(one) > abs(other) else (other, one)
+            unit = Fraction(2) ** (math.frexp(float(tie))[1] - 24)
+            if (tie / unit).denominator != 2:
+                continue
+            if before is None:
+                alone += 1
+            elif rounded(tie) != tie + unit / 2 * (1 if before > 0 else -1):
+                exponents.add(math.frexp(float(before))[1] + 126)
+    assert alone > 100
+    assert exponents >= {1 << n for n in range(7)}
+
+
+def test_exponents_are_one_bit_away_from_both_special_ones():
+    exponents = set(operands.exponents(operands.a_bit_from_special(np.random.default_rng(1), 4096)).tolist())
+    assert exponents == {0} | {1 << n for n in range(8)} | {255 ^ 1 << n for n in range(8)}

@@ -1,0 +1,73 @@
+"""Inputs that only mutants need of the gate: what is said of them, held against golden."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from golden.formats import dot
+from golden.functions import FRACTION_BITS, ONE, SCORE_BITS, exp_negative, fixed_from_f32, floor_log2
+from golden.gating_bf16 import inverse_of, scale_fixed, scores_fixed, select, selection_bias_fixed
+from tests.bench.test_gating_bench import GEOMETRIES, Load
+from tests.mutation import gate_scenarios
+
+GEOMETRY = GEOMETRIES["sigmoid"]
+GATING = GEOMETRY.gating
+
+
+def logits_of(load: Load) -> np.ndarray:
+    """Return the fixed-point logits of a load."""
+    return fixed_from_f32(dot(load.tokens, load.router, GEOMETRY.cols))
+
+
+def chosen_scores(load: Load) -> np.ndarray:
+    """Return the scores of each token's chosen experts."""
+    logits = logits_of(load)
+    ids = select(GATING, logits, selection_bias_fixed(GATING, load.bias)).ids
+    return np.take_along_axis(scores_fixed(GATING.score, logits), ids, axis=1)
+
+
+def test_logits_are_what_is_asked_for():
+    rng = np.random.default_rng(1)
+    wanted = rng.integers(-(1 << 24) + 1, 1 << 24, (4, GATING.num_experts)) >> rng.integers(0, 24, (4, 1))
+    router, tokens = gate_scenarios.exact(GEOMETRY, rng, wanted)
+    found = logits_of(Load(router, np.zeros(GATING.num_experts, dtype=np.float32), tokens))
+    assert found.tolist() == wanted.tolist()
+
+
+def test_sums_of_one_bit_have_each_leading_place_and_nothing_behind_it():
+    rng = np.random.default_rng(1)
+    sums = np.concatenate(
+        [chosen_scores(gate_scenarios.sums_of_one_bit(GEOMETRY, rng)).sum(axis=1) for _ in range(64)]
+    )
+    places = floor_log2(sums)
+    alone = sums - (1 << places) <= 3
+    assert set(places[alone].tolist()) >= set(range(SCORE_BITS - 1))
+
+
+def test_scores_of_one_bit_have_exponentials_that_are_powers_of_two_where_selection_sees_them():
+    rng = np.random.default_rng(1)
+    shifts = set()
+    for _ in range(24):
+        logits = logits_of(gate_scenarios.scores_of_one_bit(GEOMETRY, rng))[0]
+        mantissas, found = exp_negative(np.abs(logits))
+        shifts |= set(found[(mantissas == ONE) & (logits < 0)].tolist())
+    # From 21 on one plus the exponential is 1; at 24 the logit has a place too many.
+    assert shifts >= {20, 21, 23}
+
+
+def test_weights_are_rounded_by_one_place_alone():
+    rng = np.random.default_rng(1)
+    scale = scale_fixed(GATING.scale)[0]
+    places: set[int] = set()
+    for _ in range(60):
+        scores = chosen_scores(gate_scenarios.one_place_beside_a_tie(GEOMETRY, rng))
+        inverse, _ = inverse_of(scores.sum(axis=1), scale)
+        products = scores * inverse[:, None]
+        half = floor_log2(products) - 8
+        even_and_half = products >> half & 0b11 == 0b01
+        rest = products & ((1 << half) - 1)
+        one = even_and_half & (rest & (rest - 1) == 0)
+        assert one.any(axis=1).all()
+        places |= {bits.bit_length() - 1 for bits in rest[one].tolist()}
+    # -1 is a tie itself.
+    assert places >= {-1, *range(FRACTION_BITS)}
