@@ -63,13 +63,8 @@ UNEXPLAINED = "not explained"
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "dispatch",
-        r"tails\.\\?copy_0\.",
-        "bypass of the tails' first read port; a job reads of a closed window, which is not written any more",
-    ),
-    (
-        "dispatch",
-        r"combine_resets\$1260 ",
-        "reset of an entry's place in its token; before anybody reads it an entry has come",
+        r"const1 .*make_patterns_logic\$1246 A\[1\]",
+        "last slot of a window, taken of each entry: the last one's stays; none comes while it is served",
     ),
     (
         "dispatch",
@@ -78,22 +73,12 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "dispatch_deep",
-        r"slice\$1483 SRST",
-        "reset of the job that comes next; it counts with a bit of its own, which is reset",
+        r"inv .*slice\$1439 Q\[1\]",
+        "how many of a token were kept; turned by its first assignment, turned back by the second, its last",
     ),
     (
         "dispatch_deep",
-        r"cnot1 .*:818\$26 A\[0\]",
-        "where two assignments of a token were kept before its last one, which are all that there are",
-    ),
-    (
-        "dispatch_deep",
-        r"\\picker\.\$add\$\S+:1636\$133 Y\[0\]",
-        "even numbers of jobs left: none is not among them beside a shared expert, and no other is one",
-    ),
-    (
-        "dispatch_deep",
-        r"\\picker\.\$procmux\$981 S",
+        r"\\picker\.\$procmux\$980 A\[0\]",
         "end of a window without a queue; each has the shared expert's",
     ),
     (
@@ -162,6 +147,16 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "NaN on its way out; the adder's only one is rounded to the same by the arithmetic for numbers",
     ),
     (
+        "expert_deep",
+        r"const0 .*slice\$3573 SRST",
+        "significand of a zero; its exponent is 0: shifted out, or in a burst below all that is not flushed",
+    ),
+    (
+        "expert_deep",
+        r"\\mask\.\$procmux\$2159 B",
+        "inputs of a fourth tile; of a token there are three, of hidden activations at most as many",
+    ),
+    (
         "pim_bank",
         r"cnot1 .*\\accumulate_1\.\$shl\$\S+:1992\$167 B\[0\]",
         "topmost lost place at odd distances, alone beside a tie; `tied by burst`, after this row, shows it",
@@ -178,7 +173,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "combine",
-        r"\\product_\d\.\$ternary\$\S+:1344\$92 A",
+        r"\\product_\d\.\$ternary\$\S+:(1344\$92|1050\$86) A",
         "significand of a zero; by its exponent it is the sticky place of a sum that is rounded to itself",
     ),
     (
@@ -195,11 +190,6 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "combine_ordered",
         r"cnot0 .*\\sum_\d\.\$ternary\$\S+:2627\$320 Y\[22\]",
         "significand of a zero where both operands are; its exponent makes the sum a zero again",
-    ),
-    (
-        "combine",
-        r"\\emitter\.\$(and|reduce_or)\$\S+:228[45]\$",
-        "NaN on its way out; the adder's only one is rounded to the same by the arithmetic for numbers",
     ),
 )
 
