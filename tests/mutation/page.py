@@ -63,6 +63,11 @@ UNEXPLAINED = "not explained"
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "dispatch",
+        r"combine_resets\$1260 ",
+        "reset of an entry's place in its token; before anybody reads it an entry has come",
+    ),
+    (
+        "dispatch",
         r"const1 .*make_patterns_logic\$1246 A\[1\]",
         "last slot of a window, taken of each entry: the last one's stays; none comes while it is served",
     ),
@@ -73,12 +78,27 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "dispatch_deep",
+        r"slice\$1483 SRST",
+        "reset of the job that comes next; it counts with a bit of its own, which is reset",
+    ),
+    (
+        "dispatch_deep",
+        r"cnot1 .*:818\$26 A\[0\]",
+        "where two assignments of a token were kept before its last one, which are all that there are",
+    ),
+    (
+        "dispatch_deep",
+        r"\\picker\.\$add\$\S+:1636\$133 Y\[0\]",
+        "even numbers of jobs left: none is not among them beside a shared expert, and no other is one",
+    ),
+    (
+        "dispatch_deep",
         r"inv .*slice\$1439 Q\[1\]",
         "how many of a token were kept; turned by its first assignment, turned back by the second, its last",
     ),
     (
         "dispatch_deep",
-        r"\\picker\.\$procmux\$980 A\[0\]",
+        r"\\picker\.\$procmux\$(980 A\[0\]|981 S)",
         "end of a window without a queue; each has the shared expert's",
     ),
     (
@@ -190,6 +210,11 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "combine_ordered",
         r"cnot0 .*\\sum_\d\.\$ternary\$\S+:2627\$320 Y\[22\]",
         "significand of a zero where both operands are; its exponent makes the sum a zero again",
+    ),
+    (
+        "combine",
+        r"\\emitter\.\$(and|reduce_or)\$\S+:228[45]\$",
+        "NaN on its way out; the adder's only one is rounded to the same by the arithmetic for numbers",
     ),
 )
 
