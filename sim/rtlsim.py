@@ -284,11 +284,12 @@ class Sink:
 
 @dataclass(frozen=True)
 class ReadMemory:
-    """Memory behind an AXI4 read master; address 0 is the first byte of ``image``.
+    """Memory behind an AXI4 read master; address ``base`` is the first byte of ``image``.
 
     Parameters
     ----------
     image : uint8 array, or a file, which is mapped and never passes through Python.
+    base : of an array; what lies below it is zero, and takes no room.
     latency : cycles from an accepted address to the first beat of its burst; at least 1.
     max_outstanding : bursts accepted and not finished; further addresses wait.
     extra : cycles added to the latency of burst ``n`` (repeated).
@@ -304,6 +305,7 @@ class ReadMemory:
     gaps: ArrayLike | None = None
     ready: ArrayLike | None = None
     responses: ArrayLike | None = None
+    base: int = 0
 
 
 @dataclass(frozen=True)
@@ -765,7 +767,7 @@ class _Job:
             raise ValueError(f"no AXI4 read master {name}; there are {sorted(self.axi)}")
         if memory.latency < 1 or memory.max_outstanding < 1:
             raise ValueError(f"{name}: latency and max_outstanding must be at least 1")
-        image = self._image(memory.image)
+        image = self._image(memory.image, memory.base)
         lists = [
             "-" if values is None or not np.size(values) else self._array(np.asarray(values).astype("<i8"))
             for values in (memory.extra, memory.gaps)
@@ -785,9 +787,11 @@ class _Job:
             raise ValueError(f"{name}: latency must be at least 1, not {banks.latency}")
         self.lines.append(f"banks {name} {self._image(banks.image)} {banks.latency}")
 
-    def _image(self, image: Path | NDArray[np.uint8]) -> str:
+    def _image(self, image: Path | NDArray[np.uint8], base: int = 0) -> str:
         if not isinstance(image, Path):
-            return self._sparse(np.ascontiguousarray(image, dtype=np.uint8).reshape(-1))
+            return self._sparse(np.ascontiguousarray(image, dtype=np.uint8).reshape(-1), base)
+        if base:
+            raise ValueError(f"a file's first byte has address 0, not {base}")
         if not image.is_file():
             raise InputError("no such memory image", file=image)
         name = self._new_file()
@@ -842,16 +846,19 @@ class _Job:
         values.tofile(self.place / name)
         return name
 
-    def _sparse(self, image: NDArray[np.uint8]) -> str:
-        """Write a memory image; pieces that are zero, as of experts that no token meets, take no room."""
+    def _sparse(self, image: NDArray[np.uint8], base: int) -> str:
+        """Write a memory image; what lies below it takes no room.
+
+        Nor do pieces that are zero, as of experts that no token meets.
+        """
         name = self._new_file()
         with (self.place / name).open("wb") as file:
             for start in range(0, len(image), PIECE_BYTES):
                 piece = image[start : start + PIECE_BYTES]
                 if piece.any():
-                    file.seek(start)
+                    file.seek(base + start)
                     file.write(piece.data)
-            file.truncate(len(image))
+            file.truncate(base + len(image))
         return name
 
     def _new_file(self) -> str:

@@ -240,6 +240,15 @@ def test_bad_bursts_are_named(reader, address, violation):
 
 
 @pytest.mark.slow
+def test_memory_begins_at_its_base(reader, image):
+    burst = BURST_BEATS * 8
+    result = reader.run(read_spec(image, memory={"base": 64 + burst}))
+    result.check()
+    words = [0] * BURST_BEATS + image.view("<u8")[: NUM_WORDS - BURST_BEATS].tolist()
+    assert result.streams["o_words"].integers() == [word | number << 64 for number, word in enumerate(words)]
+
+
+@pytest.mark.slow
 def test_reset_in_mid_run(reader, image):
     payloads = packets(2, 40)
     whole = RunSpec(sources={"i": Source(payloads)}, sinks={"o": Sink(40)})
@@ -271,6 +280,8 @@ def test_mistakes_in_a_spec_are_named(reader, image):
         reader.run(RunSpec(probes=["nope"]))
     with pytest.raises(ValueError, match=r"^o: ready pattern is never ready$"):
         reader.run(RunSpec(sinks={"o": Sink(1, [0, 0])}))
+    with pytest.raises(ValueError, match=r"^a file's first byte has address 0, not 64$"):
+        reader.run(read_spec(Path(__file__), memory={"base": 64}))
     with pytest.raises(ValueError, match=r"^a waveform needs a build with trace=True$"):
         reader.run(RunSpec(), vcd=Waveform(Path("x.vcd")))
 

@@ -237,6 +237,7 @@ class AxiReadMemory:
         image = memory.image
         # An array is copied, since bytes are what a beat is read from.
         self.image = image.tobytes() if isinstance(image, np.ndarray) else image.read_bytes()
+        self.base = memory.base
         self.latency, self.max_outstanding = memory.latency, memory.max_outstanding
         self.extra = _repeated(memory.extra)
         self.gaps = _repeated(memory.gaps)
@@ -269,8 +270,8 @@ class AxiReadMemory:
         self.wires.set(self._port("rvalid"), int(self._offered))
         if burst is None or not self._offered:
             return
-        start = burst.addr + burst.done * self.beat_bytes
-        beat = self.image[start : start + self.beat_bytes]
+        start = burst.addr + burst.done * self.beat_bytes - self.base
+        beat = self.image[start : start + self.beat_bytes] if start >= 0 else bytes(self.beat_bytes)
         if len(beat) < self.beat_bytes:
             beat = bytes(self.beat_bytes)
             self.rules.violations.add(self.name, "read beyond the memory image")

@@ -127,6 +127,12 @@ def test_memory_has_the_latency_it_should(outstanding, extra, gaps, ready):
     ]
 
 
+def test_memory_begins_at_its_base():
+    image = np.random.default_rng(6).integers(0, 256, 4096, dtype=np.uint8)
+    data = memory_run(ReadMemory(image, base=(1 << 39) + 8 * BEATS), [1 << 39, (1 << 39) + 8 * BEATS])[1]
+    assert [word for word, _, _ in data] == [0] * BEATS + image[: 8 * BEATS].view("<u8").tolist()
+
+
 @pytest.mark.parametrize(
     ("address", "violation"),
     [

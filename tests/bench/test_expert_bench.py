@@ -139,7 +139,7 @@ CORNERS = {
 
 
 def image_of(config: ExpertConfig, load: Load, rng: np.random.Generator) -> np.ndarray:
-    """Return the memory: noise wherever no expert lies, the image from ``IMAGE_PAGE`` on."""
+    """Return the memory: ``IMAGE_PAGE`` pages of noise, then the image, noise wherever no expert lies."""
     size = IMAGE_PAGE * PAGE_BYTES + config.image.num_bytes
     memory = rng.integers(0, 1 << 16, size // 2, dtype=np.uint16)
     for expert, weights in enumerate(load.weights):
@@ -149,11 +149,11 @@ def image_of(config: ExpertConfig, load: Load, rng: np.random.Generator) -> np.n
     return memory.view(np.uint8)
 
 
-def addresses(config: ExpertConfig, jobs) -> list[int]:
+def addresses(config: ExpertConfig, jobs, image_page: int) -> list[int]:
     """Return the burst addresses: each job's expert from its page on, whole bursts."""
     found = []
     for expert, _ in jobs:
-        start = (IMAGE_PAGE + config.image.expert_page(expert)) * PAGE_BYTES
+        start = (image_page + config.image.expert_page(expert)) * PAGE_BYTES
         size = config.kinds[expert == NUM_EXPERTS].num_bytes
         found += range(start, start + size, config.image.burst_bytes)
     return found
@@ -199,7 +199,9 @@ def token_beats(config: ExpertConfig, load: Load, rng: np.random.Generator) -> l
     ]
 
 
-def scenario(name: str, config: ExpertConfig, load: Load, traffic: Traffic) -> Scenario:
+def scenario(
+    name: str, config: ExpertConfig, load: Load, traffic: Traffic, image_page: int = IMAGE_PAGE
+) -> Scenario:
     """Return the run of a load under this traffic, with what golden and model say about it."""
     rng = traffic.rng
     jobs = [(expert % len(load.weights), slots) for expert, slots in load.jobs]
@@ -236,21 +238,27 @@ def scenario(name: str, config: ExpertConfig, load: Load, traffic: Traffic) -> S
     )
     layout = contribution_layout(config.num_slots, config.words, config.act_lanes)
     outputs = contributions(config, load, jobs, job_weights)
-    memory = ReadMemory(image_of(config, load, rng), latency, extra=extra, ready=ar_pattern)
+    memory = ReadMemory(
+        image_of(config, load, rng),
+        latency,
+        extra=extra,
+        ready=ar_pattern,
+        base=(image_page - IMAGE_PAGE) * PAGE_BYTES,
+    )
     return Scenario(
         name,
         RunSpec(
             sources={"i_token": Source(beats, beat_arrivals), "i": Source(entries, arrivals)},
             sinks={"o": Sink(len(outputs), pattern)},
             memories={"o_ar": memory},
-            statics={"image_page": IMAGE_PAGE},
+            statics={"image_page": image_page},
             probes=["fire", "beat", "read_error"],
             max_cycles=MOST_CYCLES,
         ),
         {
             "i_token": Expected(beats, beats_taken),
             "i": Expected(entries, model.i, job_layout(config)),
-            "o_ar": Expected(addresses(config, jobs), model.ar),
+            "o_ar": Expected(addresses(config, jobs, image_page), model.ar),
             "i_r": Expected(cycles=model.r),
             "o": Expected(outputs, model.o, layout),
         },

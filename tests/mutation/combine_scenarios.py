@@ -92,6 +92,23 @@ def beside_ties(rng: np.random.Generator, config: Config, count: int) -> tuple[B
     return data, moved(rng, weights ^ rng.integers(0, 2, (count, 1)).astype(np.uint16) << 15)
 
 
+def tied_by_sums(rng: np.random.Generator, config: Config, count: int) -> tuple[Bits16, Bits16]:
+    """Sums in the middle between two results, which the smaller sum before takes to or next to a tie of fp32.
+
+    That one has two bits, as far apart as fp32 has places: the upper one is about half of a last place.
+    """
+    data, weights = sums_of(rng, config, count)
+    # As beside ties.
+    data[:, 2] = BF16_BIAS << 7 | 2 * rng.integers(0, 21, data[:, 2].shape) + 1
+    weights[:, 2] = BF16_BIAS << 7 | 0x40
+    place = rng.integers(1, 24, data[:, 1].shape)
+    data[:, 0] = rng.integers(0, 2, place.shape) << 15 | BF16_BIAS << 7
+    data[:, 1] = rng.integers(0, 2, place.shape) << 15 | (BF16_BIAS - place) << 7
+    half = np.where(rng.random(count) < 0.8, 24, rng.integers(22, 28, count))
+    weights[:, :2] = (BF16_BIAS - half[:, None]) << 7
+    return data, moved(rng, weights ^ rng.integers(0, 2, (count, 1)).astype(np.uint16) << 15)
+
+
 def one_extreme(rng: np.random.Generator, config: Config, count: int) -> tuple[Bits16, Bits16]:
     """One special value or limit in each sum, among its results or its weights."""
     data, weights = sums_of(rng, config, count)
@@ -131,6 +148,7 @@ LOADS: dict[Sums, int] = {
     low_places: 6,
     ties: 8,
     beside_ties: 4,
+    tied_by_sums: 4,
     one_extreme: 3,
     any_exponent: 3,
     any_size: 4,

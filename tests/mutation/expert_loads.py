@@ -125,6 +125,13 @@ def tied_by_burst(config: EngineConfig, rng: np.random.Generator) -> Load:
     return _tied(config, rng, x, operands.tied_by_burst, 2 * cols - 1)
 
 
+def rounded_off(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Sums that the next burst takes back but for what they were rounded by; it is the result."""
+    cols = config.routed.cols
+    x = operands.rounded_off_inputs(rng, config.d_model, cols)
+    return _tied(config, rng, x, operands.rounded_off, cols - 1)
+
+
 def full(config: EngineConfig, rng: np.random.Generator) -> Load:
     """Sums as large as they can be at their exponent, in the first matrices or in the last."""
     first = rng.random() < 0.5
@@ -245,5 +252,6 @@ LOADS = {
     infinities: 16,
     given_activations: 30,
     tied_by_burst: 24,
+    rounded_off: 12,
 }
 """How many of each kind."""

@@ -200,6 +200,30 @@ def tied_at_once(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top:
     return w ^ (rng.integers(0, 2, (rows, 1)) << 15).astype(np.uint16)
 
 
+def rounded_off_inputs(rng: np.random.Generator, count: int, cols: int) -> Bits16:
+    """Return inputs for :func:`rounded_off`: large ones, a power of two; the second burst repeats them."""
+    x = patterns(rng, np.full(count, BF16_BIAS)) | 0x60
+    x[cols - 1] &= 0xFF80
+    x[cols : 2 * cols] = x[:cols][: max(0, count - cols)]
+    return x
+
+
+def rounded_off(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top: int = 0) -> Bits16:
+    """Return ``(rows, n)`` weights whose second bursts take the first ones back, which need over 24 bits.
+
+    A burst's sum has up to two more, with so many large products of one sign; a small one fills its last
+    places. What is left is what the rounding added or took, and nothing is above it.
+    """
+    w = np.zeros((rows, len(x)), dtype=np.uint16)
+    large = patterns(rng, np.full((rows, cols - 1), BF16_BIAS + top)) & ~np.uint16(SIGN)
+    large |= 0x60 | (x[: cols - 1] & SIGN)
+    there = np.arange(cols - 1) < rng.integers(1, cols, (rows, 1))
+    w[:, : cols - 1] = np.where(there, large, 0)
+    w[:, cols - 1] = patterns(rng, BF16_BIAS + top - rng.integers(15, 24, rows))
+    w[:, cols : 2 * cols] = w[:, :cols][:, : max(0, len(x) - cols)] ^ SIGN
+    return w ^ (rng.integers(0, 2, (rows, 1)) << 15).astype(np.uint16)
+
+
 def left_over(
     rng: np.random.Generator, x: Bits16, cols: int, places: np.ndarray, top: int = 0
 ) -> tuple[Bits16, int]:

@@ -63,13 +63,13 @@ UNEXPLAINED = "not explained"
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "dispatch",
-        r"tails\.\\?copy_0\.",
-        "bypass of the tails' first read port; a job reads of a closed window, which is not written any more",
+        r"combine_resets\$1260 ",
+        "reset of an entry's place in its token; before anybody reads it an entry has come",
     ),
     (
         "dispatch",
-        r"combine_resets\$1260 ",
-        "reset of an entry's place in its token; before anybody reads it an entry has come",
+        r"const1 .*make_patterns_logic\$1246 A\[1\]",
+        "last slot of a window, taken of each entry: the last one's stays; none comes while it is served",
     ),
     (
         "dispatch",
@@ -93,7 +93,12 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "dispatch_deep",
-        r"\\picker\.\$procmux\$981 S",
+        r"inv .*slice\$1439 Q\[1\]",
+        "how many of a token were kept; turned by its first assignment, turned back by the second, its last",
+    ),
+    (
+        "dispatch_deep",
+        r"\\picker\.\$procmux\$(980 A\[0\]|981 S)",
         "end of a window without a queue; each has the shared expert's",
     ),
     (
@@ -187,6 +192,16 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "NaN on its way out; the adder's only one is rounded to the same by the arithmetic for numbers",
     ),
     (
+        "expert_deep",
+        r"const0 .*slice\$3573 SRST",
+        "significand of a zero; its exponent is 0: shifted out, or in a burst below all that is not flushed",
+    ),
+    (
+        "expert_deep",
+        r"\\mask\.\$procmux\$2159 B",
+        "inputs of a fourth tile; of a token there are three, of hidden activations at most as many",
+    ),
+    (
         "pim_bank",
         r"cnot1 .*\\accumulate_1\.\$shl\$\S+:1992\$167 B\[0\]",
         "topmost lost place at odd distances, alone beside a tie; `tied by burst`, after this row, shows it",
@@ -203,7 +218,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "combine",
-        r"\\product_\d\.\$ternary\$\S+:1344\$92 A",
+        r"\\product_\d\.\$ternary\$\S+:(1344\$92|1050\$86) A",
         "significand of a zero; by its exponent it is the sticky place of a sum that is rounded to itself",
     ),
     (

@@ -14,6 +14,7 @@ from tests.mutation.combine_scenarios import (
     beside_ties,
     low_places,
     rounded,
+    tied_by_sums,
     ties,
 )
 
@@ -61,6 +62,17 @@ def test_each_place_alone_decides_roundings():
     places = np.log2(np.abs(small) / last) - 7
     assert set(-places[decides]) == set(range(9, 24))
     assert 0.3 < np.mean(decides) < 0.7
+
+
+def test_the_lower_place_of_a_smaller_sum_decides_roundings_wherever_it_is():
+    upper, lower, large = np.moveaxis(terms(tied_by_sums, CONFIG), 1, 0)
+    last = np.exp2(np.floor(np.log2(np.abs(large))) - 7)
+    assert np.all(np.abs(large) / last % 1 == 0.5)
+    with_both, with_one = (
+        np.round((large + small).astype(np.float32) / last) for small in (upper + lower, upper)
+    )
+    decides = with_both != with_one
+    assert set(np.log2(np.abs(upper / lower))[decides]) == set(range(1, 24))
 
 
 def test_exponents_have_one_bit():

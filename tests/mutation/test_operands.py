@@ -50,6 +50,23 @@ def test_each_place_that_is_lost_decides_some_rounding_alone():
     assert places >= set(range(6, 24))
 
 
+def test_what_is_left_of_a_rounding_lies_in_the_two_places_below_the_24():
+    below = set()
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        x = operands.rounded_off_inputs(rng, 10, COLS)
+        w = operands.rounded_off(rng, x, ROWS, COLS)
+        first, second = (
+            burst_sum(np.broadcast_to(x[part], (ROWS, COLS)), w[:, part])
+            for part in (slice(0, COLS), slice(COLS, 2 * COLS))
+        )
+        for one, other in zip(first.tolist(), second.tolist(), strict=True):
+            left = rounded(Fraction(one)) + Fraction(other)
+            if left:
+                below.add(math.frexp(one)[1] - math.frexp(float(left))[1])
+    assert below == {24, 25}
+
+
 def test_a_smaller_burst_decides_roundings_at_each_distance_by_the_topmost_place_that_is_lost():
     distances = set()
     for seed in range(8):
