@@ -18,6 +18,7 @@ import rtl
 from rtl.export import export
 from rtl.stream import StreamRegister, connect_stream, handshake
 from rtl.text import readable
+from rtl.text.owners import named_by_owner
 from sim.rtlsim import layer_component
 from spec.load import load_design, load_model
 from tests.gates import YOSYS
@@ -199,6 +200,80 @@ def test_conditions_are_expressions_and_values_to_come_have_names():
     assert "if ((a & ~b) | (x[3] & ~(c ^ toggle))) begin" in body
     # "held + (a & ~b)" would be three bits of "~b".
     assert "_net_24 = held + _net_23;" in body
+
+
+def elaborated(members, build):
+    """Return a component with these members whose module is what ``build`` makes of it."""
+
+    class Built(wiring.Component):
+        def __init__(self) -> None:
+            super().__init__(members)
+
+        def elaborate(self, platform):
+            m = Module()
+            build(m, self)
+            return m
+
+    return Built()
+
+
+def test_registers_that_differ_by_a_last_sign_have_values_of_their_own(tmp_path):
+    """``x`` and ``x_`` both had ``x_next``."""
+
+    def build(m, top):
+        x, other = [Signal(name=name) for name in ("x", "x_")]
+        m.d.sync += [x.eq(top.i), other.eq(x ^ other)]
+        m.d.comb += top.o.eq(Cat(x, other))
+
+    def made():
+        return raw(elaborated({"i": In(1), "o": Out(2)}, build))
+
+    text = readable(made(), "gold")
+    assert len(re.findall(r"^  reg x_next;$", text, re.MULTILINE)) == 1
+    done = prove_equal(without_initial_values(made()), text, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_driven_net_is_never_called_after_what_it_feeds(tmp_path):
+    """Instance ``a`` at port ``b_o__valid`` and instance ``a_b`` at ``o__valid`` have one name in common."""
+
+    def source(member):
+        def build(m, block):
+            m.d.sync += getattr(block, member).valid.eq(block.i)
+
+        return elaborated({"i": In(1), member: Out(stream.Signature(1))}, build)
+
+    def sink(m, block):
+        m.d.sync += block.taken.eq(block.p__valid)
+
+    def build(m, top):
+        m.submodules.a = a = source("b_o")
+        m.submodules.a_b = a_b = source("o")
+        for name, other in (("c", a.b_o), ("d", a_b.o)):
+            m.submodules[name] = last = elaborated({"p__valid": In(1), "taken": Out(1)}, sink)
+            m.d.comb += [last.p__valid.eq(other.valid), getattr(top, name).eq(last.taken)]
+        m.d.comb += [a.i.eq(top.i), a_b.i.eq(~top.i)]
+
+    def made():
+        return raw(elaborated({"i": In(1), "c": Out(1), "d": Out(1)}, build))
+
+    text = readable(made(), "gold")
+    fed = re.findall(r"\.p__valid\((\w+)\)", text)
+    assert sorted(fed) == ["a_b_o__valid", "a_b_o__valid_v2"]
+    assert prove_equal(without_initial_values(made()), text, tmp_path).returncode == 0
+
+
+def test_what_is_tied_to_one_constant_has_names_of_its_own():
+    """Of three ports tied to 1 two were called after the first one's block."""
+    block = (["p"], "  input p;\n  wire p;\n")
+    names = {"c": "o__valid", "d": "\\o__valid$3 ", "e": "\\i__ready$5 "}
+    body = "".join(f"  wire {net};\n" for net in names.values())
+    body += "".join(f"  \\gold.leaf  {name} (\n    .p({net})\n  );\n" for name, net in names.items())
+    body += "".join(f"  assign {net} = 1'h1;\n" for net in names.values())
+    _, text = named_by_owner({"gold": ([], body), "gold.leaf": block})["gold"]
+    for name in names:
+        assert f"  {name} (\n    .p({name}_p)\n" in text
+        assert f"  assign {name}_p = 1'h1;\n" in text
 
 
 def test_words_of_a_keyword_are_left_to_the_language(tmp_path):

@@ -39,8 +39,9 @@ def _with_next_names(body: str) -> str:
     for register, unnamed in re.findall(r"^    (\w+) <= (_net_\d+);$", body, re.MULTILINE):
         # A keyword has "_" behind it.
         name = f"{register.rstrip('_')}_next"
-        if name not in words and unnamed in registers:
+        if name not in words and unnamed in registers and unnamed not in new:
             new[unnamed] = name
+            words.add(name)
     return _WORD.sub(lambda match: new.get(match[0], match[0]), body) if new else body
 
 
@@ -72,12 +73,15 @@ class _Body:
         self._wires: set[str] = set()
         self._value_at: dict[str, int] = {}
         self._uses: dict[str, list[int]] = {}
+        attributed = False
         for number, line in enumerate(self._lines):
             if line.startswith("  (*"):
+                attributed = True
                 continue
+            had_attribute, attributed = attributed, False
             if match := _DECLARATION.match(line):
                 (self._vectors if match[2] else self._bits).add(match[3])
-                if match[1] == "wire":
+                if match[1] == "wire" and not had_attribute:
                     self._wires.add(match[3])
                 continue
             for word in _WORD.findall(line):
@@ -99,15 +103,17 @@ class _Body:
         seen: set[str] = set()
         for first in sorted(waiting):
             stack = [first]
+            entered = {first}
             while stack:
                 name = stack[-1]
                 inner = [
                     word
                     for word in _WORD.findall(self._value(name))
-                    if word in waiting and word not in seen and word not in stack
+                    if word in waiting and word not in seen and word not in entered
                 ]
                 if inner:
                     stack.append(inner[0])
+                    entered.add(inner[0])
                     continue
                 stack.pop()
                 if name not in seen:
@@ -137,8 +143,9 @@ class _Body:
         if expression.operator in _BITWISE and of_context and not self._of_bits(expression):
             return
         text = self._text(expression)
-        (reader,) = (number for number in self._uses[name] if number != self._value_at[name])
-        if len(text) <= LONGEST and self._may_stand(name, self._lines[reader]):
+        readers = [number for number in self._uses[name] if number != self._value_at[name]]
+        # (None where a bit hangs on itself.)
+        if readers and len(text) <= LONGEST and self._may_stand(name, self._lines[readers[0]]):
             self._texts[name] = (expression.operator, text)
 
     def _may_stand(self, name: str, line: str) -> bool:

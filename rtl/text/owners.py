@@ -64,15 +64,15 @@ class _Net:
 
     root: str
     names: list[str]
-    drivers: list[str] = field(default_factory=list)
-    """Names after the instances that drive it."""
-    sinks: list[str] = field(default_factory=list)
-    """Names after the instances that it feeds."""
+    drivers: list[tuple[str, str]] = field(default_factory=list)
+    """Instances that drive it, and the port of each."""
+    sinks: list[tuple[str, str]] = field(default_factory=list)
+    """Instances that it feeds, and the port of each."""
     final: str = ""
     beside: set[str] = field(default_factory=set)
     """Names that stay beside the final one."""
-    of_others: bool = False
-    """Neither a port nor called by a name of the block's own."""
+    is_unread: bool = False
+    """Another block's side of what this one connects, which nothing reads."""
 
 
 def _bare(identifier: str) -> str:
@@ -125,14 +125,9 @@ class _Module:
         self._gone: set[str] = set()
         nets = self._nets()
         self._choose(nets)
-        read = self._read()
         for net in nets:
-            # Another block's side of what this one connects; nothing reads it.
-            unread = net.of_others and not (net.drivers or net.sinks or read.intersection(net.names))
-            if unread and net.final == net.root and self._is_own_payload(net.root):
-                unread = False
             for name in net.names:
-                if unread:
+                if net.is_unread:
                     self._gone.add(name)
                 elif name not in net.beside:
                     self._new[name] = net.final
@@ -168,6 +163,9 @@ class _Module:
         }
         first_with: dict[str, str] = {}
         for name in sorted(self._values, key=lambda name: (_is_numbered(name), name)):
+            if re.match(r"\d+'", self._values[name]):
+                # What is tied to the same constant has nothing else in common.
+                continue
             first = first_with.setdefault(self._values[name], name)
             if (
                 _stem(name) not in ("", name)
@@ -186,10 +184,10 @@ class _Module:
         for name in self._widths:
             if not _split(name)[1]:
                 nets.setdefault(root(name), _Net(root(name), [])).names.append(name)
-        for of_instance, is_output, name in self._connections():
+        for instance, port, is_output, name in self._connections():
             net = nets.get(root(name))
             if net is not None:
-                (net.drivers if is_output else net.sinks).append(of_instance)
+                (net.drivers if is_output else net.sinks).append((instance, port))
         return list(nets.values())
 
     def _read(self) -> set[str]:
@@ -216,13 +214,13 @@ class _Module:
             and not _split(source)[1]
         )
 
-    def _connections(self) -> Iterator[tuple[str, bool, str]]:
-        """Yield each whole net at an instance: its name there, whether it is an output, its name here."""
+    def _connections(self) -> Iterator[tuple[str, str, bool, str]]:
+        """Yield each whole net at an instance: instance, port, whether it is an output, the net's name."""
         for line, block, instance in self._with_instances():
             if match := _CONNECTION.match(line):
                 port = block.new_names.get(_bare(match[1]))
                 if port is not None and _bare(match[2]) in self._widths:
-                    yield f"{instance}_{port}", port in block.outputs, _bare(match[2])
+                    yield instance, port, port in block.outputs, _bare(match[2])
 
     def _with_instances(self) -> Iterator[tuple[str, _Ports, str]]:
         """Yield each line with the ports and the name of the instance that it belongs to."""
@@ -250,18 +248,21 @@ class _Module:
             for name in net.names
             if _of_interface(name) and not _is_numbered(name)
         )
+        read = self._read()
+        stems = Counter(stem for name in self._widths if (stem := _stem(name)) != name)
         later = []
+        unread = []
         for net in nets:
             plain = [name for name in net.names if "$" not in name]
             own = [
                 name
                 for name in plain
-                if not (_of_interface(name) or self._is_first_of_many(name, net))
+                if not (_of_interface(name) or self._is_first_of_many(name, net, stems))
                 and (name not in of_ports or self._is_port(net.root))
             ]
             if self._is_port(net.root):
                 if _of_interface(net.root) or _is_numbered(net.root):
-                    stems = {stem for name in net.names if _of_interface(stem := _stem(name))}
+                    members = {stem for name in net.names if _of_interface(stem := _stem(name))}
                     is_output = "output" in self._kinds[net.root]
                     order = {
                         stem: (
@@ -269,24 +270,29 @@ class _Module:
                             -self._members[stem.split("__")[0]],
                             stem != _stem(net.root),
                         )
-                        for stem in stems
+                        for stem in members
                     }
-                    wanted = sorted(stems, key=lambda stem: (order[stem], stem))
-                    net.beside = set(own)
+                    wanted = sorted(members, key=lambda stem: (order[stem], stem)) or [_stem(net.root)]
+                    net.beside = set(own) - set(wanted)
                     taken |= net.beside
-                    later.append((len(wanted), net, wanted or [_stem(net.root)]))
+                    later.append((len(members), net, wanted))
                     continue
                 net.final = net.root
                 net.beside = set(plain) - {net.final}
             elif own:
                 net.final = net.root if net.root in own else min(own, key=lambda name: (len(name), name))
                 net.beside = set(own) - {net.final}
+            elif not (net.drivers or net.sinks or read.intersection(net.names)):
+                unread.append(net)
+                continue
             else:
                 stem = _stem(net.root)
                 without_number = [stem] if _of_interface(stem) else []
-                named = [*sorted(net.drivers), *sorted(net.sinks), *sorted(plain), *without_number]
-                later.append((len(self._widths) + 1, net, named))
-                net.of_others = True
+                after = net.drivers or net.sinks
+                named = [f"{instance}_{port}" for instance, port in sorted(after)]
+                # Another net may be called so: of instance a_b at port c, of a at b_c.
+                named += [f"{named[0]}_v{number}" for number in range(2, 9)] if named else []
+                later.append((len(self._widths) + 1, net, [*named, *sorted(plain), *without_number]))
                 continue
             taken |= {net.final, *net.beside}
         # Ports first, those of one name before those that another name is left for: what is called as one of
@@ -296,16 +302,22 @@ class _Module:
                 net.root, taken
             )
             taken.add(net.final)
+        for net in unread:
+            # A payload of its own that passes in parts is shown whole.
+            net.is_unread = net.root in taken or not self._is_own_payload(net.root)
+            net.final = net.root
 
-    def _is_first_of_many(self, name: str, net: _Net) -> bool:
-        """Tell whether a name without a number is that of a port that other instances have too."""
-        return any(of_instance.endswith(f"_{name}") for of_instance in net.drivers) and any(
-            _stem(other) == name != other for other in self._widths if other not in net.names
-        )
+    def _is_first_of_many(self, name: str, net: _Net, numbered: Mapping[str, int]) -> bool:
+        """Tell whether a name without a number is that of a port that other instances have too.
+
+        ``numbered``: how many names there are with a number behind that.
+        """
+        mine = sum(_is_numbered(other) and _stem(other) == name for other in net.names)
+        return any(port == name for _, port in net.drivers) and numbered.get(name, 0) > mine
 
     def _is_own_payload(self, name: str) -> bool:
         """Tell whether a name is that of the payload of a stream of this module, which passes in parts."""
-        member, _, kind = name.partition("__")
+        member, _, kind = name.partition("__")  # (A numbered one's kind is not that.)
         return kind == "payload" and member in self._members
 
     def _free(self, name: str, taken: set[str]) -> str:
