@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import re
 import tempfile
-import time
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.formal.model import YOSYS, run
-from tests.mutation.circuit import FALSE, Circuit, Frame, Graph, with_wires
+from tests.mutation.circuit import FALSE, Circuit, Frame, Graph, processor_seconds, with_wires
 from tests.mutation.mutants import PORT, SECONDS, Mutants
 
 RULES = Path(__file__).parent / "invariants"
@@ -239,13 +238,13 @@ def equivalent(machine: Machine, numbers: Sequence[int], *, seconds: float = SEC
     """
     if not numbers:
         return set()
-    until = time.monotonic() + seconds
+    until = processor_seconds() + seconds
     machine.prove_invariants(seconds=seconds)
     proved = set()
     for number in numbers:
         sides = Sides(machine, number, set(range(len(machine.circuit.registers))))
         try:
-            if _stay_equal(sides, min(until, time.monotonic() + MUTANT_SECONDS)):
+            if _stay_equal(sides, min(until, processor_seconds() + MUTANT_SECONDS)):
                 proved.add(number)
         except TimeoutError:
             continue
@@ -255,7 +254,7 @@ def equivalent(machine: Machine, numbers: Sequence[int], *, seconds: float = SEC
 def _stay_equal(sides: Sides, until: float) -> bool:
     """Take away bits until the others follow from themselves; return whether outputs do, too."""
     for first in (True, False):
-        while (found := sides.violated(first=first, seconds=until - time.monotonic())) is not None:
+        while (found := sides.violated(first=first, seconds=until - processor_seconds())) is not None:
             bits, outputs = found
             if outputs:
                 return False

@@ -34,9 +34,9 @@ dispatcher and the combiners, the bits of registers that stay the same on both s
 and the outputs from them (`tests/mutation/equivalence.py`). What the original's state always fulfils, and
 what the block is owed, is stated in `tests/mutation/invariants/`; invariants are proved by induction before
 they are used, and a false one ends the run (Yices). What hangs on a relation that no rule states is not
-among them, nor what {seconds} seconds for a block are too few for. The scenarios are the bench's and those
-that only mutants need (`tests/mutation/*_scenarios.py`: sums that take each other back, ties, limits, far
-rows, restarts), of the seed, and for what survives them those of the next one too.
+among them, nor what {seconds} seconds of a processor are too few for in a block. The scenarios are the
+bench's and those that only mutants need (`tests/mutation/*_scenarios.py`: sums that take each other back,
+ties, limits, far rows, restarts), of the seed, and for what survives them those of the next one too.
 
 ## The netlist itself
 

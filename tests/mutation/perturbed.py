@@ -18,11 +18,10 @@ those.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.mutation.circuit import FALSE, TRUE, Frame, Graph
+from tests.mutation.circuit import FALSE, TRUE, Frame, Graph, processor_seconds
 from tests.mutation.equivalence import RESET, Idle, Machine, NotInvariant, told_apart
 from tests.mutation.mutants import PORT, SECONDS
 
@@ -270,7 +269,7 @@ def unnoticed(machine: Machine, numbers: Sequence[int], *, seconds: float = SECO
     NotInvariant
         Where the block's rules name an invariant that is none.
     """
-    until = time.monotonic() + seconds
+    until = processor_seconds() + seconds
     machine.prove_invariants(seconds=seconds)
     prove_after_reset(machine, seconds=seconds)
     values = reset_values(machine)
@@ -288,7 +287,7 @@ def unnoticed(machine: Machine, numbers: Sequence[int], *, seconds: float = SECO
         for begin in beginnings(machine, history):
             kept = []
             for number in candidates:
-                left = min(ANSWER_SECONDS, until - time.monotonic())
+                left = min(ANSWER_SECONDS, until - processor_seconds())
                 if left <= 0:
                     return proved
                 try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.mutation.circuit import Circuit
+import pytest
+
+from tests.mutation.circuit import Circuit, answer, processor_seconds
 from tests.mutation.equivalence import Machine, Rule, Rules, equivalent
 from tests.mutation.mutants import PORT
 
@@ -41,3 +43,20 @@ def test_what_a_reset_leaves_differently_is_not_proved():
     built = machine(*gates)
     changed = replace(built, circuit=replace(built.circuit, following=[13, 18, 15]))
     assert equivalent(changed, [1, 0]) == {0}
+
+
+def test_a_solver_without_an_answer_is_a_timeout():
+    """The limit is one of processor time; 12 pigeons for 11 holes take a solver far longer."""
+    holes, pigeons = range(11), range(12)
+    place = {(p, h): p * len(holes) + h + 1 for p in pigeons for h in holes}
+    clauses = [[place[p, h] for h in holes] for p in pigeons]
+    clauses += [[-place[p, h], -place[q, h]] for h in holes for p in pigeons for q in range(p)]
+    lines = [f"p cnf {len(place)} {len(clauses)}", *(f"{' '.join(map(str, c))} 0" for c in clauses)]
+    before = processor_seconds()
+    with pytest.raises(TimeoutError):
+        answer("\n".join(lines), 1)
+    assert 0.9 < processor_seconds() - before < 3
+    with pytest.raises(TimeoutError):
+        answer("\n".join(lines), 0)
+    assert answer("p cnf 1 2\n1 0\n-1 0", 1) is None
+    assert answer("p cnf 1 1\n-1 0", 1) == [-1]
