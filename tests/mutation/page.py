@@ -162,13 +162,23 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "fraction of a sum that is 0; by its exponent all that read it take it for zero",
     ),
     (
+        "gating_sigmoid",
+        r"\\rank\.\\walk\.\$procmux\$3409 S",
+        "a place in a group after the last row; 12 experts are whole rows and groups, so it is 0 by itself",
+    ),
+    (
+        "gating_deep",
+        r" of core\.selection\.groups\.walk\.last_row",
+        "end of a token's rows in the walk over groups; its group and the place there come back to 0 alone",
+    ),
+    (
         "gating_deep",
         r" of core\.product\.place_read_q",
         "a row's place among the sums, exchanged with another one's; it is read and written there alike",
     ),
     (
         "gating_deep",
-        r"\\weights\.\$not\$\S+:7778\$",
+        r"\\weights\.\$not\$\S+:(7778|7802)\$",
         "leading place below 2^10 of a score times an inverse; it is 0, which stays so, or 2^20 at least",
     ),
     (
@@ -183,7 +193,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "expert_relu",
-        r"\\gate\.\\?copy_1\.",
+        r"\\gate\.\\?copy_1\.|of core\.array\.gate\.copy_1\.",
         "bypass of the port that drains the accumulators; they are drained when nothing is added to them",
     ),
     (
@@ -192,8 +202,13 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "NaN on its way out; the adder's only one is rounded to the same by the arithmetic for numbers",
     ),
     (
+        "expert_relu",
+        r"\\mask\.\$(gt\$\S+:3882\$790 A|procmux\$1182 B)",
+        "inputs of a fourth tile; of a token there are three, of hidden activations at most as many",
+    ),
+    (
         "expert_deep",
-        r"const0 .*slice\$3573 SRST",
+        r"const0 .* of core\.array\.burst_\d\.s1_zero_",
         "significand of a zero; its exponent is 0: shifted out, or in a burst below all that is not flushed",
     ),
     (
