@@ -9,7 +9,7 @@ import itertools
 import re
 
 from rtl.text.inline import with_inlined
-from rtl.text.owners import named_by_owner
+from rtl.text.owners import bare, named_by_owner
 
 WAKE = "_run_at_time_zero"
 """The register that makes every ``always @*`` of a module run once at time 0."""
@@ -55,7 +55,7 @@ def readable(text: str, top: str) -> str:
     text = re.sub(r"(?<== )\d+'h0+ > (?:\\\S+ |\w+) ?(?:\[[\d:]+\])?;", "1'h0;", text)
     modules = {}
     for name, ports, body in _MODULE.findall(text):
-        modules[_plain(name)] = (sorted(_split_ports(ports)), body)
+        modules[bare(name)] = (sorted(_split_ports(ports)), body)
     if top not in modules:
         raise ExportError(f"no module {top} in the Verilog")  # Yosys changed its output format
     for name in modules:
@@ -73,7 +73,7 @@ def readable(text: str, top: str) -> str:
         body = _ESCAPED.sub(
             lambda match: (names.get(match[1]) or plain[match[1]]) + ("" if match[2] else " "), body
         )
-        ports = sorted(plain[_plain(port)] if port.startswith("\\") else port for port in ports)
+        ports = sorted(plain[bare(port)] if port.startswith("\\") else port for port in ports)
         body = _in_order(with_inlined(_woken_last(_with_whole_shifts(body))))
         parts.append((names[name], ports, body))
     instances = {}
@@ -217,7 +217,7 @@ def _renamed(body, module, names):
 
     def of_instance(match):
         text = match[0]
-        for old, new in names.get(_plain(match[1]), {}).items():
+        for old, new in names.get(bare(match[1]), {}).items():
             text = text.replace(f".{old}(", f".{new}(")
         return text
 
@@ -229,10 +229,6 @@ def _renamed(body, module, names):
         lambda match: mine[match[0]] + ("" if match[1] else " "),
         body,
     )
-
-
-def _plain(identifier):
-    return identifier.strip().removeprefix("\\")
 
 
 def _split_ports(ports):

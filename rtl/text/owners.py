@@ -75,7 +75,8 @@ class _Net:
     """Another block's side of what this one connects, which nothing reads."""
 
 
-def _bare(identifier: str) -> str:
+def bare(identifier: str) -> str:
+    """Return an identifier without the backslash and the space of an escaped one."""
     return identifier.strip().removeprefix("\\")
 
 
@@ -119,8 +120,9 @@ class _Module:
         self._attributed: set[str] = set()
         self._read_declarations()
         self._values = {
-            _bare(match[1]): match[2] for line in self._lines if (match := _ASSIGN.match(line)) is not None
+            bare(match[1]): match[2] for line in self._lines if (match := _ASSIGN.match(line)) is not None
         }
+        self._read = self._what_is_read()
         self._new: dict[str, str] = {}
         self._gone: set[str] = set()
         nets = self._nets()
@@ -136,7 +138,7 @@ class _Module:
         self._name_fields()
         outputs = (name for name, kinds in self._kinds.items() if "output" in kinds)
         self.ports = _Ports(
-            {port: self._of(port) for port in map(_bare, ports)}, {self._of(name) for name in outputs}
+            {port: self._of(port) for port in map(bare, ports)}, {self._of(name) for name in outputs}
         )
 
     def _of(self, name: str) -> str:
@@ -146,7 +148,7 @@ class _Module:
         attributes = False
         for line in self._lines:
             if match := _DECLARATION.match(line):
-                name = _bare(match[3])
+                name = bare(match[3])
                 self._widths[name] = match[2] or ""
                 self._kinds.setdefault(name, set()).add(match[1])
                 if attributes:
@@ -159,7 +161,7 @@ class _Module:
     def _nets(self) -> list[_Net]:
         """Return the nets of the module, without the fields and elements of signals."""
         source = {
-            name: _bare(value) for name, value in self._values.items() if self._is_alias(name, _bare(value))
+            name: bare(value) for name, value in self._values.items() if self._is_alias(name, bare(value))
         }
         first_with: dict[str, str] = {}
         for name in sorted(self._values, key=lambda name: (_is_numbered(name), name)):
@@ -190,14 +192,14 @@ class _Module:
                 (net.drivers if is_output else net.sinks).append((instance, port))
         return list(nets.values())
 
-    def _read(self) -> set[str]:
+    def _what_is_read(self) -> set[str]:
         """Return signals, fields and elements that are read, other than by fields of the same signal."""
         read: set[str] = set()
         for line in self._lines:
             if line.startswith("  (*") or _DECLARATION.match(line):
                 continue
             match = _ASSIGN.match(line)
-            target, _ = _split(_bare(match[1])) if match else ("", "")
+            target, _ = _split(bare(match[1])) if match else ("", "")
             for word in _NAME.finditer(match[2] if match else line):
                 name = word[1] or word[3]
                 base, _ = _split(name)
@@ -218,9 +220,9 @@ class _Module:
         """Yield each whole net at an instance: instance, port, whether it is an output, the net's name."""
         for line, block, instance in self._with_instances():
             if match := _CONNECTION.match(line):
-                port = block.new_names.get(_bare(match[1]))
-                if port is not None and _bare(match[2]) in self._widths:
-                    yield instance, port, port in block.outputs, _bare(match[2])
+                port = block.new_names.get(bare(match[1]))
+                if port is not None and bare(match[2]) in self._widths:
+                    yield instance, port, port in block.outputs, bare(match[2])
 
     def _with_instances(self) -> Iterator[tuple[str, _Ports, str]]:
         """Yield each line with the ports and the name of the instance that it belongs to."""
@@ -228,8 +230,8 @@ class _Module:
         for line in self._lines:
             if match := _INSTANCE.match(line):
                 block, instance = (
-                    self._blocks.get(_bare(match[1]), _Ports()),
-                    re.sub(r"\W", "_", _bare(match[2])),
+                    self._blocks.get(bare(match[1]), _Ports()),
+                    re.sub(r"\W", "_", bare(match[2])),
                 )
             elif not line.startswith("    "):
                 block, instance = _Ports(), ""
@@ -248,7 +250,6 @@ class _Module:
             for name in net.names
             if _of_interface(name) and not _is_numbered(name)
         )
-        read = self._read()
         stems = Counter(stem for name in self._widths if (stem := _stem(name)) != name)
         later = []
         unread = []
@@ -282,7 +283,7 @@ class _Module:
             elif own:
                 net.final = net.root if net.root in own else min(own, key=lambda name: (len(name), name))
                 net.beside = set(own) - {net.final}
-            elif not (net.drivers or net.sinks or read.intersection(net.names)):
+            elif not (net.drivers or net.sinks or self._read.intersection(net.names)):
                 unread.append(net)
                 continue
             else:
@@ -328,11 +329,10 @@ class _Module:
 
     def _name_fields(self) -> None:
         """Name the fields of signals after these; of several that are the same, one stays."""
-        read = self._read()
         meant: dict[str, list[str]] = {}
         for name in self._widths:
             base, part = _split(name)
-            if part and base in self._gone and base not in self._new and name not in read:
+            if part and base in self._gone and base not in self._new and name not in self._read:
                 self._gone.add(name)
             elif part and not self._is_port(name):
                 meant.setdefault(self._of(base) + part, []).append(name)
@@ -344,7 +344,7 @@ class _Module:
                     self._new[name] = new
                     if name != first:
                         self._gone.add(name)
-                elif name not in read:
+                elif name not in self._read:
                     # Of another layout, by which this module does not look at the signal.
                     self._gone.add(name)
                 elif name == new:
@@ -383,7 +383,7 @@ class _Module:
                 continue
             declared, assigned = _DECLARATION.match(line), _ASSIGN.match(line)
             match = (declared and declared[3]) or (assigned and assigned[1])
-            if match and _bare(match) in self._gone:
+            if match and bare(match) in self._gone:
                 attributes.clear()
                 continue
             lines += attributes
@@ -391,7 +391,7 @@ class _Module:
             if _INSTANCE.match(line):
                 lines.append(line)
             elif (match_port := _CONNECTION.match(line)) and (
-                new := block.new_names.get(_bare(match_port[1]))
+                new := block.new_names.get(bare(match_port[1]))
             ):
                 lines.append(f"    .{self._identifier(new)}({self._renamed(line[match_port.start(2) :])}")
             else:
