@@ -399,6 +399,11 @@ class Bench:
         most = 2 * self.core.design.window_tokens + 2
         return [self.core.tokens(int(self.rng.integers(1, most))) for _ in range(count)]
 
+    def receive_all(self) -> None:
+        """Take the packets that have come out; what they hold does not matter."""
+        while not self.sink.empty():
+            self.receive()
+
     def recovered(self, **how: bool) -> None:
         """Recover by the documented sequence, and see that all is as after power-up."""
         self.driver.recover(**how)
@@ -615,15 +620,13 @@ def recover_in_flight(bench: Bench) -> None:
         bench.wait(10)
     # What had begun to come out before was closed: no packet is open.
     bench.wait(20)
-    while not bench.sink.empty():
-        bench.receive()
+    bench.receive_all()
     assert bench.sink.idle()
     assert driver.errors() == set()
     # The packet may have come whole only after recovery, and is then a packet like any other.
     driver.wait_until_drained()
     bench.wait(50)
-    while not bench.sink.empty():
-        bench.receive()
+    bench.receive_all()
     driver.recover()
     bench.start()
     bench.run(bench.batches(1))
@@ -659,8 +662,7 @@ def recover_while_nothing_moves(bench: Bench) -> None:
     while not bench.source.idle():
         bench.wait(10)
     bench.wait(50)
-    while not bench.sink.empty():
-        bench.receive()
+    bench.receive_all()
     assert bench.sink.idle()
     assert driver.errors() == set()
     assert driver.read("TOKENS_IN") == 0
@@ -676,8 +678,7 @@ def reset_in_flight(bench: Bench) -> None:
     bench.send(core.beats(core.tokens(2 * core.design.window_tokens + 3)))
     bench.wait(int(bench.rng.integers(1, 1500)))
     bench.reset()
-    while not bench.sink.empty():
-        bench.receive()
+    bench.receive_all()
     bench.source.clear()
     bench.start()
     bench.run(bench.batches(1))
@@ -833,8 +834,7 @@ def reset_but_for_memory(bench: Bench) -> None:
     bench.source.clear()
     bench.wait(200)
     assert driver.errors() <= {"read_unexpected"}
-    while not bench.sink.empty():
-        bench.receive()
+    bench.receive_all()
     bench.recovered()
     bench.run(bench.batches(1))
 
