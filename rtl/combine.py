@@ -16,7 +16,7 @@ References: :func:`golden.combine_bf16.combine_bf16` (what), :mod:`sim.combine` 
 
 from dataclasses import dataclass
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -41,7 +41,10 @@ class AdderStages:
 
     @property
     def deep(self) -> bool:
-        """Whether there is a register between RAM and sum, and no row is read while it is written."""
+        """Whether two registers lie between RAM and sum, and no row is read while it is written.
+
+        A block RAM takes half of a cycle: before the first register there is nothing but a wire.
+        """
         return self.pipeline is Pipeline.DEEP
 
     @property
@@ -52,7 +55,7 @@ class AdderStages:
     @property
     def read_at(self) -> int:
         """The sum is read."""
-        return self.product - Ram.LATENCY - self.deep
+        return self.product - Ram.LATENCY - 2 * self.deep
 
     @property
     def write_at(self) -> int:
@@ -77,8 +80,9 @@ class CombineConfig:
     max_count : most contributions of a token.
     stream_lanes : elements of a beat of tokens, where identity experts ask for these; else 0.
     bias_bits : bits of a beat of the output bias, where there is one; else 0. Not both.
-    deep : its pipelines are deep (:class:`spec.design.Pipeline`): sums go from block RAM into a register, a
-        token is known to be complete before its sums are read, they are rounded in a stage of their own.
+    deep : its pipelines are deep (:class:`spec.design.Pipeline`): sums go from block RAM into a register
+        before anything is done with them, a token is known to be complete before its sums are read, they are
+        rounded in a stage of their own.
     """
 
     num_slots: int
@@ -333,7 +337,7 @@ class SlotAdder(wiring.Component):
         )
         wiring.connect(m, wiring.flipped(self.sums), ram.read_1)
         first_now = delay(m, first, stages.product - 2 * cut, "first")
-        old = data.View(config.sums, ram.read_0.data)
+        old = data.View(config.sums, delay(m, ram.read_0.data, cut, "sums_read"))
         new = Signal(config.sums)
         m.d.comb += [
             ram.read_0.en.eq(valids[stages.read_at]),
@@ -344,8 +348,8 @@ class SlotAdder(wiring.Component):
         ]
         starts = [0] * config.lanes
         if config.starts:
-            # Early enough for a register behind the product.
-            read_at = stages.read_at - 1
+            # There with the sums, a register behind the product included.
+            read_at = stages.read_at - 1 + cut
             m.d.comb += [
                 self.start.en.eq(valids[read_at]),
                 self.start.slot.eq(rows[read_at][: len(self.start.slot)]),
@@ -452,7 +456,7 @@ class OldestToken(wiring.Component):
 class Emitter(wiring.Component):
     """Wait until a token's contributions are in; read its sums, round them to bf16, give them out.
 
-    Latency 2 cycles from ``i`` to ``o``, one beat per cycle, complete tokens without a gap; if deep 7 cycles,
+    Latency 2 cycles from ``i`` to ``o``, one beat per cycle, complete tokens without a gap; if deep 8 cycles,
     and tokens of fewer than ``OldestToken.CHECK_CYCLES`` words leave that far apart. After reset nothing is
     held.
 
@@ -465,8 +469,8 @@ class Emitter(wiring.Component):
     o : Out(stream.Signature(output))
     """
 
-    # From the read of a word to ``Combine.o``, if deep: RAM, a register, rounding, the output register.
-    SEND_CYCLES = Ram.LATENCY + 2 + StreamRegister.LATENCY
+    # From the read of a word to ``Combine.o``, if deep: RAM, two registers, rounding, the output register.
+    SEND_CYCLES = Ram.LATENCY + 3 + StreamRegister.LATENCY
 
     def __init__(self, config: CombineConfig) -> None:
         self.config = config
@@ -540,31 +544,41 @@ class Emitter(wiring.Component):
         return m
 
     def _send_rounded(self, m, *, read, room, empty, tags):
-        """Give words on through three places, each of which goes on if there is room in the next one.
+        """Give words on through four places, each of which goes on if there is room in the next one.
 
-        The read port of the sums, a register of what is sent, its bf16.
+        The read port of the sums, a register with nothing but a wire before it, what is sent, its bf16.
         """
         config = self.config
-        valids = [Signal(name=f"s{n}_valid") for n in range(2)]
-        rooms = [Signal(name=f"s{n}_room") for n in range(2)]
-        kept_tags = [Signal.like(tags, name=f"s{n}_tags", reset_less=True) for n in range(2)]
+        valids = [Signal(name=f"s{n}_valid") for n in range(3)]
+        rooms = [Signal(name=f"s{n}_room") for n in range(3)]
+        kept_tags = [Signal.like(tags, name=f"s{n}_tags", reset_less=True) for n in range(3)]
         s0_empty = Signal(reset_less=True)
-        s1_sums = Signal(config.sums, reset_less=True)
+        s1_empty = Signal(reset_less=True)
+        s1_sums = Signal(32 * config.lanes, reset_less=True)
+        s2_sums = Signal(config.sums, reset_less=True)
+        s1_start = Const(0, 32 * config.lanes)
+        if config.starts:
+            s1_start = Signal(32 * config.lanes, reset_less=True)
         m.d.comb += [
-            rooms[1].eq(~self.o.valid | self.o.ready),
+            rooms[2].eq(~self.o.valid | self.o.ready),
+            rooms[1].eq(~valids[2] | rooms[2]),
             rooms[0].eq(~valids[1] | rooms[1]),
             room.eq(~valids[0] | rooms[0]),
         ]
         with m.If(room):
             m.d.sync += [valids[0].eq(read), kept_tags[0].eq(tags), s0_empty.eq(empty)]
         with m.If(rooms[0]):
-            start = self.start.data if config.starts else [0] * config.lanes
-            m.d.sync += [valids[1].eq(valids[0]), kept_tags[1].eq(kept_tags[0])]
-            m.d.sync += s1_sums.eq(Mux(s0_empty, Cat(*start), self.sums.data))
+            m.d.sync += [valids[1].eq(valids[0]), kept_tags[1].eq(kept_tags[0]), s1_empty.eq(s0_empty)]
+            m.d.sync += s1_sums.eq(self.sums.data)
+            if config.starts:
+                m.d.sync += s1_start.eq(Cat(*self.start.data))
         with m.If(rooms[1]):
+            m.d.sync += [valids[2].eq(valids[1]), kept_tags[2].eq(kept_tags[1])]
+            m.d.sync += s2_sums.eq(Mux(s1_empty, s1_start, s1_sums))
+        with m.If(rooms[2]):
             m.d.sync += [
-                self.o.valid.eq(valids[1]),
-                self.o.payload.eq(Cat(*(bf16_from_f32(total) for total in s1_sums), kept_tags[1])),
+                self.o.valid.eq(valids[2]),
+                self.o.payload.eq(Cat(*(bf16_from_f32(total) for total in s2_sums), kept_tags[2])),
             ]
 
 
@@ -588,7 +602,7 @@ class Combine(wiring.Component):
     beat, where that comes late. One beat in and one out per cycle, at the same time, without a gap between
     complete tokens (if deep: those of ``OldestToken.CHECK_CYCLES`` words and more). A beat waits while one
     for the same slot and word was taken less than ``AdderStages.distance`` cycles before (4 =
-    ``ACCUMULATE_DISTANCE``; deep 10): contributions to one slot directly behind each other take that many
+    ``ACCUMULATE_DISTANCE``; deep 11): contributions to one slot directly behind each other take that many
     cycles each where a token has fewer words.
     All outputs are registers, but for ``i_expect.ready``, a comparison of counters; no ready depends
     on another. After reset nothing is held and token 0 is expected in slot 0.

@@ -16,15 +16,15 @@ never leaves a gap behind, so nothing of that shows at the ports; the queue of a
 room for all that the contract allows.
 
 With deep pipelines, where ``leave[n]`` is when a beat leaves the register; it is ``accept[n]`` unless a token
-has fewer words than the distance of 10::
+has fewer words than the distance of 11::
 
     i[n]        = max(arrival[n], i[n-1] + 1, leave[n-2] + 1)
     leave[n]    = max(i[n] + 1, leave[n-1] + 1, accept[n-1])
-    accept[n]   = max(leave[n] + 1, accept[n-1] + 1, accept[same sums before] + 10)
+    accept[n]   = max(leave[n] + 1, accept[n-1] + 1, accept[same sums before] + 11)
     written[t]  = max(accept[last beats of token t]) + 17
     complete[t] = max(written[t], i_expect[t] + 5, complete[t-1] + 4, read[last beat of t-1])
-    read[b]     = max(read[b-1] + 1, complete[t] + 1, o[b-5] + 1)
-    o[b]        = next ready cycle from max(o[b-1] + 1, read[b] + 4)
+    read[b]     = max(read[b-1] + 1, complete[t] + 1, o[b-6] + 1)
+    o[b]        = next ready cycle from max(o[b-1] + 1, read[b] + 5)
 
 ``complete`` is when a token goes from the place where it is checked to the one that is read. With 4 words and
 more the next one is there in time and the output, stalled or not, leaves no gap, as above.
@@ -67,16 +67,17 @@ FREED_LATENCY = 1
 
 DEEP_ADD_CYCLES = 17
 """The same with deep pipelines: product 10, accumulator 7."""
-DEEP_DISTANCE = DEEP_ACCUMULATE_DISTANCE + 1
-"""Between two beats for the same sums: no row is read in the cycle in which it is written."""
+DEEP_DISTANCE = DEEP_ACCUMULATE_DISTANCE + 2
+"""Between two beats for the same sums: they pass two registers on their way to the addition, and no row is
+read in the cycle in which it is written."""
 SPACE_CYCLES = 1
 """Through the place where beats wait for the sums of those before them, where that can be."""
 CHECK_CYCLES = 4
 """From a token in the queue to its first read, and from a token to the next: taken 1, count read 1,
 compared 1, passed on 1."""
-SEND_CYCLES = 4
-"""From the read of sums to their beat: RAM 1, register 1, rounding 1, register 1."""
-SENT_BEATS = 5
+SEND_CYCLES = 5
+"""From the read of sums to their beat: RAM 1, registers 2, rounding 1, register 1."""
+SENT_BEATS = 6
 """Beats between the read and the output: one of each, and a second one of the last."""
 
 

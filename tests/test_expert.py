@@ -1433,6 +1433,17 @@ DEEP_PLANTED = {
         "Mux(f1_go, hidden_exist(f0), hidden_exist(f1))",
         "hidden_exist(f1)",
     ),
+    "padding a tile late": (
+        rtl.expert.loader,
+        "padding.eq(tiles_done == job_tiles - 1)",
+        "padding.eq(tiles_done == job_tiles)",
+    ),
+    "padding of a routed job behind a shared one": (
+        rtl.expert.loader,
+        "tiles_done == job_tiles - 1",
+        "tiles_done == tiles[0] - 1",
+    ),
+    "padding stays": (rtl.expert.loader, "m.d.sync += padding.eq(0)", "pass"),
     "entry of the token behind": (rtl.expert.drain, 'entry.eq(read["entry"])', 'entry.eq(read["entry"] + 1)'),
     "model: burst": (sim.expert, "DEEP_BURST = 8", "DEEP_BURST = 9"),
     "model: release": (sim.expert, "release_stages=1 if deep else 0", "release_stages=0"),

@@ -149,12 +149,13 @@ class TileLoader(wiring.Component):
         last_of_tile = Signal()
         last_of_job = Signal()
         wiring.connect(m, wiring.flipped(self.i_r), register.i)
+        job_tiles = Mux(shared, tiles[-1], tiles[0])
         room = padding | ~full.bit_select(write, 1)
         if not config.deep:
             room = room | (self.release & (read == write))
         m.d.comb += [
             jobs.complete.eq(self.complete),
-            padding.eq(tiles_done == Mux(shared, tiles[-1], tiles[0])),
+            *([] if config.deep else [padding.eq(tiles_done == job_tiles)]),
             register.o.ready.eq(room),
             take.eq(register.o.valid & register.o.ready),
             store.eq(take & ~padding),
@@ -190,6 +191,11 @@ class TileLoader(wiring.Component):
                     full.bit_select(write, 1).eq(1),
                     write.eq(~write),
                 ]
+                if config.deep:
+                    # A register: it is part of what lets a beat into any of the buffers' flip-flops.
+                    m.d.sync += padding.eq(tiles_done == job_tiles - 1)
         with m.If(last_of_job):
             m.d.sync += [tiles_done.eq(0), beats_done.eq(0)]
+            if config.deep:
+                m.d.sync += padding.eq(0)
         return m
