@@ -23,7 +23,7 @@ from sim import accelerator, alone
 from sim.cli import main
 from sim.layer import LayerCycles, LayerShape, active_cycles, block_times, layer_cycles
 from sim.routing import Routing, draw_ids, parse_routing
-from sim.rtlsim import reg_read
+from sim.rtlsim import Sink, reg_read, reg_wait
 from sim.streams import readiness, spans_of
 from sim.toolchain import verilator_command
 from sim.workload import random_workload, scaled_model, vector_workload
@@ -31,7 +31,15 @@ from spec.design import ArrayDesign, DeepBlock, DesignSpec, Engine, Format, Gate
 from spec.errors import InputError
 from spec.load import load_design, load_model
 from spec.model import NO_PLACES, Activation, AppliedTo, CapacityRule, FfnSpec, GatingSpec, ModelSpec
-from spec.registers import CAPACITY_BITS, REGISTERS, STATUS_LOADED, STATUS_READ_ERROR, capacity_word
+from spec.registers import (
+    CAPACITY_BITS,
+    REGISTERS,
+    STATUS_BUSY,
+    STATUS_LOADED,
+    STATUS_READ_ERROR,
+    capacity_word,
+    counter_address,
+)
 from tests.icarus import check_icarus
 from tests.layer_beats import beat_by_beat, late
 from tests.strategies import models
@@ -101,6 +109,8 @@ def test_deep_pipelines(preset: str) -> None:
     rtl = accelerator.build_layer(model, design, trace=True)
     for seed in range(3):
         check_under_stalls(rtl, model, design, seed)
+    work = random_workload(model, 3, parse_routing("uniform"), 3)
+    check_status(rtl, accelerator.run_rtl(rtl, work, design))
 
 
 def stalls(rng: np.random.Generator) -> np.ndarray:
@@ -121,6 +131,26 @@ def check_under_stalls(rtl: accelerator.Build, model: ModelSpec, design: DesignS
     check_layer(run, layer_cycles(run.shape, late(run.shape, arrivals), readiness(ready)))
     counted = [run.counters[name] for name in ("cycles", "tokens_in", "tokens_out")]
     assert counted == [run.seen.cycles, tokens, tokens]
+
+
+def check_status(rtl: accelerator.Build, run: accelerator.LayerRun) -> None:
+    """Repeat a run without its last beat: the layer is busy until that is taken; then all is counted."""
+    status = reg_read(REGISTERS["STATUS"])
+    last = int(run.result.streams["o"].cycles[-1])
+    ready = np.append(np.ones(last, dtype=bool), np.zeros(1 << 16, dtype=bool))
+    count = len(run.result.streams["o"].cycles) - 1
+    short = dataclasses.replace(run.spec, sinks={"o": Sink(count, ready)}, epilogue=[status])
+    assert rtl.run(short).reads[-1] == 1 << STATUS_LOADED | 1 << STATUS_BUSY
+    idle = reg_wait(REGISTERS["STATUS"], 1 << STATUS_BUSY, 0)
+    counted = reg_read(counter_address("tokens_out"))
+    whole = dataclasses.replace(run.spec, epilogue=[idle, counted, status])
+    assert rtl.run(whole).reads[-2:] == [run.counters["tokens_out"], 1 << STATUS_LOADED]
+
+
+@pytest.mark.slow
+def test_status_says_busy(tiny_deepseek: tuple[accelerator.Build, ModelSpec]) -> None:
+    rtl, _ = tiny_deepseek
+    check_status(rtl, accelerator.run_rtl(rtl, vector_workload(str(DATA / "deepseek_v3_s0.npz"), 2), TINY))
 
 
 @pytest.mark.slow

@@ -203,7 +203,7 @@ class LayerShell(wiring.Component):
     :class:`rtl.gating.Gate`: one whose logits come from the engine, which then gets the tokens alone.
     Nothing is read where that gate has nothing to load; STATUS.loaded is then always set. ``flips`` : as in
     :class:`rtl.registers.RegisterFile`. Where any block's pipelines are deep, events are counted a cycle
-    later, and STATUS.busy ends a cycle later, so that who has read it finds all of them counted.
+    later, and STATUS.busy is a cycle late, so that who has read that it ended finds all of them counted.
 
     Members
     -------
@@ -339,7 +339,7 @@ class LayerShell(wiring.Component):
             # From the cycle after the register was written, so that who asks next is not told of the past.
             registers.status[STATUS_LOADED].eq(loaded & ~loading & ~registers.load),
             # Until all that happened is counted.
-            registers.status[STATUS_BUSY].eq(busy | delay(m, busy, 1, "busy") if self.deep else busy),
+            registers.status[STATUS_BUSY].eq(delay(m, busy, int(self.deep), "busy")),
             registers.status[STATUS_READ_ERROR].eq(read_error),
         ]
         self._count(m, registers, busy, loading, streams, events)
