@@ -11,9 +11,11 @@ from golden.expert_bf16 import ffn_bf16
 from golden.image import expert_image
 from rtl.expert.layouts import contribution_layout, job_layout
 from rtl.pim import PimChannel, PimConfig
+from rtl.pim.layouts import ColumnKind
+from sim.divergence import PortCheck
 from sim.dram_check import check_commands, commands_seen
 from sim.pim import ISSUE, ChannelShape, channel_cycles
-from sim.rtlsim import BankMemory, RunSpec, Set, Sink, Source
+from sim.rtlsim import BankMemory, RunResult, RunSpec, Set, Sink, Source, Trace
 from spec.design import BankMode, RegisterPath
 from spec.model import Activation
 from tests.bench.runner import build
@@ -137,7 +139,7 @@ def scenario(name: str, config: PimConfig, load: Load, traffic: Traffic, *, firs
             banks={"mem": BankMemory(tiles.view(np.uint8), banks.pim.storage_cycles)},
             statics={"refresh_offset": offset},
             prologue=prologue,
-            probes=["o_row", "o_column", "fire"],
+            probes=["o_row", "o_column", "mem_en", "fire"],
             settle=SETTLE,
             max_cycles=MOST_CYCLES,
         ),
@@ -151,7 +153,18 @@ def scenario(name: str, config: PimConfig, load: Load, traffic: Traffic, *, firs
             ),
         },
         {"fire": model.fires},
+        derived=lambda result: [units_read(config, result)],
     )
+
+
+def units_read(config: PimConfig, result: RunResult) -> PortCheck:
+    """Compare which banks are read with the MAC commands: those of a command's unit, or all, no others."""
+    columns = commands_seen(config.banks, result.probes["o_row"], result.probes["o_column"]).columns
+    macs = columns[columns[:, 1] == ColumnKind.MAC.value]
+    every = config.timing.mac_steps == 1
+    units = np.full(len(macs), (1 << config.units) - 1) if every else 1 << macs[:, 3]
+    cycles, values = result.probes["mem_en"]
+    return PortCheck("pim", "mem_en", Trace(cycles, values.reshape(-1, 1)), units, macs[:, 0])
 
 
 def scenarios(config: PimConfig, seed: int) -> list[Scenario]:

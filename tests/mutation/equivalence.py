@@ -105,7 +105,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Machine:
-    """A block's mutants as bits, with its rules: wires ``owed.0``, ..., ``invariant.0``, ..."""
+    """A block's mutants as bits, with its rules: wires ``owed.0``, ``invariant.0``, ``when.0``, ..."""
 
     circuit: Circuit
     rules: Rules
@@ -115,6 +115,7 @@ class Machine:
         """Return the machine of ``eb_<name>`` with its mutants."""
         wires = {f"owed.{n}": rule.verilog for n, rule in enumerate(rules.owed)}
         wires |= {f"invariant.{n}": rule.verilog for n, rule in enumerate(rules.invariants)}
+        wires |= {f"when.{n}": rule.when for n, rule in enumerate(rules.invariants)}
         with tempfile.TemporaryDirectory(prefix="expertbank-") as place:
             folder = Path(place)
             text = (mutants.directory / f"eb_{mutants.name}.v").read_text()

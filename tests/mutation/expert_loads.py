@@ -132,6 +132,18 @@ def rounded_off(config: EngineConfig, rng: np.random.Generator) -> Load:
     return _tied(config, rng, x, operands.rounded_off, cols - 1)
 
 
+def sparse(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Sums of powers of two, whose ones are few; they are the result."""
+    x = operands.powers(rng, config.d_model)
+
+    def matrix(kind: FfnGeometry, gate: bool) -> Bits16:
+        if gate:
+            return operands.one_of(rng, kind.d_hidden, len(x), operands.powers(rng, kind.d_hidden) & 0x7FFF)
+        return operands.sparse(rng, x, kind.d_hidden, int(rng.integers(-6, 10)))
+
+    return _load(config, rng, x, matrix, lambda kind, _: operands.ones(config.d_model, kind.d_hidden))
+
+
 def full(config: EngineConfig, rng: np.random.Generator) -> Load:
     """Sums as large as they can be at their exponent, in the first matrices or in the last."""
     first = rng.random() < 0.5
@@ -253,5 +265,6 @@ LOADS = {
     given_activations: 30,
     tied_by_burst: 24,
     rounded_off: 12,
+    sparse: 40,
 }
 """How many of each kind."""

@@ -287,6 +287,27 @@ def scores_of_one_bit(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     return with_equal_keys(geometry, rng, router, tokens)
 
 
+def exponents_at_a_carry(geometry: GateGeometry, rng: np.random.Generator) -> Load:
+    """Logits whose product with log2(e) is next to a carry out of what is cut off; keys are nearly equal."""
+    num_experts = geometry.gating.num_experts
+    d = rng.integers(0, 8 * ONE, (num_experts, CANDIDATES))
+    low = d * LOG2E % ONE
+    wanted = 1 << rng.integers(6, 17, (num_experts, 1))
+    nearest = np.abs(np.minimum(low, ONE - low) - wanted).argmin(axis=1)
+    logits = np.take_along_axis(d, nearest[:, None], axis=1)[:, 0]
+    router, tokens = exact(geometry, rng, (logits * rng.choice([-1, 1], num_experts))[None])
+    return with_equal_keys(geometry, rng, router, tokens)
+
+
+def faint(geometry: GateGeometry, rng: np.random.Generator) -> Load:
+    """Scores of a few last places and one bias, none or the lowest: experts and groups tie, or nearly do."""
+    gating = geometry.gating
+    tokens, most = geometry.d_model // PIECES, 1 << int(rng.integers(2, 6))
+    scores = rng.integers(0, most, (tokens, gating.num_experts)) << (SCORE_BITS - select_bits(gating))
+    router, inputs = exact(geometry, rng, logits_of(gating, scores))
+    return Load(router, np.full(gating.num_experts, rng.choice([0, -1e30]), dtype=np.float32), inputs)
+
+
 @cache
 def _mantissas(scale: int) -> tuple[np.ndarray, ...]:
     """Return mantissas of sums, those of their inverses, how many zeros these end in, and what inverts them.
@@ -357,6 +378,8 @@ LOADS = {
     sums_of_one_bit: 32,
     scores_of_one_bit: 24,
     one_place_beside_a_tie: 60,
+    exponents_at_a_carry: 60,
+    faint: 24,
 }
 """How many of each kind."""
 

@@ -122,5 +122,5 @@ def _make(folder: Path, directory: Path, name: str, files: list[str], count: int
     (folder / f"{name}.ports.json").write_text(json.dumps(description))
 
 
-SECONDS = 120
+SECONDS = 300
 """That all survivors of a block have for their proofs."""

@@ -224,6 +224,29 @@ def rounded_off(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top: 
     return w ^ (rng.integers(0, 2, (rows, 1)) << 15).astype(np.uint16)
 
 
+def powers(rng: np.random.Generator, *shape: int) -> Bits16:
+    """Return powers of two from 2^-4 to 2^4, of either sign."""
+    return near_one(rng, *shape) & 0xFF80
+
+
+def sparse(rng: np.random.Generator, x: Bits16, rows: int, top: int = 0) -> Bits16:
+    """Return ``(rows, n)`` weights whose products with powers of two are such, of up to three sizes.
+
+    Sums on the way have few ones, far from each other, at places that differ by row; many are 0 in between.
+    """
+    shape = (rows, len(x))
+    # As far apart as a sum has places, or farther than a sum of 0 lies below what it was made of.
+    sizes = top - rng.integers(0, rng.choice([28, 100], (rows, 1)), (rows, 3))
+    sizes[:, 0] = top
+    # Neighbours leave one of them.
+    close = rng.random(rows) < 0.5
+    sizes[close, 1] = top - 1
+    wanted = np.take_along_axis(sizes, rng.integers(0, 3, shape), axis=1)
+    signs = rng.integers(0, 2, shape) << 15
+    w = signs | (BF16_BIAS + wanted - (exponents(x) - BF16_BIAS)) << 7
+    return np.where(rng.random(shape) < rng.random((rows, 1)), 0, w).astype(np.uint16)
+
+
 def left_over(
     rng: np.random.Generator, x: Bits16, cols: int, places: np.ndarray, top: int = 0
 ) -> tuple[Bits16, int]:

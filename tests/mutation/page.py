@@ -29,14 +29,14 @@ explained: from any power-up, the same of both, after a cycle of reset, for ever
 block is owed, outputs are the same (payloads while they are valid). Either the change of one cycle leaves no
 trace a few cycles later and no output shows it (`tests/mutation/perturbed.py`; what a reset gives no value
 may hold anything after it, the same in both; what nothing depends on at that time, proved of each mutant,
-is no trace; cycles count in which the change is passed on at all, where much is constant), or, asked of the
-dispatcher and the combiners, the bits of registers that stay the same on both sides follow from themselves,
-and the outputs from them (`tests/mutation/equivalence.py`). What the original's state always fulfils, and
-what the block is owed, is stated in `tests/mutation/invariants/`; invariants are proved by induction before
-they are used, and a false one ends the run (Yices). What hangs on a relation that no rule states is not
-among them, nor what {seconds} seconds of a processor are too few for in a block. The scenarios are the
-bench's and those that only mutants need (`tests/mutation/*_scenarios.py`: sums that take each other back,
-ties, limits, far rows, restarts), of the seed, and for what survives them those of the next one too.
+is no trace; cycles count in which the change is passed on at all, where much is constant), or the bits of
+registers that stay the same on both sides follow from themselves, and the outputs from them
+(`tests/mutation/equivalence.py`). What the original's state always fulfils, and what the block is owed, is
+stated in `tests/mutation/invariants/`; invariants are proved by induction before they are used, and a false
+one ends the run (Yices). What hangs on a relation that no rule states is not among them, nor what {seconds}
+seconds of a processor are too few for in a block, for either kind of proof. The scenarios are the bench's
+and those that only mutants need (`tests/mutation/*_scenarios.py`: sums that take each other back, ties,
+limits, far rows, restarts), of the seed, and for what survives them those of the next one too.
 
 ## The netlist itself
 
@@ -75,6 +75,11 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "dispatch",
         r"(inv|cnot\d) .*slice\$1300 Q\[0\]",
         "which of its token's two places an entry takes: all that name it name the other one, too",
+    ),
+    (
+        "dispatch",
+        r"const1 .*slice\$1295 SRST",
+        "reset of what an entry says of its window's end; before anybody reads it an entry has come",
     ),
     (
         "dispatch_deep",
@@ -125,6 +130,16 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "dispatch_units",
         r"\\token_ranks\.\$(gt|and)\$\S+:27(60|67)\$",
         "comparison with a token's last assignment, behind which no other one comes",
+    ),
+    (
+        "dispatch_units",
+        r"const1 .*\\picker\.\$eq\$\S+:2758\$350 A\[0\]",
+        "even numbers of jobs left: none is not among them while one is served, and no other is one",
+    ),
+    (
+        "dispatch_units",
+        r"const0 .*\\picker\.\$shr\$\S+:2752\$343 Y",
+        "end of a window without a queue; each has the shared expert's",
     ),
     (
         "gating_sigmoid",
@@ -178,8 +193,18 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "gating_deep",
-        r"\\weights\.\$not\$\S+:(7778|7802)\$",
+        r"\\weights\.\$(not\$\S+:(7778|7802)|ternary\$\S+:7807)\$",
         "leading place below 2^10 of a score times an inverse; it is 0, which stays so, or 2^20 at least",
+    ),
+    (
+        "gating_deep",
+        r"const1 .* of core\.selection\.weights\.weight_power_q\d",
+        "64 in a power of two from -54 to -20; beyond that it is of what no score was added to",
+    ),
+    (
+        "expert_relu",
+        r"inv .* of core\.sequencer\.since",
+        "two values of a count of cycles, exchanged with two others; it comes to its end in the same cycle",
     ),
     (
         "expert_relu",
@@ -223,6 +248,11 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "pim_bank",
+        r"const1 .* of core\.readout\._net_39",
+        "the part of a result behind its last one; the next result begins with its first",
+    ),
+    (
+        "pim_bank",
         r"\\lane_\d\.\$ternary\$\S+:6634\$",
         "a place far below a tie; of all products with a sigmoid none is rounded otherwise without it",
     ),
@@ -233,7 +263,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "combine",
-        r"\\product_\d\.\$ternary\$\S+:(1344\$92|1050\$86) A",
+        r"\\product_\d\.\$ternary\$\S+:(1344\$92|(1050|1062)\$86) A",
         "significand of a zero; by its exponent it is the sticky place of a sum that is rounded to itself",
     ),
     (
@@ -243,7 +273,12 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "combine_ordered",
-        r"slice\$1150 D\[[0-6]\]",
+        r"const1 .*\\product_\d\.\$reduce_or\$\S+:1078\$",
+        "leading zeros of a product, which has one at most, or is 0 and stays so",
+    ),
+    (
+        "combine_ordered",
+        r"(slice\$1150 D|\\product_\d\.\$ternary\$\S+:1081\$117 A)\[[0-6]\]",
         "the low places of a product's 24: it has 16 bits, the first or the second of which is set",
     ),
     (

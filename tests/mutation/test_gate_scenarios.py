@@ -5,8 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from golden.formats import dot
-from golden.functions import FRACTION_BITS, ONE, SCORE_BITS, exp_negative, fixed_from_f32, floor_log2
-from golden.gating_bf16 import inverse_of, scale_fixed, scores_fixed, select, selection_bias_fixed
+from golden.functions import (
+    FRACTION_BITS,
+    LOG2E,
+    ONE,
+    SCORE_BITS,
+    exp_negative,
+    fixed_from_f32,
+    floor_log2,
+)
+from golden.gating_bf16 import (
+    inverse_of,
+    scale_fixed,
+    scores_fixed,
+    select,
+    select_bits,
+    selection_bias_fixed,
+)
 from tests.bench.test_gating_bench import GEOMETRIES, Load
 from tests.mutation import gate_scenarios
 
@@ -53,6 +68,33 @@ def test_scores_of_one_bit_have_exponentials_that_are_powers_of_two_where_select
         shifts |= set(found[(mantissas == ONE) & (logits < 0)].tolist())
     # From 21 on one plus the exponential is 1; at 24 the logit has a place too many.
     assert shifts >= {20, 21, 23}
+
+
+def test_exponents_at_a_carry_are_next_to_one_on_either_side():
+    rng = np.random.default_rng(1)
+    low = np.concatenate(
+        [
+            np.abs(logits_of(gate_scenarios.exponents_at_a_carry(GEOMETRY, rng))[0]) * LOG2E % ONE
+            for _ in range(60)
+        ]
+    )
+    near = np.minimum(low, ONE - low)
+    assert near.max() < 1 << 17
+    assert set(floor_log2(near[near > 0]).tolist()) >= set(range(8, 17))
+    assert 0.3 < np.mean(low == near) < 0.7
+
+
+def test_faint_scores_are_a_few_last_places_of_a_key():
+    rng = np.random.default_rng(1)
+    unit = 1 << (SCORE_BITS - select_bits(GATING))
+    keys = np.stack(
+        [
+            scores_fixed(GATING.score, logits_of(gate_scenarios.faint(GEOMETRY, rng))) // unit
+            for _ in range(24)
+        ]
+    )
+    assert keys.max() < 33
+    assert set(keys.reshape(-1).tolist()) >= set(range(16))
 
 
 def test_weights_are_rounded_by_one_place_alone():

@@ -112,6 +112,27 @@ def test_a_burst_alone_is_a_tie_with_nothing_before_or_with_one_number_that_deci
     assert exponents >= {1 << n for n in range(7)}
 
 
+def test_sums_of_two_sparse_bursts_are_single_bits_at_each_place_and_zeros_far_above_what_was_there():
+    places, zeros = set(), set()
+    for seed in range(16):
+        rng = np.random.default_rng(seed)
+        x = operands.powers(rng, 2 * COLS)
+        w = operands.sparse(rng, x, ROWS)
+        first, second = (
+            burst_sum(np.broadcast_to(x[part], (ROWS, COLS)), w[:, part])
+            for part in (slice(0, COLS), slice(COLS, 2 * COLS))
+        )
+        for one, other, row in zip(first.tolist(), second.tolist(), w[:, COLS:], strict=True):
+            total = Fraction(one) + Fraction(other)
+            if total and math.frexp(abs(float(total)))[0] == 0.5:
+                places.add(math.frexp(max(abs(one), abs(other)))[1] - math.frexp(float(total))[1])
+            if one and not other and row.any():
+                largest = int((operands.exponents(row) + operands.exponents(x[COLS:]))[row != 0].max())
+                zeros.add(largest - 2 * operands.BF16_BIAS - math.frexp(one)[1] > 60)
+    assert places >= set(range(1, 24))
+    assert zeros == {False, True}
+
+
 def test_exponents_are_one_bit_away_from_both_special_ones():
     exponents = set(operands.exponents(operands.a_bit_from_special(np.random.default_rng(1), 4096)).tolist())
     assert exponents == {0} | {1 << n for n in range(8)} | {255 ^ 1 << n for n in range(8)}

@@ -11,7 +11,7 @@ import pytest
 from tests.mutation.circuit import TRUE, Circuit, Frame, Graph
 from tests.mutation.equivalence import Idle, Machine, NotInvariant, Rule, Rules
 from tests.mutation.mutants import PORT
-from tests.mutation.perturbed import beginnings, bottlenecks, forgotten, unnoticed, unread
+from tests.mutation.perturbed import beginnings, bottlenecks, forgotten, stopped, unnoticed, unread
 
 # Bits: 2 resetn, 3 data, 4 valid, 5 the mutant's number; registers 10 (data) and 11 (valid), outputs of them.
 WIRES = {"aresetn": [2], "data": [3], "valid": [4], PORT: [5], "o_tdata": [20], "o_tvalid": [21]}
@@ -103,6 +103,18 @@ def test_what_is_read_is_not_idle(reader):
     assert unnoticed(machine, [1]) == set()
 
 
+def test_a_change_is_stopped_in_the_cases_in_which_no_register_takes_it():
+    """The mutant inverts what comes while the register 11 is 0."""
+    machine = stage(("NOT", 6, (11,)), ("AND", 7, (5, 6)), ("XOR", 12, (3, 7)), masked=True)
+    begin = next(iter(beginnings(machine, 0)))
+    here = begin.frames[-1]
+    inputs = {name: here.of(name) for name in machine.circuit.inputs} | {PORT: [1]}
+    (valid,) = (here.values[11],)
+    assert [stopped(begin.graph, here, inputs, [case]) for case in (valid, valid ^ 1)] == [True, False]
+    # What never holds stops everything.
+    assert stopped(begin.graph, here, inputs, [valid, valid ^ 1])
+
+
 def test_history_tells_states_apart_that_never_come():
     """Registers 10 and 11 are equal from a reset on, which the proof has to see."""
     gates = [
@@ -145,7 +157,7 @@ def test_an_invariant_is_used_once_it_is_proved():
         ("OR", 9, (10, 8)),
     ]
     gates += [("NOT", 14, (9,)), ("AND", 15, (14, 5)), ("XOR", 20, (10, 15)), ("OR", 21, (11, 11))]
-    wires = {**WIRES, "invariant.0": [9]}
+    wires = {**WIRES, "invariant.0": [9], "when.0": ["1"]}
     inputs = ("aresetn", "data", "valid", PORT)
     circuit = Circuit(inputs, ("o_tdata", "o_tvalid"), wires, gates, [10, 11], [12, 13], [])
     assert unnoticed(Machine(circuit, Rules(invariants=(Rule("valid data is odd", ""),))), [1]) == {1}
