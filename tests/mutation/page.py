@@ -248,12 +248,17 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "pim_bank",
+        r"inv .*slice\$5338 SRST",
+        "two bits of a count of one cycle, always 0, but in the first cycle after a reset, in which nothing is read",
+    ),
+    (
+        "pim_bank",
         r"const1 .* of core\.readout\._net_39",
         "the part of a result behind its last one; the next result begins with its first",
     ),
     (
         "pim_bank",
-        r"\\lane_\d\.\$ternary\$\S+:6634\$",
+        r"\\lane_\d\.\$(ternary\$\S+:6634\$|reduce_or\$\S+:5244\$1001 A\[0\])",
         "a place far below a tie; of all products with a sigmoid none is rounded otherwise without it",
     ),
     (
