@@ -249,7 +249,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "pim_bank",
         r"inv .*slice\$5338 SRST",
-        "two bits of a count of one cycle, always 0, but in the first cycle after a reset, in which nothing is read",
+        "two bits of a count, always 0; the first cycle after a reset may see others, and nothing is read in it",
     ),
     (
         "pim_bank",
