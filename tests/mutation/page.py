@@ -249,7 +249,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "pim_bank",
         r"inv .*slice\$5338 SRST",
-        "two bits of a count, always 0; the first cycle after a reset may see others, and nothing is read in it",
+        "two bits of a count, always 0; what they hold after a reset is gone a cycle later, before any read",
     ),
     (
         "pim_bank",
