@@ -80,12 +80,12 @@ verilog: $(STAMP) ## Verilog and file list of DESIGN= (for MODEL= at SCALE=, BUS
 	@$(RUN) expertbank verilog --design '$(or $(DESIGN),fpga)' $(call flag,model,MODEL) $(call flag,scale,SCALE) \
 		$(call flag,format,FORMAT) $(call flag,bus,BUS) --out build/verilog
 
-synth: $(STAMP) ## LUT, FF, DSP, BRAM and Fmax of DESIGN= (default: all of docs/synthesis.md, which it writes)
+synth: $(STAMP) ## LUT, FF, DSP, BRAM and Fmax of DESIGN= (default: docs/synthesis.md, all rows or those of ONLY=)
 	@status=0; \
 	$(if $(DESIGN),for design in $(DESIGN); do \
 		$(RUN) expertbank synth --design "$$design" $(call flag,model,MODEL) $(call flag,scale,SCALE) \
 			$(call flag,format,FORMAT) || status=$$?; \
-	done,$(RUN) expertbank synth --page docs/synthesis.md || status=$$?); \
+	done,$(RUN) expertbank synth --page docs/synthesis.md $(call flag,only,ONLY) || status=$$?); \
 	exit $$status
 
 bench: $(STAMP) ## measure simulation speed, build time, model time, utilisation; write docs/benchmarks.md

@@ -21,9 +21,14 @@ def marked(text: str, name: str, *, file: Path) -> tuple[str, str, str]:
     return before + opening, between, closing + after
 
 
-def with_marked(file: Path, name: str, lines: Sequence[str]) -> str:
-    """Return a file's text with ``lines`` between the marks."""
+def read_page(file: Path) -> str:
+    """Return a file's text; raise :class:`InputError` where there is none."""
     if not file.is_file():
         raise InputError("no such file", file=file)
-    before, _, after = marked(file.read_text(), name, file=file)
+    return file.read_text()
+
+
+def with_marked(file: Path, name: str, lines: Sequence[str]) -> str:
+    """Return a file's text with ``lines`` between the marks."""
+    before, _, after = marked(read_page(file), name, file=file)
     return before + "".join(f"{line}\n" for line in lines) + after

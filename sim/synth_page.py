@@ -6,19 +6,22 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from sim.bench import commit_of_sources
-from sim.marked import with_marked
+from sim.marked import marked, read_page, with_marked
 from sim.progress import track
 from sim.synth import DEVICE
 from sim.toolchain import write_atomically
+from spec.errors import require
 
 MARK = "measured"
+COMMAND = "`expertbank synth "
+CELLS = ("lut", "ff", "dsp", "bram")
 SMALL_LAYER = "--design fpga --set array.rows=4 --set array.cols=4 --set stream_lanes=4"
 """A layer whose multipliers fit the device: 16 MACs."""
 DEEP_EXPERT = "--design fpga-deep --block expert --set array.rows=4 --set array.cols=4 --set stream_lanes=4"
@@ -130,24 +133,83 @@ accelerator, so idle cycles and other layers are in it; the two are not the same
 """
 
 
-def write_page(file: Path) -> None:
+@dataclass(frozen=True)
+class Row:
+    """A design's row of the page: its cells, Fmax and slowest path in words, the commit of that time."""
+
+    cells: Mapping[str, int]
+    fmax: str
+    path: str
+    commit: str
+
+    @staticmethod
+    def of(result: Mapping[str, Any], commit: str) -> Row:
+        """Return the row of what the command says."""
+        fmax, path = "-", ""
+        if result["fmax_mhz"] is not None:
+            seeds = ", ".join(f"{one:.1f}" for one in result["fmax_of_seeds"])
+            more = f"median of {seeds}" if "," in seeds else "one seed"
+            slow = result["critical"]
+            fmax = f"{result['fmax_mhz']:.1f} ({more})"
+            path = (
+                f"`{_signal(slow['source'])}` to `{_signal(slow['sink'])}`, {slow['delay_ns']:.1f} ns,"
+                f" {slow['logic_ns']:.1f} of them logic"
+            )
+        elif result["exceeded"]:
+            path = f"not routed: {', '.join(result['exceeded'])}"
+        return Row({kind: result[kind] for kind in CELLS}, fmax, path, commit)
+
+    @staticmethod
+    def read(line: str) -> tuple[str, Row] | None:
+        """Return the design and the row of a line of a page; None: it is none, or of nothing that was run."""
+        columns = [column.strip() for column in line.strip("| ").split(" | ")]
+        if not columns[0].startswith(COMMAND) or len(columns) != 3 + len(CELLS) + 1:
+            return None
+        numbers = columns[1 : 1 + len(CELLS)]
+        if not all(number.isdecimal() for number in numbers):
+            return None
+        design = columns[0].removeprefix(COMMAND).rstrip("`")
+        return design, Row(dict(zip(CELLS, map(int, numbers), strict=True)), *columns[1 + len(CELLS) :])
+
+    def line(self, design: str) -> str:
+        """Return the row as it stands on the page."""
+        numbers = " | ".join(str(self.cells[kind]) for kind in CELLS)
+        return f"| {COMMAND}{design}` | {numbers} | {self.fmax} | {self.path} | {self.commit} |"
+
+
+def write_page(file: Path, only: Sequence[str] = ()) -> None:
     """Synthesise what :data:`TABLES` lists and write it between the marks of a page, after each design.
 
     Each result is kept (:mod:`sim.synth`): an interrupted page goes on where it was, and says what it lacks.
+
+    Parameters
+    ----------
+    only : texts of which a design's options have one; the other rows stay as they are, each with its commit.
+
+    Raises
+    ------
+    InputError
+        A page without marks, or a text that no design has.
     """
-    with_marked(file, MARK, [])  # What has no marks is refused before anything runs.
-    found: dict[str, dict[str, Any]] = {}
+    _, before, _ = marked(read_page(file), MARK, file=file)
     designs = [design for table in TABLES for design in table.designs]
+    for text in only:
+        require(any(text in design for design in designs), f"is in no row's command: {text!r}", key="only")
+    rows: dict[str, Row] = {}
+    if only:
+        rows = dict(filter(None, map(Row.read, before.splitlines())))
+        designs = [design for design in designs if any(text in design for text in only)]
+    commit = commit_of_sources()
     # What is only counted takes seconds, what is routed minutes.
     for design in track(sorted(designs, key=_is_routed)):
-        found[design] = _run(design)
-        if design in GATES and set(GATES) <= found.keys():
-            draw(found, file.with_name(PICTURE))
-        write_atomically(file, with_marked(file, MARK, list(lines(found))))
+        rows[design] = Row.of(_run(design), commit)
+        if design in GATES and set(GATES) <= rows.keys():
+            draw({gate: rows[gate].cells for gate in GATES}, file.with_name(PICTURE))
+        write_atomically(file, with_marked(file, MARK, list(lines(rows))))
 
 
 def draw(found: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """Draw the sweeps of the gate, from what the command says of each design of :data:`GATES`."""
+    """Draw the sweeps of the gate, from the cells of each design of :data:`GATES`."""
     from sim.synth_picture import draw_gates
 
     draw_gates(
@@ -158,16 +220,17 @@ def draw(found: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     )
 
 
-def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Return the page's measured part, from what the command says of each design."""
-    yield f"Written by `make synth` at commit {commit_of_sources()}; routed for {DEVICE}."
+def lines(rows: Mapping[str, Row]) -> Iterator[str]:
+    """Return the page's measured part, from the rows that there are."""
+    yield f"Written by `make synth`, each row at the commit that it names; routed for {DEVICE}."
     for table in TABLES:
         yield f"\n### {table.title}\n\n{table.text}\n"
-        yield "| command | LUT | FF | DSP | BRAM | Fmax (MHz) | slowest path |"
-        yield "|---|---|---|---|---|---|---|"
+        yield "| command | LUT | FF | DSP | BRAM | Fmax (MHz) | slowest path | commit |"
+        yield "|---|---|---|---|---|---|---|---|"
         for design in table.designs:
-            yield _row(design, found.get(design))
-        if table.picture is not None and set(table.designs) <= found.keys():
+            missing = f"| {COMMAND}{design}` | - | - | - | - | - | not run yet | - |"
+            yield rows[design].line(design) if design in rows else missing
+        if table.picture is not None and set(table.designs) <= rows.keys():
             yield f"\n{table.picture}"
     yield DSP_TEXT.rstrip("\n")
     devices = (("", "MULT18X18D"), (" --family xc7", "DSP48E1"))
@@ -176,8 +239,8 @@ def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         what = f"16 x 16, `multiplier = {multiplier}`, {device}"
         # Weights of int4, inputs of bf16.
         operands = number_format if number_format == "int8" else f"{number_format} x bf16"
-        if design in found:
-            yield _density(what, operands, 2 * 16 * 16, found[design]["dsp"], "this page")
+        if design in rows:
+            yield _density(what, operands, 2 * 16 * 16, rows[design].cells["dsp"], "this page")
     for name, number_format, gops, dsps, clock_hz, source in PAPERS:
         yield _density(name, number_format, gops * 1e9 / clock_hz, dsps, source)
 
@@ -185,24 +248,6 @@ def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _density(what: str, number_format: str, operations: float, dsps: int, source: str) -> str:
     density = operations / dsps
     return f"| {what} | {number_format} | {operations:.0f} | {dsps} | {density:.3f} | {source} |"
-
-
-def _row(design: str, result: Mapping[str, Any] | None) -> str:
-    if result is None:
-        return f"| `expertbank synth {design}` | - | - | - | - | - | not run yet |"
-    fmax, path = "-", ""
-    if result["fmax_mhz"] is not None:
-        seeds = len(result["fmax_of_seeds"])
-        fmax = f"{result['fmax_mhz']:.1f}" + (f" (median of {seeds})" if seeds > 1 else " (one seed)")
-        slow = result["critical"]
-        path = (
-            f"`{_signal(slow['source'])}` to `{_signal(slow['sink'])}`, {slow['delay_ns']:.1f} ns,"
-            f" {slow['logic_ns']:.1f} of them logic"
-        )
-    elif result["exceeded"]:
-        path = f"not routed: {', '.join(result['exceeded'])}"
-    numbers = " | ".join(str(result[kind]) for kind in ("lut", "ff", "dsp", "bram"))
-    return f"| `expertbank synth {design}` | {numbers} | {fmax} | {path} |"
 
 
 def _signal(cell: str) -> str:

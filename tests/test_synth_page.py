@@ -46,6 +46,7 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     large = {**COUNTED, "exceeded": ["300 of 156 DSP"]}
     found = {DESIGNS[0]: ROUTED, DESIGNS[1]: large}
     monkeypatch.setattr(sim.synth_page, "_run", lambda design: found.get(design, COUNTED))
+    monkeypatch.setattr(sim.synth_page, "commit_of_sources", lambda: "abc")
     page = tmp_path / "page.md"
     page.write_text(f"above\n<!-- {MARK} -->\nold\n<!-- /{MARK} -->\nbelow\n")
     write_page(page)
@@ -55,10 +56,10 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     assert "old" not in text
     rows = [line for line in text.splitlines() if line.startswith("| `expertbank")]
     assert rows[0] == (
-        f"| `expertbank synth {DESIGNS[0]}` | 10 | 20 | 4 | 1 | 51.3 (median of 3) |"
-        " `product.s3_sum_0` to `topk.best`, 19.5 ns, 6.8 of them logic |"
+        f"| `expertbank synth {DESIGNS[0]}` | 10 | 20 | 4 | 1 | 51.3 (median of 50.0, 51.3, 53.0) |"
+        " `product.s3_sum_0` to `topk.best`, 19.5 ns, 6.8 of them logic | abc |"
     )
-    assert rows[1].endswith("| 10 | 20 | 4 | 1 | - | not routed: 300 of 156 DSP |")
+    assert rows[1].endswith("| 10 | 20 | 4 | 1 | - | not routed: 300 of 156 DSP | abc |")
     assert len(rows) == len(DESIGNS)
     # 512 operations of 16 x 16 MACs over 4 DSPs; UbiMoE's throughput over DSPs and clock.
     assert "| int8 | 512 | 4 | 128.000 | this page |" in text
@@ -67,6 +68,43 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     assert all(f"| {name} | " in text for name, *_ in PAPERS)
     assert f"]({PICTURE})" in text
     assert (tmp_path / PICTURE).is_file()
+
+
+def test_some_rows_are_measured_anew_and_the_others_stay(monkeypatch, tmp_path, capsys):
+    """As they are, with the commit of their time; the sums over rows are of both."""
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- {MARK} -->\n<!-- /{MARK} -->\n")
+    monkeypatch.setattr(sim.synth_page, "_run", lambda _design: ROUTED)
+    monkeypatch.setattr(sim.synth_page, "commit_of_sources", lambda: "old")
+    write_page(page)
+    before = page.read_text().splitlines()
+    ran = []
+
+    def run(design):
+        ran.append(design)
+        return {**COUNTED, "dsp": 8}
+
+    monkeypatch.setattr(sim.synth_page, "_run", run)
+    monkeypatch.setattr(sim.synth_page, "commit_of_sources", lambda: "new")
+    assert main(["synth", "--page", str(page), "--only", "multiplier=dual", "--only", "hbm2-pim"]) == 0
+    assert sorted(ran) == sorted(one for one in DESIGNS if "multiplier=dual" in one or "hbm2-pim" in one)
+    after = page.read_text().splitlines()
+    assert len(before) == len(after)
+    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert [line for line in changed if "| `expertbank" in line] == [
+        f"| `expertbank synth {design}` | 10 | 20 | 8 | 1 | - |  | new |"
+        for design in DESIGNS
+        if design in ran
+    ]
+    densities = [line for line in changed if "this page" in line]
+    assert len(changed) == len(ran) + len(densities)
+    assert len(densities) == 4
+    assert all("`multiplier = dual`" in line and "| 8 | 64.000 |" in line for line in densities)
+    assert main(["synth", "--page", str(page), "--only", "nowhere"]) == 2
+    assert capsys.readouterr().err.endswith("expertbank: only: is in no row's command: 'nowhere'\n")
+    assert main(["synth", "--design", "gate", "--only", "gate"]) == 2
+    assert capsys.readouterr().err == "expertbank: only: is for --page\n"
+    assert page.read_text().splitlines() == after
 
 
 def test_an_interrupted_page_says_what_it_lacks(monkeypatch, tmp_path):
@@ -83,7 +121,7 @@ def test_an_interrupted_page_says_what_it_lacks(monkeypatch, tmp_path):
     rows = [line for line in page.read_text().splitlines() if line.startswith("| `expertbank")]
     assert len(rows) == len(DESIGNS)
     counted = ["--no-route" in design or "xc7" in design for design in DESIGNS]
-    assert [not row.endswith("| not run yet |") for row in rows] == counted
+    assert [not row.endswith("| not run yet | - |") for row in rows] == counted
     assert 0 < sum(counted) < len(DESIGNS)
 
 
@@ -96,7 +134,7 @@ def test_a_page_without_marks_is_refused_before_anything_runs(monkeypatch, tmp_p
         f"expertbank: {page}: must have the marks <!-- {MARK} --> and <!-- /{MARK} --> once, in order\n"
     )
     assert main(["synth", "--page", str(page), "--seeds", "2"]) == 2
-    assert capsys.readouterr().err == "expertbank: page: takes no other option\n"
+    assert capsys.readouterr().err == "expertbank: page: takes no other option but --only\n"
 
 
 def test_the_committed_page_has_a_row_for_each_design():

@@ -57,6 +57,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the declared list of designs between the marks of this page (docs/synthesis.md).",
 )
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="TEXT",
+    help="Of the page: only rows whose command has this text; the others stay. May be given several times.",
+)
 @json_option
 def command(
     design_name: str,
@@ -74,6 +80,7 @@ def command(
     placer: str,
     no_route: bool,
     page_file: Path | None,
+    only: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Count LUTs, flip-flops, multipliers and block RAMs with Yosys; place and route with nextpnr-ecp5.
@@ -90,9 +97,12 @@ def command(
         context = click.get_current_context()
         for option in context.params:
             default = context.get_parameter_source(option) is ParameterSource.DEFAULT
-            require(default or option == "page_file", "takes no other option", key="page")
-        write_page(page_file)
+            require(
+                default or option in ("page_file", "only"), "takes no other option but --only", key="page"
+            )
+        write_page(page_file, only)
         return 0
+    require(not only, "is for --page", key="only")
     if design_name not in synth.SMALL:
         for value, key in ((experts, "experts"), (top_k, "top-k"), (pipeline, "pipeline")):
             require(value is None, f"is for {', '.join(synth.SMALL)}, not for {design_name!r}", key=key)
