@@ -11,11 +11,11 @@ Python, and of its own ports any may be the numbered one. Here
 Names that carry no number and belong to no interface (``freed``, ``loading``) stay as they are.
 """
 
-import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import chain, count, islice
 
 Modules = Mapping[str, tuple[list[str], str]]
 """Of each module's name, without a backslash: its ports, as written there, and its body."""
@@ -74,6 +74,11 @@ class _Net:
     is_unread: bool = False
     """Another block's side of what this one connects, which nothing reads."""
 
+    @property
+    def plain(self) -> set[str]:
+        """Names that a designer gave."""
+        return {name for name in self.names if "$" not in name}
+
 
 def bare(identifier: str) -> str:
     """Return an identifier without the backslash and the space of an escaped one."""
@@ -82,6 +87,16 @@ def bare(identifier: str) -> str:
 
 def _stem(name: str) -> str:
     return _NUMBER.sub("", name)
+
+
+def _alternatives(name: str) -> Iterator[str]:
+    """Yield names like it, for where another net has it."""
+    return (f"{name}_v{number}" for number in count(2))
+
+
+def _free(name: str, taken: Set[str]) -> str:
+    """Return a name, or one like it that nothing has."""
+    return next(new for new in chain([name], _alternatives(_stem(name))) if new not in taken)
 
 
 def _is_numbered(name: str) -> bool:
@@ -237,7 +252,7 @@ class _Module:
                 block, instance = _Ports(), ""
             yield line, block, instance
 
-    def _choose(self, nets: Iterable[_Net]) -> None:
+    def _choose(self, nets: Sequence[_Net]) -> None:
         """Choose each net's name, unique in the module."""
         words = {match[1] or match[3] for line in self._lines for match in _NAME.finditer(line)}
         taken = words - self._widths.keys()
@@ -250,63 +265,59 @@ class _Module:
             for name in net.names
             if _of_interface(name) and not _is_numbered(name)
         )
-        stems = Counter(stem for name in self._widths if (stem := _stem(name)) != name)
-        later = []
+        numbered = Counter(stem for name in self._widths if (stem := _stem(name)) != name)
+        # What is called after others, once all that has a name of its own has it: ports first, those of one
+        # name before those that another name is left for; what is called as one and is none gives way.
+        later: list[tuple[int, _Net, list[str]]] = []
         unread = []
         for net in nets:
-            plain = [name for name in net.names if "$" not in name]
-            own = [
+            is_port = self._is_port(net.root)
+            own = {
                 name
-                for name in plain
-                if not (_of_interface(name) or self._is_first_of_many(name, net, stems))
-                and (name not in of_ports or self._is_port(net.root))
-            ]
-            if self._is_port(net.root):
-                if _of_interface(net.root) or _is_numbered(net.root):
-                    members = {stem for name in net.names if _of_interface(stem := _stem(name))}
-                    is_output = "output" in self._kinds[net.root]
-                    order = {
-                        stem: (
-                            _suits(stem, is_output),
-                            -self._members[stem.split("__")[0]],
-                            stem != _stem(net.root),
-                        )
-                        for stem in members
-                    }
-                    wanted = sorted(members, key=lambda stem: (order[stem], stem)) or [_stem(net.root)]
-                    net.beside = set(own) - set(wanted)
-                    taken |= net.beside
-                    later.append((len(members), net, wanted))
-                    continue
-                net.final = net.root
-                net.beside = set(plain) - {net.final}
-            elif own:
-                net.final = net.root if net.root in own else min(own, key=lambda name: (len(name), name))
-                net.beside = set(own) - {net.final}
-            elif not (net.drivers or net.sinks or self._read.intersection(net.names)):
-                unread.append(net)
-                continue
+                for name in net.plain
+                if not (_of_interface(name) or self._is_first_of_many(name, net, numbered))
+                and (is_port or name not in of_ports)
+            }
+            if is_port and (_of_interface(net.root) or _is_numbered(net.root)):
+                choices, wanted = self._wanted_by_port(net)
+                net.beside = own - set(wanted)
+                taken |= net.beside
+                later.append((choices, net, wanted))
+            elif is_port or own:
+                kept = is_port or net.root in own
+                net.final = net.root if kept else min(own, key=lambda name: (len(name), name))
+                net.beside = (net.plain if is_port else own) - {net.final}
+                taken |= {net.final, *net.beside}
+            elif net.drivers or net.sinks or self._read.intersection(net.names):
+                later.append((len(self._widths) + 1, net, self._wanted_between(net)))
             else:
-                stem = _stem(net.root)
-                without_number = [stem] if _of_interface(stem) else []
-                after = net.drivers or net.sinks
-                named = [f"{instance}_{port}" for instance, port in sorted(after)]
-                # Another net may be called so: of instance a_b at port c, of a at b_c.
-                named += [f"{named[0]}_v{number}" for number in range(2, 9)] if named else []
-                later.append((len(self._widths) + 1, net, [*named, *sorted(plain), *without_number]))
-                continue
-            taken |= {net.final, *net.beside}
-        # Ports first, those of one name before those that another name is left for: what is called as one of
-        # them and is none gives way.
+                unread.append(net)
         for _, net, wanted in sorted(later, key=lambda entry: (entry[0], entry[1].root)):
-            net.final = next((name for name in wanted if name not in taken), "") or self._free(
-                net.root, taken
-            )
+            net.final = next((name for name in wanted if name not in taken), "") or _free(net.root, taken)
             taken.add(net.final)
         for net in unread:
             # A payload of its own that passes in parts is shown whole.
             net.is_unread = net.root in taken or not self._is_own_payload(net.root)
             net.final = net.root
+
+    def _wanted_by_port(self, net: _Net) -> tuple[int, list[str]]:
+        """Return how many members of interfaces a port is called as, and these names, the best one first."""
+        members = {stem for name in net.names if _of_interface(stem := _stem(name))}
+        is_output = "output" in self._kinds[net.root]
+
+        def rank(stem: str) -> tuple[object, ...]:
+            often = self._members[stem.split("__")[0]]
+            return _suits(stem, is_output), -often, stem != _stem(net.root), stem
+
+        return len(members), sorted(members, key=rank) or [_stem(net.root)]
+
+    def _wanted_between(self, net: _Net) -> list[str]:
+        """Return names of a net between instances, the best one first: what drives it, else what it feeds."""
+        stem = _stem(net.root)
+        named = [f"{instance}_{port}" for instance, port in sorted(net.drivers or net.sinks)]
+        # Another net may be called so: of instance a_b at port c, of a at b_c.
+        named += islice(_alternatives(named[0]), 7) if named else []
+        return [*named, *sorted(net.plain), *([stem] if _of_interface(stem) else [])]
 
     def _is_first_of_many(self, name: str, net: _Net, numbered: Mapping[str, int]) -> bool:
         """Tell whether a name without a number is that of a port that other instances have too.
@@ -320,12 +331,6 @@ class _Module:
         """Tell whether a name is that of the payload of a stream of this module, which passes in parts."""
         member, _, kind = name.partition("__")  # (A numbered one's kind is not that.)
         return kind == "payload" and member in self._members
-
-    def _free(self, name: str, taken: set[str]) -> str:
-        """Return a net's own name, or one like it that nothing has."""
-        if name not in taken:
-            return name
-        return next(new for number in itertools.count(2) if (new := f"{_stem(name)}_v{number}") not in taken)
 
     def _name_fields(self) -> None:
         """Name the fields of signals after these; of several that are the same, one stays."""
