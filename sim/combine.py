@@ -68,8 +68,8 @@ FREED_LATENCY = 1
 DEEP_ADD_CYCLES = 17
 """The same with deep pipelines: product 10, accumulator 7."""
 DEEP_DISTANCE = DEEP_ACCUMULATE_DISTANCE + 2
-"""Between two beats for the same sums: they pass two registers on their way to the addition, and no row is
-read in the cycle in which it is written."""
+"""Between two beats for the same sums: one register more on the way to the addition than elsewhere, and no
+row is read in the cycle in which it is written."""
 SPACE_CYCLES = 1
 """Through the place where beats wait for the sums of those before them, where that can be."""
 CHECK_CYCLES = 4

@@ -22,6 +22,7 @@ from spec.errors import require
 MARK = "measured"
 COMMAND = "`expertbank synth "
 CELLS = ("lut", "ff", "dsp", "bram")
+NOT_RUN = "not run yet"
 SMALL_LAYER = "--design fpga --set array.rows=4 --set array.cols=4 --set stream_lanes=4"
 """A layer whose multipliers fit the device: 16 MACs."""
 DEEP_EXPERT = "--design fpga-deep --block expert --set array.rows=4 --set array.cols=4 --set stream_lanes=4"
@@ -147,8 +148,8 @@ class Row:
         """Return the row of what the command says."""
         fmax, path = "-", ""
         if result["fmax_mhz"] is not None:
-            seeds = ", ".join(f"{one:.1f}" for one in result["fmax_of_seeds"])
-            more = f"median of {seeds}" if "," in seeds else "one seed"
+            seeds = [f"{one:.1f}" for one in result["fmax_of_seeds"]]
+            more = f"median of {', '.join(seeds)}" if len(seeds) > 1 else "one seed"
             slow = result["critical"]
             fmax = f"{result['fmax_mhz']:.1f} ({more})"
             path = (
@@ -161,15 +162,21 @@ class Row:
 
     @staticmethod
     def read(line: str) -> tuple[str, Row] | None:
-        """Return the design and the row of a line of a page; None: it is none, or of nothing that was run."""
+        """Return the design and the row of a line of a page; None: it is none, or of nothing that was run.
+
+        Raises
+        ------
+        InputError
+            A row whose columns are not those that this writes.
+        """
+        if not line.startswith(f"| {COMMAND}") or NOT_RUN in line:
+            return None
         columns = [column.strip() for column in line.strip("| ").split(" | ")]
-        if not columns[0].startswith(COMMAND) or len(columns) != 3 + len(CELLS) + 1:
-            return None
-        numbers = columns[1 : 1 + len(CELLS)]
-        if not all(number.isdecimal() for number in numbers):
-            return None
         design = columns[0].removeprefix(COMMAND).rstrip("`")
-        return design, Row(dict(zip(CELLS, map(int, numbers), strict=True)), *columns[1 + len(CELLS) :])
+        numbers, rest = columns[1 : 1 + len(CELLS)], columns[1 + len(CELLS) :]
+        understood = len(rest) == 3 and all(number.isdecimal() for number in numbers)
+        require(understood, f"must have the columns that --page writes, not {line!r}", key="page")
+        return design, Row(dict(zip(CELLS, map(int, numbers), strict=True)), *rest)
 
     def line(self, design: str) -> str:
         """Return the row as it stands on the page."""
@@ -184,20 +191,20 @@ def write_page(file: Path, only: Sequence[str] = ()) -> None:
 
     Parameters
     ----------
-    only : texts of which a design's options have one; the other rows stay as they are, each with its commit.
+    only : texts of which a row's options have one; the other rows stay as they are, each with its commit.
 
     Raises
     ------
     InputError
-        A page without marks, or a text that no design has.
+        A page without marks, a row on it that is not understood, or a text that no row's options have.
     """
-    _, before, _ = marked(read_page(file), MARK, file=file)
+    _, between, _ = marked(read_page(file), MARK, file=file)
     designs = [design for table in TABLES for design in table.designs]
     for text in only:
-        require(any(text in design for design in designs), f"is in no row's command: {text!r}", key="only")
+        require(any(text in design for design in designs), f"is in no row's options: {text!r}", key="only")
     rows: dict[str, Row] = {}
     if only:
-        rows = dict(filter(None, map(Row.read, before.splitlines())))
+        rows = dict(filter(None, map(Row.read, between.splitlines())))
         designs = [design for design in designs if any(text in design for text in only)]
     commit = commit_of_sources()
     # What is only counted takes seconds, what is routed minutes.
@@ -228,7 +235,7 @@ def lines(rows: Mapping[str, Row]) -> Iterator[str]:
         yield "| command | LUT | FF | DSP | BRAM | Fmax (MHz) | slowest path | commit |"
         yield "|---|---|---|---|---|---|---|---|"
         for design in table.designs:
-            missing = f"| {COMMAND}{design}` | - | - | - | - | - | not run yet | - |"
+            missing = f"| {COMMAND}{design}` | - | - | - | - | - | {NOT_RUN} | - |"
             yield rows[design].line(design) if design in rows else missing
         if table.picture is not None and set(table.designs) <= rows.keys():
             yield f"\n{table.picture}"

@@ -1438,7 +1438,7 @@ DEEP_PLANTED = {
         "padding.eq(tiles_done == job_tiles - 1)",
         "padding.eq(tiles_done == job_tiles)",
     ),
-    "padding of a routed job behind a shared one": (
+    "padding of a shared job where that of a routed one begins": (
         rtl.expert.loader,
         "tiles_done == job_tiles - 1",
         "tiles_done == tiles[0] - 1",

@@ -23,7 +23,7 @@ from sim import accelerator, alone
 from sim.cli import main
 from sim.layer import LayerCycles, LayerShape, active_cycles, block_times, layer_cycles
 from sim.routing import Routing, draw_ids, parse_routing
-from sim.rtlsim import Sink, reg_read, reg_wait
+from sim.rtlsim import reg_read
 from sim.streams import readiness, spans_of
 from sim.toolchain import verilator_command
 from sim.workload import random_workload, scaled_model, vector_workload
@@ -110,7 +110,7 @@ def test_deep_pipelines(preset: str) -> None:
     for seed in range(3):
         check_under_stalls(rtl, model, design, seed)
     work = random_workload(model, 3, parse_routing("uniform"), 3)
-    check_status(rtl, accelerator.run_rtl(rtl, work, design))
+    check_status(rtl, accelerator.run_rtl(rtl, work, design), deep=True)
 
 
 def stalls(rng: np.random.Generator) -> np.ndarray:
@@ -133,24 +133,35 @@ def check_under_stalls(rtl: accelerator.Build, model: ModelSpec, design: DesignS
     assert counted == [run.seen.cycles, tokens, tokens]
 
 
-def check_status(rtl: accelerator.Build, run: accelerator.LayerRun) -> None:
-    """Repeat a run without its last beat: the layer is busy until that is taken; then all is counted."""
-    status = reg_read(REGISTERS["STATUS"])
-    last = int(run.result.streams["o"].cycles[-1])
-    ready = np.append(np.ones(last, dtype=bool), np.zeros(1 << 16, dtype=bool))
-    count = len(run.result.streams["o"].cycles) - 1
-    short = dataclasses.replace(run.spec, sinks={"o": Sink(count, ready)}, epilogue=[status])
-    assert rtl.run(short).reads[-1] == 1 << STATUS_LOADED | 1 << STATUS_BUSY
-    idle = reg_wait(REGISTERS["STATUS"], 1 << STATUS_BUSY, 0)
-    counted = reg_read(counter_address("tokens_out"))
-    whole = dataclasses.replace(run.spec, epilogue=[idle, counted, status])
-    assert rtl.run(whole).reads[-2:] == [run.counters["tokens_out"], 1 << STATUS_LOADED]
+def read_at(rtl: accelerator.Build, run: accelerator.LayerRun, *reads: tuple[int, int]) -> dict[int, int]:
+    """Repeat a run with addresses at the register port, each from a cycle on; return what is read in each."""
+    writes = [(cycle, "reg_addr", address) for cycle, address in reads]
+    spec = dataclasses.replace(run.spec, probes=["reg_rdata"], writes=writes, epilogue=())
+    result = rtl.run(spec)
+    result.check()
+    # Data comes a cycle after its address.
+    return {int(cycle) - 1: int(value) for cycle, value in zip(*result.probes["reg_rdata"], strict=True)}
+
+
+def check_status(rtl: accelerator.Build, run: accelerator.LayerRun, *, deep: bool) -> None:
+    """Busy from the first beat on while a token is inside; who then reads a counter finds its last value."""
+    asked = (0, REGISTERS["STATUS"])
+    status = read_at(rtl, run, asked)
+    busy = [cycle for cycle, value in status.items() if value >> STATUS_BUSY & 1]
+    first, last = (int(run.result.streams[name].cycles[end]) for name, end in (("i", 0), ("o", -1)))
+    assert busy == list(range(first + deep, last + 1 + deep))
+    for counter in ("tokens_out", "cycles", "mac_active"):
+        idle = busy[-1] + 1
+        seen = read_at(rtl, run, asked, (idle + 1, counter_address(counter)))
+        assert seen[idle] == 1 << STATUS_LOADED
+        assert seen[idle + 1] == run.counters[counter], counter
 
 
 @pytest.mark.slow
 def test_status_says_busy(tiny_deepseek: tuple[accelerator.Build, ModelSpec]) -> None:
     rtl, _ = tiny_deepseek
-    check_status(rtl, accelerator.run_rtl(rtl, vector_workload(str(DATA / "deepseek_v3_s0.npz"), 2), TINY))
+    work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), 2)
+    check_status(rtl, accelerator.run_rtl(rtl, work, TINY), deep=False)
 
 
 @pytest.mark.slow

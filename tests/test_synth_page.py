@@ -101,10 +101,16 @@ def test_some_rows_are_measured_anew_and_the_others_stay(monkeypatch, tmp_path, 
     assert len(densities) == 4
     assert all("`multiplier = dual`" in line and "| 8 | 64.000 |" in line for line in densities)
     assert main(["synth", "--page", str(page), "--only", "nowhere"]) == 2
-    assert capsys.readouterr().err.endswith("expertbank: only: is in no row's command: 'nowhere'\n")
+    assert capsys.readouterr().err.endswith("expertbank: only: is in no row's options: 'nowhere'\n")
+    assert page.read_text().splitlines() == after
+    # A row that is not understood is not lost: nothing is written.
+    page.write_text("\n".join(after).replace(" | old |", " |") + "\n")
+    kept = page.read_text()
+    assert main(["synth", "--page", str(page), "--only", "hbm2-pim"]) == 2
+    assert "page: must have the columns that --page writes, not '| `expertbank" in capsys.readouterr().err
+    assert page.read_text() == kept
     assert main(["synth", "--design", "gate", "--only", "gate"]) == 2
     assert capsys.readouterr().err == "expertbank: only: is for --page\n"
-    assert page.read_text().splitlines() == after
 
 
 def test_an_interrupted_page_says_what_it_lacks(monkeypatch, tmp_path):

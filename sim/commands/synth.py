@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     "--only",
     multiple=True,
     metavar="TEXT",
-    help="Of the page: only rows whose command has this text; the others stay. May be given several times.",
+    help="Of the page: only rows whose options have this text; the others stay. May be given several times.",
 )
 @json_option
 def command(

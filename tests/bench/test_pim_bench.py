@@ -164,7 +164,8 @@ def units_read(config: PimConfig, result: RunResult) -> PortCheck:
     every = config.timing.mac_steps == 1
     units = np.full(len(macs), (1 << config.units) - 1) if every else 1 << macs[:, 3]
     cycles, values = result.probes["mem_en"]
-    return PortCheck("pim", "mem_en", Trace(cycles, values.reshape(-1, 1)), units, macs[:, 0])
+    seen = Trace(cycles, values.reshape(-1, 1))
+    return PortCheck("pim", "mem_en", seen, units, macs[:, 0], payloads_of="o_column", cycles_of="o_column")
 
 
 def scenarios(config: PimConfig, seed: int) -> list[Scenario]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.formal.model import YOSYS, run
-from tests.mutation.circuit import FALSE, Circuit, Frame, Graph, processor_seconds, with_wires
+from tests.mutation.circuit import FALSE, TRUE, Circuit, Frame, Graph, processor_seconds, with_wires
 from tests.mutation.mutants import PORT, SECONDS, Mutants
 
 RULES = Path(__file__).parent / "invariants"
@@ -53,7 +53,8 @@ class NotInvariant(RuntimeError):
 class Rule:
     """What holds in every cycle outside reset: ``holds``, or only ``when`` something else does.
 
-    Both are Verilog expressions, in which ``core.picker.closed`` is a wire of the flat netlist.
+    Proofs of data paths look at ``when`` as a case, too (:func:`tests.mutation.perturbed.forgotten`). Both
+    are Verilog expressions, in which ``core.picker.closed`` is a wire of the flat netlist.
     """
 
     says: str
@@ -155,6 +156,11 @@ class Machine:
             for n in range(len(rules))
         ]
 
+    def cases(self, frame: Frame) -> list[int]:
+        """Return when the invariants say something, in a cycle, where that is not always so or never."""
+        found = [frame.of(f"when.{n}")[0] for n in range(len(self.rules.invariants))]
+        return [case for case in found if case not in (FALSE, TRUE)]
+
     def prove_invariants(self, *, seconds: float = SECONDS) -> None:
         """Prove all invariants, of the original; raise :class:`NotInvariant` with those that do not follow.
 
@@ -243,6 +249,8 @@ def equivalent(machine: Machine, numbers: Sequence[int], *, seconds: float = SEC
     machine.prove_invariants(seconds=seconds)
     proved = set()
     for number in numbers:
+        if processor_seconds() >= until:
+            break
         sides = Sides(machine, number, set(range(len(machine.circuit.registers))))
         try:
             if _stay_equal(sides, min(until, processor_seconds() + MUTANT_SECONDS)):

@@ -235,7 +235,8 @@ def sparse(rng: np.random.Generator, x: Bits16, rows: int, top: int = 0) -> Bits
     Sums on the way have few ones, far from each other, at places that differ by row; many are 0 in between.
     """
     shape = (rows, len(x))
-    # As far apart as a sum has places, or farther than a sum of 0 lies below what it was made of.
+    # As far apart as a sum has places; or so far that a burst whose large products cancel to 0 still has an
+    # exponent above that of the sum before.
     sizes = top - rng.integers(0, rng.choice([28, 100], (rows, 1)), (rows, 3))
     sizes[:, 0] = top
     # Neighbours leave one of them.

@@ -134,7 +134,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "dispatch_units",
         r"const1 .*\\picker\.\$eq\$\S+:2758\$350 A\[0\]",
-        "even numbers of jobs left: none is not among them while one is served, and no other is one",
+        "that one job is left, told where none is, too; while one is served there is one at least",
     ),
     (
         "dispatch_units",
@@ -198,12 +198,12 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "gating_deep",
-        r"const1 .* of core\.selection\.weights\.weight_power_q\d",
-        "64 in a power of two from -54 to -20; beyond that it is of what no score was added to",
+        r"const1 .* D\[6\] of core\.selection\.weights\.weight_power_q\d$",
+        "the place of 64 in a weight's power of two: set in all from -54 to -20, and no token has others",
     ),
     (
         "expert_relu",
-        r"inv .* of core\.sequencer\.since",
+        r"inv .*slice\$2006 Q\[0\] of core\.sequencer\.since$",
         "two values of a count of cycles, exchanged with two others; it comes to its end in the same cycle",
     ),
     (
@@ -253,7 +253,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "pim_bank",
-        r"const1 .* of core\.readout\._net_39",
+        r"const1 .* of core\.readout\._net_39$",
         "the part of a result behind its last one; the next result begins with its first",
     ),
     (

@@ -109,7 +109,7 @@ def test_a_change_is_stopped_in_the_cases_in_which_no_register_takes_it():
     begin = next(iter(beginnings(machine, 0)))
     here = begin.frames[-1]
     inputs = {name: here.of(name) for name in machine.circuit.inputs} | {PORT: [1]}
-    (valid,) = (here.values[11],)
+    valid = here.values[11]
     assert [stopped(begin.graph, here, inputs, [case]) for case in (valid, valid ^ 1)] == [True, False]
     # What never holds stops everything.
     assert stopped(begin.graph, here, inputs, [valid, valid ^ 1])
@@ -226,7 +226,12 @@ def random_machine(seed: int) -> Machine:
     for out, shown in zip((20, 21), rng.choice(bits[-4:], 2), strict=True):
         gates.append(("OR", out, (int(shown), int(shown))))
     inputs, outputs = ("aresetn", "data", "valid", PORT), ("o_tdata", "o_tvalid")
-    return Machine(Circuit(inputs, outputs, WIRES, gates, [10, 11, 12, 13], with_reset, []), Rules())
+    # Rules that say nothing, but of cases.
+    cases = rng.choice(bits, 3).tolist()
+    wires = WIRES | {f"when.{n}": [case] for n, case in enumerate(cases)}
+    wires |= {f"invariant.{n}": ["1"] for n in range(len(cases))}
+    rules = Rules(invariants=tuple(Rule("", "1", "x") for _ in cases))
+    return Machine(Circuit(inputs, outputs, wires, gates, [10, 11, 12, 13], with_reset, []), rules)
 
 
 def truly_equivalent(machine: Machine) -> bool:
@@ -274,6 +279,13 @@ def test_a_place_that_the_change_goes_past_makes_false_proofs(monkeypatch):
             out for _, out, _ in here.circuit.gates if here.values[out] != there.values[out]
         ],
     )
+    machines = [random_machine(seed) for seed in range(100)]
+    assert any(unnoticed(machine, [1]) == {1} and not truly_equivalent(machine) for machine in machines)
+
+
+def test_a_case_in_which_the_change_gets_out_makes_false_proofs(monkeypatch):
+    """The walk over all states would see cases that are left out without a reason."""
+    monkeypatch.setattr("tests.mutation.perturbed.stopped", lambda *_: True)
     machines = [random_machine(seed) for seed in range(100)]
     assert any(unnoticed(machine, [1]) == {1} and not truly_equivalent(machine) for machine in machines)
 
