@@ -591,6 +591,45 @@ def test_status_page_and_json(
     assert f"| bits | 1 of 2{'' if ok else ' (**NO**)'} | 0 |\n" in table
 
 
+def test_one_link_is_measured_anew_and_the_others_stay(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """On the page, in any place of it, and in README; what lacks the link is refused and stays."""
+
+    def links_of(numbers: dict[str, int]) -> list[Link]:
+        [claim] = link_of(ok=True).claims
+        return [
+            dataclasses.replace(
+                link_of(ok=True),
+                name=name,
+                claims=[dataclasses.replace(claim, text=f"bits of {name}", measured=f"{number}")],
+                tables=[Table(("run", "bits"), [(name, f"{number}")])],
+            )
+            for name, number in numbers.items()
+        ]
+
+    before = {"first": 1, "second": 2, "third": 3}
+    old = links_of(before)
+    out, readme = tmp_path / "page.md", tmp_path / "README.md"
+    for name in before:
+        new = links_of({**before, name: 7})
+        producers = tuple(Producer(link.name, lambda _, link=link: link) for link in new)
+        monkeypatch.setattr(sim.claims.links, "LINKS", producers)
+        out.write_text(page(old))
+        table = "\n".join(headlines(old))
+        readme.write_text(f"a\n<!-- claims -->\n{table}\n<!-- /claims -->\nb\n")
+        assert main(["claims", "--only", name, "--out", str(out), "--headlines", str(readme)]) == 0
+        assert out.read_text() == page(new)
+        table = "\n".join(headlines(new))
+        assert readme.read_text() == f"a\n<!-- claims -->\n{table}\n<!-- /claims -->\nb\n"
+    capsys.readouterr()
+    text = page(old[:2])
+    out.write_text(text)
+    assert main(["claims", "--only", "third", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "expertbank: only: must be on the page: 'third'"
+    assert out.read_text() == text
+
+
 MISTAKES = {
     "unknown link": (
         ["--only", "colour"],
@@ -600,9 +639,10 @@ MISTAKES = {
         ),
     ),
     "part of a page": (
-        ["--out", "x.md", "--only", "float"],
-        "out: writes the whole page; leave out --only and --no-verilog",
+        ["--out", "x.md", "--no-verilog"],
+        "out: writes what Verilog says, too; leave out --no-verilog",
     ),
+    "part of no page": (["--out", "x.md", "--only", "float"], "x.md: no such file"),
     "no folder": (
         ["--out", "nowhere/at/all/x.md"],
         "nowhere/at/all/x.md: out: is in a folder that does not exist",

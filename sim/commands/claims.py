@@ -21,7 +21,12 @@ MARK = "claims"
     type=click.Path(path_type=Path, dir_okay=False),
     help="With --out: put the first claims between this file's marks, too.",
 )
-@click.option("--only", multiple=True, metavar="LINK", help="Only this link of the chain (repeatable).")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="LINK",
+    help="Only this link of the chain (repeatable); with --out the page's others stay as they are.",
+)
 @click.option("--no-verilog", is_flag=True, help="Only the links that run no Verilog.")
 @click.option(
     "--vectors",
@@ -47,7 +52,7 @@ def command(
     from sim.claims import page
     from sim.claims.links import LINKS
     from sim.claims.measurement import Measurement
-    from sim.marked import with_marked
+    from sim.marked import marked, read_page, with_marked
     from sim.rtlsim import DEFAULT_ROOT
     from sim.toolchain import write_atomically
 
@@ -55,12 +60,13 @@ def command(
     for name in only:
         if name not in names:
             raise InputError(f"must be one of {', '.join(names)}, not {name!r}", key="only")
-    if out is not None and (only or no_verilog):
-        raise InputError("writes the whole page; leave out --only and --no-verilog", key="out")
+    if out is not None and no_verilog:
+        raise InputError("writes what Verilog says, too; leave out --no-verilog", key="out")
     if headlines is not None:
         if out is None:
             raise InputError("needs --out", key="headlines")
         with_marked(headlines, MARK, [])  # before minutes of work: are the marks there?
+    before = read_page(out) if out is not None and only else None
     if out is not None and not out.resolve().parent.is_dir():
         raise InputError("is in a folder that does not exist", file=out, key="out")
 
@@ -79,9 +85,13 @@ def command(
     claims = [(link.name, claim) for link in links for claim in link.claims]
     failed = sum(not claim.ok for _, claim in claims)
     if out is not None:
-        write_atomically(out, page.page(links))
+        write_atomically(out, page.page(links) if before is None else page.page_with(links, before))
     if headlines is not None:
-        write_atomically(headlines, with_marked(headlines, MARK, page.headlines(links)))
+        lines = page.headlines(links)
+        if before is not None:
+            _, table, _ = marked(read_page(headlines), MARK, file=headlines)
+            lines = page.headlines_with(links, table, before)
+        write_atomically(headlines, with_marked(headlines, MARK, lines))
     if as_json:
         print_json(
             {
