@@ -277,6 +277,11 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "last two places of a sum with eight zeros in front; operands so close have nothing in them",
     ),
     (
+        "combine_deep",
+        r"\\product_\d\.\$(not|and)\$\S+:(1556|1558|1949)\$",
+        "leading zeros of a product, which has one at most, or is 0: its exponent says nothing then",
+    ),
+    (
         "combine_ordered",
         r"const1 .*\\product_\d\.\$reduce_or\$\S+:1078\$",
         "leading zeros of a product, which has one at most, or is 0 and stays so",

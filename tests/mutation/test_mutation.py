@@ -88,7 +88,6 @@ STILL_OPEN = {
     "dispatch_deep": (56, 99),
     "expert_deep": (63,),
     "expert_relu": (46,),
-    "combine_deep": (2, 4, 10, 16, 32, 34, 42, 44, 78, 82),
 }
 """Survivors of seed 1 that nobody has explained yet; who explains one takes it away here."""
 
