@@ -115,7 +115,12 @@ def check(shape: PimShape, arrivals: np.ndarray, refreshes: list[int], context=N
 
 @pytest.mark.parametrize(
     ("name", "tokens"),
-    [("deepseek-v3", 16), ("deepseek-v3", 80), ("switch-base-128", 40), ("gpt-oss-20b", 33)],
+    [
+        pytest.param("deepseek-v3", 16, marks=pytest.mark.long),
+        ("deepseek-v3", 80),
+        ("switch-base-128", 40),
+        ("gpt-oss-20b", 33),
+    ],
 )
 def test_channels_that_hinder_each_other(name: str, tokens: int) -> None:
     """Both channels give results at once: with these the times once did not settle."""

@@ -27,7 +27,10 @@ MODEL = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("design", [ONE, TWO], ids=["one channel", "two channels"])
+@pytest.mark.parametrize(
+    "design",
+    [pytest.param(ONE, id="one channel", marks=pytest.mark.long), pytest.param(TWO, id="two channels")],
+)
 def test_vector_runs_bit_and_cycle_equal(design) -> None:
     work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None)
     report = run_pim_layer(work, design, engine="both", routing="vector")

@@ -120,6 +120,8 @@ class Nest(wiring.Component):
 
 COMPONENTS = {"operators": Operators, "nest": Nest, "leaf": Leaf}
 
+TINY = Path(__file__).parent / "tiny.toml"
+
 
 def raw(component):
     """Return Amaranth's own text, before any of ours."""
@@ -294,7 +296,7 @@ def test_words_of_a_keyword_are_left_to_the_language(tmp_path):
 
 def test_a_layer_has_no_numbers_where_its_blocks_meet(tmp_path):
     """What a reader sees first: the blocks of a layer and the nets between them."""
-    layer = layer_component(load_model("mixtral-8x7b").scaled(64), load_design("fpga"))
+    layer = layer_component(load_model("mixtral-8x7b").scaled(64), load_design(str(TINY)))
     [file, *_] = export(layer(), "fpga", tmp_path)
     body = body_of(file.read_text(), "eb_fpga_core")
     assert "i__payload(gate_o__payload)" in body
