@@ -1203,6 +1203,7 @@ def test_a_row_that_breaks_a_rule(changes, message):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_folders_layer_through_the_verilog(tmp_path, capsys, monkeypatch):
     real = accelerator.build_layer
     # Of the size of a recorded layer, which other tests have built with waveforms.
