@@ -626,8 +626,16 @@ def test_one_link_is_measured_anew_and_the_others_stay(
     text = page(old[:2])
     out.write_text(text)
     assert main(["claims", "--only", "third", "--out", str(out)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "expertbank: only: must be on the page: 'third'"
+    # Before anything is measured.
+    assert capsys.readouterr().err == "expertbank: only: must be on the page: 'third'\n"
     assert out.read_text() == text
+    # README's table is another one's: neither file is written.
+    both = readme.read_text().replace("| bits of first |", "| bits of none |")
+    readme.write_text(both)
+    assert main(["claims", "--only", "first", "--out", str(out), "--headlines", str(readme)]) == 2
+    message = "expertbank: headlines: must have the rows of 'first' that its page has"
+    assert capsys.readouterr().err.splitlines()[-1] == message
+    assert (out.read_text(), readme.read_text()) == (text, both)
 
 
 MISTAKES = {
@@ -638,7 +646,7 @@ MISTAKES = {
             " programs, throughput, benches, not 'colour'"
         ),
     ),
-    "part of a page": (
+    "page without Verilog": (
         ["--out", "x.md", "--no-verilog"],
         "out: writes what Verilog says, too; leave out --no-verilog",
     ),

@@ -150,8 +150,8 @@ def check_status(rtl: accelerator.Build, run: accelerator.LayerRun, *, deep: boo
     busy = [cycle for cycle, value in status.items() if value >> STATUS_BUSY & 1]
     first, last = (int(run.result.streams[name].cycles[end]) for name, end in (("i", 0), ("o", -1)))
     assert busy == list(range(first + deep, last + 1 + deep))
+    idle = busy[-1] + 1
     for counter in ("tokens_out", "cycles", "mac_active"):
-        idle = busy[-1] + 1
         seen = read_at(rtl, run, asked, (idle + 1, counter_address(counter)))
         assert seen[idle] == 1 << STATUS_LOADED
         assert seen[idle + 1] == run.counters[counter], counter

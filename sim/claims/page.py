@@ -72,23 +72,26 @@ def page(links: Sequence[Link]) -> str:
     return HEADER + "\n".join([*markdown_head(SUMMARY), *rows, "", *sections])
 
 
-def page_with(links: Sequence[Link], before: str) -> str:
-    """Return a page on which these links are measured anew; the others stay as they are.
+def rows_on(page: str, name: str) -> list[str]:
+    """Return a link's rows of a page's first table; raise :class:`InputError` where the page lacks it."""
+    head, *sections = SECTION.split(page)
+    rows = [line for line in head.splitlines() if line.startswith(f"| {name} | ")]
+    there = sum(text.startswith(f"## {name}: ") for text in sections) == 1
+    require(there and bool(rows), f"must be on the page: {name!r}", key="only")
+    return rows
 
-    Raises
-    ------
-    InputError
-        A page that lacks one of them.
-    """
+
+def page_with(links: Sequence[Link], before: str) -> str:
+    """Return a page on which these links, which it has, are measured anew; the others stay as they are."""
     head, *sections = SECTION.split(before)
     for link in links:
-        places = [n for n, text in enumerate(sections) if text.startswith(f"## {link.name}: ")]
-        mine = [line for line in head.splitlines() if line.startswith(f"| {link.name} | ")]
-        require(len(places) == 1 and bool(mine), f"must be on the page: {link.name!r}", key="only")
-        last = places[0] == len(sections) - 1
-        sections[places[0]] = section(link) + ("" if last else "\n")
-        old, new = ("".join(f"{row}\n" for row in rows) for rows in (mine, summary_rows(link)))
+        old, new = (
+            "".join(f"{row}\n" for row in rows) for rows in (rows_on(before, link.name), summary_rows(link))
+        )
         head = head.replace(old, new)
+        (place,) = (n for n, text in enumerate(sections) if text.startswith(f"## {link.name}: "))
+        last = place == len(sections) - 1
+        sections[place] = section(link) + ("" if last else "\n")
     return head + "".join(sections)
 
 
@@ -116,8 +119,7 @@ def headlines_with(links: Sequence[Link], before: str, page: str) -> list[str]:
         Rows of a link that are not where the page has them.
     """
     for link in links:
-        mine = [line for line in page.splitlines() if line.startswith(f"| {link.name} | ")]
-        texts = {line.split(" | ")[1] for line in mine}
+        texts = {line.split(" | ")[1] for line in rows_on(page, link.name)}
         old = [line for line in before.splitlines() if line.removeprefix("| ").split(" | ")[0] in texts]
         new = headline_rows(link)
         require(

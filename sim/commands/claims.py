@@ -66,7 +66,11 @@ def command(
         if out is None:
             raise InputError("needs --out", key="headlines")
         with_marked(headlines, MARK, [])  # before minutes of work: are the marks there?
-    before = read_page(out) if out is not None and only else None
+    before = None
+    if out is not None and only:
+        before = read_page(out)
+        for name in only:
+            page.rows_on(before, name)
     if out is not None and not out.resolve().parent.is_dir():
         raise InputError("is in a folder that does not exist", file=out, key="out")
 
@@ -84,14 +88,17 @@ def command(
         links.append(producer.measure(measurement))
     claims = [(link.name, claim) for link in links for claim in link.claims]
     failed = sum(not claim.ok for _, claim in claims)
+    texts = {}  # all of them before any is written
     if out is not None:
-        write_atomically(out, page.page(links) if before is None else page.page_with(links, before))
+        texts[out] = page.page(links) if before is None else page.page_with(links, before)
     if headlines is not None:
         lines = page.headlines(links)
         if before is not None:
             _, table, _ = marked(read_page(headlines), MARK, file=headlines)
             lines = page.headlines_with(links, table, before)
-        write_atomically(headlines, with_marked(headlines, MARK, lines))
+        texts[headlines] = with_marked(headlines, MARK, lines)
+    for file, text in texts.items():
+        write_atomically(file, text)
     if as_json:
         print_json(
             {

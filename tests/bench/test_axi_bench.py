@@ -40,7 +40,7 @@ def top(name: Top, *, two_clocks: bool = False) -> CocotbBuild:
     ],
 )
 def test_top(name, seed):
-    """Prints the seed of what fails; ``done`` names every scenario that ran."""
+    """Prints the seed of what fails, and every scenario that ran."""
     print(f"{name}, seed {seed}")
     print(top(name).run_module(MODULE, (name, seed, Kind.USUAL, ONE_CLOCK), seed=seed))
 

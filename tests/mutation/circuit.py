@@ -202,12 +202,12 @@ def answer(text: str, seconds: float) -> list[int] | None:
     TimeoutError
         Where it takes more than so many seconds of a processor, in whole ones.
     """
+    if seconds <= 0:
+        raise TimeoutError("no time left")
+    whole = math.ceil(seconds)
     with tempfile.NamedTemporaryFile("w", suffix=".cnf", prefix="expertbank-") as file:
         file.write(text + "\n")
         file.flush()
-        if seconds <= 0:
-            raise TimeoutError("no time left")
-        whole = math.ceil(seconds)
         done = subprocess.run(
             [PROGRAMS / "yices-sat", "-m", file.name],
             capture_output=True,
