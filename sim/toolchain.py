@@ -242,8 +242,13 @@ def compile_model(
         runtime += compiled_once("runtime", for_library, sources, target.parent)
     places = [f"-I{place}" for place in (aside, *include)]
     bundled = bundles(aside, prefix, main)
-    for_model = [*common, *include_flags(verilator, trace=trace, coverage=coverage), *places]
-    compiled = compile_all(cxx, for_model, bundled, aside)
+    for_headers = [*common, *include_flags(verilator, trace=trace, coverage=coverage)]
+    header = verilator / "include" / "verilated.h"
+
+    def first(speed: Sequence[str]) -> Path:
+        return precompiled([*for_headers, *speed], header, target.parent)
+
+    compiled = compile_all(cxx, [*for_headers, *places], bundled, aside, first=first)
     everything = map(str, [*compiled, *objects, *runtime])
     call([cxx, "-o", str(aside / program), *everything, "-lpthread", *link_flags], dict(os.environ), aside)
     for file in aside.iterdir():  # keep the program alone
@@ -294,6 +299,27 @@ def compiled_once(
     return [target / f"{source.stem}.o" for source in sources]
 
 
+def precompiled(flags: Sequence[str], header: Path, cache: Path) -> Path:
+    """Return a header to be included first, which includes ``header`` and is compiled once for ``flags``.
+
+    Reading Verilator's headers is most of the work for a small file. A compiler that does not take what was
+    compiled (another release of it) reads the text beside it.
+    """
+    target = cache / f"headers-{digest(repr((tuple(flags), verilator_version())).encode())}"
+
+    def make() -> None:
+        aside = target.with_suffix(".tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        text = aside / header.name
+        text.write_text(f'#include "{header}"\n')
+        compiled = f"{text}.gch"
+        call([compiler(), *flags, "-x", "c++-header", str(text), "-o", compiled], dict(os.environ), aside)
+        aside.rename(target)
+
+    return built_once(target, header.name, make)
+
+
 def include_flags(verilator: Path, *, trace: bool, coverage: bool = False) -> list[str]:
     include = verilator / "include"
     off = ("SC", "TIMING", "TRACE_FST", "TRACE_SAIF")
@@ -307,13 +333,25 @@ def include_flags(verilator: Path, *, trace: bool, coverage: bool = False) -> li
     ]
 
 
-def compile_all(cxx: str, flags: Sequence[str], sources: Sequence[Path], directory: Path) -> list[Path]:
+def compile_all(
+    cxx: str,
+    flags: Sequence[str],
+    sources: Sequence[Path],
+    directory: Path,
+    *,
+    first: Callable[[Sequence[str]], Path] | None = None,
+) -> list[Path]:
+    """Compile each source into ``directory``, ``JOBS`` at once; return the objects.
+
+    ``first`` gives the header that is included first where the compiler's level is set so.
+    """
     objects = [directory / f"{source.stem}.o" for source in sources]
 
     def one(source: Path, compiled: Path) -> None:
         # Verilator's slow files (constructors, reset) run once: not worth optimising.
         speed = ["-O0"] if "__Slow" in source.stem else []
-        command = [cxx, *flags, *speed, "-c", str(source), "-o", str(compiled)]
+        before = [] if first is None else ["-include", str(first(speed))]
+        command = [cxx, *before, *flags, *speed, "-c", str(source), "-o", str(compiled)]
         call(command, dict(os.environ), directory)
 
     with ThreadPoolExecutor(JOBS) as pool:

@@ -23,7 +23,7 @@ from sim import accelerator, alone
 from sim.cli import main
 from sim.layer import LayerCycles, LayerShape, active_cycles, block_times, layer_cycles
 from sim.routing import Routing, draw_ids, parse_routing
-from sim.rtlsim import reg_read
+from sim.rtlsim import RunSpec, reg_read
 from sim.streams import readiness, spans_of
 from sim.toolchain import verilator_command
 from sim.workload import random_workload, scaled_model, vector_workload
@@ -155,6 +155,14 @@ def check_status(rtl: accelerator.Build, run: accelerator.LayerRun, *, deep: boo
         seen = read_at(rtl, run, asked, (idle + 1, counter_address(counter)))
         assert seen[idle] == 1 << STATUS_LOADED
         assert seen[idle + 1] == run.counters[counter], counter
+    # A reset of one cycle in mid-run: nothing of it is in the first status after.
+    cut = dataclasses.replace(run.spec, stop_cycle=(first + last) // 2, epilogue=())
+    asking = RunSpec(
+        statics={"reg_addr": REGISTERS["STATUS"]}, probes=["reg_rdata"], settle=4, reset_cycles=1
+    )
+    _, after = rtl.run_phases([cut, asking])
+    after.check()
+    assert not [value for value in after.probes["reg_rdata"][1] if value >> STATUS_BUSY & 1]
 
 
 @pytest.mark.slow

@@ -103,12 +103,6 @@ def test_a_logit_bias_and_nothing_to_load() -> None:
     assert report.counters["read_beats"] == 0
 
 
-@pytest.fixture
-def no_waveform(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave a divergence's sentence as it is: a waveform would need another build."""
-    monkeypatch.setattr(sim.pim_report, "with_waveform", lambda found, *_arguments, **_named: found.message)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_waveform")
 def test_a_damaged_router_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

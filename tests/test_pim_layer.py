@@ -51,12 +51,13 @@ def test_vector_runs_bit_and_cycle_equal(design) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_waveform")
 def test_refreshes_a_cycle_late_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Due a cycle earlier than the hardware has them."""
     work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), 4)
     offset = sim.pim_layer.refresh_offset
     monkeypatch.setattr(sim.pim_layer, "refresh_offset", lambda *arguments: offset(*arguments) - 1)
-    report = run_pim_layer(work, ONE, engine="rtl", routing="vector")
+    report = run_pim_layer(work, TWO, engine="rtl", routing="vector")
     assert report.dram is not None
     assert report.dram["refreshes"]["due"] > 0 == report.dram["refreshes"]["in_time"]
     assert report.divergence is not None

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -427,6 +428,32 @@ def test_changed_line_is_a_miss_and_the_same_a_hit(compiled, exported, tmp_path,
     monkeypatch.setattr(toolchain, "CXX_FLAGS", ("-O0",))
     build_exported(copy, "reader", root=tmp_path)
     assert len(compiled) == 5
+
+
+def test_a_header_is_compiled_once_and_read_where_that_is_not_taken(tmp_path):
+    header = tmp_path / "three.h"
+    header.write_text("inline int three() { return 3; }\n")
+    source = tmp_path / "main.cpp"
+    source.write_text("int main() { return three() - 3; }\n")
+    first = toolchain.precompiled(("-O1",), header, tmp_path / "cache")
+    compiled = first.with_suffix(".h.gch")
+    made = compiled.stat().st_mtime_ns
+    assert toolchain.precompiled(("-O1",), header, tmp_path / "cache") == first
+    assert compiled.stat().st_mtime_ns == made
+    assert toolchain.precompiled(("-O0",), header, tmp_path / "cache") != first
+
+    def read(flag: str) -> str:
+        """Compile and run; return which headers were read, those compiled before marked with ``!``."""
+        program = tmp_path / "program"
+        command = ["g++", "-H", "-include", str(first), flag, str(source), "-o", str(program)]
+        seen = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        assert subprocess.run([program]).returncode == 0
+        return seen
+
+    assert f"! {compiled}" in read("-O1")
+    assert str(header) in read("-O0")
+    compiled.write_bytes(b"of another release")
+    assert str(header) in read("-O1")
 
 
 def test_export_is_reused_until_a_source_or_the_config_changes(compiled, tmp_path, monkeypatch):

@@ -339,7 +339,7 @@ class LayerShell(wiring.Component):
             # From the cycle after the register was written, so that who asks next is not told of the past.
             registers.status[STATUS_LOADED].eq(loaded & ~loading & ~registers.load),
             # Until all that happened is counted.
-            registers.status[STATUS_BUSY].eq(delay(m, busy, int(self.deep), "busy")),
+            registers.status[STATUS_BUSY].eq(delay(m, busy, int(self.deep), "busy", control=True)),
             registers.status[STATUS_READ_ERROR].eq(read_error),
         ]
         self._count(m, registers, busy, loading, streams, events)
