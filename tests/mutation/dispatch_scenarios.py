@@ -25,7 +25,14 @@ def popular(rng: np.random.Generator) -> Load:
     return Load(ids, batches, policy=policy, placement=ALL_UNITS, retire_rate=rate)
 
 
-LOADS = {popular: 12}
+def crowded(rng: np.random.Generator) -> Load:
+    """One expert is all choices of more tokens than it has places: its count takes every value."""
+    tokens = int(rng.integers(8, 3 * UNITS.window_tokens))
+    ids = np.full((tokens, UNITS.top_k), rng.integers(UNITS.num_experts))
+    return Load(ids, [tokens], capacity=int(rng.integers(8, 16)), placement=ALL_UNITS)
+
+
+LOADS = {popular: 12, crowded: 12}
 """How often each is drawn."""
 
 

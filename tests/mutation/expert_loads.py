@@ -125,6 +125,13 @@ def tied_by_burst(config: EngineConfig, rng: np.random.Generator) -> Load:
     return _tied(config, rng, x, operands.tied_by_burst, 2 * cols - 1)
 
 
+def tied_by_few(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Sums that a smaller burst of few ones takes to a tie; what is left of the rounding is the result."""
+    cols = config.routed.cols
+    x = operands.tied_by_burst_inputs(rng, config.d_model, cols)
+    return _tied(config, rng, x, operands.tied_by_few, 2 * cols - 1)
+
+
 def rounded_off(config: EngineConfig, rng: np.random.Generator) -> Load:
     """Sums that the next burst takes back but for what they were rounded by; it is the result."""
     cols = config.routed.cols
@@ -266,5 +273,6 @@ LOADS = {
     tied_by_burst: 24,
     rounded_off: 12,
     sparse: 40,
+    tied_by_few: 24,
 }
 """How many of each kind."""

@@ -173,6 +173,20 @@ def tied_by_burst(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top
     return w ^ (rng.integers(0, 2, (rows, 1)) << 15).astype(np.uint16)
 
 
+def tied_by_few(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top: int = 0) -> Bits16:
+    """Return the weights of :func:`tied_by_burst` whose second bursts have their ones next to the tie alone.
+
+    Below the half of a last place there is nothing, above it a number of two or three ones.
+    """
+    w = tied_by_burst(rng, x, rows, cols, top)
+    w[:, 2 * cols - 1] = 0
+    # From the half's exponent up: what is far above it has other loads.
+    above = (rng.integers(1, 5, rows) << 7) + (rng.integers(0, 4, rows) << 5)
+    w[:, cols] = (w[:, cols + 1] & 0x7F80) + above
+    w[:, 2 * cols + 1 : 2 * cols + 2] = w[:, cols : cols + 1] ^ SIGN
+    return w
+
+
 def tied_at_once_inputs(rng: np.random.Generator, count: int, cols: int) -> Bits16:
     """Return inputs for :func:`tied_at_once`: numbers from 1 to 2, other bursts repeat the first."""
     x = patterns(rng, np.full(count, BF16_BIAS)) & ~np.uint16(SIGN)

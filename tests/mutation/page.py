@@ -107,6 +107,11 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "end of a window without a queue; each has the shared expert's",
     ),
     (
+        "dispatch_deep",
+        r" of core\.tables\.tails\.copy_0\.bypass\.data_q$",
+        "bypass of the port that jobs read tails by; a window that is served gets no entries",
+    ),
+    (
         "dispatch_units",
         r"\\least\.\$gt\$\S+:3818\$435 A\[1\]",
         "a last unit with a window's entries; no unit that can take a job has more, and it is not preferred",

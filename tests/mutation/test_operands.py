@@ -89,6 +89,23 @@ def test_a_smaller_burst_decides_roundings_at_each_distance_by_the_topmost_place
     assert distances >= set(range(7, 23))
 
 
+def test_a_smaller_burst_of_few_ones_takes_sums_to_a_tie_from_each_place_above_it():
+    ones = set()
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        x = operands.tied_by_burst_inputs(rng, 10, COLS)
+        w = operands.tied_by_few(rng, x, 256, COLS)
+        first, second = (
+            burst_sum(np.broadcast_to(x[part], (len(w), COLS)), w[:, part])
+            for part in (slice(0, COLS), slice(COLS, 2 * COLS))
+        )
+        for one, other in zip(first.tolist(), second.tolist(), strict=True):
+            halves = abs(Fraction(other)) / Fraction(2) ** (math.frexp(one)[1] - 25)
+            if halves % 2 == 1:  # a tie, with nothing below it
+                ones.add(int(halves))
+    assert ones >= {1, 3, 5, 7, 9, 15, 17}
+
+
 def test_a_burst_alone_is_a_tie_with_nothing_before_or_with_one_number_that_decides():
     alone, exponents = 0, set()
     for seed in range(8):
