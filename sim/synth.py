@@ -28,6 +28,7 @@ from sim.rtlsim import (
     gemv_component,
     layer_component,
     ports_of,
+    top_component,
 )
 from sim.toolchain import built_once, digest, write_atomically
 from sim.workload import scaled_model
@@ -36,6 +37,7 @@ from spec.device import PimDevice
 from spec.errors import InputError, require, require_range
 from spec.load import load_design
 from spec.model import ModelSpec
+from spec.registers import Top
 
 BLOCKS = ("gate", "dispatch", "combine", "expert", "channel")
 """Blocks that are synthesised alone; ``expert`` is an array's, ``channel`` a near-memory design's."""
@@ -172,13 +174,19 @@ def small_block(
 
 
 def export_block(
-    model: ModelSpec, design: DesignSpec, block: str | None, root: Path = DEFAULT_ROOT
+    model: ModelSpec, design: DesignSpec, block: str | None, root: Path = DEFAULT_ROOT, *, axi: bool = False
 ) -> tuple[Path, str]:
     """Return the folder and name of an export: of a layer, or of one of :data:`BLOCKS` alone.
 
-    Raises :class:`InputError` where the design has not that block.
+    ``axi``: behind AXI ports, of a layer, the gate or the dispatcher. Raises :class:`InputError` where the
+    design has not that block, or the block no such ports.
     """
-    if block is None:
+    if axi:
+        tops = (Top.GATE, Top.DISPATCH)
+        require(block in (None, *tops), f"is for a layer, {' or '.join(tops)}, not for {block!r}", key="bus")
+        name = f"{block or design.name.replace('-', '_')}_axi"
+        component = top_component(model, design, None if block is None else Top(block))
+    elif block is None:
         name, component = design.name.replace("-", "_"), layer_component(model, design)
     else:
         known = (*BLOCKS, *SMALL)
@@ -187,7 +195,7 @@ def export_block(
         engine = engines.get(block, design.engine)
         require(design.engine is engine, f"{block!r} is none of engine {str(design.engine)!r}", key="block")
         name, component = block, block_component(model, design, block)
-    return exported(name, component, config=("synthesis", model, design, block), root=root), name
+    return exported(name, component, config=("synthesis", model, design, block, axi), root=root), name
 
 
 def export_channel(device: PimDevice, root: Path = DEFAULT_ROOT) -> tuple[Path, str]:

@@ -158,7 +158,7 @@ def test_a_refused_write_that_is_done_is_seen():
 
 
 def test_lite_takes_the_cycles_that_the_page_says():
-    """Address and data in cycle 0: written in 1, answered in 2; a read in 3, beside a write in 4."""
+    """Address and data in cycle 0: written in 3, answered in 4; so is a read, beside a write in 7."""
     lite = AxiLite()
     seen = {}
 
@@ -181,7 +181,7 @@ def test_lite_takes_the_cycles_that_the_page_says():
                 ctx.set(lite.s_axi_rready, 1)
 
     simulate(lite, bench)
-    assert seen == {(True, "we"): 1, (True, "bvalid"): 2, (True, "rvalid"): 4, (False, "rvalid"): 3}
+    assert seen == {(True, "we"): 3, (True, "bvalid"): 4, (True, "rvalid"): 7, (False, "rvalid"): 4}
 
 
 @pytest.mark.parametrize(("before", "order"), [("w", "rw"), ("r", "wr")])
@@ -203,8 +203,8 @@ def test_accesses_that_come_together_take_turns(before, order):
             await ctx.tick()
             for port in ports:
                 ctx.set(port, 0)
-            for _ in range(8):
-                served += "w" if ctx.get(lite.we) else "" if ctx.get(lite.polls) else "r"
+            for _ in range(10):
+                served += "w" * ctx.get(lite.s_axi_bvalid) + "r" * ctx.get(lite.s_axi_rvalid)
                 await ctx.tick()
 
     simulate(lite, bench)
@@ -573,6 +573,7 @@ def test_exported_tops_are_clean_and_have_their_registers(tmp_path, capsys, desi
         (["--design", "dispatch", "--secded"], "secded: needs a near-memory design, not 'dispatch'"),
         (["--secded"], "secded: needs a design with banks, not fpga"),
         (["--bus", "plain", "--design", "gate"], "design: needs '--bus axi' for 'gate', a block"),
+        (["--pipeline", "deep"], "pipeline: is for gate and dispatch, not for 'fpga'"),
     ],
 )
 def test_what_no_top_has_is_refused(tmp_path, capsys, arguments, message):
@@ -580,6 +581,36 @@ def test_what_no_top_has_is_refused(tmp_path, capsys, arguments, message):
     assert main(["verilog", "--bus", "axi", *arguments, "--out", str(out)]) == 2
     assert capsys.readouterr().err == f"expertbank: {message}\n"
     assert not out.exists() or not any(out.iterdir())
+
+
+def test_a_block_with_deep_pipelines_is_exported(tmp_path):
+    """What is routed above 125 MHz (docs/synthesis.md): another circuit with the same ports and registers."""
+    for pipeline in ("short", "deep"):
+        arguments = ["--design", "dispatch", "--pipeline", pipeline, "--out", str(tmp_path / pipeline)]
+        assert main(["verilog", "--bus", "axi", *arguments]) == 0
+    assert lint(tmp_path / "deep", "dispatch_deep_axi") == ""
+    short, deep = (tmp_path / "short/dispatch_axi", tmp_path / "deep/dispatch_deep_axi")
+    ports = [json.loads(Path(f"{stem}.ports.json").read_text())["ports"] for stem in (short, deep)]
+    assert ports[0] == ports[1]
+    text = Path(f"{short}.h").read_text()
+    assert text.replace("DISPATCH_AXI", "DISPATCH_DEEP_AXI").replace("dispatch_axi", "dispatch_deep_axi") == (
+        Path(f"{deep}.h").read_text()
+    )
+    assert deep.with_name("eb_dispatch_deep_axi.v").stat().st_size > 1.02 * (
+        short.with_name("eb_dispatch_axi.v").stat().st_size
+    )
+
+
+def test_constraints_ask_for_the_clock_of_the_design(tmp_path):
+    """Of a top with AXI ports too, for which no bench is written."""
+    text = (Path(__file__).parent / "tiny_pim.toml").read_text()
+    assert "clock_hz = 1e9\n" in text
+    design = tmp_path / "tiny.toml"
+    design.write_text(text)
+    arguments = ["--model", str(Path(__file__).parent / "data/mixtral_s0.npz"), "--design", str(design)]
+    assert main(["verilog", "--bus", "axi", *arguments, "--out", str(tmp_path / "out")]) == 0
+    [constraints] = (tmp_path / "out").glob("*_axi.xdc")
+    assert "set period 1.000\n" in constraints.read_text()
 
 
 def test_a_block_without_a_top_is_one_line(tmp_path, capsys):

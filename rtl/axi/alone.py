@@ -6,13 +6,14 @@ from amaranth import Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from rtl.arith import delay
 from rtl.dispatch import Dispatch, ServicePolicy
 from rtl.expert.layouts import address_layout, read_layout
 from rtl.gating import Gate, token_layout
 from rtl.layer.shell import RouterLoader, dispatcher
 from rtl.registers import RegisterFile
 from rtl.stream import connect_stream
-from spec.design import DesignSpec
+from spec.design import DesignSpec, Pipeline
 from spec.geometry import ImageGeometry
 from spec.model import ModelSpec
 from spec.registers import (
@@ -52,9 +53,13 @@ def _connect_registers(m, core, registers: RegisterFile) -> None:
     ]
 
 
-def _count(m, registers: RegisterFile, events) -> None:
+def _count(m, registers: RegisterFile, events, *, deep: bool) -> None:
+    """Give the counters their events, and STATUS the busy bit: deep, both a cycle later."""
+    # What passes is known late in its cycle, and a counter is a long addition.
+    domain = m.d.sync if deep else m.d.comb
     for index, name in enumerate(registers.counters):
-        m.d.comb += registers.events[index].eq(events[name])
+        domain += registers.events[index].eq(events[name])
+    m.d.comb += registers.status[STATUS_BUSY].eq(delay(m, events["cycles"], int(deep), "busy", control=True))
 
 
 class GateAlone(wiring.Component):
@@ -75,6 +80,7 @@ class GateAlone(wiring.Component):
         # An output bias behind the router is the combiner's.
         image = replace(ImageGeometry.of(model, design), output_bias=False)
         self.gate = Gate(image.gate)
+        self.deep = image.gate.pipeline is Pipeline.DEEP
         self.loader = RouterLoader(image, design.memory.width_bits, design.memory.burst_beats)
         self.token_beats = image.gate.input_beats
         self.output_beats = model.gating.top_k
@@ -121,10 +127,13 @@ class GateAlone(wiring.Component):
             leaves.eq(gives & assignment.last),
             busy.eq(enters | (inside != 0)),
             registers.status[STATUS_LOADED].eq(gate.loaded & ~loader.active & ~registers.load),
-            registers.status[STATUS_BUSY].eq(busy),
             registers.status[STATUS_READ_ERROR].eq(read_error),
         ]
-        m.d.sync += inside.eq(inside + enters - leaves)
+        # Both are known late in the cycle.
+        with m.If(enters & ~leaves):
+            m.d.sync += inside.eq(inside + 1)
+        with m.If(leaves & ~enters):
+            m.d.sync += inside.eq(inside - 1)
         with m.If(takes):
             m.d.sync += beats.eq(beats + 1)
             with m.If(beats == self.token_beats - 1):
@@ -145,6 +154,7 @@ class GateAlone(wiring.Component):
                 "stall_input": self.i.valid & ~self.i.ready,
                 "stall_output": gate.o.valid & ~gate.o.ready,
             },
+            deep=self.deep,
         )
         return m
 
@@ -213,10 +223,13 @@ class DispatchAlone(wiring.Component):
             busy.eq((takes & (beats == 0)) | (tokens != 0) | self.inside),
             # Nothing to load.
             registers.status[STATUS_LOADED].eq(1),
-            registers.status[STATUS_BUSY].eq(busy),
         ]
+        begins = takes & (beats == 0)
+        with m.If(begins & ~self.finished):
+            m.d.sync += tokens.eq(tokens + 1)
+        with m.If(self.finished & ~begins):
+            m.d.sync += tokens.eq(tokens - 1)
         m.d.sync += [
-            tokens.eq(tokens + (takes & (beats == 0)) - self.finished),
             # An entry may leave before its token is announced: the difference is what counts.
             entries.eq(entries + Mux(self.finished, self.o_expect.payload.count, 0) - gives),
         ]
@@ -236,5 +249,6 @@ class DispatchAlone(wiring.Component):
                 "stall_input": self.i.valid & ~self.i.ready,
                 "stall_output": self.o.valid & ~self.o.ready,
             },
+            deep=config.deep,
         )
         return m

@@ -43,21 +43,22 @@ def lite_members() -> dict:
 class AxiLite(wiring.Component):
     """Turn AXI4-Lite accesses into cycles of a plain register port, one after the other.
 
-    One write and one read are held at a time; where both wait they take turns. A write takes 2 cycles
-    from its address and data (whichever comes later) to its response, a read 3. A write without all
-    four strobes is refused: registers have 32 bits. In cycles without an access the address is that of
-    STATUS, so that whoever watches ``rdata`` behind ``polls`` knows what the core does.
+    One write and one read are held at a time; where both wait they take turns. Either takes 4 cycles
+    from its address (and data, whichever comes later) to its response: it is chosen, looked up, done. A
+    write without all four strobes is refused: registers have 32 bits. In cycles without an access the
+    address is that of STATUS, so that whoever watches ``rdata`` behind ``polls`` knows what the core does.
     Every output is a register, the readies but for an inverter. ``awprot``, ``arprot`` are not read.
 
     Members
     -------
     s_axi_... : the slave, see :func:`lite_members`.
-    addr, wdata : Out, write : Out(1), we : Out(1)
-        An access to ``addr``; ``write`` if it is a write, ``we`` if it is also legal.
+    addr, wdata : Out, we : Out(1)
+        A legal write to ``addr``, which is there from the cycle before on.
     rdata : In(32)
         What ``addr`` named in the cycle before.
     write_response, read_response : In(2)
-        What an access to ``addr`` in this cycle is answered with; not OKAY: it is refused.
+        What an access in this cycle is answered with, to what ``addr`` was in the cycle before; not OKAY: it
+        is refused.
     polls : Out(1)
         ``addr`` is STATUS, for nobody's sake.
     refused_write, refused_read : Out(1)
@@ -88,28 +89,43 @@ class AxiLite(wiring.Component):
         aw_addr = Signal(ADDRESS_BITS)
         ar_addr = Signal(ADDRESS_BITS)
         all_strobes = Signal()
+        # An access is chosen, then looked up (what it is answered with, what is read), then done.
+        idle = Signal(init=1)
+        looked_up = Signal()
+        writes = Signal()
         write = Signal()
         read = Signal()
-        capture = Signal()
         can_write = Signal()
         can_read = Signal()
+        write_chosen = Signal()
+        read_chosen = Signal()
         read_next = Signal()
+        address = Signal(ADDRESS_BITS, init=REGISTERS["STATUS"])
         response = Signal(2)
         m.d.comb += [
             self.s_axi_awready.eq(~aw_held),
             self.s_axi_wready.eq(~w_held),
             self.s_axi_arready.eq(~ar_held),
             can_write.eq(aw_held & w_held & ~self.s_axi_bvalid),
-            can_read.eq(ar_held & ~capture & ~self.s_axi_rvalid),
-            write.eq(can_write & ~(can_read & read_next)),
-            read.eq(can_read & ~write),
-            self.polls.eq(~write & ~read),
-            self.addr.eq(Mux(write, aw_addr, Mux(read, ar_addr, REGISTERS["STATUS"]))),
+            can_read.eq(ar_held & ~self.s_axi_rvalid),
+            write_chosen.eq(idle & can_write & ~(can_read & read_next)),
+            read_chosen.eq(idle & can_read & ~write_chosen),
+            write.eq(looked_up & writes),
+            read.eq(looked_up & ~writes),
+            self.polls.eq(idle),
+            self.addr.eq(address),
             response.eq(Mux(all_strobes, self.write_response, SLVERR)),
             self.we.eq(write & (response == OKAY)),
             self.refused_write.eq(write & (response != OKAY)),
             self.refused_read.eq(read & (self.read_response != OKAY)),
         ]
+        m.d.sync += looked_up.eq(~idle & ~looked_up)
+        with m.If(idle):
+            m.d.sync += writes.eq(write_chosen)
+            with m.If(write_chosen | read_chosen):
+                m.d.sync += [idle.eq(0), address.eq(Mux(write_chosen, aw_addr, ar_addr))]
+        with m.If(looked_up):
+            m.d.sync += [idle.eq(1), address.eq(REGISTERS["STATUS"])]
         with m.If(self.s_axi_awvalid & ~aw_held):
             m.d.sync += [aw_held.eq(1), aw_addr.eq(self.s_axi_awaddr)]
         with m.If(self.s_axi_wvalid & ~w_held):
@@ -137,15 +153,10 @@ class AxiLite(wiring.Component):
         with m.If(read):
             m.d.sync += [
                 ar_held.eq(0),
-                capture.eq(1),
-                self.s_axi_rresp.eq(self.read_response),
-                read_next.eq(0),
-            ]
-        with m.If(capture):
-            m.d.sync += [
-                capture.eq(0),
                 self.s_axi_rvalid.eq(1),
-                self.s_axi_rdata.eq(Mux(self.s_axi_rresp == OKAY, self.rdata, 0)),
+                self.s_axi_rresp.eq(self.read_response),
+                self.s_axi_rdata.eq(Mux(self.read_response == OKAY, self.rdata, 0)),
+                read_next.eq(0),
             ]
         return m
 
@@ -156,6 +167,8 @@ class AddressDecoder(wiring.Component):
     Unmapped addresses are answered with DECERR. SLVERR answers a write of what is only read, of what is
     ``locked`` while ``locked`` is set, and of the core's page while ``recovering`` is. All else is OKAY;
     a register that is only written reads as 0.
+
+    Latency: a cycle from ``addr`` and ``wdata``, none from ``locked`` and ``recovering``.
 
     Members
     -------
@@ -179,20 +192,27 @@ class AddressDecoder(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.d.comb += [self.write_response.eq(DECERR), self.read_response.eq(DECERR)]
+        known = Signal()
+        writable = Signal()
+        locks = Signal()
+        of_core = Signal()
+        m.d.sync += [known.eq(0), writable.eq(0), locks.eq(0), of_core.eq(self.addr < BUS_PAGE)]
         with m.Switch(self.addr[2:]):
             for register in self.registers:
                 with m.Case(register.address >> 2):
-                    m.d.comb += [
-                        self.read_response.eq(OKAY),
-                        self.write_response.eq(Mux(self._refuses(register), SLVERR, OKAY)),
+                    m.d.sync += [
+                        known.eq(1),
+                        writable.eq(register.access.writable),
+                        locks.eq(self._locks(register)),
                     ]
+        refuses = ~writable | (locks & self.locked) | (of_core & self.recovering)
+        m.d.comb += [
+            self.read_response.eq(Mux(known, OKAY, DECERR)),
+            self.write_response.eq(Mux(known, Mux(refuses, SLVERR, OKAY), DECERR)),
+        ]
         return m
 
-    def _refuses(self, register):
-        """Return whether a write to a register is refused in this cycle."""
-        if not register.access.writable:
-            return 1
+    def _locks(self, register):
+        """Return whether a write to a register is one that a lock refuses."""
         mask = sum(field.mask for field in register.fields if field.locked)
-        refuses = self.locked if register.locked else self.locked & (self.wdata & mask).any()
-        return refuses | (self.recovering if register.address < BUS_PAGE else 0)
+        return 1 if register.locked else (self.wdata & mask).any()

@@ -38,7 +38,7 @@ class PacketGuard(wiring.Component):
     -------
     i, o : streams of ``shape``, whose ``last`` ends the packet; to the core on a token's last beat only.
     batch_tokens : In(32)
-        Tokens of every packet; 0: any number.
+        Tokens of every packet that begins two cycles later or after; 0: any number.
     admit : In(1)
         A token may begin.
     read_failed : In(1)
@@ -83,8 +83,14 @@ class PacketGuard(wiring.Component):
         state = Signal(InputState)
         beat = Signal(range(self.token_beats))
         first_token = Signal(init=1)
-        tokens_left = Signal(32)
+        # Compared before a packet begins, the same for all of it: the way from there to the state is long.
+        limit = Signal(32)
+        limited = Signal()
+        of_one = Signal()
+        of_two = Signal()
+        behind_first = Signal(32)
         tokens_behind = Signal(32)
+        none_behind = Signal()
         first = Signal()
         ends_token = Signal()
         counted_out = Signal()
@@ -96,8 +102,7 @@ class PacketGuard(wiring.Component):
             first.eq(beat == 0),
             ends_token.eq(beat == self.token_beats - 1),
             # The token that is passing is the last one that the packet may have.
-            counted_out.eq((self.batch_tokens != 0) & (tokens_left == 0)),
-            tokens_left.eq(Mux(first_token, self.batch_tokens - 1, tokens_behind)),
+            counted_out.eq(limited & Mux(first_token, of_one, none_behind)),
             self.inside_packet.eq(self.packet_open & (state == InputState.PASS)),
             take.eq(i.valid & i.ready),
             give.eq(o.valid & o.ready),
@@ -109,7 +114,14 @@ class PacketGuard(wiring.Component):
             self.begun.eq(give & first),
             self.halted.eq(state == InputState.HALTED),
         ]
-        m.d.sync += offered.eq(o.valid & ~o.ready)
+        m.d.sync += [offered.eq(o.valid & ~o.ready), limit.eq(self.batch_tokens)]
+        with m.If(~self.packet_open & ~take):
+            m.d.sync += [
+                limited.eq(limit != 0),
+                of_one.eq(limit == 1),
+                of_two.eq(limit == 2),
+                behind_first.eq(limit - 2),
+            ]
         with m.If(give):
             m.d.sync += beat.eq(Mux(ends_token, 0, beat + 1))
         with m.If(take):
@@ -118,7 +130,7 @@ class PacketGuard(wiring.Component):
         with m.Switch(state):
             with m.Case(InputState.PASS):
                 with m.If(take):
-                    self._passed(m, state, i.payload.last, ends_token, counted_out)
+                    self._passed(m, state, i.payload.last, ends_token, limited & ~counted_out, counted_out)
                 with m.Elif(self.read_failed & ~self.packet_open & first & ~o.valid & ~self.recovering):
                     m.d.sync += state.eq(InputState.HALTED)
             with m.Case(InputState.FILL):
@@ -136,7 +148,11 @@ class PacketGuard(wiring.Component):
                     m.d.comb += [i.ready.eq(0), self.discarded.eq(0)]
                     m.d.sync += state.eq(InputState.PASS)
         with m.If(give & ends_token):
-            m.d.sync += [first_token.eq(o.payload.last), tokens_behind.eq(tokens_left - 1)]
+            m.d.sync += [
+                first_token.eq(o.payload.last),
+                tokens_behind.eq(Mux(first_token, behind_first, tokens_behind - 1)),
+                none_behind.eq(Mux(first_token, of_two, tokens_behind == 1)),
+            ]
         with m.If(self.recover):
             rest = Mux(self.discard_rest, InputState.RESYNC.value, InputState.FLUSH.value)
             still_open = Mux(take, ~i.payload.last, self.packet_open)
@@ -148,12 +164,12 @@ class PacketGuard(wiring.Component):
             ]
         return m
 
-    def _passed(self, m, state, last, ends_token, counted_out):
+    def _passed(self, m, state, last, ends_token, expects_more, counted_out):
         """Judge a beat that is taken in this cycle."""
         with m.If(~ends_token & last):
             m.d.comb += self.short_token.eq(1)
             m.d.sync += state.eq(InputState.FILL)
-        with m.Elif(ends_token & last & (self.batch_tokens != 0) & ~counted_out):
+        with m.Elif(ends_token & last & expects_more):
             m.d.comb += self.short_packet.eq(1)
             m.d.sync += state.eq(InputState.HALTED)
         with m.Elif(ends_token & ~last & counted_out):

@@ -44,6 +44,8 @@ from spec.registers import (
 RESET_CYCLES = 8
 """Cycles for which recovery resets the core at least: input beats that wait are flushed meanwhile."""
 
+AHEAD_BITS = 12
+"""Bits of how many tokens are inside a core at most: two windows of 1,024, and one on its way."""
 ERROR_FIELDS = next(register.fields for register in BUS_REGISTERS if register.name == "ERRORS")
 CORE_PORTS = ("i", "o", "o_ar", "i_r", "reg_addr", "reg_wdata", "reg_we", "reg_rdata")
 UNCONNECTED = ("probe", "probe_channels", "finished", "inside")
@@ -184,46 +186,63 @@ class AxiTop(wiring.Component):
             ),
         ]
         m.d.sync += kept.eq(stays | seen)
-        reads = [field.low for field in ERROR_FIELDS if field.name in READ_ERRORS]
-        m.d.comb += read_failed.eq(Cat(errors[low] for low in reads).any())
+        # Of registers that say the same, one for all: the input hangs on it.
+        reads = [index for index, field in enumerate(ERROR_FIELDS) if field.name in READ_ERRORS]
+        m.d.sync += read_failed.eq((read_failed & ~recover) | Cat(seen[index] for index in reads).any())
 
         # What the core does, from STATUS, which is read whenever nobody reads anything else.
         polled = Signal()
         m.d.sync += polled.eq(lite.polls)
         load = Signal()
-        m.d.comb += load.eq(
-            lite.we & (lite.addr == REGISTERS["CONTROL"]) & lite.wdata.bit_select(CONTROL_LOAD, 1)
-        )
+        saw_loaded = Signal()
         became_loaded = Signal()
-        with m.If(polled):
-            m.d.sync += loaded.eq(core.reg_rdata[STATUS_LOADED])
-            m.d.comb += became_loaded.eq(core.reg_rdata[STATUS_LOADED] & ~loaded & ~recovering)
-            with m.If(core.reg_rdata[STATUS_LOADED]):
-                m.d.sync += loading.eq(0)
+        is_loaded = core.reg_rdata[STATUS_LOADED]
+        m.d.comb += [
+            load.eq(lite.we & (lite.addr == REGISTERS["CONTROL"]) & lite.wdata.bit_select(CONTROL_LOAD, 1)),
+            saw_loaded.eq(polled & is_loaded),
+            became_loaded.eq(saw_loaded & ~loaded & ~recovering),
+        ]
         # Tokens wait for a load even where nothing has to be loaded: registers are written before it.
         started = Signal()
-        with m.If(load):
-            m.d.sync += [loading.eq(1), loaded.eq(0), started.eq(1)]
-        with m.If(recovering):
-            m.d.sync += [loading.eq(0), loaded.eq(0), started.eq(0)]
+        may_begin = Signal()
+        is_loading = ((loading & ~saw_loaded) | load) & ~recovering
+        has_loaded = Mux(polled, is_loaded, loaded) & ~load & ~recovering
+        has_started = (started | load) & ~recovering
+        m.d.sync += [
+            loading.eq(is_loading),
+            loaded.eq(has_loaded),
+            started.eq(has_started),
+            may_begin.eq(has_started & has_loaded & ~is_loading),
+        ]
 
         # Tokens.
         tokens_in = Signal(32)
         tokens_out = Signal(32)
         finished, mark, inside = self._progress(m, packets, marker, tokens_out, read_failed, errors, block)
-        m.d.sync += [
-            tokens_in.eq(Mux(recovering, 0, tokens_in + packets.begun)),
-            tokens_out.eq(Mux(recovering, 0, tokens_out + finished)),
-            block.discarded.eq(block.discarded + packets.discarded),
-        ]
+        # How many are inside, and whether any: known from registers.
+        ahead = Signal(AHEAD_BITS)
+        any_inside = Signal()
+        # What happens in a cycle is known late in it: it enables what was added before.
+        with m.If(packets.begun):
+            m.d.sync += tokens_in.eq(tokens_in + 1)
+        with m.If(finished):
+            m.d.sync += tokens_out.eq(tokens_out + 1)
+        with m.If(packets.discarded):
+            m.d.sync += block.discarded.eq(block.discarded + 1)
+        with m.If(packets.begun & ~finished):
+            m.d.sync += [ahead.eq(ahead + 1), any_inside.eq(1)]
+        with m.If(finished & ~packets.begun):
+            m.d.sync += [ahead.eq(ahead - 1), any_inside.eq(ahead[1:].any())]
+        with m.If(recovering):
+            m.d.sync += [signal.eq(0) for signal in (tokens_in, tokens_out, ahead, any_inside)]
         error_token = Signal(32)
         with m.If(Cat(getattr(packets, name) for name in PACKET_ERRORS).any()):
-            m.d.sync += error_token.eq(tokens_in + packets.begun - 1)
+            m.d.sync += error_token.eq(Mux(packets.begun, tokens_in, tokens_in - 1))
         with m.If(lite.refused_write | lite.refused_read):
             with m.If(~access_failed):
                 m.d.sync += block.error_register.eq(lite.addr)
         m.d.comb += [
-            busy.eq((tokens_in != tokens_out) | inside),
+            busy.eq(any_inside | inside),
             marker.mark.eq(mark),
             block.tokens_in.eq(tokens_in),
             block.tokens_out.eq(tokens_out),
@@ -236,7 +255,7 @@ class AxiTop(wiring.Component):
             decoder.locked.eq(busy | loading | recovering | packets.inside_packet),
             decoder.recovering.eq(recovering),
             # Behind a failed read a packet that has begun goes on to its end.
-            packets.admit.eq(started & loaded & ~loading & (~read_failed | packets.inside_packet)),
+            packets.admit.eq(may_begin & (~read_failed | packets.inside_packet)),
             packets.read_failed.eq(read_failed),
         ]
 

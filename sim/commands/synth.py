@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from sim.commands.output import json_option, print_json, print_table
-from sim.commands.verilog import DEFAULT_MODEL, DEFAULT_SCALE
+from sim.commands.verilog import AXI, DEFAULT_MODEL, DEFAULT_SCALE, PLAIN
 from spec.design import DesignSpec, Format, Pipeline
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ if TYPE_CHECKING:
     type=click.Choice([kind.value for kind in Pipeline]),
     help="Of these: how deep their arithmetic is cut (default: short).",
 )
+@click.option(
+    "--bus",
+    type=click.Choice([PLAIN, AXI]),
+    default=PLAIN,
+    show_default=True,
+    help="As in 'verilog': a layer, 'gate' or 'dispatch' behind AXI ports.",
+)
 @click.option("--block", help="Only that block of the design: gate, dispatch, combine, expert, channel.")
 @click.option("--family", default="ecp5", show_default=True, help="ecp5, or xc7: cells only.")
 @click.option("--seeds", type=int, default=1, show_default=True, help="Placements; the median counts.")
@@ -73,6 +80,7 @@ def command(
     experts: int | None,
     top_k: int | None,
     pipeline: str | None,
+    bus: str,
     block: str | None,
     family: str,
     seeds: int,
@@ -113,6 +121,7 @@ def command(
             (number_format, "format"),
             (block, "block"),
             (settings or None, "set"),
+            (None if bus == PLAIN else bus, "bus"),
         ):
             require(given is None, f"needs an accelerator, not {design_name!r}, a device", key=key)
         directory, name = synth.export_channel(load_device(design_name))
@@ -129,7 +138,7 @@ def command(
             top_k=top_k,
             pipeline=Pipeline(pipeline or Pipeline.SHORT),
         )
-        directory, name = synth.export_block(model, design, block)
+        directory, name = synth.export_block(model, design, block, axi=bus == AXI)
         model_name = model.name
     result = synth.synthesise(
         directory,

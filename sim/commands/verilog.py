@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from sim.commands.output import json_option, print_json
-from spec.design import Format
+from spec.design import DesignSpec, Format, Pipeline
 from spec.errors import require
 from spec.registers import Top
+
+if TYPE_CHECKING:
+    from spec.device import PimDevice
+    from spec.model import ModelSpec
 
 DEFAULT_MODEL = "mixtral-8x7b"
 DEFAULT_SCALE = 64
@@ -39,6 +44,11 @@ ALONE = (Top.GATE, Top.DISPATCH)
     show_default=True,
     help="Registers at a plain port, or AXI4-Lite with errors, recovery and an interrupt (docs/axi.md).",
 )
+@click.option(
+    "--pipeline",
+    type=click.Choice([kind.value for kind in Pipeline]),
+    help="Of 'gate' and 'dispatch': how deep their arithmetic is cut (default: short; docs/synthesis.md).",
+)
 @click.option("--secded", is_flag=True, help="The banks hold 8 check bits with 64 of data.")
 @click.option(
     "--two-clocks",
@@ -56,6 +66,7 @@ def command(
     scale: str | None,
     number_format: str | None,
     bus: str,
+    pipeline: str | None,
     secded: bool,
     two_clocks: bool,
     bench_tokens: int | None,
@@ -70,31 +81,45 @@ def command(
     constants and SystemRDL (docs/axi.md).
     """
     from sim.handover import hand_over, layer_bench
+    from sim.rtlsim import write_channel, write_layer, write_top
     from spec.load import is_device
 
+    rule = f"is for {' and '.join(ALONE)}, not for {design_name!r}"
+    require(pipeline is None or design_name in ALONE, rule, key="pipeline")
     if is_device(design_name):
         require(not two_clocks, f"needs an accelerator, not {design_name!r}, a device", key="two-clocks")
         require(bench_tokens is None, f"needs an accelerator, not {design_name!r}, a device", key="bench")
         require(bus == PLAIN, f"must be {PLAIN} for {design_name!r}, a device, not {bus}", key="bus")
-        files = hand_over(lambda folder: _write_device(design_name, secded, folder), out)
+        device = _device(design_name)
+        name = _stem(device.name)
+        files = hand_over(
+            lambda folder: write_channel(device, name, folder, secded=secded), out, device.clock_hz
+        )
     elif bus == AXI:
         require(not bench_tokens, f"is for '--bus {PLAIN}', not {bus}", key="bench")
+        if design_name in ALONE:
+            require(not secded, f"needs a near-memory design, not {design_name!r}", key="secded")
+            model, design = _small(model_name, scale, number_format, Pipeline(pipeline or Pipeline.SHORT))
+            block, name = Top(design_name), design_name + ("_deep" if design.deep else "")
+        else:
+            model, design = _accelerator(design_name, model_name, scale, number_format, secded=secded)
+            block, name = None, _stem(design.name)
         files = hand_over(
-            lambda folder: _write_axi(
-                design_name, model_name, scale, number_format, folder, secded=secded, two_clocks=two_clocks
-            ),
+            lambda folder: write_top(model, design, block, name, folder, two_clocks=two_clocks),
             out,
+            design.clock_hz,
         )
     else:
         require(design_name not in ALONE, f"needs '--bus {AXI}' for {design_name!r}, a block", key="design")
         bench = layer_bench(
             model_name, design_name, scale or str(DEFAULT_SCALE), number_format, bench_tokens, secded=secded
         )
+        model, design = _accelerator(design_name, model_name, scale, number_format, secded=secded)
+        name = _stem(design.name) + ("_two_clocks" if two_clocks else "")
         files = hand_over(
-            lambda folder: _write_accelerator(
-                design_name, model_name, scale, number_format, folder, secded=secded, two_clocks=two_clocks
-            ),
+            lambda folder: write_layer(model, design, name, folder, two_clocks=two_clocks),
             out,
+            design.clock_hz,
             bench,
         )
     if as_json:
@@ -105,66 +130,47 @@ def command(
     return 0
 
 
-def _write_accelerator(
-    design_name: str,
-    model_name: str,
-    scale: str | None,
-    number_format: str | None,
-    out: Path,
-    *,
-    secded: bool,
-    two_clocks: bool,
-) -> list[Path]:
-    from sim.rtlsim import write_layer
+def _stem(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _accelerator(
+    design_name: str, model_name: str, scale: str | None, number_format: str | None, *, secded: bool
+) -> tuple[ModelSpec, DesignSpec]:
+    """Return the model and the design that the options name."""
     from sim.workload import hardware_model
     from spec.load import load_design
 
     design = load_design(design_name, number_format)
-    design = design.with_secded() if secded else design
     model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
-    name = design.name.replace("-", "_") + ("_two_clocks" if two_clocks else "")
-    return write_layer(model, design, name, out, two_clocks=two_clocks)
+    return model, design.with_secded() if secded else design
 
 
-def _write_axi(
-    design_name: str,
-    model_name: str,
-    scale: str | None,
-    number_format: str | None,
-    out: Path,
-    *,
-    secded: bool,
-    two_clocks: bool,
-) -> list[Path]:
-    from sim.rtlsim import write_top
+def _small(
+    model_name: str, scale: str | None, number_format: str | None, pipeline: Pipeline
+) -> tuple[ModelSpec, DesignSpec]:
+    """Return those of a block alone, of its own size unless a model is named."""
     from sim.synth import small_block
     from sim.workload import hardware_model
-    from spec.load import load_design
 
-    if design_name not in ALONE:
-        design = load_design(design_name, number_format)
-        design = design.with_secded() if secded else design
-        model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
-        return write_top(model, design, None, design.name.replace("-", "_"), out, two_clocks=two_clocks)
-    require(not secded, f"needs a near-memory design, not {design_name!r}", key="secded")
-    model, design = small_block()
+    context = click.get_current_context()
+    design_name = context.params["design_name"]
     rule = f"must be bf16 for {design_name!r}, not {number_format}"
     require(number_format in (None, Format.BF16), rule, key="format")
-    context = click.get_current_context()
+    model, design = small_block(pipeline=pipeline)
     if context.get_parameter_source("model_name") is not ParameterSource.DEFAULT:
         model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
     else:
         require(scale is None, f"needs a model: {design_name!r} has a size of its own", key="scale")
-    return write_top(model, design, Top(design_name), design_name, out, two_clocks=two_clocks)
+    return model, design
 
 
-def _write_device(design_name: str, secded: bool, out: Path) -> list[Path]:
-    from sim.rtlsim import write_channel
+def _device(name: str) -> PimDevice:
+    """Return a device, of which nothing else can be chosen."""
     from spec.load import load_device
 
     context = click.get_current_context()
     for option, key in (("model_name", "model"), ("scale", "scale"), ("number_format", "format")):
         given = context.get_parameter_source(option) is not ParameterSource.DEFAULT
-        require(not given, f"needs an accelerator, not {design_name!r}, a device", key=key)
-    device = load_device(design_name)
-    return write_channel(device, device.name.replace("-", "_"), out, secded=secded)
+        require(not given, f"needs an accelerator, not {name!r}, a device", key=key)
+    return load_device(name)

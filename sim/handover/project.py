@@ -14,7 +14,6 @@ from spec.errors import InputError
 
 CORE = "expertbank.core"
 PORTS = ".ports.json"
-DEFAULT_CLOCK_HZ = 100e6
 BOARD_PINS = {"clk_25mhz": "G2", "si": "C11", "capture": "A11", "so": "B2"}
 """ULX3S (emard/ulx3s, doc/constraints/ulx3s_v20.lpf): its oscillator, gn[0], gn[1], led[0]."""
 BOARD_CLOCK_MHZ = 25
@@ -22,11 +21,13 @@ LINT_WAIVERS = ("PROCASSINIT", "UNUSEDSIGNAL", "WIDTHEXPAND", "CASEINCOMPLETE", 
 """As :data:`rtl.export.LINT_WAIVERS` (a test compares them): the generator's ways of writing Verilog."""
 
 
-def hand_over(write: Callable[[Path], list[Path]], out: Path, bench: LayerBench | None = None) -> list[Path]:
+def hand_over(
+    write: Callable[[Path], list[Path]], out: Path, clock_hz: float, bench: LayerBench | None = None
+) -> list[Path]:
     """Write an export and what goes with it into a folder; return the files, the export's first.
 
-    ``write`` exports into a folder that is given to it. Files appear when all of them are there.
-    Raises :class:`InputError` where the folder cannot be written.
+    ``write`` exports into a folder that is given to it; ``clock_hz`` is what the constraints ask for. Files
+    appear when all of them are there. Raises :class:`InputError` where the folder cannot be written.
     """
     check_writable(out)
     try:
@@ -34,7 +35,6 @@ def hand_over(write: Callable[[Path], list[Path]], out: Path, bench: LayerBench 
             files = [file.relative_to(aside) for file in write(aside)]
             [name] = [file.name.removesuffix(PORTS) for file in files if file.name.endswith(PORTS)]
             texts = {} if bench is None else bench_files(aside, name, bench)
-            clock_hz = DEFAULT_CLOCK_HZ if bench is None else bench.design.clock_hz
             texts |= project_files(aside, name, clock_hz, list(texts))
             for place, text in texts.items():
                 (aside / place).parent.mkdir(exist_ok=True)
