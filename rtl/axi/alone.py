@@ -53,13 +53,16 @@ def _connect_registers(m, core, registers: RegisterFile) -> None:
     ]
 
 
-def _count(m, registers: RegisterFile, events, *, deep: bool) -> None:
-    """Give the counters their events, and STATUS the busy bit: deep, both a cycle later."""
+def _count(m, registers: RegisterFile, busy, events, *, deep: bool) -> None:
+    """Give the counters their events: deep, a cycle later. ``busy`` has to be as late."""
     # What passes is known late in its cycle, and a counter is a long addition.
     domain = m.d.sync if deep else m.d.comb
     for index, name in enumerate(registers.counters):
-        domain += registers.events[index].eq(events[name])
-    m.d.comb += registers.status[STATUS_BUSY].eq(delay(m, events["cycles"], int(deep), "busy", control=True))
+        if name == "cycles":
+            m.d.comb += registers.events[index].eq(busy)
+        else:
+            domain += registers.events[index].eq(events[name])
+    m.d.comb += registers.status[STATUS_BUSY].eq(busy)
 
 
 class GateAlone(wiring.Component):
@@ -111,8 +114,6 @@ class GateAlone(wiring.Component):
         takes = Signal()
         gives = Signal()
         busy = Signal()
-        enters = Signal()
-        leaves = Signal()
         m.d.comb += [
             *(beat[name].eq(assignment[name]) for name, _ in beat.shape() if name != "last"),
             beat.last.eq(assignment.last & assignment.last_token),
@@ -123,13 +124,14 @@ class GateAlone(wiring.Component):
             gate.load_start.eq(registers.load),
             takes.eq(self.i.valid & self.i.ready),
             gives.eq(gate.o.valid & gate.o.ready),
-            enters.eq(takes & (beats == 0)),
-            leaves.eq(gives & assignment.last),
-            busy.eq(enters | (inside != 0)),
             registers.status[STATUS_LOADED].eq(gate.loaded & ~loader.active & ~registers.load),
             registers.status[STATUS_READ_ERROR].eq(read_error),
         ]
-        # Both are known late in the cycle.
+        # Deep: as the events are, a cycle later.
+        ends = gives & assignment.last
+        enters = delay(m, takes & (beats == 0), int(self.deep), "enters", control=True)
+        leaves = delay(m, ends, int(self.deep), "leaves", control=True)
+        m.d.comb += busy.eq(enters | (inside != 0))
         with m.If(enters & ~leaves):
             m.d.sync += inside.eq(inside + 1)
         with m.If(leaves & ~enters):
@@ -145,10 +147,10 @@ class GateAlone(wiring.Component):
         _count(
             m,
             registers,
+            busy,
             {
-                "cycles": busy,
                 "tokens_in": takes & (beats == self.token_beats - 1),
-                "tokens_out": leaves,
+                "tokens_out": ends,
                 "assignments": gives,
                 "read_beats": self.i_r.valid & self.i_r.ready,
                 "stall_input": self.i.valid & ~self.i.ready,
@@ -240,8 +242,8 @@ class DispatchAlone(wiring.Component):
         _count(
             m,
             registers,
+            delay(m, busy, int(config.deep), "busy", control=True),
             {
-                "cycles": busy,
                 "tokens_in": takes & ends_token,
                 "tokens_out": self.finished,
                 "assignments": takes,

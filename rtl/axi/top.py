@@ -219,30 +219,39 @@ class AxiTop(wiring.Component):
         tokens_in = Signal(32)
         tokens_out = Signal(32)
         finished, mark, inside = self._progress(m, packets, marker, tokens_out, read_failed, errors, block)
-        # How many are inside, and whether any: known from registers.
+        # What passes is known late in its cycle, so most is counted in the next. A token that has begun is
+        # inside at once, one that has left a cycle longer.
+        begun = Signal()
+        left_core = Signal()
+        wrong_token = Signal()
         ahead = Signal(AHEAD_BITS)
         any_inside = Signal()
-        # What happens in a cycle is known late in it: it enables what was added before.
-        with m.If(packets.begun):
+        m.d.sync += [
+            begun.eq(packets.begun),
+            left_core.eq(finished),
+            wrong_token.eq(Cat(getattr(packets, name) for name in PACKET_ERRORS).any()),
+        ]
+        with m.If(begun):
             m.d.sync += tokens_in.eq(tokens_in + 1)
         with m.If(finished):
             m.d.sync += tokens_out.eq(tokens_out + 1)
         with m.If(packets.discarded):
             m.d.sync += block.discarded.eq(block.discarded + 1)
-        with m.If(packets.begun & ~finished):
+        with m.If(begun & ~left_core):
             m.d.sync += [ahead.eq(ahead + 1), any_inside.eq(1)]
-        with m.If(finished & ~packets.begun):
+        with m.If(left_core & ~begun):
             m.d.sync += [ahead.eq(ahead - 1), any_inside.eq(ahead[1:].any())]
         with m.If(recovering):
-            m.d.sync += [signal.eq(0) for signal in (tokens_in, tokens_out, ahead, any_inside)]
+            reset = (begun, left_core, wrong_token, tokens_in, tokens_out, ahead, any_inside)
+            m.d.sync += [signal.eq(0) for signal in reset]
         error_token = Signal(32)
-        with m.If(Cat(getattr(packets, name) for name in PACKET_ERRORS).any()):
-            m.d.sync += error_token.eq(Mux(packets.begun, tokens_in, tokens_in - 1))
+        with m.If(wrong_token):
+            m.d.sync += error_token.eq(Mux(begun, tokens_in, tokens_in - 1))
         with m.If(lite.refused_write | lite.refused_read):
             with m.If(~access_failed):
                 m.d.sync += block.error_register.eq(lite.addr)
         m.d.comb += [
-            busy.eq(any_inside | inside),
+            busy.eq(begun | any_inside | inside),
             marker.mark.eq(mark),
             block.tokens_in.eq(tokens_in),
             block.tokens_out.eq(tokens_out),
@@ -364,8 +373,12 @@ class AxiTop(wiring.Component):
             m.d.sync += [failed.eq(1), address.eq(reads.address)]
         return reads.idle
 
-    def _any(self, errors, names):
-        return Cat(errors[field.low] for field in ERROR_FIELDS if field.name in names).any()
+    def _short_token(self, m, errors):
+        """Return whether a token was short and ERROR_TOKEN, which comes a cycle later, says which."""
+        told = errors[field_of(BUS_REGISTERS, "ERRORS", "short_token").low]
+        named = Signal()
+        m.d.sync += named.eq(told)
+        return told & named
 
     def _progress(self, m, packets, marker, tokens_out, read_failed, errors, block):
         """Return whether a token's last beat leaves, whether a beat is marked, and what else is inside."""
@@ -374,7 +387,7 @@ class AxiTop(wiring.Component):
         mark = Signal(name="mark")
         m.d.comb += [
             ends.eq(beat == self.output_beats - 1),
-            mark.eq(read_failed | (self._any(errors, ("short_token",)) & (tokens_out == block.error_token))),
+            mark.eq(read_failed | (self._short_token(m, errors) & (tokens_out == block.error_token))),
         ]
         with m.If(block.bus_status_recovering):
             m.d.sync += beat.eq(0)
@@ -399,7 +412,7 @@ class DispatchTop(AxiTop):
 
     def _progress(self, m, packets, marker, tokens_out, read_failed, errors, block):
         slot = self.core.o.payload.slot
-        mark = self._any(errors, ("short_token",)) & (slot == block.error_token[: len(slot)])
+        mark = self._short_token(m, errors) & (slot == block.error_token[: len(slot)])
         return self.core.finished & ~block.bus_status_recovering, mark, self.core.inside
 
     def _done(self, m, busy):
