@@ -35,6 +35,7 @@ $(STAMP): pyproject.toml
 	@# The cycle models are compiled on first use and kept: their first use is now.
 	@$(RUN) expertbank sim --model mixtral-8x7b --scale 64 --tokens 1 --design fpga --design pim --engine model >/dev/null
 	@$(RUN) expertbank dram stream --standard hbm2-2000 --pattern random --requests 1 >/dev/null
+	@$(RUN) expertbank serve --system dynande --model mixtral-8x7b --arrivals fixed:10 --requests 2 --prompt 16 --output 2 >/dev/null
 	@$(RUN) expertbank pim gemv --design hbm2-pim-samsung --channels 1 --rows 1 --cols 1 --end-to-end >/dev/null
 	@$(RUN) expertbank pim gemv --design hbm2-pim --channels 1 --rows 1 --cols 1 >/dev/null
 	@$(RUN) expertbank pim gemv --design duplex --channels 1 --rows 1 --cols 1 >/dev/null
@@ -76,9 +77,9 @@ test-fast: $(STAMP) ## the tests that need no build, in under a minute
 test-long: $(STAMP) ## wider random sweeps
 	@$(PYTEST) -m long
 
-verilog: $(STAMP) ## Verilog and file list of DESIGN= (for MODEL= at SCALE=, BUS=axi) in build/verilog
+verilog: $(STAMP) ## Verilog and file list of DESIGN= (for MODEL= at SCALE=, BUS=axi, PIPELINE=) in build/verilog
 	@$(RUN) expertbank verilog --design '$(or $(DESIGN),fpga)' $(call flag,model,MODEL) $(call flag,scale,SCALE) \
-		$(call flag,format,FORMAT) $(call flag,bus,BUS) --out build/verilog
+		$(call flag,format,FORMAT) $(call flag,bus,BUS) $(call flag,pipeline,PIPELINE) --out build/verilog
 
 synth: $(STAMP) ## LUT, FF, DSP, BRAM and Fmax of DESIGN= (default: docs/synthesis.md, all rows or those of ONLY=)
 	@status=0; \
