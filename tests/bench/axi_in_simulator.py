@@ -45,12 +45,16 @@ from spec.banks import BankGeometry
 from spec.geometry import ImageGeometry, ceil_div
 from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Top, field_of
 from tests.bench.axi_cores import CORES, Kind
-from tests.bench.axi_pim import BankPorts, pim_image
+from tests.bench.axi_pim import BankPorts, CommandBuses, pim_image
 from tests.bench.in_simulator import JOB, RESULTS
 from tests.bench.test_layer_bench import bf16_bits
 
 IMAGE_PAGE = 3
 SLVERR, DECERR = 2, 3
+BUS_CONTROL = next(register.address for register in BUS_REGISTERS if register.name == "BUS_CONTROL")
+RECOVER = field_of(BUS_REGISTERS, "BUS_CONTROL", "recover").mask
+MOST_RECOVERIES = 20
+"""Of which two meet an open bank."""
 PATIENCE = 2_000
 """Reads of a register after which what has not come will not."""
 MOST_CYCLES = 100_000
@@ -330,6 +334,7 @@ class Bench:
             Rules(dut, "s_axi_rvalid", "s_axi_rready", ["s_axi_rresp", "s_axi_rdata"]),
             Rules(dut, "m_axis_tvalid", "m_axis_tready", ["m_axis_tdata", "m_axis_tlast", "m_axis_tuser"]),
         ]
+        self.commands = CommandBuses(dut, core.banks) if core.banks else None
         self.memory = None
         if core.name is Top.DISPATCH:
             bus = AxiStreamBus.from_prefix(dut, "m_axis_expect")
@@ -385,6 +390,8 @@ class Bench:
         answer = await self.lite.write(address, content)
         if answer.resp:
             raise BusError(address, int(answer.resp), write=True)
+        if self.commands is not None and address == BUS_CONTROL and content[0] & RECOVER:
+            self.commands.recovers()
 
     def write(self, address: int, content: bytes) -> None:
         """Write to memory."""
@@ -516,7 +523,7 @@ class Bench:
         self.start()
 
     def check(self) -> None:
-        """Raise on a broken rule of a channel, and on one that a scenario left without its pauses."""
+        """Raise on a broken rule of a channel or of the DRAM, and on a channel that has lost its pauses."""
         broken = [text for rules in self.rules for text in rules.broken]
         assert not broken, broken[:3]
         held = [channel.name for channel in self.channels.values() if channel.held]
@@ -525,6 +532,8 @@ class Bench:
         most = max(channel.asked for channel in self.channels.values())
         lost = [channel.name for channel in self.channels.values() if channel.asked < most - 1]
         assert not lost, f"has lost its pauses: {', '.join(lost)}"
+        if self.commands is not None:
+            self.commands.check()
 
     def stalled(self) -> dict[str, int]:
         """Return for how many cycles pauses have held each channel up."""
@@ -737,6 +746,31 @@ def recover_in_flight(bench: Bench) -> None:
     bench.receive_all()
     assert driver.errors() == set()
     # The packet may have come whole only after recovery, and is then a packet like any other.
+    driver.wait_until_drained()
+    bench.settle()
+    bench.receive_all()
+    driver.recover()
+    bench.start()
+    bench.run(bench.batches(1))
+
+
+def recover_while_banks_are_open(bench: Bench) -> None:
+    """The DRAM knows of no recovery: its rules hold across it, checked at the end of the scenario."""
+    driver, core, commands = bench.driver, bench.core, bench.commands
+    bench.start()
+    before = commands.recovered_while_open()
+    for _ in range(MOST_RECOVERIES):
+        bench.send(core.beats(core.tokens(core.design.window_tokens)))
+        while not commands.opened():
+            bench.wait(1)
+        # Registers are slow: what was opened may be closed again by then.
+        bench.recovered(discard_rest=True)
+        if commands.recovered_while_open() > before + 1:
+            break
+    else:
+        raise AssertionError(f"{MOST_RECOVERIES} recoveries met an open bank once at most")
+    while not bench.source.idle():
+        bench.wait(10)
     driver.wait_until_drained()
     bench.settle()
     bench.receive_all()
@@ -972,6 +1006,8 @@ def scenarios_of(name: Top, kind: Kind) -> list[Callable[[Bench], None]]:
     found = list(GENERAL)
     if name is Top.FPGA:
         found += READING
+    if name is Top.PIM:
+        found.append(recover_while_banks_are_open)
     if name is not Top.DISPATCH:
         found.append(read_error_while_loading)
     return found
@@ -1008,6 +1044,9 @@ async def run_job(dut: Any) -> None:
         counts = {name: count - before[name] for name, count in bench.stalled().items()}
         done.append(f"{said}; cycles stalled: {counts}")
         print(done[-1], flush=True)
+    if bench.commands is not None:
+        # Of the last reset, to the last cycle.
+        bench.commands.check()
     free = [name for name, count in bench.stalled().items() if not count]
     assert not free, f"{name}, seed {seed}: no pause held anything up on {', '.join(free)} in the whole run"
     job.with_name(RESULTS).write_bytes(pickle.dumps(done))
