@@ -2,16 +2,19 @@
 
 A scenario is a plain function. It runs beside the simulation (cocotb's ``bridge``), so that register
 accesses are made by :class:`sim.driver.Driver` itself, as on a board; masters, sinks and memory are those of
-cocotbext-axi, with random pauses on every channel. Monitors of ours watch what the top drives.
+cocotbext-axi, with random pauses on every channel, drawn anew with each reset. A run in which the pauses of
+some channel held nothing up fails. Monitors of ours watch what the top drives.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from cocotbext.axi import (
     AxiStreamSink,
     AxiStreamSource,
 )
+from cocotbext.axi.stream import StreamSource
 
 from golden.layer_bf16 import layer_bf16, layer_image
 from golden.weights import random_tokens, random_weights
@@ -41,12 +45,16 @@ from spec.banks import BankGeometry
 from spec.geometry import ImageGeometry, ceil_div
 from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Top, field_of
 from tests.bench.axi_cores import CORES, Kind
-from tests.bench.axi_pim import BankPorts, pim_image
+from tests.bench.axi_pim import BankPorts, CommandBuses, pim_image
 from tests.bench.in_simulator import JOB, RESULTS
 from tests.bench.test_layer_bench import bf16_bits
 
 IMAGE_PAGE = 3
 SLVERR, DECERR = 2, 3
+BUS_CONTROL = next(register.address for register in BUS_REGISTERS if register.name == "BUS_CONTROL")
+RECOVER = field_of(BUS_REGISTERS, "BUS_CONTROL", "recover").mask
+MOST_RECOVERIES = 20
+"""Of which two meet an open bank."""
 PATIENCE = 2_000
 """Reads of a register after which what has not come will not."""
 MOST_CYCLES = 100_000
@@ -56,19 +64,97 @@ Beats = list[tuple[int, int]]
 """Payloads and ``last`` of output beats."""
 
 
+NEVER = 1 / 16
+"""How often a channel does not pause at all from one reset to the next."""
+SETTLED = 3
+"""Cycles that a sink's ``ready`` follows its pauses by, at most."""
+
+
 def pauses(rng: np.random.Generator) -> Iterator[bool]:
-    """Yield whether a channel pauses: never, at random, or for long."""
-    kind = rng.integers(3)
+    """Yield whether a channel pauses: at random, for long, or, seldom, never."""
+    never, for_long = rng.random() < NEVER, rng.random() < 0.5
     while True:
-        if kind == 0:
+        if never:
             yield False
-        elif kind == 1:
-            yield bool(rng.random() < 0.5)
-        else:
+        elif for_long:
             length = int(rng.geometric(1 / 8))
             pausing = bool(rng.random() < 0.5)
             for _ in range(length):
                 yield pausing
+        else:
+            yield bool(rng.random() < 0.5)
+
+
+class Channel:
+    """A channel that the bench drives an end of: when it pauses, and how long that held something up.
+
+    It is the pause generator of its model, which asks it in every cycle, and stays that: what is drawn anew,
+    held and let go is inside.
+
+    Attributes
+    ----------
+    asked : cycles in which the model asked.
+    stalled : cycles in which a drawn pause, not a hold or a full queue, kept a beat waiting, at least; 0 on a
+        channel that never pauses.
+    """
+
+    def __init__(self, name: str, model: Any, reset: Any) -> None:
+        self.name, self.model, self.reset = name, model, reset
+        bus = model.bus
+        self.valid, self.ready = (
+            (bus.tvalid, bus.tready) if hasattr(bus, "tvalid") else (model.valid, model.ready)
+        )
+        self.sends = isinstance(model, AxiStreamSource | StreamSource)
+        self.asked = self.stalled = 0
+        self._drawn: Iterator[bool] = repeat(False)
+        self._held: float = 0
+        self._recent = [False] * SETTLED
+        self._since_other = 0
+        model.set_pause_generator(self)
+
+    def draw(self, rng: np.random.Generator) -> None:
+        """Begin other pauses; what is held stays so."""
+        self._drawn = pauses(rng)
+
+    def hold(self, cycles: float = math.inf) -> None:
+        """Pause for so many cycles, or until :meth:`let_go`; the drawn pauses go on behind it."""
+        self._held = cycles
+
+    def let_go(self) -> None:
+        """Pause as drawn again."""
+        self._held = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether it stands still on purpose."""
+        return self._held > 0
+
+    def __iter__(self) -> Channel:
+        return self
+
+    def __next__(self) -> bool:
+        """Return whether to pause from now on; signals are still those of the cycle that ends here."""
+        self.asked += 1
+        if self._held:
+            self._held -= 1
+            self._since_other, self._recent = 0, [False] * SETTLED
+            return True
+        pausing = next(self._drawn)
+        self._since_other = 0 if self.model.full() else self._since_other + 1
+        self.stalled += self._stalls(pausing)
+        self._recent = [pausing, *self._recent[:-1]]
+        return pausing
+
+    def _stalls(self, pausing: bool) -> bool:
+        """Return whether a pause keeps a beat waiting."""
+        if self.sends:
+            # A beat that was queued in this cycle, or that goes now, does not wait.
+            waits = pausing and self._recent[0] and not self.model.idle() and not int(self.valid.value)
+        else:
+            # What ``ready`` follows may still be a hold, or a queue that was full.
+            waits = any(self._recent) and self._since_other > SETTLED
+            waits = waits and int(self.valid.value) and not int(self.ready.value)
+        return bool(waits and int(self.reset.value))
 
 
 class Core:
@@ -76,8 +162,9 @@ class Core:
 
     def __init__(self, name: Top, seed: int) -> None:
         self.name = name
+        self.seeds = [seed, list(Top).index(name)]
         self.model, self.design, _ = CORES[name]
-        self.rng = np.random.default_rng([seed, list(Top).index(name)])
+        self.rng = np.random.default_rng(self.seeds)
         self.image = ImageGeometry.of(self.model, self.design)
         self.weights = random_weights(self.model, seed)
         self.banks = BankGeometry.unplaced(self.model, self.design) if name is Top.PIM else None
@@ -233,25 +320,26 @@ class Bench:
         self.source = AxiStreamSource(AxiStreamBus.from_prefix(dut, "s_axis"), clock, **of_stream)
         self.sink = AxiStreamSink(AxiStreamBus.from_prefix(dut, "m_axis"), clock, **of_stream)
         self.expect = None
-        channels = [
-            self.lite.write_if.aw_channel,
-            self.lite.write_if.w_channel,
-            self.lite.write_if.b_channel,
-            self.lite.read_if.ar_channel,
-            self.lite.read_if.r_channel,
-            self.source,
-            self.sink,
-        ]
+        models = {
+            "s_axi_aw": self.lite.write_if.aw_channel,
+            "s_axi_w": self.lite.write_if.w_channel,
+            "s_axi_b": self.lite.write_if.b_channel,
+            "s_axi_ar": self.lite.read_if.ar_channel,
+            "s_axi_r": self.lite.read_if.r_channel,
+            "s_axis": self.source,
+            "m_axis": self.sink,
+        }
         self.rules = [
             Rules(dut, "s_axi_bvalid", "s_axi_bready", ["s_axi_bresp"]),
             Rules(dut, "s_axi_rvalid", "s_axi_rready", ["s_axi_rresp", "s_axi_rdata"]),
             Rules(dut, "m_axis_tvalid", "m_axis_tready", ["m_axis_tdata", "m_axis_tlast", "m_axis_tuser"]),
         ]
+        self.commands = CommandBuses(dut, core.banks) if core.banks else None
         self.memory = None
         if core.name is Top.DISPATCH:
             bus = AxiStreamBus.from_prefix(dut, "m_axis_expect")
             self.expect = AxiStreamSink(bus, clock, **of_stream)
-            channels.append(self.expect)
+            models["m_axis_expect"] = self.expect
             names = ["m_axis_expect_tdata"]
             self.rules.append(Rules(dut, "m_axis_expect_tvalid", "m_axis_expect_tready", names))
         else:
@@ -264,11 +352,11 @@ class Bench:
             self.reads = 0
             self.change: Callable[[int, Any], list[Any]] = lambda _beat, beat: [beat]
             self._meddle(self.memory.r_channel)
-            channels += [self.memory.ar_channel, self.memory.r_channel]
+            models |= {"m_axi_ar": self.memory.ar_channel, "m_axi_r": self.memory.r_channel}
             names = ["m_axi_araddr", "m_axi_arlen", "m_axi_arsize", "m_axi_arburst"]
             self.rules.append(Rules(dut, "m_axi_arvalid", "m_axi_arready", names))
-        for channel in channels:
-            channel.set_pause_generator(pauses(np.random.default_rng(self.rng.integers(1 << 30))))
+        self.channels = {name: Channel(name, model, reset) for name, model in models.items()}
+        self.draws = 0
         self.driver = Driver(self, self, self, attempts=PATIENCE)
 
     def _meddle(self, channel: Any) -> None:
@@ -302,6 +390,8 @@ class Bench:
         answer = await self.lite.write(address, content)
         if answer.resp:
             raise BusError(address, int(answer.resp), write=True)
+        if self.commands is not None and address == BUS_CONTROL and content[0] & RECOVER:
+            self.commands.recovers()
 
     def write(self, address: int, content: bytes) -> None:
         """Write to memory."""
@@ -326,9 +416,21 @@ class Bench:
         """Let cycles pass."""
         await ClockCycles(self.slower, cycles)
 
+    def settle(self) -> None:
+        """Let come out what is on its way, however long outputs pause; no packet may stay open."""
+        offers = [self.dut.m_axis_tvalid] + ([self.dut.m_axis_expect_tvalid] if self.expect else [])
+        quiet = 0
+        for _ in range(PATIENCE):
+            quiet = quiet + 1 if self.sink.idle() and not any(int(offer.value) for offer in offers) else 0
+            if quiet == 5:
+                return
+            self.wait(10)
+        raise AssertionError("an output packet stays open" if not self.sink.idle() else "outputs do not end")
+
     @resume
     async def reset(self) -> None:
-        """Reset everything."""
+        """Reset everything; from then on every channel pauses otherwise."""
+        self.draw_pauses()
         for reset in (self.dut.aresetn, clock_of_ports(self.dut)[1]):
             reset.value = 0
         await ClockCycles(self.slower, 4)
@@ -337,9 +439,18 @@ class Bench:
         await ClockCycles(self.slower, 2)
 
     def hold(self, *, holding: bool) -> None:
-        """Take no output, so that tokens stay inside; or take it as it comes."""
-        self.sink.clear_pause_generator()
-        self.sink.pause = holding
+        """Take no output, so that tokens stay inside; or take it again, with the pauses from before."""
+        sink = self.channels["m_axis"]
+        if holding:
+            sink.hold()
+        else:
+            sink.let_go()
+
+    def draw_pauses(self) -> None:
+        """Begin other pauses on every channel."""
+        self.draws += 1
+        for number, channel in enumerate(self.channels.values()):
+            channel.draw(np.random.default_rng([*self.core.seeds, self.draws, number]))
 
     def irq(self) -> int:
         """Return the interrupt's level."""
@@ -389,7 +500,7 @@ class Bench:
             for n in range(int(ends[-1]) + 1)
         ]
         found: list[int] = []
-        self.wait(50)
+        self.settle()
         while not self.expect.empty():
             found += self.expect.recv_nowait(compact=False).tdata
         assert found[-len(wanted) :] == wanted, f"expectations {found}, expected {wanted}"
@@ -412,9 +523,21 @@ class Bench:
         self.start()
 
     def check(self) -> None:
-        """Raise on a broken rule of a channel."""
+        """Raise on a broken rule of a channel or of the DRAM, and on a channel that has lost its pauses."""
         broken = [text for rules in self.rules for text in rules.broken]
         assert not broken, broken[:3]
+        held = [channel.name for channel in self.channels.values() if channel.held]
+        assert not held, f"still held: {', '.join(held)}"
+        # All ask by the same edges, of which this may be one.
+        most = max(channel.asked for channel in self.channels.values())
+        lost = [channel.name for channel in self.channels.values() if channel.asked < most - 1]
+        assert not lost, f"has lost its pauses: {', '.join(lost)}"
+        if self.commands is not None:
+            self.commands.check()
+
+    def stalled(self) -> dict[str, int]:
+        """Return for how many cycles pauses have held each channel up."""
+        return {channel.name: channel.stalled for channel in self.channels.values()}
 
 
 def same(beats: Beats, expected: Beats) -> None:
@@ -619,13 +742,37 @@ def recover_in_flight(bench: Bench) -> None:
     while not bench.source.idle():
         bench.wait(10)
     # What had begun to come out before was closed: no packet is open.
-    bench.wait(20)
+    bench.settle()
     bench.receive_all()
-    assert bench.sink.idle()
     assert driver.errors() == set()
     # The packet may have come whole only after recovery, and is then a packet like any other.
     driver.wait_until_drained()
-    bench.wait(50)
+    bench.settle()
+    bench.receive_all()
+    driver.recover()
+    bench.start()
+    bench.run(bench.batches(1))
+
+
+def recover_while_banks_are_open(bench: Bench) -> None:
+    """The DRAM knows of no recovery: its rules hold across it, checked at the end of the scenario."""
+    driver, core, commands = bench.driver, bench.core, bench.commands
+    bench.start()
+    before = commands.recovered_while_open()
+    for _ in range(MOST_RECOVERIES):
+        bench.send(core.beats(core.tokens(core.design.window_tokens)))
+        while not commands.opened():
+            bench.wait(1)
+        # Registers are slow: what was opened may be closed again by then.
+        bench.recovered(discard_rest=True)
+        if commands.recovered_while_open() > before + 1:
+            break
+    else:
+        raise AssertionError(f"{MOST_RECOVERIES} recoveries met an open bank once at most")
+    while not bench.source.idle():
+        bench.wait(10)
+    driver.wait_until_drained()
+    bench.settle()
     bench.receive_all()
     driver.recover()
     bench.start()
@@ -642,17 +789,16 @@ def recover_while_nothing_moves(bench: Bench) -> None:
     while not driver.read_fields("BUS_STATUS")["packet_open"]:
         pass
     bench.wait(int(bench.rng.integers(1, 500)))
-    stuck = [] if bench.memory is None else [bench.memory.ar_channel, bench.memory.r_channel]
+    stuck = [] if bench.memory is None else [bench.channels["m_axi_ar"], bench.channels["m_axi_r"]]
     for channel in stuck:
-        channel.clear_pause_generator()
-        channel.pause = True
+        channel.hold()
     fields = ("recover", "discard_rest")
     driver.write("BUS_CONTROL", sum(field_of(BUS_REGISTERS, "BUS_CONTROL", field).mask for field in fields))
     bench.wait(200)
     status = driver.read_fields("BUS_STATUS")
     assert status["recovering"] or not status["reads"], status
     for channel in stuck:
-        channel.pause = False
+        channel.let_go()
     bench.hold(holding=False)
     for _ in range(PATIENCE):
         if not driver.read_fields("BUS_STATUS")["recovering"]:
@@ -661,9 +807,8 @@ def recover_while_nothing_moves(bench: Bench) -> None:
         raise AssertionError("recovers for ever")
     while not bench.source.idle():
         bench.wait(10)
-    bench.wait(50)
+    bench.settle()
     bench.receive_all()
-    assert bench.sink.idle()
     assert driver.errors() == set()
     assert driver.read("TOKENS_IN") == 0
     driver.acknowledge()
@@ -829,7 +974,7 @@ def reset_but_for_memory(bench: Bench) -> None:
     while not driver.read_fields("BUS_STATUS")["reads"]:
         pass
     bench.wait(int(bench.rng.integers(1, 30)))
-    bench.memory.r_channel.set_pause_generator(iter([True] * 20 + [False] * 100_000))
+    bench.channels["m_axi_r"].hold(20)
     bench.reset()
     bench.source.clear()
     bench.wait(200)
@@ -861,6 +1006,8 @@ def scenarios_of(name: Top, kind: Kind) -> list[Callable[[Bench], None]]:
     found = list(GENERAL)
     if name is Top.FPGA:
         found += READING
+    if name is Top.PIM:
+        found.append(recover_while_banks_are_open)
     if name is not Top.DISPATCH:
         found.append(read_error_while_loading)
     return found
@@ -870,7 +1017,8 @@ def scenarios_of(name: Top, kind: Kind) -> list[Callable[[Bench], None]]:
 async def run_job(dut: Any) -> None:
     """Run every scenario, each from a reset with other pauses.
 
-    The job names the top, the seed, which scenarios, and the periods of both clocks in ps.
+    The job names the top, the seed, which scenarios, and the periods of both clocks in ps. The result: lines
+    that tell which scenarios ran, the seeds of their pauses, and the cycles that these held each channel up.
     """
     for noisy in ("cocotb", "cocotbext"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -889,9 +1037,18 @@ async def run_job(dut: Any) -> None:
     assert banks is None or banks.width
     done = []
     for scenario in scenarios_of(name, kind):
-        print(scenario.__name__, flush=True)
+        before = bench.stalled()
+        said = f"{scenario.__name__}, pauses from seed {[*core.seeds, bench.draws + 1]} on"
+        print(said, flush=True)
         await with_timeout(cocotb.start_soon(bridge(_run)(bench, scenario)), most, "ps")
-        done.append(scenario.__name__)
+        counts = {name: count - before[name] for name, count in bench.stalled().items()}
+        done.append(f"{said}; cycles stalled: {counts}")
+        print(done[-1], flush=True)
+    if bench.commands is not None:
+        # Of the last reset, to the last cycle.
+        bench.commands.check()
+    free = [name for name, count in bench.stalled().items() if not count]
+    assert not free, f"{name}, seed {seed}: no pause held anything up on {', '.join(free)} in the whole run"
     job.with_name(RESULTS).write_bytes(pickle.dumps(done))
 
 
