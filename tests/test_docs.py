@@ -28,6 +28,7 @@ from sim.expert import expert_cycles
 from sim.gating import latency
 from sim.layer import LayerShape, layer_cycles
 from sim.marked import marked
+from sim.rtlsim import top_component
 from spec import registers
 from spec.design import RouterPlace
 from spec.geometry import GateGeometry, ImageGeometry
@@ -447,3 +448,138 @@ def test_the_check_of_diagrams_sees_what_is_wrong():
         assert there in text
         with pytest.raises(AssertionError):
             check_diagram(text.replace(there, other), members)
+
+
+AXI_TOPS = {
+    registers.Top.FPGA: (DESIGN, None),
+    registers.Top.PIM: (PIM, None),
+    registers.Top.GATE: (DESIGN, registers.Top.GATE),
+    registers.Top.DISPATCH: (DESIGN, registers.Top.DISPATCH),
+}
+
+
+def axi_top(top: registers.Top):
+    """Return a top with AXI ports and what its exported Verilog has."""
+    design, block = AXI_TOPS[top]
+    component = top_component(MODEL, design, block)()
+    ports = describe_ports(component, "eb_x")
+    clock = ("aclk", "aresetn")
+    return component, ports, {port["name"]: port for port in ports["ports"] if port["name"] not in clock}
+
+
+def axi_patterns(cell: str) -> list[str]:
+    """Return patterns of ports' names: ``aw*`` has the prefix of the name before it; <n> is a channel's."""
+    found, prefix = [], ""
+    for name in re.findall(r"`([\w<>*]+)`", cell):
+        whole = re.match(r"[sm]_axi[s]?_|mem_|row_|column_|irq", name)
+        prefix = whole[0] if whole else prefix
+        text = name if whole else prefix + name
+        found.append(text.replace("<n>", r"\d+").replace("*", r"\w*"))
+    return found
+
+
+def check_axi_ports(top: registers.Top, rows: list[list[str]], ports: Mapping) -> None:
+    """Compare the first column with a top's ports, one for one; the widths that the table has are real."""
+    own = r"`pim`" if top is not registers.Top.PIM else "$^"
+    patterns = [
+        pattern
+        for cell, what in rows
+        for pattern in axi_patterns(cell)
+        if not re.match(own, what) and (top is not registers.Top.DISPATCH or "m_axi_" not in pattern)
+    ]
+    for name in ports:
+        assert sum(bool(re.fullmatch(pattern, name)) for pattern in patterns) == 1, f"{top}: {name}"
+    for pattern in patterns:
+        assert any(re.fullmatch(pattern, name) for name in ports), f"{top}: {pattern}"
+
+
+def axi_rows() -> list[list[str]]:
+    return tables(page("axi"), "Ports")[0][1:]
+
+
+@pytest.mark.parametrize("top", registers.Top)
+def test_ports_of_the_tops_with_axi_are_in_their_table(top):
+    _, described, ports = axi_top(top)
+    ports = dict(ports)
+    _, *beats = tables(page("axi"), "Ports")[1]
+    if top is registers.Top.DISPATCH:
+        # Its second output is in the table of beats.
+        assert "`m_axis_expect`" in beats[2][2]
+        ports = {name: port for name, port in ports.items() if not name.startswith("m_axis_expect_")}
+    check_axi_ports(top, axi_rows(), ports)
+    # Fields in the order named.
+    order = {"gate": ["expert", "weight"], "dispatch": ["expert", "slot", "weight"]}.get(top)
+    [row] = [row for row in beats if f"`{top}`" in row[0]]
+    if order:
+        [output] = [entry for entry in described["streams"] if entry["prefix"] == "m_axis"]
+        assert [field["name"] for field in output["fields"]][: len(order)] == order
+        assert re.findall(r"expert|slot|weight", row[2])[: len(order)] == order
+
+
+def test_widths_of_the_tops_with_axi_are_those_of_the_page():
+    """Those of ``fpga``, as the page says, and its bursts."""
+    component, _, ports = axi_top(registers.Top.FPGA)
+    text = " ".join(cell for row in axi_rows() for cell in row)
+    lite, master = (
+        next(row[1] for row in axi_rows() if row[0].startswith(f"`{name}"))
+        for name in ("s_axi_aw", "m_axi_ar")
+    )
+    for name, bits in re.findall(r"`(\w+)` (\d+)", text):
+        assert ports[name]["width"] == int(bits), name
+    assert re.findall(r"(\d+) (address|data) bits", lite) == [
+        (str(ports["s_axi_awaddr"]["width"]), "address"),
+        (str(ports["s_axi_wdata"]["width"]), "data"),
+    ]
+    assert re.findall(r"(\d+) (address|data) bits", master) == [
+        (str(ports["m_axi_araddr"]["width"]), "address"),
+        (str(ports["m_axi_rdata"]["width"]), "data"),
+    ]
+    assert axi_top(registers.Top.GATE)[0].max_outstanding == 1
+    assert f"`max_outstanding` ({component.max_outstanding}; `pim` and `gate`: 1)" in master
+    assert f"`burst_beats` ({component.burst_beats})" in master
+
+
+def test_the_check_of_axi_ports_sees_what_is_wrong():
+    ports = axi_top(registers.Top.FPGA)[2]
+    rows = axi_rows()
+    check_axi_ports(registers.Top.FPGA, rows, ports)
+    with pytest.raises(AssertionError):
+        check_axi_ports(registers.Top.FPGA, rows[:-2], ports)
+    with pytest.raises(AssertionError):
+        check_axi_ports(registers.Top.FPGA, [*rows, ["`s_axi_x*`", ""]], ports)
+
+
+def check_axi_diagram(text: str, ports: Mapping) -> None:
+    """Each port of the diagram is there and leads where its arrow does; its blocks are parts of the top.
+
+    A stream's direction is its data's, a slave's that of its addresses.
+    """
+    shown = set(re.findall(r"\b(?:[sm]_axis?_|irq\b)", text))
+    assert shown == {found[0] for name in ports if (found := re.match(r"[sm]_axis?_|irq$", name))}
+    signals = {"s_axi_": "awaddr", "s_axis_": "tdata", "m_axis_": "tdata", "irq": ""}
+    for prefix, signal in signals.items():
+        arrow = rf"{prefix}\*? +-->" if ports[prefix + signal]["direction"] == "input" else rf"--> {prefix}"
+        assert re.search(arrow, text), prefix
+    if "m_axi_araddr" in ports:
+        assert re.search(r"m_axi_\* +<->", text)
+    check_blocks(text)
+    sources = "".join(path.read_text() for path in (ROOT / "rtl" / "axi").glob("*.py"))
+    for block in re.findall(r"\b(?:[A-Z][a-z]+){2,}\b", text):
+        assert f"= {block}(" in sources, block
+
+
+def test_diagram_of_the_tops_with_axi_has_their_ports():
+    text = diagram_of(page("axi"))
+    ports = axi_top(registers.Top.FPGA)[2]
+    check_axi_diagram(text, ports)
+    for there, other in (
+        ("--> irq", "<-- irq"),
+        ("s_axis_*  -->", "s_axis_*  <--"),
+        ("--> m_axis_*", "<-- m_axis_*"),
+        ("m_axi_*   <->", "         <->"),
+        ("ReadGuard", "ReadGuardian"),
+        ("PacketMarker", "RouterLoad"),
+    ):
+        assert there in text
+        with pytest.raises(AssertionError):
+            check_axi_diagram(text.replace(there, other), ports)

@@ -68,6 +68,13 @@ class Wires:
         return self._driven[port]
 
 
+@dataclass(frozen=True)
+class BenchResult(RunResult):
+    """What a run showed, and ``waiting``: the cycles in which each sink's stream was valid and not ready."""
+
+    waiting: dict[str, np.ndarray] = field(default_factory=dict)
+
+
 @dataclass
 class Violations:
     """Broken rules, as sentences; at most ``MAX_VIOLATIONS``."""
@@ -175,6 +182,7 @@ class StreamSink:
         self.rules = StreamRules(name, violations)
         self.cycles: list[int] = []
         self.payloads: list[int] = []
+        self.waiting: list[int] = []
         self._ready = False
 
     @property
@@ -192,6 +200,8 @@ class StreamSink:
         valid = self.ports.wires.get(self.ports.valid)
         payload = self.ports.payload() if valid else None
         self.rules.watch(None if payload is None else (payload,), self._ready)
+        if payload is not None and not self._ready and self.rules.violations.running:
+            self.waiting.append(cycle)
         if payload is not None and self._ready:
             self.cycles.append(cycle)
             self.payloads.append(payload)
@@ -369,7 +379,7 @@ class Phase:
         """The cycle that the next edge ends."""
         return self.now - self.zero
 
-    async def run(self) -> RunResult:
+    async def run(self) -> BenchResult:
         """Reset, prologue, streams, epilogue."""
         started = perf_counter()
         await self._reset()
@@ -382,7 +392,7 @@ class Phase:
         if timeout is None:
             timeout = await self._steps("epilogue", self.spec.epilogue)
         seconds = perf_counter() - started
-        return RunResult(
+        return BenchResult(
             cycles=cycles,
             since_reset=self.zero,
             streams={name: stream.trace() for name, stream in {**self.drivers, **self.sinks}.items()},
@@ -393,6 +403,7 @@ class Phase:
             violations=self.violations.texts,
             cycles_per_second=(self.spec.reset_cycles + self.now) / seconds,
             zero_ns=zero_ns,
+            waiting={name: np.array(sink.waiting, dtype=np.int64) for name, sink in self.sinks.items()},
         )
 
     async def _reset(self) -> None:
@@ -491,7 +502,9 @@ class Phase:
         return f"not finished after {self.cycle} cycles: {', '.join(missing)}"
 
 
-async def run_phases(dut: Any, description: Mapping[str, Any], phases: Sequence[RunSpec]) -> list[RunResult]:
+async def run_phases(
+    dut: Any, description: Mapping[str, Any], phases: Sequence[RunSpec]
+) -> list[BenchResult]:
     """Start the clock and run ``phases``, each from a reset."""
     wires = Wires(dut, description["ports"])
     Clock(dut.aclk, CLOCK_NS, unit="ns").start(start_high=False)

@@ -29,6 +29,7 @@ from cocotb_tools.runner import Verilator
 from sim import toolchain
 from sim.rtlsim import DEFAULT_ROOT, RunResult, RunSpec, Waveform, exported, file_list, ports_of
 from sim.toolchain import built_once, compile_model, digest, verilator_version
+from tests.bench.bfm import BenchResult
 from tests.bench.in_simulator import JOB, RESULTS
 
 FLAGS = ("--vpi",)
@@ -79,7 +80,7 @@ class CocotbBuild:
         seed: int = 1,
         vcd: Waveform | None = None,
         coverage: Path | None = None,
-    ) -> list[RunResult]:
+    ) -> list[BenchResult]:
         """Run ``phases`` one after the other, each from a reset, registers otherwise as they were.
 
         ``coverage``: where Verilator's counts of lines and toggles go, of a build with ``coverage=True``.
@@ -95,7 +96,7 @@ class CocotbBuild:
             (place / "job").write_bytes(pickle.dumps((description, list(phases))))
             arguments = ["--trace", "--trace-file", "whole.vcd"] if vcd else []
             _simulate(self.program, place, [*arguments, *_power_up(seed)])
-            results: list[RunResult] = pickle.loads((place / RESULTS).read_bytes())
+            results: list[BenchResult] = pickle.loads((place / RESULTS).read_bytes())
             if vcd is not None:
                 _cut(place / "whole.vcd", results, vcd)
             if coverage is not None:

@@ -16,6 +16,7 @@ from tests import test_combine_ordered as ordered
 from tests.bench.runner import build
 from tests.bench.scenarios import MOST_CYCLES, Expected, Scenario, Traffic, mixes, run_scenarios
 from tests.block_bench import bits_of
+from tests.coverage.points import combine_points, not_met
 from tests.test_combine import ORDERS, Case, golden_tokens, schedule, sequence_of, values_of
 
 # The last word is partial.
@@ -204,9 +205,11 @@ def test_ordered_combine(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_combine(seed):
-    run_scenarios(
-        build("combine", lambda: Combine(CONFIG), config=CONFIG), "combine", scenarios(seed), seed=seed
-    )
+    runs = scenarios(seed)
+    bench = build("combine", lambda: Combine(CONFIG), config=CONFIG)
+    results = run_scenarios(bench, "combine", runs, seed=seed)
+    if seed == 1:
+        assert not_met(combine_points(CONFIG), runs, results) == []
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from spec.registers import POLICIES
 from tests.bench.runner import CocotbBuild, build
 from tests.bench.scenarios import MOST_CYCLES, Expected, Scenario, Traffic, mixes, run_scenarios
 from tests.block_bench import PATTERN_CYCLES, bits_of
+from tests.coverage.points import dispatch_points, not_met
 
 CONFIG = DispatchConfig(num_experts=5, top_k=2, window_tokens=4, shared=True, capacity_bits=4)
 UNITS = DispatchConfig(
@@ -253,7 +254,10 @@ def scenarios(seed: int, config: DispatchConfig = CONFIG) -> list[Scenario]:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_dispatch(seed):
-    run_scenarios(bench(), "dispatch", scenarios(seed), seed=seed)
+    runs = scenarios(seed)
+    results = run_scenarios(bench(), "dispatch", runs, seed=seed)
+    if seed == 1:
+        assert not_met(dispatch_points(CONFIG), runs, results) == []
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from spec.model import Activation, FfnSpec, GatingSpec
 from tests.bench.runner import build
 from tests.bench.scenarios import EXTREMES, MOST_CYCLES, Expected, Scenario, Traffic, mixes, run_scenarios
 from tests.block_bench import bits_of
+from tests.coverage.points import expert_points, not_met
 
 NUM_EXPERTS = 3
 IMAGE_PAGE = 2
@@ -306,4 +307,7 @@ def scenarios(config: ExpertConfig, seed: int) -> list[Scenario]:
 def test_expert(name, seed):
     config = CONFIGS[name]
     rtl = build(f"expert_{name}", lambda: ExpertEngine(config), config=config)
-    run_scenarios(rtl, "expert", scenarios(config, seed), seed=seed)
+    runs = scenarios(config, seed)
+    results = run_scenarios(rtl, "expert", runs, seed=seed)
+    if name == "relu":
+        assert not_met(expert_points(config), runs, results) == []

@@ -21,6 +21,7 @@ from spec.model import GatingSpec, Normalise, Score
 from tests.bench.runner import build
 from tests.bench.scenarios import EXTREMES, MOST_CYCLES, Expected, Scenario, Traffic, mixes, run_scenarios
 from tests.block_bench import bits_of
+from tests.coverage.points import gating_points, not_met
 
 SIZES = {"lanes": 8, "logits_per_cycle": 2, "stream_lanes": 2, "load_elements": 4}
 GEOMETRIES = {
@@ -247,7 +248,10 @@ def scenarios(geometry: GateGeometry, seed: int) -> list[Scenario]:
 def test_gating(name, seed):
     geometry = GEOMETRIES[name]
     rtl = build(f"gating_{name}", lambda: Gate(geometry), config=geometry)
-    run_scenarios(rtl, "gating", scenarios(geometry, seed), seed=seed)
+    runs = scenarios(geometry, seed)
+    results = run_scenarios(rtl, "gating", runs, seed=seed)
+    if (name, seed) == ("sigmoid", 1):
+        assert not_met(gating_points(geometry), runs, results) == []
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)

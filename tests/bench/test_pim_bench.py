@@ -22,6 +22,7 @@ from tests.bench.runner import build
 from tests.bench.scenarios import MOST_CYCLES, Expected, Scenario, Traffic, mixes, run_scenarios
 from tests.bench.test_expert_bench import Load, extreme, load_of, normal, random_jobs, token_beats
 from tests.block_bench import bits_of
+from tests.coverage.points import not_met, pim_points
 from tests.test_pim import DRAM, PIM, config_of
 
 SETTLE = 16
@@ -193,6 +194,8 @@ def test_pim(name: str, seed: int) -> None:
     rtl = build(f"pim_{name}", lambda: PimChannel(config), config=config)
     runs = scenarios(config, seed)
     results = run_scenarios(rtl, "pim", runs, seed=seed)
+    if name == "bank":
+        assert not_met(pim_points(config), runs, results) == []
     in_mac_burst = 0
     for run, result in zip(runs, results, strict=True):
         commands = commands_seen(config.banks, result.probes["o_row"], result.probes["o_column"])
