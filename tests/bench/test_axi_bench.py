@@ -6,11 +6,14 @@ That they held something up on every one is asserted at the end of a run. What r
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sim.dram_check import ACT, PRE, PRE_ALL, REF
 from sim.rtlsim import top_component
 from spec.banks import BankGeometry
+from spec.design import DeepBlock
 from spec.registers import Top
 from tests.bench.axi_cores import CORES, Kind
 from tests.bench.axi_pim import SinceReset
@@ -26,8 +29,12 @@ OFTEN = (Top.FPGA, Top.GATE, Top.DISPATCH)
 TWO_CLOCKS = [(6_000, 14_000), (14_000, 6_000), (34_000, 6_000), (6_000, 38_000), (100_000, 102_000)]
 
 
-def top(name: Top, *, two_clocks: bool = False) -> CocotbBuild:
+def top(name: Top, *, two_clocks: bool = False, deep: bool = False) -> CocotbBuild:
     model, design, block = CORES[name]
+    if deep:
+        design = replace(design, deep=tuple(DeepBlock))
+        component = top_component(model, design, block)
+        return build(f"{name}_deep_axi", component, config=(model, design, block))
     component = top_component(model, design, block, two_clocks=two_clocks)
     if two_clocks:
         return build(f"{name}_axi_two_clocks", component, config=(model, design, block, two_clocks))
@@ -47,6 +54,15 @@ def test_top(name, seed):
     """Prints the seed of what fails, and every scenario that ran with the seeds of its pauses."""
     print(f"{name}, seed {seed}")
     print(top(name).run_module(MODULE, (name, seed, Kind.USUAL, ONE_CLOCK), seed=seed))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("name", [Top.GATE, Top.DISPATCH, Top.FPGA])
+def test_top_with_deep_pipelines(name, seed):
+    """The same from outside."""
+    print(f"{name}, deep, seed {seed}")
+    print(top(name, deep=True).run_module(MODULE, (name, seed, Kind.USUAL, ONE_CLOCK), seed=seed))
 
 
 @pytest.mark.long
