@@ -115,6 +115,12 @@ def test_ports_have_axi_names_and_byte_widths(reader_dir):
     assert found == expected
     described = json.loads((reader_dir / "reader.ports.json").read_text())
     assert {port["name"]: port["width"] for port in described["ports"]} == expected
+    # A payload's width is not that of its port, which has whole bytes.
+    streams = {entry["prefix"]: (entry["data_bits"], entry["port_bits"]) for entry in described["streams"]}
+    assert streams["s_axis"] == (13, 16)
+    assert {prefix: bits for prefix, (_, bits) in streams.items()} == {
+        prefix: expected[f"{prefix}_tdata"] for prefix in streams
+    }
 
 
 def test_axi_constants_state_the_burst(reader_dir):
