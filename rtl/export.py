@@ -212,6 +212,7 @@ class _Wrapper:
                 "direction": "in" if is_input else "out",
                 "prefix": prefix,
                 "data_bits": len(body),
+                "port_bits": len(body) + padding,
                 "last": has_last,
                 "fields": _layout(value.payload),
             }

@@ -115,6 +115,12 @@ def test_ports_have_axi_names_and_byte_widths(reader_dir):
     assert found == expected
     described = json.loads((reader_dir / "reader.ports.json").read_text())
     assert {port["name"]: port["width"] for port in described["ports"]} == expected
+    # A payload's width is not that of its port, which has whole bytes.
+    streams = {entry["prefix"]: (entry["data_bits"], entry["port_bits"]) for entry in described["streams"]}
+    assert streams["s_axis"] == (13, 16)
+    assert {prefix: bits for prefix, (_, bits) in streams.items()} == {
+        prefix: expected[f"{prefix}_tdata"] for prefix in streams
+    }
 
 
 def test_axi_constants_state_the_burst(reader_dir):
@@ -319,23 +325,37 @@ def test_a_ram_of_rows_apart_has_a_file_of_its_own(tmp_path):
     assert lint(tmp_path, "apart") == ""
 
 
+DATA = ROOT / "tests" / "data" / "mixtral_s0.npz"
+
+
 @pytest.mark.slow
-def test_a_layer_has_the_same_bytes_in_any_process(tmp_path):
-    model, design = ROOT / "tests" / "data" / "mixtral_s0.npz", ROOT / "tests" / "tiny.toml"
-    for seed in ("1", "2"):
-        command = [sys.executable, "-m", "sim.cli", "verilog", "--model", str(model), "--design", str(design)]
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        subprocess.run(
-            [*command, "--out", str(tmp_path / seed)],
-            env=environment,
+@pytest.mark.parametrize(
+    ("options", "num_files"),
+    [
+        pytest.param(["--model", DATA, "--design", ROOT / "tests" / "tiny.toml"], 20, id="array"),
+        pytest.param(["--model", DATA, "--design", ROOT / "tests" / "tiny_pim.toml"], 21, id="pim"),
+        pytest.param(["--bus", "axi", "--design", "gate", "--two-clocks"], 12, id="gate on two clocks"),
+    ],
+)
+def test_a_layer_has_the_same_bytes_in_any_process(options, num_files, tmp_path):
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "sim.cli", "verilog", *map(str, options), "--out", tmp_path / seed],
+            env={**os.environ, "PYTHONHASHSEED": seed},
             cwd=ROOT,
-            check=True,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
         )
-    files = [file for file in sorted((tmp_path / "1").rglob("*")) if file.is_file()]
-    assert len(files) == 20
+        for seed in ("1", "2")
+    ]
+    assert [run.wait() for run in runs] == [0, 0]
+    files, others = (
+        sorted(file.relative_to(tmp_path / seed) for file in (tmp_path / seed).rglob("*") if file.is_file())
+        for seed in ("1", "2")
+    )
+    assert files == others
+    assert len(files) == num_files
     for file in files:
-        assert file.read_bytes() == (tmp_path / "2" / file.relative_to(tmp_path / "1")).read_bytes()
+        assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes(), file
 
 
 SMALL = pytest.mark.parametrize(
