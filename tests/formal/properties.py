@@ -49,6 +49,8 @@ STREAM = "rtl.stream"
 FORGETS = ("with m.If(self.o.ready | ~main_valid):", "with m.If(self.o.ready | ~main_valid | self.i.valid):")
 MIXES = ("Mux(spare_valid, spare, self.i.payload)", "self.i.payload")
 FULL = ("self.i.ready.eq(~spare_valid)", "self.i.ready.eq(1)")
+TWICE = ("main_valid.eq(spare_valid | self.i.valid)", "main_valid.eq(spare_valid | self.i.valid | main_valid)")
+LATE = ("self.o.valid.eq(main_valid)", "self.o.valid.eq(main_valid & ~spare_valid)")
 STREAM_PARAMETERS = {
     "stream register": "4 bits",
     "fifo": "4 bits, depth 4",
@@ -61,44 +63,35 @@ STREAM_PARAMETERS = {
     "expert": "array of 2 x 4, d_model 4, 2 bursts outstanding",
     "pim channel": "4 units, groups of 2 tokens, d_model 4, refresh every 150 cycles",
 }
+FETCHES = ("fetch.eq((level != 0) & (~valid | self.o.ready))", "fetch.eq(level != 0)")
 STREAM_BUGS = {
-    "fifo": Bug(
-        "rtl.fifo",
-        "fetch.eq((level != 0) & (~valid | self.o.ready))",
-        "fetch.eq(level != 0)",
-        "o_stays",
-        depth=8,
+    "fifo": (Bug("rtl.fifo", *FETCHES, "o_stays", depth=8),),
+    "stream register": (Bug(STREAM, *FORGETS, "o_stays", depth=6),),
+    "gate": (Bug("rtl.fifo", *FETCHES, "o_stays", induction=2),),
+    "combine, ordered": (Bug("rtl.fifo", *FETCHES, "o_stays", induction=2),),
+    "dispatch": (
+        Bug(STREAM, *FORGETS, "o_expect_stays", depth=12),
+        Bug(STREAM, *FORGETS, "o_0_stays", induction=2),
     ),
-    "stream register": Bug(STREAM, *FORGETS, "o_stays", depth=6),
-    "gate": Bug(
-        "rtl.fifo",
-        "fetch.eq((level != 0) & (~valid | self.o.ready))",
-        "fetch.eq(level != 0)",
-        "o_stays",
-        induction=2,
+    "dispatch, 2 units": tuple(
+        Bug(STREAM, *FORGETS, f"{output}_stays", induction=2) for output in ("o_expect", "o_0", "o_1")
     ),
-    "combine, ordered": Bug(
-        "rtl.fifo",
-        "fetch.eq((level != 0) & (~valid | self.o.ready))",
-        "fetch.eq(level != 0)",
-        "o_stays",
-        induction=2,
-    ),
-    "dispatch": Bug(STREAM, *FORGETS, "o_expect_stays", depth=12),
-    "dispatch, 2 units": Bug(STREAM, *FORGETS, "o_expect_stays", induction=2),
-    "expert": Bug(
-        "rtl.expert.loader",
-        "jobs.next.eq(~active & jobs.waiting)",
-        "jobs.next.eq(jobs.waiting)",
-        "o_ar_stays",
-        depth=12,
+    "expert": (
+        Bug(
+            "rtl.expert.loader",
+            "jobs.next.eq(~active & jobs.waiting)",
+            "jobs.next.eq(jobs.waiting)",
+            "o_ar_stays",
+            depth=12,
+        ),
+        Bug(STREAM, *FORGETS, "o_stays", induction=2),
     ),
 }
 
 
 def _stream(block: str) -> Proof:
     # Outputs of the others are reached from reset too late for a search.
-    bug = STREAM_BUGS.get(block) or Bug(STREAM, *FORGETS, "o_stays", induction=2)
+    bugs = STREAM_BUGS.get(block) or (Bug(STREAM, *FORGETS, "o_stays", induction=2),)
     return Proof(
         f"streams of {block}",
         "what is offered at an output stays, unchanged, until it is taken",
@@ -106,7 +99,7 @@ def _stream(block: str) -> Proof:
         partial(stream_rules, block),
         depth=4,
         induction=2,
-        bugs=(bug,),
+        bugs=bugs,
     )
 
 
@@ -421,13 +414,7 @@ AXI = [
         bugs=(
             Bug(STREAM, *FORGETS, "o_stays", depth=8),
             Bug(STREAM, *FULL, "beat_room", depth=8),
-            Bug(
-                STREAM,
-                "main_valid.eq(spare_valid | self.i.valid)",
-                "main_valid.eq(spare_valid | self.i.valid | main_valid)",
-                "beat_from_nothing",
-                depth=8,
-            ),
+            Bug(STREAM, *TWICE, "beat_from_nothing", depth=8),
             *_bugs(
                 PACKETS,
                 8,
@@ -504,6 +491,9 @@ PROOFS = [
         bugs=(
             Bug(STREAM, *MIXES, "beat_in_order", depth=8),
             Bug(STREAM, *FULL, "beat_room", depth=10),
+            Bug(STREAM, *FORGETS, "o_stays", depth=6),
+            Bug(STREAM, *TWICE, "beat_from_nothing", depth=8),
+            Bug(STREAM, *LATE, "beat_at_once", depth=8),
         ),
     ),
     Proof(
@@ -529,6 +519,9 @@ PROOFS = [
                 depth=8,
             ),
             Bug("rtl.fifo", "(level != 0) & (~valid", "(level > 1) & (~valid", "beat_soon", depth=8),
+            Bug("rtl.fifo", *FETCHES, "o_stays", depth=8),
+            Bug("rtl.fifo", "m.d.sync += valid.eq(0)", "m.d.sync += valid.eq(1)", "beat_from_nothing", depth=8),
+            Bug("rtl.fifo", "self.i.ready.eq(level != self.depth)", "self.i.ready.eq(1)", "beat_room", depth=12),
         ),
     ),
     Proof(
@@ -553,6 +546,9 @@ PROOFS = [
                 "beat_in_order",
                 depth=8,
             ),
+            Bug(STREAM, *FORGETS, "o_stays", depth=8),
+            Bug(STREAM, *TWICE, "beat_from_nothing", depth=8),
+            Bug(STREAM, *FULL, "beat_room", depth=12),
         ),
     ),
     Proof(
@@ -562,7 +558,10 @@ PROOFS = [
         queues.first_of,
         depth=2,
         induction=1,
-        bugs=(Bug("rtl.dispatch.first", "(high_key > low_key)", "(high_key >= low_key)", "chosen", depth=2),),
+        bugs=(
+            Bug("rtl.dispatch.first", "(high_key > low_key)", "(high_key >= low_key)", "chosen", depth=2),
+            Bug("rtl.dispatch.first", "any_set.eq(low_any | high_any)", "any_set.eq(low_any)", "any_told", depth=2),
+        ),
     ),
     Proof(
         "dispatcher, conservation",
@@ -637,6 +636,34 @@ PROOFS = [
                 dispatch.searched,
                 16,
             ),
+            *(
+                Bug(STREAM, *change, fails, dispatch.searched, depth)
+                for change, fails, depth in (
+                    (FORGETS, "o_0_stays", 16),
+                    (TWICE, "entry_from_nothing", 16),
+                    (TWICE, "token_from_nothing", 10),
+                )
+            ),
+            Bug(STREAM, *FORGETS, "o_expect_stays", depth=10),
+            Bug(STREAM, *TWICE, "credits", depth=16),
+            *(
+                Bug(
+                    DISPATCH + "enqueue",
+                    "self.i.ready.eq(~full.bit_select(parity, 1) & ",
+                    "self.i.ready.eq(",
+                    fails,
+                    dispatch.searched,
+                    20,
+                )
+                for fails in ("entry_room", "no_overflow")
+            ),
+            Bug(
+                DISPATCH + "enqueue",
+                "s1_blocked.eq(s1.last & ~expect_ready)",
+                "s1_blocked.eq(0)",
+                "token_room",
+                depth=14,
+            ),
         ),
     ),
     Proof(
@@ -697,6 +724,10 @@ PROOFS = [
                 "token_whole",
                 depth=12,
             ),
+            Bug(STREAM, *TWICE, "token_from_nothing", depth=14),
+            Bug("rtl.combine", "self.freed.eq(", "self.freed.eq(self.o.valid | ", "token_room", depth=14),
+            Bug("rtl.combine", "last.eq(last_word & token.last_token)", "last.eq(token.last_token)", "last_at_end", depth=12),
+            Bug("rtl.combine", "self.freed.eq(", "self.freed.eq(self.o.valid | ", "freed_once", depth=12),
         ),
     ),
     Proof(
