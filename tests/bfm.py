@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from amaranth.hdl import Value
+from amaranth.hdl import ClockDomain, Elaboratable, Module, Value
 from amaranth.sim import Simulator
 
 
@@ -38,6 +38,27 @@ class Sink:
 
     count: int
     ready: Callable[[int], bool] = lambda _cycle: True
+
+
+class WithReset(Elaboratable):
+    """A device and the reset of its domain, which a bench sets; ``ResetInserter`` resets less.
+
+    It has the device's members.
+    """
+
+    def __init__(self, dut, reset) -> None:
+        self.dut = dut
+        self.reset = reset
+
+    def __getattr__(self, name: str):
+        return getattr(self.dut, name)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.domains.sync = sync = ClockDomain()
+        m.d.comb += sync.rst.eq(self.reset)
+        m.submodules.dut = self.dut
+        return m
 
 
 def run_streams(

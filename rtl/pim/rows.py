@@ -1,6 +1,11 @@
-"""The row bus of a channel: opens and closes banks, refreshes them, keeps every distance."""
+"""The row bus of a channel: opens and closes banks, refreshes them, keeps every distance.
 
-from amaranth import Module, Mux, Signal
+What is known of the DRAM (open banks, distances, the next refresh, the command on its way) outlives a reset
+that :class:`amaranth.hdl.ResetInserter` adds, as a recovery of the accelerator is one: the DRAM is not reset
+with it (:func:`outlives_recovery`). Rows that were in use are closed then.
+"""
+
+from amaranth import Module, Mux, ResetSignal, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -9,8 +14,16 @@ from rtl.pim.layouts import PimConfig, RowKind, row_layout
 REFRESH_BITS = 24
 
 
+def outlives_recovery(m, *registers):
+    """Reset these registers, of which each is ``reset_less``, to 0 with the whole device alone."""
+    with m.If(ResetSignal("sync", allow_reset_less=True)):
+        m.d.sync += [Value.cast(register).eq(0) for register in registers]
+
+
 class Countdown(wiring.Component):
     """Cycles that must still pass: a ``load`` of n in cycle c makes it ``done`` again from c + n on.
+
+    It goes on through a recovery.
 
     Members
     -------
@@ -24,12 +37,13 @@ class Countdown(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        left = Signal(range(max(2, self.most)))
+        left = Signal(range(max(2, self.most)), reset_less=True)
         m.d.comb += self.done.eq(left == 0)
         with m.If(self.load):
             m.d.sync += left.eq(self.cycles - 1)
         with m.Elif(~self.done):
             m.d.sync += left.eq(left - 1)
+        outlives_recovery(m, left)
         return m
 
 
@@ -45,7 +59,7 @@ class RefreshTimer(wiring.Component):
     """Say when REF falls due, and what may still be issued before it.
 
     REF is issued in the very cycle in which it falls due, every ``refi`` cycles; ``rp`` cycles before
-    it whatever is open is precharged at once.
+    it whatever is open is precharged at once. It goes on through a recovery.
 
     Members
     -------
@@ -88,8 +102,8 @@ class RefreshTimer(wiring.Component):
             ]
             return m
         left = Signal(REFRESH_BITS)
-        counter = Signal(REFRESH_BITS)
-        running = Signal()
+        counter = Signal(REFRESH_BITS, reset_less=True)
+        running = Signal(reset_less=True)
         busy_done = countdown(m, "busy", self.refresh, timing.rfc)
         m.d.comb += [
             left.eq(Mux(running, counter, self.offset)),
@@ -101,6 +115,7 @@ class RefreshTimer(wiring.Component):
             self.idle.eq(busy_done & ~self.refresh),
         ]
         m.d.sync += [running.eq(1), counter.eq(Mux(self.refresh, timing.refi, left) - 1)]
+        outlives_recovery(m, running, counter)
         return m
 
 
@@ -116,6 +131,8 @@ class BankSide(wiring.Component):
     act_first, act_last, pre_first, pre_last : In(1)
         First and last command of a series that opens or closes the banks.
     close_all : In(1)
+    drop : In(1)
+        A recovery has taken the row from who used it: what is open is closed.
     free : Out(1), ready : Out(1), opened : Out(1), row : Out
         No row is waiting or in use; the row may take a MAC; some bank is open.
     want_act, want_pre : Out(1)
@@ -123,7 +140,8 @@ class BankSide(wiring.Component):
 
     def __init__(self, config: PimConfig) -> None:
         self.timing = config.timing
-        inputs = ("mac", "visit_done", "act_first", "act_last", "pre_first", "pre_last", "close_all")
+        self.row_bits = config.row_bits
+        inputs = ("mac", "visit_done", "act_first", "act_last", "pre_first", "pre_last", "close_all", "drop")
         outputs = ("free", "ready", "opened", "want_act", "want_pre")
         super().__init__(
             {
@@ -139,14 +157,18 @@ class BankSide(wiring.Component):
         m = Module()
         timing = self.timing
         assigned = Signal()
-        usable = Signal()
-        stale = Signal()
+        row = Signal(self.row_bits, reset_less=True)
+        opened = Signal(reset_less=True)
+        usable = Signal(reset_less=True)
+        stale = Signal(reset_less=True)
         rcd = countdown(m, "rcd", self.act_last, timing.rcd)
         ras = countdown(m, "ras", self.act_last, timing.ras)
         rc = countdown(m, "rc", self.act_first, timing.rc)
         rp = countdown(m, "rp", self.pre_last, timing.rp)
         rtp = countdown(m, "rtp", self.mac, timing.rtp)
         m.d.comb += [
+            self.row.eq(row),
+            self.opened.eq(opened),
             self.free.eq(~assigned),
             self.ready.eq(assigned & usable & ~stale & rcd),
             self.want_act.eq(assigned & ~self.opened & rp & rc),
@@ -154,17 +176,21 @@ class BankSide(wiring.Component):
             self.want_pre.eq(usable & stale & ras & rtp),
         ]
         with m.If(self.assign):
-            m.d.sync += [assigned.eq(1), self.row.eq(self.assign_row)]
+            m.d.sync += [assigned.eq(1), row.eq(self.assign_row)]
         with m.If(self.visit_done):
             m.d.sync += [assigned.eq(0), stale.eq(1)]
         with m.If(self.act_first):
-            m.d.sync += self.opened.eq(1)
+            m.d.sync += opened.eq(1)
         with m.If(self.act_last):
             m.d.sync += usable.eq(1)
+        # Also a row that is being opened: it is closed when it is open.
+        with m.If(self.drop & (opened | self.act_first)):
+            m.d.sync += stale.eq(1)
         with m.If(self.pre_first | self.close_all):
-            m.d.sync += [usable.eq(0), stale.eq(0)]
+            m.d.sync += usable.eq(0)
         with m.If(self.pre_last | self.close_all):
-            m.d.sync += self.opened.eq(0)
+            m.d.sync += [opened.eq(0), stale.eq(0)]
+        outlives_recovery(m, row, opened, usable, stale)
         return m
 
 
@@ -176,7 +202,8 @@ class RowEngine(wiring.Component):
     that was in use is opened again after it. Where several sides want the bus, the one in use by the
     MACs goes first, then those after it. A series that opens or closes banks one by one is not broken up.
 
-    Commands leave one cycle after they were decided.
+    Commands leave one cycle after they were decided. A recovery takes the rows from who used them; series go
+    on to their end, then what is open is closed.
 
     Members
     -------
@@ -223,15 +250,19 @@ class RowEngine(wiring.Component):
         want_pre = Signal(count)
         opened = Signal(count)
         command = Signal(row_layout(config))
+        issued = Signal(row_layout(config), reset_less=True)
         is_act = Signal()
         is_pre = Signal()
         act_gap_done = countdown(m, "act_gap", is_act, timing.act_gap)
 
         # A series under way has the bus to itself.
-        series = Signal()
-        series_act = Signal()
-        series_side = Signal(config.side_bits)
-        series_unit = Signal(config.unit_bits)
+        series = Signal(reset_less=True)
+        series_act = Signal(reset_less=True)
+        series_side = Signal(config.side_bits, reset_less=True)
+        series_unit = Signal(config.unit_bits, reset_less=True)
+        # Reset by a recovery, as nothing else here is: 0 tells of one.
+        undisturbed = Signal()
+        m.d.sync += undisturbed.eq(1)
         wants = Signal(count)
         starts = Signal()
         chosen = Signal(config.side_bits)
@@ -282,7 +313,9 @@ class RowEngine(wiring.Component):
                 command.unit.eq(unit),
                 command.row.eq(Mux(is_act, self.rows[where], 0)),
             ]
-        m.d.sync += self.o.eq(command)
+        m.d.sync += issued.eq(command)
+        m.d.comb += self.o.eq(issued)
+        outlives_recovery(m, series, series_act, series_side, series_unit, issued)
 
         for number, side in enumerate(sides):
             m.submodules[f"side_{number}"] = side
@@ -300,6 +333,7 @@ class RowEngine(wiring.Component):
                 side.pre_first.eq(is_pre & here & first),
                 side.pre_last.eq(is_pre & here & last),
                 side.close_all.eq(refresh.close_all),
+                side.drop.eq(~undisturbed),
                 self.free[number].eq(side.free),
                 self.ready[number].eq(side.ready),
                 self.rows[number].eq(side.row),
