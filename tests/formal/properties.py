@@ -49,7 +49,7 @@ STREAM = "rtl.stream"
 FORGETS = ("with m.If(self.o.ready | ~main_valid):", "with m.If(self.o.ready | ~main_valid | self.i.valid):")
 MIXES = ("Mux(spare_valid, spare, self.i.payload)", "self.i.payload")
 FULL = ("self.i.ready.eq(~spare_valid)", "self.i.ready.eq(1)")
-TWICE = ("main_valid.eq(spare_valid | self.i.valid)", "main_valid.eq(spare_valid | self.i.valid | main_valid)")
+TWICE = ("main_valid.eq(spare_valid | ", "main_valid.eq(main_valid | spare_valid | ")
 LATE = ("self.o.valid.eq(main_valid)", "self.o.valid.eq(main_valid & ~spare_valid)")
 STREAM_PARAMETERS = {
     "stream register": "4 bits",
@@ -106,20 +106,53 @@ def _stream(block: str) -> Proof:
 DISPATCH = "rtl.dispatch."
 ROWS = "rtl.pim.rows"
 COLUMNS = "rtl.pim.columns"
-SERIES_TIMES = "rcd 2, rp 2, ras 4, rc 6, rtp 2, ACT to ACT 2, rfc 3, refi 17; 2 sides of 2 units"
-AT_ONCE_TIMES = "rcd 3, rp 3, ras 6, rc 11, rtp 2, rfc 4, refi 24; 2 sides"
+SERIES_TIMES = "rcd 2, rp 3, ras 4, rc 12, rtp 2, ACT to ACT 2, rfc 6, refi 30; 2 sides of 2 units"
+AT_ONCE_TIMES = "rcd 3, rp 3, ras 6, rc 11, rtp 2, rfc 5, refi 26; 2 sides"
 
 
-def _sooner(name: str, event: str, fails: str, make=None) -> Bug:
+def _sooner(name: str, event: str, fails: str) -> Bug:
     """Return a counter that runs a cycle short."""
     old = f'countdown(m, "{name}", self.{event}, timing.{name})'
-    return Bug(ROWS, old, old.replace(f"timing.{name}", f"timing.{name} - 1"), fails, make=make, depth=24)
+    return Bug(ROWS, old, old.replace(f"timing.{name}", f"timing.{name} - 1"), fails, depth=24)
 
 
-def _nearer(lead: str, fails: str, make=commands.rows_series) -> Bug:
+def _nearer(lead: str, fails: str) -> Bug:
     """Return a command that is allowed a cycle nearer to a refresh."""
     old = f"left >= timing.{lead}"
-    return Bug(ROWS, old, f"{old} - 1", fails, make=make, depth=24)
+    return Bug(ROWS, old, f"{old} - 1", fails, depth=24)
+
+
+def _forgets(register: str, fails: str) -> Bug:
+    """Return a register that a recovery resets though the DRAM is not."""
+    old = f"{register}, reset_less=True)" if "(" in register else f"{register} = Signal(reset_less=True)"
+    new = old.replace(", reset_less=True", "").replace("reset_less=True", "")
+    return Bug(ROWS, old, new, fails, depth=24)
+
+
+# Of all proofs of rows.
+ROW_BUGS = (
+    _sooner("rcd", "act_last", "rcd"),
+    Bug(ROWS, "assigned & ~self.opened & rp & rc", "assigned & ~self.opened & rc", "rp", depth=28),
+    _sooner("rc", "act_first", "rc"),
+    _sooner("rtp", "mac", "rtp"),
+    _nearer("act_lead", "ras"),
+    Bug(ROWS, "self.refresh, timing.rfc)", "self.refresh, timing.rfc - 1)", "act_after_ref", depth=30),
+    Bug(ROWS, "self.idle.eq(busy_done & ~self.refresh)", "self.idle.eq(1)", "mac_after_ref", depth=30),
+    Bug(ROWS, "timing.refi, left) - 1", "timing.refi, left)", "ref_on_time", depth=24),
+    Bug(
+        ROWS, "(left == timing.rp) & self.opened", "(left == timing.rp - 1) & self.opened", "ref_rp", depth=24
+    ),
+    Bug(ROWS, "(left == timing.rp) & self.opened", "0", "ref_closed", depth=24),
+    Bug(ROWS, "assigned & usable & ~stale & rcd", "assigned & ~stale & rcd", "mac_open", depth=24),
+    Bug(ROWS, "m.If(self.pre_first | self.close_all)", "m.If(self.close_all)", "pre_open", depth=24),
+    Bug(ROWS, "assigned & ~self.opened & rp & rc", "assigned & rp & rc", "act_closed", depth=24),
+    Bug(ROWS, "with m.If(self.drop & (opened | self.act_first)):", "with m.If(0):", "mac_row", depth=24),
+    _forgets("opened", "act_closed"),
+    _forgets("running", "ref_on_time"),
+    _forgets("counter = Signal(REFRESH_BITS", "ref_on_time"),
+    _forgets("issued = Signal(row_layout(config)", "ref_on_time"),
+    _forgets("left = Signal(range(max(2, self.most))", "act_after_ref"),
+)
 
 
 def _bugs(module: str, depth: int, *changes: tuple[str, str, str]) -> tuple[Bug, ...]:
@@ -520,8 +553,16 @@ PROOFS = [
             ),
             Bug("rtl.fifo", "(level != 0) & (~valid", "(level > 1) & (~valid", "beat_soon", depth=8),
             Bug("rtl.fifo", *FETCHES, "o_stays", depth=8),
-            Bug("rtl.fifo", "m.d.sync += valid.eq(0)", "m.d.sync += valid.eq(1)", "beat_from_nothing", depth=8),
-            Bug("rtl.fifo", "self.i.ready.eq(level != self.depth)", "self.i.ready.eq(1)", "beat_room", depth=12),
+            Bug(
+                "rtl.fifo", "m.d.sync += valid.eq(0)", "m.d.sync += valid.eq(1)", "beat_from_nothing", depth=8
+            ),
+            Bug(
+                "rtl.fifo",
+                "self.i.ready.eq(level != self.depth)",
+                "self.i.ready.eq(1)",
+                "beat_room",
+                depth=12,
+            ),
         ),
     ),
     Proof(
@@ -560,7 +601,13 @@ PROOFS = [
         induction=1,
         bugs=(
             Bug("rtl.dispatch.first", "(high_key > low_key)", "(high_key >= low_key)", "chosen", depth=2),
-            Bug("rtl.dispatch.first", "any_set.eq(low_any | high_any)", "any_set.eq(low_any)", "any_told", depth=2),
+            Bug(
+                "rtl.dispatch.first",
+                "any_set.eq(low_any | high_any)",
+                "any_set.eq(low_any)",
+                "any_told",
+                depth=2,
+            ),
         ),
     ),
     Proof(
@@ -726,58 +773,31 @@ PROOFS = [
             ),
             Bug(STREAM, *TWICE, "token_from_nothing", depth=14),
             Bug("rtl.combine", "self.freed.eq(", "self.freed.eq(self.o.valid | ", "token_room", depth=14),
-            Bug("rtl.combine", "last.eq(last_word & token.last_token)", "last.eq(token.last_token)", "last_at_end", depth=12),
+            Bug(
+                "rtl.combine",
+                "last.eq(last_word & token.last_token)",
+                "last.eq(token.last_token)",
+                "last_at_end",
+                depth=12,
+            ),
             Bug("rtl.combine", "self.freed.eq(", "self.freed.eq(self.o.valid | ", "freed_once", depth=12),
         ),
     ),
     Proof(
         "row commands, banks one by one",
-        "rcd, rp, ras, rc, rtp, ACT to ACT, rfc of each bank; none open at a refresh; refresh in its cycle",
+        "rcd, rp, ras, rc, rtp, ACT to ACT, rfc of each bank; a MAC in the row that was asked for; none open"
+        " at a refresh; refresh in its cycle; through recoveries in any cycles, of any length",
         SERIES_TIMES,
         commands.rows_series,
         depth=4,
         induction=1,
         bugs=(
-            _sooner("rcd", "act_last", "rcd"),
-            _sooner("rtp", "mac", "rtp"),
+            *ROW_BUGS,
             Bug(
                 ROWS,
                 '"act_gap", is_act, timing.act_gap',
                 '"act_gap", is_act, timing.act_gap - 1',
                 "act_gap",
-                depth=24,
-            ),
-            Bug(
-                ROWS, "self.refresh, timing.rfc)", "self.refresh, timing.rfc - 1)", "act_after_ref", depth=30
-            ),
-            Bug(ROWS, "timing.refi, left) - 1", "timing.refi, left)", "ref_on_time", depth=24),
-            Bug(
-                ROWS,
-                "(left == timing.rp) & self.opened",
-                "(left == timing.rp - 1) & self.opened",
-                "ref_rp",
-                depth=24,
-            ),
-            _nearer("act_lead", "ras"),
-            Bug(
-                ROWS,
-                "self.ready.eq(assigned & usable & ~stale & rcd)",
-                "self.ready.eq(assigned & ~stale & rcd)",
-                "mac_open",
-                depth=24,
-            ),
-            Bug(
-                ROWS,
-                "m.If(self.pre_first | self.close_all)",
-                "m.If(self.close_all)",
-                "pre_open",
-                depth=24,
-            ),
-            Bug(
-                ROWS,
-                "assigned & ~self.opened & rp & rc",
-                "assigned & rp & rc",
-                "act_closed",
                 depth=24,
             ),
         ),
@@ -789,17 +809,13 @@ PROOFS = [
         commands.rows_at_once,
         depth=4,
         induction=1,
-        bugs=(
-            _sooner("rc", "act_first", "rc"),
-            _sooner("ras", "act_last", "ras"),
-            _sooner("rp", "pre_last", "rp"),
-            _nearer("mac_lead", "rtp", commands.rows_at_once),
-        ),
+        bugs=(*ROW_BUGS, _sooner("ras", "act_last", "ras"), _sooner("rp", "pre_last", "rp")),
     ),
     Proof(
         "column commands",
-        "one command in a cycle, only what was asked, every distance of MAC, write, read; tiles' gap",
-        "distances of 1 to 4 cycles, groups of 2 tokens",
+        "one command in a cycle, only what was asked, every distance of MAC, write, read; tiles' gap; where"
+        f" none is asked for in the {commands.QUIET_CYCLES - 1} cycles behind a recovery, across it too",
+        "distances of 2 to 6 cycles, groups of 2 tokens",
         commands.columns,
         depth=4,
         induction=1,
@@ -819,7 +835,26 @@ PROOFS = [
                 "one_at_a_time",
                 depth=8,
             ),
-            Bug(COLUMNS, 'self.want_mac & free["mac"]', 'free["mac"]', "mac_wanted", depth=4),
+            Bug(COLUMNS, "Mux(busy > least, busy, least)", "least", "tile_gap", depth=10),
+            Bug(COLUMNS, "timing.mac_gap)),", "timing.mac_gap - 1)),", "mac_to_mac", depth=8),
+            *(
+                Bug(COLUMNS, f"timing.{distance}", f"timing.{distance} - 1", distance, depth=8)
+                for distance in (
+                    "mac_to_write",
+                    "mac_to_read",
+                    "write_to_mac",
+                    "write_to_write",
+                    "write_to_read",
+                    "read_to_mac",
+                    "read_to_write",
+                    "read_to_read",
+                )
+            ),
+            *(
+                Bug(COLUMNS, f"go_{kind}.eq(self.want_{kind} & ", f"go_{kind}.eq(", f"{kind}_wanted", depth=4)
+                for kind in ("mac", "hidden", "read")
+            ),
+            Bug(COLUMNS, "self.want_input & free", "free", "input_wanted", depth=4),
         ),
     ),
     *AXI,
