@@ -41,7 +41,7 @@ async2sync
 setundef -undriven -anyseq
 opt -fast
 dffunmap
-opt_clean
+opt_clean -purge
 check -assert
 write_smt2 -wires model.smt2
 """

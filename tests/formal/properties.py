@@ -63,6 +63,11 @@ STREAM_PARAMETERS = {
     "expert": "array of 2 x 4, d_model 4, 2 bursts outstanding",
     "pim channel": "4 units, groups of 2 tokens, d_model 4, refresh every 150 cycles",
 }
+STREAM_PARAMETERS |= {
+    block: f"{STREAM_PARAMETERS[block.removesuffix(', deep')]}; deep pipelines"
+    for block in BLOCKS
+    if block.endswith(", deep")
+}
 FETCHES = ("fetch.eq((level != 0) & (~valid | self.o.ready))", "fetch.eq(level != 0)")
 STREAM_BUGS = {
     "fifo": (Bug("rtl.fifo", *FETCHES, "o_stays", depth=8),),
@@ -91,7 +96,7 @@ STREAM_BUGS = {
 
 def _stream(block: str) -> Proof:
     # Outputs of the others are reached from reset too late for a search.
-    bugs = STREAM_BUGS.get(block) or (Bug(STREAM, *FORGETS, "o_stays", induction=2),)
+    bugs = STREAM_BUGS.get(block.removesuffix(", deep")) or (Bug(STREAM, *FORGETS, "o_stays", induction=2),)
     return Proof(
         f"streams of {block}",
         "what is offered at an output stays, unchanged, until it is taken",
@@ -160,6 +165,10 @@ def _bugs(module: str, depth: int, *changes: tuple[str, str, str]) -> tuple[Bug,
     return tuple(Bug(module, old, new, fails, depth=depth) for old, new, fails in changes)
 
 
+COMBINE_SIZES = "2 slots, 2 words, at most 2 contributions"
+FREED = tuple(
+    ("self.freed.eq(", "self.freed.eq(self.o.valid | ", fails) for fails in ("token_room", "freed_once")
+)
 LITE, READS, PACKETS, ALONE = (f"rtl.axi.{name}" for name in ("lite", "reads", "packets", "alone"))
 AXI = [
     Proof(
@@ -740,11 +749,10 @@ PROOFS = [
             ),
         ),
     ),
-    # (The combiner of several units gives nothing out in so few cycles: a search would say little of it.)
     Proof(
         "combiner",
         "each announced token leaves once, whole, in order, complete; freed once",
-        "2 slots, 2 words, at most 2 contributions",
+        COMBINE_SIZES,
         combine.tokens_once,
         depth=14,
         induction=0,
@@ -772,7 +780,7 @@ PROOFS = [
                 depth=12,
             ),
             Bug(STREAM, *TWICE, "token_from_nothing", depth=14),
-            Bug("rtl.combine", "self.freed.eq(", "self.freed.eq(self.o.valid | ", "token_room", depth=14),
+            *_bugs("rtl.combine", 14, *FREED),
             Bug(
                 "rtl.combine",
                 "last.eq(last_word & token.last_token)",
@@ -780,7 +788,51 @@ PROOFS = [
                 "last_at_end",
                 depth=12,
             ),
-            Bug("rtl.combine", "self.freed.eq(", "self.freed.eq(self.o.valid | ", "freed_once", depth=12),
+        ),
+    ),
+    Proof(
+        "combiner, deep",
+        "the same with deep pipelines",
+        COMBINE_SIZES,
+        combine.tokens_once_deep,
+        depth=24,
+        induction=0,
+        bugs=_bugs(
+            "rtl.combine",
+            20,
+            *FREED,
+            ("moves.eq(known & ", "moves.eq(waiting & ", "token_complete"),
+            ("oldest.leave & token.last_token", "oldest.leave", "token_in_order"),
+            ("oldest.leave & token.last_token", "token.last_token", "last_at_end"),
+            ("tags = Cat(last_word, ", "tags = Cat(Const(1, 1), ", "token_whole"),
+            ("self.o.valid.eq(valids[2])", "self.o.valid.eq(1)", "token_from_nothing"),
+        ),
+    ),
+    Proof(
+        "combiner, ordered",
+        "the same of several units' contributions, which come in any order and interleave",
+        COMBINE_SIZES,
+        combine.tokens_once_ordered,
+        depth=24,
+        induction=0,
+        bugs=(
+            Bug("rtl.combine", "& (self.count.data == token.count))", ")", "token_complete", depth=24),
+            Bug(
+                "rtl.fifo",
+                "m.d.sync += valid.eq(0)",
+                "m.d.sync += valid.eq(1)",
+                "token_from_nothing",
+                depth=24,
+            ),
+            *_bugs(
+                "rtl.combine_ordered",
+                24,
+                ("freed.eq(reader.taken", "freed.eq(self.o.valid | reader.taken", "token_room"),
+                ("freed.eq(reader.taken", "freed.eq(self.o.valid | reader.taken", "freed_once"),
+                ("self.o.token_last & token.last_token", "self.o.token_last", "token_in_order"),
+                ("self.o.token_last & token.last_token", "token.last_token", "last_at_end"),
+                ("token_last.eq(word == config.words - 1)", "token_last.eq(1)", "token_whole"),
+            ),
         ),
     ),
     Proof(
