@@ -1,15 +1,18 @@
-"""The combiner of one unit: each announced token leaves once, in order, when all that it waits for is there.
+"""The combiners: each announced token leaves once, in order, when all that it waits for is there.
 
-The sums' values are not part of it (`make test` compares every bit); with them left out the solver sees
-control.
+Those of one unit, with short and deep pipelines, and that of several units. The sums' values are not part of
+it (`make test` compares every bit); with them left out the solver sees control.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from amaranth import Mux, Signal
 from amaranth.lib import data
 
 from rtl.combine import Combine, CombineConfig
+from rtl.combine_ordered import OrderedCombine, OrderedConfig
 from tests.formal.model import Checker
 from tests.formal.order import Followed
 
@@ -24,6 +27,16 @@ def _transfer(port):
 def tokens_once() -> Checker:
     """Return the combiner of one unit."""
     return _tokens(Combine(CONFIG))
+
+
+def tokens_once_deep() -> Checker:
+    """Return the combiner of one unit whose pipelines are deep."""
+    return _tokens(Combine(replace(CONFIG, deep=True)))
+
+
+def tokens_once_ordered() -> Checker:
+    """Return the combiner of several units."""
+    return _tokens(OrderedCombine(OrderedConfig(**SIZES)))
 
 
 def _tokens(dut) -> Checker:
@@ -46,18 +59,30 @@ def _tokens(dut) -> Checker:
     checker.assume("slots_free", ~dut.i_expect.valid | (inside < config.num_slots))
     checker.assume("counts", ~dut.i_expect.valid | (expect.count <= config.max_count))
 
-    # Contributions: after the announcement, words in order, as many as announced.
+    # Contributions: after the announcement, as many as announced, the words of each in order. Those of
+    # several units come of each rank once, and interleave.
+    rank = beat.rank if "rank" in config.contribution.members else 0
+    ranks = config.max_count if "rank" in config.contribution.members else 1
     wanted = Signal(data.ArrayLayout(range(config.max_count + 1), config.num_slots))
-    word = Signal(data.ArrayLayout(range(config.words), config.num_slots))
+    word = Signal(data.ArrayLayout(data.ArrayLayout(range(config.words), ranks), config.num_slots))
     with m.If(announced):
         m.d.sync += wanted[expect.slot].eq(expect.count)
     with m.If(taken):
-        m.d.sync += word[beat.slot].eq(Mux(beat.last, 0, word[beat.slot] + 1))
+        m.d.sync += word[beat.slot][rank].eq(Mux(beat.last, 0, word[beat.slot][rank] + 1))
         with m.If(beat.last):
             m.d.sync += wanted[beat.slot].eq(wanted[beat.slot] - 1)
     checker.assume("contributions_announced", ~dut.i.valid | (wanted[beat.slot] != 0))
-    checker.assume("words_in_order", ~dut.i.valid | (beat.word == word[beat.slot]))
+    checker.assume("words_in_order", ~dut.i.valid | (beat.word == word[beat.slot][rank]))
     checker.assume("last_word", beat.last == (beat.word == config.words - 1))
+    if ranks > 1:
+        most = Signal(data.ArrayLayout(range(config.max_count + 1), config.num_slots), name="most")
+        given = Signal(data.ArrayLayout(ranks, config.num_slots), name="given")
+        with m.If(announced):
+            m.d.sync += [most[expect.slot].eq(expect.count), given[expect.slot].eq(0)]
+        with m.If(taken & beat.last):
+            m.d.sync += given[beat.slot].bit_select(rank, 1).eq(1)
+        checker.assume("ranks_announced", ~dut.i.valid | (rank < most[beat.slot]))
+        checker.assume("ranks_once", ~dut.i.valid | ~given[beat.slot].bit_select(rank, 1))
 
     # A token at the output: its beats, its turn, and that nothing of it is missing.
     token = Followed(

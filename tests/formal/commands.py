@@ -1,14 +1,14 @@
-"""The DRAM command engine: no constraint broken, no refresh late.
+"""The DRAM command engine: no constraint broken, no refresh late, across recoveries too.
 
 Rows and columns are taken with small distances, so that a refresh interval has few cycles. What asks for
-commands
-is free: rows are assigned whenever a side is free, MACs come whenever a row is ready, in every combination.
-The ages of commands are counted anew, from the command buses alone, bank by bank.
+commands is free: rows are assigned whenever a side is free, MACs come whenever a row is ready, in every
+combination. A recovery resets the engines in any cycle, for any time; the DRAM is not reset with them. The
+ages of commands are counted anew, from the command buses alone, bank by bank.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 from amaranth import Cat, Mux, Signal
@@ -21,17 +21,21 @@ from spec.geometry import ACCUMULATE_DISTANCE
 from tests.formal.model import Checker
 
 SERIES = CommandTiming(
-    mac_steps=2, mac_gap=1, act_steps=2, act_gap=2, pre_steps=2, rcd=2, rp=2, ras=4, rc=6, rtp=2, rfc=3,
-    refi=17, mac_to_write=2, mac_to_read=3, write_to_mac=3, write_to_write=1, write_to_read=2, read_to_mac=2,
+    mac_steps=2, mac_gap=1, act_steps=2, act_gap=2, pre_steps=2, rcd=2, rp=3, ras=4, rc=12, rtp=2, rfc=6,
+    refi=30, mac_to_write=2, mac_to_read=3, write_to_mac=3, write_to_write=1, write_to_read=2, read_to_mac=2,
     read_to_write=3, read_to_read=2,
 )  # fmt: skip
 """Banks opened and closed one by one."""
 AT_ONCE = CommandTiming(
-    mac_steps=1, mac_gap=2, act_steps=1, act_gap=1, pre_steps=1, rcd=3, rp=3, ras=6, rc=11, rtp=2, rfc=4,
-    refi=24, mac_to_write=2, mac_to_read=3, write_to_mac=3, write_to_write=1, write_to_read=2, read_to_mac=2,
+    mac_steps=1, mac_gap=2, act_steps=1, act_gap=1, pre_steps=1, rcd=3, rp=3, ras=6, rc=11, rtp=2, rfc=5,
+    refi=26, mac_to_write=2, mac_to_read=3, write_to_mac=3, write_to_write=1, write_to_read=2, read_to_mac=2,
     read_to_write=3, read_to_read=2,
 )  # fmt: skip
 """All banks of a side with one command."""
+COLUMNS = replace(SERIES, mac_gap=2, write_to_write=2)
+"""No two column commands may follow each other at once."""
+QUIET_CYCLES = 8
+"""From a recovery to the next column command, at least: longer than every distance of ``COLUMNS``."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,12 @@ class EngineSizes:
     row_bits: int = 1
     column_bits: int = 1
     group_tokens: int = 2
+    mac_cycles: int = 1
 
     @property
     def banks(self) -> SimpleNamespace:
         """Sides, and how many cycles a MAC takes."""
-        return SimpleNamespace(sides=self.sides, pim=SimpleNamespace(mac_cycles=1))
+        return SimpleNamespace(sides=self.sides, pim=SimpleNamespace(mac_cycles=self.mac_cycles))
 
 
 class Age:
@@ -74,7 +79,7 @@ def row_rules(timing: CommandTiming) -> Checker:
     """Return the row engine with every distance on its bus, bank by bank, and the refresh's cycles."""
     sizes = EngineSizes(timing)
     dut = RowEngine(sizes)
-    checker = Checker(dut, skip=("refresh_offset",))
+    checker = Checker(dut, skip=("refresh_offset",), recovers=True)
     m = checker.m
     units = max(timing.act_steps, timing.pre_steps)
     offset = checker.constant("offset", 5)
@@ -85,9 +90,17 @@ def row_rules(timing: CommandTiming) -> Checker:
     checker.assume("mac_ready", ~dut.mac | mac_ready)
     checker.assume("visit_done_with_mac", ~dut.visit_done | dut.mac)
 
-    # Commands leave a cycle after they were decided, those of the columns too.
-    mac = checker.register("mac_now", dut.mac)
+    # Commands leave a cycle after they were decided, those of the columns too: these a recovery may stop.
+    stopped = checker.free("mac_stopped", 1)
+    mac = checker.register("mac_now", dut.mac & ~(checker.recover & stopped))
     mac_side = checker.register("mac_side_now", dut.mac_side)
+    rows = [Signal(sizes.row_bits, name=f"row_{s}") for s in range(sizes.sides)]
+    with m.If(dut.assign):
+        with m.Switch(dut.assign_side):
+            for s, row in enumerate(rows):
+                with m.Case(s):
+                    m.d.sync += row.eq(dut.assign_row)
+    mac_row = checker.register("mac_row", Mux(dut.mac_side, rows[1], rows[0]))
     kind, side, unit = dut.o.kind, dut.o.side, dut.o.unit
     is_act, is_pre = kind == RowKind.ACT, kind == RowKind.PRE
     is_all, is_ref = kind == RowKind.PRE_ALL, kind == RowKind.REF
@@ -96,7 +109,8 @@ def row_rules(timing: CommandTiming) -> Checker:
     any_act = Age(checker, "any_act", is_act, most)
     checker.prove("act_after_ref", ~(is_act | is_pre | is_all | is_ref) | ref.at_least(timing.rfc))
     checker.prove("mac_after_ref", ~mac | ref.at_least(timing.rfc))
-    checker.prove("act_gap", ~is_act | any_act.at_least(timing.act_gap))
+    if timing.act_gap > 1:
+        checker.prove("act_gap", ~is_act | any_act.at_least(timing.act_gap))
     banks = {}
     for s in range(sizes.sides):
         for u in range(units):
@@ -108,15 +122,18 @@ def row_rules(timing: CommandTiming) -> Checker:
             read = checker.value(f"mac_{name}", mac & (mac_side == s))
             is_open = Signal(name=f"open_{name}")
             open_now = checker.value(f"open_now_{name}", (is_open & ~pre) | act)
-            m.d.sync += is_open.eq(open_now)
+            open_row = Signal(sizes.row_bits, name=f"open_row_{name}")
+            row_now = checker.value(f"open_row_now_{name}", Mux(act, dut.o.row, open_row))
+            m.d.sync += [is_open.eq(open_now), open_row.eq(row_now)]
             since_act = Age(checker, f"act_{name}", act, most)
             since_pre = Age(checker, f"pre_{name}", pre, most)
             since_mac = Age(checker, f"mac_{name}", read, most)
-            banks[s, u] = _Bank(is_open, open_now, since_act, since_pre, since_mac)
+            banks[s, u] = _Bank(is_open, open_now, row_now, since_act, since_pre, since_mac)
             checker.prove(f"act_closed_{name}", ~act | ~is_open)
             checker.prove(f"rc_{name}", ~act | since_act.at_least(timing.rc))
             checker.prove(f"rp_{name}", ~act | since_pre.at_least(timing.rp))
             checker.prove(f"mac_open_{name}", ~read | is_open)
+            checker.prove(f"mac_row_{name}", ~read | (open_row == mac_row))
             checker.prove(f"rcd_{name}", ~read | since_act.at_least(timing.rcd))
             checker.prove(f"pre_open_{name}", ~(pre_one) | is_open)
             checker.prove(f"ras_{name}", ~(pre & is_open) | since_act.at_least(timing.ras))
@@ -130,7 +147,7 @@ def row_rules(timing: CommandTiming) -> Checker:
     left = checker.value("due_left", Mux(running, due, offset + 1))
     m.d.sync += [running.eq(1), due.eq(Mux(left == 0, timing.refi, left) - 1)]
     checker.prove("ref_on_time", is_ref == (left == 0))
-    _row_invariants(checker, timing, banks, ref, any_act, is_ref, left, running)
+    _row_invariants(checker, timing, banks, rows, ref, any_act, is_ref, left, running)
     return checker
 
 
@@ -140,12 +157,13 @@ class _Bank:
 
     is_open: Signal
     open_now: Signal
+    row_now: Signal
     act: Age
     pre: Age
     mac: Age
 
 
-def _row_invariants(checker, timing, banks, ref, any_act, is_ref, due_left, own_running) -> None:
+def _row_invariants(checker, timing, banks, rows, ref, any_act, is_ref, due_left, own_running) -> None:
     """State from which the rules of the row engine follow by induction: its counters hold what is missing.
 
     A command is on the bus one cycle after its decision, when the counters have begun.
@@ -164,7 +182,7 @@ def _row_invariants(checker, timing, banks, ref, any_act, is_ref, due_left, own_
     prove("inv_busy", holds(probe("refresh.busy.left"), ref, timing.rfc))
     prove("inv_act_gap", holds(probe("act_gap.left"), any_act, timing.act_gap))
     series = probe("series")
-    series_act = probe("series_act")
+    series_act, undisturbed = probe("series_act"), probe("undisturbed")
     series_side, series_unit = probe("series_side"), probe("series_unit")
     units = 1 + max(u for _, u in banks)
     prove("inv_series", ~series | ((series_unit == 1) & (units > 1)))
@@ -174,13 +192,17 @@ def _row_invariants(checker, timing, banks, ref, any_act, is_ref, due_left, own_
         mine = checker.value(f"series_{s}", series & (series_side == s))
         prove(f"inv_usable_{s}", ~usable | opened)
         prove(f"inv_between_{s}", (opened & ~usable) == mine)
-        prove(f"inv_stale_{s}", ~stale | usable)
+        prove(f"inv_stale_{s}", ~stale | opened)
+        assigned, row = probe(f"side_{s}.assigned"), probe(f"side_{s}.row")
+        prove(f"inv_assigned_{s}", ~(opened & ~stale & undisturbed) | assigned)
+        prove(f"inv_row_{s}", row == rows[s])
         prove(f"inv_refresh_closed_{s}", ~opened | ((left >= timing.rp) & (ref.now >= timing.rfc)))
         counters = {name: probe(f"side_{s}.{name}.left") for name in ("rcd", "ras", "rc", "rp", "rtp")}
         for u in range(units):
             bank, name = banks[s, u], f"{s}_{u}"
             part = Mux(series_act, u < series_unit, u >= series_unit)
             prove(f"inv_open_{name}", bank.open_now == Mux(usable, 1, opened & part))
+            prove(f"inv_open_row_{name}", ~(bank.open_now & ~stale) | (bank.row_now == rows[s]))
             waits = u * timing.act_gap
             prove(f"inv_rc_{name}", mine | holds(counters["rc"], bank.act, timing.rc - waits))
             later = mine & series_act & (u >= series_unit)
@@ -220,27 +242,44 @@ def rows_at_once() -> Checker:
 
 
 def columns() -> Checker:
-    """Return the column engine: one command at a time, every distance between two kinds."""
-    timing = SERIES
-    sizes = EngineSizes(timing)
+    """Return the column engine: one command at a time, every distance between two kinds.
+
+    It forgets the distances in a recovery. Assumed: work behind one comes ``QUIET_CYCLES`` later or more.
+    """
+    timing = COLUMNS
+    sizes = EngineSizes(timing, mac_cycles=3)
     dut = ColumnEngine(sizes)
-    checker = Checker(dut)
+    checker = Checker(dut, recovers=True)
+    kinds = ("mac", "hidden", "read", "input")
+    quiet = Age(checker, "recovery", checker.recover, QUIET_CYCLES)
+    wants = Cat(getattr(dut, f"want_{kind}") for kind in kinds)
+    checker.assume("quiet_after_recovery", ~wants.any() | quiet.at_least(QUIET_CYCLES))
     write = checker.value("write", dut.go_hidden | dut.go_input)
     issued = {"mac": dut.go_mac, "write": write, "read": dut.go_read}
-    gos = Cat(dut.go_mac, dut.go_hidden, dut.go_read, dut.go_input)
+    gos = Cat(getattr(dut, f"go_{kind}") for kind in kinds)
     checker.prove("one_at_a_time", (gos & (gos - 1)[:4]) == 0)
-    for kind in ("mac", "hidden", "read", "input"):
+    for kind in kinds:
         checker.prove(f"{kind}_wanted", ~getattr(dut, f"go_{kind}") | getattr(dut, f"want_{kind}"))
+
+    def known(left, age: Age, distance):
+        """Return "the counter still holds what is missing", if it has not forgotten the command."""
+        return (left + age.cycles >= distance) | (age.cycles >= quiet.cycles)
+
     for before, event in issued.items():
-        age = Age(checker, before, event, 8)
+        age = Age(checker, before, event, QUIET_CYCLES)
         for after, now in issued.items():
             distance = timing.mac_gap if before == after == "mac" else getattr(timing, f"{before}_to_{after}")
             checker.prove(f"{before}_to_{after}", ~now | age.at_least(distance))
-            # Invariant: the counter of this kind still holds what is missing.
             left = checker.probe(f"{after}_left")
-            checker.prove(f"inv_{before}_to_{after}", left + age.cycles >= distance)
+            checker.prove(f"inv_{before}_to_{after}", known(left, age, distance))
     # A tile's last MAC, and the lanes that multiply its burst with all tokens.
-    tile = Age(checker, "tile", dut.go_mac & dut.mac_last, 8)
-    checker.prove("tile_gap", ~dut.go_mac | tile.at_least(ACCUMULATE_DISTANCE))
-    checker.prove("inv_tile_gap", checker.probe("mac_left") + tile.cycles >= ACCUMULATE_DISTANCE)
+    ends = checker.value("tile_ends", dut.go_mac & dut.mac_last)
+    tile = Age(checker, "tile", ends, QUIET_CYCLES)
+    needs = Signal(range(QUIET_CYCLES), name="tile_needs")
+    busy = ((dut.mac_last_token + 1) * sizes.mac_cycles)[: len(needs)]
+    with checker.m.If(ends):
+        checker.m.d.sync += needs.eq(Mux(busy > ACCUMULATE_DISTANCE, busy, ACCUMULATE_DISTANCE))
+    checker.prove("tile_gap", ~dut.go_mac | (tile.cycles >= needs))
+    checker.prove("inv_tile_gap", known(checker.probe("mac_left"), tile, needs))
+    checker.prove("inv_tile_needs", needs < QUIET_CYCLES)
     return checker

@@ -3,9 +3,10 @@
 
 A checker is an Amaranth module around the block, which is elaborated unchanged: inputs of the block are free,
 what they owe is assumed, what the block owes is asserted. Time begins in any state whatever (registers and
-memories hold anything) with one cycle of reset, so that what holds after it holds after every reset, also
-one in
-the middle of work. Memories become registers, a row each, so that an invariant can name their rows.
+memories hold anything) with one cycle of reset, of block and checker: what holds after it holds after every
+reset of both, also one in the middle of work. Where the block is reset and what is behind it goes on, as a
+DRAM does in a recovery, the checker says so (``recovers``). Memories become registers, a row each, so that an
+invariant can name their rows.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.asserts import AnyConst, Initial
 from amaranth.back import rtlil
 from amaranth.hdl import ClockDomain, Fragment, Instance, Shape, Value
+from amaranth.hdl._xfrm import DomainLowerer
 from amaranth.lib import stream
 
 TOP = "checker"
@@ -39,7 +41,7 @@ async2sync
 setundef -undriven -anyseq
 opt -fast
 dffunmap
-opt_clean
+opt_clean -purge
 check -assert
 write_smt2 -wires model.smt2
 """
@@ -103,11 +105,13 @@ class Checker:
     ----------
     dut : the block, not yet elaborated.
     skip : members that the checker drives itself, or streams whose rules it does not want.
+    recovers : the block, not its checker, is reset whenever ``recover`` is set, which is free.
     with_invariants, only : whether invariants are asserted; the property that alone is, where one is named.
     """
 
     dut: object
     skip: tuple[str, ...] = ()
+    recovers: bool = False
     with_invariants: ClassVar[bool] = True
     only: ClassVar[str] = ""
     m: Module = field(init=False)
@@ -117,11 +121,13 @@ class Checker:
         self.m = Module()
         self.domain = ClockDomain("sync")
         self.m.domains.sync = self.domain
-        self.fragment = Fragment.get(self.dut, FormalPlatform())
+        self.recover = Signal()
+        block = ResetInserter(self.recover)(self.dut) if self.recovers else self.dut
+        self.fragment = Fragment.get(block, FormalPlatform())
         self.m.submodules.dut = self.fragment
         self.reset = Signal()
         self.m.d.comb += [self.reset.eq(Initial()), self.domain.rst.eq(self.reset)]
-        self._ports = [self.domain.clk]
+        self._ports = [self.domain.clk, *([self.recover] if self.recovers else [])]
         for path, member, value in self.dut.signature.flatten(self.dut):
             if member.flow.name == "In" and path[0] not in self.skip:
                 self._ports.append(Value.cast(value))
@@ -200,9 +206,11 @@ class Checker:
         self.m.submodules[name] = Instance(kind, i_A=test, i_EN=~self.reset)
 
     def probe(self, path: str) -> Signal:
-        """Return a signal inside the block: ``submodule.submodule.signal``."""
+        """Return a signal inside the block: ``submodule.submodule.signal``; of several the register."""
         *modules, name = path.split(".")
         found = self._signals(modules, name)
+        if len(found) > 1:
+            found = self._signals(modules, name, registers=True)
         assert len(found) == 1, f"{path}: signals of that name: {sorted(signal.name for signal in found)}"
         return found[0]
 
@@ -214,16 +222,17 @@ class Checker:
         }
         return [found[n] for n in range(len(found))]
 
-    def _signals(self, modules: list[str], pattern: str) -> list[Signal]:
+    def _signals(self, modules: list[str], pattern: str, *, registers: bool = False) -> list[Signal]:
         fragment = self.fragment
         for module in modules:
             fragment = fragment.find_subfragment(module)
+        lowered = DomainLowerer({"sync": self.domain})  # ResetSignal names no signal of its own
         found = {
             id(signal): signal
-            for statements in fragment.statements.values()
-            for statement in statements
-            for signal in [*statement._lhs_signals(), *statement._rhs_signals()]
-            if re.fullmatch(pattern, signal.name)
+            for domain, statements in fragment.statements.items()
+            for statement in lowered.on_statement(statements)
+            for signal in [*statement._lhs_signals(), *([] if registers else statement._rhs_signals())]
+            if (domain == "sync" or not registers) and re.fullmatch(pattern, signal.name)
         }
         return list(found.values())
 

@@ -49,6 +49,8 @@ STREAM = "rtl.stream"
 FORGETS = ("with m.If(self.o.ready | ~main_valid):", "with m.If(self.o.ready | ~main_valid | self.i.valid):")
 MIXES = ("Mux(spare_valid, spare, self.i.payload)", "self.i.payload")
 FULL = ("self.i.ready.eq(~spare_valid)", "self.i.ready.eq(1)")
+TWICE = ("main_valid.eq(spare_valid | ", "main_valid.eq(main_valid | spare_valid | ")
+LATE = ("self.o.valid.eq(main_valid)", "self.o.valid.eq(main_valid & ~spare_valid)")
 STREAM_PARAMETERS = {
     "stream register": "4 bits",
     "fifo": "4 bits, depth 4",
@@ -61,44 +63,40 @@ STREAM_PARAMETERS = {
     "expert": "array of 2 x 4, d_model 4, 2 bursts outstanding",
     "pim channel": "4 units, groups of 2 tokens, d_model 4, refresh every 150 cycles",
 }
+STREAM_PARAMETERS |= {
+    block: f"{STREAM_PARAMETERS[block.removesuffix(', deep')]}; deep pipelines"
+    for block in BLOCKS
+    if block.endswith(", deep")
+}
+FETCHES = ("fetch.eq((level != 0) & (~valid | self.o.ready))", "fetch.eq(level != 0)")
 STREAM_BUGS = {
-    "fifo": Bug(
-        "rtl.fifo",
-        "fetch.eq((level != 0) & (~valid | self.o.ready))",
-        "fetch.eq(level != 0)",
-        "o_stays",
-        depth=8,
+    "fifo": (Bug("rtl.fifo", *FETCHES, "o_stays", depth=8),),
+    "stream register": (Bug(STREAM, *FORGETS, "o_stays", depth=6),),
+    "gate": (Bug("rtl.fifo", *FETCHES, "o_stays", induction=2),),
+    "combine, ordered": (Bug("rtl.fifo", *FETCHES, "o_stays", induction=2),),
+    "dispatch": (
+        Bug(STREAM, *FORGETS, "o_expect_stays", depth=12),
+        Bug(STREAM, *FORGETS, "o_0_stays", induction=2),
     ),
-    "stream register": Bug(STREAM, *FORGETS, "o_stays", depth=6),
-    "gate": Bug(
-        "rtl.fifo",
-        "fetch.eq((level != 0) & (~valid | self.o.ready))",
-        "fetch.eq(level != 0)",
-        "o_stays",
-        induction=2,
+    "dispatch, 2 units": tuple(
+        Bug(STREAM, *FORGETS, f"{output}_stays", induction=2) for output in ("o_expect", "o_0", "o_1")
     ),
-    "combine, ordered": Bug(
-        "rtl.fifo",
-        "fetch.eq((level != 0) & (~valid | self.o.ready))",
-        "fetch.eq(level != 0)",
-        "o_stays",
-        induction=2,
-    ),
-    "dispatch": Bug(STREAM, *FORGETS, "o_expect_stays", depth=12),
-    "dispatch, 2 units": Bug(STREAM, *FORGETS, "o_expect_stays", induction=2),
-    "expert": Bug(
-        "rtl.expert.loader",
-        "jobs.next.eq(~active & jobs.waiting)",
-        "jobs.next.eq(jobs.waiting)",
-        "o_ar_stays",
-        depth=12,
+    "expert": (
+        Bug(
+            "rtl.expert.loader",
+            "jobs.next.eq(~active & jobs.waiting)",
+            "jobs.next.eq(jobs.waiting)",
+            "o_ar_stays",
+            depth=12,
+        ),
+        Bug(STREAM, *FORGETS, "o_stays", induction=2),
     ),
 }
 
 
 def _stream(block: str) -> Proof:
     # Outputs of the others are reached from reset too late for a search.
-    bug = STREAM_BUGS.get(block) or Bug(STREAM, *FORGETS, "o_stays", induction=2)
+    bugs = STREAM_BUGS.get(block.removesuffix(", deep")) or (Bug(STREAM, *FORGETS, "o_stays", induction=2),)
     return Proof(
         f"streams of {block}",
         "what is offered at an output stays, unchanged, until it is taken",
@@ -106,27 +104,60 @@ def _stream(block: str) -> Proof:
         partial(stream_rules, block),
         depth=4,
         induction=2,
-        bugs=(bug,),
+        bugs=bugs,
     )
 
 
 DISPATCH = "rtl.dispatch."
 ROWS = "rtl.pim.rows"
 COLUMNS = "rtl.pim.columns"
-SERIES_TIMES = "rcd 2, rp 2, ras 4, rc 6, rtp 2, ACT to ACT 2, rfc 3, refi 17; 2 sides of 2 units"
-AT_ONCE_TIMES = "rcd 3, rp 3, ras 6, rc 11, rtp 2, rfc 4, refi 24; 2 sides"
+SERIES_TIMES = "rcd 2, rp 3, ras 4, rc 12, rtp 2, ACT to ACT 2, rfc 6, refi 30; 2 sides of 2 units"
+AT_ONCE_TIMES = "rcd 3, rp 3, ras 6, rc 11, rtp 2, rfc 5, refi 26; 2 sides"
 
 
-def _sooner(name: str, event: str, fails: str, make=None) -> Bug:
+def _sooner(name: str, event: str, fails: str) -> Bug:
     """Return a counter that runs a cycle short."""
     old = f'countdown(m, "{name}", self.{event}, timing.{name})'
-    return Bug(ROWS, old, old.replace(f"timing.{name}", f"timing.{name} - 1"), fails, make=make, depth=24)
+    return Bug(ROWS, old, old.replace(f"timing.{name}", f"timing.{name} - 1"), fails, depth=24)
 
 
-def _nearer(lead: str, fails: str, make=commands.rows_series) -> Bug:
+def _nearer(lead: str, fails: str) -> Bug:
     """Return a command that is allowed a cycle nearer to a refresh."""
     old = f"left >= timing.{lead}"
-    return Bug(ROWS, old, f"{old} - 1", fails, make=make, depth=24)
+    return Bug(ROWS, old, f"{old} - 1", fails, depth=24)
+
+
+def _forgets(register: str, fails: str) -> Bug:
+    """Return a register that a recovery resets though the DRAM is not."""
+    old = f"{register}, reset_less=True)" if "(" in register else f"{register} = Signal(reset_less=True)"
+    new = old.replace(", reset_less=True", "").replace("reset_less=True", "")
+    return Bug(ROWS, old, new, fails, depth=24)
+
+
+# Of all proofs of rows.
+ROW_BUGS = (
+    _sooner("rcd", "act_last", "rcd"),
+    Bug(ROWS, "assigned & ~self.opened & rp & rc", "assigned & ~self.opened & rc", "rp", depth=28),
+    _sooner("rc", "act_first", "rc"),
+    _sooner("rtp", "mac", "rtp"),
+    _nearer("act_lead", "ras"),
+    Bug(ROWS, "self.refresh, timing.rfc)", "self.refresh, timing.rfc - 1)", "act_after_ref", depth=30),
+    Bug(ROWS, "self.idle.eq(busy_done & ~self.refresh)", "self.idle.eq(1)", "mac_after_ref", depth=30),
+    Bug(ROWS, "timing.refi, left) - 1", "timing.refi, left)", "ref_on_time", depth=24),
+    Bug(
+        ROWS, "(left == timing.rp) & self.opened", "(left == timing.rp - 1) & self.opened", "ref_rp", depth=24
+    ),
+    Bug(ROWS, "(left == timing.rp) & self.opened", "0", "ref_closed", depth=24),
+    Bug(ROWS, "assigned & usable & ~stale & rcd", "assigned & ~stale & rcd", "mac_open", depth=24),
+    Bug(ROWS, "m.If(self.pre_first | self.close_all)", "m.If(self.close_all)", "pre_open", depth=24),
+    Bug(ROWS, "assigned & ~self.opened & rp & rc", "assigned & rp & rc", "act_closed", depth=24),
+    Bug(ROWS, "with m.If(self.drop & (opened | self.act_first)):", "with m.If(0):", "mac_row", depth=24),
+    _forgets("opened", "act_closed"),
+    _forgets("running", "ref_on_time"),
+    _forgets("counter = Signal(REFRESH_BITS", "ref_on_time"),
+    _forgets("issued = Signal(row_layout(config)", "ref_on_time"),
+    _forgets("left = Signal(range(max(2, self.most))", "act_after_ref"),
+)
 
 
 def _bugs(module: str, depth: int, *changes: tuple[str, str, str]) -> tuple[Bug, ...]:
@@ -134,6 +165,10 @@ def _bugs(module: str, depth: int, *changes: tuple[str, str, str]) -> tuple[Bug,
     return tuple(Bug(module, old, new, fails, depth=depth) for old, new, fails in changes)
 
 
+COMBINE_SIZES = "2 slots, 2 words, at most 2 contributions"
+FREED = tuple(
+    ("self.freed.eq(", "self.freed.eq(self.o.valid | ", fails) for fails in ("token_room", "freed_once")
+)
 LITE, READS, PACKETS, ALONE = (f"rtl.axi.{name}" for name in ("lite", "reads", "packets", "alone"))
 AXI = [
     Proof(
@@ -430,13 +465,7 @@ AXI = [
         bugs=(
             Bug(STREAM, *FORGETS, "o_stays", depth=8),
             Bug(STREAM, *FULL, "beat_room", depth=8),
-            Bug(
-                STREAM,
-                "main_valid.eq(spare_valid | self.i.valid)",
-                "main_valid.eq(spare_valid | self.i.valid | main_valid)",
-                "beat_from_nothing",
-                depth=8,
-            ),
+            Bug(STREAM, *TWICE, "beat_from_nothing", depth=8),
             *_bugs(
                 PACKETS,
                 8,
@@ -513,6 +542,9 @@ PROOFS = [
         bugs=(
             Bug(STREAM, *MIXES, "beat_in_order", depth=8),
             Bug(STREAM, *FULL, "beat_room", depth=10),
+            Bug(STREAM, *FORGETS, "o_stays", depth=6),
+            Bug(STREAM, *TWICE, "beat_from_nothing", depth=8),
+            Bug(STREAM, *LATE, "beat_at_once", depth=8),
         ),
     ),
     Proof(
@@ -538,6 +570,17 @@ PROOFS = [
                 depth=8,
             ),
             Bug("rtl.fifo", "(level != 0) & (~valid", "(level > 1) & (~valid", "beat_soon", depth=8),
+            Bug("rtl.fifo", *FETCHES, "o_stays", depth=8),
+            Bug(
+                "rtl.fifo", "m.d.sync += valid.eq(0)", "m.d.sync += valid.eq(1)", "beat_from_nothing", depth=8
+            ),
+            Bug(
+                "rtl.fifo",
+                "self.i.ready.eq(level != self.depth)",
+                "self.i.ready.eq(1)",
+                "beat_room",
+                depth=12,
+            ),
         ),
     ),
     Proof(
@@ -562,6 +605,9 @@ PROOFS = [
                 "beat_in_order",
                 depth=8,
             ),
+            Bug(STREAM, *FORGETS, "o_stays", depth=8),
+            Bug(STREAM, *TWICE, "beat_from_nothing", depth=8),
+            Bug(STREAM, *FULL, "beat_room", depth=12),
         ),
     ),
     Proof(
@@ -571,7 +617,16 @@ PROOFS = [
         queues.first_of,
         depth=2,
         induction=1,
-        bugs=(Bug("rtl.dispatch.first", "(high_key > low_key)", "(high_key >= low_key)", "chosen", depth=2),),
+        bugs=(
+            Bug("rtl.dispatch.first", "(high_key > low_key)", "(high_key >= low_key)", "chosen", depth=2),
+            Bug(
+                "rtl.dispatch.first",
+                "any_set.eq(low_any | high_any)",
+                "any_set.eq(low_any)",
+                "any_told",
+                depth=2,
+            ),
+        ),
     ),
     Proof(
         "dispatcher, conservation",
@@ -646,6 +701,34 @@ PROOFS = [
                 dispatch.searched,
                 16,
             ),
+            *(
+                Bug(STREAM, *change, fails, dispatch.searched, depth)
+                for change, fails, depth in (
+                    (FORGETS, "o_0_stays", 16),
+                    (TWICE, "entry_from_nothing", 16),
+                    (TWICE, "token_from_nothing", 10),
+                )
+            ),
+            Bug(STREAM, *FORGETS, "o_expect_stays", depth=10),
+            Bug(STREAM, *TWICE, "credits", depth=16),
+            *(
+                Bug(
+                    DISPATCH + "enqueue",
+                    "self.i.ready.eq(~full.bit_select(parity, 1) & ",
+                    "self.i.ready.eq(",
+                    fails,
+                    dispatch.searched,
+                    20,
+                )
+                for fails in ("entry_room", "no_overflow")
+            ),
+            Bug(
+                DISPATCH + "enqueue",
+                "s1_blocked.eq(s1.last & ~expect_ready)",
+                "s1_blocked.eq(0)",
+                "token_room",
+                depth=14,
+            ),
         ),
     ),
     Proof(
@@ -675,11 +758,10 @@ PROOFS = [
             ),
         ),
     ),
-    # (The combiner of several units gives nothing out in so few cycles: a search would say little of it.)
     Proof(
         "combiner",
         "each announced token leaves once, whole, in order, complete; freed once",
-        "2 slots, 2 words, at most 2 contributions",
+        COMBINE_SIZES,
         combine.tokens_once,
         depth=14,
         induction=0,
@@ -706,56 +788,77 @@ PROOFS = [
                 "token_whole",
                 depth=12,
             ),
+            Bug(STREAM, *TWICE, "token_from_nothing", depth=14),
+            *_bugs("rtl.combine", 14, *FREED),
+            Bug(
+                "rtl.combine",
+                "last.eq(last_word & token.last_token)",
+                "last.eq(token.last_token)",
+                "last_at_end",
+                depth=12,
+            ),
+        ),
+    ),
+    Proof(
+        "combiner, deep",
+        "the same with deep pipelines",
+        COMBINE_SIZES,
+        combine.tokens_once_deep,
+        depth=24,
+        induction=0,
+        bugs=_bugs(
+            "rtl.combine",
+            20,
+            *FREED,
+            ("moves.eq(known & ", "moves.eq(waiting & ", "token_complete"),
+            ("oldest.leave & token.last_token", "oldest.leave", "token_in_order"),
+            ("oldest.leave & token.last_token", "token.last_token", "last_at_end"),
+            ("tags = Cat(last_word, ", "tags = Cat(Const(1, 1), ", "token_whole"),
+            ("self.o.valid.eq(valids[2])", "self.o.valid.eq(1)", "token_from_nothing"),
+        ),
+    ),
+    Proof(
+        "combiner, ordered",
+        "the same of several units' contributions, which come in any order and interleave",
+        COMBINE_SIZES,
+        combine.tokens_once_ordered,
+        depth=24,
+        induction=0,
+        bugs=(
+            Bug("rtl.combine", "& (self.count.data == token.count))", ")", "token_complete", depth=24),
+            Bug(
+                "rtl.fifo",
+                "m.d.sync += valid.eq(0)",
+                "m.d.sync += valid.eq(1)",
+                "token_from_nothing",
+                depth=24,
+            ),
+            *_bugs(
+                "rtl.combine_ordered",
+                24,
+                ("freed.eq(reader.taken", "freed.eq(self.o.valid | reader.taken", "token_room"),
+                ("freed.eq(reader.taken", "freed.eq(self.o.valid | reader.taken", "freed_once"),
+                ("self.o.token_last & token.last_token", "self.o.token_last", "token_in_order"),
+                ("self.o.token_last & token.last_token", "token.last_token", "last_at_end"),
+                ("token_last.eq(word == config.words - 1)", "token_last.eq(1)", "token_whole"),
+            ),
         ),
     ),
     Proof(
         "row commands, banks one by one",
-        "rcd, rp, ras, rc, rtp, ACT to ACT, rfc of each bank; none open at a refresh; refresh in its cycle",
+        "rcd, rp, ras, rc, rtp, ACT to ACT, rfc of each bank; a MAC in the row that was asked for; none open"
+        " at a refresh; refresh in its cycle; through recoveries in any cycles, of any length",
         SERIES_TIMES,
         commands.rows_series,
         depth=4,
         induction=1,
         bugs=(
-            _sooner("rcd", "act_last", "rcd"),
-            _sooner("rtp", "mac", "rtp"),
+            *ROW_BUGS,
             Bug(
                 ROWS,
                 '"act_gap", is_act, timing.act_gap',
                 '"act_gap", is_act, timing.act_gap - 1',
                 "act_gap",
-                depth=24,
-            ),
-            Bug(
-                ROWS, "self.refresh, timing.rfc)", "self.refresh, timing.rfc - 1)", "act_after_ref", depth=30
-            ),
-            Bug(ROWS, "timing.refi, left) - 1", "timing.refi, left)", "ref_on_time", depth=24),
-            Bug(
-                ROWS,
-                "(left == timing.rp) & self.opened",
-                "(left == timing.rp - 1) & self.opened",
-                "ref_rp",
-                depth=24,
-            ),
-            _nearer("act_lead", "ras"),
-            Bug(
-                ROWS,
-                "self.ready.eq(assigned & usable & ~stale & rcd)",
-                "self.ready.eq(assigned & ~stale & rcd)",
-                "mac_open",
-                depth=24,
-            ),
-            Bug(
-                ROWS,
-                "m.If(self.pre_first | self.close_all)",
-                "m.If(self.close_all)",
-                "pre_open",
-                depth=24,
-            ),
-            Bug(
-                ROWS,
-                "assigned & ~self.opened & rp & rc",
-                "assigned & rp & rc",
-                "act_closed",
                 depth=24,
             ),
         ),
@@ -767,17 +870,13 @@ PROOFS = [
         commands.rows_at_once,
         depth=4,
         induction=1,
-        bugs=(
-            _sooner("rc", "act_first", "rc"),
-            _sooner("ras", "act_last", "ras"),
-            _sooner("rp", "pre_last", "rp"),
-            _nearer("mac_lead", "rtp", commands.rows_at_once),
-        ),
+        bugs=(*ROW_BUGS, _sooner("ras", "act_last", "ras"), _sooner("rp", "pre_last", "rp")),
     ),
     Proof(
         "column commands",
-        "one command in a cycle, only what was asked, every distance of MAC, write, read; tiles' gap",
-        "distances of 1 to 4 cycles, groups of 2 tokens",
+        "one command in a cycle, only what was asked, every distance of MAC, write, read; tiles' gap; where"
+        f" none is asked for in the {commands.QUIET_CYCLES - 1} cycles behind a recovery, across it too",
+        "distances of 2 to 6 cycles, groups of 2 tokens",
         commands.columns,
         depth=4,
         induction=1,
@@ -797,7 +896,26 @@ PROOFS = [
                 "one_at_a_time",
                 depth=8,
             ),
-            Bug(COLUMNS, 'self.want_mac & free["mac"]', 'free["mac"]', "mac_wanted", depth=4),
+            Bug(COLUMNS, "Mux(busy > least, busy, least)", "least", "tile_gap", depth=10),
+            Bug(COLUMNS, "timing.mac_gap)),", "timing.mac_gap - 1)),", "mac_to_mac", depth=8),
+            *(
+                Bug(COLUMNS, f"timing.{distance}", f"timing.{distance} - 1", distance, depth=8)
+                for distance in (
+                    "mac_to_write",
+                    "mac_to_read",
+                    "write_to_mac",
+                    "write_to_write",
+                    "write_to_read",
+                    "read_to_mac",
+                    "read_to_write",
+                    "read_to_read",
+                )
+            ),
+            *(
+                Bug(COLUMNS, f"go_{kind}.eq(self.want_{kind} & ", f"go_{kind}.eq(", f"{kind}_wanted", depth=4)
+                for kind in ("mac", "hidden", "read")
+            ),
+            Bug(COLUMNS, "self.want_input & free", "free", "input_wanted", depth=4),
         ),
     ),
     *AXI,

@@ -156,5 +156,5 @@ def first_of() -> Checker:
                 better = better | (dut.bits[other] & Mux(dut.by_key, larger | equal, other < n))
         wins = checker.value(f"wins_{n}", dut.bits[n] & ~better)
         checker.prove(f"chosen_{n}", ~wins | ((dut.index == n) & (dut.key == dut.keys[n])))
-    checker.prove("any", dut.any == dut.bits.any())
+    checker.prove("any_told", dut.any == dut.bits.any())
     return checker

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from amaranth import Mux, Signal, unsigned
 from amaranth.hdl import Value
 
@@ -14,6 +16,7 @@ from rtl.gating import Gate
 from rtl.merge import ContributionMerge
 from rtl.pim import PimChannel
 from rtl.stream import StreamRegister
+from spec.design import Pipeline
 from spec.geometry import GateGeometry
 from spec.model import Activation, CapacityRule, FfnSpec, GatingSpec
 from tests.bench.test_expert_bench import config_of as expert_config
@@ -59,6 +62,11 @@ BLOCKS = {
     "combine, ordered": lambda: OrderedCombine(ORDERED),
     "expert": lambda: ExpertEngine(EXPERT),
     "pim channel": lambda: PimChannel(PIM),
+    "gate, deep": lambda: Gate(replace(GATE, pipeline=Pipeline.DEEP)),
+    "dispatch, deep": lambda: Dispatch(replace(DISPATCH, deep=True)),
+    "dispatch, 2 units, deep": lambda: Dispatch(replace(UNITS, deep=True)),
+    "combine, deep": lambda: Combine(replace(COMBINE, deep=True)),
+    "expert, deep": lambda: ExpertEngine(replace(EXPERT, pipeline=Pipeline.DEEP)),
 }
 
 
@@ -75,7 +83,7 @@ def stream_rules(block: str) -> Checker:
             value = Value.cast(getattr(dut, name))
             checker.assume(f"{name}_constant", value == checker.constant(f"{name}_value", len(value)))
     checker.assume_streams()
-    if block == "expert":
+    if block.startswith("expert"):
         _memory(checker)
     checker.prove_streams()
     return checker
