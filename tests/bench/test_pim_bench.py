@@ -88,10 +88,13 @@ def contributions(config: PimConfig, load: Load, jobs, job_weights) -> list[int]
     return beats
 
 
-def scenario(name: str, config: PimConfig, load: Load, traffic: Traffic, *, first_row: int = 0) -> Scenario:
+def scenario(
+    name: str, config: PimConfig, load: Load, traffic: Traffic, *, first_row: int = 0, refresh_later: int = 0
+) -> Scenario:
     """Return the run of a load under this traffic, with what golden and model say about it.
 
-    ``first_row``: where in the banks the experts begin.
+    ``first_row``: where in the banks the experts begin; ``refresh_later``: cycles by which the first refresh
+    is later than it usually is.
     """
     rng, banks = traffic.rng, config.banks
     jobs = [(expert % len(load.weights), slots) for expert, slots in load.jobs]
@@ -121,7 +124,7 @@ def scenario(name: str, config: PimConfig, load: Load, traffic: Traffic, *, firs
     beats_taken = np.maximum.accumulate(beat_arrivals - np.arange(len(beats))) + np.arange(len(beats))
     arrivals = traffic.arrivals(len(entries), after=int(beats_taken[-1]) + 2)
     pattern, ready = traffic.ready()
-    offset = int(rng.integers(len(prologue), banks.pim.dram.timing.refi))
+    offset = int(rng.integers(len(prologue), banks.pim.dram.timing.refi)) + refresh_later
     model = channel_cycles(
         ChannelShape(banks=banks),
         np.array([expert == config.num_experts for expert, slots in jobs for _ in slots]),

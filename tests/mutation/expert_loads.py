@@ -132,6 +132,13 @@ def tied_by_few(config: EngineConfig, rng: np.random.Generator) -> Load:
     return _tied(config, rng, x, operands.tied_by_few, 2 * cols - 1)
 
 
+def tied_by_last_place(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Sums that are ties but for the last place of a burst; what is left of the rounding is the result."""
+    cols = config.routed.cols
+    x = operands.tied_by_last_place_inputs(rng, config.d_model, cols)
+    return _tied(config, rng, x, operands.tied_by_last_place, 2 * cols - 1)
+
+
 def rounded_off(config: EngineConfig, rng: np.random.Generator) -> Load:
     """Sums that the next burst takes back but for what they were rounded by; it is the result."""
     cols = config.routed.cols

@@ -187,6 +187,37 @@ def tied_by_few(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top: 
     return w
 
 
+LARGE = ((0x60, 0x40, 0x40, 4), (0x60, 0x50, 0x40, 5), (0x60, 0x60, 0x60, 4))
+"""Fractions of three numbers whose sum times 1.75 is from 8 to 16, and how far below 1 its lowest bit is."""
+
+
+def tied_by_last_place_inputs(rng: np.random.Generator, count: int, cols: int) -> Bits16:
+    """Return inputs for :func:`tied_by_last_place`: powers of two, then 1.75, then the first one again."""
+    x = patterns(rng, np.full(count, BF16_BIAS)) & 0xFF80
+    x[cols : cols + 3] |= 0x60
+    x[2 * cols : 2 * cols + 1] = x[:1]
+    return x
+
+
+def tied_by_last_place(rng: np.random.Generator, x: Bits16, rows: int, cols: int, top: int = 0) -> Bits16:
+    """Return ``(rows, n)`` weights whose second bursts make ties of the sum before but for their last place.
+
+    Three large products have few bits, in the burst's upper places; that of the last of ``cols`` inputs, four
+    at least, is its last place of all or next to it. Half a last place of the number before is the lowest bit
+    of the large ones. The third burst takes that number back.
+    """
+    w = np.zeros((rows, len(x)), dtype=np.uint16)
+    sign = rng.integers(0, 2, rows) << 15
+    *fractions, lowest = np.array(LARGE)[rng.integers(0, len(LARGE), rows)].T
+    for column, fraction in enumerate(fractions, start=cols):
+        w[:, column] = sign ^ int(x[column] & SIGN) | BF16_BIAS + top << 7 | fraction
+    small = BF16_BIAS + top - 22 + rng.integers(-1, 2, rows)
+    w[:, 2 * cols - 1] = sign ^ int(x[2 * cols - 1] & SIGN) | small << 7
+    w[:, 0] = rng.integers(0, 2, rows) << 15 | BF16_BIAS + top - lowest + 24 << 7
+    w[:, 2 * cols : 2 * cols + 1] = w[:, :1] ^ SIGN
+    return w
+
+
 def tied_at_once_inputs(rng: np.random.Generator, count: int, cols: int) -> Bits16:
     """Return inputs for :func:`tied_at_once`: numbers from 1 to 2, other bursts repeat the first."""
     x = patterns(rng, np.full(count, BF16_BIAS)) & ~np.uint16(SIGN)

@@ -271,6 +271,21 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "pim_bank",
+        r"const0 .*\\readout\.\$reduce_and\$\S+:4216\$",
+        "NaN on its way out; the adder's only one is rounded to the same by the arithmetic for numbers",
+    ),
+    (
+        "pim_bank",
+        r"inv .*combine_resets\$5090 A\[1\]",
+        "a burst's second token a cycle later; bursts are four cycles apart, and results are read later",
+    ),
+    (
+        "pim_bank",
+        r"const0 .*create_not\$5343 Y",
+        "the row beside a request for no weights, which is 0 otherwise",
+    ),
+    (
+        "pim_bank",
         r"inv .*slice\$5338 SRST",
         "two bits of a count, always 0; what they hold after a reset is gone a cycle later, before any read",
     ),

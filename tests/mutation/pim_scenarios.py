@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from rtl.pim import PimConfig
+from rtl.pim.rows import REFRESH_BITS
 from tests.bench.scenarios import Scenario, mixes
 from tests.bench.test_expert_bench import load_of, random_jobs
 from tests.bench.test_pim_bench import scenario
-from tests.mutation.expert_loads import LOADS
+from tests.mutation.expert_loads import LOADS, tied_by_last_place
 from tests.mutation.traffic import edges, under_traffic
+
+FAR_REFRESHES = range(8, REFRESH_BITS)
+"""Powers of two by which a first refresh is later: each bit of the count."""
 
 
 def scenarios(config: PimConfig, seed: int) -> list[Scenario]:
@@ -17,7 +21,7 @@ def scenarios(config: PimConfig, seed: int) -> list[Scenario]:
     kinds = [*mixes(seed), *edges(seed)]
     rng = np.random.default_rng([seed, len(kinds)])
     found = under_traffic(
-        LOADS,
+        {**LOADS, tied_by_last_place: 24},
         kinds,
         rng,
         lambda name, load, traffic: scenario(
@@ -29,6 +33,11 @@ def scenarios(config: PimConfig, seed: int) -> list[Scenario]:
         load = load_of(config, rng, jobs)
         whole = scenario(f"many jobs, {traffic.label}", config, load, traffic, first_row=_row(config, rng))
         found += [whole, whole.cut(rng), whole.cut(rng)]
+    for bit in FAR_REFRESHES:
+        traffic = kinds[bit % len(kinds)]
+        load = load_of(config, rng, random_jobs(config, rng))
+        name = f"first refresh {1 << bit} cycles later, {traffic.label}"
+        found.append(scenario(name, config, load, traffic, refresh_later=1 << bit))
     return found
 
 

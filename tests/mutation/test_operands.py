@@ -106,6 +106,22 @@ def test_a_smaller_burst_of_few_ones_takes_sums_to_a_tie_from_each_place_above_i
     assert ones >= {1, 3, 5, 7, 9, 15, 17}
 
 
+def test_the_last_place_of_a_burst_alone_decides_roundings():
+    places = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        x = operands.tied_by_last_place_inputs(rng, 10, COLS)
+        w = operands.tied_by_last_place(rng, x, 256, COLS)
+        first, second = (
+            burst_sum(np.broadcast_to(x[part], (len(w), COLS)), w[:, part])
+            for part in (slice(0, COLS), slice(COLS, 2 * COLS))
+        )
+        for one, other in zip(first.tolist(), second.tolist(), strict=True):
+            places.append(lost_alone(abs(Fraction(one)), Fraction(other) * (1 if one > 0 else -1)))
+    # Above guard, round and sticky.
+    assert places.count(3) > 100
+
+
 def test_a_burst_alone_is_a_tie_with_nothing_before_or_with_one_number_that_decides():
     alone, exponents = 0, set()
     for seed in range(8):
