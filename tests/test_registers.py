@@ -130,7 +130,7 @@ def test_system_rdl(tmp_path, top, int8):
 
 
 def answered(registers, component: AddressDecoder, *, locked: int, recovering: int, wdata: int):
-    """Return the responses to a write and a read of every word of the port's 4 KiB."""
+    """Return the responses to a write and a read of every word of the port's 4 KiB, a cycle behind it each."""
     found = {}
 
     async def bench(ctx):
@@ -139,9 +139,11 @@ def answered(registers, component: AddressDecoder, *, locked: int, recovering: i
         ctx.set(component.wdata, wdata)
         for address in range(0, 1 << 12, 4):
             ctx.set(component.addr, address)
+            await ctx.tick()
             found[address] = (ctx.get(component.write_response), ctx.get(component.read_response))
 
     simulator = Simulator(component)
+    simulator.add_clock(1e-8)
     simulator.add_testbench(bench)
     simulator.run()
     return found
