@@ -333,7 +333,12 @@ DATA = ROOT / "tests" / "data" / "mixtral_s0.npz"
     ("options", "num_files"),
     [
         pytest.param(["--model", DATA, "--design", ROOT / "tests" / "tiny.toml"], 20, id="array"),
-        pytest.param(["--model", DATA, "--design", ROOT / "tests" / "tiny_pim.toml"], 21, id="pim"),
+        pytest.param(
+            ["--model", DATA, "--design", ROOT / "tests" / "tiny_pim.toml"],
+            21,
+            id="pim",
+            marks=pytest.mark.long,
+        ),
         pytest.param(["--bus", "axi", "--design", "gate", "--two-clocks"], 12, id="gate on two clocks"),
     ],
 )
