@@ -130,7 +130,7 @@ def test_system_rdl(tmp_path, top, int8):
 
 
 def answered(registers, component: AddressDecoder, *, locked: int, recovering: int, wdata: int):
-    """Return the responses to a write and a read of every word of the port's 4 KiB, a cycle behind it each."""
+    """Return the responses to a write and a read of every word of the port's 4 KiB, a cycle later."""
     found = {}
 
     async def bench(ctx):
