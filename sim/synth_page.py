@@ -88,7 +88,7 @@ TABLES = (
             "--design selection --experts 256 --top-k 16 --family xc7",
             f"{SMALL_LAYER} --no-route",
             f"{DEEP_LAYER} --seeds 5 --clock 100",
-            f"{DEEP_LAYER} --bus axi --clock 100",
+            f"{DEEP_LAYER} --bus axi --no-route",
             "--design pim-small --block channel",
             "--design hbm2-pim --no-route",
         ),
