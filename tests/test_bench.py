@@ -79,7 +79,7 @@ def test_utilisation_is_that_of_the_counters(tiny: Bench) -> None:
 PIM = load_design("tests/tiny_pim.toml")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_figures_of_a_near_memory_channel() -> None:
     native, own_time, slots = bench.channel_figures("mixtral-8x7b", 256, PIM, DEFAULT_ROOT, 2, 3)
     assert native.name == "native, a near-memory channel in bf16"

@@ -211,7 +211,7 @@ def tiny_terms() -> tuple[accelerator.Build, ModelSpec]:
     return accelerator.build_layer(model, TINY), model
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_random_tokens_with_every_term(tiny_terms: tuple[accelerator.Build, ModelSpec], seed: int) -> None:
     check_under_stalls(*tiny_terms, TINY, seed)

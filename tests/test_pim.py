@@ -449,11 +449,12 @@ SECDED = replace(PIM, ecc=Ecc.SECDED)
 ONE_BY_ONE = replace(
     SECDED, bank_mode=BankMode.SINGLE_BANK, banks_per_unit=2, register_path=RegisterPath.SHARED
 )
+ROUTED = "the router in the banks"
 CHECKED = {
     "all banks, two groups of tokens": config_of(SECDED),
     "bank by bank, on the data bus": config_of(ONE_BY_ONE),
     "int8": config_of(SECDED, number_format=Format.INT8, d_model=16),
-    "the router in the banks": config_of(SECDED, gating=GatingSpec(num_experts=3, top_k=1)),
+    ROUTED: config_of(SECDED, gating=GatingSpec(num_experts=3, top_k=1)),
 }
 
 
@@ -862,7 +863,11 @@ def test_reset_in_the_middle_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "int8")) for name in CHECKED]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name not in ("bank by bank, on the data bus", ROUTED)))
+        for name in CHECKED
+    ],
 )
 def test_a_recovery_breaks_no_rule_of_the_dram(name: str) -> None:
     """What is open is closed, refreshes come when they are due, and the work behind it has golden's results.

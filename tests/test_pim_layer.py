@@ -126,9 +126,12 @@ def test_one_channel_busy_and_the_other_idle() -> None:
 
 
 @pytest.mark.slow
-def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    design = tmp_path / "two.toml"
+    design.write_text(TINY_FILE.read_text().replace("channels = 1", "channels = 2"))
+    assert load_design(str(design)).pim == TWO.pim
     vector = str(DATA / "deepseek_v3_s0.npz")
-    assert main(["sim", "--model", vector, "--design", str(TINY_FILE), "--engine", "both"]) == 0
+    assert main(["sim", "--model", vector, "--design", str(design), "--engine", "both"]) == 0
     text = capsys.readouterr().out
     assert "DRAM rules broken: 0" in text
     assert "all agree" in text

@@ -79,7 +79,7 @@ def test_pictures_of_axi_show_what_they_say():
 
     lite = rows("axi_lite")
     assert lite["write bresp"]["data"] == ["OKAY", "SLVERR"]
-    assert lite["write bvalid"]["wave"] == "0.1.0....10."
+    assert lite["write bvalid"]["wave"] == "0...1..0.......10."
     assert lite["read rdata"]["data"] == ["0x2"]
     packets = rows("axi_packets")
     assert packets["s_axis ready"]["wave"].endswith("0" + "." * 14)

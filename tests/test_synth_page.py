@@ -30,8 +30,8 @@ COUNTED = {**ROUTED, "fmax_mhz": None, "fmax_of_seeds": [], "critical": None}
 @pytest.mark.parametrize("design", DESIGNS)
 def test_every_declared_design_is_one(design, monkeypatch, capsys):
     """Up to the point where it would be synthesised."""
-    monkeypatch.setattr("sim.synth.export_block", lambda *_: (PAGE.parent, "name"))
-    monkeypatch.setattr("sim.synth.export_channel", lambda *_: (PAGE.parent, "name"))
+    monkeypatch.setattr("sim.synth.export_block", lambda *_, **__: (PAGE.parent, "name"))
+    monkeypatch.setattr("sim.synth.export_channel", lambda *_, **__: (PAGE.parent, "name"))
 
     def reached(*_, **options):
         raise ArithmeticError(options["family"])

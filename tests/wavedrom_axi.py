@@ -119,12 +119,12 @@ AXI_PICTURES = {
         {
             0: {"s_axi_bready": 0, "s_axi_rready": 1, **_write(BATCH_TOKENS, 2)},
             1: WRITTEN,
-            3: {"s_axi_bready": 1, "s_axi_araddr": BATCH_TOKENS, "s_axi_arvalid": 1},
-            4: {"s_axi_arvalid": 0},
-            7: _write(REGISTERS["IDENTITY"], 5),
-            8: WRITTEN,
+            6: {"s_axi_bready": 1, "s_axi_araddr": BATCH_TOKENS, "s_axi_arvalid": 1},
+            7: {"s_axi_arvalid": 0},
+            11: _write(REGISTERS["IDENTITY"], 5),
+            12: WRITTEN,
         },
-        12,
+        18,
         {},
     ),
     "axi_packets": AxiPicture(

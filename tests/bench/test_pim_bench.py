@@ -191,7 +191,7 @@ def scenarios(config: PimConfig, seed: int) -> list[Scenario]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["bank", pytest.param("pair", marks=pytest.mark.long)])
 def test_pim(name: str, seed: int) -> None:
     config = CONFIGS[name]
     rtl = build(f"pim_{name}", lambda: PimChannel(config), config=config)
