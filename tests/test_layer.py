@@ -465,7 +465,7 @@ def tiny_rules() -> accelerator.Build:
     return accelerator.build_layer(RULES, LONGEST)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_rule_of_capacity_and_policy(tiny_rules: accelerator.Build, seed: int) -> None:
     work = random_workload(RULES, 22, parse_routing("zipf:1"), seed, LONGEST.window_tokens)

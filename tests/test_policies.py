@@ -674,6 +674,7 @@ def test_the_issue_s_policies_are_there():
     assert {"bf16", "fp8", "int4", "mxfp4", "mixed"} <= set(widths.POLICIES)
 
 
+@pytest.mark.long
 def test_the_page_is_what_its_commands_give():
     assert PAGE.read_text() == policies_page.page()
 
