@@ -224,6 +224,11 @@ def top_component(
     return top
 
 
+def stem_of(name: str) -> str:
+    """Return a design's name as those of its files and modules have it."""
+    return name.replace("-", "_")
+
+
 def write_top(
     model: ModelSpec, design: DesignSpec, block: Top | None, stem: str, out: Path, *, two_clocks: bool = False
 ) -> list[Path]:

@@ -28,6 +28,7 @@ from sim.rtlsim import (
     gemv_component,
     layer_component,
     ports_of,
+    stem_of,
     top_component,
 )
 from sim.toolchain import built_once, digest, write_atomically
@@ -37,7 +38,7 @@ from spec.device import PimDevice
 from spec.errors import InputError, require, require_range
 from spec.load import load_design
 from spec.model import ModelSpec
-from spec.registers import Top
+from spec.registers import ALONE, Top
 
 BLOCKS = ("gate", "dispatch", "combine", "expert", "channel")
 """Blocks that are synthesised alone; ``expert`` is an array's, ``channel`` a near-memory design's."""
@@ -182,12 +183,13 @@ def export_block(
     design has not that block, or the block no such ports.
     """
     if axi:
-        tops = (Top.GATE, Top.DISPATCH)
-        require(block in (None, *tops), f"is for a layer, {' or '.join(tops)}, not for {block!r}", key="bus")
-        name = f"{block or design.name.replace('-', '_')}_axi"
+        require(
+            block in (None, *ALONE), f"is for a layer, {' or '.join(ALONE)}, not for {block!r}", key="bus"
+        )
+        name = f"{block or stem_of(design.name)}_axi"
         component = top_component(model, design, None if block is None else Top(block))
     elif block is None:
-        name, component = design.name.replace("-", "_"), layer_component(model, design)
+        name, component = stem_of(design.name), layer_component(model, design)
     else:
         known = (*BLOCKS, *SMALL)
         require(block in known, f"must be one of {', '.join(BLOCKS)}, not {block!r}", key="block")
@@ -203,7 +205,7 @@ def export_channel(device: PimDevice, root: Path = DEFAULT_ROOT) -> tuple[Path, 
 
     Raises :class:`InputError` where the device's schedule has no hardware.
     """
-    name = device.name.replace("-", "_")
+    name = stem_of(device.name)
     return exported(name, gemv_component(device), config=("synthesis", device), root=root), name
 
 

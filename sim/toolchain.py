@@ -282,6 +282,19 @@ def bundles(directory: Path, prefix: str, main: Path) -> list[Path]:
     return sorted(bundles, key=lambda bundle: -bundles[bundle])
 
 
+def _folder_once(target: Path, make: Callable[[Path], object]) -> None:
+    """Let ``make`` fill a folder that becomes ``target``, if that is missing, in one process only."""
+    if target.is_dir():
+        return
+    with locked(target):
+        if not target.is_dir():  # another process may have made it meanwhile
+            aside = target.with_suffix(".tmp")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            make(aside)
+            aside.rename(target)
+
+
 def compiled_once(
     name: str, flags: Sequence[str], sources: Sequence[Path], cache: Path, *, headers: Sequence[Path] = ()
 ) -> list[Path]:
@@ -289,13 +302,7 @@ def compiled_once(
     key = repr((tuple(flags), verilator_version())).encode()
     parts = [file.name.encode() + file.read_bytes() for file in (*sources, *headers)]
     target = cache / f"{name}-{digest(key, *parts)}"
-    with locked(target):
-        if not target.is_dir():
-            aside = target.with_suffix(".tmp")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            compile_all(compiler(), flags, sources, aside)
-            aside.rename(target)
+    _folder_once(target, lambda aside: compile_all(compiler(), flags, sources, aside))
     return [target / f"{source.stem}.o" for source in sources]
 
 
@@ -307,17 +314,14 @@ def precompiled(flags: Sequence[str], header: Path, cache: Path) -> Path:
     """
     target = cache / f"headers-{digest(repr((tuple(flags), verilator_version())).encode())}"
 
-    def make() -> None:
-        aside = target.with_suffix(".tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+    def make(aside: Path) -> None:
         text = aside / header.name
         text.write_text(f'#include "{header}"\n')
         compiled = f"{text}.gch"
         call([compiler(), *flags, "-x", "c++-header", str(text), "-o", compiled], dict(os.environ), aside)
-        aside.rename(target)
 
-    return built_once(target, header.name, make)
+    _folder_once(target, make)
+    return target / header.name
 
 
 def include_flags(verilator: Path, *, trace: bool, coverage: bool = False) -> list[str]:

@@ -50,6 +50,8 @@ class Top(StrEnum):
 
 
 LAYERS = (Top.FPGA, Top.PIM)
+ALONE = (Top.GATE, Top.DISPATCH)
+"""Tops of one block."""
 LOADS = (*LAYERS, Top.GATE)
 
 

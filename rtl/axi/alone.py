@@ -53,6 +53,14 @@ def _connect_registers(m, core, registers: RegisterFile) -> None:
     ]
 
 
+def _up_or_down(m, count, more, less) -> None:
+    """Count what comes and goes, which is known late in its cycle: it enables what was added before."""
+    with m.If(more & ~less):
+        m.d.sync += count.eq(count + 1)
+    with m.If(less & ~more):
+        m.d.sync += count.eq(count - 1)
+
+
 def _count(m, registers: RegisterFile, busy, events, *, deep: bool) -> None:
     """Give the counters their events: deep, a cycle later. ``busy`` has to be as late."""
     # What passes is known late in its cycle, and a counter is a long addition.
@@ -132,10 +140,7 @@ class GateAlone(wiring.Component):
         enters = delay(m, takes & (beats == 0), int(self.deep), "enters", control=True)
         leaves = delay(m, ends, int(self.deep), "leaves", control=True)
         m.d.comb += busy.eq(enters | (inside != 0))
-        with m.If(enters & ~leaves):
-            m.d.sync += inside.eq(inside + 1)
-        with m.If(leaves & ~enters):
-            m.d.sync += inside.eq(inside - 1)
+        _up_or_down(m, inside, enters, leaves)
         with m.If(takes):
             m.d.sync += beats.eq(beats + 1)
             with m.If(beats == self.token_beats - 1):
@@ -206,6 +211,7 @@ class DispatchAlone(wiring.Component):
         takes = Signal()
         gives = Signal()
         busy = Signal()
+        begins = takes & (beats == 0)
         connect_stream(m, dispatch.o_0, wiring.flipped(self.o))
         connect_stream(m, dispatch.o_expect, wiring.flipped(self.o_expect))
         _connect_registers(m, self, registers)
@@ -222,19 +228,13 @@ class DispatchAlone(wiring.Component):
             gives.eq(self.o.valid & self.o.ready),
             self.finished.eq(self.o_expect.valid & self.o_expect.ready),
             self.inside.eq(entries != 0),
-            busy.eq((takes & (beats == 0)) | (tokens != 0) | self.inside),
+            busy.eq(begins | (tokens != 0) | self.inside),
             # Nothing to load.
             registers.status[STATUS_LOADED].eq(1),
         ]
-        begins = takes & (beats == 0)
-        with m.If(begins & ~self.finished):
-            m.d.sync += tokens.eq(tokens + 1)
-        with m.If(self.finished & ~begins):
-            m.d.sync += tokens.eq(tokens - 1)
-        m.d.sync += [
-            # An entry may leave before its token is announced: the difference is what counts.
-            entries.eq(entries + Mux(self.finished, self.o_expect.payload.count, 0) - gives),
-        ]
+        _up_or_down(m, tokens, begins, self.finished)
+        # An entry may leave before its token is announced: the difference is what counts.
+        m.d.sync += entries.eq(entries + Mux(self.finished, self.o_expect.payload.count, 0) - gives)
         with m.If(takes):
             m.d.sync += beats.eq(beats + 1)
             with m.If(ends_token):

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from sim.commands.output import json_option, print_json
 from spec.design import DesignSpec, Format, Pipeline
 from spec.errors import require
-from spec.registers import Top
+from spec.registers import ALONE, Top
 
 if TYPE_CHECKING:
     from spec.device import PimDevice
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "mixtral-8x7b"
 DEFAULT_SCALE = 64
 PLAIN, AXI = "plain", "axi"
-ALONE = (Top.GATE, Top.DISPATCH)
-"""Blocks that have a top with AXI ports."""
 
 
 @click.command("verilog")
@@ -81,7 +79,7 @@ def command(
     constants and SystemRDL (docs/axi.md).
     """
     from sim.handover import hand_over, layer_bench
-    from sim.rtlsim import write_channel, write_layer, write_top
+    from sim.rtlsim import stem_of, write_channel, write_layer, write_top
     from spec.load import is_device
 
     rule = f"is for {' and '.join(ALONE)}, not for {design_name!r}"
@@ -91,7 +89,7 @@ def command(
         require(bench_tokens is None, f"needs an accelerator, not {design_name!r}, a device", key="bench")
         require(bus == PLAIN, f"must be {PLAIN} for {design_name!r}, a device, not {bus}", key="bus")
         device = _device(design_name)
-        name = _stem(device.name)
+        name = stem_of(device.name)
         files = hand_over(
             lambda folder: write_channel(device, name, folder, secded=secded), out, device.clock_hz
         )
@@ -99,11 +97,12 @@ def command(
         require(not bench_tokens, f"is for '--bus {PLAIN}', not {bus}", key="bench")
         if design_name in ALONE:
             require(not secded, f"needs a near-memory design, not {design_name!r}", key="secded")
-            model, design = _small(model_name, scale, number_format, Pipeline(pipeline or Pipeline.SHORT))
+            depth = Pipeline(pipeline or Pipeline.SHORT)
+            model, design = _small(design_name, model_name, scale, number_format, depth)
             block, name = Top(design_name), design_name + ("_deep" if design.deep else "")
         else:
             model, design = _accelerator(design_name, model_name, scale, number_format, secded=secded)
-            block, name = None, _stem(design.name)
+            block, name = None, stem_of(design.name)
         files = hand_over(
             lambda folder: write_top(model, design, block, name, folder, two_clocks=two_clocks),
             out,
@@ -115,7 +114,7 @@ def command(
             model_name, design_name, scale or str(DEFAULT_SCALE), number_format, bench_tokens, secded=secded
         )
         model, design = _accelerator(design_name, model_name, scale, number_format, secded=secded)
-        name = _stem(design.name) + ("_two_clocks" if two_clocks else "")
+        name = stem_of(design.name) + ("_two_clocks" if two_clocks else "")
         files = hand_over(
             lambda folder: write_layer(model, design, name, folder, two_clocks=two_clocks),
             out,
@@ -128,10 +127,6 @@ def command(
         for file in files:
             click.echo(str(file))
     return 0
-
-
-def _stem(name: str) -> str:
-    return name.replace("-", "_")
 
 
 def _accelerator(
@@ -147,18 +142,16 @@ def _accelerator(
 
 
 def _small(
-    model_name: str, scale: str | None, number_format: str | None, pipeline: Pipeline
+    design_name: str, model_name: str, scale: str | None, number_format: str | None, pipeline: Pipeline
 ) -> tuple[ModelSpec, DesignSpec]:
     """Return those of a block alone, of its own size unless a model is named."""
     from sim.synth import small_block
     from sim.workload import hardware_model
 
-    context = click.get_current_context()
-    design_name = context.params["design_name"]
     rule = f"must be bf16 for {design_name!r}, not {number_format}"
     require(number_format in (None, Format.BF16), rule, key="format")
     model, design = small_block(pipeline=pipeline)
-    if context.get_parameter_source("model_name") is not ParameterSource.DEFAULT:
+    if click.get_current_context().get_parameter_source("model_name") is not ParameterSource.DEFAULT:
         model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
     else:
         require(scale is None, f"needs a model: {design_name!r} has a size of its own", key="scale")

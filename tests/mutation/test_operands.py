@@ -21,6 +21,14 @@ def rounded(value: Fraction) -> Fraction:
     return round(value / unit) * unit
 
 
+def sums_of_bursts(x: np.ndarray, w: np.ndarray) -> list[np.ndarray]:
+    """Return the sums of the first two bursts, of each row of weights."""
+    return [
+        burst_sum(np.broadcast_to(x[part], (len(w), COLS)), w[:, part])
+        for part in (slice(0, COLS), slice(COLS, 2 * COLS))
+    ]
+
+
 def lost_alone(larger: Fraction, smaller: Fraction) -> int | None:
     """Return the place of the smaller operand that is shifted out, the only one, and decides the rounding."""
     distance = math.frexp(float(larger))[1] - math.frexp(float(abs(smaller)))[1]
@@ -39,10 +47,7 @@ def test_each_place_that_is_lost_decides_some_rounding_alone():
         rng = np.random.default_rng(seed)
         x = operands.tied_inputs(rng, 10, COLS)
         w = operands.tied(rng, x, ROWS, COLS)
-        first, second = (
-            burst_sum(np.broadcast_to(x[part], (ROWS, COLS)), w[:, part])
-            for part in (slice(0, COLS), slice(COLS, 2 * COLS))
-        )
+        first, second = sums_of_bursts(x, w)
         for one, other in zip(first.tolist(), second.tolist(), strict=True):
             smaller, larger = sorted((Fraction(one), Fraction(other)), key=abs)
             if smaller:
@@ -56,10 +61,7 @@ def test_what_is_left_of_a_rounding_lies_in_the_two_places_below_the_24():
         rng = np.random.default_rng(seed)
         x = operands.rounded_off_inputs(rng, 10, COLS)
         w = operands.rounded_off(rng, x, ROWS, COLS)
-        first, second = (
-            burst_sum(np.broadcast_to(x[part], (ROWS, COLS)), w[:, part])
-            for part in (slice(0, COLS), slice(COLS, 2 * COLS))
-        )
+        first, second = sums_of_bursts(x, w)
         for one, other in zip(first.tolist(), second.tolist(), strict=True):
             left = rounded(Fraction(one)) + Fraction(other)
             if left:
@@ -74,10 +76,7 @@ def test_a_smaller_burst_decides_roundings_at_each_distance_by_the_topmost_place
         x = operands.tied_by_burst_inputs(rng, 10, COLS)
         w = operands.tied_by_burst(rng, x, 256, COLS)
         for token in operands.fading(x, 2 * COLS - 1, 8):
-            first, second = (
-                burst_sum(np.broadcast_to(token[part], (len(w), COLS)), w[:, part])
-                for part in (slice(0, COLS), slice(COLS, 2 * COLS))
-            )
+            first, second = sums_of_bursts(token, w)
             for one, other in zip(first.tolist(), second.tolist(), strict=True):
                 larger, smaller = Fraction(one), Fraction(other)
                 if not 0 < abs(smaller) < abs(larger):
@@ -95,10 +94,7 @@ def test_a_smaller_burst_of_few_ones_takes_sums_to_a_tie_from_each_place_above_i
         rng = np.random.default_rng(seed)
         x = operands.tied_by_burst_inputs(rng, 10, COLS)
         w = operands.tied_by_few(rng, x, 256, COLS)
-        first, second = (
-            burst_sum(np.broadcast_to(x[part], (len(w), COLS)), w[:, part])
-            for part in (slice(0, COLS), slice(COLS, 2 * COLS))
-        )
+        first, second = sums_of_bursts(x, w)
         for one, other in zip(first.tolist(), second.tolist(), strict=True):
             halves = abs(Fraction(other)) / Fraction(2) ** (math.frexp(one)[1] - 25)
             if halves % 2 == 1:  # a tie, with nothing below it
@@ -112,10 +108,7 @@ def test_the_last_place_of_a_burst_alone_decides_roundings():
         rng = np.random.default_rng(seed)
         x = operands.tied_by_last_place_inputs(rng, 10, COLS)
         w = operands.tied_by_last_place(rng, x, 256, COLS)
-        first, second = (
-            burst_sum(np.broadcast_to(x[part], (len(w), COLS)), w[:, part])
-            for part in (slice(0, COLS), slice(COLS, 2 * COLS))
-        )
+        first, second = sums_of_bursts(x, w)
         for one, other in zip(first.tolist(), second.tolist(), strict=True):
             places.append(lost_alone(abs(Fraction(one)), Fraction(other) * (1 if one > 0 else -1)))
     # Above guard, round and sticky.
@@ -128,10 +121,7 @@ def test_a_burst_alone_is_a_tie_with_nothing_before_or_with_one_number_that_deci
         rng = np.random.default_rng(seed)
         x = operands.tied_at_once_inputs(rng, 12, COLS)
         w = operands.tied_at_once(rng, x, 256, COLS)
-        bursts = [
-            burst_sum(np.broadcast_to(x[part], (len(w), COLS)), w[:, part]).tolist()
-            for part in (slice(0, COLS), slice(COLS, 2 * COLS))
-        ]
+        bursts = [burst.tolist() for burst in sums_of_bursts(x, w)]
         for one, other in zip(*(map(Fraction, burst) for burst in bursts), strict=True):
             tie, before = (one, None) if abs(one) > abs(other) else (other, one)
             unit = Fraction(2) ** (math.frexp(float(tie))[1] - 24)
@@ -151,10 +141,7 @@ def test_sums_of_two_sparse_bursts_are_single_bits_at_each_place_and_zeros_far_a
         rng = np.random.default_rng(seed)
         x = operands.powers(rng, 2 * COLS)
         w = operands.sparse(rng, x, ROWS)
-        first, second = (
-            burst_sum(np.broadcast_to(x[part], (ROWS, COLS)), w[:, part])
-            for part in (slice(0, COLS), slice(COLS, 2 * COLS))
-        )
+        first, second = sums_of_bursts(x, w)
         for one, other, row in zip(first.tolist(), second.tolist(), w[:, COLS:], strict=True):
             total = Fraction(one) + Fraction(other)
             if total and math.frexp(abs(float(total)))[0] == 0.5:
