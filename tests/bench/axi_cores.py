@@ -28,3 +28,12 @@ class Kind(StrEnum):
     USUAL = "usual"
     MEMORY_GOES_ON = "memory goes on when the top is reset"
     EVERY_BURST = "every burst is answered wrongly"
+
+
+KINDS = {
+    Top.FPGA: tuple(Kind),
+    Top.PIM: (Kind.USUAL, Kind.MEMORY_GOES_ON),
+    Top.GATE: (Kind.USUAL, Kind.MEMORY_GOES_ON),
+    Top.DISPATCH: (Kind.USUAL,),
+}
+"""Which of them a top has: the dispatcher reads nothing, and only the array while tokens are inside."""

@@ -1020,13 +1020,16 @@ def scenarios_of(name: Top, kind: Kind) -> list[Callable[[Bench], None]]:
 async def run_job(dut: Any) -> None:
     """Run every scenario, each from a reset with other pauses.
 
-    The job names the top, the seed, which scenarios, and the periods of both clocks in ps. The result: lines
-    that tell which scenarios ran, the seeds of their pauses, and the cycles that these held each channel up.
+    The job names the top, the seed, which scenarios, the periods of both clocks in ps, and what ports hold
+    that the bench does not know. The result: lines that tell which scenarios ran, the seeds of their pauses,
+    and the cycles that these held each channel up.
     """
     for noisy in ("cocotb", "cocotbext"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     job = Path(os.environ[JOB])
-    name, seed, kind, (period, bus_period) = pickle.loads(job.read_bytes())
+    name, seed, kind, (period, bus_period), statics = pickle.loads(job.read_bytes())
+    for port, value in statics.items():
+        getattr(dut, port).value = value
     core = Core(name, seed)
     bus, bus_reset = clock_of_ports(dut)
     dut.aresetn.value = bus_reset.value = 0

@@ -45,16 +45,18 @@ class Scenario:
 
     ``ports`` are streams, addresses of memories (``o_ar``), their data (``i_r``) and probes (the cycles
     in which they are 1), by member; ``pulses`` says in how many cycles a probe is 1, ``reads`` what
-    the ``Read`` steps show, by a name each. ``derived`` gives comparisons that follow from what a whole
-    run showed. With ``spec.stop_cycle`` only what comes before it counts.
+    the ``Read`` steps show, by a name each (None: not compared). ``derived`` gives comparisons that follow
+    from what a whole run showed, ``rules`` what of it is wrong. With ``spec.stop_cycle`` only what comes
+    before it counts.
     """
 
     name: str
     spec: RunSpec
     ports: Mapping[str, Expected] = field(default_factory=dict)
     pulses: Mapping[str, int] = field(default_factory=dict)
-    reads: Mapping[str, int] = field(default_factory=dict)
+    reads: Mapping[str, int | None] = field(default_factory=dict)
     derived: Callable[[RunResult], Sequence[PortCheck]] = lambda _result: ()
+    rules: Callable[[RunResult], Sequence[str]] = lambda _result: ()
 
     def cut(self, rng: np.random.Generator, *, last: int | None = None) -> Scenario:
         """Return the scenario with a reset while it is at work: up to ``last``, else to its last transfer."""
@@ -82,8 +84,9 @@ class Scenario:
             *(
                 f"{name}: {read} read, {wanted} expected"
                 for (name, wanted), read in zip(self.reads.items(), result.reads, strict=False)
-                if read != wanted
+                if wanted is not None and read != wanted
             ),
+            *self.rules(result),
         ]
 
     def _check(self, block: str, name: str, expected: Expected, result: RunResult) -> PortCheck:

@@ -6,6 +6,7 @@ That they held something up on every one is asserted at the end of a run. What r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from sim.rtlsim import top_component
 from spec.banks import BankGeometry
 from spec.design import DeepBlock
 from spec.registers import Top
-from tests.bench.axi_cores import CORES, Kind
+from tests.bench.axi_cores import CORES, KINDS, Kind
 from tests.bench.axi_pim import SinceReset
 from tests.bench.runner import CocotbBuild, build
 
@@ -41,6 +42,27 @@ def top(name: Top, *, two_clocks: bool = False, deep: bool = False) -> CocotbBui
     return build(f"{name}_axi", component, config=(model, design, block))
 
 
+def run(
+    rtl: CocotbBuild,
+    name: Top,
+    seed: int,
+    kind: Kind = Kind.USUAL,
+    *,
+    periods: tuple[int, int] = ONE_CLOCK,
+    statics: Mapping[str, int] | None = None,
+    power_up: int | None = None,
+) -> list[str]:
+    """Run the scenarios of a kind; return which ran, with the seeds of their pauses.
+
+    ``statics``: what ports hold that the bench does not know; ``power_up``: another seed than ``seed`` of
+    what registers hold before the first reset.
+    """
+    job = (name, seed, kind, periods, dict(statics or {}))
+    done = rtl.run_module(MODULE, job, seed=seed if power_up is None else power_up)
+    assert isinstance(done, list)
+    return done
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "seed"),
@@ -53,7 +75,7 @@ def top(name: Top, *, two_clocks: bool = False, deep: bool = False) -> CocotbBui
 def test_top(name, seed):
     """Prints the seed of what fails, and every scenario that ran with the seeds of its pauses."""
     print(f"{name}, seed {seed}")
-    print(top(name).run_module(MODULE, (name, seed, Kind.USUAL, ONE_CLOCK), seed=seed))
+    print(run(top(name), name, seed))
 
 
 @pytest.mark.long
@@ -62,15 +84,15 @@ def test_top(name, seed):
 def test_top_with_deep_pipelines(name, seed):
     """The same from outside."""
     print(f"{name}, deep, seed {seed}")
-    print(top(name, deep=True).run_module(MODULE, (name, seed, Kind.USUAL, ONE_CLOCK), seed=seed))
+    print(run(top(name, deep=True), name, seed))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(1, 20))
-@pytest.mark.parametrize("name", [Top.FPGA, Top.GATE, Top.PIM])
+@pytest.mark.parametrize("name", [name for name in CORES if Kind.MEMORY_GOES_ON in KINDS[name]])
 def test_top_is_reset_while_the_memory_goes_on(name, seed):
     print(f"{name}, seed {seed}")
-    print(top(name).run_module(MODULE, (name, seed, Kind.MEMORY_GOES_ON, ONE_CLOCK), seed=seed))
+    print(run(top(name), name, seed, Kind.MEMORY_GOES_ON))
 
 
 @pytest.mark.long
@@ -80,9 +102,9 @@ def test_top_with_ports_on_another_clock(name, periods):
     seed = sum(periods)
     print(f"{name}, periods {periods} ps, seed {seed}")
     rtl = top(name, two_clocks=True)
-    done = rtl.run_module(MODULE, (name, seed, Kind.USUAL, periods), seed=1)
-    if name is not Top.DISPATCH:
-        done += rtl.run_module(MODULE, (name, seed, Kind.MEMORY_GOES_ON, periods), seed=1)
+    done = run(rtl, name, seed, periods=periods, power_up=1)
+    if Kind.MEMORY_GOES_ON in KINDS[name]:
+        done += run(rtl, name, seed, Kind.MEMORY_GOES_ON, periods=periods, power_up=1)
     print(done)
 
 
@@ -91,7 +113,7 @@ def test_top_with_ports_on_another_clock(name, periods):
 def test_no_burst_is_answered_rightly(seed):
     """Of the array, which reads while tokens are inside."""
     print(f"seed {seed}")
-    print(top(Top.FPGA).run_module(MODULE, (Top.FPGA, seed, Kind.EVERY_BURST, ONE_CLOCK), seed=seed))
+    print(run(top(Top.FPGA), Top.FPGA, seed, Kind.EVERY_BURST))
 
 
 BEFORE = [(401, REF), (500, ACT)]

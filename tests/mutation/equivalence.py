@@ -41,8 +41,8 @@ write_json bits.json
 """
 
 
-PAYLOAD = re.compile(r"(.*_(?:t|ar|aw|w|r|b))(?!ready$)[a-z]+")
-"""Members of a channel, beside its ``valid``: they say something while that does."""
+PAYLOAD = re.compile(r"(.*_(?:t|ar|aw|w|r|b))(?!ready$)[a-z]+|(.*__)payload")
+"""Members of a channel or stream, beside its ``valid``: they say something while that does."""
 
 
 class NotInvariant(RuntimeError):
@@ -119,9 +119,9 @@ class Machine:
         wires |= {f"when.{n}": rule.when for n, rule in enumerate(rules.invariants)}
         with tempfile.TemporaryDirectory(prefix="expertbank-") as place:
             folder = Path(place)
-            text = (mutants.directory / f"eb_{mutants.name}.v").read_text()
             # A rule that names a wire that there is not would hold of anything.
-            (folder / "wired.v").write_text("`default_nettype none\n" + with_wires(text, wires))
+            text = with_wires(mutants.verilog, wires)
+            (folder / "wired.v").write_text(f"`default_nettype none\n{text}")
             (folder / "bits.ys").write_text(BITS)
             run(YOSYS, ["-q", "-s", "bits.ys"], folder)
             circuit = Circuit.read(folder / "bits.json")
@@ -182,13 +182,13 @@ def told_apart(graph: Graph, here: Frame, other: Frame, payload: re.Pattern[str]
     """Yield for output bits that they differ, outside reset, where they say something.
 
     ``payload`` is what names of outputs look like that say something only while there is a ``valid`` of the
-    same beginning, their first group, and that is 1. Bits that are the same in any case are left out.
+    same beginning, their group, and that is 1. Bits that are the same in any case are left out.
     """
     outputs = here.circuit.outputs
     (running,) = here.of(RESET)
     for name in outputs:
         found = payload.fullmatch(name)
-        valid = f"{found[1]}valid" if found else ""
+        valid = f"{found[found.lastindex]}valid" if found else ""
         matters = running
         if valid in outputs and name != valid:
             # Where only one of them is valid that differs itself.

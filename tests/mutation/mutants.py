@@ -1,11 +1,10 @@
 """All mutants of a block in one model: Yosys changes its netlist, a port says which change counts.
 
 The exported Verilog becomes Yosys' generic netlist (flat, word-level cells after the coarse part of
-``synth``),
-``mutate`` chooses places and changes (an inverted, constant or swapped bit of a cell's port), and the
-netlist with
-all of them is written as Verilog again, with a port ``mutant``: 0 is the netlist itself. Ports of clocks
-are left out.
+``synth``), ``mutate`` chooses places and changes (an inverted, constant or swapped bit of a cell's port), and
+the netlist with all of them is written as Verilog again, with a port ``mutant``: 0 is the netlist itself.
+Ports of clocks are left out. Modules that are *kept* stay as they are, modules of their own: what is changed
+is what lies between them, and for proofs their ports are outputs and inputs of it.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +26,14 @@ CLOCKS = re.compile(r"-port \\?(CLK|RD_CLK|WR_CLK|C)\b")
 SYNTHESIS = """
 read_verilog {files}
 hierarchy -top {top}
+{keep}
 synth -top {top} -flatten -noalumacc -run begin:fine
 opt -mux_undef -undriven
 opt_clean
 """
 NETLIST = f"""{SYNTHESIS}
 write_rtlil netlist.il
-mutate -list {{count}} -seed {{seed}} -o list.txt
+mutate -list {{count}} -seed {{seed}} -o list.txt {{top}}
 """
 UNCHANGED = f"""{SYNTHESIS}
 write_verilog -noattr netlist.v
@@ -43,6 +44,12 @@ script mutants.ys
 opt_clean
 write_verilog -noattr mutated.v
 """
+BETWEEN = """
+expose -evert {kept}
+select {top}
+write_verilog -noattr -selected between.v
+"""
+"""Of what is changed alone; see :attr:`Mutants.kept`."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,28 @@ class Mutants:
     name: str
     texts: tuple[str, ...]
 
+    @property
+    def verilog(self) -> str:
+        """The one module of what is changed: ports of modules that are kept are ports of it."""
+        between = self.directory / "between.v"
+        return (between if between.is_file() else self.directory / f"eb_{self.name}.v").read_text()
 
-def mutants_of(directory: Path, name: str, *, count: int, seed: int, root: Path = DEFAULT_ROOT) -> Mutants:
-    """Return ``count`` mutants of ``eb_<name>`` as it was exported into ``directory``; kept by content."""
+
+def mutants_of(
+    directory: Path,
+    name: str,
+    *,
+    count: int,
+    seed: int,
+    keep: Sequence[str] = (),
+    root: Path = DEFAULT_ROOT,
+) -> Mutants:
+    """Return ``count`` mutants of ``eb_<name>`` as it was exported into ``directory``; kept by content.
+
+    ``keep``: modules without mutants, by their names behind ``eb_<name>_``.
+    """
     files = file_list(directory, name)
-    settings = repr((NETLIST, MUTATED, count, seed, PORT_BITS))
+    settings = repr((NETLIST, MUTATED, BETWEEN if keep else "", tuple(keep), count, seed, PORT_BITS))
     key = digest(settings.encode(), *(file.read_bytes() for file in files))
     target = root.resolve() / "cache" / f"mutants-{key}"
 
@@ -66,7 +90,7 @@ def mutants_of(directory: Path, name: str, *, count: int, seed: int, root: Path 
             folder = Path(place)
             for file in files:
                 shutil.copy(file, folder)
-            _make(folder, directory, name, [file.name for file in files], count, seed)
+            _make(folder, directory, name, [file.name for file in files], count, seed, keep)
             shutil.copytree(folder, target)
 
     built_once(target, f"{name}.ports.json", make)
@@ -86,7 +110,7 @@ def netlist_of(directory: Path, name: str, *, root: Path = DEFAULT_ROOT) -> Path
             for file in files:
                 shutil.copy(file, folder)
             top = ports_of(directory, name)["top"]
-            script = UNCHANGED.format(files=" ".join(file.name for file in files), top=top)
+            script = UNCHANGED.format(files=" ".join(file.name for file in files), top=top, keep="")
             (folder / "netlist.ys").write_text(script)
             run(YOSYS, ["-q", "-s", "netlist.ys"], folder)
             for file in files:
@@ -100,11 +124,15 @@ def netlist_of(directory: Path, name: str, *, root: Path = DEFAULT_ROOT) -> Path
     return target
 
 
-def _make(folder: Path, directory: Path, name: str, files: list[str], count: int, seed: int) -> None:
+def _make(
+    folder: Path, directory: Path, name: str, files: list[str], count: int, seed: int, keep: Sequence[str]
+) -> None:
     description = ports_of(directory, name)
     top = description["top"]
+    kept = "".join(f"setattr -mod -set keep_hierarchy 1 {top}_{module}\n" for module in keep)
     # More than wanted: those of clocks are taken out.
-    script = NETLIST.format(files=" ".join(files), top=top, count=count + count // 8 + 8, seed=seed)
+    count_listed = count + count // 8 + 8
+    script = NETLIST.format(files=" ".join(files), top=top, keep=kept, count=count_listed, seed=seed)
     (folder / "netlist.ys").write_text(script)
     run(YOSYS, ["-q", "-s", "netlist.ys"], folder)
     listed = (folder / "list.txt").read_text().splitlines()
@@ -112,7 +140,9 @@ def _make(folder: Path, directory: Path, name: str, files: list[str], count: int
     (folder / "mutants.ys").write_text(
         "".join(f"{line} -ctrl {PORT} {PORT_BITS} {n}\n" for n, line in enumerate(chosen, start=1))
     )
-    (folder / "mutated.ys").write_text(MUTATED)
+    instances = " ".join(f"{top}/t:{top}_{module}" for module in keep)
+    between = BETWEEN.format(top=top, kept=instances) if keep else ""
+    (folder / "mutated.ys").write_text(MUTATED + between)
     run(YOSYS, ["-q", "-s", "mutated.ys"], folder)
     (folder / f"eb_{name}.v").write_text((folder / "mutated.v").read_text())
     (folder / f"{name}.f").write_text(f"eb_{name}.v\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,18 +22,18 @@ from rtl.layer import FpgaLayer
 from rtl.pim import PimChannel
 from sim.bench import commit_of_sources
 from sim.claims.benches import GOAL
-from sim.divergence import first_divergence
-from sim.rtlsim import DEFAULT_ROOT, Build, build_exported, exported
+from sim.rtlsim import DEFAULT_ROOT, exported
 from sim.toolchain import write_atomically
 from spec.design import Pipeline
 from spec.geometry import GateGeometry
+from spec.registers import Top
 from tests.bench import test_combine_bench as combine
 from tests.bench import test_dispatch_bench as dispatch
 from tests.bench import test_expert_bench as expert
 from tests.bench import test_gating_bench as gating
 from tests.bench import test_layer_bench as layer
 from tests.bench import test_pim_bench as pim
-from tests.bench.scenarios import Scenario
+from tests.bench import test_registers_bench as registers
 from tests.mutation import (
     combine_scenarios,
     dispatch_scenarios,
@@ -41,25 +41,14 @@ from tests.mutation import (
     gate_scenarios,
     pim_scenarios,
 )
+from tests.mutation.benches import Block, CocotbBlock, axi_block
 from tests.mutation.equivalence import Machine, Rules, equivalent
-from tests.mutation.mutants import PORT, SECONDS, mutants_of, netlist_of
+from tests.mutation.mutants import SECONDS, mutants_of, netlist_of
 from tests.mutation.page import page, survivors_of, unexplained
 from tests.mutation.perturbed import unnoticed
 
-BATCH = 12
-"""Scenarios of one process: most mutants are seen by the first batch."""
 POWER_UPS = (1, 2, 3)
 """Seeds of what registers and memories hold at power-up."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block with its bench: what is exported, and the scenarios of a seed."""
-
-    name: str
-    component: Callable[[], object]
-    config: object
-    scenarios: Callable[[int], list[Scenario]]
 
 
 def _dispatcher(name: str, config: DispatchConfig) -> Block:
@@ -124,9 +113,20 @@ BLOCKS = [
     _combiner("combine_deep", combine.DEEP),
     _gate("gating_deep", replace(GATE, pipeline=Pipeline.DEEP)),
     _engine("expert_deep", replace(EXPERT, pipeline=Pipeline.DEEP)),
+    # What lies around the core in a top with AXI ports, and around the blocks in a layer.
+    axi_block("axi_gate", Top.GATE, keep=("gate_gate", "gate_registers")),
+    axi_block("axi_dispatch", Top.DISPATCH, keep=("dispatch_dispatch", "dispatch_registers")),
+    Block(
+        "layer_glue",
+        lambda: FpgaLayer(layer.MODEL, layer.RULED),
+        (layer.MODEL, layer.RULED),
+        layer.scenarios,
+        keep=("gate", "dispatch", "expert", "combine", "registers"),
+    ),
+    CocotbBlock("registers", registers.registers, registers.EVENT_BITS, registers.run),
 ]
 LAYER = Block(
-    "layer", lambda: FpgaLayer(layer.MODEL, layer.DESIGN), (layer.MODEL, layer.DESIGN), layer.scenarios
+    "layer", lambda: FpgaLayer(layer.MODEL, layer.RULED), (layer.MODEL, layer.RULED), layer.scenarios
 )
 """Of which only the netlist itself is run."""
 
@@ -171,77 +171,40 @@ class NetlistRun:
         return not self.said
 
 
-def run_netlist(block: Block, seed: int, *, root: Path = DEFAULT_ROOT) -> NetlistRun:
+def run_netlist(block: Block | CocotbBlock, seed: int, *, root: Path = DEFAULT_ROOT) -> NetlistRun:
     """Run a block's bench on its netlist, from several contents of registers and memories."""
     start = time.perf_counter()
     directory = exported(block.name, block.component, config=block.config, root=root)
-    build = build_exported(netlist_of(directory, block.name, root=root), block.name, root=root)
-    scenarios = block.scenarios(seed)
+    bench = block.bench(netlist_of(directory, block.name, root=root), seed, root)
     said = ""
     for power_up in POWER_UPS:
-        said = said or differs(build, block.name, scenarios, None, power_up)
-    return NetlistRun(block.name, len(scenarios), len(POWER_UPS), said, time.perf_counter() - start)
+        said = said or bench.differs(None, power_up)
+    return NetlistRun(block.name, bench.count, len(POWER_UPS), said, time.perf_counter() - start)
 
 
-def differs(build: Build, block: str, scenarios: Sequence[Scenario], mutant: int | None, seed: int) -> str:
-    """Return what the bench says of a mutant, "" if nothing; ``None``: the build has none."""
-    more = {} if mutant is None else {PORT: mutant}
-    specs = [replace(run.spec, statics={**run.spec.statics, **more}) for run in scenarios]
-    try:
-        results = build.run_phases(specs, seed=seed)
-    except RuntimeError as error:
-        return f"the run fails: {error}"
-    for run, result in zip(scenarios, results, strict=True):
-        problems = run.problems(result)
-        if problems:
-            return f"{run.name}: {problems[0]}"
-        found = first_divergence(run.checks(block, result))
-        if found is not None:
-            return f"{run.name}: {found.message}"
-    return ""
-
-
-def measure(block: Block, count: int, seed: int) -> Outcome:
+def measure(block: Block | CocotbBlock, count: int, seed: int) -> Outcome:
     """Run the netlist itself, then each mutant until a scenario shows it."""
     start = time.perf_counter()
     directory = exported(block.name, block.component, config=block.config)
-    mutants = mutants_of(directory, block.name, count=count, seed=seed)
-    build = build_exported(mutants.directory, block.name)
-    scenarios = block.scenarios(seed)
+    mutants = mutants_of(directory, block.name, count=count, seed=seed, keep=block.keep)
+    bench = block.bench(mutants.directory, seed)
     # Registers start at random: with other values in each of these.
     for power_up in POWER_UPS:
-        said = differs(build, block.name, scenarios, 0, power_up)
+        said = bench.differs(0, power_up)
         if said:
             raise SystemExit(f"{block.name}: the netlist itself fails: {said}")
-    # A mutant that hangs is seen in the time that the longest scenario takes twice.
-    cycles = [result.cycles for result in build.run_phases([run.spec for run in scenarios])]
-    limited = [
-        replace(run, spec=replace(run.spec, max_cycles=min(run.spec.max_cycles, 2 * used + 200)))
-        for run, used in zip(scenarios, cycles, strict=True)
-    ]
-    # Different ones first, then the rest, then the scenarios that another seed draws.
-    step = max(1, len(limited) // BATCH)
-    first = limited[::step][:BATCH]
-    survivors = {}
-    for number, text in enumerate(mutants.texts, start=1):
-        said = differs(build, block.name, first, number, 1) or differs(build, block.name, limited, number, 1)
-        if not said:
-            survivors[number] = text
-    others = block.scenarios(seed + 1) if survivors else []
-    survivors = {
-        number: text
-        for number, text in survivors.items()
-        if not differs(build, block.name, others, number, 2)
-    }
+    bench.limit()
+    survivors = {number: text for number, text in enumerate(mutants.texts, start=1) if not bench.sees(number)}
+    if survivors:
+        others = bench.others()
+        survivors = {number: text for number, text in survivors.items() if not others.differs(number, 2)}
     proved: set[int] = set()
     if survivors:
         machine = Machine.of(mutants, Rules.read(block.name))
         proved = unnoticed(machine, sorted(survivors))
         proved |= equivalent(machine, sorted(set(survivors) - proved))
     seconds = time.perf_counter() - start
-    return Outcome(
-        block.name, len(mutants.texts), seed, survivors, frozenset(proved), len(scenarios), seconds
-    )
+    return Outcome(block.name, len(mutants.texts), seed, survivors, frozenset(proved), bench.count, seconds)
 
 
 def main() -> int:
