@@ -147,9 +147,14 @@ class PacketGuard(wiring.Component):
                 with m.If(~self.recovering):
                     m.d.comb += [i.ready.eq(0), self.discarded.eq(0)]
                     m.d.sync += state.eq(InputState.PASS)
-        with m.If(give & ends_token):
+        # Nobody looks before the next token's last beat, so of several beats the way here has a register.
+        ended = Signal()
+        ended_last = Signal()
+        domain = m.d.sync if self.token_beats > 1 else m.d.comb
+        domain += [ended.eq(give & ends_token), ended_last.eq(o.payload.last)]
+        with m.If(ended):
             m.d.sync += [
-                first_token.eq(o.payload.last),
+                first_token.eq(ended_last),
                 tokens_behind.eq(Mux(first_token, behind_first, tokens_behind - 1)),
                 none_behind.eq(Mux(first_token, of_two, tokens_behind == 1)),
             ]
@@ -162,6 +167,8 @@ class PacketGuard(wiring.Component):
                 first_token.eq(1),
                 offered.eq(0),
             ]
+            if self.token_beats > 1:
+                m.d.sync += ended.eq(0)
         return m
 
     def _passed(self, m, state, last, ends_token, expects_more, counted_out):

@@ -38,12 +38,13 @@ from cocotbext.axi.stream import StreamSource
 from golden.layer_bf16 import layer_bf16, layer_image
 from golden.weights import random_tokens, random_weights
 from rtl.axi.clocks import STREAM_DEPTH
+from rtl.axi.top import RESET_CYCLES
 from sim.driver import BusError, Driver, Packet
 from sim.pack import pack, read_pack
 from sim.pim_layer import placement_steps
 from spec.banks import BankGeometry
 from spec.geometry import ImageGeometry, ceil_div
-from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Top, field_of
+from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Top, field_of, register_map
 from tests.bench.axi_cores import CORES, Kind
 from tests.bench.axi_pim import BankPorts, CommandBuses, pim_image
 from tests.bench.in_simulator import JOB, RESULTS
@@ -53,6 +54,7 @@ IMAGE_PAGE = 3
 SLVERR, DECERR = 2, 3
 BUS_CONTROL = next(register.address for register in BUS_REGISTERS if register.name == "BUS_CONTROL")
 RECOVER = field_of(BUS_REGISTERS, "BUS_CONTROL", "recover").mask
+LAST_ADDRESS = 0xFFC
 MOST_RECOVERIES = 20
 """Of which two meet an open bank."""
 PATIENCE = 2_000
@@ -108,6 +110,7 @@ class Channel:
         self.asked = self.stalled = 0
         self._drawn: Iterator[bool] = repeat(False)
         self._held: float = 0
+        self._flows = False
         self._recent = [False] * SETTLED
         self._since_other = 0
         model.set_pause_generator(self)
@@ -120,14 +123,18 @@ class Channel:
         """Pause for so many cycles, or until :meth:`let_go`; the drawn pauses go on behind it."""
         self._held = cycles
 
+    def flow(self) -> None:
+        """Do not pause, until :meth:`let_go`."""
+        self._flows = True
+
     def let_go(self) -> None:
         """Pause as drawn again."""
-        self._held = 0
+        self._held, self._flows = 0, False
 
     @property
     def held(self) -> bool:
-        """Whether it stands still on purpose."""
-        return self._held > 0
+        """Whether it does not pause as drawn."""
+        return self._held > 0 or self._flows
 
     def __iter__(self) -> Channel:
         return self
@@ -139,7 +146,7 @@ class Channel:
             self._held -= 1
             self._since_other, self._recent = 0, [False] * SETTLED
             return True
-        pausing = next(self._drawn)
+        pausing = next(self._drawn) and not self._flows
         self._since_other = 0 if self.model.full() else self._since_other + 1
         self.stalled += self._stalls(pausing)
         self._recent = [pausing, *self._recent[:-1]]
@@ -196,6 +203,11 @@ class Core:
             weights = self.rng.integers(1, 1 << 15, ids.shape)
             return ids | weights << self.expert_bits
         return bf16_bits(random_tokens(self.model, count, int(self.rng.integers(1 << 30))))
+
+    @property
+    def most_tokens(self) -> int:
+        """Of a batch: many where a token is soon served, so that counters reach more of their bits."""
+        return 300 if self.name is Top.DISPATCH else 6
 
     def beats(self, tokens: np.ndarray) -> list[int]:
         """Return a batch's input beats."""
@@ -703,7 +715,7 @@ def short_token(bench: Bench) -> None:
     """``tlast`` inside a token: it is filled up, ends its batch, and its outputs are marked."""
     core, rng = bench.core, bench.rng
     bench.start()
-    good, bad = core.tokens(int(rng.integers(1, 6))), core.tokens(int(rng.integers(1, 6)))
+    good, bad = core.tokens(int(rng.integers(1, core.most_tokens))), core.tokens(int(rng.integers(1, 6)))
     beats = (len(bad) - 1) * core.token_beats + int(rng.integers(1, core.token_beats))
     _wrong_packet(bench, good, core.cut(bad, beats), core.beats(bad)[:beats], "short_token", True)
 
@@ -725,10 +737,106 @@ def long_packet(bench: Bench) -> None:
     count = int(rng.integers(1, 6))
     bench.driver.write("BATCH_TOKENS", count)
     good, bad = core.tokens(count), core.tokens(count)
-    rest = int(rng.integers(1, 3 * core.token_beats))
+    rest = int(rng.integers(1, (3 if rng.integers(2) else 100) * core.token_beats))
     discarded = bench.driver.read("DISCARDED")
     _wrong_packet(bench, good, bad, core.beats(bad) + [0] * rest, "long_packet", False)
     assert bench.driver.read("DISCARDED") == discarded + rest
+
+
+def far_limit(bench: Bench) -> None:
+    """BATCH_TOKENS counts with all its bits: a packet is too short by a power of two of tokens."""
+    driver, core, rng = bench.driver, bench.core, bench.rng
+    bits = range(2, 32) if core.name is Top.DISPATCH else rng.choice(np.arange(2, 32), 2, replace=False)
+    for bit in bits:
+        bench.start()
+        count = int(rng.integers(1, 5))
+        driver.write("BATCH_TOKENS", count + (1 << int(bit)))
+        tokens = core.tokens(count + int(rng.integers(2)))
+        expected = core.outputs([tokens])
+        bench.send(core.beats(tokens))
+        got, marks = bench.take(sum(last for _, last in expected))
+        same(got, expected)
+        assert not any(marks)
+        driver.wait_until_drained()
+        assert driver.errors() == {"short_packet"}, f"bit {bit} of BATCH_TOKENS"
+        assert driver.read("TOKENS_IN") == len(tokens)
+        driver.recover()
+        driver.write("BATCH_TOKENS", 0)
+    bench.recovered()
+
+
+def finish_rest(bench: Bench) -> None:
+    """Let through what is left of packets after a recovery, whatever it is; then recover, and all works."""
+    driver = bench.driver
+    while not bench.source.idle():
+        bench.wait(10)
+    driver.wait_until_drained()
+    bench.settle()
+    bench.receive_all()
+    driver.recover()
+    bench.start()
+    bench.run(bench.batches(1))
+
+
+def recover_from_an_open_packet(bench: Bench) -> None:
+    """Without ``discard_rest`` what comes meanwhile is thrown away, for 8 cycles at least."""
+    driver, core = bench.driver, bench.core
+    source, sink = bench.channels["s_axis"], bench.channels["m_axis"]
+    bench.start()
+    # More than comes in until the register is written.
+    bench.send(core.beats(core.tokens(max(60, core.most_tokens) + bench.crossing)))
+    while not driver.read_fields("BUS_STATUS")["packet_open"]:
+        pass
+    discarded = driver.read("DISCARDED")
+    source.flow()
+    sink.flow()
+    driver.recover()
+    discarded = driver.read("DISCARDED") - discarded
+    source.let_go()
+    sink.let_go()
+    assert not bench.source.idle(), "the packet ended too early"
+    assert discarded >= RESET_CYCLES, f"{discarded} beats thrown away"
+    bench.start()
+    bench.receive_all()
+    finish_rest(bench)
+
+
+def recover_when_the_source_was_reset(bench: Bench) -> None:
+    """Nothing is left of a packet whose source was reset in its middle."""
+    driver, core = bench.driver, bench.core
+    bench.start()
+    bench.hold(holding=True)
+    # More than windows and crossings hold: some wait at the door.
+    bench.send(core.beats(core.tokens(4 * core.design.window_tokens + bench.crossing)))
+    while not driver.read_fields("BUS_STATUS")["packet_open"]:
+        pass
+    bench.wait(int(bench.rng.integers(1, 500)))
+    bench.source.assert_reset()
+    bench.source.clear()
+    bench.hold(holding=False)
+    bench.recovered()
+    bench.settle()
+    bench.receive_all()
+    bench.run(bench.batches(1))
+
+
+def unknown_addresses(bench: Bench) -> None:
+    """ERROR_REGISTER names the first access that was refused, with all bits of its address."""
+    driver, rng = bench.driver, bench.rng
+    known = {register.address for register in register_map(bench.core.name, int8=True, secded=True)}
+    free = [address for address in range(0, LAST_ADDRESS + 1, 4) if address not in known]
+    for address in rng.choice(free, 8, replace=False).tolist():
+        reads = bool(rng.integers(2))
+        if reads:
+            refused(lambda address=address: bench.read32(address), DECERR)
+        else:
+            refused(lambda address=address: bench.write32(address, 0), DECERR)
+        other = int(rng.choice(free))
+        refused(lambda other=other: bench.read32(other), DECERR)
+        assert driver.errors() == {"illegal_read"} | (set() if reads else {"illegal_write"})
+        assert driver.read("ERROR_REGISTER") == address
+        driver.recover()
+    bench.recovered()
 
 
 def recover_in_flight(bench: Bench) -> None:
@@ -756,7 +864,7 @@ def recover_in_flight(bench: Bench) -> None:
 
 def recover_while_banks_are_open(bench: Bench) -> None:
     """The DRAM knows of no recovery: its rules hold across it, checked at the end of the scenario."""
-    driver, core, commands = bench.driver, bench.core, bench.commands
+    core, commands = bench.core, bench.commands
     bench.start()
     before = commands.recovered_while_open()
     for _ in range(MOST_RECOVERIES):
@@ -770,14 +878,7 @@ def recover_while_banks_are_open(bench: Bench) -> None:
     else:
         # Through slow ports each may come too late.
         assert bench.crossing, f"{MOST_RECOVERIES} recoveries met an open bank once at most"
-    while not bench.source.idle():
-        bench.wait(10)
-    driver.wait_until_drained()
-    bench.settle()
-    bench.receive_all()
-    driver.recover()
-    bench.start()
-    bench.run(bench.batches(1))
+    finish_rest(bench)
 
 
 def recover_while_nothing_moves(bench: Bench) -> None:
@@ -993,7 +1094,11 @@ GENERAL = [
     short_token,
     short_packet,
     long_packet,
+    far_limit,
+    unknown_addresses,
     recover_in_flight,
+    recover_from_an_open_packet,
+    recover_when_the_source_was_reset,
     recover_while_nothing_moves,
     reset_in_flight,
 ]

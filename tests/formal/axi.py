@@ -541,14 +541,21 @@ def packets_in() -> Checker:
         checker.prove(f"inv_{name}", (age != 2) | (checker.probe(name) == value))
     idle = ~is_open & (beat == 0) & (tokens == 0) & ~filling & ~dropping & ~to_last & ~to_end
     checker.prove("inv_begins_later", (age == 2) | (idle & ~checker.probe("offered")))
-    checker.prove("inv_first_token", (batch == 0) | (checker.probe("first_token") == (tokens == 0)))
+    # A token that has just passed is counted a cycle later; none has where one is passing.
+    ended, first_token = checker.probe("ended"), checker.probe("first_token")
+    is_first = Mux(ended, checker.probe("ended_last"), first_token)
+    passed = checker.value("passed", (tokens - ended)[:32])
+    checker.prove("inv_ended", ~ended | (beat == 0))
+    checker.prove("inv_first_token", (batch == 0) | (is_first == (tokens == 0)))
+    checker.prove("inv_ended_first", (batch == 0) | ~ended | (tokens == 0) | (first_token == (tokens == 1)))
     checker.prove(
         "inv_tokens",
         (batch == 0)
         | (tokens == 0)
+        | (passed == 0)
         | (
-            (checker.probe("tokens_behind") == (batch - 1 - tokens)[:32])
-            & (checker.probe("none_behind") == (tokens == batch - 1))
+            (checker.probe("tokens_behind") == (batch - 1 - passed)[:32])
+            & (checker.probe("none_behind") == (passed == batch - 1))
         ),
     )
     checker.prove("inv_filling", ~filling | (beat != 0))

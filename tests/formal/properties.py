@@ -421,7 +421,7 @@ AXI = [
                 ),
                 ("of_one.eq(limit == 1)", "of_one.eq(limit == 3)", "last_as_asked"),
                 (
-                    "first_token.eq(o.payload.last)",
+                    "first_token.eq(ended_last)",
                     "first_token.eq(1)",
                     "last_as_asked",
                 ),
