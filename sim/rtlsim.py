@@ -383,8 +383,8 @@ class RunSpec:
     statics : values of plain inputs from reset on; 0 otherwise.
     writes : ``(cycle, port, value)``: plain inputs that change in a cycle of the run, and stay.
     prologue, epilogue : register steps after reset, before cycle 0, and after the run.
-    probes : plain outputs (at most 64 bits) of which every non-zero value is kept.
-    until : plain output that must have been non-zero before the run may end.
+    probes : outputs (at most 64 bits), of streams too, of which every non-zero value is kept.
+    until : output that must have been non-zero before the run may end.
     max_cycles : the run times out after so many.
     settle : cycles after the last wanted beat in which an extra beat would be found.
     stop_cycle : end here whatever is missing (a reset in mid-run follows, with the next phase).
@@ -840,8 +840,9 @@ class _Job:
         return f"{port} {int(value).to_bytes(_storage_bytes(self.widths[port]), 'little').hex()}"
 
     def _output(self, port: str) -> str:
-        if port not in self.plain or port in self.inputs:
-            raise ValueError(f"no plain output {port}; there are {sorted(self.plain - self.inputs)}")
+        outputs = self.widths.keys() - self.inputs
+        if port not in outputs:
+            raise ValueError(f"no output {port}; there are {sorted(outputs)}")
         if self.widths[port] > 64:
             raise ValueError(f"{port}: at most 64 bits, not {self.widths[port]}")
         return port

@@ -277,7 +277,7 @@ def test_mistakes_in_a_spec_are_named(reader, image):
         reader.run(RunSpec(sources={"i": Source(np.array([1 << 14], dtype=np.uint64))}))
     with pytest.raises(ValueError, match=r"^reg_we: value must fit 1 bits, not 2$"):
         reader.run(RunSpec(statics={"reg_we": 2}))
-    with pytest.raises(ValueError, match=r"^no plain output nope; there are \['busy', "):
+    with pytest.raises(ValueError, match=r"^no output nope; there are \['busy', "):
         reader.run(RunSpec(probes=["nope"]))
     with pytest.raises(ValueError, match=r"^o: ready pattern is never ready$"):
         reader.run(RunSpec(sinks={"o": Sink(1, [0, 0])}))
