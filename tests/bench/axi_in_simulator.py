@@ -39,11 +39,12 @@ from golden.layer_bf16 import layer_bf16, layer_image
 from golden.weights import random_tokens, random_weights
 from rtl.axi.clocks import STREAM_DEPTH
 from rtl.axi.top import RESET_CYCLES
+from rtl.expert.layouts import PAGE_BITS
 from sim.driver import BusError, Driver, Packet
 from sim.pack import pack, read_pack
 from sim.pim_layer import placement_steps
 from spec.banks import BankGeometry
-from spec.geometry import ImageGeometry, ceil_div
+from spec.geometry import PAGE_BYTES, ImageGeometry, ceil_div
 from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Top, field_of, register_map
 from tests.bench.axi_cores import CORES, Kind
 from tests.bench.axi_pim import BankPorts, CommandBuses, pim_image
@@ -184,12 +185,13 @@ class Core:
         self.padded = np.zeros((0, self.token_beats * lanes), np.uint16)
 
     def memory(self) -> bytes:
-        """Return what the read master sees, from address 0 on."""
+        """Return what the read master sees, whole pages: the image from page ``IMAGE_PAGE`` on."""
         if self.name is Top.DISPATCH:
             return b""
         image = layer_image(self.model, self.image, self.weights)
         # Beyond the image too: bursts are whole.
-        return bytes(IMAGE_PAGE * 4096) + image.tobytes() + bytes(4096)
+        whole = bytes(IMAGE_PAGE * PAGE_BYTES) + image.tobytes() + bytes(PAGE_BYTES)
+        return whole + bytes(-len(whole) % PAGE_BYTES)
 
     def tokens(self, count: int) -> np.ndarray:
         """Return random tokens: (count, d_model) patterns, or for the dispatcher (count, k) assignments."""
@@ -283,19 +285,63 @@ class Core:
         return found
 
 
+LOGGED = {
+    "s_axi_aw": ("addr",),
+    "s_axi_w": ("data", "strb"),
+    "s_axi_b": ("resp",),
+    "s_axi_ar": ("addr",),
+    "s_axi_r": ("resp",),
+    "s_axis_t": ("last",),
+    "m_axis_t": ("last", "user"),
+    "m_axi_ar": ("len",),
+    "m_axi_r": ("resp", "last"),
+}
+"""Channels of a log, with what of them it has beside ``valid`` and ``ready``."""
+
+
+class PortLog:
+    """Everything that happens at the ports, by signal: what each held at every clock edge."""
+
+    def __init__(self, dut: Any) -> None:
+        self.clock, reset = clock_of_ports(dut)
+        names = ["irq"]
+        for channel, more in LOGGED.items():
+            if hasattr(dut, f"{channel}valid"):
+                names += [f"{channel}{part}" for part in ("valid", "ready", *more)]
+        self.signals = {"aresetn": reset, **{name: getattr(dut, name) for name in names}}
+        self.rows: list[list[int]] = []
+        cocotb.start_soon(self._watch())
+
+    async def _watch(self) -> None:
+        signals = list(self.signals.values())
+        while True:
+            await RisingEdge(self.clock)
+            self.rows.append([int(signal.value) for signal in signals])
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return the values of each signal, one for each edge."""
+        return dict(zip(self.signals, np.array(self.rows, dtype=np.uint64).T, strict=True))
+
+
 def clock_of_ports(dut: Any) -> tuple[Any, Any]:
     """Return the clock and reset of a top's AXI ports."""
     return (dut.bus_aclk, dut.bus_aresetn) if hasattr(dut, "bus_aclk") else (dut.aclk, dut.aresetn)
 
 
 class Rules:
-    """Watches a channel that the top drives: valid and payload stay until ready, but for reset."""
+    """Watches a channel that the top drives: valid and payload stay until ready, but for reset.
+
+    Attributes
+    ----------
+    transfers, last : how many there were, and the payload of the last one.
+    """
 
     def __init__(self, dut: Any, valid: str, ready: str, payload: list[str]) -> None:
         self.dut, self.names = dut, (valid, ready, *payload)
         self.clock, self.reset = clock_of_ports(dut)
         self.broken: list[str] = []
         self.transfers = 0
+        self.last: tuple[int, ...] = ()
         cocotb.start_soon(self._watch())
 
     async def _watch(self) -> None:
@@ -310,8 +356,23 @@ class Rules:
             if held is not None and seen != held:
                 self.broken.append(f"{self.names[0]}: {held} became {seen} before it was taken")
             taken = seen is not None and int(ready.value)
-            self.transfers += bool(taken)
+            if taken:
+                self.transfers, self.last = self.transfers + 1, seen
             held = None if taken else seen
+
+
+class Repeated(bytearray):
+    """A memory that comes again and again, so that it lies wherever an address points."""
+
+    def _here(self, place: slice) -> slice:
+        start = place.start % len(self)
+        return slice(start, start + place.stop - place.start)
+
+    def __getitem__(self, place: Any) -> Any:
+        return super().__getitem__(self._here(place))
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        super().__setitem__(self._here(place), value)
 
 
 class Bench:
@@ -341,10 +402,12 @@ class Bench:
             "s_axis": self.source,
             "m_axis": self.sink,
         }
+        of_output = ["m_axis_tdata", "m_axis_tlast", "m_axis_tuser"]
+        self.outputs = Rules(dut, "m_axis_tvalid", "m_axis_tready", of_output)
         self.rules = [
             Rules(dut, "s_axi_bvalid", "s_axi_bready", ["s_axi_bresp"]),
             Rules(dut, "s_axi_rvalid", "s_axi_rready", ["s_axi_rresp", "s_axi_rdata"]),
-            Rules(dut, "m_axis_tvalid", "m_axis_tready", ["m_axis_tdata", "m_axis_tlast", "m_axis_tuser"]),
+            self.outputs,
         ]
         self.commands = CommandBuses(dut, core.banks) if core.banks else None
         self.memory = None
@@ -357,7 +420,7 @@ class Bench:
         else:
             # A memory that is not reset goes on answering.
             of_memory = {} if keep_memory else around
-            content = bytearray(core.memory())
+            content = Repeated(core.memory())
             self.memory = AxiRamRead(
                 AxiReadBus.from_prefix(dut, "m_axi"), clock, **of_memory, size=len(content), mem=content
             )
@@ -404,6 +467,13 @@ class Bench:
             raise BusError(address, int(answer.resp), write=True)
         if self.commands is not None and address == BUS_CONTROL and content[0] & RECOVER:
             self.commands.recovers()
+
+    @resume
+    async def read_and_write(self, address: int, other: int, value: int) -> tuple[Any, Any]:
+        """Read a register while another one is written; return both answers."""
+        asked = cocotb.start_soon(self.lite.read(address, 4))
+        answer = await self.lite.write(other, value.to_bytes(4, "little"))
+        return await asked, answer
 
     def write(self, address: int, content: bytes) -> None:
         """Write to memory."""
@@ -468,10 +538,16 @@ class Bench:
         """Return the interrupt's level."""
         return int(self.dut.irq.value)
 
+    def place_image(self) -> int:
+        """Choose where the image lies from now on; return its address."""
+        pages = max(1, len(self.core.memory()) // PAGE_BYTES)
+        self.page = IMAGE_PAGE + pages * int(self.rng.integers((1 << PAGE_BITS) // pages - 1))
+        return self.page * PAGE_BYTES
+
     def start(self) -> None:
         """Make the core ready for tokens."""
         assert self.driver.identify() is self.core.name
-        steps = list(self.driver.start(IMAGE_PAGE * 4096))
+        steps = list(self.driver.start(self.place_image()))
         if self.core.banks is not None:
             banks = self.core.banks
             places = placement_steps(banks, banks.round_robin())
@@ -589,7 +665,7 @@ def works(bench: Bench) -> None:
                 lambda _experts: core.weights,
                 Path(folder),
                 batch_lengths=[1],
-                address=IMAGE_PAGE * 4096,
+                address=bench.place_image(),
             )
             driver.load_pack(read_pack(Path(folder)))
     else:
@@ -746,7 +822,7 @@ def long_packet(bench: Bench) -> None:
 def far_limit(bench: Bench) -> None:
     """BATCH_TOKENS counts with all its bits: a packet is too short by a power of two of tokens."""
     driver, core, rng = bench.driver, bench.core, bench.rng
-    bits = range(2, 32) if core.name is Top.DISPATCH else rng.choice(np.arange(2, 32), 2, replace=False)
+    bits = range(2, 32) if core.name is Top.DISPATCH else [rng.integers(2, 16), rng.integers(16, 32)]
     for bit in bits:
         bench.start()
         count = int(rng.integers(1, 5))
@@ -839,27 +915,38 @@ def unknown_addresses(bench: Bench) -> None:
     bench.recovered()
 
 
+def into_flight(bench: Bench, *, gives: bool) -> None:
+    """Have tokens inside, of a packet that may still come in; outputs, if it ``gives`` some, stand still."""
+    core, rng = bench.core, bench.rng
+    bench.start()
+    before = bench.outputs.transfers
+    bench.send(core.beats(core.tokens(max(2 * core.design.window_tokens + 3, core.most_tokens))))
+    if gives:
+        while bench.outputs.transfers == before:
+            bench.wait(1)
+        more = bench.outputs.transfers + int(rng.integers(20))
+        for _ in range(200):
+            if bench.outputs.transfers >= more and not bench.outputs.last[1]:
+                break
+            bench.wait(1)
+        bench.channels["m_axis"].hold(int(rng.integers(200, 400)))
+    else:
+        bench.wait(int(rng.integers(1, 1500 if core.name in LAYERS else 200)))
+
+
 def recover_in_flight(bench: Bench) -> None:
     """Recovery at any time: reads are waited for, the output packet is closed, then all works."""
-    driver, core = bench.driver, bench.core
-    bench.start()
-    beats = core.beats(core.tokens(2 * core.design.window_tokens + 3))
-    bench.send(beats)
-    bench.wait(int(bench.rng.integers(1, 1500)))
-    bench.recovered(discard_rest=True)
-    while not bench.source.idle():
-        bench.wait(10)
-    # What had begun to come out before was closed: no packet is open.
-    bench.settle()
-    bench.receive_all()
-    assert driver.errors() == set()
-    # The packet may have come whole only after recovery, and is then a packet like any other.
-    driver.wait_until_drained()
-    bench.settle()
-    bench.receive_all()
-    driver.recover()
-    bench.start()
-    bench.run(bench.batches(1))
+    for gives in (False, True):
+        into_flight(bench, gives=gives)
+        bench.recovered(discard_rest=True)
+        while not bench.source.idle():
+            bench.wait(10)
+        # What had begun to come out before was closed: no packet is open.
+        bench.settle()
+        bench.receive_all()
+        assert bench.driver.errors() == set()
+        # The packet may have come whole only after recovery, and is then a packet like any other.
+        finish_rest(bench)
 
 
 def recover_while_banks_are_open(bench: Bench) -> None:
@@ -920,15 +1007,39 @@ def recover_while_nothing_moves(bench: Bench) -> None:
 
 def reset_in_flight(bench: Bench) -> None:
     """``aresetn`` at any time, for all that is around too."""
-    core = bench.core
-    bench.start()
-    bench.send(core.beats(core.tokens(2 * core.design.window_tokens + 3)))
-    bench.wait(int(bench.rng.integers(1, 1500)))
-    bench.reset()
-    bench.receive_all()
-    bench.source.clear()
+    for gives in (False, True):
+        into_flight(bench, gives=gives)
+        bench.reset()
+        bench.channels["m_axis"].let_go()
+        bench.receive_all()
+        bench.source.clear()
     bench.start()
     bench.run(bench.batches(1))
+
+
+def both_at_once(bench: Bench) -> None:
+    """Reads and writes at the same time: each is answered as it would be alone."""
+    driver, rng = bench.driver, bench.rng
+    address = {entry.name: entry.address for entry in BUS_REGISTERS}
+    writes = {"BATCH_TOKENS": 0xFFFF_FFFF, "IRQ_ENABLE": field_of(BUS_REGISTERS, "IRQ_ENABLE", "done").mask}
+    holds = {name: driver.read(name) for name in writes}
+    for _ in range(10):
+        name, asked = (str(rng.choice(list(writes))) for _ in range(2))
+        value = int(rng.integers(1 << 32)) & writes[name]
+        answer, response = bench.read_and_write(address[asked], address[name], value)
+        assert not answer.resp and not response.resp
+        seen = int.from_bytes(answer.data, "little")
+        # Of the same register either value.
+        assert seen in ({value, holds[asked]} if asked == name else {holds[asked]}), (asked, name, seen)
+        holds[name] = value
+        assert {name: driver.read(name) for name in writes} == holds
+    answer, response = bench.read_and_write(LAST_ADDRESS, address["BUS_ID"], 0)
+    assert (answer.resp, response.resp) == (DECERR, SLVERR)
+    assert driver.errors() == {"illegal_read", "illegal_write"}
+    assert driver.read("ERROR_REGISTER") in (LAST_ADDRESS, address["BUS_ID"])
+    for name in writes:
+        driver.write(name, 0)
+    bench.recovered()
 
 
 def read_error(bench: Bench) -> None:
@@ -963,7 +1074,7 @@ def _with_wrong_reads(bench: Bench, errors: set[str]) -> None:
     assert driver.read_fields("BUS_STATUS")["halted"] == 1
     if errors != {"read_unexpected"}:
         page = driver.failed_read() >> 12
-        assert IMAGE_PAGE <= page < IMAGE_PAGE + len(core.memory()) // 4096
+        assert bench.page <= page < bench.page + len(core.memory()) // PAGE_BYTES
     bench.send(core.beats(after))
     bench.wait(200)
     assert driver.read("TOKENS_IN") == len(batch)
@@ -975,28 +1086,48 @@ def _with_wrong_reads(bench: Bench, errors: set[str]) -> None:
     assert not any(marks)
 
 
-def read_error_while_loading(bench: Bench) -> None:
-    """No token gets in behind a router that was read with an error; recovery loads it anew."""
+def _loaded_wrongly(bench: Bench, error: str) -> int:
+    """Load with an error, see no token get in, recover; return the address that was told."""
     driver, core = bench.driver, bench.core
-    place = int(bench.rng.integers(core.image.load_beats))
-    wrong_at = bench.reads + place
-    bench.change = lambda number, beat: [_with(beat, rresp=DECERR if number == wrong_at else beat.rresp)]
     bench.start()
-    assert driver.errors() == {"read_decerr"}
+    assert driver.errors() == {error}
     address = driver.failed_read()
-    beat_bytes = core.design.memory.beat_bytes
-    assert address == IMAGE_PAGE * 4096 + place * beat_bytes
     bench.send(core.beats(core.tokens(1)))
     bench.wait(200)
     assert driver.read("TOKENS_IN") == 0
     bench.change = lambda _number, beat: [beat]
+    place = address - bench.page * PAGE_BYTES
     bench.recovered()
     bench.take(1)
+    driver.wait_until_drained()
+    driver.recover()
+    return place
 
 
-def in_burst(bench: Bench, wrong: Callable[[int, Any], list[Any]]) -> None:
-    """Let ``wrong(n, beat)`` change the beats of one of the next bursts; none is under way."""
-    skip = int(bench.rng.integers(1, 8))
+def read_error_while_loading(bench: Bench) -> None:
+    """No token gets in behind a router that was read with an error; recovery loads it anew."""
+    image, beat_bytes = bench.core.image, bench.core.design.memory.beat_bytes
+    for response, error in ((SLVERR, "read_slverr"), (DECERR, "read_decerr")):
+        place = int(bench.rng.integers(image.load_beats))
+        wrong_at = bench.reads + place
+        bench.change = lambda number, beat, at=wrong_at, wrong=response: [
+            _with(beat, rresp=wrong if number == at else beat.rresp)
+        ]
+        assert _loaded_wrongly(bench, error) == place * beat_bytes
+
+
+def wrong_last_while_loading(bench: Bench) -> None:
+    """A burst of the router ends too early, or too late."""
+    memory = bench.core.design.memory
+    bursts = bench.core.image.load_beats // memory.burst_beats
+    for wrong in (shorter, longer):
+        in_burst(bench, wrong, most=bursts)
+        assert _loaded_wrongly(bench, "read_last") % memory.beat_bytes == 0
+
+
+def in_burst(bench: Bench, wrong: Callable[[int, Any], list[Any]], *, most: int = 8) -> None:
+    """Let ``wrong(n, beat)`` change the beats of one of the next ``most`` bursts; none is under way."""
+    skip = int(bench.rng.integers(most))
     burst, place = 0, 0
 
     def change(_number: int, beat: Any) -> list[Any]:
@@ -1011,8 +1142,13 @@ def in_burst(bench: Bench, wrong: Callable[[int, Any], list[Any]]) -> None:
 def early_last(bench: Bench) -> None:
     """``rlast`` too early: the rest of the burst is zeros, and nothing hangs."""
     bench.start()
-    in_burst(bench, lambda place, beat: [] if place else [_with(beat, rlast=1)])
+    in_burst(bench, shorter)
     _with_wrong_reads(bench, {"read_last"})
+
+
+def shorter(place: int, beat: Any) -> list[Any]:
+    """Return a burst's first beat as its last one, and no others."""
+    return [] if place else [_with(beat, rlast=1)]
 
 
 def longer(_place: int, beat: Any) -> list[Any]:
@@ -1064,6 +1200,21 @@ def _with(beat: Any, **fields: int) -> Any:
     return beat
 
 
+def recover_while_loading(bench: Bench) -> None:
+    """The router is loaded anew behind a recovery in the middle of its load."""
+    driver = bench.driver
+    bench.start()
+    beats = bench.channels["m_axi_r"]
+    beats.hold()
+    driver.write("CONTROL", 1)
+    while not driver.read_fields("BUS_STATUS")["reads"]:
+        pass
+    # Registers are slow: what it holds then goes on while the recovery lasts.
+    beats.hold(int(bench.rng.integers(1, 200)))
+    bench.recovered()
+    bench.run(bench.batches(1))
+
+
 def reset_but_for_memory(bench: Bench) -> None:
     """``aresetn`` while reads are in flight that are answered afterwards: these are thrown away and told."""
     driver, core = bench.driver, bench.core
@@ -1096,6 +1247,7 @@ GENERAL = [
     long_packet,
     far_limit,
     unknown_addresses,
+    both_at_once,
     recover_in_flight,
     recover_from_an_open_packet,
     recover_when_the_source_was_reset,
@@ -1117,7 +1269,7 @@ def scenarios_of(name: Top, kind: Kind) -> list[Callable[[Bench], None]]:
     if name is Top.PIM:
         found.append(recover_while_banks_are_open)
     if name is not Top.DISPATCH:
-        found.append(read_error_while_loading)
+        found += [read_error_while_loading, wrong_last_while_loading, recover_while_loading]
     return found
 
 
@@ -1126,13 +1278,14 @@ async def run_job(dut: Any) -> None:
     """Run every scenario, each from a reset with other pauses.
 
     The job names the top, the seed, which scenarios, the periods of both clocks in ps, and what ports hold
-    that the bench does not know. The result: lines that tell which scenarios ran, the seeds of their pauses,
-    and the cycles that these held each channel up.
+    that the bench does not know, and whether a log of the ports is wanted. The result: lines that tell which
+    scenarios ran, the seeds of their pauses, and the cycles that these held each channel up; and the log's
+    columns, if any.
     """
     for noisy in ("cocotb", "cocotbext"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     job = Path(os.environ[JOB])
-    name, seed, kind, (period, bus_period), statics = pickle.loads(job.read_bytes())
+    name, seed, kind, (period, bus_period), statics, logs = pickle.loads(job.read_bytes())
     for port, value in statics.items():
         getattr(dut, port).value = value
     core = Core(name, seed)
@@ -1144,6 +1297,7 @@ async def run_job(dut: Any) -> None:
     slower = bus if bus_period > period else dut.aclk
     most = MOST_CYCLES * max(period, bus_period)
     bench = Bench(dut, core, slower, keep_memory=kind is Kind.MEMORY_GOES_ON)
+    log = PortLog(dut) if logs else None
     banks = BankPorts(dut, core.banks, pim_image(core.banks, core.weights)) if core.banks else None
     assert banks is None or banks.width
     done = []
@@ -1160,7 +1314,7 @@ async def run_job(dut: Any) -> None:
         bench.commands.check()
     free = [name for name, count in bench.stalled().items() if not count]
     assert not free, f"{name}, seed {seed}: no pause held anything up on {', '.join(free)} in the whole run"
-    job.with_name(RESULTS).write_bytes(pickle.dumps(done))
+    job.with_name(RESULTS).write_bytes(pickle.dumps((done, log.columns() if log else {})))
 
 
 def _run(bench: Bench, scenario: Callable[[Bench], None]) -> None:

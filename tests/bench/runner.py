@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import cocotb_tools.config
@@ -60,13 +61,20 @@ class CocotbBuild:
         """Return the same with waveforms; builds it if need be."""
         return self if self.trace else build_exported(self.directory, self.name, trace=True, root=self.root)
 
-    def run_module(self, module: str, job: object, *, seed: int = 1) -> object:
-        """Run a cocotb test module of its own on a job; it reads the job and leaves results as ours does."""
+    def run_module(self, module: str, job: object, *, seed: int = 1, coverage: Path | None = None) -> object:
+        """Run a cocotb test module of its own on a job; it reads the job and leaves results as ours does.
+
+        ``coverage`` as of :meth:`run_phases`.
+        """
+        if coverage is not None and not self.coverage:
+            raise ValueError("coverage needs a build with coverage=True")
         with tempfile.TemporaryDirectory(prefix="expertbank-") as folder:
             place = Path(folder)
             (place / "job").write_bytes(pickle.dumps(job))
             _simulate(self.program, place, _power_up(seed), module)
-            results: object = pickle.loads((place / RESULTS).read_bytes())
+            results: Any = pickle.loads((place / RESULTS).read_bytes())
+            if coverage is not None:
+                shutil.move(place / "coverage.dat", coverage)
         return results
 
     def run(self, spec: RunSpec, *, seed: int = 1, vcd: Waveform | None = None) -> RunResult:

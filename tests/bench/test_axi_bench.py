@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sim.dram_check import ACT, PRE, PRE_ALL, REF
@@ -57,10 +59,16 @@ def run(
     ``statics``: what ports hold that the bench does not know; ``power_up``: another seed than ``seed`` of
     what registers hold before the first reset.
     """
-    job = (name, seed, kind, periods, dict(statics or {}))
-    done = rtl.run_module(MODULE, job, seed=seed if power_up is None else power_up)
-    assert isinstance(done, list)
+    job = (name, seed, kind, periods, dict(statics or {}), False)
+    done, _ = rtl.run_module(MODULE, job, seed=seed if power_up is None else power_up)
     return done
+
+
+def run_logged(
+    rtl: CocotbBuild, name: Top, seed: int, kind: Kind, coverage: Path
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Run as :func:`run`; return the log of the ports, too, and leave Verilator's counts in ``coverage``."""
+    return rtl.run_module(MODULE, (name, seed, kind, ONE_CLOCK, {}, True), seed=seed, coverage=coverage)
 
 
 @pytest.mark.slow

@@ -7,14 +7,21 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sim.bench import commit_of_sources
 from sim.rtlsim import exported
 from sim.toolchain import write_atomically
+from spec.geometry import ImageGeometry
+from spec.registers import Top
+from tests.bench import test_axi_bench as axi
 from tests.bench import test_combine_bench as combine
 from tests.bench import test_dispatch_bench as dispatch
+from tests.bench.axi_cores import CORES, KINDS
 from tests.bench.runner import build_exported
+from tests.coverage import axi_points
+from tests.coverage.axi_points import split
 from tests.coverage.dat import Counts, read
 from tests.coverage.points import (
     Seen,
@@ -36,13 +43,22 @@ POINTS: dict[str, dict[str, Seen]] = {
     "pim_bank": pim_points(PIM),
 }
 """The corners of each block that is measured here."""
+LAYER = ("layer_gate", "layer_dispatch", "layer_combine", "layer_registers")
+BLOCKS_OF = {
+    Top.DISPATCH: ("dispatch_dispatch", "dispatch_registers"),
+    Top.GATE: ("gate_gate", "gate_registers"),
+    Top.FPGA: (*LAYER, "layer_expert"),
+    Top.PIM: (*LAYER, "layer_channel"),
+}
+"""Modules of a top with AXI ports that are no part of what lies around them, by their names in it."""
 PAGE = """# coverage
 
-What the benches of {count} blocks (`tests/bench/`, and what only mutants need of `tests/mutation/`; cocotb
-on the exported Verilog, seed {seed}) reach: lines, branches and toggles as Verilator counts them, each point
-once whatever the number of instances, and the corners by name (`tests/coverage/points.py`). A corner is
-decided by what the ports carried and when: payloads, cycles, responses, what was inside at a reset; the name
-of a scenario counts for nothing. `make coverage` writes this page; it fails if a corner is not met.
+What the benches of {count} blocks and tops (`tests/bench/`, and what only mutants need of
+`tests/mutation/`; cocotb on the exported Verilog, seed {seed}) reach: lines, branches and toggles as
+Verilator counts them, each point once whatever the number of instances, and the corners by name
+(`tests/coverage/points.py`, `axi_points.py`). A corner is decided by what the ports carried and when:
+payloads, cycles, responses, what was inside at a reset; the name of a scenario counts for nothing. `make
+coverage` writes this page; it fails if a corner is not met.
 
 | block | scenarios | lines | branches | toggles | corners | seconds | commit |
 |---|---|---|---|---|---|---|---|
@@ -52,13 +68,15 @@ Toggles that are not reached are most often bits of constants and of values that
 never makes large (addresses, counters, exponents); line points of unreachable defaults of `case` statements
 are among the lines.
 
-Each block is measured in one configuration: one unit, bf16, the short pipelines, all weights and the router
-in one memory. **Not measured here**, neither lines nor corners: the tops with AXI ports and their parts,
-whole layers, the deep pipelines, dispatchers of several units, the combiner that adds in order, the merge of
-channels, the router in the banks, int8 and other stored formats, check bits, two clocks, channels of
-programs. What they have instead are benches that compare every beat and cycle (`tests/bench/`,
-`tests/test_*.py`), proofs of some ([formal.md](formal.md)), and mutants of the deep ones, of the dispatcher
-to several units and of the combiner in order ([mutation.md](mutation.md)).
+Of a top with AXI ports (`_axi`) the row is of what lies around the blocks and the core's registers, whose
+lines are theirs; its corners are decided by a log of all its ports, of every clock edge, and counted in runs
+from one reset to the next. Each block is measured in one configuration: one unit, bf16, the short pipelines,
+all weights and the router in one memory. **Not measured here**, neither lines nor corners: the deep
+pipelines, dispatchers of several units, the combiner that adds in order, the merge of channels, the router in
+the banks, int8 and other stored formats, check bits, two clocks, channels of programs. What they have instead
+are benches that compare every beat and cycle (`tests/bench/`, `tests/test_*.py`), proofs of some
+([formal.md](formal.md)), and mutants of the deep ones, of the dispatcher to several units and of the combiner
+in order ([mutation.md](mutation.md)).
 
 ## Corners
 
@@ -69,7 +87,10 @@ to several units and of the combiner in order ([mutation.md](mutation.md)).
 
 @dataclass(frozen=True)
 class Covered:
-    """What a block's bench reached: points by kind, and for each corner how many scenarios meet it."""
+    """What a block's bench reached: points by kind, and for each corner how many scenarios meet it.
+
+    Of a top, how many runs from a reset.
+    """
 
     name: str
     scenarios: int
@@ -90,6 +111,38 @@ def measure(block: Block) -> Covered:
         points = read([counts])
     met = corners_met(POINTS[block.name], scenarios, results)
     return Covered(block.name, len(scenarios), points, met, time.perf_counter() - start)
+
+
+def measure_top(top: Top) -> Covered:
+    """Run the bench of a top with AXI ports with coverage."""
+    start = time.perf_counter()
+    exported_top = axi.top(top)
+    bench = build_exported(exported_top.directory, exported_top.name, coverage=True)
+    model, design, _ = CORES[top]
+    gate = ImageGeometry.of(model, design).gate
+    token_beats = model.gating.top_k if top is Top.DISPATCH else gate.input_beats
+    runs, scenarios, files = [], 0, []
+    with tempfile.TemporaryDirectory(prefix="expertbank-") as place:
+        for kind in KINDS[top]:
+            files.append(Path(place) / f"{kind.name}.dat")
+            done, log = axi.run_logged(bench, top, SEED, kind, files[-1])
+            scenarios += len(done)
+            runs += split(log, token_beats)
+        points = read(files)
+    module = f"eb_{bench.name}"
+    kept = tuple(f"{module}_{name}" for name in BLOCKS_OF[top])
+    around = {
+        kind: Counts(
+            {
+                point: count
+                for point, count in counts.reached.items()
+                if point.startswith(module) and not point.startswith(kept)
+            }
+        )
+        for kind, counts in points.items()
+    }
+    met = axi_points.corners_met(top, runs)
+    return Covered(bench.name, scenarios, around, met, time.perf_counter() - start)
 
 
 def page(blocks: list[Covered], commit: str) -> str:
@@ -118,10 +171,12 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="blocks")
     arguments = parser.parse_args()
     blocks = []
-    for block in BLOCKS:
-        if block.name not in POINTS or (arguments.only and block.name not in arguments.only):
+    known = {block.name: partial(measure, block) for block in BLOCKS if block.name in POINTS}
+    known |= {f"{top}_axi": partial(measure_top, top) for top in BLOCKS_OF}
+    for name, measured in known.items():
+        if arguments.only and name not in arguments.only:
             continue
-        covered = measure(block)
+        covered = measured()
         blocks.append(covered)
         shares = ", ".join(
             f"{kind} {counts.hit} of {counts.total}" for kind, counts in covered.counts.items()
