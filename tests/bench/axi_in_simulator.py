@@ -688,6 +688,10 @@ def works(bench: Bench) -> None:
     assert counters["assignments"] == tokens * bench.core.model.gating.top_k
     assert driver.errors() == set()
     assert driver.read_fields("BUS_STATUS")["halted"] == 0
+    for register in register_map(core.name):
+        if register.access.readable:
+            other = ~sum(entry.mask for entry in register.fields)
+            assert bench.read32(register.address) & other == 0, f"{register.name}: bits that are no field"
 
 
 def illegal_accesses(bench: Bench) -> None:
