@@ -7,9 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from amaranth import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
 
 from rtl.export import export
 from rtl.fifo import StreamFifo
+from rtl.stream import connect_stream
 from sim.claims.benches import GOAL
 from sim.rtlsim import RunSpec, Sink, Source
 from tests.bench.scenarios import Expected, Scenario
@@ -28,6 +32,43 @@ def test_score_leaves_out_what_is_equivalent():
 def test_ports_of_clocks_are_known():
     assert CLOCKS.search("mutate -mode inv -module m -cell $procdff$1 -port CLK -portbit 0")
     assert not CLOCKS.search("mutate -mode inv -module m -cell $and$1 -port A -portbit 0")
+
+
+class Behind(wiring.Component):
+    """A queue, and a register of what goes in."""
+
+    def __init__(self) -> None:
+        beats = stream.Signature(4)
+        super().__init__({"i": In(beats), "o": Out(beats), "last": Out(4)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.queue = queue = StreamFifo(4, 4)
+        connect_stream(m, wiring.flipped(self.i), queue.i)
+        connect_stream(m, queue.o, wiring.flipped(self.o))
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += self.last.eq(self.i.payload)
+        return m
+
+
+@pytest.mark.slow
+def test_a_block_that_is_kept_has_no_mutants_and_its_ports_are_those_of_the_proof(tmp_path):
+    """What goes into it is an output, and what comes out of it may be anything, the same in both."""
+    export(Behind(), "behind", tmp_path / "verilog")
+    whole = mutants_of(tmp_path / "verilog", "behind", count=60, seed=1, root=tmp_path)
+    around = mutants_of(tmp_path / "verilog", "behind", count=60, seed=1, keep=("queue",), root=tmp_path)
+    assert any("\\queue." in text for text in whole.texts)
+    assert not any("\\queue." in text for text in around.texts)
+    assert {text.split("-module ")[1].split()[0] for text in around.texts} == {"eb_behind"}
+    machine = Machine.of(around, Rules())
+    assert "core.queue.i__payload" in machine.circuit.outputs
+    assert "core.queue.o__payload" in machine.circuit.inputs
+    assert len(machine.circuit.registers) == 4 < len(Machine.of(whole, Rules()).circuit.registers)
+    # Whether the queue is told of a beat is seen at its port.
+    seen = [n for n, text in enumerate(around.texts, start=1) if "-port i__valid" in text]
+    assert seen
+    assert not equivalent(machine, seen)
+    assert equivalent(machine, [len(around.texts) + 1])
 
 
 def outcome_of(name: str, number: int, seed: int = 1, cell: str = "$a") -> Outcome:
