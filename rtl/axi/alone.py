@@ -205,8 +205,8 @@ class DispatchAlone(wiring.Component):
         config = dispatch.config
         assignment, beat = dispatch.i.payload, self.i.payload
         beats = Signal(range(self.token_beats))
-        # A token has a slot until it is announced.
-        tokens = Signal(range(config.num_slots + 1))
+        # Where a whole window is decided at once, two of them wait without slots; some are in registers.
+        tokens = Signal(range(2 * config.num_slots + 4))
         entries = Signal(range(2 * config.num_slots * config.max_count))
         ends_token = Signal()
         takes = Signal()

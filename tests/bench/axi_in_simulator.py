@@ -45,7 +45,7 @@ from sim.pack import pack, read_pack
 from sim.pim_layer import placement_steps
 from spec.banks import BankGeometry
 from spec.geometry import PAGE_BYTES, ImageGeometry, ceil_div
-from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Top, field_of, register_map
+from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Access, Top, field_of, register_map
 from tests.bench.axi_cores import CORES, Kind
 from tests.bench.axi_pim import BankPorts, CommandBuses, pim_image
 from tests.bench.in_simulator import JOB, RESULTS
@@ -58,8 +58,8 @@ RECOVER = field_of(BUS_REGISTERS, "BUS_CONTROL", "recover").mask
 LAST_ADDRESS = 0xFFC
 MOST_RECOVERIES = 20
 """Of which two meet an open bank."""
-PATIENCE = 2_000
-"""Reads of a register after which what has not come will not."""
+PATIENCE, LITTLE_PATIENCE = 2_000, 500
+"""Reads of a register after which what has not come will not; of a block alone on one clock."""
 MOST_CYCLES = 100_000
 """Cycles that no scenario takes."""
 
@@ -209,7 +209,7 @@ class Core:
     @property
     def most_tokens(self) -> int:
         """Of a batch: many where a token is soon served, so that counters reach more of their bits."""
-        return 300 if self.name is Top.DISPATCH else 6
+        return 1500 if self.name is Top.DISPATCH else 6
 
     def beats(self, tokens: np.ndarray) -> list[int]:
         """Return a batch's input beats."""
@@ -300,7 +300,7 @@ LOGGED = {
 
 
 class PortLog:
-    """Everything that happens at the ports, by signal: what each held at every clock edge."""
+    """What the signals of :data:`LOGGED` held, and the interrupt, at every clock edge."""
 
     def __init__(self, dut: Any) -> None:
         self.clock, reset = clock_of_ports(dut)
@@ -334,6 +334,7 @@ class Rules:
     Attributes
     ----------
     transfers, last : how many there were, and the payload of the last one.
+    offered, taken : the edges at which the last one was there first, and at which it was taken.
     """
 
     def __init__(self, dut: Any, valid: str, ready: str, payload: list[str]) -> None:
@@ -342,6 +343,7 @@ class Rules:
         self.broken: list[str] = []
         self.transfers = 0
         self.last: tuple[int, ...] = ()
+        self.now = self.offered = self.taken = 0
         cocotb.start_soon(self._watch())
 
     async def _watch(self) -> None:
@@ -349,30 +351,19 @@ class Rules:
         held = None
         while True:
             await RisingEdge(self.clock)
+            self.now += 1
             if not int(self.reset.value):
                 held = None
                 continue
             seen = tuple(int(part.value) for part in payload) if int(valid.value) else None
+            if held is None and seen is not None:
+                self.offered = self.now
             if held is not None and seen != held:
                 self.broken.append(f"{self.names[0]}: {held} became {seen} before it was taken")
             taken = seen is not None and int(ready.value)
             if taken:
-                self.transfers, self.last = self.transfers + 1, seen
+                self.transfers, self.last, self.taken = self.transfers + 1, seen, self.now
             held = None if taken else seen
-
-
-class Repeated(bytearray):
-    """A memory that comes again and again, so that it lies wherever an address points."""
-
-    def _here(self, place: slice) -> slice:
-        start = place.start % len(self)
-        return slice(start, start + place.stop - place.start)
-
-    def __getitem__(self, place: Any) -> Any:
-        return super().__getitem__(self._here(place))
-
-    def __setitem__(self, place: Any, value: Any) -> None:
-        super().__setitem__(self._here(place), value)
 
 
 class Bench:
@@ -404,6 +395,8 @@ class Bench:
         }
         of_output = ["m_axis_tdata", "m_axis_tlast", "m_axis_tuser"]
         self.outputs = Rules(dut, "m_axis_tvalid", "m_axis_tready", of_output)
+        # Of somebody else's source; its times are wanted.
+        self.inputs = Rules(dut, "s_axis_tvalid", "s_axis_tready", [])
         self.rules = [
             Rules(dut, "s_axi_bvalid", "s_axi_bready", ["s_axi_bresp"]),
             Rules(dut, "s_axi_rvalid", "s_axi_rready", ["s_axi_rresp", "s_axi_rdata"]),
@@ -420,7 +413,7 @@ class Bench:
         else:
             # A memory that is not reset goes on answering.
             of_memory = {} if keep_memory else around
-            content = Repeated(core.memory())
+            content = bytearray(core.memory())
             self.memory = AxiRamRead(
                 AxiReadBus.from_prefix(dut, "m_axi"), clock, **of_memory, size=len(content), mem=content
             )
@@ -432,7 +425,8 @@ class Bench:
             self.rules.append(Rules(dut, "m_axi_arvalid", "m_axi_arready", names))
         self.channels = {name: Channel(name, model, reset) for name, model in models.items()}
         self.draws = 0
-        self.driver = Driver(self, self, self, attempts=PATIENCE)
+        self.patience = PATIENCE if self.crossing or core.name in LAYERS else LITTLE_PATIENCE
+        self.driver = Driver(self, self, self, attempts=self.patience)
 
     def _meddle(self, channel: Any) -> None:
         """Let scenarios change beats on their way: ``change(n, beat)`` gives what comes for beat n."""
@@ -475,9 +469,16 @@ class Bench:
         answer = await self.lite.write(other, value.to_bytes(4, "little"))
         return await asked, answer
 
+    @resume
+    async def write_all(self, addresses: list[int], value: int) -> list[int]:
+        """Write a word to each, all of them asked at once; return the responses."""
+        content = value.to_bytes(4, "little")
+        asked = [cocotb.start_soon(self.lite.write(address, content)) for address in addresses]
+        return [int((await task).resp) for task in asked]
+
     def write(self, address: int, content: bytes) -> None:
-        """Write to memory."""
-        self.memory.write(address, content)
+        """Write to memory, which comes again and again, as its model reads it."""
+        self.memory.write(address % len(self.memory.mem), content)
 
     @resume
     async def send(self, beats: list[int]) -> None:
@@ -502,7 +503,7 @@ class Bench:
         """Let come out what is on its way, however long outputs pause; no packet may stay open."""
         offers = [self.dut.m_axis_tvalid] + ([self.dut.m_axis_expect_tvalid] if self.expect else [])
         quiet = 0
-        for _ in range(PATIENCE):
+        for _ in range(self.patience):
             quiet = quiet + 1 if self.sink.idle() and not any(int(offer.value) for offer in offers) else 0
             if quiet == 5:
                 return
@@ -635,6 +636,17 @@ def same(beats: Beats, expected: Beats) -> None:
     assert len(beats) == len(expected), f"{len(beats)} beats, expected {len(expected)}"
 
 
+def same_until_cut(beats: Beats, marks: list[int], expected: Beats) -> None:
+    """Compare beats with those of a run that may have been cut: then the last one is zeros, marked."""
+    whole = len(beats)
+    if beats and beats != expected[:whole]:
+        whole -= 1
+        closing = (*beats[-1], marks[-1])
+        assert closing == (0, 1, 1), f"closed with {closing}, expected (0, 1, 1)"
+    same(beats[:whole], expected[:whole])
+    assert not any(marks[:whole])
+
+
 def refused(access: Callable[[], object], response: int) -> None:
     """See an access refused with a response."""
     try:
@@ -686,12 +698,55 @@ def works(bench: Bench) -> None:
     counters = driver.counters()
     assert counters["tokens_in"] == counters["tokens_out"] == tokens
     assert counters["assignments"] == tokens * bench.core.model.gating.top_k
+    stalls = {name: count for name, count in counters.items() if name.startswith("stall_")}
+    assert all(count <= counters["cycles"] for count in stalls.values()), counters
     assert driver.errors() == set()
     assert driver.read_fields("BUS_STATUS")["halted"] == 0
     for register in register_map(core.name):
         if register.access.readable:
             other = ~sum(entry.mask for entry in register.fields)
             assert bench.read32(register.address) & other == 0, f"{register.name}: bits that are no field"
+
+
+def one_token(bench: Bench) -> None:
+    """``cycles`` counts from the beat that goes into the block, behind its register, to the last one out."""
+    driver, core = bench.driver, bench.core
+    bench.start()
+    channels = [
+        bench.channels[name] for name in ("s_axis", "m_axis", "m_axis_expect") if name in bench.channels
+    ]
+    for channel in channels:
+        channel.flow()
+    token = core.tokens(1)
+    beats = core.beats(token)
+    bench.send(beats)
+    bench.take(sum(last for _, last in core.outputs([token])))
+    driver.wait_until_drained()
+    for channel in channels:
+        channel.let_go()
+    inside = (bench.outputs.offered - 1) - (bench.inputs.taken - len(beats) + 1 + 1) + 1
+    assert driver.counters()["cycles"] == inside
+    bench.recovered()
+
+
+def holds_what_is_written(bench: Bench) -> None:
+    """Every bit of every register that is read and written, while nothing runs."""
+    driver, rng = bench.driver, bench.rng
+    bench.start()
+    kept = [register for register in register_map(bench.core.name) if register.access is Access.READ_WRITE]
+    before = {register.address: bench.read32(register.address) for register in kept}
+    for _ in range(3):
+        values = {register.address: int(rng.integers(1 << 32)) for register in kept}
+        for address, value in values.items():
+            bench.write32(address, value)
+        for register in kept:
+            mask = sum(entry.mask for entry in register.fields)
+            seen = bench.read32(register.address)
+            assert seen == values[register.address] & mask, f"{register.name} is {seen:#x}"
+    for address, value in before.items():
+        bench.write32(address, value)
+    assert driver.errors() == set()
+    bench.recovered()
 
 
 def illegal_accesses(bench: Bench) -> None:
@@ -814,13 +869,14 @@ def long_packet(bench: Bench) -> None:
     """More tokens than BATCH_TOKENS: those end the batch, the rest is discarded."""
     core, rng = bench.core, bench.rng
     bench.start()
-    count = int(rng.integers(1, 6))
-    bench.driver.write("BATCH_TOKENS", count)
-    good, bad = core.tokens(count), core.tokens(count)
-    rest = int(rng.integers(1, (3 if rng.integers(2) else 100) * core.token_beats))
-    discarded = bench.driver.read("DISCARDED")
-    _wrong_packet(bench, good, bad, core.beats(bad) + [0] * rest, "long_packet", False)
-    assert bench.driver.read("DISCARDED") == discarded + rest
+    for count in (1, 2, int(rng.integers(3, 6))):
+        bench.driver.write("BATCH_TOKENS", count)
+        good, bad = core.tokens(count), core.tokens(count)
+        rest = int(rng.integers(1, (3 if rng.integers(2) else 2 * core.most_tokens) * core.token_beats))
+        discarded = bench.driver.read("DISCARDED")
+        _wrong_packet(bench, good, bad, core.beats(bad) + [0] * rest, "long_packet", False)
+        assert bench.driver.read("DISCARDED") == discarded + rest
+        bench.recovered()
 
 
 def far_limit(bench: Bench) -> None:
@@ -864,7 +920,7 @@ def recover_from_an_open_packet(bench: Bench) -> None:
     source, sink = bench.channels["s_axis"], bench.channels["m_axis"]
     bench.start()
     # More than comes in until the register is written.
-    bench.send(core.beats(core.tokens(max(60, core.most_tokens) + bench.crossing)))
+    bench.send(core.beats(core.tokens(max(60, min(300, core.most_tokens)) + bench.crossing)))
     while not driver.read_fields("BUS_STATUS")["packet_open"]:
         pass
     discarded = driver.read("DISCARDED")
@@ -920,12 +976,16 @@ def unknown_addresses(bench: Bench) -> None:
     bench.recovered()
 
 
-def into_flight(bench: Bench, *, gives: bool) -> None:
-    """Have tokens inside, of a packet that may still come in; outputs, if it ``gives`` some, stand still."""
+def into_flight(bench: Bench, *, gives: bool) -> Beats:
+    """Have tokens inside, of a packet that may still come in; outputs, if it ``gives`` some, stand still.
+
+    Returns what comes out if nothing happens.
+    """
     core, rng = bench.core, bench.rng
     bench.start()
     before = bench.outputs.transfers
-    bench.send(core.beats(core.tokens(max(2 * core.design.window_tokens + 3, core.most_tokens))))
+    tokens = core.tokens(max(2 * core.design.window_tokens + 3, min(300, core.most_tokens)))
+    bench.send(core.beats(tokens))
     if gives:
         while bench.outputs.transfers == before:
             bench.wait(1)
@@ -937,21 +997,27 @@ def into_flight(bench: Bench, *, gives: bool) -> None:
         bench.channels["m_axis"].hold(int(rng.integers(200, 400)))
     else:
         bench.wait(int(rng.integers(1, 1500 if core.name in LAYERS else 200)))
+    return core.outputs([tokens])
 
 
 def recover_in_flight(bench: Bench) -> None:
     """Recovery at any time: reads are waited for, the output packet is closed, then all works."""
-    for gives in (False, True):
-        into_flight(bench, gives=gives)
-        bench.recovered(discard_rest=True)
+    for gives in (False, True, *(True,) * (3 if bench.core.name is Top.DISPATCH else 0)):
+        expected = into_flight(bench, gives=gives)
+        bench.driver.recover(discard_rest=True)
+        # What had begun to come out before was closed: no packet is open.
+        bench.settle()
+        came, marks = bench.take(bench.sink.count())
+        same_until_cut(came, marks, expected)
+        bench.start()
         while not bench.source.idle():
             bench.wait(10)
-        # What had begun to come out before was closed: no packet is open.
         bench.settle()
         bench.receive_all()
         assert bench.driver.errors() == set()
         # The packet may have come whole only after recovery, and is then a packet like any other.
         finish_rest(bench)
+        bench.driver.recover()
 
 
 def recover_while_banks_are_open(bench: Bench) -> None:
@@ -991,10 +1057,14 @@ def recover_while_nothing_moves(bench: Bench) -> None:
     bench.wait(200)
     status = driver.read_fields("BUS_STATUS")
     assert status["recovering"] or not status["reads"], status
+    if status["recovering"]:
+        # The core's registers are not there; those of the ports are.
+        refused(lambda: driver.write("CONTROL", 0), SLVERR)
+        driver.enable_interrupts("error")
     for channel in stuck:
         channel.let_go()
     bench.hold(holding=False)
-    for _ in range(PATIENCE):
+    for _ in range(bench.patience):
         if not driver.read_fields("BUS_STATUS")["recovering"]:
             break
     else:
@@ -1003,9 +1073,10 @@ def recover_while_nothing_moves(bench: Bench) -> None:
         bench.wait(10)
     bench.settle()
     bench.receive_all()
-    assert driver.errors() == set()
+    assert driver.errors() == ({"illegal_write"} if status["recovering"] else set())
     assert driver.read("TOKENS_IN") == 0
     driver.acknowledge()
+    driver.recover()
     bench.start()
     bench.run(bench.batches(1))
 
@@ -1038,6 +1109,14 @@ def both_at_once(bench: Bench) -> None:
         assert seen in ({value, holds[asked]} if asked == name else {holds[asked]}), (asked, name, seen)
         holds[name] = value
         assert {name: driver.read(name) for name in writes} == holds
+    # Several, before the first is answered.
+    wanted = {"BATCH_TOKENS": 0, "BUS_ID": SLVERR, "nothing": DECERR}
+    names = [str(name) for name in rng.choice(list(wanted), 8)]
+    places = [address.get(name, LAST_ADDRESS) for name in names]
+    assert bench.write_all(places, 5) == [wanted[name] for name in names]
+    driver.recover()
+    if "BATCH_TOKENS" in names:
+        assert driver.read("BATCH_TOKENS") == 5
     answer, response = bench.read_and_write(LAST_ADDRESS, address["BUS_ID"], 0)
     assert (answer.resp, response.resp) == (DECERR, SLVERR)
     assert driver.errors() == {"illegal_read", "illegal_write"}
@@ -1092,18 +1171,21 @@ def _with_wrong_reads(bench: Bench, errors: set[str]) -> None:
 
 
 def _loaded_wrongly(bench: Bench, error: str) -> int:
-    """Load with an error, see no token get in, recover; return the address that was told."""
+    """Load with an error, see no token get in, recover, see it compute; return which byte was told."""
     driver, core = bench.driver, bench.core
     bench.start()
     assert driver.errors() == {error}
     address = driver.failed_read()
-    bench.send(core.beats(core.tokens(1)))
+    token = core.tokens(1)
+    bench.send(core.beats(token))
     bench.wait(200)
     assert driver.read("TOKENS_IN") == 0
     bench.change = lambda _number, beat: [beat]
     place = address - bench.page * PAGE_BYTES
     bench.recovered()
-    bench.take(1)
+    got, marks = bench.take(1)
+    same(got, core.outputs([token]))
+    assert not any(marks)
     driver.wait_until_drained()
     driver.recover()
     return place
@@ -1124,14 +1206,19 @@ def read_error_while_loading(bench: Bench) -> None:
 def wrong_last_while_loading(bench: Bench) -> None:
     """A burst of the router ends too early, or too late."""
     memory = bench.core.design.memory
-    bursts = bench.core.image.load_beats // memory.burst_beats
-    for wrong in (shorter, longer):
-        in_burst(bench, wrong, most=bursts)
-        assert _loaded_wrongly(bench, "read_last") % memory.beat_bytes == 0
+    bursts = ceil_div(bench.core.image.load_beats, memory.burst_beats)
+    # Told is the beat whose ``rlast`` is wrong: the first one, or the last.
+    for wrong, beat in ((shorter, 0), (longer, memory.burst_beats - 1)):
+        burst = in_burst(bench, wrong, most=bursts)
+        place = _loaded_wrongly(bench, "read_last")
+        assert place == (burst * memory.burst_beats + beat) * memory.beat_bytes
 
 
-def in_burst(bench: Bench, wrong: Callable[[int, Any], list[Any]], *, most: int = 8) -> None:
-    """Let ``wrong(n, beat)`` change the beats of one of the next ``most`` bursts; none is under way."""
+def in_burst(bench: Bench, wrong: Callable[[int, Any], list[Any]], *, most: int = 8) -> int:
+    """Let ``wrong(n, beat)`` change the beats of one of the next ``most`` bursts; none is under way.
+
+    Returns which.
+    """
     skip = int(bench.rng.integers(most))
     burst, place = 0, 0
 
@@ -1142,6 +1229,7 @@ def in_burst(bench: Bench, wrong: Callable[[int, Any], list[Any]], *, most: int 
         return wrong(here[1], beat) if here[0] == skip else [beat]
 
     bench.change = change
+    return skip
 
 
 def early_last(bench: Bench) -> None:
@@ -1246,6 +1334,7 @@ def reset_but_for_memory(bench: Bench) -> None:
 
 GENERAL = [
     works,
+    holds_what_is_written,
     illegal_accesses,
     short_token,
     short_packet,
@@ -1271,6 +1360,8 @@ def scenarios_of(name: Top, kind: Kind) -> list[Callable[[Bench], None]]:
     found = list(GENERAL)
     if name is Top.FPGA:
         found += READING
+    if name not in LAYERS:
+        found.append(one_token)
     if name is Top.PIM:
         found.append(recover_while_banks_are_open)
     if name is not Top.DISPATCH:

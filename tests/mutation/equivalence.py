@@ -22,6 +22,8 @@ from tests.mutation.mutants import PORT, SECONDS, Mutants
 
 RULES = Path(__file__).parent / "invariants"
 RESET = "aresetn"
+RESET_OF_BLOCK = re.compile(r".*\.rst")
+"""Reset of a module that is kept: it counts while there is one."""
 MUTANT_SECONDS = 30
 """For the proof of one mutant."""
 BITS = """
@@ -179,7 +181,7 @@ class Machine:
 
 
 def told_apart(graph: Graph, here: Frame, other: Frame, payload: re.Pattern[str]) -> Iterator[int]:
-    """Yield for output bits that they differ, outside reset, where they say something.
+    """Yield for output bits that they differ, where they say something: outside reset, a block's reset in it.
 
     ``payload`` is what names of outputs look like that say something only while there is a ``valid`` of the
     same beginning, their group, and that is 1. Bits that are the same in any case are left out.
@@ -189,7 +191,7 @@ def told_apart(graph: Graph, here: Frame, other: Frame, payload: re.Pattern[str]
     for name in outputs:
         found = payload.fullmatch(name)
         valid = f"{found[found.lastindex]}valid" if found else ""
-        matters = running
+        matters = TRUE if RESET_OF_BLOCK.fullmatch(name) else running
         if valid in outputs and name != valid:
             # Where only one of them is valid that differs itself.
             matters = graph.both(running, here.of(valid)[0])

@@ -22,7 +22,7 @@ from sim.toolchain import built_once, digest
 from tests.formal.model import YOSYS, run
 
 PORT, PORT_BITS = "mutant", 12
-CLOCKS = re.compile(r"-port \\?(CLK|RD_CLK|WR_CLK|C)\b")
+CLOCKS = re.compile(r"-port \\?(CLK|RD_CLK|WR_CLK|C|clk)\b")
 SYNTHESIS = """
 read_verilog {files}
 hierarchy -top {top}
@@ -49,7 +49,7 @@ expose -evert {kept}
 select {top}
 write_verilog -noattr -selected between.v
 """
-"""Of what is changed alone; see :attr:`Mutants.kept`."""
+"""What is changed, alone; see :attr:`Mutants.verilog`."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def mutants_of(
     ``keep``: modules without mutants, by their names behind ``eb_<name>_``.
     """
     files = file_list(directory, name)
-    settings = repr((NETLIST, MUTATED, BETWEEN if keep else "", tuple(keep), count, seed, PORT_BITS))
+    settings = repr(
+        (NETLIST, MUTATED, BETWEEN if keep else "", tuple(keep), CLOCKS.pattern, count, seed, PORT_BITS)
+    )
     key = digest(settings.encode(), *(file.read_bytes() for file in files))
     target = root.resolve() / "cache" / f"mutants-{key}"
 
@@ -140,8 +142,10 @@ def _make(
     (folder / "mutants.ys").write_text(
         "".join(f"{line} -ctrl {PORT} {PORT_BITS} {n}\n" for n, line in enumerate(chosen, start=1))
     )
-    instances = " ".join(f"{top}/t:{top}_{module}" for module in keep)
-    between = BETWEEN.format(top=top, kept=instances) if keep else ""
+    instances = [f"{top}/t:{top}_{module}" for module in keep]
+    between = BETWEEN.format(top=top, kept=" ".join(instances)) if keep else ""
+    # A module that is not there would be changed with the rest.
+    between = "".join(f"select -assert-count 1 {instance}\n" for instance in instances) + between
     (folder / "mutated.ys").write_text(MUTATED + between)
     run(YOSYS, ["-q", "-s", "mutated.ys"], folder)
     (folder / f"eb_{name}.v").write_text((folder / "mutated.v").read_text())

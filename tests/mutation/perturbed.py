@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.mutation.circuit import FALSE, TRUE, Frame, Graph, processor_seconds
-from tests.mutation.equivalence import RESET, Idle, Machine, NotInvariant, told_apart
+from tests.mutation.equivalence import RESET, RESET_OF_BLOCK, Idle, Machine, NotInvariant, told_apart
 from tests.mutation.mutants import PORT, SECONDS
 
 PAYLOAD = re.compile(r"(.*_t)[a-z]+|(.*__)payload")
@@ -91,6 +91,13 @@ def reset_values(machine: Machine, number: int = 0) -> list[int | None]:
     """Return what a cycle of reset gives each register in any state, None where it depends on that."""
     [frame] = machine.cycles(Graph(), 1, reset=True, mutant=number)
     return [literal if literal in (FALSE, TRUE) else None for literal in frame.following]
+
+
+def resets_blocks(machine: Machine, number: int) -> bool:
+    """Return whether a mutant resets all modules that are kept, where the block is reset."""
+    here, there = (machine.cycles(Graph(), 1, reset=True, mutant=n)[0] for n in (0, number))
+    names = [name for name in machine.circuit.outputs if RESET_OF_BLOCK.fullmatch(name)]
+    return all(there.of(name) == here.of(name) == [TRUE] for name in names)
 
 
 def prove_after_reset(machine: Machine, *, seconds: float) -> None:
@@ -306,7 +313,8 @@ def unnoticed(machine: Machine, numbers: Sequence[int], *, seconds: float = SECO
     numbers = [
         number
         for number in numbers
-        if all(
+        if resets_blocks(machine, number)
+        and all(
             value in (None, given) for value, given in zip(values, reset_values(machine, number), strict=True)
         )
     ]
