@@ -18,7 +18,17 @@ from amaranth.sim import Simulator
 from rtl.axi import DispatchAlone, GateAlone
 from sim.rtlsim import layer_component
 from spec.design import Format
-from spec.registers import BUS_PAGE, REGISTERS, STATUS_LOADED, Access, Register, Top, register_map
+from spec.model import CapacityRule
+from spec.registers import (
+    BUS_PAGE,
+    REGISTERS,
+    STATUS_BUSY,
+    STATUS_LOADED,
+    Access,
+    Register,
+    Top,
+    register_map,
+)
 from tests.bench.axi_cores import CORES
 
 PATTERNS = (0xA5A5_5A5A, 0x5A5A_A5A5)
@@ -99,6 +109,36 @@ def differences(core, page: Sequence[Register], top: Top) -> list[str]:
 def test_every_word_of_the_page_is_what_the_description_says(top, kinds):
     core, page = core_of(top, **kinds)
     assert differences(core, page, top) == []
+
+
+@pytest.mark.parametrize("window_tokens", [1, 2])
+def test_a_dispatcher_with_tokens_inside_is_busy(window_tokens):
+    """In every cycle, however many wait: its counter was too narrow where windows are decided at once."""
+    model, design, _ = CORES[Top.DISPATCH]
+    model = replace(model, expert_capacity=1, capacity_rule=CapacityRule.GSHARD)
+    core = DispatchAlone(model, replace(design, window_tokens=window_tokens))
+    begun, idle = 0, []
+
+    async def bench(ctx):
+        nonlocal begun
+        ctx.set(core.reg_addr, REGISTERS["STATUS"])
+        ctx.set(core.i.valid, 1)
+        for beat in range(100):
+            ctx.set(core.i.payload.expert, beat % model.gating.top_k)
+            ctx.set(core.i.payload.last, 1)
+            taken = ctx.get(core.i.ready)
+            busy = ctx.get(core.reg_rdata) >> STATUS_BUSY & 1
+            if begun and beat > 2 and not busy:
+                idle.append(beat)
+            await ctx.tick()
+            begun += taken
+
+    simulator = Simulator(core)
+    simulator.add_clock(1e-8)
+    simulator.add_testbench(bench)
+    simulator.run()
+    assert begun > 4 * model.gating.top_k
+    assert not idle
 
 
 class Page(wiring.Component):

@@ -25,7 +25,7 @@ def _register(name: str) -> int:
 
 @dataclass(frozen=True)
 class Write:
-    """A register write: the edge of its response, and what it was."""
+    """A register write: the edge from which on it may be done, and what it was."""
 
     edge: int
     address: int
@@ -64,10 +64,11 @@ class Ports:
     @cached_property
     def writes(self) -> list[Write]:
         """All writes that were answered, in order."""
+        asked = zip(self.moves("s_axi_aw"), self.moves("s_axi_w"), strict=False)
         return [
             Write(int(edge), *map(int, parts))
             for edge, *parts in zip(
-                self.moves("s_axi_b"),
+                (max(edges) for edges in asked),
                 self.carried("s_axi_aw", "addr"),
                 self.carried("s_axi_w", "data"),
                 self.carried("s_axi_b", "resp"),
@@ -81,7 +82,7 @@ class Ports:
 
     @cached_property
     def recoveries(self) -> list[int]:
-        """The edges at which writes of ``recover`` are answered."""
+        """The edges at which writes of ``recover`` have come."""
         recover = field_of(BUS_REGISTERS, "BUS_CONTROL", "recover").mask
         return [write.edge for write in self.done("BUS_CONTROL") if write.data & recover]
 
@@ -93,10 +94,15 @@ class Ports:
 
     @cached_property
     def packets(self) -> list[tuple[int, int]]:
-        """The edge of each input packet's end, and its beats."""
+        """The edge of each input packet's end, and its beats; none in which there was a recovery."""
+        moved = self.moves("s_axis_t")
         ends = np.flatnonzero(self.carried("s_axis_t", "last"))
-        beats = np.diff(np.concatenate([[-1], ends]))
-        return list(zip(self.moves("s_axis_t")[ends].tolist(), beats.tolist(), strict=True))
+        begins = np.concatenate([[0], ends[:-1] + 1])
+        return [
+            (int(moved[end]), int(end - begin + 1))
+            for begin, end in zip(begins, ends, strict=False)
+            if not any(moved[begin] <= edge <= moved[end] for edge in self.recoveries)
+        ]
 
     def limit(self, edge: int) -> int:
         """Return what BATCH_TOKENS holds before an edge."""
@@ -105,15 +111,28 @@ class Ports:
     @cached_property
     def in_flight(self) -> NDArray[np.int64]:
         """Bursts that are asked and not wholly answered, before each edge and at the end."""
-        ends = self.moves("m_axi_r")[self.carried("m_axi_r", "last") == 1]
+        ends = self._beats[self.log["m_axi_rlast"][self._beats] == 1]
         return self.before(self.moves("m_axi_ar")) - self.before(ends)
+
+    @cached_property
+    def _beats(self) -> NDArray[np.int64]:
+        """The edges of beats that were asked for: none is left of reads before the reset."""
+        first = self.moves("m_axi_ar")[:1]
+        beats = self.moves("m_axi_r")
+        return beats[beats > first] if first.size else beats[:0]
 
     @cached_property
     def bursts(self) -> list[tuple[int, int]]:
         """The beats of each burst that came, and those that were asked."""
-        ends = np.flatnonzero(self.carried("m_axi_r", "last"))
+        ends = np.flatnonzero(self.log["m_axi_rlast"][self._beats])
         came = np.diff(np.concatenate([[-1], ends])).tolist()
         return list(zip(came, (self.carried("m_axi_ar", "len") + 1).tolist(), strict=False))
+
+    @cached_property
+    def loading(self) -> NDArray[np.bool_]:
+        """Whether no token has come yet, before each edge: what is read is loaded."""
+        none: NDArray[np.bool_] = self.before(self.moves("s_axis_t")) == 0
+        return none
 
 
 Point = Callable[[Ports], bool]
@@ -216,16 +235,19 @@ ANY: dict[str, Point] = {
 }
 READS: dict[str, Point] = {
     "an address waits": _waits("m_axi_ar"),
+    "an error in a burst (SLVERR)": _responds("m_axi_r", SLVERR),
     "an error in a burst (DECERR)": _responds("m_axi_r", DECERR),
+    "a burst that ends too early": lambda ports: any(came < asked for came, asked in ports.bursts),
+    "a burst that ends too late": lambda ports: any(came > asked for came, asked in ports.bursts),
+    "an error while loading": lambda ports: bool(
+        np.any(ports.loading[ports.moves("m_axi_r")] & (ports.carried("m_axi_r", "resp") > 1))
+    ),
     "recovery while reads are in flight": _at_recovery(_reading),
     "reset while reads are in flight": _at_reset(_reading),
 }
-"""Of tops that read the router alone."""
+"""Of tops with a memory."""
 ARRAY: dict[str, Point] = {
     "several bursts in flight": lambda ports: bool(np.any(ports.in_flight > 1)),
-    "an error in a burst (SLVERR)": _responds("m_axi_r", SLVERR),
-    "a burst that ends too early": lambda ports: any(came < asked for came, asked in ports.bursts),
-    "a burst that ends too late": lambda ports: any(came > asked for came, asked in ports.bursts),
 }
 """Of the array, which reads weights while tokens are inside."""
 POINTS: dict[Top, dict[str, Point]] = {

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from sim.bench import commit_of_sources
-from sim.rtlsim import exported
+from sim.rtlsim import exported, top_component
 from sim.toolchain import write_atomically
 from spec.geometry import ImageGeometry
 from spec.registers import Top
@@ -69,7 +69,7 @@ never makes large (addresses, counters, exponents); line points of unreachable d
 are among the lines.
 
 Of a top with AXI ports (`_axi`) the row is of what lies around the blocks and the core's registers, whose
-lines are theirs; its corners are decided by a log of all its ports, of every clock edge, and counted in runs
+lines are theirs; its corners are decided by a log of its ports, of every clock edge, and counted in runs
 from one reset to the next. Each block is measured in one configuration: one unit, bf16, the short pipelines,
 all weights and the router in one memory. **Not measured here**, neither lines nor corners: the deep
 pipelines, dispatchers of several units, the combiner that adds in order, the merge of channels, the router in
@@ -116,9 +116,10 @@ def measure(block: Block) -> Covered:
 def measure_top(top: Top) -> Covered:
     """Run the bench of a top with AXI ports with coverage."""
     start = time.perf_counter()
-    exported_top = axi.top(top)
-    bench = build_exported(exported_top.directory, exported_top.name, coverage=True)
     model, design, _ = CORES[top]
+    name = f"{top}_axi"
+    directory = exported(name, top_component(*CORES[top]), config=CORES[top])
+    bench = build_exported(directory, name, coverage=True)
     gate = ImageGeometry.of(model, design).gate
     token_beats = model.gating.top_k if top is Top.DISPATCH else gate.input_beats
     runs, scenarios, files = [], 0, []

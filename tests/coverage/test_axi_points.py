@@ -176,6 +176,10 @@ CASES = {
         [lambda log: moves(log, "m_axi_r", 5, resp=2)],
         [lambda log: moves(log, "m_axi_r", 5, resp=3)],
     ),
+    "an error while loading": (
+        [lambda log: moves(log, "m_axi_r", 5, resp=2), lambda log: packet(log, 9, 3)],
+        [lambda log: packet(log, 5, 3), lambda log: moves(log, "m_axi_r", 9, resp=2)],
+    ),
     "recovery while reads are in flight": (
         [lambda log: asks(log, 5, 2), recover],
         [lambda log: burst(log, 2, 2), recover],
@@ -202,6 +206,25 @@ def test_a_point_tells_logs_apart(point):
             step(log)
         met.append(corners_met(Top.FPGA, split(log, TOKEN_BEATS))[point])
     assert met == [1, 0]
+
+
+def test_a_packet_in_which_there_was_a_recovery_is_none():
+    """Its source may have been reset, so that its beats are of two."""
+    log = quiet()
+    packet(log, 5, 2, ends=False)
+    write(log, 10, "BUS_CONTROL", 1)
+    packet(log, 15, 3)
+    packet(log, 20, 3)
+    assert [beats for run in split(log, TOKEN_BEATS) for _, beats in run.packets] == [3]
+
+
+def test_beats_of_reads_before_the_reset_are_no_burst():
+    log = quiet()
+    moves(log, "m_axi_r", 3, last=1)
+    burst(log, 2, 2)
+    (run,) = split(log, TOKEN_BEATS)
+    assert run.bursts == [(2, 2)]
+    assert run.in_flight[-1] == 0
 
 
 def test_every_top_has_its_points_among_those_of_the_array():

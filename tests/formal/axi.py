@@ -406,9 +406,9 @@ def router_loader() -> Checker:
     return checker
 
 
-def packets_in() -> Checker:
+def packets_in(token_beats: int = TOKEN_BEATS) -> Checker:
     """Return the guard of packets: every beat that was taken goes on, or is thrown away where it may be."""
-    dut = PacketGuard(BEAT, TOKEN_BEATS)
+    dut = PacketGuard(BEAT, token_beats)
     checker = Checker(dut)
     m = checker.m
     checker.assume("i_stays", checker.stays("i", dut.i))
@@ -424,7 +424,7 @@ def packets_in() -> Checker:
     checker.assume("recovers_if_asked", ~dut.recovering | was_recover | was_recovering)
 
     # Beats of the token that passes, tokens of the packet; what stops the way, and why.
-    beat = Signal(range(TOKEN_BEATS), name="beat_of_token")
+    beat = Signal(range(token_beats), name="beat_of_token")
     tokens = Signal(32, name="tokens_of_packet")
     filling, halted, dropping, to_last, to_end = (
         Signal(name=name) for name in ("filling", "halted_now", "dropping", "resync", "flush")
@@ -432,7 +432,7 @@ def packets_in() -> Checker:
     is_open = Signal(name="open_now")
     out = checker.value("out", _transfer(dut.o))
     given = checker.value("given", out & ~filling)
-    ends_token = beat == TOKEN_BEATS - 1
+    ends_token = beat == token_beats - 1
     counted = (batch != 0) & (tokens == batch - 1)
     taken = checker.value("taken", given | dut.discarded)
 
@@ -528,7 +528,7 @@ def packets_in() -> Checker:
     checker.prove("inv_state", Mux(state == 0, flags == 0, flags == (Const(1, 6) << state)[1:]))
     checker.prove("inv_states", state <= 5)
     checker.prove("inv_beat", checker.probe("beat") == beat)
-    checker.prove("inv_beats", beat < TOKEN_BEATS)
+    checker.prove("inv_beats", beat < token_beats)
     limit = checker.probe("limit")
     flags = {
         "limited": batch != 0,
@@ -541,9 +541,11 @@ def packets_in() -> Checker:
         checker.prove(f"inv_{name}", (age != 2) | (checker.probe(name) == value))
     idle = ~is_open & (beat == 0) & (tokens == 0) & ~filling & ~dropping & ~to_last & ~to_end
     checker.prove("inv_begins_later", (age == 2) | (idle & ~checker.probe("offered")))
-    # A token that has just passed is counted a cycle later; none has where one is passing.
-    ended, first_token = checker.probe("ended"), checker.probe("first_token")
-    is_first = Mux(ended, checker.probe("ended_last"), first_token)
+    # A token of several beats that has just passed is counted a cycle later.
+    later = token_beats > 1
+    ended, ended_last = (checker.probe(name) if later else Const(0) for name in ("ended", "ended_last"))
+    first_token = checker.probe("first_token")
+    is_first = Mux(ended, ended_last, first_token)
     passed = checker.value("passed", (tokens - ended)[:32])
     checker.prove("inv_ended", ~ended | (beat == 0))
     checker.prove("inv_first_token", (batch == 0) | (is_first == (tokens == 0)))

@@ -13,6 +13,7 @@ from sim.rtlsim import exported, top_component
 from spec.registers import Top
 from tests.bench.axi_cores import CORES
 from tests.block_bench import plant_bug
+from tests.formal.axi import packets_in
 from tests.formal.model import Checker, names
 from tests.formal.paths import reached_outputs
 from tests.formal.properties import AXI, PROOFS, Bug
@@ -48,6 +49,15 @@ def check_proof(name: str) -> None:
 @pytest.mark.parametrize("name", FAST)
 def test_proof(name):
     check_proof(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token_beats", [1, 2])
+def test_packets_of_tokens_of_fewer_beats(token_beats):
+    """Which are counted in the same cycle, or in the one before they are asked for."""
+    proof = proof_named("axi4-stream in")
+    verdict = prove(lambda: packets_in(token_beats), depth=proof.depth, induction=proof.induction)
+    assert verdict.holds, verdict.failed
 
 
 @pytest.mark.long

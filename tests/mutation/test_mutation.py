@@ -20,6 +20,7 @@ from tests.bench.scenarios import Expected, Scenario
 from tests.mutation.equivalence import Machine, NotInvariant, Rule, Rules, equivalent
 from tests.mutation.mutants import CLOCKS, SECONDS, mutants_of
 from tests.mutation.page import explanation, page, survivors_of, unexplained
+from tests.mutation.perturbed import unnoticed
 from tests.mutation.run import Block, NetlistRun, Outcome, run_netlist
 
 
@@ -31,6 +32,7 @@ def test_score_leaves_out_what_is_equivalent():
 
 def test_ports_of_clocks_are_known():
     assert CLOCKS.search("mutate -mode inv -module m -cell $procdff$1 -port CLK -portbit 0")
+    assert CLOCKS.search("mutate -mode inv -module m -cell core.queue -port clk -portbit 0")
     assert not CLOCKS.search("mutate -mode inv -module m -cell $and$1 -port A -portbit 0")
 
 
@@ -69,6 +71,11 @@ def test_a_block_that_is_kept_has_no_mutants_and_its_ports_are_those_of_the_proo
     assert seen
     assert not equivalent(machine, seen)
     assert equivalent(machine, [len(around.texts) + 1])
+    # And whether it is reset, in the cycle of reset alone.
+    resets = [n for n, text in enumerate(around.texts, start=1) if "-port rst" in text]
+    assert resets
+    assert not unnoticed(machine, resets)
+    assert not equivalent(machine, resets)
 
 
 def outcome_of(name: str, number: int, seed: int = 1, cell: str = "$a") -> Outcome:
