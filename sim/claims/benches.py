@@ -54,7 +54,7 @@ def benches_link(_measurement: Measurement) -> Link:
         f" mutants of them (`docs/mutation.md`, where survivors are listed). {goal}",
         claims=[
             Claim(
-                text=f"corners by name that the benches of {len(covered)} blocks meet ({of_coverage})",
+                text=f"corners by name that the benches of {len(covered)} blocks and tops meet ({of_coverage})",
                 measured=_share(corners),
                 bound="all",
                 command="make coverage",
