@@ -54,7 +54,8 @@ def benches_link(_measurement: Measurement) -> Link:
         f" mutants of them (`docs/mutation.md`, where survivors are listed). {goal}",
         claims=[
             Claim(
-                text=f"corners by name that the benches of {len(covered)} blocks and tops meet ({of_coverage})",
+                text=f"corners by name that the benches of {len(covered)} blocks and tops meet"
+                f" ({of_coverage})",
                 measured=_share(corners),
                 bound="all",
                 command="make coverage",
