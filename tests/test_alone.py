@@ -45,7 +45,7 @@ def wrong_golden(monkeypatch):
     monkeypatch.setattr(PackedExpert, "outputs", wrong)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("experts", "tokens"), [(1, 1), (2, 3), (8, 4)])
 def test_experts_alone_are_bit_and_cycle_equal(capsys, tmp_path, experts, tokens):
     run = alone.run_experts(

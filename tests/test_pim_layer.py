@@ -103,7 +103,7 @@ def test_layer_model_equals_hardware(seed: int) -> None:
     assert report.cycles["model"] == report.cycles["rtl"], (seed, report.cycles)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_int8() -> None:
     """Two channels, both of which get the scales."""
     work = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None)

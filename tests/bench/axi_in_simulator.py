@@ -45,7 +45,16 @@ from sim.pack import pack, read_pack
 from sim.pim_layer import placement_steps
 from spec.banks import BankGeometry
 from spec.geometry import PAGE_BYTES, ImageGeometry, ceil_div
-from spec.registers import BUS_REGISTERS, LAYERS, REGISTERS, Access, Top, field_of, register_map
+from spec.registers import (
+    BUS_REGISTERS,
+    CAPACITY_BITS,
+    LAYERS,
+    REGISTERS,
+    Access,
+    Top,
+    field_of,
+    register_map,
+)
 from tests.bench.axi_cores import CORES, Kind
 from tests.bench.axi_pim import BankPorts, CommandBuses, pim_image
 from tests.bench.in_simulator import JOB, RESULTS
@@ -173,6 +182,7 @@ class Core:
         self.seeds = [seed, list(Top).index(name)]
         self.model, self.design, _ = CORES[name]
         self.rng = np.random.default_rng(self.seeds)
+        self.capacity = 0
         self.image = ImageGeometry.of(self.model, self.design)
         self.weights = random_weights(self.model, seed)
         self.banks = BankGeometry.unplaced(self.model, self.design) if name is Top.PIM else None
@@ -208,8 +218,8 @@ class Core:
 
     @property
     def most_tokens(self) -> int:
-        """Of a batch: many where a token is soon served, so that counters reach more of their bits."""
-        return 1500 if self.name is Top.DISPATCH else 6
+        """Of a batch: many where a token is soon served, so that counters reach more bits; 2**n - 1."""
+        return 1023 if self.name is Top.DISPATCH else 6
 
     def beats(self, tokens: np.ndarray) -> list[int]:
         """Return a batch's input beats."""
@@ -262,12 +272,27 @@ class Core:
                 found.append((int.from_bytes(beat.astype("<u2").tobytes(), "little"), int(last)))
         return found
 
+    def kept(self, tokens: np.ndarray, lengths: list[int]) -> list[list[int]]:
+        """Return each token's assignments that its expert has a place for, token by token. Written anew."""
+        found: list[list[int]] = []
+        for batch in np.split(tokens, np.cumsum(lengths)[:-1]):
+            places: dict[int, int] = {}
+            for token in batch.tolist():
+                found.append([])
+                for word in token:
+                    expert = word & ((1 << self.expert_bits) - 1)
+                    places[expert] = places.get(expert, 0) + 1
+                    if not self.capacity or places[expert] <= self.capacity:
+                        found[-1].append(word)
+        return found
+
     def _entries(self, tokens: np.ndarray, lengths: list[int]) -> Beats:
         """Return the entries of windows: each expert's tokens in order, experts ascending. Written anew."""
         window_tokens, found, start = self.design.window_tokens, [], 0
         slots = 2 * window_tokens
         slot_bits = (slots - 1).bit_length()
         served_bits = self.model.gating.num_experts.bit_length()
+        kept = self.kept(tokens, lengths)
         for length in lengths:
             for first in range(start, start + length, window_tokens):
                 window = range(first, min(first + window_tokens, start + length))
@@ -275,10 +300,10 @@ class Core:
                     job = [
                         expert
                         | token % slots << served_bits
-                        | int(word) >> self.expert_bits << served_bits + slot_bits
+                        | word >> self.expert_bits << served_bits + slot_bits
                         for token in window
-                        for word in tokens[token]
-                        if int(word) & ((1 << self.expert_bits) - 1) == expert
+                        for word in kept[token]
+                        if word & ((1 << self.expert_bits) - 1) == expert
                     ]
                     found += [(entry, int(n == len(job) - 1)) for n, entry in enumerate(job)]
             start += length
@@ -476,6 +501,13 @@ class Bench:
         asked = [cocotb.start_soon(self.lite.write(address, content)) for address in addresses]
         return [int((await task).resp) for task in asked]
 
+    @resume
+    async def read_all(self, addresses: list[int]) -> list[tuple[int, int]]:
+        """Read all words, asked at once; return the responses and what was read."""
+        asked = [cocotb.start_soon(self.lite.read(address, 4)) for address in addresses]
+        answers = [await task for task in asked]
+        return [(int(answer.resp), int.from_bytes(answer.data, "little")) for answer in answers]
+
     def write(self, address: int, content: bytes) -> None:
         """Write to memory, which comes again and again, as its model reads it."""
         self.memory.write(address % len(self.memory.mem), content)
@@ -545,10 +577,11 @@ class Bench:
         self.page = IMAGE_PAGE + pages * int(self.rng.integers((1 << PAGE_BITS) // pages - 1))
         return self.page * PAGE_BYTES
 
-    def start(self) -> None:
+    def start(self, capacity: int = 0) -> None:
         """Make the core ready for tokens."""
         assert self.driver.identify() is self.core.name
-        steps = list(self.driver.start(self.place_image()))
+        self.core.capacity = capacity
+        steps = list(self.driver.start(self.place_image(), capacity))
         if self.core.banks is not None:
             banks = self.core.banks
             places = placement_steps(banks, banks.round_robin())
@@ -584,9 +617,10 @@ class Bench:
         slots = 2 * self.core.design.window_tokens
         slot_bits, k = (slots - 1).bit_length(), self.core.token_beats
         ends = np.cumsum([len(batch) for batch in batches]) - 1
+        kept = self.core.kept(np.concatenate(batches), [len(batch) for batch in batches])
         wanted = [
-            n % slots | k << slot_bits | int(n in ends) << slot_bits + k.bit_length()
-            for n in range(int(ends[-1]) + 1)
+            n % slots | len(words) << slot_bits | int(n in ends) << slot_bits + k.bit_length()
+            for n, words in enumerate(kept)
         ]
         found: list[int] = []
         self.settle()
@@ -725,7 +759,23 @@ def one_token(bench: Bench) -> None:
     for channel in channels:
         channel.let_go()
     inside = (bench.outputs.offered - 1) - (bench.inputs.taken - len(beats) + 1 + 1) + 1
-    assert driver.counters()["cycles"] == inside
+    counters = driver.counters()
+    assert counters["cycles"] == inside
+    assert counters["stall_input"] == counters["stall_output"] == 0
+    bench.recovered()
+
+
+def capacity_drops(bench: Bench) -> None:
+    """CAPACITY counts with all its bits: assignments beyond it are dropped, none where it is not reached."""
+    for bit in (None, *range(3, CAPACITY_BITS)):
+        bench.driver.recover()
+        bench.start(int(bench.rng.integers(1, 3)) if bit is None else 1 + (1 << bit))
+        batches = [bench.core.tokens(8 if bit is None else 4)]
+        bench.run(batches)
+        kept = sum(map(len, bench.core.kept(batches[0], [len(batches[0])])))
+        dropped = bench.driver.counters()["dropped"]
+        assert dropped == batches[0].size - kept
+        assert bool(dropped) is (bit is None)
     bench.recovered()
 
 
@@ -850,9 +900,13 @@ def short_token(bench: Bench) -> None:
     """``tlast`` inside a token: it is filled up, ends its batch, and its outputs are marked."""
     core, rng = bench.core, bench.rng
     bench.start()
-    good, bad = core.tokens(int(rng.integers(1, core.most_tokens))), core.tokens(int(rng.integers(1, 6)))
-    beats = (len(bad) - 1) * core.token_beats + int(rng.integers(1, core.token_beats))
-    _wrong_packet(bench, good, core.cut(bad, beats), core.beats(bad)[:beats], "short_token", True)
+    count = int(rng.integers(1, core.most_tokens))
+    # Of many tokens each bit of ERROR_TOKEN is set in one of both.
+    for tokens in (count, core.most_tokens ^ count) if core.name is Top.DISPATCH else (count,):
+        good, bad = core.tokens(tokens), core.tokens(int(rng.integers(1, 6)))
+        beats = (len(bad) - 1) * core.token_beats + int(rng.integers(1, core.token_beats))
+        _wrong_packet(bench, good, core.cut(bad, beats), core.beats(bad)[:beats], "short_token", True)
+        bench.recovered()
 
 
 def short_packet(bench: Bench) -> None:
@@ -872,7 +926,8 @@ def long_packet(bench: Bench) -> None:
     for count in (1, 2, int(rng.integers(3, 6))):
         bench.driver.write("BATCH_TOKENS", count)
         good, bad = core.tokens(count), core.tokens(count)
-        rest = int(rng.integers(1, (3 if rng.integers(2) else 2 * core.most_tokens) * core.token_beats))
+        many = count == 1 and core.name not in LAYERS
+        rest = int(rng.integers(2100, 4200)) if many else int(rng.integers(1, 3 * core.token_beats))
         discarded = bench.driver.read("DISCARDED")
         _wrong_packet(bench, good, bad, core.beats(bad) + [0] * rest, "long_packet", False)
         assert bench.driver.read("DISCARDED") == discarded + rest
@@ -882,7 +937,7 @@ def long_packet(bench: Bench) -> None:
 def far_limit(bench: Bench) -> None:
     """BATCH_TOKENS counts with all its bits: a packet is too short by a power of two of tokens."""
     driver, core, rng = bench.driver, bench.core, bench.rng
-    bits = range(2, 32) if core.name is Top.DISPATCH else [rng.integers(2, 16), rng.integers(16, 32)]
+    bits = [rng.integers(2, 16), rng.integers(16, 32)] if core.name in LAYERS else range(2, 32)
     for bit in bits:
         bench.start()
         count = int(rng.integers(1, 5))
@@ -1110,13 +1165,20 @@ def both_at_once(bench: Bench) -> None:
         holds[name] = value
         assert {name: driver.read(name) for name in writes} == holds
     # Several, before the first is answered.
-    wanted = {"BATCH_TOKENS": 0, "BUS_ID": SLVERR, "nothing": DECERR}
-    names = [str(name) for name in rng.choice(list(wanted), 8)]
+    responses = {"BATCH_TOKENS": 0, "BUS_ID": SLVERR, "nothing": DECERR}
+    names = [str(name) for name in rng.choice(list(responses), 8)]
     places = [address.get(name, LAST_ADDRESS) for name in names]
-    assert bench.write_all(places, 5) == [wanted[name] for name in names]
+    assert bench.write_all(places, 5) == [responses[name] for name in names]
     driver.recover()
     if "BATCH_TOKENS" in names:
         assert driver.read("BATCH_TOKENS") == 5
+    holds["BATCH_TOKENS"] = driver.read("BATCH_TOKENS")
+    names = [str(name) for name in rng.choice([*holds, "nothing"], 8)]
+    places = [address.get(name, LAST_ADDRESS) for name in names]
+    assert bench.read_all(places) == [
+        (DECERR, 0) if name == "nothing" else (0, holds[name]) for name in names
+    ]
+    driver.recover()
     answer, response = bench.read_and_write(LAST_ADDRESS, address["BUS_ID"], 0)
     assert (answer.resp, response.resp) == (DECERR, SLVERR)
     assert driver.errors() == {"illegal_read", "illegal_write"}
@@ -1362,6 +1424,8 @@ def scenarios_of(name: Top, kind: Kind) -> list[Callable[[Bench], None]]:
         found += READING
     if name not in LAYERS:
         found.append(one_token)
+    if name is Top.DISPATCH:
+        found.append(capacity_drops)
     if name is Top.PIM:
         found.append(recover_while_banks_are_open)
     if name is not Top.DISPATCH:
