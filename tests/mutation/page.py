@@ -68,6 +68,46 @@ UNEXPLAINED = "not explained"
 # Why a place is not seen: pattern of the mutant, what is behind it.
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
+        "axi_dispatch",
+        r"\\core\.\$ternary\$\S+:494\$77 A\[6\]",
+        "the place of 64 in the number of a packet's last token, where it has too few or too many",
+    ),
+    (
+        "axi_dispatch",
+        r"slice\$3874 D\[14\]",
+        "the place of 16,384 in DISCARDED",
+    ),
+    (
+        "axi_dispatch",
+        r" of core\.ahead$",
+        "how many tokens are inside, turned where there are 64; there are 11 at most",
+    ),
+    (
+        "axi_gate",
+        r"\\reads_217\.\$and\$\S+:10232\$",
+        "beats that pass during recovery; the core is reset then and takes none",
+    ),
+    (
+        "axi_gate",
+        r"\$add\$\S+:573\$79 (A\[11\]|Y\[14\])",
+        "a place of DISCARDED, turned where it has 2^29, or that of 16,384",
+    ),
+    (
+        "axi_gate",
+        r"slice\$7269 |reads_217\.\\register\.\$and\$\S+:10563\$",
+        "a second address that waits; the loader asks for a burst when it has the one before",
+    ),
+    (
+        "axi_gate",
+        r"\$sub\$\S+:577\$85 Y\[8\]",
+        "256 tokens inside, of which there are never so many",
+    ),
+    (
+        "axi_gate",
+        r"packets\.\$ternary\$\S+:9640\$3024 B\[17\]",
+        "a place of a packet's limit, turned where another one is set; what is left counts down for 131,072 tokens",
+    ),
+    (
         "layer_glue",
         r"const1 .*\\loader\.\$lt\$\S+:15227\$",
         "a padding beat behind the router goes on to the gate, which has all of it and takes no more",
