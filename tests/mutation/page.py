@@ -105,7 +105,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "axi_gate",
         r"packets\.\$ternary\$\S+:9640\$3024 B\[17\]",
-        "a place of a packet's limit, turned where another one is set; what is left counts down for 131,072 tokens",
+        "a place of a packet's limit, turned where another one is set: not the last token for 131,072 more",
     ),
     (
         "layer_glue",
