@@ -531,6 +531,16 @@ class Bench:
         """Let cycles pass."""
         await ClockCycles(self.slower, cycles)
 
+    def until(self, field: str) -> None:
+        """Wait until BUS_STATUS has this field set."""
+        while not self.driver.read_fields("BUS_STATUS")[field]:
+            pass
+
+    def until_sent(self) -> None:
+        """Wait until all packets have gone in."""
+        while not self.source.idle():
+            self.wait(10)
+
     def settle(self) -> None:
         """Let come out what is on its way, however long outputs pause; no packet may stay open."""
         offers = [self.dut.m_axis_tvalid] + ([self.dut.m_axis_expect_tvalid] if self.expect else [])
@@ -810,8 +820,7 @@ def illegal_accesses(bench: Bench) -> None:
     expected = bench.core.outputs([batch])
     bench.hold(holding=True)
     bench.send(bench.core.beats(batch))
-    while not driver.read_fields("BUS_STATUS")["busy"]:
-        pass
+    bench.until("busy")
     # BATCH_TOKENS and the start of a load are locked while a token is inside.
     refused(lambda: driver.write("BATCH_TOKENS", 5), SLVERR)
     bench.wait(3)
@@ -959,8 +968,7 @@ def far_limit(bench: Bench) -> None:
 def finish_rest(bench: Bench) -> None:
     """Let through what is left of packets after a recovery, whatever it is; then recover, and all works."""
     driver = bench.driver
-    while not bench.source.idle():
-        bench.wait(10)
+    bench.until_sent()
     driver.wait_until_drained()
     bench.settle()
     bench.receive_all()
@@ -976,8 +984,7 @@ def recover_from_an_open_packet(bench: Bench) -> None:
     bench.start()
     # More than comes in until the register is written.
     bench.send(core.beats(core.tokens(max(60, min(300, core.most_tokens)) + bench.crossing)))
-    while not driver.read_fields("BUS_STATUS")["packet_open"]:
-        pass
+    bench.until("packet_open")
     discarded = driver.read("DISCARDED")
     source.flow()
     sink.flow()
@@ -993,16 +1000,20 @@ def recover_from_an_open_packet(bench: Bench) -> None:
     finish_rest(bench)
 
 
-def recover_when_the_source_was_reset(bench: Bench) -> None:
-    """Nothing is left of a packet whose source was reset in its middle."""
-    driver, core = bench.driver, bench.core
+def into_standstill(bench: Bench) -> None:
+    """Take no output until all that holds tokens is full; a packet is open, and waits at the door."""
+    core = bench.core
     bench.start()
     bench.hold(holding=True)
-    # More than windows and crossings hold: some wait at the door.
+    # More than windows and crossings hold.
     bench.send(core.beats(core.tokens(4 * core.design.window_tokens + bench.crossing)))
-    while not driver.read_fields("BUS_STATUS")["packet_open"]:
-        pass
+    bench.until("packet_open")
     bench.wait(int(bench.rng.integers(1, 500)))
+
+
+def recover_when_the_source_was_reset(bench: Bench) -> None:
+    """Nothing is left of a packet whose source was reset in its middle."""
+    into_standstill(bench)
     bench.source.assert_reset()
     bench.source.clear()
     bench.hold(holding=False)
@@ -1065,8 +1076,7 @@ def recover_in_flight(bench: Bench) -> None:
         came, marks = bench.take(bench.sink.count())
         same_until_cut(came, marks, expected)
         bench.start()
-        while not bench.source.idle():
-            bench.wait(10)
+        bench.until_sent()
         bench.settle()
         bench.receive_all()
         assert bench.driver.errors() == set()
@@ -1096,14 +1106,8 @@ def recover_while_banks_are_open(bench: Bench) -> None:
 
 def recover_while_nothing_moves(bench: Bench) -> None:
     """Memory and sink stand still: recovery waits for bursts in flight and the closing beat, then ends."""
-    driver, core = bench.driver, bench.core
-    bench.start()
-    bench.hold(holding=True)
-    # More than windows and crossings hold: the packet is open.
-    bench.send(core.beats(core.tokens(4 * core.design.window_tokens + bench.crossing)))
-    while not driver.read_fields("BUS_STATUS")["packet_open"]:
-        pass
-    bench.wait(int(bench.rng.integers(1, 500)))
+    driver = bench.driver
+    into_standstill(bench)
     stuck = [] if bench.memory is None else [bench.channels["m_axi_ar"], bench.channels["m_axi_r"]]
     for channel in stuck:
         channel.hold()
@@ -1124,8 +1128,7 @@ def recover_while_nothing_moves(bench: Bench) -> None:
             break
     else:
         raise AssertionError("recovers for ever")
-    while not bench.source.idle():
-        bench.wait(10)
+    bench.until_sent()
     bench.settle()
     bench.receive_all()
     assert driver.errors() == ({"illegal_write"} if status["recovering"] else set())
@@ -1362,8 +1365,7 @@ def recover_while_loading(bench: Bench) -> None:
     beats = bench.channels["m_axi_r"]
     beats.hold()
     driver.write("CONTROL", 1)
-    while not driver.read_fields("BUS_STATUS")["reads"]:
-        pass
+    bench.until("reads")
     # Registers are slow: what it holds then goes on while the recovery lasts.
     beats.hold(int(bench.rng.integers(1, 200)))
     bench.recovered()
@@ -1381,8 +1383,7 @@ def reset_but_for_memory(bench: Bench) -> None:
         driver.write("CONTROL", 1)
     else:
         bench.send(core.beats(core.tokens(core.design.window_tokens)))
-    while not driver.read_fields("BUS_STATUS")["reads"]:
-        pass
+    bench.until("reads")
     bench.wait(int(bench.rng.integers(1, 30)))
     bench.channels["m_axi_r"].hold(20)
     bench.reset()

@@ -53,7 +53,20 @@ class Bench:
     def differs(self, number: int | None, power_up: int, scenarios: Sequence[Scenario] | None = None) -> str:
         """Return what differs with this mutant (None: the build has none), registers as ``power_up`` says."""
         runs = self.scenarios if scenarios is None else scenarios
-        return differs(self.build, self.block.name, runs, number, power_up)
+        more = {} if number is None else {PORT: number}
+        specs = [replace(run.spec, statics={**run.spec.statics, **more}) for run in runs]
+        try:
+            results = self.build.run_phases(specs, seed=power_up)
+        except RuntimeError as error:
+            return f"the run fails: {error}"
+        for run, result in zip(runs, results, strict=True):
+            problems = run.problems(result)
+            if problems:
+                return f"{run.name}: {problems[0]}"
+            found = first_divergence(run.checks(self.block.name, result))
+            if found is not None:
+                return f"{run.name}: {found.message}"
+        return ""
 
     def limit(self) -> None:
         """See mutants that hang in the time that the longest scenario takes twice."""
@@ -138,21 +151,3 @@ def axi_block(name: str, top: Top, keep: tuple[str, ...]) -> CocotbBlock:
         return [line for kind in KINDS[top] for line in axi.run(rtl, top, seed, kind, **how)]
 
     return CocotbBlock(name, top_component(*CORES[top]), CORES[top], run, keep)
-
-
-def differs(build: Build, block: str, scenarios: Sequence[Scenario], mutant: int | None, seed: int) -> str:
-    """Return what the bench says of a mutant, "" if nothing; ``None``: the build has none."""
-    more = {} if mutant is None else {PORT: mutant}
-    specs = [replace(run.spec, statics={**run.spec.statics, **more}) for run in scenarios]
-    try:
-        results = build.run_phases(specs, seed=seed)
-    except RuntimeError as error:
-        return f"the run fails: {error}"
-    for run, result in zip(scenarios, results, strict=True):
-        problems = run.problems(result)
-        if problems:
-            return f"{run.name}: {problems[0]}"
-        found = first_divergence(run.checks(block, result))
-        if found is not None:
-            return f"{run.name}: {found.message}"
-    return ""
