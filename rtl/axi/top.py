@@ -349,7 +349,7 @@ class AxiTop(wiring.Component):
         """Connect the AXI4 read master; returns whether nothing is in flight."""
         core = self.core
         beat_bits = len(self.i_r.payload.data)
-        m.submodules.reads = reads = ReadGuard(beat_bits, self.burst_beats, self.max_outstanding)
+        m.submodules.read_guard = reads = ReadGuard(beat_bits, self.burst_beats, self.max_outstanding)
         connect_stream(m, core.o_ar, reads.i_ar)
         connect_stream(m, reads.o_r, core.i_r)
         connect_stream(m, reads.o_ar, wiring.flipped(self.o_ar))

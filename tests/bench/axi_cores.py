@@ -28,12 +28,14 @@ class Kind(StrEnum):
     USUAL = "usual"
     MEMORY_GOES_ON = "memory goes on when the top is reset"
     EVERY_BURST = "every burst is answered wrongly"
+    MANY = "packets so long that counters and limits reach their upper places"
 
 
 KINDS = {
-    Top.FPGA: tuple(Kind),
+    Top.FPGA: (Kind.USUAL, Kind.MEMORY_GOES_ON, Kind.EVERY_BURST),
     Top.PIM: (Kind.USUAL, Kind.MEMORY_GOES_ON),
-    Top.GATE: (Kind.USUAL, Kind.MEMORY_GOES_ON),
-    Top.DISPATCH: (Kind.USUAL,),
+    Top.GATE: (Kind.USUAL, Kind.MEMORY_GOES_ON, Kind.MANY),
+    Top.DISPATCH: (Kind.USUAL, Kind.MANY),
 }
-"""Which of them a top has: the dispatcher reads nothing, and only the array while tokens are inside."""
+"""Which of them a top has: the dispatcher reads nothing, only the array while tokens are inside; through a layer
+many tokens take long, and its ports are those of the others."""

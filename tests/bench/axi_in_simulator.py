@@ -935,12 +935,41 @@ def long_packet(bench: Bench) -> None:
     for count in (1, 2, int(rng.integers(3, 6))):
         bench.driver.write("BATCH_TOKENS", count)
         good, bad = core.tokens(count), core.tokens(count)
-        many = count == 1 and core.name not in LAYERS
-        rest = int(rng.integers(2100, 4200)) if many else int(rng.integers(1, 3 * core.token_beats))
+        rest = int(rng.integers(1, 3 * core.token_beats))
         discarded = bench.driver.read("DISCARDED")
         _wrong_packet(bench, good, bad, core.beats(bad) + [0] * rest, "long_packet", False)
         assert bench.driver.read("DISCARDED") == discarded + rest
         bench.recovered()
+
+
+def many_discarded(bench: Bench) -> None:
+    """A packet with so many beats too many that DISCARDED, and what it is added up by, has long carries."""
+    core, rng, source = bench.core, bench.rng, bench.channels["s_axis"]
+    bench.start()
+    bench.driver.write("BATCH_TOKENS", 1)
+    good, bad = core.tokens(1), core.tokens(1)
+    rest = int(rng.integers(1 << 14, 1 << 15))
+    source.flow()
+    _wrong_packet(bench, good, bad, core.beats(bad) + [0] * rest, "long_packet", False)
+    source.let_go()
+    assert bench.driver.read("DISCARDED") == rest
+    bench.recovered()
+
+
+def many_tokens(bench: Bench) -> None:
+    """Packets of hundreds of tokens: as many as BATCH_TOKENS says, and too few."""
+    core, rng = bench.core, bench.rng
+    bench.start()
+    # Of what is behind the first two tokens every place up to 256 is set in one of both.
+    count = 2 + int(rng.integers(256, 512))
+    for tokens in (count, 2 + (count - 2 ^ 255)):
+        bench.driver.write("BATCH_TOKENS", tokens)
+        bench.run([core.tokens(tokens)])
+        bench.recovered()
+    bench.driver.write("BATCH_TOKENS", count)
+    good, bad = core.tokens(count), core.tokens(int(rng.integers(64, count)))
+    _wrong_packet(bench, good, bad, core.beats(bad), "short_packet", False)
+    bench.recovered()
 
 
 def far_limit(bench: Bench) -> None:
@@ -1418,6 +1447,8 @@ def scenarios_of(name: Top, kind: Kind) -> list[Callable[[Bench], None]]:
     """Return what is done to a top."""
     if kind is Kind.MEMORY_GOES_ON:
         return [reset_but_for_memory] * 3
+    if kind is Kind.MANY:
+        return [many_discarded, many_tokens, many_tokens]
     if kind is Kind.EVERY_BURST:
         return [errors_in_every_burst, every_burst_too_short, every_burst_too_long]
     found = list(GENERAL)

@@ -124,6 +124,14 @@ def test_no_burst_is_answered_rightly(seed):
     print(run(top(Top.FPGA), Top.FPGA, seed, Kind.EVERY_BURST))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("name", [name for name in CORES if Kind.MANY in KINDS[name]])
+def test_packets_of_very_many_beats(name, seed):
+    print(f"{name}, seed {seed}")
+    print(run(top(name), name, seed, Kind.MANY))
+
+
 BEFORE = [(401, REF), (500, ACT)]
 """Row commands before a recovery: refreshes fall due every 400 cycles, and a bank is open."""
 ACROSS = {
