@@ -41,7 +41,7 @@ class ContributionMerge(wiring.Component):
         m = Module()
         m.submodules.output = output = StreamRegister(self.shape)
         m.submodules.behind = behind = FirstOf(self.num_inputs)
-        m.submodules.any = anyone = FirstOf(self.num_inputs)
+        m.submodules.anyone = anyone = FirstOf(self.num_inputs)
         connect_stream(m, output.o, wiring.flipped(self.o))
         turn = Signal(range(self.num_inputs))  # whose turn it is
         chosen = Signal(range(self.num_inputs))

@@ -19,8 +19,9 @@ from rtl.export import export
 from rtl.stream import StreamRegister, connect_stream, handshake
 from rtl.text import readable
 from rtl.text.owners import named_by_owner
-from sim.rtlsim import layer_component
+from sim.rtlsim import layer_component, top_component
 from spec.load import load_design, load_model
+from tests.bench.axi_cores import CORES
 from tests.gates import YOSYS
 
 WORD = data.StructLayout({"value": 6, "last": 1})
@@ -302,6 +303,22 @@ def test_a_layer_has_no_numbers_where_its_blocks_meet(tmp_path):
     assert "i__payload(gate_o__payload)" in body
     ports = re.findall(r"^    (\w+),?$", body.split(");")[0], re.MULTILINE)
     assert [port for port in ports if re.search(r"\d$", port)] == []
+
+
+@pytest.mark.parametrize("top", CORES)
+def test_an_instance_never_has_a_number_because_a_signal_has_its_name(top, tmp_path):
+    """Numbers of instances count from 0: ``read_guard``, ``lane_0``, ``lane_1``."""
+    [file, *_] = export(top_component(*CORES[top])(), "top", tmp_path)
+    odd = []
+    for body in file.read_text().split("endmodule"):
+        names = re.findall(r"^  eb_\w+ (\w+) \($", body, re.MULTILINE)
+        numbered = [match for name in names if (match := re.fullmatch(r"(.*_)(\d+)", name))]
+        odd += [
+            found[0]
+            for found in numbered
+            if not {f"{found[1]}{n}" for n in range(int(found[2]))} <= set(names)
+        ]
+    assert odd == []
 
 
 def test_each_signal_is_made_in_a_statement_of_its_own():

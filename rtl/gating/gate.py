@@ -154,7 +154,7 @@ class BankedGate(wiring.Component):
             selection.rows.eq(rows),
         ]
         if self.geometry.has_bias:
-            m.submodules.bias = bias = BiasMemory(self.geometry)
+            m.submodules.bias_memory = bias = BiasMemory(self.geometry)
             connect_stream(m, wiring.flipped(self.i_load), bias.i_load)
             m.d.comb += [
                 bias.load_start.eq(self.load_start),

@@ -477,7 +477,7 @@ class RouterMemory(wiring.Component):
             self.data.eq(router.read_0.data),
         ]
         if geometry.has_bias:
-            m.submodules.bias = bias = BiasMemory(geometry)
+            m.submodules.bias_memory = bias = BiasMemory(geometry)
             m.d.comb += [
                 bias.i_load.payload.eq(self.i_load.payload),
                 bias.i_load.valid.eq(self.i_load.valid & complete),

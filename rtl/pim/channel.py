@@ -110,7 +110,7 @@ class PimChannel(wiring.Component):
         m.submodules.visits = visits = VisitWalk(config)
         m.submodules.macs = macs = MacWalk(config)
         m.submodules.loads = loads = InputWalk(config)
-        m.submodules.rows = rows = RowEngine(config)
+        m.submodules.row_engine = rows = RowEngine(config)
         m.submodules.columns = columns = ColumnEngine(config)
         m.submodules.operands = operands = Operands(config)
         m.submodules.array = array = MacArray(config.group)

@@ -92,13 +92,13 @@ class Operands(wiring.Component):
         reads = Signal()
         last_token = Signal()
         token = Signal.like(next_token)
-        tag = Signal(layout)
+        slot_tag = Signal(layout)
         m.d.comb += [
             reads.eq(begins | (active & (spacing == 0))),
             token.eq(Mux(begins, 0, next_token)),
-            tag.eq(Mux(begins, tag_now, tag_kept)),
-            last_token.eq(token == tag.last_token),
-            self.inputs_freed.eq(reads & last_token & tag.frees_inputs),
+            slot_tag.eq(Mux(begins, tag_now, tag_kept)),
+            last_token.eq(token == slot_tag.last_token),
+            self.inputs_freed.eq(reads & last_token & slot_tag.frees_inputs),
         ]
         with m.If(begins):
             m.d.sync += tag_kept.eq(tag_now)
@@ -124,22 +124,27 @@ class Operands(wiring.Component):
                 ram.write.en.eq(port.en),
             ]
         within = Signal(address_width(max(config.token_words, config.hidden_words)))
-        beyond = tag.tile >= Mux(tag.out, config.hidden_words, config.token_words)
+        beyond = slot_tag.tile >= Mux(slot_tag.out, config.hidden_words, config.token_words)
         m.d.comb += [
             # A tile beyond the last word is no tile of products (or of the bias alone): what is read
             # there does not count.
-            within.eq(Mux(beyond, 0, tag.tile)),
+            within.eq(Mux(beyond, 0, slot_tag.tile)),
             inputs.read_0.addr.eq(token * config.token_words + within),
-            inputs.read_0.en.eq(reads & ~tag.out),
+            inputs.read_0.en.eq(reads & ~slot_tag.out),
             hidden.read_0.addr.eq(token * config.hidden_words + within),
-            hidden.read_0.en.eq(reads & tag.out),
+            hidden.read_0.en.eq(reads & slot_tag.out),
         ]
 
         # The slot fires while its inputs stand at the read port.
         fired = Signal(layout, reset_less=True)
         fired_token = Signal.like(token, reset_less=True)
         fired_last = Signal()
-        m.d.sync += [self.fire.eq(reads), fired.eq(tag), fired_token.eq(token), fired_last.eq(last_token)]
+        m.d.sync += [
+            self.fire.eq(reads),
+            fired.eq(slot_tag),
+            fired_token.eq(token),
+            fired_last.eq(last_token),
+        ]
         m.d.comb += [
             self.slot.token.eq(fired_token),
             self.slot.parity.eq(fired.parity),

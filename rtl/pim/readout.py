@@ -374,17 +374,21 @@ class Readout(wiring.Component):
         result = queue.o.payload
         copies = config.routed.cols // config.units
         write = self.hidden
-        block = Signal.like(result.block, reset_less=True)
-        token = Signal.like(result.token, reset_less=True)
+        hidden_block = Signal.like(result.block, reset_less=True)
+        hidden_token = Signal.like(result.token, reset_less=True)
         values = Signal(config.units * config.element_bits, reset_less=True)
         m.d.comb += [self.want_hidden.eq(queue.o.valid), queue.o.ready.eq(self.go_hidden)]
-        m.d.sync += [block.eq(result.block), token.eq(result.token), values.eq(result.data.as_value())]
+        m.d.sync += [
+            hidden_block.eq(result.block),
+            hidden_token.eq(result.token),
+            values.eq(result.data.as_value()),
+        ]
         writes = delay(m, self.go_hidden, 1, "writes", control=True)
         copies_log2 = (copies - 1).bit_length()
         m.d.comb += [
-            write.addr.eq(token * config.hidden_words + (block >> copies_log2)),
+            write.addr.eq(hidden_token * config.hidden_words + (hidden_block >> copies_log2)),
             write.data.eq(values.replicate(copies)),
-            write.en.eq(writes.replicate(config.parts) << ((block & (copies - 1)) * config.parts)),
+            write.en.eq(writes.replicate(config.parts) << ((hidden_block & (copies - 1)) * config.parts)),
         ]
         with m.If(walk.group_read):
             m.d.sync += self.hidden_blocks.eq(0)
@@ -397,30 +401,30 @@ class Readout(wiring.Component):
         lanes, parts = config.act_lanes, config.parts
         m.submodules.output = register = StreamRegister(self.o.payload.shape())
         result = queue.o.payload
-        part = Signal(range(max(2, parts)))
+        output_part = Signal(range(max(2, parts)))
         tail_parts = config.words - (config.routed.out_blocks - 1) * parts
-        last_part = Signal()
+        ends_block = Signal()
         last = Signal()
-        moves = Signal()
+        emits = Signal()
         beat = register.i.payload
         m.d.comb += [
-            last_part.eq(part == Mux(result.last_block, tail_parts - 1, parts - 1)),
+            ends_block.eq(output_part == Mux(result.last_block, tail_parts - 1, parts - 1)),
             register.i.valid.eq(queue.o.valid),
-            moves.eq(register.i.valid & register.i.ready),
-            queue.o.ready.eq(moves & last_part),
+            emits.eq(register.i.valid & register.i.ready),
+            queue.o.ready.eq(emits & ends_block),
             beat.slot.eq(result.entry.slot),
             beat.weight.eq(result.entry.weight),
-            beat.word.eq(result.block * parts + part),
-            last.eq(result.last_block & last_part),
+            beat.word.eq(result.block * parts + output_part),
+            last.eq(result.last_block & ends_block),
             beat.last.eq(last),
         ]
         if config.ranks:
             m.d.comb += beat.rank.eq(result.entry.rank)
-        with m.If(moves):
-            m.d.sync += part.eq(Mux(last_part, 0, part + 1))
+        with m.If(emits):
+            m.d.sync += output_part.eq(Mux(ends_block, 0, output_part + 1))
         for lane in range(lanes):
             m.d.comb += beat.data[lane].eq(
-                result.data.as_value().word_select(part, lanes * 16).word_select(lane, 16)
+                result.data.as_value().word_select(output_part, lanes * 16).word_select(lane, 16)
             )
             if lane >= config.d_model - (config.words - 1) * lanes:
                 # Beyond d_model: the tiles are zero there, but zero times infinity is NaN. (Not on

@@ -244,7 +244,7 @@ class RowEngine(wiring.Component):
         m = Module()
         config = self.config
         timing, count = config.timing, config.banks.sides
-        m.submodules.refresh = refresh = RefreshTimer(config)
+        m.submodules.refresh_timer = refresh = RefreshTimer(config)
         sides = [BankSide(config) for _ in range(count)]
         want_act = Signal(count)
         want_pre = Signal(count)

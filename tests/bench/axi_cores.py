@@ -37,5 +37,5 @@ KINDS = {
     Top.GATE: (Kind.USUAL, Kind.MEMORY_GOES_ON, Kind.MANY),
     Top.DISPATCH: (Kind.USUAL, Kind.MANY),
 }
-"""Which of them a top has: the dispatcher reads nothing, only the array while tokens are inside; through a layer
-many tokens take long, and its ports are those of the others."""
+"""Which of them a top has: the dispatcher reads nothing, and only the array while tokens are inside; through
+a layer many tokens take long, and its ports are those of the others."""

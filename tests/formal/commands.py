@@ -173,13 +173,13 @@ def _row_invariants(checker, timing, banks, rows, ref, any_act, is_ref, due_left
     def holds(left, age: Age, distance: int):
         return left + 1 + age.now >= distance
 
-    left = probe("refresh.left")
-    running = probe("refresh.running")
+    left = probe("refresh_timer.left")
+    running = probe("refresh_timer.running")
     prove("inv_running", running == own_running)
     prove("inv_due", due_left == Mux(is_ref, 0, left + 1))
     prove("inv_left", (left <= timing.refi) & (~is_ref | (left == timing.refi - 1)))
     prove("inv_interval", holds(left, ref, timing.refi))
-    prove("inv_busy", holds(probe("refresh.busy.left"), ref, timing.rfc))
+    prove("inv_busy", holds(probe("refresh_timer.busy.left"), ref, timing.rfc))
     prove("inv_act_gap", holds(probe("act_gap.left"), any_act, timing.act_gap))
     series = probe("series")
     series_act, undisturbed = probe("series_act"), probe("undisturbed")
