@@ -215,7 +215,7 @@ def run_pim_layer(
     report.simulated_cycles_per_second = result.cycles_per_second
     report.reference = compare_with_float(workload, golden)
     _add_layout(report, shape, [len(stream.taken) for stream in seen.entries], list(map(len, seen.retired)))
-    payloads = _payload_checks(run, golden)
+    payloads = payload_checks(run, golden)
     report.mismatches = sum(differing_bits(check) for check in payloads)
     checks = payloads[:1] if flips.double else list(payloads)
     slots = None
@@ -279,7 +279,7 @@ def _arrivals(banks: BankGeometry, num_tokens: int) -> Cycles:
     return np.zeros(num_tokens * banks.image.gate.input_beats, dtype=np.int64)
 
 
-def _payload_checks(run: PimRun, golden: LayerBf16) -> list[PortCheck]:
+def payload_checks(run: PimRun, golden: LayerBf16) -> list[PortCheck]:
     """Return the comparisons of assignments and outputs with golden."""
     ids = golden.routing.ids.ravel().astype(np.uint64)
     weights = golden.routing.weights.ravel().astype(np.uint64)

@@ -18,7 +18,7 @@ from rtl.dispatch import Dispatch, DispatchConfig
 from rtl.expert import ExpertEngine
 from rtl.expert.layouts import ExpertConfig
 from rtl.gating import Gate
-from rtl.layer import FpgaLayer
+from rtl.layer import FpgaLayer, PimLayer
 from rtl.pim import PimChannel
 from sim.bench import commit_of_sources
 from sim.claims.benches import GOAL
@@ -33,6 +33,7 @@ from tests.bench import test_expert_bench as expert
 from tests.bench import test_gating_bench as gating
 from tests.bench import test_layer_bench as layer
 from tests.bench import test_pim_bench as pim
+from tests.bench import test_pim_layer_bench as pim_layer
 from tests.bench import test_registers_bench as registers
 from tests.mutation import (
     combine_scenarios,
@@ -122,6 +123,13 @@ BLOCKS = [
         (layer.MODEL, layer.RULED),
         layer.scenarios,
         keep=("gate", "dispatch", "expert", "combine", "registers"),
+    ),
+    Block(
+        "pim_layer_glue",
+        lambda: PimLayer(*pim_layer.CONFIG),
+        pim_layer.CONFIG,
+        pim_layer.scenarios,
+        keep=("gate", "dispatch", "channel_0", "channel_1", "merge", "combine", "registers"),
     ),
     CocotbBlock("registers", registers.registers, registers.EVENT_BITS, registers.run),
 ]

@@ -1,0 +1,219 @@
+"""The near-memory layer's exported Verilog: bits, every block's cycles, DRAM commands, every counter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from golden.layer_bf16 import LayerBf16
+from golden.weights import LayerWeights, random_tokens, random_weights
+from rtl.expert.layouts import PAGE_BITS
+from rtl.layer import PimLayer
+from sim.accelerator import token_beats
+from sim.divergence import PortCheck
+from sim.pim_layer import PimRun, PimShape, PimTimes, block_checks, pim_job, seen_times
+from sim.pim_report import payload_checks
+from sim.rtlsim import RunResult, Set, Step, reg_read, reg_write
+from sim.streams import size
+from sim.workload import Workload
+from spec.banks import BankGeometry
+from spec.design import Policy, RouterPlace
+from spec.geometry import PAGE_BYTES, ceil_div
+from spec.model import ModelSpec
+from spec.registers import (
+    CAPACITY_BITS,
+    COUNTERS,
+    POLICIES,
+    REGISTERS,
+    STATUS_LOADED,
+    STATUS_READ_ERROR,
+    STATUS_REFRESHING,
+)
+from tests.bench.axi_cores import PIM_DESIGN
+from tests.bench.runner import build
+from tests.bench.scenarios import Scenario, Traffic, mixes, run_scenarios
+from tests.bench.test_layer_bench import MODEL, bf16_bits
+
+MOST_CYCLES = 60_000
+assert PIM_DESIGN.pim is not None
+DESIGN = replace(
+    PIM_DESIGN,
+    policy=Policy.LONGEST_QUEUE,
+    pim=replace(PIM_DESIGN.pim, channels=2, router=RouterPlace.BANKS),
+)
+"""Two channels, the router in the banks: all that a near-memory layer can have between its blocks."""
+CONFIG = (MODEL, DESIGN)
+
+
+def scenario(
+    name: str,
+    weights: LayerWeights,
+    tokens: np.ndarray,
+    batches: list[int],
+    capacity: int,
+    traffic: Traffic,
+    *,
+    response: int = 0,
+) -> Scenario:
+    """Return the run of batches of tokens under this traffic, with what golden and the models say about it.
+
+    Where experts and image lie and the order of service are drawn. ``response``: to a beat of what is loaded.
+    """
+    rng = traffic.rng
+    design = replace(DESIGN, policy=list(Policy)[rng.integers(len(Policy))])
+    work = _workload(replace(MODEL, expert_capacity=capacity), weights, tokens, batches)
+    choices: list[list[int]] = [[0], [1], [0, 1]]
+    placement = [choices[n] for n in rng.integers(len(choices), size=MODEL.gating.num_experts + 1)]
+    image = BankGeometry.of(MODEL, design, placement).image
+    beats = token_beats(image, design, tokens, batches)
+    pattern, _ = traffic.ready()
+    arrivals = traffic.arrivals(len(beats))
+    banks, golden, spec = pim_job(
+        work, design, beats, placement=placement, arrivals=arrivals, output_ready=pattern
+    )
+    page = int(rng.integers((1 << PAGE_BITS) - ceil_div(image.num_bytes, PAGE_BYTES)))
+    responses = np.zeros(image.load_beats, dtype=np.uint8)
+    responses[rng.integers(image.load_beats)] = response
+    # Values that name no policy are the first one, and nobody reads bits beyond.
+    policy = int(rng.choice([n for n in range(4) if (n == 1) == (design.policy is POLICIES[1])]))
+    policy |= int(rng.integers(1 << 30)) << 2
+    changed = {REGISTERS["IMAGE_PAGE"]: page, REGISTERS["POLICY"]: policy}
+    memory = replace(spec.memories["o_ar"], base=page * PAGE_BYTES, responses=responses)
+    spec = replace(
+        spec,
+        prologue=[reg_read(REGISTERS["STATUS"]), *(_changed(step, changed) for step in spec.prologue)],
+        memories={"o_ar": memory},
+        max_cycles=MOST_CYCLES,
+    )
+    shape = PimShape(banks, design, golden.streams, placement)
+
+    def of(result: RunResult) -> PimRun:
+        return PimRun(work, design, banks, golden, spec, replace(result, reads=result.reads[1:]))
+
+    def blocks(result: RunResult) -> list[PortCheck]:
+        run = of(result)
+        found, _ = block_checks(run, shape, seen_times(run))
+        return [*payload_checks(run, golden), *found]
+
+    def rules(result: RunResult) -> list[str]:
+        run = of(result)
+        if result.timeout:
+            return []  # It is told.
+        wrong = [f"channel {channel}: {one}" for channel, one in run.violations()]
+        status = 1 << STATUS_LOADED | bool(response) << STATUS_READ_ERROR
+        if run.status & ~(1 << STATUS_REFRESHING) != status:
+            wrong.append(f"STATUS {run.status:#x}, {status:#x} expected")
+        return wrong + _counters_apart(run, shape, golden, seen_times(run))
+
+    words: dict[str, int | None] = {f"{name}{half}": None for name in COUNTERS for half in ("", ", high")}
+    words |= {"dropped": golden.streams.dropped, "dropped, high": 0, "STATUS": None}
+    return Scenario(name, spec, reads={"STATUS before loading": 0, **words}, derived=blocks, rules=rules)
+
+
+def _changed(step: Step, values: dict[int, int]) -> Step:
+    """Return a step that writes another value to one of these registers, or the step itself."""
+    if not isinstance(step, Set) or not step.values.get("reg_we"):
+        return step
+    address = step.values["reg_addr"]
+    return reg_write(address, values[address]) if address in values else step
+
+
+def _workload(model: ModelSpec, weights: LayerWeights, tokens: np.ndarray, batches: list[int]) -> Workload:
+    """Return tokens without a reference: golden is compared with one elsewhere."""
+    nobody = np.zeros((len(tokens), model.gating.top_k), dtype=np.int64)
+    return Workload(
+        model=model,
+        weights=weights,
+        tokens=tokens,
+        batch_lengths=batches,
+        target_ids=None,
+        reference=np.zeros(tokens.shape),
+        reference_ids=nobody,
+        reference_kept=nobody == 0,
+        reference_name="nobody",
+    )
+
+
+def _counters_apart(run: PimRun, shape: PimShape, golden: LayerBf16, seen: PimTimes) -> list[str]:
+    """Return the counters that are not what the streams and command buses of the run show."""
+    streams, image = golden.streams, shape.banks.image
+    tokens = len(streams.window)
+    assert image.router is not None
+    assert image.shared is not None
+    shared = int((streams.entry_expert == MODEL.gating.num_experts).sum())
+    fires = (len(streams.entry_expert) - shared) * image.routed.num_met_tiles
+    fires += shared * image.shared.num_met_tiles + tokens * image.router.num_tiles
+    commands = run.commands_by_name()
+    wanted = {
+        "cycles": int(seen.output.taken[-1] - seen.tokens.taken[0]) + 1,
+        "tokens_in": tokens,
+        "tokens_out": tokens,
+        "assignments": golden.routing.ids.size,
+        "dropped": streams.dropped,
+        "mac_active": fires,
+        "stall_input": size(seen.tokens.waits),
+        "stall_dispatch": sum(size(entries.waits) for entries in seen.entries),
+        "stall_combine": sum(size(contributions.waits) for contributions in seen.contributions),
+        "stall_output": size(seen.output.waits),
+        "activates": int(commands["ACT"].sum()),
+        "mac_commands": int(commands["MAC"].sum()),
+        "register_writes": int(commands["WR"].sum()),
+        "register_reads": int(commands["RD"].sum()),
+    }
+    # What the array of an FPGA counts, or what is read from memory when tokens are inside.
+    wanted |= dict.fromkeys(
+        ("weight_beats", "read_beats", "stall_weights", "stall_accumulators", "stall_hidden"), 0
+    )
+    told = run.counters
+    wrong = [
+        f"{name} {told[name]}, {count} expected" for name, count in wanted.items() if told[name] != count
+    ]
+    # Another refresh of each channel may fall due while counters are read.
+    refreshes = int(commands["REF"].sum())
+    if not refreshes <= told["refreshes"] <= refreshes + shape.banks.pim.channels:
+        wrong.append(f"refreshes {told['refreshes']}, {refreshes} seen")
+    return wrong
+
+
+def scenarios(seed: int) -> list[Scenario]:
+    """Return batches of random lengths and corners by name, under all mixes of traffic."""
+    found = []
+    for index, traffic in enumerate(mixes(seed)):
+        rng, label = traffic.rng, traffic.label
+        weights = random_weights(MODEL, 100 * seed + index)
+        batches = rng.integers(1, 8, size=int(rng.integers(1, 4))).tolist()
+        tokens = bf16_bits(random_tokens(MODEL, sum(batches), 100 * seed + index))
+        found.append(scenario(f"random, {label}", weights, tokens, batches, 0, traffic))
+        preferred = np.zeros(8, np.float32)
+        preferred[[2, 3]] = 4
+        few = replace(weights, selection_bias=preferred)
+        if traffic.gaps != traffic.stalls:
+            continue
+        beyond = 1 + (1 << int(rng.integers(4, CAPACITY_BITS)))
+        cases = [
+            ("all tokens to one pair of experts", few, tokens, batches, 0, 0),
+            ("capacity overflow", few, tokens, batches, 1, 0),
+            ("capacity that nobody reaches", few, tokens, batches, beyond, 0),
+            ("one token", weights, tokens[:1], [1], 0, 0),
+            ("memory error", weights, tokens[:1], [1], 0, 2),
+        ]
+        found += [
+            scenario(f"{name}, {label}", *case, traffic, response=response) for name, *case, response in cases
+        ]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 6)])
+def test_near_memory_layer(seed):
+    rtl = build("pim_layer", lambda: PimLayer(*CONFIG), config=CONFIG)
+    run_scenarios(rtl, "pim_layer", scenarios(seed), seed=seed)
+
+
+def test_corners_are_reached():
+    runs = {run.name.partition(",")[0]: run for run in scenarios(1)}
+    assert runs["capacity overflow"].reads["dropped"] > 0
+    assert runs["capacity that nobody reaches"].reads["dropped"] == 0
+    assert runs["all tokens to one pair of experts"].reads["dropped"] == 0
