@@ -13,9 +13,9 @@ from rtl.expert.layouts import PAGE_BITS
 from rtl.layer import PimLayer
 from sim.accelerator import token_beats
 from sim.divergence import PortCheck
-from sim.pim_layer import PimRun, PimShape, PimTimes, block_checks, pim_job, seen_times
+from sim.pim_layer import PimRun, PimShape, PimTimes, bits_at, block_checks, pim_job, seen_times
 from sim.pim_report import payload_checks
-from sim.rtlsim import RunResult, Set, Step, reg_read, reg_write
+from sim.rtlsim import RunResult, Set, Step, Wait, reg_read, reg_write
 from sim.streams import size
 from sim.workload import Workload
 from spec.banks import BankGeometry
@@ -26,6 +26,7 @@ from spec.registers import (
     CAPACITY_BITS,
     COUNTERS,
     POLICIES,
+    PROBE,
     REGISTERS,
     STATUS_LOADED,
     STATUS_READ_ERROR,
@@ -45,6 +46,13 @@ DESIGN = replace(
 )
 """Two channels, the router in the banks: all that a near-memory layer can have between its blocks."""
 CONFIG = (MODEL, DESIGN)
+STORAGE = ("mem_0_en", "mem_1_en")
+NEVER = (
+    ("contributions that wait", 2 * PROBE.index("contributions") + 1),
+    *((f"{name}, transfers", 2 * PROBE.index(name)) for name in ("addresses", "beats")),
+    *((f"{name} that wait", 2 * PROBE.index(name) + 1) for name in ("addresses", "beats")),
+)
+"""Bits of the probe that are 0 once tokens come."""
 
 
 def scenario(
@@ -68,6 +76,9 @@ def scenario(
     placement = [choices[n] for n in rng.integers(len(choices), size=MODEL.gating.num_experts + 1)]
     image = BankGeometry.of(MODEL, design, placement).image
     beats = token_beats(image, design, tokens, batches)
+    # Only a token's last beat says whether it ends a batch; the others carry noise.
+    inner = np.arange(len(beats)) % image.gate.input_beats != image.gate.input_beats - 1
+    beats[inner, design.stream_lanes // 4] = rng.integers(2, size=int(inner.sum()))
     pattern, _ = traffic.ready()
     arrivals = traffic.arrivals(len(beats))
     banks, golden, spec = pim_job(
@@ -79,12 +90,16 @@ def scenario(
     # Values that name no policy are the first one, and nobody reads bits beyond.
     policy = int(rng.choice([n for n in range(4) if (n == 1) == (design.policy is POLICIES[1])]))
     policy |= int(rng.integers(1 << 30)) << 2
-    changed = {REGISTERS["IMAGE_PAGE"]: page, REGISTERS["POLICY"]: policy}
+    written = {REGISTERS["IMAGE_PAGE"]: page, REGISTERS["POLICY"]: policy}
     memory = replace(spec.memories["o_ar"], base=page * PAGE_BYTES, responses=responses)
     spec = replace(
         spec,
-        prologue=[reg_read(REGISTERS["STATUS"]), *(_changed(step, changed) for step in spec.prologue)],
+        prologue=[
+            reg_read(REGISTERS["STATUS"]),
+            *(_changed(step, written) for step in [*spec.prologue[:2], *_elsewhere(rng), *spec.prologue[2:]]),
+        ],
         memories={"o_ar": memory},
+        probes=[*spec.probes, *STORAGE],
         max_cycles=MOST_CYCLES,
     )
     shape = PimShape(banks, design, golden.streams, placement)
@@ -102,6 +117,17 @@ def scenario(
         if result.timeout:
             return []  # It is told.
         wrong = [f"channel {channel}: {one}" for channel, one in run.violations()]
+        # Units read together. Nothing waits for the combiner, and memory is read before tokens come.
+        everyone = (1 << banks.pim.units) - 1
+        wrong += [
+            f"{port} for some units" for port in STORAGE if not set(result.probes[port][1]) <= {everyone}
+        ]
+        cycles, values = result.probes["probe"]
+        wrong += [
+            f"the probe shows {name}"
+            for name, bit in NEVER
+            if bits_at(cycles, values, bit).max(initial=-1) >= 0
+        ]
         status = 1 << STATUS_LOADED | bool(response) << STATUS_READ_ERROR
         if run.status & ~(1 << STATUS_REFRESHING) != status:
             wrong.append(f"STATUS {run.status:#x}, {status:#x} expected")
@@ -112,8 +138,21 @@ def scenario(
     return Scenario(name, spec, reads={"STATUS before loading": 0, **words}, derived=blocks, rules=rules)
 
 
+def _elsewhere(rng: np.random.Generator) -> list[Step]:
+    """Return steps that place experts in channels that there are not: nothing follows."""
+    steps = []
+    for bit in range(1, 8):
+        channel = int(rng.integers(2)) | 1 << bit
+        expert = int(rng.integers(MODEL.gating.num_experts + 1))
+        steps.append(reg_write(REGISTERS["PLACE_EXPERT"], expert | channel << 16))
+        steps.append(reg_write(REGISTERS["PLACE_ROW"], int(rng.integers(1, 64))))
+    return steps
+
+
 def _changed(step: Step, values: dict[int, int]) -> Step:
-    """Return a step that writes another value to one of these registers, or the step itself."""
+    """Return a step that writes another value to one of these registers or waits not too long, or itself."""
+    if isinstance(step, Wait):
+        return replace(step, timeout=min(step.timeout, MOST_CYCLES // 20))
     if not isinstance(step, Set) or not step.values.get("reg_we"):
         return step
     address = step.values["reg_addr"]
@@ -189,6 +228,11 @@ def scenarios(seed: int) -> list[Scenario]:
         preferred = np.zeros(8, np.float32)
         preferred[[2, 3]] = 4
         few = replace(weights, selection_bias=preferred)
+        # Experts that score the same, chosen by a few last places of their biases.
+        places = rng.integers(0, 2, size=8) << rng.integers(0, 20, size=8)
+        near = (np.float32(1.5).view(np.uint32) + places).astype(np.uint32).view(np.float32)
+        ties = replace(weights, router=np.zeros_like(weights.router), selection_bias=near)
+        found.append(scenario(f"near ties, {label}", ties, tokens[:2], [min(2, len(tokens))], 0, traffic))
         if traffic.gaps != traffic.stalls:
             continue
         beyond = 1 + (1 << int(rng.integers(4, CAPACITY_BITS)))
@@ -197,7 +241,7 @@ def scenarios(seed: int) -> list[Scenario]:
             ("capacity overflow", few, tokens, batches, 1, 0),
             ("capacity that nobody reaches", few, tokens, batches, beyond, 0),
             ("one token", weights, tokens[:1], [1], 0, 0),
-            ("memory error", weights, tokens[:1], [1], 0, 2),
+            ("memory error", weights, tokens[:1], [1], 0, 1 + index // 4),
         ]
         found += [
             scenario(f"{name}, {label}", *case, traffic, response=response) for name, *case, response in cases
