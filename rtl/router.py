@@ -63,14 +63,14 @@ class RouterJobs(wiring.Component):
             m.d.sync += number.eq(Mux(full, 0, number + 1))
 
         room = Signal(range(GROUPS + 1), init=GROUPS)
-        token = Signal(range(self.group_tokens))
+        taken = Signal(range(self.group_tokens))  # entries of the group
         slot = Signal(range(config.num_slots))
         take = Signal()
         m.d.comb += [
             self.o.valid.eq(groups.o.valid & (room != 0)),
             self.o.payload.expert.eq(config.num_experts + 1),
             self.o.payload.slot.eq(slot),
-            self.o.payload.last.eq(token == groups.o.payload.last_token),
+            self.o.payload.last.eq(taken == groups.o.payload.last_token),
             take.eq(self.o.valid & self.o.ready),
             self.given.eq(take & self.o.payload.last),
             self.given_last.eq(groups.o.payload.ends_batch),
@@ -78,7 +78,7 @@ class RouterJobs(wiring.Component):
         ]
         with m.If(take):
             m.d.sync += [
-                token.eq(Mux(self.o.payload.last, 0, token + 1)),
+                taken.eq(Mux(self.o.payload.last, 0, taken + 1)),
                 # There is a power of two of them.
                 slot.eq(slot + 1),
             ]

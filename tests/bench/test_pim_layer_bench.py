@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from golden.layer_bf16 import LayerBf16
-from golden.weights import LayerWeights, random_tokens, random_weights
+from golden.weights import LayerWeights, random_tokens, random_weights, to_bf16_values
 from rtl.expert.layouts import PAGE_BITS
 from rtl.layer import PimLayer
 from sim.accelerator import token_beats
 from sim.divergence import PortCheck
 from sim.pim_layer import PimRun, PimShape, PimTimes, bits_at, block_checks, pim_job, seen_times
 from sim.pim_report import payload_checks
-from sim.rtlsim import RunResult, Set, Step, Wait, reg_read, reg_write
+from sim.rtlsim import RunResult, Set, Step, Trace, Wait, reg_read, reg_wait, reg_write
 from sim.streams import size
 from sim.workload import Workload
 from spec.banks import BankGeometry
@@ -24,6 +24,7 @@ from spec.geometry import PAGE_BYTES, ceil_div
 from spec.model import ModelSpec
 from spec.registers import (
     CAPACITY_BITS,
+    CONTROL_LOAD,
     COUNTERS,
     POLICIES,
     PROBE,
@@ -34,7 +35,7 @@ from spec.registers import (
 )
 from tests.bench.axi_cores import PIM_DESIGN
 from tests.bench.runner import build
-from tests.bench.scenarios import Scenario, Traffic, mixes, run_scenarios
+from tests.bench.scenarios import EXTREMES, Scenario, Traffic, mixes, run_scenarios
 from tests.bench.test_layer_bench import MODEL, bf16_bits
 
 MOST_CYCLES = 60_000
@@ -85,32 +86,52 @@ def scenario(
         work, design, beats, placement=placement, arrivals=arrivals, output_ready=pattern
     )
     page = int(rng.integers((1 << PAGE_BITS) - ceil_div(image.num_bytes, PAGE_BYTES)))
-    responses = np.zeros(image.load_beats, dtype=np.uint8)
+    responses = np.zeros(1 << 10, dtype=np.uint8)
     responses[rng.integers(image.load_beats)] = response
     # Values that name no policy are the first one, and nobody reads bits beyond.
     policy = int(rng.choice([n for n in range(4) if (n == 1) == (design.policy is POLICIES[1])]))
     policy |= int(rng.integers(1 << 30)) << 2
     written = {REGISTERS["IMAGE_PAGE"]: page, REGISTERS["POLICY"]: policy}
+    # Loading again forgets an error, and is not done before it has begun.
+    loaded = 1 << STATUS_LOADED
+    again = [
+        reg_write(REGISTERS["CONTROL"], 1 << CONTROL_LOAD),
+        reg_wait(REGISTERS["STATUS"], loaded, loaded, MOST_CYCLES // 20),
+        reg_read(REGISTERS["STATUS"]),
+    ]
     memory = replace(spec.memories["o_ar"], base=page * PAGE_BYTES, responses=responses)
     spec = replace(
         spec,
         prologue=[
             reg_read(REGISTERS["STATUS"]),
-            *(_changed(step, written) for step in [*spec.prologue[:2], *_elsewhere(rng), *spec.prologue[2:]]),
+            *(
+                _changed(step, written, rng)
+                for step in [*spec.prologue[:2], *_elsewhere(rng), *spec.prologue[2:]]
+            ),
         ],
         memories={"o_ar": memory},
+        epilogue=[*spec.epilogue, *(again if response else [])],
         probes=[*spec.probes, *STORAGE],
         max_cycles=MOST_CYCLES,
     )
+    loads = 2 if response else 1
+    statuses = [loaded | 1 << STATUS_READ_ERROR, loaded] if response else [loaded]
     shape = PimShape(banks, design, golden.streams, placement)
 
     def of(result: RunResult) -> PimRun:
-        return PimRun(work, design, banks, golden, spec, replace(result, reads=result.reads[1:]))
+        return PimRun(
+            work, design, banks, golden, spec, replace(result, reads=result.reads[1 : 2 + 2 * len(COUNTERS)])
+        )
 
     def blocks(result: RunResult) -> list[PortCheck]:
         run = of(result)
         found, _ = block_checks(run, shape, seen_times(run))
-        return [*payload_checks(run, golden), *found]
+        seen = seen_times(run).tokens
+        # A beat is there when it has arrived and the one before it has gone.
+        behind = np.concatenate([[-1], seen.taken[:-1]]) + 1
+        offered = np.maximum(arrivals[: len(behind)], behind)
+        there = PortCheck("layer", "i offered", Trace.of_cycles(seen.offered), cycles=offered)
+        return [*payload_checks(run, golden), *found, there]
 
     def rules(result: RunResult) -> list[str]:
         run = of(result)
@@ -122,19 +143,24 @@ def scenario(
         wrong += [
             f"{port} for some units" for port in STORAGE if not set(result.probes[port][1]) <= {everyone}
         ]
+        asked = result.memories["o_ar"].ar_addrs.tolist()
+        if set(asked) != {page * PAGE_BYTES} or len(asked) != loads:
+            wrong.append(f"reads of {asked}, {loads} of {page * PAGE_BYTES} expected")
         cycles, values = result.probes["probe"]
         wrong += [
             f"the probe shows {name}"
             for name, bit in NEVER
             if bits_at(cycles, values, bit).max(initial=-1) >= 0
         ]
-        status = 1 << STATUS_LOADED | bool(response) << STATUS_READ_ERROR
-        if run.status & ~(1 << STATUS_REFRESHING) != status:
-            wrong.append(f"STATUS {run.status:#x}, {status:#x} expected")
+        for told, status in zip(result.reads[1 + 2 * len(COUNTERS) :], statuses, strict=True):
+            if told & ~(1 << STATUS_REFRESHING) != status:
+                wrong.append(f"STATUS {told:#x}, {status:#x} expected")
         return wrong + _counters_apart(run, shape, golden, seen_times(run))
 
     words: dict[str, int | None] = {f"{name}{half}": None for name in COUNTERS for half in ("", ", high")}
     words |= {"dropped": golden.streams.dropped, "dropped, high": 0, "STATUS": None}
+    if response:
+        words["STATUS after loading"] = None
     return Scenario(name, spec, reads={"STATUS before loading": 0, **words}, derived=blocks, rules=rules)
 
 
@@ -149,13 +175,18 @@ def _elsewhere(rng: np.random.Generator) -> list[Step]:
     return steps
 
 
-def _changed(step: Step, values: dict[int, int]) -> Step:
-    """Return a step that writes another value to one of these registers or waits not too long, or itself."""
+def _changed(step: Step, values: dict[int, int], rng: np.random.Generator) -> Step:
+    """Return a step that writes another value to one of these registers or waits not too long, or itself.
+
+    Of an expert's number nobody reads more bits than experts have.
+    """
     if isinstance(step, Wait):
         return replace(step, timeout=min(step.timeout, MOST_CYCLES // 20))
     if not isinstance(step, Set) or not step.values.get("reg_we"):
         return step
     address = step.values["reg_addr"]
+    if address == REGISTERS["PLACE_EXPERT"]:
+        return reg_write(address, step.values["reg_wdata"] | int(rng.integers(1 << 12)) << 4)
     return reg_write(address, values[address]) if address in values else step
 
 
@@ -236,7 +267,11 @@ def scenarios(seed: int) -> list[Scenario]:
         if traffic.gaps != traffic.stalls:
             continue
         beyond = 1 + (1 << int(rng.integers(4, CAPACITY_BITS)))
+        # Weights of any exponent.
+        scale = np.ldexp(1.0, rng.integers(-100, 40, size=weights.up.shape)).astype(np.float32)
+        wild = replace(weights, up=to_bf16_values(weights.up * scale))
         cases = [
+            ("extreme values", wild, rng.choice(EXTREMES, tokens.shape), batches, 0, 0),
             ("all tokens to one pair of experts", few, tokens, batches, 0, 0),
             ("capacity overflow", few, tokens, batches, 1, 0),
             ("capacity that nobody reaches", few, tokens, batches, beyond, 0),
