@@ -69,33 +69,18 @@ UNEXPLAINED = "not explained"
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "axi_dispatch",
-        r"\\core\.\$ternary\$\S+:494\$77 A\[6\]",
-        "the place of 64 in the number of a packet's last token, where it has too few or too many",
-    ),
-    (
-        "axi_dispatch",
-        r"slice\$3874 D\[14\]",
-        "the place of 16,384 in DISCARDED",
-    ),
-    (
-        "axi_dispatch",
         r" of core\.ahead$",
         "how many tokens are inside, turned where there are 64; there are 11 at most",
     ),
     (
         "axi_gate",
-        r"\\reads_217\.\$and\$\S+:10232\$",
+        r"\\read_guard\.\$and\$\S+:10232\$",
         "beats that pass during recovery; the core is reset then and takes none",
     ),
     (
         "axi_gate",
-        r"\$add\$\S+:573\$79 (A\[11\]|Y\[14\])",
-        "a place of DISCARDED, turned where it has 2^29, or that of 16,384",
-    ),
-    (
-        "axi_gate",
-        r"slice\$7269 |reads_217\.\\register\.\$and\$\S+:10563\$",
-        "a second address that waits; the loader asks for a burst when it has the one before",
+        r"\$add\$\S+:573\$79 A\[11\]",
+        "the place of 2,048 in DISCARDED, turned where it has 2^29",
     ),
     (
         "axi_gate",
@@ -103,9 +88,24 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "256 tokens inside, of which there are never so many",
     ),
     (
-        "axi_gate",
-        r"packets\.\$ternary\$\S+:9640\$3024 B\[17\]",
-        "a place of a packet's limit, turned where another one is set: not the last token for 131,072 more",
+        "pim_layer_glue",
+        r"\\job_merge\.\$ternary\$\S+ B\[10\]",
+        "the weight of a job with the router, which nobody reads",
+    ),
+    (
+        "pim_layer_glue",
+        r"\\loader\.\$lt\$\S+ B\[1\]|Q\[1\] of core\.loader\.taken$",
+        "a padding beat behind the gate's biases goes on to the gate, which has all of them and takes no more",
+    ),
+    (
+        "pim_layer_glue",
+        r"reg_rdata\[26\] of reg_rdata$",
+        "a bit of what is read, turned where another one is set; no register here has that one, nor a count",
+    ),
+    (
+        "layer_glue",
+        r"const1 core\.combine i__ready\[0\]",
+        "the combiner's readiness, told where it is not; it is wherever a result is offered",
     ),
     (
         "layer_glue",
