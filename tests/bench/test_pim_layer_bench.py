@@ -253,6 +253,8 @@ def scenarios(seed: int) -> list[Scenario]:
     for index, traffic in enumerate(mixes(seed)):
         rng, label = traffic.rng, traffic.label
         weights = random_weights(MODEL, 100 * seed + index)
+        # Logits near each other and so far apart that the second expert's weight is next to nothing.
+        weights = replace(weights, router=weights.router * np.float32((1, 8, 64)[index % 3]))
         batches = rng.integers(1, 8, size=int(rng.integers(1, 4))).tolist()
         tokens = bf16_bits(random_tokens(MODEL, sum(batches), 100 * seed + index))
         found.append(scenario(f"random, {label}", weights, tokens, batches, 0, traffic))

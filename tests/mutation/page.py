@@ -95,7 +95,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "pim_layer_glue",
         r"\\loader\.\$lt\$\S+ B\[1\]|Q\[1\] of core\.loader\.taken$",
-        "a padding beat behind the gate's biases goes on to the gate, which has all of them and takes no more",
+        "a padding beat behind the biases goes on to the gate, which has all of them and takes no more",
     ),
     (
         "pim_layer_glue",
