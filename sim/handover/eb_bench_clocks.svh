@@ -10,9 +10,13 @@
     wire bus_aresetn = aresetn;
     integer bus_half;
     initial begin
-        if (!$value$plusargs("bus=%d", bus_half))
+        if (!$value$plusargs("bus=%d", bus_half) || bus_half < 1)
             bus_half = 7;
-        forever #bus_half bus_aclk = ~bus_aclk;
+        // (Of "#bus_half" Verilator warns that it may be 0.)
+        forever begin
+            repeat (bus_half) #1;
+            bus_aclk = ~bus_aclk;
+        end
     end
 `else
     wire bus_aclk = aclk;
