@@ -567,7 +567,8 @@ def test_exported_tops_are_clean_and_have_their_registers(tmp_path, capsys, desi
     ("arguments", "message"),
     [
         (["--design", "hbm2-pim"], "bus: must be plain for 'hbm2-pim', a device, not axi"),
-        (["--bench", "3"], "bench: is for '--bus plain', not axi"),
+        (["--bench", "-1"], "bench: must be in 0..65536, not -1"),
+        (["--design", "gate", "--bench", "65537"], "bench: must be in 0..65536, not 65537"),
         (["--design", "gate", "--scale", "4"], "scale: needs a model: 'gate' has a size of its own"),
         (["--design", "gate", "--format", "int8"], "format: must be bf16 for 'gate', not int8"),
         (["--design", "dispatch", "--secded"], "secded: needs a near-memory design, not 'dispatch'"),
