@@ -202,7 +202,8 @@ def test_every_top_passes_with_ports_on_another_clock(name, tops) -> None:
         ("gate", ("--model", str(DATA / "deepseek_v3_s0.npz"), "--bench", "8")),
         ("dispatch", ("--model", str(DATA / "deepseek_v3_s0.npz"), "--bench", "8")),
         # A token is one beat: a packet has a token too few instead.
-        ("dispatch", ("--model", "switch-base-8", "--scale", "16")),
+        ("dispatch", ("--model", "switch-base-128", "--scale", "16")),
+        ("gate", ("--model", "mixtral-8x7b", "--scale", "256")),
         # Of a capacity, with windows that are decided at once.
         ("dispatch", ("--model", "nllb-moe-54b", "--scale", "64")),
     ],
