@@ -552,7 +552,7 @@ def test_exported_tops_are_clean_and_have_their_registers(tmp_path, capsys, desi
     files = {Path(file).name for file in json.loads(capsys.readouterr().out)["files"]}
     name = f"{design}_axi"
     assert files >= {f"eb_{name}.v", f"{name}.h", f"{name}_registers.py", f"{name}.rdl", "expertbank.core"}
-    assert {path.name for path in tmp_path.iterdir()} >= files
+    assert {path.name for path in tmp_path.rglob("*")} >= files
     assert f"#define EB_BUS_CONTROL 0x{BUS_PAGE + 4:03X}u" in (tmp_path / f"{name}.h").read_text()
     assert lint(tmp_path, name) == ""
     if shutil.which("iverilog"):
