@@ -552,7 +552,7 @@ def test_exported_tops_are_clean_and_have_their_registers(tmp_path, capsys, desi
     files = {Path(file).name for file in json.loads(capsys.readouterr().out)["files"]}
     name = f"{design}_axi"
     assert files >= {f"eb_{name}.v", f"{name}.h", f"{name}_registers.py", f"{name}.rdl", "expertbank.core"}
-    assert {path.name for path in tmp_path.iterdir()} >= files
+    assert {path.name for path in tmp_path.rglob("*")} >= files
     assert f"#define EB_BUS_CONTROL 0x{BUS_PAGE + 4:03X}u" in (tmp_path / f"{name}.h").read_text()
     assert lint(tmp_path, name) == ""
     if shutil.which("iverilog"):
@@ -567,7 +567,8 @@ def test_exported_tops_are_clean_and_have_their_registers(tmp_path, capsys, desi
     ("arguments", "message"),
     [
         (["--design", "hbm2-pim"], "bus: must be plain for 'hbm2-pim', a device, not axi"),
-        (["--bench", "3"], "bench: is for '--bus plain', not axi"),
+        (["--bench", "-1"], "bench: must be in 0..65536, not -1"),
+        (["--design", "gate", "--bench", "65537"], "bench: must be in 0..65536, not 65537"),
         (["--design", "gate", "--scale", "4"], "scale: needs a model: 'gate' has a size of its own"),
         (["--design", "gate", "--format", "int8"], "format: must be bf16 for 'gate', not int8"),
         (["--design", "dispatch", "--secded"], "secded: needs a near-memory design, not 'dispatch'"),

@@ -73,12 +73,12 @@ def command(
 ) -> int:
     """Write an accelerator's Verilog, one module per distinct block, and its file list to a folder.
 
-    Beside it FuseSoC's expertbank.core, constraints, an example top for ECP5 and, of a layer, a bench that
-    checks itself (docs/verilog.md). Of a device with a command schedule it is a channel that runs command
-    programs, of all products. With '--bus axi' there is no bench, but the registers as C header, Python
-    constants and SystemRDL (docs/axi.md).
+    Beside it FuseSoC's expertbank.core, constraints, an example top for ECP5 and a bench that checks itself
+    (docs/verilog.md). Of a device with a command schedule it is a channel that runs command programs, of all
+    products, without a bench. With '--bus axi' the registers are there as C header, Python constants and
+    SystemRDL, too (docs/axi.md).
     """
-    from sim.handover import hand_over, layer_bench
+    from sim.handover import axi_bench, hand_over, layer_bench
     from sim.rtlsim import stem_of, write_channel, write_layer, write_top
     from spec.load import is_device
 
@@ -94,7 +94,6 @@ def command(
             lambda folder: write_channel(device, name, folder, secded=secded), out, device.clock_hz
         )
     elif bus == AXI:
-        require(not bench_tokens, f"is for '--bus {PLAIN}', not {bus}", key="bench")
         if design_name in ALONE:
             require(not secded, f"needs a near-memory design, not {design_name!r}", key="secded")
             depth = Pipeline(pipeline or Pipeline.SHORT)
@@ -103,23 +102,24 @@ def command(
         else:
             model, design = _accelerator(design_name, model_name, scale, number_format, secded=secded)
             block, name = None, stem_of(design.name)
+        given = model_name if block is None or _model_is_given() else None
+        bench = axi_bench(model, design, block, given, scale or str(DEFAULT_SCALE), bench_tokens)
         files = hand_over(
             lambda folder: write_top(model, design, block, name, folder, two_clocks=two_clocks),
             out,
             design.clock_hz,
+            bench,
         )
     else:
         require(design_name not in ALONE, f"needs '--bus {AXI}' for {design_name!r}, a block", key="design")
-        bench = layer_bench(
-            model_name, design_name, scale or str(DEFAULT_SCALE), number_format, bench_tokens, secded=secded
-        )
         model, design = _accelerator(design_name, model_name, scale, number_format, secded=secded)
+        layer = layer_bench(model_name, design, scale or str(DEFAULT_SCALE), bench_tokens)
         name = stem_of(design.name) + ("_two_clocks" if two_clocks else "")
         files = hand_over(
             lambda folder: write_layer(model, design, name, folder, two_clocks=two_clocks),
             out,
             design.clock_hz,
-            bench,
+            layer,
         )
     if as_json:
         print_json({"files": [str(file) for file in files]})
@@ -151,11 +151,16 @@ def _small(
     rule = f"must be bf16 for {design_name!r}, not {number_format}"
     require(number_format in (None, Format.BF16), rule, key="format")
     model, design = small_block(pipeline=pipeline)
-    if click.get_current_context().get_parameter_source("model_name") is not ParameterSource.DEFAULT:
+    if _model_is_given():
         model, _ = hardware_model(model_name, scale, DEFAULT_SCALE)
     else:
         require(scale is None, f"needs a model: {design_name!r} has a size of its own", key="scale")
     return model, design
+
+
+def _model_is_given() -> bool:
+    source = click.get_current_context().get_parameter_source("model_name")
+    return source is not ParameterSource.DEFAULT
 
 
 def _device(name: str) -> PimDevice:

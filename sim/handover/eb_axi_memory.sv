@@ -1,15 +1,16 @@
 // Read-only memory behind an AXI4 read master, for benches: bursts in order of their addresses.
 //
 // The first beat of a burst comes LATENCY cycles after its address at the earliest. With PAUSES (0..255,
-// of 256) addresses and beats wait at random; SEED decides which. Ends the simulation on a burst that
-// breaks a rule of AXI4: not INCR, another size than the port's, across 4 KiB, an address that changes
-// while it waits, bytes outside the image.
+// of 256) addresses and beats wait at random; SEED decides which. What is not valid is x. The image's first
+// word lies at BASE. Ends the simulation on a burst that breaks a rule of AXI4: not INCR, another size than
+// the port's, across 4 KiB, an address that changes while it waits, bytes outside the image.
 
 module eb_axi_memory #(
     parameter ADDR_BITS = 40,
     parameter DATA_BITS = 256,
-    parameter LEN_BITS = 8,
+    parameter ID_BITS = 1,
     parameter WORDS = 1,
+    parameter [ADDR_BITS-1:0] BASE = 0,
     parameter LATENCY = 10,
     parameter FILE = "image.hex"
 ) (
@@ -17,12 +18,14 @@ module eb_axi_memory #(
     input  wire                 aresetn,
     input  wire [7:0]           pauses,
     input  wire [31:0]          seed,
+    input  wire [ID_BITS-1:0]   arid,
     input  wire [ADDR_BITS-1:0] araddr,
-    input  wire [LEN_BITS-1:0]  arlen,
+    input  wire [7:0]           arlen,
     input  wire [2:0]           arsize,
     input  wire [1:0]           arburst,
     input  wire                 arvalid,
     output wire                 arready,
+    output wire [ID_BITS-1:0]   rid,
     output wire [DATA_BITS-1:0] rdata,
     output wire [1:0]           rresp,
     output wire                 rlast,
@@ -39,29 +42,26 @@ module eb_axi_memory #(
     reg [63:0] burst_word [0:DEPTH-1];
     reg [8:0]  burst_beats [0:DEPTH-1];
     reg [63:0] burst_due [0:DEPTH-1];
+    reg [ID_BITS-1:0] burst_id [0:DEPTH-1];
     integer head, tail;
     reg [8:0]  beat;
     reg [63:0] now;
-    reg [31:0] random_q;
+    wire       address_go, beat_go;
     reg        address_open, beat_open;
     reg        waiting;
-    reg [ADDR_BITS-1:0] waiting_addr;
+    reg [ID_BITS+ADDR_BITS+12:0] waiting_burst;
+    wire [ID_BITS+ADDR_BITS+12:0] burst = {arid, araddr, arlen, arsize, arburst};
 
-    function [31:0] next_random(input [31:0] x);
-        reg [31:0] y;
-        begin
-            y = x ^ (x << 13);
-            y = y ^ (y >> 17);
-            next_random = y ^ (y << 5);
-        end
-    endfunction
+    eb_pauses #(.CHANNELS(2)) random(
+        .aclk(aclk), .aresetn(aresetn), .pauses(pauses), .seed(seed), .go({address_go, beat_go}));
 
     wire [63:0] word = burst_word[head % DEPTH] + beat;
     assign arready = aresetn && address_open && (tail - head) < DEPTH;
     assign rvalid = aresetn && beat_open && head != tail && burst_due[head % DEPTH] <= now;
     assign rdata = rvalid ? image[word] : {DATA_BITS{1'bx}};
-    assign rlast = rvalid && beat + 1 == burst_beats[head % DEPTH];
-    assign rresp = 2'b00;
+    assign rlast = rvalid ? beat + 1 == burst_beats[head % DEPTH] : 1'bx;
+    assign rid = rvalid ? burst_id[head % DEPTH] : {ID_BITS{1'bx}};
+    assign rresp = rvalid ? 2'b00 : 2'bxx;
 
     task fail(input [8*40-1:0] rule);
         begin
@@ -77,19 +77,19 @@ module eb_axi_memory #(
             beat <= 0;
             now <= 0;
             waiting <= 0;
-            random_q <= seed | 32'd1;
             address_open <= 1;
             beat_open <= 1;
         end else begin
             now <= now + 1;
-            random_q <= next_random(random_q);
             // A beat that is offered stays offered.
             if (!rvalid || rready)
-                beat_open <= random_q[7:0] >= pauses;
-            address_open <= random_q[15:8] >= pauses;
+                beat_open <= beat_go;
+            address_open <= address_go;
             waiting <= arvalid && !arready;
-            waiting_addr <= araddr;
-            if (waiting && (!arvalid || araddr != waiting_addr))
+            waiting_burst <= burst;
+            if ((^arvalid) === 1'bx)
+                fail("arvalid is unknown");
+            if (waiting && (!arvalid || burst !== waiting_burst))
                 fail("an address was withdrawn");
             if (arvalid && arready) begin
                 if (arburst != 2'b01)
@@ -100,9 +100,10 @@ module eb_axi_memory #(
                     fail("a burst is not aligned");
                 if ((araddr % 4096) + (arlen + 1) * BYTES > 4096)
                     fail("a burst crosses 4 KiB");
-                if (araddr / BYTES + arlen >= WORDS)
+                if (araddr < BASE || (araddr - BASE) / BYTES + arlen >= WORDS)
                     fail("a burst leaves the image");
-                burst_word[tail % DEPTH] <= araddr / BYTES;
+                burst_word[tail % DEPTH] <= (araddr - BASE) / BYTES;
+                burst_id[tail % DEPTH] <= arid;
                 burst_beats[tail % DEPTH] <= arlen + 1;
                 burst_due[tail % DEPTH] <= now + LATENCY;
                 tail <= tail + 1;

@@ -16,45 +16,10 @@
 `include "bench.svh"
 
 module eb_bench;
-    reg aclk = 0;
-    reg aresetn = 0;
-    always #5 aclk = ~aclk;
+`include "eb_bench_clocks.svh"
 
-    // The clock of streams and memory port: aclk, or one of its own.
-`ifdef EB_TWO_CLOCKS
-    reg bus_aclk = 0;
-    wire bus_aresetn = aresetn;
-    integer bus_half;
-    initial begin
-        if (!$value$plusargs("bus=%d", bus_half))
-            bus_half = 7;
-        forever #bus_half bus_aclk = ~bus_aclk;
-    end
-`else
-    wire bus_aclk = aclk;
-`endif
-
-    integer pauses, seed;
-    reg [8*256-1:0] vcd;
-    initial begin
-        if (!$value$plusargs("pauses=%d", pauses))
-            pauses = 0;
-        if (!$value$plusargs("seed=%d", seed))
-            seed = 1;
-        if ($value$plusargs("vcd=%s", vcd)) begin
-            $dumpfile(vcd);
-            $dumpvars(0, eb_bench);
-        end
-    end
-
-    reg [`EB_IN_BITS+7:0] tokens [0:`EB_NUM_IN-1];
-    reg [`EB_OUT_BITS+7:0] outputs [0:`EB_NUM_OUT-1];
     reg [79:0] steps [0:`EB_NUM_STEPS-1];  // operation, address, value, mask
-    initial begin
-        $readmemh("tokens.hex", tokens);
-        $readmemh("outputs.hex", outputs);
-        $readmemh("steps.hex", steps);
-    end
+    initial $readmemh("steps.hex", steps);
 
     // Device under test
 
@@ -114,12 +79,14 @@ module eb_bench;
         .aresetn(aresetn),
         .pauses(pauses[7:0]),
         .seed(seed + 32'd77),
+        .arid(1'b0),
         .araddr(m_axi_araddr),
         .arlen(m_axi_arlen),
         .arsize(m_axi_arsize),
         .arburst(m_axi_arburst),
         .arvalid(m_axi_arvalid),
         .arready(m_axi_arready),
+        .rid(),
         .rdata(m_axi_rdata),
         .rresp(m_axi_rresp),
         .rlast(m_axi_rlast),
@@ -127,14 +94,14 @@ module eb_bench;
         .rready(m_axi_rready)
     );
 
-    // Reset, registers, then tokens. Inputs change after the falling edge.
+    // Registers, then tokens. Inputs change after the falling edge.
 
     integer step;
     reg running = 0;
     initial begin
-        repeat (32) @(negedge aclk);
-        aresetn = 1;
+        wait (aresetn);
         for (step = 0; step < `EB_NUM_STEPS; step = step + 1) begin
+            @(negedge aclk);
             reg_addr = steps[step][71:64];
             reg_wdata = steps[step][63:32];
             reg_we = steps[step][79:72] == 8'd0;
@@ -146,74 +113,53 @@ module eb_bench;
         running = 1;
     end
 
-    // Source: a beat that is offered stays until it is taken.
-
-    integer sent = 0;
-    reg offered = 0;
-    reg [31:0] source_q = 0;
-    assign s_axis_tvalid = offered;
-    assign {s_axis_tlast, s_axis_tdata} = offered ? tokens[sent][`EB_IN_BITS:0] : {(`EB_IN_BITS + 1){1'bx}};
-
-    // Sink: ready in random cycles, whatever is offered.
-
-    integer received = 0;
+    wire [31:0] sent, received;
     integer cycles = 0;
-    reg ready = 0;
-    reg [31:0] sink_q = 0;
-    reg held = 0;
-    reg [`EB_OUT_BITS:0] held_beat;
-    assign m_axis_tready = ready;
 
-    function [31:0] next_random(input [31:0] x);
-        reg [31:0] y;
-        begin
-            y = x ^ (x << 13);
-            y = y ^ (y >> 17);
-            next_random = y ^ (y << 5);
-        end
-    endfunction
+    eb_stream_source #(
+        .DATA_BITS(`EB_IN_BITS),
+        .BEATS(`EB_NUM_IN)
+    ) source (
+        .aclk(bus_aclk),
+        .aresetn(aresetn),
+        .pauses(pauses[7:0]),
+        .seed(seed * 32'd2654435761),
+        .allowed(running ? `EB_NUM_IN : 0),
+        .sent(sent),
+        .tdata(s_axis_tdata),
+        .tlast(s_axis_tlast),
+        .tvalid(s_axis_tvalid),
+        .tready(s_axis_tready)
+    );
 
-    always @(posedge bus_aclk) begin
-        if (!aresetn) begin
-            source_q <= (seed * 32'd2654435761) | 32'd1;
-            sink_q <= (seed * 32'd2246822519) | 32'd1;
-        end else begin
-            source_q <= next_random(source_q);
-            sink_q <= next_random(sink_q);
-            if (offered && s_axis_tready)
-                sent <= sent + 1;
-            if (!offered || s_axis_tready)
-                offered <= running && sent + (offered && s_axis_tready) < `EB_NUM_IN
-                    && source_q[7:0] >= pauses[7:0];
-            ready <= running && sink_q[7:0] >= pauses[7:0];
-            if (running)
-                cycles <= cycles + 1;
-            if (held && (!m_axis_tvalid || {m_axis_tlast, m_axis_tdata} !== held_beat)) begin
-                $display("FAIL: output beat %0d was withdrawn or changed while it waited", received);
-                $fatal(1);
-            end
-            held <= m_axis_tvalid && !m_axis_tready;
-            held_beat <= {m_axis_tlast, m_axis_tdata};
-            if (m_axis_tvalid && m_axis_tready) begin
-                if (received == `EB_NUM_OUT) begin
-                    $display("FAIL: a beat behind the last output");
-                    $fatal(1);
-                end
-                if ({m_axis_tlast, m_axis_tdata} !== outputs[received][`EB_OUT_BITS:0]) begin
-                    $display("FAIL: output beat %0d (token %0d) in cycle %0d: last and data %h, golden %h",
-                        received, received / `EB_BEATS_PER_TOKEN, cycles,
-                        {m_axis_tlast, m_axis_tdata}, outputs[received]);
-                    $fatal(1);
-                end
-                received <= received + 1;
-            end
+    eb_stream_sink #(
+        .BITS(`EB_OUT_BITS + 1),
+        .LINE_BITS(`EB_OUT_BITS + 8),
+        .BEATS(`EB_NUM_OUT),
+        .BEATS_PER_TOKEN(`EB_BEATS_PER_TOKEN)
+    ) sink (
+        .aclk(bus_aclk),
+        .aresetn(aresetn),
+        .pauses(pauses[7:0]),
+        .seed(seed * 32'd2246822519),
+        .enable(running),
+        .due(`EB_NUM_OUT),
+        .cycle(cycles),
+        .received(received),
+        .beat({m_axis_tlast, m_axis_tdata}),
+        .tvalid(m_axis_tvalid),
+        .tready(m_axis_tready)
+    );
+
+    always @(posedge bus_aclk)
+        if (running) begin
+            cycles <= cycles + 1;
             if (cycles > `EB_MAX_CYCLES) begin
                 $display("FAIL: %0d of %0d output beats, %0d of %0d input beats after %0d cycles",
                     received, `EB_NUM_OUT, sent, `EB_NUM_IN, cycles);
                 $fatal(1);
             end
         end
-    end
 
     initial begin
         wait (received == `EB_NUM_OUT);

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from sim.handover.bench import FOLDER, SOURCES, LayerBench, bench_files
+from sim.handover.bench_text import FOLDER
 from sim.rtlsim import check_writable, file_list, ports_of
 from sim.synth import BUS_CLOCK, pin_top
 from sim.toolchain import folder_beside
@@ -17,12 +18,21 @@ PORTS = ".ports.json"
 BOARD_PINS = {"clk_25mhz": "G2", "si": "C11", "capture": "A11", "so": "B2"}
 """ULX3S (emard/ulx3s, doc/constraints/ulx3s_v20.lpf): its oscillator, gn[0], gn[1], led[0]."""
 BOARD_CLOCK_MHZ = 25
+BENCHES = ("eb_bench.sv", "eb_axi_bench.sv")
+"""Files of benches; each has the module of its name."""
 LINT_WAIVERS = ("PROCASSINIT", "UNUSEDSIGNAL", "WIDTHEXPAND", "CASEINCOMPLETE", "DECLFILENAME")
 """As :data:`rtl.export.LINT_WAIVERS` (a test compares them): the generator's ways of writing Verilog."""
 
 
+class Bench(Protocol):
+    """A self-checking bench of an export."""
+
+    def files(self, directory: Path, name: str) -> dict[str, str]:
+        """Return its files, by their names in the bench's folder, for what was exported as ``name``."""
+
+
 def hand_over(
-    write: Callable[[Path], list[Path]], out: Path, clock_hz: float, bench: LayerBench | None = None
+    write: Callable[[Path], list[Path]], out: Path, clock_hz: float, bench: Bench | None = None
 ) -> list[Path]:
     """Write an export and what goes with it into a folder; return the files, the export's first.
 
@@ -34,7 +44,8 @@ def hand_over(
         with folder_beside(out, ".verilog-") as aside:
             files = [file.relative_to(aside) for file in write(aside)]
             [name] = [file.name.removesuffix(PORTS) for file in files if file.name.endswith(PORTS)]
-            texts = {} if bench is None else bench_files(aside, name, bench)
+            of_bench = {} if bench is None else bench.files(aside, name)
+            texts = {f"{FOLDER}/{file}": text for file, text in of_bench.items()}
             texts |= project_files(aside, name, clock_hz, list(texts))
             for place, text in texts.items():
                 (aside / place).parent.mkdir(exist_ok=True)
@@ -54,7 +65,7 @@ def project_files(directory: Path, name: str, clock_hz: float, bench: Sequence[s
     Parameters
     ----------
     clock_hz : what the constraints ask for.
-    bench : files of :func:`sim.handover.bench.bench_files`, which the core then lists.
+    bench : files of the bench, which the core then lists.
     """
     ports = ports_of(directory, name)
     top = ports["top"]
@@ -103,7 +114,7 @@ filesets:
         text += "  bench:\n    files:\n"
         for file in bench:
             base = file.removeprefix(f"{FOLDER}/")
-            if base in SOURCES:
+            if base.endswith(".sv"):
                 text += f"      - {file}: {{file_type: systemVerilogSource}}\n"
             elif base.endswith(".svh"):
                 text += f"      - {file}: {{file_type: systemVerilogSource, is_include_file: true}}\n"
@@ -131,10 +142,11 @@ targets:
       nextpnr_options: [--85k, --speed, "6", --package, CABGA381, --lpf-allow-unconstrained]
 """
     if bench:
-        text += """  sim: &sim
+        [toplevel] = [Path(file).stem for file in bench if Path(file).name in BENCHES]
+        text += f"""  sim: &sim
     description: The self-checking bench, in Verilator
     filesets: [rtl, bench]
-    toplevel: eb_bench
+    toplevel: {toplevel}
     flow: sim
     flow_options:
       tool: verilator
