@@ -519,7 +519,8 @@ def serve(
             for column, value in zip(queue, access, strict=True):
                 column[n] = value
         _serve(machine, queue, len(group.accesses), group.all_banks, group.closed, True)
-    return int(machine[1][_LAST_RD] + T[READ_LATENCY]), log[: int(counts.sum())]
+    end = max(FIRST_COMMAND, int(machine[1][_LAST_RD] + T[READ_LATENCY]))
+    return end, log[: int(counts.sum())]
 
 
 @compiled

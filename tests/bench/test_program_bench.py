@@ -16,7 +16,7 @@ from rtl.gemv.layouts import ColumnKind, RowKind, column_layout, row_layout, wei
 from rtl.gemv.units import result_layout
 from sim.divergence import PortCheck
 from sim.gemv.barrier import Group, serve
-from sim.gemv.commands import EVEN, MAC_GAP, Kind, Log, PowerLimits, Product, timings
+from sim.gemv.commands import EVEN, FAR, MAC_GAP, Kind, Log, PowerLimits, Product, timings
 from sim.gemv.program import COLUMN_KINDS, ROW_KINDS, operands, program_of, share_of
 from sim.gemv.report import Options, run_gemv
 from sim.rtlsim import BankMemory, RunResult, RunSpec, Sink, Trace
@@ -297,7 +297,7 @@ def _addresses(config: ChannelConfig, columns: Log, steps: Sequence[Step]) -> np
     """Return the place in the banks of what each column command is for."""
     layout = fields_of(weights_layout(config))
     values = {
-        "column": np.array([step.column for step in steps]),
+        "column": np.array([step.column for step in steps], dtype=np.int64),
         "side": columns[:, 2],
         "row": columns[:, 3],
     }
@@ -397,22 +397,27 @@ def groups(
     rng: np.random.Generator,
     *,
     far: bool = False,
+    slow: bool = False,
     stop: bool = False,
     items: int = 3,
 ) -> Scenario:
     """Return a run of any groups of accesses: the controller's rules, not only where the kernel needs them.
 
-    ``far``: rows up to the last one, counted from far on.
+    ``far``: rows up to the last one, counted from far on. ``slow``: hardly any refreshes, MACs far apart.
     """
     device = config.device
-    dram = replace(device.timed, timing=replace(device.timed.timing, refi=int(rng.integers(900, 4000))))
+    refi = int(rng.integers(SLOW_REFI, 1 << 20)) if slow else int(rng.integers(900, 4000))
+    dram = replace(device.timed, timing=replace(device.timed.timing, refi=refi))
+    gaps = (900, 1025) if slow else (2, 400)
     limits = PowerLimits(
-        mac_gap=int(rng.choice([1, rng.integers(2, 400)])), act_gap=int(rng.choice([1, rng.integers(2, 400)]))
+        mac_gap=int(rng.choice([1000 * slow + 1, rng.integers(*gaps)])),
+        act_gap=int(rng.choice([1, rng.integers(*gaps)])),
     )
     refresh = bool(rng.random() < 0.9)
     least, last = (dram.rows - 8, dram.rows - 1) if far else (0, 7)
     made = Groups(dram.num_banks, rng, least, last)
-    made.single(Role.READ)
+    if items:
+        made.single(Role.READ)
     if least:
         made.words.append(word(Op.ADVANCE, rows=least))
         made.base = least
@@ -424,7 +429,8 @@ def groups(
             rows = int(rng.integers(0, last - made.base + 1))
             made.words.append(word(Op.ADVANCE, rows=rows))
             made.base, made.address = made.base + rows, 0
-    made.single(Role.READ)
+    if items:
+        made.single(Role.READ)
     table = timings(dram, limits)
     words_of_limits = word(
         Op.LIMITS,
@@ -436,7 +442,7 @@ def groups(
     program = [words_of_limits, *made.words, word(Op.STOP)]
     cycles, log = serve(replace(device, dram=dram), table, made.groups, refresh=refresh)
     if not made.in_time(log, first_cycle(device)):
-        return groups(name, config, start, rng, far=far, stop=stop, items=items)
+        return groups(name, config, start, rng, far=far, slow=slow, stop=stop, items=items)
     shape = (dram.rows if far else 8, 2, dram.bursts_per_row, device.units, device.lanes)
     image = np.zeros(shape, dtype=np.uint16)
     image[least:] = bf16_encode(rng.standard_normal(image[least:].shape, dtype=np.float32))
@@ -444,6 +450,10 @@ def groups(
     lines = image.astype("<u2").reshape(-1, device.units * device.lanes).view(np.uint8)
     expected = Expectation(config, start, program, log, cycles, lines, inputs)
     return _run_of(name, config, expected, program, start, rng, stop=stop)
+
+
+SLOW_REFI = 1 << 19
+"""The least cycles between refreshes of a slow run."""
 
 
 @dataclass
@@ -462,6 +472,7 @@ class Groups:
         self.words: list[int] = []
         self.groups: list[Group] = []
         self.counter = 0
+        self.rows = np.full(self.num_banks, self.least)
 
     def single(self, role: Role) -> None:
         """Add accesses of single banks, or of all."""
@@ -470,13 +481,15 @@ class Groups:
         closed = bool(rng.random() < 0.3)
         many = int(rng.integers(1, (2 if all_banks else self.num_banks) + 1))
         banks = rng.integers(0, 2 if all_banks else self.num_banks, many).tolist()
-        # Of one bank one row: with two of them a group would wait for itself.
+        # Of one bank one row: with two of them a group would wait for itself. It may be open already.
         rows = rng.integers(self.least, self.last + 1, self.num_banks)
-        rows = np.where(rng.random(len(rows)) < 0.1, rng.integers(-6, -1, len(rows)), rows).tolist()
+        rows = np.where(rng.random(len(rows)) < 0.1, rng.integers(-6, -1, len(rows)), rows)
+        self.rows = np.where(rng.random(len(rows)) < 0.6, self.rows, rows)
         made = []
         for bank in banks:
-            row = rows[bank]
-            made.append((role, bank, row, int(rng.integers(2, 7))))
+            row = int(self.rows[bank])
+            count = int(rng.integers(2, 7 if rng.random() < 0.9 else 40))
+            made.append((role, bank, row, count))
         self._add(made, all_banks=all_banks, closed=closed)
 
     def in_time(self, log: Log, first: int) -> bool:
@@ -484,6 +497,8 @@ class Groups:
 
         A word is read every second cycle and loaded in one.
         """
+        if not self.groups:
+            return True
         columns = log[np.isin(log[:, 1], COLUMN_KINDS), 0] + first
         ends = columns[np.cumsum([sum(count for *_, count in group.accesses) for group in self.groups]) - 1]
         upto = np.flatnonzero([fields_of_word(one)[1].get("fence", 0) for one in self.words]) + 2
@@ -548,6 +563,39 @@ class Groups:
         self.groups.append(Group(accesses=served, all_banks=all_banks, closed=1 if closed else -1))
 
 
+def modes(name: str, config: ChannelConfig, rng: np.random.Generator, count: int) -> Scenario:
+    """Return a run of many writes of mode rows, each behind an ACT of its own, then the end."""
+    device = config.device
+    timing = device.timed.timing
+    short, long = timing.rrd_s, timing.rrd_l
+    mode = [(int(rng.integers(device.timed.num_banks)), -2, int(rng.integers(2))) for _ in range(count)]
+    program = [
+        word(Op.LIMITS, refi=timing.refi),
+        *(word(Op.MODE, bank=b, row=r, apart=a) for b, r, a in mode),
+    ]
+    opened: dict[int, tuple[int, int, int]] = {}
+    acts, writes, log = [-FAR, -FAR], [-FAR], []
+    for bank, row, apart in mode:
+        acts.append(max(acts[-1] + (long if apart else short), acts[-2] + long, 1))
+        writes.append(max(acts[-1] + timing.rcd_wr, writes[-1] + timing.ccd_l))
+        log += [(acts[-1], Kind.ACT, bank, row), (writes[-1], Kind.WR, bank, row)]
+        opened[bank % 2] = acts[-1], writes[-1], row
+    busy: list[int] = []
+    for side, (act, write, row) in sorted(opened.items()):
+        at = max(act + timing.ras, write + timing.cwl + timing.burst + timing.wr)
+        at += at in busy
+        busy.append(at)
+        log.append((at, Kind.PRE, EVEN + side, row))
+    program += [word(Op.CLOSE), word(Op.STOP)]
+    commands = np.array(sorted(log), dtype=np.int64)
+    image, inputs = (
+        np.zeros((1, config.device.units * config.burst_bits // 8), np.uint8),
+        np.zeros((1, 4), np.uint16),
+    )
+    expected = Expectation(config, Start(), program, commands, max(busy) + 1, image, inputs)
+    return _run_of(name, config, expected, program, Start(), rng, stop=False)
+
+
 CORNERS = {
     "one number": Product(rows=1, cols=1, channels=1),
     "as many outputs as sums": Product(rows=16, cols=8, channels=1),
@@ -575,7 +623,10 @@ def scenarios(config: ChannelConfig, seed: int, *, products: int = 12) -> list[S
         if number % 2:
             found.append(scenario(name, config, case, rng, stop=True))
         found.append(scenario(name, config, case, rng))
-    if config.device.schedule is Schedule.BARRIER:
+    if config.device.schedule is Schedule.STREAMED:
+        found.append(modes("modes alone", config, rng, 40))
+    else:
+        found.append(groups("no groups", config, starts(rng), rng, items=0))
         for number in range(products):
             found.append(groups(f"groups {number}", config, starts(rng), rng))
             found.append(groups(f"groups {number} again", config, starts(rng), rng, stop=True))

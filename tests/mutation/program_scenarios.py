@@ -16,7 +16,7 @@ from sim.gemv.report import Options
 from spec.device import Schedule
 from spec.program import LOOP_DEPTH, Op, Program, word
 from tests.bench.scenarios import Scenario
-from tests.bench.test_program_bench import Case, drawn, groups, scenario, starts
+from tests.bench.test_program_bench import Case, drawn, groups, modes, scenario, starts
 from tests.mutation import operands
 
 Operands = tuple[Bits16, Bits16]
@@ -87,6 +87,13 @@ def special(rng: np.random.Generator, rows: int, cols: int, _lanes: int, batch: 
     return operands.with_extreme(rng, w), operands.with_extreme(rng, x)
 
 
+def infinite(rng: np.random.Generator, rows: int, cols: int, _lanes: int, batch: int) -> Operands:
+    """An infinite product in each sum, at any place."""
+    w = bf16_encode(rng.standard_normal((rows, cols), dtype=np.float32))
+    w[np.arange(rows), rng.integers(0, cols, rows)] = 0x7F80 | rng.integers(0, 2, rows) << 15
+    return w, operands.near_one(rng, batch, cols)
+
+
 LOADS: dict[Load, int] = {
     cancelling: 16,
     left_over: 8,
@@ -95,6 +102,7 @@ LOADS: dict[Load, int] = {
     full: 4,
     any_size: 12,
     special: 16,
+    infinite: 6,
 }
 """How many of each kind."""
 
@@ -122,10 +130,12 @@ def scenarios(config: ChannelConfig, seed: int) -> list[Scenario]:
         found.append(scenario(f"product {number}", config, case, rng, stop=True))
     found += [_far(config, rng, number) for number in range(FAR)]
     if device.schedule is Schedule.BARRIER:
-        found += [groups(f"more groups {n}", config, starts(rng), rng, items=6) for n in range(40)]
+        found += [groups(f"more groups {n}", config, starts(rng), rng, items=6) for n in range(30)]
         found += [groups(f"far groups {n}", config, starts(rng), rng, far=True) for n in range(2)]
+        found.append(groups("slow groups", config, starts(rng), rng, slow=True, items=28))
     else:
         found += [_tail(config, rng, name, words) for name, words in tails(rng).items()]
+        found.append(modes("a long way into the mode", config, rng, 7000))
     return found
 
 
