@@ -135,6 +135,7 @@ def scenarios(config: ChannelConfig, seed: int) -> list[Scenario]:
         found.append(groups("slow groups", config, starts(rng), rng, slow=True, items=28))
     else:
         found += [_tail(config, rng, name, words) for name, words in tails(rng).items()]
+        found += [_long(config, rng, number) for number in range(2)]
         found.append(modes("a long way into the mode", config, rng, 7000))
     return found
 
@@ -159,6 +160,14 @@ def tails(rng: np.random.Generator) -> dict[str, Program]:
         for depth, count in enumerate((1 << 16 | rng.integers(1 << 16, size=LOOP_DEPTH)).tolist(), start=1)
     }
     return {**far, **many, "all places": [*short * ((1 << PLACE_BITS - 1) - 40), *deep]}
+
+
+def _long(config: ChannelConfig, rng: np.random.Generator, number: int) -> Scenario:
+    """Return a run of many tokens, in whose passes MACs wait for the writes before them alone."""
+    batch = 40 * config.device.tokens_per_burst
+    product = Product(rows=int(rng.integers(16, 24)), cols=int(rng.integers(20, 30)), channels=1, batch=batch)
+    w, x = random_operands(product, int(rng.integers(1 << 30)))
+    return scenario(f"many tokens {number}", config, Case(product, Options(), w, x, start=starts(rng)), rng)
 
 
 def _tail(config: ChannelConfig, rng: np.random.Generator, name: str, words: Program) -> Scenario:
