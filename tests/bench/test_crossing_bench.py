@@ -31,7 +31,7 @@ def run(
     return done
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1])
 def test_crossing(seed):
     print(f"seed {seed}")

@@ -74,7 +74,7 @@ def scenarios(seed: int) -> list[Scenario]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1])
 def test_merge(seed: int) -> None:
     rtl = build("merge", merger, config=(LAYOUT, NUM_INPUTS))

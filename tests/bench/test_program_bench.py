@@ -21,9 +21,18 @@ from sim.gemv.program import COLUMN_KINDS, ROW_KINDS, operands, program_of, shar
 from sim.gemv.report import Options, run_gemv
 from sim.rtlsim import BankMemory, RunResult, RunSpec, Sink, Trace
 from spec.device import PimDevice, Schedule
-from spec.program import Op, Program, Role, first_cycle, word, words
+from spec.program import LOOP_DEPTH, Op, Program, Role, first_cycle, word, words
 from spec.registers import ECC_COUNTERS
-from tests.bench.program_steps import Meeting, Step, fields_of_word, nested, places_read, results_of, steps_of
+from tests.bench.program_steps import (
+    Meeting,
+    Step,
+    fields_of_word,
+    nested,
+    places_read,
+    results_of,
+    steps_of,
+    unrolled,
+)
 from tests.bench.runner import build
 from tests.bench.scenarios import EXTREMES, Scenario, fields_of, run_scenarios
 from tests.test_gemv_rtl import DEVICES
@@ -488,7 +497,7 @@ class Groups:
         made = []
         for bank in banks:
             row = int(self.rows[bank])
-            count = int(rng.integers(2, 7 if rng.random() < 0.9 else 40))
+            count = int(rng.integers(2, rng.choice([7, 40, 4096], p=[0.9, 0.09, 0.01])))
             made.append((role, bank, row, count))
         self._add(made, all_banks=all_banks, closed=closed)
 
@@ -640,3 +649,30 @@ def test_program(name: str, seed: int) -> None:
     config = CONFIGS[name]
     rtl = build(f"program_{name}", lambda: ProgramChannel(config), config=config)
     run_scenarios(rtl, "program", scenarios(config, seed), seed=seed)
+
+
+def test_other_loops_say_the_same():
+    """And they are as deep as the hardware's may be, and not deeper."""
+    device, product = DEVICES["hbm2-pim-samsung"], Product(rows=33, cols=70, channels=1, batch=2)
+    program = program_of(device, product, Options())
+    rng = np.random.default_rng(1)
+    for _ in range(30):
+        other = nested(program, rng, times=20)
+        assert list(unrolled(other)) == list(unrolled(program))
+        steps = [{Op.LOOP: 1, Op.END: -1}.get(fields_of_word(one)[0], 0) for one in other]
+        assert max(np.cumsum(steps)) == LOOP_DEPTH
+
+
+def test_places_are_read_as_often_as_loops_turn():
+    program = [
+        word(Op.LIMITS),
+        word(Op.LOOP, count=2),
+        word(Op.LOOP, count=3),
+        word(Op.CLOSE),
+        word(Op.END),
+        word(Op.END),
+        word(Op.STOP),
+    ]
+    inner = [3, 4] * 3
+    assert places_read(program) == [0, 1, 2, *inner, 5, 2, *inner, 5, 6]
+    assert [op for op, _fields in unrolled(program)] == [Op.LIMITS, *[Op.CLOSE] * 6, Op.STOP]

@@ -88,10 +88,12 @@ def special(rng: np.random.Generator, rows: int, cols: int, _lanes: int, batch: 
 
 
 def infinite(rng: np.random.Generator, rows: int, cols: int, _lanes: int, batch: int) -> Operands:
-    """An infinite product in each sum, at any place."""
-    w = bf16_encode(rng.standard_normal((rows, cols), dtype=np.float32))
-    w[np.arange(rows), rng.integers(0, cols, rows)] = 0x7F80 | rng.integers(0, 2, rows) << 15
-    return w, operands.near_one(rng, batch, cols)
+    """An infinite product in each sum, at any place, by the weight or by the input."""
+    w, x = operands.near_one(rng, rows, cols), operands.near_one(rng, batch, cols)
+    infinite = w if rng.random() < 0.5 else x
+    count = len(infinite)
+    infinite[np.arange(count), rng.integers(0, cols, count)] = 0x7F80 | rng.integers(0, 2, count) << 15
+    return w, x
 
 
 LOADS: dict[Load, int] = {
@@ -102,7 +104,7 @@ LOADS: dict[Load, int] = {
     full: 4,
     any_size: 12,
     special: 16,
-    infinite: 6,
+    infinite: 16,
 }
 """How many of each kind."""
 
