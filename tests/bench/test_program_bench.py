@@ -12,7 +12,7 @@ from amaranth.lib import data
 from golden.formats import Bits16, bf16_encode
 from golden.secded import CORRECTED, UNCORRECTED, decode, encode
 from rtl.gemv import ChannelConfig, ProgramChannel
-from rtl.gemv.layouts import ColumnKind, RowKind, column_layout, row_layout, weights_layout
+from rtl.gemv.layouts import COUNT_BITS, ColumnKind, RowKind, column_layout, row_layout, weights_layout
 from rtl.gemv.units import result_layout
 from sim.divergence import PortCheck
 from sim.gemv.barrier import Group, serve
@@ -407,12 +407,14 @@ def groups(
     *,
     far: bool = False,
     slow: bool = False,
+    large: bool = False,
     stop: bool = False,
     items: int = 3,
 ) -> Scenario:
     """Return a run of any groups of accesses: the controller's rules, not only where the kernel needs them.
 
     ``far``: rows up to the last one, counted from far on. ``slow``: hardly any refreshes, MACs far apart.
+    ``large``: of an access of single banks as many as there may be.
     """
     device = config.device
     refi = int(rng.integers(SLOW_REFI, 1 << 20)) if slow else int(rng.integers(900, 4000))
@@ -424,7 +426,7 @@ def groups(
     )
     refresh = bool(rng.random() < 0.9)
     least, last = (dram.rows - 8, dram.rows - 1) if far else (0, 7)
-    made = Groups(dram.num_banks, rng, least, last)
+    made = Groups(dram.num_banks, rng, least, last, large)
     if items:
         made.single(Role.READ)
     if least:
@@ -451,7 +453,7 @@ def groups(
     program = [words_of_limits, *made.words, word(Op.STOP)]
     cycles, log = serve(replace(device, dram=dram), table, made.groups, refresh=refresh)
     if not made.in_time(log, first_cycle(device)):
-        return groups(name, config, start, rng, far=far, slow=slow, stop=stop, items=items)
+        return groups(name, config, start, rng, far=far, slow=slow, large=large, stop=stop, items=items)
     shape = (dram.rows if far else 8, 2, dram.bursts_per_row, device.units, device.lanes)
     image = np.zeros(shape, dtype=np.uint16)
     image[least:] = bf16_encode(rng.standard_normal(image[least:].shape, dtype=np.float32))
@@ -473,6 +475,7 @@ class Groups:
     rng: np.random.Generator
     least: int
     last: int
+    large: bool
     base: int = 0
     address: int = 0
     most_inputs: int = 1
@@ -497,7 +500,8 @@ class Groups:
         made = []
         for bank in banks:
             row = int(self.rows[bank])
-            count = int(rng.integers(2, rng.choice([7, 40, 4096], p=[0.9, 0.09, 0.01])))
+            most = 1 << COUNT_BITS if self.large else int(rng.choice([7, 40], p=[0.9, 0.1]))
+            count = int(rng.integers(2, most))
             made.append((role, bank, row, count))
         self._add(made, all_banks=all_banks, closed=closed)
 

@@ -98,6 +98,11 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "program_barrier",
+        r"const0 .*\\engine\.\$gt\$\S+:1130\$401 A\[3\]",
+        "an opened row's wait against what is left of the one before: nothing, ACTs are 47 cycles apart",
+    ),
+    (
+        "program_barrier",
         r"const0 .*\\sequencer\.\$procmux\$2377 B\[71\]",
         "the place of 2^23 in the turns that a loop has left",
     ),

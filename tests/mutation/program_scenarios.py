@@ -135,6 +135,9 @@ def scenarios(config: ChannelConfig, seed: int) -> list[Scenario]:
         found += [groups(f"more groups {n}", config, starts(rng), rng, items=6) for n in range(30)]
         found += [groups(f"far groups {n}", config, starts(rng), rng, far=True) for n in range(2)]
         found.append(groups("slow groups", config, starts(rng), rng, slow=True, items=28))
+        found += [
+            groups(f"many of each {n}", config, starts(rng), rng, large=True, items=2) for n in range(2)
+        ]
     else:
         found += [_tail(config, rng, name, words) for name, words in tails(rng).items()]
         found += [_long(config, rng, number) for number in range(2)]
