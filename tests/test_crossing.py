@@ -125,10 +125,10 @@ class Broken(StreamCrossing):
         store = Signal(16)
         full_left, full_right = Signal(), Signal()
         m.d.comb += [self.i.ready.eq(~full_left), self.o.valid.eq(full_right), self.o.payload.eq(store)]
-        m.d.left += full_left.eq(self.i.valid & ~full_left)
+        m.d[self.from_domain] += full_left.eq(self.i.valid & ~full_left)
         with m.If(self.i.valid & ~full_left):
-            m.d.left += store.eq(self.i.payload)
-        m.d.right += full_right.eq(full_left & ~(full_right & self.o.ready))
+            m.d[self.from_domain] += store.eq(self.i.payload)
+        m.d[self.to_domain] += full_right.eq(full_left & ~(full_right & self.o.ready))
         return m
 
 

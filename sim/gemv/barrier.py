@@ -20,6 +20,9 @@ Checked against 16 of its cycle counts (``tests/data/pim_hbm2_gemv.json``): all 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -482,6 +485,42 @@ def run(
     end, again = once(place)
     assert end == cycles and (again == counts).all()
     return cycles, counts, place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Accesses between two barriers.
+
+    Attributes
+    ----------
+    accesses : of each its kind, bank, row, and how often.
+    all_banks : each goes to all banks of its bank's parity; these are banks 0 and 1.
+    closed : a bank that must be closed at the end, or -1.
+    """
+
+    accesses: tuple[tuple[int, int, int, int], ...]
+    all_banks: bool
+    closed: int = -1
+
+
+def serve(
+    device: PimDevice, T: NDArray[np.int64], groups: Sequence[Group], *, refresh: bool = True
+) -> tuple[int, Log]:
+    """Return the cycle in which the last read of any groups has returned, and the commands of a channel."""
+    dram = device.timed
+    accesses = sum(count for group in groups for *_access, count in group.accesses)
+    # Between two refreshes, at which all banks are closed, there is an access; it may open its row.
+    log = np.zeros(((2 * dram.num_banks + 5) * (accesses + 2), 4), dtype=np.int64)
+    counts = np.zeros(NUM_KINDS, dtype=np.int64)
+    machine = _machine(T, dram.bank_groups, dram.num_banks, FIRST_COMMAND, refresh, log, counts)
+    queue = _queue(dram.num_banks)
+    for group in groups:
+        for n, access in enumerate(group.accesses):
+            for column, value in zip(queue, access, strict=True):
+                column[n] = value
+        _serve(machine, queue, len(group.accesses), group.all_banks, group.closed, True)
+    end = max(FIRST_COMMAND, int(machine[1][_LAST_RD] + T[READ_LATENCY]))
+    return end, log[: int(counts.sum())]
 
 
 @compiled

@@ -332,6 +332,8 @@ class Banks:
         image = banks.image
         self.image = image.tobytes() if isinstance(image, np.ndarray) else image.read_bytes()
         self.tile_bytes = wires.widths[f"{name}_data"] // 8
+        # A tile may be longer, in whole words of 32 bits.
+        self.pitch = image.shape[1] if isinstance(image, np.ndarray) else self.tile_bytes
         self._due: dict[int, int] = {}
 
     def drive(self, now: int) -> None:
@@ -339,7 +341,7 @@ class Banks:
         address = self._due.pop(now, None)
         data = b"\xa5" * self.tile_bytes
         if address is not None:
-            data = self.image[address * self.tile_bytes :][: self.tile_bytes]
+            data = self.image[address * self.pitch :][: self.tile_bytes]
             if len(data) < self.tile_bytes:
                 self.violations.add(self.name, "read beyond the banks' image")
         self.wires.set(f"{self.name}_data", int.from_bytes(data, "little"))

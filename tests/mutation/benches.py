@@ -32,6 +32,7 @@ class Block:
     config: object
     scenarios: Callable[[int], list[Scenario]]
     keep: tuple[str, ...] = ()
+    one_clock = True
 
     def bench(self, directory: Path, seed: int, root: Path = DEFAULT_ROOT) -> Bench:
         """Return the bench on the Verilog in ``directory``, with scenarios of ``seed``."""
@@ -100,13 +101,17 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class CocotbBlock:
-    """As :class:`Block`, with a bench that is a test of cocotb itself."""
+    """As :class:`Block`, with a bench that is a test of cocotb itself.
+
+    ``one_clock``: whether all of it has the same clock, as proofs take it to have.
+    """
 
     name: str
     component: Callable[[], object]
     config: object
     run: Run
     keep: tuple[str, ...] = ()
+    one_clock: bool = True
 
     def bench(self, directory: Path, seed: int, root: Path = DEFAULT_ROOT) -> CocotbBench:
         """Return the bench on the Verilog in ``directory``, with scenarios of ``seed``."""

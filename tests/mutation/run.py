@@ -18,6 +18,7 @@ from rtl.dispatch import Dispatch, DispatchConfig
 from rtl.expert import ExpertEngine
 from rtl.expert.layouts import ExpertConfig
 from rtl.gating import Gate
+from rtl.gemv import ChannelConfig, ProgramChannel
 from rtl.layer import FpgaLayer, PimLayer
 from rtl.pim import PimChannel
 from sim.bench import commit_of_sources
@@ -28,12 +29,15 @@ from spec.design import Pipeline
 from spec.geometry import GateGeometry
 from spec.registers import Top
 from tests.bench import test_combine_bench as combine
+from tests.bench import test_crossing_bench as crossing
 from tests.bench import test_dispatch_bench as dispatch
 from tests.bench import test_expert_bench as expert
 from tests.bench import test_gating_bench as gating
 from tests.bench import test_layer_bench as layer
+from tests.bench import test_merge_bench as merge
 from tests.bench import test_pim_bench as pim
 from tests.bench import test_pim_layer_bench as pim_layer
+from tests.bench import test_program_bench as program
 from tests.bench import test_registers_bench as registers
 from tests.mutation import (
     combine_scenarios,
@@ -41,6 +45,7 @@ from tests.mutation import (
     expert_scenarios,
     gate_scenarios,
     pim_scenarios,
+    program_scenarios,
 )
 from tests.mutation.benches import Block, CocotbBlock, axi_block
 from tests.mutation.equivalence import Machine, Rules, equivalent
@@ -83,6 +88,15 @@ def _engine(name: str, config: ExpertConfig) -> Block:
     )
 
 
+def _programs(name: str, config: ChannelConfig) -> Block:
+    return Block(
+        name,
+        lambda: ProgramChannel(config),
+        config,
+        lambda seed: [*program.scenarios(config, seed), *program_scenarios.scenarios(config, seed)],
+    )
+
+
 GATE = gating.GEOMETRIES["sigmoid"]
 EXPERT = expert.CONFIGS["relu"]
 PIM = pim.CONFIGS["bank"]
@@ -109,6 +123,9 @@ BLOCKS = [
         PIM,
         lambda seed: [*pim.scenarios(PIM, seed), *pim_scenarios.scenarios(PIM, seed)],
     ),
+    _programs("program_streamed", program.CONFIGS["streamed"]),
+    _programs("program_barrier", program.CONFIGS["barrier"]),
+    Block("merge", merge.merger, (merge.LAYOUT, merge.NUM_INPUTS), merge.scenarios),
     # The same with deep pipelines, which are other netlists.
     _dispatcher("dispatch_deep", dispatch.DEEP),
     _combiner("combine_deep", combine.DEEP),
@@ -132,6 +149,9 @@ BLOCKS = [
         keep=("gate", "dispatch", "channel_0", "channel_1", "merge", "combine", "registers"),
     ),
     CocotbBlock("registers", registers.registers, registers.EVENT_BITS, registers.run),
+    CocotbBlock(
+        "crossing", crossing.crossing, (crossing.DEPTH, crossing.WIDTH), crossing.run, one_clock=False
+    ),
 ]
 LAYER = Block(
     "layer", lambda: FpgaLayer(layer.MODEL, layer.RULED), (layer.MODEL, layer.RULED), layer.scenarios
@@ -207,7 +227,7 @@ def measure(block: Block | CocotbBlock, count: int, seed: int) -> Outcome:
         others = bench.others()
         survivors = {number: text for number, text in survivors.items() if not others.differs(number, 2)}
     proved: set[int] = set()
-    if survivors:
+    if survivors and block.one_clock:
         machine = Machine.of(mutants, Rules.read(block.name))
         proved = unnoticed(machine, sorted(survivors))
         proved |= equivalent(machine, sorted(set(survivors) - proved))
