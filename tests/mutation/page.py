@@ -21,7 +21,8 @@ nobody has found says so, here and at the end of the run. Blocks named `_deep` a
 (`deep` in a design). Seconds are those of one process beside other work, builds included. Blocks named
 `axi_` are what lies between the ports and the core of a top, under the bench of those tops (somebody else's
 masters, sinks and memory); `layer_glue` is what lies between the blocks of a layer: intake, router loader,
-memory port, probe, events; `registers` the core's registers and counters. In them the blocks themselves have
+memory port, probe, events; `pim_layer_glue` that of a near-memory layer of two channels with its router in
+the banks; `registers` the core's registers and counters. In them the blocks themselves have
 no mutants, and what they owe their surroundings is part of the proofs below. `merge` is the merger of several
 channels. `program_` are channels that run command programs, of our schedule with check bits and tokens that
 share a burst, and of the published kernel's, there under any groups of accesses too; no stream of theirs can
