@@ -1,6 +1,6 @@
 """Streams between two clocks, and a top whose streams and memory port run on another clock than its core."""
 
-from amaranth import Module, ResetSignal, Value
+from amaranth import Module, ResetSignal, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import AsyncFIFO
 from amaranth.lib.wiring import In, Out
@@ -14,8 +14,8 @@ class StreamCrossing(wiring.Component):
     Latency 1 cycle of ``from_domain`` and 3 to 4 of ``to_domain``; one beat per cycle of the slower clock
     where ``depth`` covers the way forth and back (8 and more). Order is kept, nothing is lost or doubled at
     any ratio of clocks. Empty after reset; both domains have to be in reset at the same time, for 4 cycles of
-    the slower clock, and to leave it together: where ``to_domain`` stays in reset for more than 2 of its
-    cycles longer, what is written meanwhile is lost if its sink shows ready. Area: ``depth`` beats of memory.
+    the slower clock. Either may leave it first: what is written before ``to_domain`` does waits. Area:
+    ``depth`` beats of memory.
 
     Parameters
     ----------
@@ -46,14 +46,17 @@ class StreamCrossing(wiring.Component):
         m.submodules.fifo = fifo = AsyncFIFO(
             width=width, depth=self.depth, w_domain=self.from_domain, r_domain=self.to_domain
         )
+        running = Signal()
         m.d.comb += [
+            running.eq(~ResetSignal(self.to_domain, allow_reset_less=True)),
             fifo.w_data.eq(self.i.payload),
             fifo.w_en.eq(self.i.valid),
             self.i.ready.eq(fifo.w_rdy),
             Value.cast(self.o.payload).eq(fifo.r_data),
-            # In reset, too, until the FIFO is known to be empty.
-            self.o.valid.eq(fifo.r_rdy & ~ResetSignal(self.to_domain, allow_reset_less=True)),
-            fifo.r_en.eq(self.o.ready),
+            # The reader in the FIFO knows the writer's reset alone. In its own it offers nothing and takes
+            # nothing, whatever the sink's ready is then.
+            self.o.valid.eq(fifo.r_rdy & running),
+            fifo.r_en.eq(self.o.ready & running),
         ]
         return m
 

@@ -332,14 +332,14 @@ DATA = ROOT / "tests" / "data" / "mixtral_s0.npz"
 @pytest.mark.parametrize(
     ("options", "num_files"),
     [
-        pytest.param(["--model", DATA, "--design", ROOT / "tests" / "tiny.toml"], 20, id="array"),
+        pytest.param(["--model", DATA, "--design", ROOT / "tests" / "tiny.toml"], 24, id="array"),
         pytest.param(
             ["--model", DATA, "--design", ROOT / "tests" / "tiny_pim.toml"],
-            21,
+            25,
             id="pim",
             marks=pytest.mark.long,
         ),
-        pytest.param(["--bus", "axi", "--design", "gate", "--two-clocks"], 12, id="gate on two clocks"),
+        pytest.param(["--bus", "axi", "--design", "gate", "--two-clocks"], 29, id="gate on two clocks"),
     ],
 )
 def test_a_layer_has_the_same_bytes_in_any_process(options, num_files, tmp_path):

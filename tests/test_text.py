@@ -21,6 +21,7 @@ from rtl.text import readable
 from rtl.text.owners import named_by_owner
 from sim.rtlsim import layer_component, top_component
 from spec.load import load_design, load_model
+from spec.registers import Top
 from tests.bench.axi_cores import CORES
 from tests.gates import YOSYS
 
@@ -305,7 +306,7 @@ def test_a_layer_has_no_numbers_where_its_blocks_meet(tmp_path):
     assert [port for port in ports if re.search(r"\d$", port)] == []
 
 
-@pytest.mark.parametrize("top", CORES)
+@pytest.mark.parametrize("top", [Top.PIM, pytest.param(Top.FPGA, marks=pytest.mark.long), Top.GATE])
 def test_an_instance_never_has_a_number_because_a_signal_has_its_name(top, tmp_path):
     """Numbers of instances count from 0: ``read_guard``, ``lane_0``, ``lane_1``."""
     [file, *_] = export(top_component(*CORES[top])(), "top", tmp_path)

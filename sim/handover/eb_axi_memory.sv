@@ -91,6 +91,8 @@ module eb_axi_memory #(
                 fail("arvalid is unknown");
             if (waiting && (!arvalid || burst !== waiting_burst))
                 fail("an address was withdrawn");
+            if (arvalid && (^burst) === 1'bx)
+                fail("a burst is unknown");
             if (arvalid && arready) begin
                 if (arburst != 2'b01)
                     fail("a burst is not INCR");

@@ -35,6 +35,10 @@
     initial begin
         if (!$value$plusargs("pauses=%d", pauses))
             pauses = 0;
+        if (pauses < 0 || pauses > 255) begin
+            $display("FAIL: +pauses=%0d is not 0 to 255", pauses);
+            $fatal(1);
+        end
         if (!$value$plusargs("seed=%d", seed))
             seed = 1;
         if ($value$plusargs("vcd=%s", vcd)) begin

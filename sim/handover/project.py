@@ -20,6 +20,7 @@ BOARD_PINS = {"clk_25mhz": "G2", "si": "C11", "capture": "A11", "so": "B2"}
 BOARD_CLOCK_MHZ = 25
 BENCHES = ("eb_bench.sv", "eb_axi_bench.sv")
 """Files of benches; each has the module of its name."""
+BENCH_SUFFIXES = (".sv", ".svh", ".hex", ".f")
 LINT_WAIVERS = ("PROCASSINIT", "UNUSEDSIGNAL", "WIDTHEXPAND", "CASEINCOMPLETE", "DECLFILENAME")
 """As :data:`rtl.export.LINT_WAIVERS` (a test compares them): the generator's ways of writing Verilog."""
 
@@ -51,6 +52,10 @@ def hand_over(
                 (aside / place).parent.mkdir(exist_ok=True)
                 (aside / place).write_text(text)
             every = [*files, *map(Path, texts)]
+            # What is left of another bench would be taken for this one's.
+            for file in (out / FOLDER).glob("*"):
+                if file.suffix in BENCH_SUFFIXES and file.relative_to(out) not in every:
+                    file.unlink()
             for file in every:
                 (out / file).parent.mkdir(exist_ok=True)
                 (aside / file).replace(out / file)

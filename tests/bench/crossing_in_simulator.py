@@ -21,10 +21,13 @@ from cocotb.triggers import Timer
 from tests.bench.in_simulator import JOB, RESULTS
 
 EDGES = 420
+"""Of both clocks together in a run, or more, so that of the slower one there are twice ``SETTLED``."""
 SETTLED = 30
 """Edges of the slower clock until a beat comes in each of them, nothing in its way."""
 RESET_CYCLES = 4
 """Of the slower clock, which a reset takes at least."""
+LATEST = 12
+"""Edges of its clock by which the reader may leave the reset after the writer."""
 WAY = 3
 """The edge of the reader's clock, counted behind that of the write, in which a beat can be taken at first."""
 
@@ -52,6 +55,14 @@ class Clocks:
             yield write == now, read == now
             write += self.write * (write == now)
             read += self.read * (read == now)
+
+    @property
+    def moments(self) -> int:
+        """Return how many moments with edges a run has."""
+        if not self.write:
+            return EDGES
+        ratio = max(self.write, self.read) // min(self.write, self.read)
+        return max(EDGES, (2 * SETTLED + LATEST) * (ratio + 1))
 
     @property
     def label(self) -> str:
@@ -126,35 +137,40 @@ class Bench:
             getattr(self.dut, port).value = value
         await Timer(1, "ns")
 
-    async def reset(self, clocks: Iterator[tuple[bool, bool]]) -> None:
-        """Reset both sides at once, whatever is inside; nothing is offered in it."""
-        counts = [0, 0]
+    async def reset(self, clocks: Iterator[tuple[bool, bool]], shortest: int) -> None:
+        """Reset both sides, whatever is inside, for ``shortest`` cycles or more; nothing is offered in it."""
+        cycles, counts = 0, [0, 0]
         dut = self.dut
         await self.settle(aresetn=0, bus_aresetn=0, s_axis_tvalid=0)
         more = int(self.rng.integers(0, 6))
-        while min(counts) < RESET_CYCLES + more:
+        while cycles < shortest + more:
             edges = next(clocks)
             await self.settle(m_axis_tready=int(self.rng.integers(2)))
             assert not int(dut.m_axis_tvalid.value), "a beat is offered in reset"
             await self.step(edges)
             counts = [count + edge for count, edge in zip(counts, edges, strict=True)]
+            # Of the slower clock: both have had an edge.
+            if min(counts):
+                cycles, counts = cycles + 1, [0, 0]
 
     async def run(self, clocks: Clocks, chances: tuple[float, float]) -> int:
-        """Run from a reset; return how many beats came out."""
+        """Run from a reset, which the reader leaves when the writer does or later; return the beats taken."""
         dut, rng = self.dut, self.rng
         edges_of = clocks.edges(rng)
-        await self.reset(edges_of)
+        # Without periods the edges of a cycle may come in the order in which the counts are told most slowly.
+        await self.reset(edges_of, RESET_CYCLES if clocks.write else 2 * RESET_CYCLES)
         queue = Queue(self.depth)
         beat: int | None = None
         since = [0, 0]
         arrived: dict[int, int] = {}
-        reads = last = 0
-        for number, edges in zip(range(EDGES), edges_of, strict=False):
+        reads = last = steady = 0
+        late = int(rng.integers(0, LATEST)) * int(rng.integers(2))
+        for number, edges in zip(range(clocks.moments), edges_of, strict=False):
             if beat is None and rng.random() < chances[0]:
                 beat = int(rng.integers(1 << self.width))
             ready = int(rng.random() < chances[1])
             await self.settle(
-                aresetn=1,
+                aresetn=int(reads >= late),
                 bus_aresetn=1,
                 s_axis_tvalid=int(beat is not None),
                 s_axis_tdata=beat or 0,
@@ -164,34 +180,37 @@ class Bench:
                 assert int(dut.s_axis_tready.value) == queue.ready, (
                     f"edge {number}: ready is not {queue.ready}"
                 )
+            # In its reset the reader takes nothing, whatever the sink's ready is.
+            valid = queue.valid and reads >= late
+            taking = bool(ready) and reads >= late
             if edges[1]:
-                assert int(dut.m_axis_tvalid.value) == queue.valid, (
-                    f"edge {number}: valid is not {queue.valid}"
-                )
-                if queue.valid:
+                assert int(dut.m_axis_tvalid.value) == valid, f"edge {number}: valid is not {valid}"
+                if valid:
                     got, wanted = int(dut.m_axis_tdata.value), queue.beats[queue.taken]
                     assert got == wanted, f"edge {number}: beat {queue.taken} is {got:#x}, not {wanted:#x}"
                 reads += 1
-            moves = beat is not None and queue.ready and edges[0], ready and queue.valid and edges[1]
+            moves = beat is not None and queue.ready and edges[0], taking and valid and edges[1]
             if moves[0]:
                 arrived[len(queue.beats)] = reads
             if moves[1] and chances == (chances[0], 1):
                 # It is taken as soon as it is shown: never earlier, and as early where nothing is before it.
                 waited = reads - arrived[queue.taken]
                 assert waited >= WAY, f"edge {number}: a beat after {waited} edges"
-                alone = queue.taken == 0 or last < arrived[queue.taken]
+                alone = (queue.taken == 0 or last < arrived[queue.taken]) and arrived[queue.taken] >= late
                 assert waited == WAY or not alone, f"edge {number}: a beat after {waited} edges"
             if moves[1]:
                 last = reads
             since = [count + edge for count, edge in zip(since, edges, strict=True)]
-            if clocks.write and min(since) > SETTLED and chances == (1, 1):
+            if clocks.write and min(since[0], reads - late) > SETTLED and chances == (1, 1):
                 slower = int(clocks.read > clocks.write)
                 if edges[slower]:
                     assert moves[slower], f"edge {number}: none in a cycle of the slower clock"
-            queue.tick(edges, beat, bool(ready))
+                    steady += 1
+            queue.tick(edges, beat, taking)
             if moves[0]:
                 beat = None
             await self.step(edges)
+        assert steady or not clocks.write or chances != (1, 1), "no cycle at full speed was looked at"
         return queue.taken
 
 

@@ -12,7 +12,7 @@ Would the benches see it if the hardware were wrong? Yosys changes the netlist o
 one at a time (a bit of a cell's port inverted, constant, or another one's; `mutate`; clocks left out), and
 the block's bench (`tests/bench/`: every handshake's cycle and every payload against model and golden) runs on
 each. All mutants of a block are one build, whose port says which of them it is: one costs the runs that
-it takes to see it, a second or two, and those that nobody sees all runs of two seeds.
+it takes to see it, from a second to half a minute, and those that nobody sees all runs of two seeds.
 
 `make mutate` (`MUTANTS=`, `SEED=`) writes this page and fails below {goal:.0%}. A row is of the commit that
 it names: `python -m tests.mutation.run --only BLOCK --out docs/mutation.md` measures a block alone (with
@@ -27,8 +27,10 @@ no mutants, and what they owe their surroundings is part of the proofs below. `m
 channels. `program_` are channels that run command programs, of our schedule with check bits and tokens that
 share a burst, and of the published kernel's, there under any groups of accesses too; no stream of theirs can
 be refused, so what is drawn is programs, loops, operands, flipped bits, and when they start. In which cycle a
-word of a program is read is the hardware's affair, and not compared; in which order is. `crossing` is a queue
-between two clocks, whose handshakes the bench compares at every edge of either, at ten ratios; the proofs
+word of a program is read is the hardware's affair, and not compared; in which order is. Programs that come too
+late (`late`) are not drawn (`tests/test_gemv_rtl.py` has them). `crossing` is a queue
+between two clocks, whose handshakes the bench compares at every edge of either, at eight ratios and in
+any order; the proofs
 below know one clock, so that none of its mutants counts as equivalent.
 
 | block | mutants | seed | detected | equivalent | neither | score | scenarios | seconds | commit |
