@@ -27,10 +27,9 @@ no mutants, and what they owe their surroundings is part of the proofs below. `m
 channels. `program_` are channels that run command programs, of our schedule with check bits and tokens that
 share a burst, and of the published kernel's, there under any groups of accesses too; no stream of theirs can
 be refused, so what is drawn is programs, loops, operands, flipped bits, and when they start. In which cycle a
-word of a program is read is the hardware's affair, and not compared; in which order is. Programs that come too
-late (`late`) are not drawn (`tests/test_gemv_rtl.py` has them). `crossing` is a queue
-between two clocks, whose handshakes the bench compares at every edge of either, at eight ratios and in
-any order; the proofs
+word of a program is read is the hardware's affair, and not compared; in which order is. Programs that come
+too late (`late`) are not drawn (`tests/test_gemv_rtl.py` has them). `crossing` is a queue between two clocks,
+whose handshakes the bench compares at every edge of either, at eight ratios and in any order; the proofs
 below know one clock, so that none of its mutants counts as equivalent.
 
 | block | mutants | seed | detected | equivalent | neither | score | scenarios | seconds | commit |
