@@ -165,7 +165,7 @@ def test_the_start_is_that_of_a_packed_image(tmp_path) -> None:
 
 
 def test_large_weights_have_no_bench_unasked(monkeypatch) -> None:
-    """A full-size layer's image is beyond the bench's; of the gate the router's counts, of the dispatcher none."""
+    """A full-size layer's image is beyond the bench's; the gate's router counts, the dispatcher has none."""
     from sim.workload import scaled_model
 
     model = scaled_model("mixtral-8x7b", 1)

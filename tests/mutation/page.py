@@ -74,11 +74,6 @@ UNEXPLAINED = "not explained"
 # Why a place is not seen: pattern of the mutant, what is behind it.
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
-        "crossing",
-        r"\\fifo\.\$xor\$\S+:27[01]\$",
-        "the reader's count in reset, decoded from the writer's, which is 0 before the reset ends",
-    ),
-    (
         "program_streamed",
         r"const1 .*\\planner\.\$eq\$\S+:1713\$200 A\[1\]",
         "whether the row command eight before wants the same cycle; it is always earlier",
