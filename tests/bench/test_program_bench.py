@@ -680,3 +680,29 @@ def test_places_are_read_as_often_as_loops_turn():
     inner = [3, 4] * 3
     assert places_read(program) == [0, 1, 2, *inner, 5, 2, *inner, 5, 6]
     assert [op for op, _fields in unrolled(program)] == [Op.LIMITS, *[Op.CLOSE] * 6, Op.STOP]
+
+
+def test_the_kernels_groups_are_served_as_the_kernel():
+    """The model of any groups, given those of the kernel's program, is that of the kernel."""
+    device, product = DEVICES["hbm2-pim-samsung"], Product(rows=33, cols=70, channels=1, batch=2)
+    kinds = {Role.READ: Kind.RD, Role.MAC: Kind.MAC}
+    found, accesses, base, counter = [], [], 0, 0
+    for op, fields in unrolled(program_of(device, product, Options())):
+        if op is Op.ADVANCE:
+            base += fields["rows"]
+        if op is Op.ORIGIN:
+            counter = base
+        if op is Op.ACCESS:
+            row = counter if fields["counted"] else fields["row"]
+            counter += fields["counted"]
+            kind = kinds.get(Role(fields["role"]), Kind.WR)
+            accesses.append((int(kind), fields["bank"], row, fields["count"]))
+            if fields["fence"]:
+                closed = 1 if fields["closed"] else -1
+                all_banks = bool(fields["all_banks"])
+                found.append(Group(accesses=tuple(accesses), all_banks=all_banks, closed=closed))
+                accesses = []
+    cycles, log = serve(device, timings(device.timed, PowerLimits()), found)
+    model = run_gemv(device, product, Options(), log=True)
+    assert cycles == model.cycles
+    assert log.tolist() == model.log.tolist()
