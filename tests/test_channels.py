@@ -116,7 +116,7 @@ def check(shape: PimShape, arrivals: np.ndarray, refreshes: list[int], context=N
 @pytest.mark.parametrize(
     ("name", "tokens"),
     [
-        ("deepseek-v3", 16),
+        pytest.param("deepseek-v3", 16, marks=pytest.mark.long),
         pytest.param("deepseek-v3", 80, marks=pytest.mark.long),
         ("switch-base-128", 40),
         ("gpt-oss-20b", 33),
