@@ -17,7 +17,18 @@ from rtl.layer import FpgaLayer
 from sim.accelerator import cycle_checks, seen_assignments, seen_times
 from sim.divergence import PortCheck
 from sim.layer import LayerShape, layer_cycles
-from sim.rtlsim import ReadMemory, RunResult, RunSpec, Sink, Source, Trace, reg_read, reg_wait, reg_write
+from sim.rtlsim import (
+    ReadMemory,
+    RunResult,
+    RunSpec,
+    Sink,
+    Source,
+    Step,
+    Trace,
+    reg_read,
+    reg_wait,
+    reg_write,
+)
 from sim.streams import size
 from spec.design import ArrayDesign, DesignSpec, Engine, GateDesign, MemoryDesign, Policy
 from spec.geometry import PAGE_BYTES, ImageGeometry, ceil_div
@@ -84,6 +95,27 @@ def bf16_bits(values: np.ndarray) -> Bits16:
     return (np.ascontiguousarray(values).view(np.uint32) >> 16).astype(np.uint16)
 
 
+def policy_word(rng: np.random.Generator, policy: Policy) -> int:
+    """Return a value of POLICY: those that name none are the first one, and nobody reads bits beyond."""
+    word = rng.choice([n for n in range(4) if (n == 1) == (policy is POLICIES[1])])
+    return int(word | rng.integers(1 << 30) << 2)
+
+
+def any_page(rng: np.random.Generator, image: ImageGeometry) -> int:
+    """Return where in memory an image may lie."""
+    return int(rng.integers((1 << PAGE_BITS) - ceil_div(image.num_bytes, PAGE_BYTES)))
+
+
+def load_again(timeout: int = 100_000) -> list[Step]:
+    """Return the steps that load a router again, which is not done before it has begun, and read STATUS."""
+    loaded = 1 << STATUS_LOADED
+    return [
+        reg_write(REGISTERS["CONTROL"], 1 << CONTROL_LOAD),
+        reg_wait(REGISTERS["STATUS"], loaded, loaded, timeout),
+        reg_read(REGISTERS["STATUS"]),
+    ]
+
+
 def scenario(
     name: str, weights: LayerWeights, tokens: Bits16, batches: list[int], capacity: int, traffic: Traffic
 ) -> Scenario:
@@ -94,10 +126,8 @@ def scenario(
     """
     rng = traffic.rng
     design = replace(RULED, policy=list(Policy)[rng.integers(len(Policy))])
-    # Values that name no policy are the first one, and nobody reads bits beyond.
-    policy = rng.choice([n for n in range(4) if (n == 1) == (design.policy is POLICIES[1])])
-    policy |= rng.integers(1 << 30) << 2
-    page = int(rng.integers((1 << PAGE_BITS) - ceil_div(IMAGE.num_bytes, PAGE_BYTES)))
+    policy = policy_word(rng, design.policy)
+    page = any_page(rng, IMAGE)
     lanes, words = design.array.act_lanes, MODEL.d_model // design.array.act_lanes
     golden = layer_bf16(
         replace(MODEL, expert_capacity=capacity),
@@ -204,7 +234,7 @@ def scenario(
                 reg_read(REGISTERS["STATUS"]),
                 reg_write(REGISTERS["IMAGE_PAGE"], page),
                 reg_write(REGISTERS["CAPACITY"], capacity),
-                reg_write(REGISTERS["POLICY"], int(policy)),
+                reg_write(REGISTERS["POLICY"], policy),
                 reg_write(REGISTERS["CONTROL"], 1 << CONTROL_LOAD | 1 << CONTROL_CLEAR),
                 reg_wait(REGISTERS["STATUS"], 1 << STATUS_LOADED, 1 << STATUS_LOADED),
             ],
@@ -250,12 +280,7 @@ def failing(whole: Scenario, name: str, beat: int, *, response: int) -> Scenario
     responses[beat] = response
     changed = with_memory(whole, name, responses=responses)
     status = whole.reads["STATUS"]
-    again = [
-        reg_write(REGISTERS["CONTROL"], 1 << CONTROL_LOAD),
-        reg_wait(REGISTERS["STATUS"], status, status),
-        reg_read(REGISTERS["STATUS"]),
-    ]
-    spec = replace(changed.spec, epilogue=[*whole.spec.epilogue, *again])
+    spec = replace(changed.spec, epilogue=[*whole.spec.epilogue, *load_again()])
     reads = {**whole.reads, "STATUS": status | 1 << STATUS_READ_ERROR, "STATUS after loading": status}
     # An error costs no time.
     return replace(whole, name=changed.name, spec=spec, reads=reads)

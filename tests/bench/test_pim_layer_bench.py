@@ -9,24 +9,21 @@ import pytest
 
 from golden.layer_bf16 import LayerBf16
 from golden.weights import LayerWeights, random_tokens, random_weights, to_bf16_values
-from rtl.expert.layouts import PAGE_BITS
 from rtl.layer import PimLayer
 from sim.accelerator import token_beats
 from sim.divergence import PortCheck
 from sim.pim_layer import PimRun, PimShape, PimTimes, bits_at, block_checks, pim_job, seen_times
 from sim.pim_report import payload_checks
-from sim.rtlsim import RunResult, Set, Step, Trace, Wait, reg_read, reg_wait, reg_write
+from sim.rtlsim import RunResult, Set, Step, Trace, Wait, reg_read, reg_write
 from sim.streams import size
 from sim.workload import Workload
 from spec.banks import BankGeometry
 from spec.design import Policy, RouterPlace
-from spec.geometry import PAGE_BYTES, ceil_div
+from spec.geometry import PAGE_BYTES
 from spec.model import ModelSpec
 from spec.registers import (
     CAPACITY_BITS,
-    CONTROL_LOAD,
     COUNTERS,
-    POLICIES,
     PROBE,
     REGISTERS,
     STATUS_LOADED,
@@ -36,9 +33,9 @@ from spec.registers import (
 from tests.bench.axi_cores import PIM_DESIGN
 from tests.bench.runner import build
 from tests.bench.scenarios import EXTREMES, Scenario, Traffic, mixes, run_scenarios
-from tests.bench.test_layer_bench import MODEL, bf16_bits
+from tests.bench.test_layer_bench import MODEL, any_page, bf16_bits, load_again, policy_word
 
-MOST_CYCLES = 60_000
+MOST_CYCLES, LONGEST_WAIT = 60_000, 3_000
 assert PIM_DESIGN.pim is not None
 DESIGN = replace(
     PIM_DESIGN,
@@ -85,20 +82,12 @@ def scenario(
     banks, golden, spec = pim_job(
         work, design, beats, placement=placement, arrivals=arrivals, output_ready=pattern
     )
-    page = int(rng.integers((1 << PAGE_BITS) - ceil_div(image.num_bytes, PAGE_BYTES)))
+    page = any_page(rng, image)
     responses = np.zeros(1 << 10, dtype=np.uint8)
     responses[rng.integers(image.load_beats)] = response
-    # Values that name no policy are the first one, and nobody reads bits beyond.
-    policy = int(rng.choice([n for n in range(4) if (n == 1) == (design.policy is POLICIES[1])]))
-    policy |= int(rng.integers(1 << 30)) << 2
-    written = {REGISTERS["IMAGE_PAGE"]: page, REGISTERS["POLICY"]: policy}
-    # Loading again forgets an error, and is not done before it has begun.
-    loaded = 1 << STATUS_LOADED
-    again = [
-        reg_write(REGISTERS["CONTROL"], 1 << CONTROL_LOAD),
-        reg_wait(REGISTERS["STATUS"], loaded, loaded, MOST_CYCLES // 20),
-        reg_read(REGISTERS["STATUS"]),
-    ]
+    written = {REGISTERS["IMAGE_PAGE"]: page, REGISTERS["POLICY"]: policy_word(rng, design.policy)}
+    # Loading again forgets an error.
+    again = load_again(LONGEST_WAIT) if response else []
     memory = replace(spec.memories["o_ar"], base=page * PAGE_BYTES, responses=responses)
     spec = replace(
         spec,
@@ -110,11 +99,12 @@ def scenario(
             ),
         ],
         memories={"o_ar": memory},
-        epilogue=[*spec.epilogue, *(again if response else [])],
+        epilogue=[*spec.epilogue, *again],
         probes=[*spec.probes, *STORAGE],
         max_cycles=MOST_CYCLES,
     )
     loads = 2 if response else 1
+    loaded = 1 << STATUS_LOADED
     statuses = [loaded | 1 << STATUS_READ_ERROR, loaded] if response else [loaded]
     shape = PimShape(banks, design, golden.streams, placement)
 
@@ -125,12 +115,12 @@ def scenario(
 
     def blocks(result: RunResult) -> list[PortCheck]:
         run = of(result)
-        found, _ = block_checks(run, shape, seen_times(run))
-        seen = seen_times(run).tokens
+        seen = seen_times(run)
+        found, _ = block_checks(run, shape, seen)
         # A beat is there when it has arrived and the one before it has gone.
-        behind = np.concatenate([[-1], seen.taken[:-1]]) + 1
+        behind = np.concatenate([[-1], seen.tokens.taken[:-1]]) + 1
         offered = np.maximum(arrivals[: len(behind)], behind)
-        there = PortCheck("layer", "i offered", Trace.of_cycles(seen.offered), cycles=offered)
+        there = PortCheck("layer", "i offered", Trace.of_cycles(seen.tokens.offered), cycles=offered)
         return [*payload_checks(run, golden), *found, there]
 
     def rules(result: RunResult) -> list[str]:
@@ -181,7 +171,7 @@ def _changed(step: Step, values: dict[int, int], rng: np.random.Generator) -> St
     Of an expert's number nobody reads more bits than experts have.
     """
     if isinstance(step, Wait):
-        return replace(step, timeout=min(step.timeout, MOST_CYCLES // 20))
+        return replace(step, timeout=min(step.timeout, LONGEST_WAIT))
     if not isinstance(step, Set) or not step.values.get("reg_we"):
         return step
     address = step.values["reg_addr"]

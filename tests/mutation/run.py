@@ -8,17 +8,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from rtl.combine import Combine, CombineConfig
 from rtl.combine_ordered import OrderedCombine
 from rtl.dispatch import Dispatch, DispatchConfig
 from rtl.expert import ExpertEngine
-from rtl.expert.layouts import ExpertConfig
 from rtl.gating import Gate
-from rtl.gemv import ChannelConfig, ProgramChannel
+from rtl.gemv import ProgramChannel
 from rtl.layer import FpgaLayer, PimLayer
 from rtl.pim import PimChannel
 from sim.bench import commit_of_sources
@@ -26,7 +26,6 @@ from sim.claims.benches import GOAL
 from sim.rtlsim import DEFAULT_ROOT, exported
 from sim.toolchain import write_atomically
 from spec.design import Pipeline
-from spec.geometry import GateGeometry
 from spec.registers import Top
 from tests.bench import test_combine_bench as combine
 from tests.bench import test_crossing_bench as crossing
@@ -39,6 +38,7 @@ from tests.bench import test_pim_bench as pim
 from tests.bench import test_pim_layer_bench as pim_layer
 from tests.bench import test_program_bench as program
 from tests.bench import test_registers_bench as registers
+from tests.bench.scenarios import Scenario
 from tests.mutation import (
     combine_scenarios,
     dispatch_scenarios,
@@ -70,30 +70,19 @@ def _combiner(name: str, config: CombineConfig) -> Block:
     )
 
 
-def _gate(name: str, geometry: GateGeometry) -> Block:
-    return Block(
-        name,
-        lambda: Gate(geometry),
-        geometry,
-        lambda seed: [*gating.scenarios(geometry, seed), *gate_scenarios.scenarios(geometry, seed)],
-    )
+class Source(Protocol):
+    """A module with scenarios of a block: its bench, or what only mutants need."""
+
+    def scenarios(self, config: Any, seed: int, /) -> list[Scenario]:
+        """Return those of a seed."""
 
 
-def _engine(name: str, config: ExpertConfig) -> Block:
+def _block(name: str, make: Callable[[Any], object], config: object, *sources: Source) -> Block:
     return Block(
         name,
-        lambda: ExpertEngine(config),
+        lambda: make(config),
         config,
-        lambda seed: [*expert.scenarios(config, seed), *expert_scenarios.scenarios(config, seed)],
-    )
-
-
-def _programs(name: str, config: ChannelConfig) -> Block:
-    return Block(
-        name,
-        lambda: ProgramChannel(config),
-        config,
-        lambda seed: [*program.scenarios(config, seed), *program_scenarios.scenarios(config, seed)],
+        lambda seed: [run for source in sources for run in source.scenarios(config, seed)],
     )
 
 
@@ -115,22 +104,19 @@ BLOCKS = [
         combine.ORDERED,
         lambda seed: [*combine.ordered_scenarios(seed), *combine_scenarios.ordered_scenarios(seed)],
     ),
-    _gate("gating_sigmoid", GATE),
-    _engine("expert_relu", EXPERT),
-    Block(
-        "pim_bank",
-        lambda: PimChannel(PIM),
-        PIM,
-        lambda seed: [*pim.scenarios(PIM, seed), *pim_scenarios.scenarios(PIM, seed)],
+    _block("gating_sigmoid", Gate, GATE, gating, gate_scenarios),
+    _block("expert_relu", ExpertEngine, EXPERT, expert, expert_scenarios),
+    _block("pim_bank", PimChannel, PIM, pim, pim_scenarios),
+    *(
+        _block(f"program_{schedule}", ProgramChannel, config, program, program_scenarios)
+        for schedule, config in program.CONFIGS.items()
     ),
-    _programs("program_streamed", program.CONFIGS["streamed"]),
-    _programs("program_barrier", program.CONFIGS["barrier"]),
     Block("merge", merge.merger, (merge.LAYOUT, merge.NUM_INPUTS), merge.scenarios),
     # The same with deep pipelines, which are other netlists.
     _dispatcher("dispatch_deep", dispatch.DEEP),
     _combiner("combine_deep", combine.DEEP),
-    _gate("gating_deep", replace(GATE, pipeline=Pipeline.DEEP)),
-    _engine("expert_deep", replace(EXPERT, pipeline=Pipeline.DEEP)),
+    _block("gating_deep", Gate, replace(GATE, pipeline=Pipeline.DEEP), gating, gate_scenarios),
+    _block("expert_deep", ExpertEngine, replace(EXPERT, pipeline=Pipeline.DEEP), expert, expert_scenarios),
     # What lies around the core in a top with AXI ports, and around the blocks in a layer.
     axi_block("axi_gate", Top.GATE, keep=("gate_gate", "gate_registers")),
     axi_block("axi_dispatch", Top.DISPATCH, keep=("dispatch_dispatch", "dispatch_registers")),
