@@ -85,7 +85,7 @@ def page() -> str:
     ]
     fields = [
         f"| {register.name} | {_range(field)} | {field.name if field.name != 'value' else ''} |"
-        f" 0x{field.reset:X} | {_sentence(field)} |"
+        f" {'by top' if field.told else f'0x{field.reset:X}'} | {_sentence(field)} |"
         for register in registers
         for field in register.fields
         if field.meaning

@@ -11,7 +11,7 @@ recovery.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from spec.design import DesignSpec, Policy
@@ -63,6 +63,7 @@ class Field:
     ----------
     low, width : lowest bit, bits.
     reset : value after reset.
+    told : what it holds after reset is the top's own, or its design's (:func:`register_map`).
     pulse : acts in the cycle after it is written with 1, and reads as 0.
     locked : a write of 1 is refused while a token is inside, the router is loaded or recovery is under way.
     """
@@ -72,6 +73,7 @@ class Field:
     width: int = 32
     meaning: str = ""
     reset: int = 0
+    told: bool = False
     pulse: bool = False
     locked: bool = False
 
@@ -162,7 +164,12 @@ CORE_REGISTERS = (
         access=Access.READ,
         meaning="What the core does.",
         fields=_bits(
-            Field(name="loaded", width=1, meaning="the router is there"),
+            Field(
+                name="loaded",
+                width=1,
+                told=True,
+                meaning="the router is there; 1 from reset on in `dispatch`, which has none",
+            ),
             Field(name="busy", low=1, width=1, meaning="a token is inside"),
             Field(
                 name="read_error",
@@ -390,10 +397,11 @@ BUS_REGISTERS = (
                 name="top",
                 low=8,
                 width=4,
+                told=True,
                 meaning=", ".join(f"{number} `{top}`" for number, top in enumerate(Top)),
             ),
-            Field(name="int8", low=12, width=1, meaning="experts are computed in int8"),
-            Field(name="secded", low=13, width=1, meaning="banks hold check bits"),
+            Field(name="int8", low=12, width=1, told=True, meaning="experts are computed in int8"),
+            Field(name="secded", low=13, width=1, told=True, meaning="banks hold check bits"),
         ),
     ),
     Register(
@@ -474,7 +482,12 @@ BUS_REGISTERS = (
         fields=_bits(
             Field(name="done", width=1, meaning="a batch's last output beat was taken"),
             Field(name="error", low=1, width=1, meaning="something went wrong: see ERRORS"),
-            Field(name="loaded", low=2, width=1, meaning="the router is there"),
+            Field(
+                name="loaded",
+                low=2,
+                width=1,
+                meaning="the router is there; in `dispatch` as soon as reset or recovery ends",
+            ),
         ),
     ),
     Register(
@@ -601,8 +614,19 @@ def register_map(top: Top, *, int8: bool = False, secded: bool = False) -> tuple
     ``int8``: experts are computed in int8; ``secded``: banks hold check bits.
     """
     counters = counter_registers(top_counters(top, secded=secded))
+    told = {"loaded": top is Top.DISPATCH, "top": list(Top).index(top), "int8": int8, "secded": secded}
+
+    def own(register: Register) -> Register:
+        fields = register.fields
+        return replace(
+            register,
+            fields=tuple(
+                replace(field, reset=int(told[field.name])) if field.told else field for field in fields
+            ),
+        )
+
     return tuple(
-        register
+        own(register)
         for register in (*CORE_REGISTERS, *counters, *BUS_REGISTERS)
         if top in register.tops and (int8 or not register.int8)
     )

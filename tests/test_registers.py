@@ -110,6 +110,21 @@ SOFTWARE = {
 }
 
 
+def test_what_a_top_holds_after_reset_is_its_own():
+    held = {
+        (register.name, top): register.reset
+        for top in Top
+        for register in register_map(top, int8=top is Top.FPGA, secded=top is Top.PIM)
+    }
+    assert {top: held["BUS_ID", top] for top in Top} == {
+        Top.FPGA: 0x1001,
+        Top.PIM: 0x2101,
+        Top.GATE: 0x201,
+        Top.DISPATCH: 0x301,
+    }
+    assert {top: held["STATUS", top] for top in Top} == {top: int(top is Top.DISPATCH) for top in Top}
+
+
 @pytest.mark.parametrize(("top", "int8"), MAPS)
 def test_system_rdl(tmp_path, top, int8):
     registers = register_map(top, int8=int8)

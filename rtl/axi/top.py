@@ -142,9 +142,8 @@ class AxiTop(wiring.Component):
         m.submodules.lite = lite = AxiLite()
         m.submodules.decoder = decoder = AddressDecoder(self.registers)
         bus = [register for register in self.registers if register.address >= BUS_PAGE]
-        constants = {"bus_id_version": field_of(BUS_REGISTERS, "BUS_ID", "version").reset}
-        constants |= {"bus_id_top": list(Top).index(self.top), "bus_id_int8": int(self.int8)}
-        constants["bus_id_secded"] = int(self.secded)
+        says = next(register for register in bus if register.name == "BUS_ID")
+        constants = {f"bus_id_{field.name}": field.reset for field in says.fields}
         m.submodules.block = block = RegisterBlock(bus, constants)
         m.submodules.packets = packets = PacketGuard(self.i.payload.shape(), self.token_beats)
         m.submodules.marker = marker = PacketMarker(self.o.payload.shape())

@@ -47,12 +47,9 @@ from spec.layout import Placement
 from spec.model import ModelSpec
 from spec.registers import (
     BUS_REGISTERS,
-    BUS_VERSION,
     CONTROL_CLEAR,
-    IDENTITY,
     Register,
     Top,
-    field_of,
     register_map,
 )
 
@@ -370,16 +367,9 @@ def _settings(
 def _start(bench: AxiBench, steps: list[RegisterStep]) -> Iterator[RegisterStep]:
     """Yield the accesses of docs/axi.md from power-up to the first token."""
     found = {register.name: register for register in bench.registers}
-    says = {
-        "version": BUS_VERSION,
-        "top": list(Top).index(bench.top),
-        "int8": bench.design.format is Format.INT8,
-        "secded": bench.design.pim is not None and bench.design.pim.secded,
-    }
-    bus_id = sum(int(value) << field_of(BUS_REGISTERS, "BUS_ID", name).low for name, value in says.items())
-    for name, value in {"IDENTITY": IDENTITY, "BUS_ID": bus_id}.items():
+    for name in ("IDENTITY", "BUS_ID"):
         yield RegisterStep(
-            op="read", register=name, address=found[name].address, value=value, mask=WHOLE_WORD
+            op="read", register=name, address=found[name].address, value=found[name].reset, mask=WHOLE_WORD
         )
     for step in steps:
         yield replace(step, value=step.value | 1 << CONTROL_CLEAR) if step.register == "CONTROL" else step

@@ -48,6 +48,7 @@ from spec.geometry import PAGE_BYTES, ImageGeometry, ceil_div
 from spec.registers import (
     BUS_REGISTERS,
     CAPACITY_BITS,
+    CORE_REGISTERS,
     LAYERS,
     REGISTERS,
     Access,
@@ -1173,6 +1174,17 @@ def reset_in_flight(bench: Bench) -> None:
     for gives in (False, True):
         into_flight(bench, gives=gives)
         bench.reset()
+        for register in register_map(bench.core.name):
+            # Banks are refreshed from the reset on.
+            if register.access.readable and not register.name.startswith("REFRESHES"):
+                holds = register.reset
+                if register.name == "IRQ_STATUS" and bench.core.name is Top.DISPATCH:
+                    # There is nothing to load, so the event is as old as the reset.
+                    holds |= field_of(BUS_REGISTERS, "IRQ_STATUS", "loaded").mask
+                seen = bench.read32(register.address)
+                if bench.core.name is Top.PIM and register.name == "STATUS":
+                    seen &= ~field_of(CORE_REGISTERS, "STATUS", "refreshing").mask
+                assert seen == holds, f"{register.name} is {seen:#x} after reset, not {holds:#x}"
         bench.channels["m_axis"].let_go()
         bench.receive_all()
         bench.source.clear()
