@@ -116,11 +116,16 @@ class Queue:
             self.seen = [written, self.seen[0]]
 
 
+SIGNALS = ("write", "read", "write_valid", "write_ready", "read_valid", "read_ready", "read_runs")
+"""What a log has of each moment: clocks that rise, ports, whether the reader is out of its reset."""
+
+
 class Bench:
-    """A run of edges, with resets."""
+    """A run of edges, with resets; ``rows`` are its log."""
 
     def __init__(self, dut: Any, depth: int, width: int, rng: np.random.Generator) -> None:
         self.dut, self.depth, self.width, self.rng = dut, depth, width, rng
+        self.rows: list[tuple[int, ...]] = []
 
     async def step(self, edges: tuple[bool, bool]) -> None:
         """Make edges, and let everything settle."""
@@ -176,6 +181,8 @@ class Bench:
                 s_axis_tdata=beat or 0,
                 m_axis_tready=ready,
             )
+            ports = (dut.s_axis_tvalid, dut.s_axis_tready, dut.m_axis_tvalid, dut.m_axis_tready, dut.aresetn)
+            self.rows.append((*map(int, edges), *(int(port.value) for port in ports)))
             if edges[0]:
                 assert int(dut.s_axis_tready.value) == queue.ready, (
                     f"edge {number}: ready is not {queue.ready}"
@@ -216,7 +223,7 @@ class Bench:
 
 @cocotb.test()
 async def run_job(dut: Any) -> None:
-    """Run all clocks under all traffic, each from a reset; leave a line for each run.
+    """Run all clocks under all traffic, each from a reset; leave a line and a log for each run.
 
     The job: seed, depth, bits of a beat, and what ports hold that the bench does not know.
     """
@@ -224,7 +231,8 @@ async def run_job(dut: Any) -> None:
     seed, depth, width, statics = pickle.loads(job.read_bytes())
     for port, value in {**statics, "aclk": 0, "bus_aclk": 0}.items():
         getattr(dut, port).value = value
-    done = []
+    done: list[str] = []
+    logs = []
     for index, clocks in enumerate(CLOCKS):
         for number, chances in enumerate(((1, 1), (0.5, 0.5), (1, 0.3), (0.2, 1))):
             rng = np.random.default_rng([seed, index, number])
@@ -235,4 +243,5 @@ async def run_job(dut: Any) -> None:
             except AssertionError as error:
                 raise AssertionError(f"seed {seed}, {line}, {error}") from None
             done.append(f"{line}: {beats} beats")
-    job.with_name(RESULTS).write_bytes(pickle.dumps(done))
+            logs.append(dict(zip(SIGNALS, np.array(bench.rows).T, strict=True)))
+    job.with_name(RESULTS).write_bytes(pickle.dumps((done, logs)))

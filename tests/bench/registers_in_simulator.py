@@ -35,6 +35,8 @@ CYCLES = 3_000
 WORDS = 64
 HIGH = 4
 """From a counter's low word to its high one, in bytes."""
+LOGGED_IN, LOGGED_OUT = ("reg_addr", "reg_wdata", "reg_we"), ("reg_rdata", "load", "clear")
+"""What a log has of each cycle."""
 KEPT = [register.name for register in CORE_REGISTERS if register.access is Access.READ_WRITE]
 
 
@@ -99,7 +101,7 @@ async def run_job(dut: Any) -> None:
     """Run random inputs with a reset now and then.
 
     The job: seed, the bits of an event's number, and what ports hold that the bench does not know. The
-    result: a line for each run from a reset.
+    result: a line for each run from a reset, and its log.
     """
     job = Path(os.environ[JOB])
     seed, bits, statics = pickle.loads(job.read_bytes())
@@ -109,7 +111,8 @@ async def run_job(dut: Any) -> None:
     model = Model()
     known = [*(REGISTERS[name] for name in REGISTERS), *(address_of(name) for name in model.counts)]
     cocotb.start_soon(Clock(dut.aclk, 10, "ns").start())
-    done = []
+    done: list[str] = []
+    logs: list[list[tuple[int, ...]]] = []
     until_reset = 0
     for cycle in range(CYCLES):
         await FallingEdge(dut.aclk)
@@ -119,6 +122,7 @@ async def run_job(dut: Any) -> None:
             # Either counters carry through all bits, or they stay small.
             most = bits if rng.integers(2) else int(rng.integers(1, bits))
             done.append(f"from cycle {cycle} on, events of {most} bits at most")
+            logs.append([])
         until_reset -= 1
         inputs = {
             "reg_addr": int(rng.choice(known)) + int(rng.choice([0, 0, 0, 1, 2, 3, HIGH]))
@@ -140,8 +144,11 @@ async def run_job(dut: Any) -> None:
         if runs:
             seen = {name: int(getattr(dut, name).value) for name in model.seen()}
             wrong = {name: (seen[name], value) for name, value in model.seen().items() if seen[name] != value}
+            logs[-1].append((*(inputs[name] for name in LOGGED_IN), *(seen[name] for name in LOGGED_OUT)))
             assert not wrong, f"seed {seed}, cycle {cycle}: (seen, expected) {wrong}"
             model.tick(inputs, events)
         else:
             model.reset()
-    job.with_name(RESULTS).write_bytes(pickle.dumps(done))
+    names = (*LOGGED_IN, *LOGGED_OUT)
+    columns = [dict(zip(names, np.array(log).reshape(-1, len(names)).T, strict=True)) for log in logs]
+    job.with_name(RESULTS).write_bytes(pickle.dumps((done, columns)))

@@ -36,11 +36,14 @@ from tests.bench.scenarios import EXTREMES, Scenario, Traffic, mixes, run_scenar
 from tests.bench.test_layer_bench import MODEL, any_page, bf16_bits, load_again, policy_word
 
 MOST_CYCLES, LONGEST_WAIT = 60_000, 3_000
+WITHIN = 600
+"""Cycles within which the first tokens are inside and not out yet."""
 assert PIM_DESIGN.pim is not None
+CHANNELS = 2
 DESIGN = replace(
     PIM_DESIGN,
     policy=Policy.LONGEST_QUEUE,
-    pim=replace(PIM_DESIGN.pim, channels=2, router=RouterPlace.BANKS),
+    pim=replace(PIM_DESIGN.pim, channels=CHANNELS, router=RouterPlace.BANKS),
 )
 """Two channels, the router in the banks: all that a near-memory layer can have between its blocks."""
 CONFIG = (MODEL, DESIGN)
@@ -247,7 +250,8 @@ def scenarios(seed: int) -> list[Scenario]:
         weights = replace(weights, router=weights.router * np.float32((1, 8, 64)[index % 3]))
         batches = rng.integers(1, 8, size=int(rng.integers(1, 4))).tolist()
         tokens = bf16_bits(random_tokens(MODEL, sum(batches), 100 * seed + index))
-        found.append(scenario(f"random, {label}", weights, tokens, batches, 0, traffic))
+        whole = scenario(f"random, {label}", weights, tokens, batches, 0, traffic)
+        found.append(whole)
         preferred = np.zeros(8, np.float32)
         preferred[[2, 3]] = 4
         few = replace(weights, selection_bias=preferred)
@@ -256,6 +260,7 @@ def scenarios(seed: int) -> list[Scenario]:
         near = (np.float32(1.5).view(np.uint32) + places).astype(np.uint32).view(np.float32)
         ties = replace(weights, router=np.zeros_like(weights.router), selection_bias=near)
         found.append(scenario(f"near ties, {label}", ties, tokens[:2], [min(2, len(tokens))], 0, traffic))
+        found.append(whole.cut(np.random.default_rng([seed, index]), last=WITHIN))
         if traffic.gaps != traffic.stalls:
             continue
         beyond = 1 + (1 << int(rng.integers(4, CAPACITY_BITS)))

@@ -14,6 +14,7 @@ import numpy as np
 
 from golden.image import router_image
 from rtl.combine import CombineConfig
+from rtl.combine_ordered import OrderedConfig
 from rtl.dispatch import DispatchConfig
 from rtl.expert import ExpertConfig
 from rtl.expert.layouts import EngineConfig
@@ -169,14 +170,15 @@ def batches(run: Scenario, result: BenchResult, port: str) -> list[np.ndarray]:
 # Dispatch
 
 
-def entries_inside(config: DispatchConfig) -> Callable[[Scenario, BenchResult], int]:
+def entries_inside(config: DispatchConfig, units: int = 1) -> Callable[[Scenario, BenchResult], int]:
     """Return what counts the entries that are owed: of assignments taken, those neither out nor dropped."""
 
     def inside(run: Scenario, result: BenchResult) -> int:
         taken = len(cycles(result, "i"))
         if config.shared:
             taken += int(fields(run, result, "i", "last").sum())
-        return taken - len(result.probes["dropped"][0]) - len(cycles(result, "o_0"))
+        out = sum(len(cycles(result, f"o_{unit}")) for unit in range(units))
+        return taken - len(result.probes["dropped"][0]) - out
 
     return inside
 
@@ -217,6 +219,32 @@ def dispatch_points(config: DispatchConfig) -> dict[str, Seen]:
     }
 
 
+def dispatch_units_points(config: DispatchConfig) -> dict[str, Seen]:
+    """Return the corners of a dispatcher to several units."""
+    outs = [f"o_{unit}" for unit in range(config.num_units)]
+
+    def one_expert_in_two(run: Scenario, result: BenchResult) -> bool:
+        chosen = [set(fields(run, result, out, "expert").tolist()) for out in outs]
+        return any(one & other for one, other in pairwise(chosen))
+
+    return {
+        "both windows full: a beat waits": waits("i", 3),
+        "entries to two units in one cycle": together(*outs[:2]),
+        "entries to all units in one cycle": together(*outs),
+        "push, pop and announcement in one cycle": together("i", outs[0], "o_expect"),
+        "an assignment is dropped": pulse("dropped"),
+        "an expert's entries in two units": one_expert_in_two,
+        "a unit that gets none beside one that does": lambda _run, result: (
+            0 in (counts := [len(cycles(result, out)) for out in outs]) and any(counts)
+        ),
+        "four entries of a unit without a gap": lambda run, result: any(
+            streak(out, 4)(run, result) for out in outs
+        ),
+        "each output stalled": lambda run, result: all(stalled(out)(run, result) for out in outs),
+        "reset in mid-work": reset_with(entries_inside(config, config.num_units)),
+    }
+
+
 # Combine
 
 
@@ -231,6 +259,22 @@ def combine_points(config: CombineConfig) -> dict[str, Seen]:
     """Return the corners of a combiner."""
     return {
         "a beat waits for one of the same slot and word": waits("i"),
+        **_combiner_points(config),
+    }
+
+
+def ordered_points(config: OrderedConfig) -> dict[str, Seen]:
+    """Return the corners of a combiner that adds in a token's order, whose input never waits."""
+
+    def other_order(run: Scenario, result: BenchResult) -> bool:
+        slot, rank = (fields(run, result, "i", name) for name in ("slot", "rank"))
+        return any(bool(np.any(np.diff(rank[slot == one]) < 0)) for one in np.unique(slot))
+
+    return {"contributions in another order than they are added": other_order, **_combiner_points(config)}
+
+
+def _combiner_points(config: CombineConfig | OrderedConfig) -> dict[str, Seen]:
+    return {
         "beat in and beat out in one cycle": together("i", "o"),
         "beat in, announcement and beat out in one cycle": together("i", "i_expect", "o"),
         "a token without contributions": value("i_expect", "count", lambda c: c == 0),

@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,32 +18,69 @@ from spec.geometry import ImageGeometry
 from spec.registers import Top
 from tests.bench import test_axi_bench as axi
 from tests.bench import test_combine_bench as combine
+from tests.bench import test_crossing_bench as crossing
 from tests.bench import test_dispatch_bench as dispatch
+from tests.bench import test_merge_bench as merge
+from tests.bench import test_pim_layer_bench as pim_layer
+from tests.bench import test_program_bench as program
+from tests.bench import test_registers_bench as registers
 from tests.bench.axi_cores import CORES, KINDS
-from tests.bench.runner import build_exported
+from tests.bench.runner import CocotbBuild, build_exported
 from tests.coverage import axi_points
 from tests.coverage.axi_points import split
+from tests.coverage.between_points import (
+    FPGA_LAYER_POINTS,
+    REGISTER_POINTS,
+    Log,
+    SeenInLog,
+    crossing_points,
+    logs_met,
+    merge_points,
+    pim_layer_points,
+    program_points,
+)
 from tests.coverage.dat import Counts, read
 from tests.coverage.points import (
     Seen,
     combine_points,
     corners_met,
     dispatch_points,
+    dispatch_units_points,
     expert_points,
     gating_points,
+    ordered_points,
     pim_points,
 )
-from tests.mutation.run import BLOCKS, EXPERT, GATE, PIM, Block
+from tests.mutation.benches import Block, CocotbBlock
+from tests.mutation.run import BLOCKS, EXPERT, GATE, PIM
 
 SEED = 1
+Logged = Callable[..., tuple[list[str], list[Log]]]
+"""A bench on a build, with a seed and ``coverage``: lines and logs of its runs."""
 POINTS: dict[str, dict[str, Seen]] = {
     "dispatch": dispatch_points(dispatch.CONFIG),
+    "dispatch_units": dispatch_units_points(dispatch.UNITS),
     "combine": combine_points(combine.CONFIG),
+    "combine_ordered": ordered_points(combine.ORDERED),
     "gating_sigmoid": gating_points(GATE),
     "expert_relu": expert_points(EXPERT),
     "pim_bank": pim_points(PIM),
+    "program_streamed": program_points(barrier=False, secded=program.CONFIGS["streamed"].secded),
+    "program_barrier": program_points(barrier=True, secded=program.CONFIGS["barrier"].secded),
+    "merge": merge_points(merge.NUM_INPUTS),
+    "dispatch_deep": dispatch_points(dispatch.DEEP),
+    "combine_deep": combine_points(combine.DEEP),
+    "gating_deep": gating_points(GATE),
+    "expert_deep": expert_points(EXPERT),
+    "layer_glue": FPGA_LAYER_POINTS,
+    "pim_layer_glue": pim_layer_points(pim_layer.CHANNELS),
 }
-"""The corners of each block that is measured here."""
+"""The corners of each block that has scenarios."""
+LOG_POINTS: dict[str, tuple[Logged, dict[str, SeenInLog]]] = {
+    "registers": (registers.run_logged, REGISTER_POINTS),
+    "crossing": (crossing.run_logged, crossing_points(crossing.DEPTH)),
+}
+"""Those of each block whose bench is a test of cocotb itself, and that bench."""
 LAYER = ("layer_gate", "layer_dispatch", "layer_combine", "layer_registers")
 BLOCKS_OF = {
     Top.DISPATCH: ("dispatch_dispatch", "dispatch_registers"),
@@ -56,9 +94,9 @@ PAGE = """# coverage
 What the benches of {count} blocks and tops (`tests/bench/`, and what only mutants need of
 `tests/mutation/`; cocotb on the exported Verilog, seed {seed}) reach: lines, branches and toggles as
 Verilator counts them, each point once whatever the number of instances, and the corners by name
-(`tests/coverage/points.py`, `axi_points.py`). A corner is decided by what the ports carried and when:
-payloads, cycles, responses, what was inside at a reset; the name of a scenario counts for nothing. `make
-coverage` writes this page; it fails if a corner is not met.
+(`tests/coverage/points.py`, `between_points.py`, `axi_points.py`). A corner is decided by what the ports
+carried and when: payloads, cycles, responses, what was inside at a reset; the name of a scenario counts for
+nothing. `make coverage` writes this page; it fails if a corner is not met.
 
 | block | scenarios | lines | branches | toggles | corners | seconds | commit |
 |---|---|---|---|---|---|---|---|
@@ -68,15 +106,12 @@ Toggles that are not reached are most often bits of constants and of values that
 never makes large (addresses, counters, exponents); line points of unreachable defaults of `case` statements
 are among the lines.
 
-Of a top with AXI ports (`_axi`) the row is of what lies around the blocks and the core's registers, whose
-lines are theirs; its corners are decided by a log of its ports, of every clock edge, and counted in runs
-from one reset to the next. Each block is measured in one configuration: one unit, bf16, the short pipelines,
-all weights and the router in one memory. **Not measured here**, neither lines nor corners: the deep
-pipelines, dispatchers of several units, the combiner that adds in order, the merge of channels, the router in
-the banks, int8 and other stored formats, check bits, two clocks, channels of programs. What they have instead
-are benches that compare every beat and cycle (`tests/bench/`, `tests/test_*.py`), proofs of some
-([formal.md](formal.md)), and mutants of the deep ones, of the dispatcher to several units and of the combiner
-in order ([mutation.md](mutation.md)).
+Of a top with AXI ports (`_axi`) and of a layer's rest (`_glue`) the row is of what lies around the blocks
+and the core's registers, whose lines are theirs. Corners of `_axi`, `registers` and `crossing` are decided by
+a log of the ports, of every clock edge, and counted in runs from one reset to the next. `_deep` are the deep
+pipelines. **Not measured here**: int8 and other stored formats, check bits of the near-memory channel, tops
+on two clocks (`crossing` is their queue), deep tops with AXI ports. What they have instead are benches that
+compare every beat and cycle (`tests/bench/`, `tests/test_*.py`), and proofs of some ([formal.md](formal.md)).
 
 ## Corners
 
@@ -99,18 +134,52 @@ class Covered:
     seconds: float
 
 
+def built(block: Block | CocotbBlock) -> CocotbBuild:
+    """Return the bench of a block that counts what it reaches."""
+    directory = exported(block.name, block.component, config=block.config)
+    return build_exported(directory, block.name, coverage=True)
+
+
+def around(points: Mapping[str, Counts], name: str, keep: Iterable[str]) -> dict[str, Counts]:
+    """Return the points of a build but for those of modules that are blocks of their own."""
+    module = f"eb_{name}"
+    kept = tuple(f"{module}_{block}" for block in keep)
+    return {
+        kind: Counts(
+            {
+                point: count
+                for point, count in counts.reached.items()
+                if point.startswith(module) and not point.startswith(kept)
+            }
+        )
+        for kind, counts in points.items()
+    }
+
+
 def measure(block: Block) -> Covered:
     """Run a block's bench with coverage."""
     start = time.perf_counter()
-    directory = exported(block.name, block.component, config=block.config)
-    bench = build_exported(directory, block.name, coverage=True)
+    bench = built(block)
     scenarios = block.scenarios(SEED)
     with tempfile.TemporaryDirectory(prefix="expertbank-") as place:
         counts = Path(place) / "coverage.dat"
         results = bench.run_phases([run.spec for run in scenarios], seed=SEED, coverage=counts)
         points = read([counts])
+    if block.keep:
+        points = around(points, block.name, block.keep)
     met = corners_met(POINTS[block.name], scenarios, results)
     return Covered(block.name, len(scenarios), points, met, time.perf_counter() - start)
+
+
+def measure_logged(block: CocotbBlock) -> Covered:
+    """Run with coverage what is a test of cocotb itself."""
+    start = time.perf_counter()
+    run, corners = LOG_POINTS[block.name]
+    with tempfile.TemporaryDirectory(prefix="expertbank-") as place:
+        counts = Path(place) / "coverage.dat"
+        done, logs = run(built(block), SEED, coverage=counts)
+        points = read([counts])
+    return Covered(block.name, len(done), points, logs_met(corners, logs), time.perf_counter() - start)
 
 
 def measure_top(top: Top) -> Covered:
@@ -130,20 +199,8 @@ def measure_top(top: Top) -> Covered:
             scenarios += len(done)
             runs += split(log, token_beats)
         points = read(files)
-    module = f"eb_{bench.name}"
-    kept = tuple(f"{module}_{name}" for name in BLOCKS_OF[top])
-    around = {
-        kind: Counts(
-            {
-                point: count
-                for point, count in counts.reached.items()
-                if point.startswith(module) and not point.startswith(kept)
-            }
-        )
-        for kind, counts in points.items()
-    }
     met = axi_points.corners_met(top, runs)
-    return Covered(bench.name, scenarios, around, met, time.perf_counter() - start)
+    return Covered(name, scenarios, around(points, name, BLOCKS_OF[top]), met, time.perf_counter() - start)
 
 
 def page(blocks: list[Covered], commit: str) -> str:
@@ -172,7 +229,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="blocks")
     arguments = parser.parse_args()
     blocks = []
-    known = {block.name: partial(measure, block) for block in BLOCKS if block.name in POINTS}
+    known = {
+        block.name: partial(measure, block) if isinstance(block, Block) else partial(measure_logged, block)
+        for block in BLOCKS
+        if not block.name.startswith("axi_")
+    }
     known |= {f"{top}_axi": partial(measure_top, top) for top in BLOCKS_OF}
     for name, measured in known.items():
         if arguments.only and name not in arguments.only:

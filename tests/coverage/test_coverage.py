@@ -99,7 +99,7 @@ def ideal(run: Scenario, *, later: int = 0) -> BenchResult:
             source = run.spec.sources.get(name)
             at = np.arange(len(payloads)) if source is None else source.arrivals
         at = np.asarray(at, dtype=np.int64)
-        ends.append(at[-1] + 1)
+        ends.append(at[-1] + 1 if at.size else 0)
         at = at if stop is None else at[at < stop]
         raw = b"".join(payload.to_bytes(32, "little") for payload in payloads[: len(at)])
         return Trace(at, np.frombuffer(raw, dtype="<u8").reshape(-1, 4))
