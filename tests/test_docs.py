@@ -318,11 +318,8 @@ def test_waveforms_are_those_of_a_run(block, mark):
     assert shown.splitlines() == WAVEFORMS[block, mark](), "run python -m tests.waveforms"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("block", "mark"),
-    [pytest.param(*key, marks=[pytest.mark.long] * key[1].endswith("pim")) for key in OF_LAYERS],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("block", "mark"), OF_LAYERS)
 def test_waveforms_of_layers_are_those_of_a_run(block, mark):
     file = DOCS / f"{block}.md"
     shown = marked(file.read_text(), mark, file=file)[1]
