@@ -85,6 +85,7 @@ def mutated_module(monkeypatch, module, old: str, new: str):
     source = Path(module.__file__).read_text(encoding="utf-8")
     assert source.count(old) == 1, f"{old!r} must be in the source once"
     copy = types.ModuleType(f"mutated_{module.__name__.replace('.', '_')}")
+    copy.__package__ = module.__package__  # for imports relative to it
     monkeypatch.setitem(sys.modules, copy.__name__, copy)
     decorator = r"^@(njit\(cache=True\)|compiled|compiled_inline)$"
     text = re.sub(decorator, "", source.replace(old, new), flags=re.M)

@@ -56,7 +56,6 @@ class FormalPlatform:
         width = Shape.cast(memory.shape).width
         rows = [Signal(width, name=f"row_{n}", reset_less=True) for n in range(memory.depth)]
         for port in memory.read_ports:
-            assert port.domain == "sync"
             held = Signal(width, name="read_data", reset_less=True)
             row = _chosen(rows, port.addr)
             for write in port.transparent_for:
@@ -67,7 +66,7 @@ class FormalPlatform:
                 ]
                 row = Cat(lanes)
             with m.If(port.en):
-                m.d.sync += held.eq(row)
+                m.d[port.domain] += held.eq(row)
             m.d.comb += Value.cast(port.data).eq(held)
         for write in memory.write_ports:
             for n, row in enumerate(rows):
@@ -76,7 +75,7 @@ class FormalPlatform:
                     Mux(here & write.en[lane], Value.cast(write.data).word_select(lane, granule), old)
                     for lane, old, granule in _lanes(write, row, width)
                 ]
-                m.d.sync += row.eq(Cat(lanes))
+                m.d[write.domain] += row.eq(Cat(lanes))
         return m
 
 
@@ -121,9 +120,9 @@ class Checker:
         self.m = Module()
         self.domain = ClockDomain("sync")
         self.m.domains.sync = self.domain
+        self.domains = {"sync": self.domain}
         self.recover = Signal()
-        block = ResetInserter(self.recover)(self.dut) if self.recovers else self.dut
-        self.fragment = Fragment.get(block, FormalPlatform())
+        self.fragment = self.block()
         self.m.submodules.dut = self.fragment
         self.reset = Signal()
         self.m.d.comb += [self.reset.eq(Initial()), self.domain.rst.eq(self.reset)]
@@ -131,6 +130,11 @@ class Checker:
         for path, member, value in self.dut.signature.flatten(self.dut):
             if member.flow.name == "In" and path[0] not in self.skip:
                 self._ports.append(Value.cast(value))
+
+    def block(self) -> Fragment:
+        """Return the block as it is put into the model."""
+        block = ResetInserter(self.recover)(self.dut) if self.recovers else self.dut
+        return Fragment.get(block, FormalPlatform())
 
     def streams(self, prefix: str) -> dict:
         """Return the block's streams whose members begin with ``i`` or ``o``."""
@@ -214,11 +218,11 @@ class Checker:
         assert len(found) == 1, f"{path}: signals of that name: {sorted(signal.name for signal in found)}"
         return found[0]
 
-    def rows(self, path: str) -> list[Signal]:
-        """Return the rows of a :class:`rtl.ram.Ram`."""
+    def rows(self, path: str, memory: str = "mem") -> list[Signal]:
+        """Return the rows of a :class:`rtl.ram.Ram`, or of another block's memory."""
         found = {
             int(row.name.removeprefix("row_")): row
-            for row in self._signals([*path.split("."), "mem"], r"row_\d+")
+            for row in self._signals([*path.split("."), memory], r"row_\d+")
         }
         return [found[n] for n in range(len(found))]
 
@@ -226,13 +230,13 @@ class Checker:
         fragment = self.fragment
         for module in modules:
             fragment = fragment.find_subfragment(module)
-        lowered = DomainLowerer({"sync": self.domain})  # ResetSignal names no signal of its own
+        lowered = DomainLowerer(self.domains)  # ResetSignal names no signal of its own
         found = {
             id(signal): signal
             for domain, statements in fragment.statements.items()
             for statement in lowered.on_statement(statements)
             for signal in [*statement._lhs_signals(), *([] if registers else statement._rhs_signals())]
-            if (domain == "sync" or not registers) and re.fullmatch(pattern, signal.name)
+            if (domain != "comb" or not registers) and re.fullmatch(pattern, signal.name)
         }
         return list(found.values())
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from tests.formal import axi, combine, commands, dispatch, queues
+from tests.formal import axi, combine, commands, crossing, dispatch, queues
 from tests.formal.model import Checker
 from tests.formal.streams import BLOCKS, stream_rules
 
@@ -68,6 +68,7 @@ STREAM_PARAMETERS |= {
     for block in BLOCKS
     if block.endswith(", deep")
 }
+CROSSING = "rtl.crossing"
 FETCHES = ("fetch.eq((level != 0) & (~valid | self.o.ready))", "fetch.eq(level != 0)")
 STREAM_BUGS = {
     "fifo": (Bug("rtl.fifo", *FETCHES, "o_stays", depth=8),),
@@ -580,6 +581,65 @@ PROOFS = [
                 "self.i.ready.eq(1)",
                 "beat_room",
                 depth=12,
+            ),
+        ),
+    ),
+    Proof(
+        "crossing",
+        "each beat once, in order, whatever the order of the clocks' edges and of the ends of their resets;"
+        " an offered beat stays; at most two edges until a side sees what the other one did; a count that"
+        " crosses changes by a bit at a time",
+        "2 bits, depth 4; 6 cycles of common reset",
+        crossing.crossing_order,
+        depth=4,
+        induction=1,
+        bugs=(
+            Bug(
+                CROSSING,
+                "fifo.r_en.eq(self.o.ready & running)",
+                "fifo.r_en.eq(self.o.ready)",
+                "beat_in_order",
+                depth=18,
+            ),
+            Bug(
+                CROSSING,
+                "self.o.valid.eq(fifo.r_rdy & running)",
+                "self.o.valid.eq(fifo.r_rdy)",
+                "silent_in_reset",
+                depth=18,
+            ),
+            Bug(
+                CROSSING, "fifo.r_en.eq(self.o.ready & running)", "fifo.r_en.eq(running)", "o_stays", depth=18
+            ),
+            Bug(CROSSING, "fifo.w_en.eq(self.i.valid)", "fifo.w_en.eq(1)", "beat_from_nothing", depth=18),
+            Bug(CROSSING, "self.i.ready.eq(fifo.w_rdy)", "self.i.ready.eq(1)", "beat_room", depth=18),
+            Bug(
+                CROSSING,
+                "self.i.ready.eq(fifo.w_rdy)",
+                "self.i.ready.eq(fifo.w_rdy & ~fifo.w_level[0])",
+                "room_soon",
+                depth=18,
+            ),
+            Bug(
+                CROSSING,
+                "self.o.valid.eq(fifo.r_rdy & running)",
+                "self.o.valid.eq(fifo.r_rdy & running & (fifo.r_level > 1))",
+                "beat_soon",
+                depth=18,
+            ),
+            Bug(
+                "amaranth.lib.fifo",
+                "produce_w_gry.eq(_gray_encode(produce_w_nxt))",
+                "produce_w_gry.eq(produce_w_nxt)",
+                "writer_code_by_a_bit",
+                depth=18,
+            ),
+            Bug(
+                "amaranth.lib.fifo",
+                "consume_r_gry.eq(_gray_encode(consume_r_nxt))",
+                "consume_r_gry.eq(consume_r_nxt)",
+                "reader_code_by_a_bit",
+                depth=22,
             ),
         ),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from spec.registers import Top
 from tests.bench.axi_cores import CORES
 from tests.block_bench import plant_bug
 from tests.formal.axi import packets_in
+from tests.formal.crossing import crossing_order
 from tests.formal.model import Checker, names
 from tests.formal.paths import reached_outputs
 from tests.formal.properties import AXI, PROOFS, Bug
@@ -22,6 +24,7 @@ from tests.formal.run import PAGE, missed, page_with, processes, proof_named
 
 FAST = (
     "order in a queue",
+    "crossing",
     "row commands, banks at once",
     "column commands",
     "axi4-lite slave",
@@ -30,6 +33,7 @@ FAST = (
 )
 FAST_BUGS = (
     ("order in a queue", "no_overflow"),
+    ("crossing", "silent_in_reset"),
     ("row commands, banks at once", "rc"),
     ("column commands", "one_at_a_time"),
     ("dispatcher, conservation", "token_in_order"),
@@ -58,6 +62,16 @@ def test_packets_of_tokens_of_fewer_beats(token_beats):
     proof = proof_named("axi4-stream in")
     verdict = prove(lambda: packets_in(token_beats), depth=proof.depth, induction=proof.induction)
     assert verdict.holds, verdict.failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cycles", [3, 4])
+def test_a_crossing_after_the_shortest_reset(cycles, monkeypatch):
+    """Of 4 cycles, in which not all is forgotten; what is left does no harm, as it does after 3."""
+    monkeypatch.setattr(Checker, "with_invariants", False)
+    verdict = prove(partial(crossing_order, cycles), depth=16)
+    assert verdict.holds == (cycles == 4)
+    assert verdict.failed == (() if cycles == 4 else ("room_soon",))
 
 
 @pytest.mark.long
