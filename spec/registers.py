@@ -480,7 +480,12 @@ BUS_REGISTERS = (
         access=Access.CLEAR,
         meaning="What happened; an event in the cycle of a clear stays.",
         fields=_bits(
-            Field(name="done", width=1, meaning="a batch's last output beat was taken"),
+            Field(
+                name="done",
+                width=1,
+                meaning="a batch's last output beat was taken; in `dispatch`, whose packets are jobs: nothing"
+                " of what was sent is left inside, and no packet is open",
+            ),
             Field(name="error", low=1, width=1, meaning="something went wrong: see ERRORS"),
             Field(
                 name="loaded",

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from amaranth.lib import data
 from amaranth.sim import Simulator
 
 from rtl.axi import AxiTwoClocks, dispatch_top
 from rtl.axi.clocks import STREAM_DEPTH
 from rtl.axi.lite import DECERR, OKAY, SLVERR
+from rtl.axi.packets import PacketMarker
 from spec.registers import BUS_REGISTERS
 from tests.test_axi_clocks import ADDRESSES, DESIGN, MODEL, PATIENCE, Master
 
@@ -155,3 +157,66 @@ def test_recovery_while_the_rest_of_a_long_packet_is_thrown_away(rest_comes):
         assert await master.access("DISCARDED") == (OKAY, 4 if rest_comes else 1)
 
     run(session)
+
+
+DONE = mask("IRQ_STATUS", "done")
+
+
+@pytest.mark.parametrize("two_clocks", [False, True])
+def test_done_is_told_when_nothing_of_what_was_sent_is_left(two_clocks):
+    """Not when an open packet's tokens are served while its source pauses."""
+
+    async def session(master):
+        await master.start()
+        await master.access("IRQ_STATUS", DONE)
+        await master.send([(1, 0x3F40, 0), (2, 0x3E80, 0)] * DESIGN.window_tokens)
+        await wait(master)
+        assert (await master.access("BUS_STATUS"))[1] & PACKET_STATUS == PACKET_OPEN
+        assert len(master.outputs) == 2 * DESIGN.window_tokens
+        assert not (await master.access("IRQ_STATUS"))[1] & DONE
+        await master.send([(1, 0x3F40, 0), (2, 0x3E80, 1)])
+        await wait(master)
+        assert (await master.access("IRQ_STATUS"))[1] & DONE
+        await master.access("IRQ_STATUS", DONE)
+        # Batches of one token each, one right behind the other.
+        await master.send([(1, 0x3F40, 0), (2, 0x3E80, 1)] * 6)
+        await wait(master)
+        assert (await master.access("IRQ_STATUS"))[1] & DONE
+
+    run(session, two_clocks=two_clocks)
+
+
+def test_what_recovery_throws_away_is_not_done():
+    async def session(master):
+        await master.start()
+        await master.access("IRQ_STATUS", DONE)
+        await master.send([(1, 0x3F40, 0)])
+        await wait(master)
+        assert (await master.access("BUS_STATUS"))[1] & mask("BUS_STATUS", "busy")
+        assert (await master.access("BUS_CONTROL", mask("BUS_CONTROL", "recover")))[0] == OKAY
+        await wait(master)
+        assert not (await master.access("IRQ_STATUS"))[1] & DONE
+
+    run(session)
+
+
+def test_a_packet_that_recovery_closes_is_not_done():
+    marker = PacketMarker(data.StructLayout({"data": 4, "last": 1}))
+    simulator = Simulator(marker)
+    simulator.add_clock(1e-8)
+    done = []
+
+    async def bench(ctx):
+        ctx.set(marker.o.ready, 1)
+        # A packet of one beat, one that is open, and its end by recovery.
+        for valid, last, recovering in ((1, 1, 0), (1, 0, 0), *[(0, 0, 1)] * 4):
+            ctx.set(marker.i.valid, valid)
+            ctx.set(marker.i.payload.last, last)
+            ctx.set(marker.recovering, recovering)
+            taken = ctx.get(marker.o.valid)
+            done.append((taken, taken and ctx.get(marker.o.payload.last), ctx.get(marker.done)))
+            await ctx.tick()
+
+    simulator.add_testbench(bench)
+    simulator.run()
+    assert [beat for beat in done if beat[0]] == [(1, 1, 1), (1, 0, 0), (1, 1, 0)]

@@ -200,6 +200,8 @@ class PacketMarker(wiring.Component):
         ``i`` is not looked at.
     taken : Out(1), closed : Out(1)
         A beat of ``i`` is taken; no packet is open.
+    done : Out(1)
+        The last beat of a packet of ``i`` is taken at ``o``; none that recovery closes.
     """
 
     def __init__(self, shape: data.StructLayout) -> None:
@@ -213,17 +215,19 @@ class PacketMarker(wiring.Component):
                 "recovering": In(1),
                 "taken": Out(1),
                 "closed": Out(1),
+                "done": Out(1),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        marked = data.StructLayout({"beat": self.shape, "user": unsigned(1)})
+        marked = data.StructLayout({"beat": self.shape, "user": unsigned(1), "done": unsigned(1)})
         m.submodules.register = register = StreamRegister(marked)
         packet_open = Signal()
         m.d.comb += [
             register.i.payload.beat.eq(self.i.payload),
             register.i.payload.user.eq(self.mark),
+            register.i.payload.done.eq(self.i.payload.last),
             register.i.valid.eq(self.i.valid),
             self.i.ready.eq(register.i.ready),
             self.taken.eq(self.i.valid & self.i.ready),
@@ -232,9 +236,11 @@ class PacketMarker(wiring.Component):
             self.user.eq(register.o.payload.user),
             self.o.valid.eq(register.o.valid),
             register.o.ready.eq(self.o.ready),
+            self.done.eq(self.o.valid & self.o.ready & register.o.payload.done),
         ]
         with m.If(self.recovering):
             m.d.comb += [
+                register.i.payload.done.eq(0),
                 register.i.payload.beat.eq(0),
                 register.i.payload.beat.last.eq(1),
                 register.i.payload.user.eq(1),

@@ -286,7 +286,7 @@ class AxiTop(wiring.Component):
 
         # Interrupts.
         m.d.comb += [
-            block.irq_status_done_set.eq(self._done(m, busy)),
+            block.irq_status_done_set.eq(self._done(m, packets, marker, busy) & ~recovering),
             block.irq_status_error_set.eq(seen.any()),
             block.irq_status_loaded_set.eq(became_loaded),
         ]
@@ -394,16 +394,16 @@ class AxiTop(wiring.Component):
             m.d.sync += beat.eq(Mux(ends, 0, beat + 1))
         return marker.taken & ends, mark, Const(0, 1)
 
-    def _done(self, m, busy):
+    def _done(self, m, packets, marker, busy):
         """Return whether a batch is done in this cycle."""
-        return self.o.valid & self.o.ready & self.o.payload.last
+        return marker.done
 
 
 class DispatchTop(AxiTop):
     """The dispatcher's top: a token may have any number of entries, none too.
 
-    A batch is done when nothing is inside any more. The entries of a token that was filled up are
-    known by its slot, which no other token has until that one is served.
+    Batches are done when nothing is inside any more and no packet is open. The entries of a token that was
+    filled up are known by its slot, which no other token has until that one is served.
     """
 
     def __init__(self, core: DispatchAlone, **sizes) -> None:
@@ -414,10 +414,10 @@ class DispatchTop(AxiTop):
         mark = self._short_token(m, errors) & (slot == block.error_token[: len(slot)])
         return self.core.finished & ~block.bus_status_recovering, mark, self.core.inside
 
-    def _done(self, m, busy):
+    def _done(self, m, packets, marker, busy):
         was_busy = Signal()
         m.d.sync += was_busy.eq(busy)
-        return was_busy & ~busy
+        return was_busy & ~busy & ~packets.packet_open
 
 
 def layer_top(model: ModelSpec, design: DesignSpec, *, waiting_beats: int = 0) -> AxiTop:

@@ -8,7 +8,9 @@ outputs.
 
 from __future__ import annotations
 
-from amaranth import Cat, Mux, Signal
+from dataclasses import replace
+
+from amaranth import Cat, Const, Mux, Signal
 from amaranth.lib import data
 
 from rtl.dispatch import Dispatch, DispatchConfig
@@ -16,6 +18,7 @@ from tests.formal.model import Checker
 from tests.formal.order import Followed
 
 CONFIG = DispatchConfig(num_experts=4, top_k=2, window_tokens=2, capacity_bits=2)
+DEEP = replace(CONFIG, deep=True)
 SINK_EVERY = 2
 """Each output is ready in at least one of so many cycles, where progress is asked."""
 
@@ -74,8 +77,8 @@ class DispatchChecker(Checker):
 
         # An assignment to any expert.
         self.expert = self.constant("expert", range(config.num_experts))
-        # A place in the store for each, and two in the register at the output.
-        self.most = config.num_slots * config.top_k + 2
+        # A place in the store for each, and two in the register at the output, deep in the pair before it.
+        self.most = config.num_slots * config.top_k + 2 + 2 * config.deep
         self.entry = Followed(
             self,
             "entry",
@@ -117,19 +120,23 @@ class DispatchChecker(Checker):
         self.prove("jobs_whole", ~(dut.o_0.valid & within) | (dut.o_0.payload.expert == expert))
 
 
-def conservation() -> Checker:
+def conservation(config: DispatchConfig = CONFIG) -> Checker:
     """Return the rules with the invariants from which they follow by induction.
 
     Which entries are held is known from what enters and leaves the queues; the invariants say that the linked
     lists are those of the held entries, in the order of arrival, and where every job stands.
     """
-    checker = DispatchChecker()
+    checker = DispatchChecker(config)
     _Invariants(checker).prove()
     return checker
 
 
 class _Invariants:
-    """State of a dispatcher with one unit, without a shared expert, top 2 of 4."""
+    """State of a dispatcher with one unit, without a shared expert, top 2 of 4.
+
+    An entry is appended by a push: in the cycle in which its stage fires, deep in the next one, from
+    registers that are a stage of their own. Behind the walk is the output's register, deep a pair before it.
+    """
 
     def __init__(self, checker: DispatchChecker) -> None:
         self.c = c = checker
@@ -144,6 +151,12 @@ class _Invariants:
         self.s1_place = config.entry_id(probe("enqueue.s1_place"))
         self.s1_parity, self.s1_closes = probe("enqueue.s1_parity"), probe("enqueue.s1_closes")
         self.s1_fire, self.push = probe("enqueue.s1_fire"), probe("enqueue.push__valid")
+        queue = config.queue_id(probe("enqueue.push__queue"))
+        self.push_expert, self.push_parity = queue.expert, queue.parity
+        self.push_entry, self.push_weight = (probe(f"enqueue.push__{name}") for name in ("entry", "weight"))
+        # What has left its stage and is not in the tables yet.
+        self.late = self.push if config.deep else Const(0, 1)
+        self.late_close = probe("enqueue.close__valid") if config.deep else Const(0, 1)
         # Tables.
         self.heads, self.tails = c.rows("tables.heads"), c.rows("tables.tails")
         self.nexts, self.weights = c.rows("tables.nexts"), c.rows("tables.weights")
@@ -176,13 +189,12 @@ class _Invariants:
         self.window = [Signal(name=f"window_of_{e}") for e in self.entries]
         self.start = [Signal(range(config.num_slots), name=f"start_{p}") for p in range(2)]
         self.length = [Signal(range(config.window_tokens + 1), name=f"length_{p}") for p in range(2)]
-        s1_place = self.s1_place.as_value()
         for e in self.entries:
-            with m.If(self.push & (s1_place == e)):
+            with m.If(self.push & (self.push_entry == e)):
                 m.d.sync += [
                     self.held[e].eq(1),
-                    self.expert[e].eq(self.s1.expert),
-                    self.window[e].eq(self.s1_parity),
+                    self.expert[e].eq(self.push_expert),
+                    self.window[e].eq(self.push_parity),
                 ]
             with m.If(self.walker_out & (self.entry == e)):
                 m.d.sync += self.held[e].eq(0)
@@ -195,9 +207,25 @@ class _Invariants:
         self.keep_s1 = Signal(name="keep_s1")
         with m.If(c.take):
             m.d.sync += self.keep_s1.eq(c.keep)
+        # Windows that are closed: those that the picker knows, and deep one that it hears of in this cycle.
+        self.known = self.full | Cat(self.late_close & (self.push_parity == p) for p in range(2))
+        outputs = [(name, probe(f"output_0.{name}_valid")) for name in ("main", "spare")]
+        self.at_output = [(valid, config.entry(probe(f"output_0.{name}"))) for name, valid in outputs]
+        if config.deep:
+            places, held, read = (
+                [probe(f"staged.place_{n}") for n in range(2)],
+                probe("staged.held"),
+                probe("staged.read"),
+            )
+            pair = data.StructLayout({"entry": config.entry, "unit": range(config.num_units)})
+            for which in (read, ~read):
+                place = pair(Mux(which, places[1], places[0]))
+                self.at_output.append((held.bit_select(which, 1), place.entry))
 
     def prove(self) -> None:
         self._counters()
+        if self.c.config.deep:
+            self._stages()
         self._counts()
         self._windows()
         self._order()
@@ -222,6 +250,40 @@ class _Invariants:
         c.prove("inv_s1_ends", ~self.s1_valid | ~self.s1.last | ~self.s1.last_token | self.s1_closes)
         c.prove("inv_s1_parity", ~self.s1_valid | (self.s1_parity == (self.parity ^ self.s1_closes)))
         c.prove("inv_keep", ~self.s1_valid | (self.keep_s1 == c.probe("enqueue.counts.keep")))
+
+    def _stages(self) -> None:
+        """What the registers of deep pipelines hold."""
+        c = self.c
+        position = Cat(c.j, c.slot)
+        first = c.value(
+            "first_is_next",
+            Mux(self.s1_valid, ~self.s1_closes & (c.tokens == 0) & (c.j == 1), (c.tokens == 0) & (c.j == 0)),
+        )
+        c.prove("inv_push_place", ~self.push | (self.push_entry == (position - 1 - self.s1_valid)[:3]))
+        c.prove("inv_push_closes", Mux(self.late_close, first, ~(self.push & first)))
+        gone = self.parity ^ (self.s1_valid & self.s1_closes) ^ self.late_close
+        c.prove("inv_push_parity", ~(self.push | self.late_close) | (self.push_parity == gone))
+        c.prove("inv_close_parity", ~self.late_close | (c.probe("enqueue.close__parity") == self.push_parity))
+        # Read ports and bits that were looked up a cycle before.
+        nonempty = Mux(self.push_parity, Cat(self.nonempty[1]), Cat(self.nonempty[0]))
+        was_empty = c.probe("tables.was_empty")
+        c.prove("inv_was_empty", ~self.push | (was_empty == ~nonempty.bit_select(self.push_expert, 1)))
+        settled = c.register("settled", 1)
+        counts = "enqueue.counts"
+        limit, unlimited = (c.probe(f"{counts}.{name}_q1") for name in ("capacity", "unlimited"))
+        c.prove("inv_limit", ~settled | ((limit == c.capacity) & (unlimited == (c.capacity == 0))))
+        c.prove("inv_settled", settled | ~(self.s1_valid | self.push | self.late_close))
+        seen, is_seen = c.probe(f"{counts}.seen"), c.probe(f"{counts}.is_seen")
+        c.prove("inv_is_seen", ~self.s1_valid | (is_seen == seen.bit_select(self.s1.expert, 1)))
+        # The end of a queue is known with its entry.
+        valid, _ = self.jobs[2]
+        c.prove("inv_at_tail", ~valid | (c.probe("walker.at_tail") == (self.entry == self.tail)))
+        # The pair behind the walk is filled and emptied in turn.
+        held, room = c.probe("staged.held"), c.probe("staged.room")
+        write, read = c.probe("staged.write"), c.probe("staged.read")
+        c.prove("inv_pair_room", room == ~held.all())
+        c.prove("inv_pair_turn", (write == read) == (held.all() | ~held.any()))
+        c.prove("inv_pair_read", ~held.any() | held.bit_select(read, 1))
 
     def _counts(self) -> None:
         """Counts of a batch: those of the hardware, and what its stage will add."""
@@ -258,7 +320,7 @@ class _Invariants:
         def length(p):
             return Mux(p, self.length[1], self.length[0])
 
-        other_pending = self.s1_valid & self.s1_closes
+        other_pending = (self.s1_valid & self.s1_closes) | self.late_close
         self.other = other = c.value("other_window", full.bit_select(~P, 1) | other_pending)
         began = (c.tokens != 0) | (c.j != 0)
         c.prove("inv_begins", ~began | ((c.slot == (start(P) + c.tokens)[:2]) & ~full.bit_select(P, 1)))
@@ -291,12 +353,9 @@ class _Invariants:
             offset = c.value(f"offset_{e}", (slot - start(w))[:2])
             age = c.value(f"age_{e}", offset * 2 + j)
             filled = (w == P) & ~full.bit_select(P, 1)
-            # The beat in the stage is not among them.
-            limit = Mux(
-                filled,
-                given - (self.s1_valid & ~self.s1_closes),
-                length(w) * 2 - (self.s1_valid & self.s1_closes & (w != P)),
-            )
+            # The beats in the stages are not among them.
+            on_the_way = (self.s1_valid & (self.s1_parity == w)) + (self.late & (self.push_parity == w))
+            limit = Mux(filled, given, length(w) * 2) - on_the_way
             there = Mux(filled, 1, (w != P) & other | full.bit_select(w, 1))
             c.prove(f"inv_in_window_{e}", ~self.held[e] | (there & (age < limit)))
 
@@ -363,10 +422,12 @@ class _Invariants:
         for p in range(2):
             total = sum(self.nonempty[p][1:], start=self.nonempty[p][0])
             c.prove(f"inv_queues_{p}", self.num_queues[p] == total)
-        # The tail that the stage has read.
-        queue = Cat(self.s1.expert, self.s1_parity)
+        # The tail that was read for what is appended next.
+        valid, queue = self.s1_valid, Cat(self.s1.expert, self.s1_parity)
+        if config.deep:
+            valid, queue = self.push, Cat(self.push_expert, self.push_parity)
         for row, tail in enumerate(self.tails):
-            c.prove(f"inv_old_tail_{row}", ~self.s1_valid | (queue != row) | (self.old_tail == tail))
+            c.prove(f"inv_old_tail_{row}", ~valid | (queue != row) | (self.old_tail == tail))
 
     def _jobs(self) -> None:
         """Where each queue stands that was chosen."""
@@ -418,13 +479,15 @@ class _Invariants:
                 (self.closed == 0) | (self.closed == 1 << self.oldest),
             ),
         )
-        c.prove("inv_stage_open", ~self.s1_valid | ~self.full.bit_select(self.s1_parity, 1))
+        c.prove("inv_stage_open", ~self.s1_valid | ~self.known.bit_select(self.s1_parity, 1))
+        c.prove("inv_push_open", ~(self.late | self.late_close) | ~self.full.bit_select(self.push_parity, 1))
         _, (v1, job1), (v2, job2) = self.jobs
         for e in self.entries:
             of1 = v1 & self.held[e] & (self.expert[e] == job1.expert) & (self.window[e] == job1.parity)
             of2 = v2 & self.held[e] & (self.expert[e] == job2.expert) & (self.window[e] == job2.parity)
             # What is appended has a free place; what is walked is the job's.
             c.prove(f"inv_place_free_{e}", ~(self.s1_valid & (self.s1_place.as_value() == e)) | ~self.held[e])
+            c.prove(f"inv_push_free_{e}", ~(self.late & (self.push_entry == e)) | ~self.held[e])
             c.prove(f"inv_walked_{e}", ~(v2 & (self.entry == e)) | of2)
             c.prove(f"inv_head_read_{e}", ~(of1 & self.first[e]) | (self.head_read == e))
             c.prove(f"inv_tail_read_{e}", ~(of1 & self.final[e]) | (self.tail_read == e))
@@ -436,14 +499,12 @@ class _Invariants:
             )
             c.prove(f"inv_weight_read_{e}", ~(v2 & (self.entry == e)) | (self.weight_read == self.weights[e]))
         # The job's entries follow each other at the output.
-        main_valid, spare_valid = c.probe("output_0.main_valid"), c.probe("output_0.spare_valid")
-        main, spare = (config.entry(c.probe(f"output_0.{name}")) for name in ("main", "spare"))
-        newest = config.entry(Mux(spare_valid, spare.as_value(), main.as_value()))
+        (main_valid, _), (spare_valid, _), *_ = self.at_output
         c.prove("inv_spare", ~spare_valid | main_valid)
-        c.prove("inv_whole_spare", ~spare_valid | main.last | (main.expert == spare.expert))
-        c.prove("inv_whole_main", ~(main_valid & c.within) | (main.expert == c.job_expert))
-        at_end = Mux(main_valid, newest.last, ~c.within)
-        which = Mux(main_valid, newest.expert, c.job_expert)
+        at_end, which = ~c.within, c.job_expert
+        for n, (valid, beat) in enumerate(self.at_output):
+            c.prove(f"inv_whole_{n}", ~valid | at_end | (beat.expert == which))
+            at_end, which = Mux(valid, beat.last, at_end), Mux(valid, beat.expert, which)
         c.prove("inv_whole_walk", at_end | (v2 & (job2.expert == which)))
         fresh = Signal(name="fresh")  # the walked job has given nothing yet
         c.m.d.sync += fresh.eq(Mux(c.probe("walker.take_head"), 1, Mux(self.walker_out, 0, fresh)))
@@ -456,15 +517,20 @@ class _Invariants:
         """
         c, m, entry = self.c, self.c.m, self.c.entry
         config = c.config
-        in_stage, queued, at_output = (
-            Signal(name=f"followed_{place}") for place in ("stage", "queue", "output")
+        in_stage, in_push, queued, at_output = (
+            Signal(name=f"followed_{place}") for place in ("stage", "push", "queue", "output")
         )
         spot = Signal(range(len(self.entries)), name="followed_spot")
         mine = [c.value(f"mine_{e}", self.held[e] & (self.expert[e] == c.expert)) for e in self.entries]
         ahead = [Signal(name=f"ahead_{e}") for e in self.entries]
         leaves = [self.walker_out & (self.entry == e) for e in self.entries]
+        appended = c.value("followed_appended", in_push if config.deep else self.s1_fire & in_stage)
+        with m.If(appended):
+            m.d.sync += [queued.eq(1), spot.eq(self.push_entry)]
+        if config.deep:
+            m.d.sync += in_push.eq(self.s1_fire & in_stage)
         with m.If(self.s1_fire & in_stage):
-            m.d.sync += [in_stage.eq(0), queued.eq(1), spot.eq(self.s1_place.as_value())]
+            m.d.sync += in_stage.eq(0)
         with m.If(self.walker_out & queued & (self.entry == spot)):
             m.d.sync += [queued.eq(0), at_output.eq(1)]
         with m.If(entry.leaves):
@@ -472,23 +538,25 @@ class _Invariants:
         with m.If(entry.chosen):
             m.d.sync += in_stage.eq(1)
         for e in self.entries:
-            m.d.sync += ahead[e].eq(Mux(self.s1_fire & in_stage, mine[e], ahead[e]) & ~leaves[e])
+            m.d.sync += ahead[e].eq(Mux(appended, mine[e], ahead[e]) & ~leaves[e])
 
         out, right = 0, 1
-        for name in ("main", "spare"):
-            beat = config.entry(c.probe(f"output_0.{name}"))
-            valid = c.probe(f"output_0.{name}_valid") & (beat.expert == c.expert)
+        for there, beat in self.at_output:
+            valid = there & (beat.expert == c.expert)
             same = Cat(beat.slot, beat.weight) == entry.saved
             right = right & (~(at_output & valid & (entry.before == out)) | same)
             out = out + valid
-        c.prove("inv_place", entry.here == (in_stage | queued | at_output))
-        c.prove("inv_one_place", (in_stage + queued + at_output) <= 1)
+        c.prove("inv_place", entry.here == (in_stage | in_push | queued | at_output))
+        c.prove("inv_one_place", (in_stage + in_push + queued + at_output) <= 1)
         c.prove("inv_output", right & (~at_output | (entry.before < out)))
         held = sum(mine[1:], start=mine[0])
         stage = self.s1_valid & self.keep_s1 & (self.s1.expert == c.expert)
-        c.prove("inv_entries", entry.inside == out + held + stage)
+        late = self.late & (self.push_expert == c.expert)
+        c.prove("inv_entries", entry.inside == out + held + late + stage)
         same = entry.saved == Cat(self.s1_place.slot, self.s1.weight)
-        c.prove("inv_in_stage", ~in_stage | (stage & same & (entry.before == out + held)))
+        c.prove("inv_in_stage", ~in_stage | (stage & same & (entry.before == out + held + late)))
+        same = entry.saved == Cat(config.entry_id(self.push_entry).slot, self.push_weight)
+        c.prove("inv_in_push", ~in_push | (late & same & (entry.before == out + held)))
         c.prove("inv_ahead", ~queued | (entry.before == out + sum(ahead[1:], start=ahead[0])))
         slot, weight = entry.saved[:2], entry.saved[2:]
         for e in self.entries:
@@ -507,8 +575,8 @@ class _Invariants:
                     c.prove(f"inv_ahead_{e}_{f}", ~here | order)
         drops = self.s1_valid & ~self.keep_s1
         c.prove("inv_drops", c.drops == drops + c.dut.dropped)
-        output = c.probe("output_0.main_valid") + c.probe("output_0.spare_valid")
-        c.prove("inv_inside", c.inside == sum(self.held, start=output) + (self.s1_valid & self.keep_s1))
+        before = sum((valid for valid, _ in self.at_output), start=self.late)
+        c.prove("inv_inside", c.inside == sum(self.held, start=before) + (self.s1_valid & self.keep_s1))
 
     def _tokens(self) -> None:
         """Where the followed token's announcement is."""
@@ -569,9 +637,9 @@ PROGRESS_CYCLES = Dispatch.LATENCY + SINK_EVERY
 TAKE_CYCLES = 14
 
 
-def searched(capacity: int = 0) -> Checker:
+def searched(capacity: int = 0, config: DispatchConfig = CONFIG) -> Checker:
     """Return the rules alone, where a search from reset is short: every beat at once, one expert."""
-    checker = DispatchChecker()
+    checker = DispatchChecker(config)
     dut = checker.dut
     checker.assume("search_capacity", checker.capacity == capacity)
     checker.assume("search_expert", checker.expert == 1)

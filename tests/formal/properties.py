@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from rtl.dispatch import DispatchConfig
 from tests.formal import axi, combine, commands, crossing, dispatch, queues
 from tests.formal.model import Checker
 from tests.formal.streams import BLOCKS, stream_rules
@@ -50,6 +51,7 @@ FORGETS = ("with m.If(self.o.ready | ~main_valid):", "with m.If(self.o.ready | ~
 MIXES = ("Mux(spare_valid, spare, self.i.payload)", "self.i.payload")
 FULL = ("self.i.ready.eq(~spare_valid)", "self.i.ready.eq(1)")
 TWICE = ("main_valid.eq(spare_valid | ", "main_valid.eq(main_valid | spare_valid | ")
+ROOM = ("room.eq(leaves | ~(held.all() | (held.any() & enters)))", "room.eq(1)")
 LATE = ("self.o.valid.eq(main_valid)", "self.o.valid.eq(main_valid & ~spare_valid)")
 STREAM_PARAMETERS = {
     "stream register": "4 bits",
@@ -531,6 +533,68 @@ AXI = [
     ),
 ]
 
+CONSERVED = (
+    "no assignment lost, doubled, or reordered inside an expert; dropped is what the capacity says;"
+    " counts announced are those of the entries kept; no overflow; jobs whole"
+)
+
+
+def _dispatch_bugs(config: DispatchConfig) -> tuple[Bug, ...]:
+    """Return those of a dispatcher's conservation; deep ones take two cycles longer to show."""
+    searched = partial(dispatch.searched, config=config)
+    at_limit = partial(dispatch.searched, 1, config=config)
+    later = 2 * config.deep
+    ready = ("enqueue", "self.i.ready.eq(~full.bit_select(parity, 1) & ", "self.i.ready.eq(")
+    changes = (
+        (
+            *("tables", "num_read_ports=2, transparent=True", "num_read_ports=2, transparent=False"),
+            *("entry_in_order", 14),
+        ),
+        (
+            *("tables", "nexts.write.addr.eq(link_from),", "nexts.write.addr.eq(self.push.entry),"),
+            *("entry_in_order", 14),
+        ),
+        ("walker", "take_next.eq(fire & ~at_tail)", "take_next.eq(fire)", "entry_in_order", 14),
+        (*ready, "entry_in_order", 20),
+        ("enqueue", "kept.eq(Mux(s1.last, 0, kept_now))", "kept.eq(kept_now)", "token_in_order", 12),
+        ("walker", "self.o.payload.last.eq(at_tail)", "self.o.payload.last.eq(~at_tail)", "jobs_whole", 14),
+        (
+            *("picker", "self.clear.valid.eq(choose & ~take_shared)", "self.clear.valid.eq(choose & 0)"),
+            *("entry_in_order", 16),
+        ),
+        (*ready, "entry_room", 20),
+        (*ready, "no_overflow", 20),
+    )
+    of_deep = (
+        ("tables", "again = self.push.valid & (", "again = 0 & (", "entry_in_order", 14),
+        ("walker", "m.d.sync += at_tail.eq(next_is_last)", "m.d.sync += at_tail.eq(1)", "entry_in_order", 18),
+    )
+    streams = (
+        (FORGETS, "o_0_stays", 16),
+        (TWICE, "entry_from_nothing", 16),
+        (TWICE, "token_from_nothing", 10),
+        *([(ROOM, "entry_in_order", 20)] if config.deep else []),
+    )
+    limit = ("(counts.read_0.data < capacity)",) if config.deep else ("(count < self.capacity)",)
+    return (
+        *(
+            Bug(DISPATCH + module, old, new, fails, searched, depth + later)
+            for module, old, new, fails, depth in (*changes, *(of_deep if config.deep else ()))
+        ),
+        *(Bug(STREAM, *change, fails, searched, depth + later) for change, fails, depth in streams),
+        Bug(DISPATCH + "enqueue", *limit, limit[0].replace("<", "<="), "drops_counted", at_limit, 14 + later),
+        Bug(STREAM, *FORGETS, "o_expect_stays", depth=10 + later),
+        Bug(STREAM, *TWICE, "credits", depth=16 + later),
+        Bug(
+            DISPATCH + "enqueue",
+            "s1_blocked.eq(s1.last & ~expect_ready)",
+            "s1_blocked.eq(0)",
+            "token_room",
+            depth=14 + later,
+        ),
+    )
+
+
 PROOFS = [
     *(_stream(block) for block in BLOCKS),
     Proof(
@@ -690,106 +754,21 @@ PROOFS = [
     ),
     Proof(
         "dispatcher, conservation",
-        "no assignment lost, doubled, or reordered inside an expert; dropped is what the capacity says;"
-        " counts announced are those of the entries kept; no overflow; jobs whole",
+        CONSERVED,
         "4 experts, top 2, windows of 2 (8 places), capacity 0..3, one unit",
         dispatch.conservation,
         depth=4,
         induction=1,
-        bugs=(
-            Bug(
-                DISPATCH + "tables",
-                "num_read_ports=2, transparent=True",
-                "num_read_ports=2, transparent=False",
-                "entry_in_order",
-                dispatch.searched,
-                14,
-            ),
-            Bug(
-                DISPATCH + "tables",
-                "nexts.write.addr.eq(link_from),",
-                "nexts.write.addr.eq(self.push.entry),",
-                "entry_in_order",
-                dispatch.searched,
-                14,
-            ),
-            Bug(
-                DISPATCH + "walker",
-                "take_next.eq(fire & ~at_tail)",
-                "take_next.eq(fire)",
-                "entry_in_order",
-                dispatch.searched,
-                14,
-            ),
-            Bug(
-                DISPATCH + "enqueue",
-                "self.i.ready.eq(~full.bit_select(parity, 1) & ",
-                "self.i.ready.eq(",
-                "entry_in_order",
-                dispatch.searched,
-                20,
-            ),
-            Bug(
-                DISPATCH + "enqueue",
-                "kept.eq(Mux(s1.last, 0, kept_now))",
-                "kept.eq(kept_now)",
-                "token_in_order",
-                dispatch.searched,
-                12,
-            ),
-            Bug(
-                DISPATCH + "enqueue",
-                "(count < self.capacity)",
-                "(count <= self.capacity)",
-                "drops_counted",
-                partial(dispatch.searched, 1),
-                14,
-            ),
-            Bug(
-                DISPATCH + "walker",
-                "self.o.payload.last.eq(at_tail)",
-                "self.o.payload.last.eq(~at_tail)",
-                "jobs_whole",
-                dispatch.searched,
-                14,
-            ),
-            Bug(
-                DISPATCH + "picker",
-                "self.clear.valid.eq(choose & ~take_shared)",
-                "self.clear.valid.eq(choose & 0)",
-                "entry_in_order",
-                dispatch.searched,
-                16,
-            ),
-            *(
-                Bug(STREAM, *change, fails, dispatch.searched, depth)
-                for change, fails, depth in (
-                    (FORGETS, "o_0_stays", 16),
-                    (TWICE, "entry_from_nothing", 16),
-                    (TWICE, "token_from_nothing", 10),
-                )
-            ),
-            Bug(STREAM, *FORGETS, "o_expect_stays", depth=10),
-            Bug(STREAM, *TWICE, "credits", depth=16),
-            *(
-                Bug(
-                    DISPATCH + "enqueue",
-                    "self.i.ready.eq(~full.bit_select(parity, 1) & ",
-                    "self.i.ready.eq(",
-                    fails,
-                    dispatch.searched,
-                    20,
-                )
-                for fails in ("entry_room", "no_overflow")
-            ),
-            Bug(
-                DISPATCH + "enqueue",
-                "s1_blocked.eq(s1.last & ~expect_ready)",
-                "s1_blocked.eq(0)",
-                "token_room",
-                depth=14,
-            ),
-        ),
+        bugs=_dispatch_bugs(dispatch.CONFIG),
+    ),
+    Proof(
+        "dispatcher, conservation, deep",
+        CONSERVED,
+        "the same, deep pipelines",
+        partial(dispatch.conservation, dispatch.DEEP),
+        depth=4,
+        induction=1,
+        bugs=_dispatch_bugs(dispatch.DEEP),
     ),
     Proof(
         "dispatcher, progress",

@@ -53,9 +53,8 @@ bit with golden by the benches.
 
 Not proved, and left to benches and mutants ([mutation.md](mutation.md)):
 
-* order and conservation in a dispatcher with deep pipelines, with several units, with a shared expert, or
-  that decides window by window: of those the rules of streams alone (a search of 12 cycles of all rules in
-  the deep one, without invariants, had not ended after 280 s of a busy machine);
+* order and conservation in a dispatcher with several units, with a shared expert, or that decides window by
+  window: of those the rules of streams alone;
 * progress of anything but a dispatcher of one unit with short pipelines, the queues, and what the table says;
 * the streams of `BankedGate`, of a layer's intake and router loader, and of the tops of layers as a whole;
 * flip-flops between two clocks that have not settled after a cycle; that one which samples a count while it
