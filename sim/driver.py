@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -330,10 +331,15 @@ class MappedMemory:
         self.path, self.base = path, base
 
     def write(self, address: int, content: bytes) -> None:
-        """Write bytes; they are in memory when this returns."""
+        """Write bytes; they are in memory when this returns.
+
+        A device (``/dev/mem``, a UIO map) is written through, as ``O_SYNC`` asks: it has nothing to flush,
+        and Linux refuses to.
+        """
         with self._mapped(self.base + address, len(content)) as (memory, start):
             memory[start : start + len(content)] = content
-            memory.flush()
+            if stat.S_ISREG(Path(self.path).stat().st_mode):
+                memory.flush()
 
     @contextmanager
     def _mapped(self, address: int, size: int) -> Iterator[tuple[mmap.mmap, int]]:

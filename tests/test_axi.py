@@ -637,10 +637,34 @@ def test_a_top_on_two_clocks_is_clean_and_its_clocks_are_told_apart(tmp_path, ca
     if shutil.which("iverilog"):
         check_icarus(tmp_path, name)
     constraints = (tmp_path / f"{name}.xdc").read_text()
-    assert "set_clock_groups -asynchronous -group aclk -group bus_aclk\n" in constraints
+    limits = re.findall(
+        r"^set_max_delay -datapath_only -from \[get_clocks (\w+)\] -to \[get_clocks (\w+)\] \$period$",
+        constraints,
+        re.M,
+    )
+    assert sorted(limits) == [("aclk", "bus_aclk"), ("bus_aclk", "aclk")]
+    assert "set_clock_groups" not in constraints
     assert 'FREQUENCY PORT "bus_aclk" 100 MHZ;\n' in (tmp_path / f"{name}.lpf").read_text()
-    # Every port of the top is of one of the clocks, as the constraints sort them.
+    # Both flip-flops of each synchroniser, and no others, are kept together.
     text = (tmp_path / f"eb_{name}.v").read_text()
+    [pattern] = re.findall(
+        r"^set_property ASYNC_REG TRUE \[get_cells -hierarchical -regexp \{(.*)\}\]$", constraints, re.M
+    )
+    modules = re.findall(r"^module (\w+)(.*?)^endmodule", text, re.M | re.S)
+    marked = {
+        module: re.findall(r"\w+", " ".join(registers))
+        for module, body in modules
+        if (
+            registers := [
+                reg
+                for reg in re.findall(r"^  reg (?:\[.*?\] )?(\w+)", body, re.M)
+                if re.fullmatch(pattern, f"x/{reg}_reg[0]")
+            ]
+        )
+    }
+    assert marked and all(sorted(registers) == ["stage0", "stage1"] for registers in marked.values())
+    assert [module for module in marked if not module.endswith("_cdc")] == [f"eb_{name}_irq_synchroniser"]
+    # Every port of the top is of one of the clocks, as the constraints sort them.
     ports = set(re.findall(r"\w+", text[text.index("(") : text.index(");")]))
     of_bus, of_core = re.findall(r'NAME [=!]~ "(\S+)"', constraints)
     on_bus = {port for port in ports if re.fullmatch(of_bus, port)}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import re
+import stat
 from collections import deque
 from pathlib import Path
 
@@ -177,3 +180,20 @@ def test_through_a_memory_map(tmp_path):
     memory = MappedMemory(file, 4096)
     memory.write(100, b"weights")
     assert file.read_bytes()[4196:4203] == b"weights"
+
+
+def test_a_device_is_not_flushed(tmp_path, monkeypatch):
+    """Linux refuses to flush a map of /dev/mem: EINVAL."""
+
+    class Device(mmap.mmap):
+        def flush(self, *_args):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    file = tmp_path / "port"
+    file.write_bytes(bytes(8192))
+    monkeypatch.setattr("sim.driver.mmap.mmap", Device)
+    with pytest.raises(OSError, match="Invalid argument"):
+        MappedMemory(file).write(100, b"weights")
+    monkeypatch.setattr("sim.driver.stat.S_ISREG", stat.S_ISCHR)
+    MappedMemory(file).write(4096, b"weights")
+    assert file.read_bytes()[4096:4103] == b"weights"

@@ -306,10 +306,13 @@ def test_a_layer_has_no_numbers_where_its_blocks_meet(tmp_path):
     assert [port for port in ports if re.search(r"\d$", port)] == []
 
 
-@pytest.mark.parametrize("top", [Top.PIM, pytest.param(Top.FPGA, marks=pytest.mark.long), Top.GATE])
-def test_an_instance_never_has_a_number_because_a_signal_has_its_name(top, tmp_path):
+@pytest.mark.parametrize(
+    ("top", "two_clocks"),
+    [(Top.PIM, False), pytest.param(Top.FPGA, False, marks=pytest.mark.long), (Top.GATE, True)],
+)
+def test_an_instance_never_has_a_number_because_a_signal_has_its_name(top, two_clocks, tmp_path):
     """Numbers of instances count from 0: ``read_guard``, ``lane_0``, ``lane_1``."""
-    [file, *_] = export(top_component(*CORES[top])(), "top", tmp_path)
+    [file, *_] = export(top_component(*CORES[top], two_clocks=two_clocks)(), "top", tmp_path)
     odd = []
     for body in file.read_text().split("endmodule"):
         names = re.findall(r"^  eb_\w+ (\w+) \($", body, re.MULTILINE)

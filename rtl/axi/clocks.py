@@ -60,7 +60,7 @@ class AxiTwoClocks(wiring.Component):
             crossed |= self._lite_channel(m, channel, names)
         self._cross(m, "i", self.i, top.i, inward=True)
         self._marked_output(m)
-        m.submodules.irq = FFSynchronizer(top.irq, self.irq, o_domain="bus")
+        m.submodules.irq_synchroniser = FFSynchronizer(top.irq, self.irq, o_domain="bus")
         for name, member in top.signature.members.items():
             mine, its = getattr(self, name), getattr(top, name)
             inward = member.flow == In

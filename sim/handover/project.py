@@ -167,14 +167,22 @@ targets:
     return text
 
 
+SYNCHRONISERS = r".*/stage[01]_reg(\[[0-9]+\])?"
+"""Cells of the flip-flops that sample another clock's signal, as Vivado names them."""
+
+
 def _xdc(top: str, clock_hz: float, *, two_clocks: bool) -> str:
     if two_clocks:
         return f"""# Template for {top} as a block of a larger design, in Xilinx' form: adapt the numbers.
-# Each reset is synchronous to its clock; the clocks meet in asynchronous FIFOs alone.
+# Each reset is synchronous to its clock; the clocks meet in asynchronous FIFOs and pairs of flip-flops alone.
 set period {1e9 / clock_hz:.3f}
 create_clock -name aclk -period $period [get_ports aclk]
 create_clock -name {BUS_CLOCK} -period $period [get_ports {BUS_CLOCK}]
-set_clock_groups -asynchronous -group aclk -group {BUS_CLOCK}
+# Counts cross in Gray code: no bit may come later than a period, of the faster clock, behind another one.
+# (Asynchronous clock groups would take these away.)
+set_max_delay -datapath_only -from [get_clocks aclk] -to [get_clocks {BUS_CLOCK}] $period
+set_max_delay -datapath_only -from [get_clocks {BUS_CLOCK}] -to [get_clocks aclk] $period
+set_property ASYNC_REG TRUE [get_cells -hierarchical -regexp {{{SYNCHRONISERS}}}]
 set of_bus {{NAME =~ "(s_ax|m_ax|irq|bus_aresetn).*"}}
 set of_core {{NAME !~ "(s_ax|m_ax|irq|bus_|aclk).*"}}
 set_input_delay -clock {BUS_CLOCK} [expr 0.4 * $period] [filter -regexp [all_inputs] $of_bus]

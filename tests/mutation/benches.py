@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sim.divergence import first_divergence
-from sim.rtlsim import DEFAULT_ROOT, Build, build_exported, top_component
+from sim.rtlsim import DEFAULT_ROOT, Build, RunResult, build_exported, top_component
 from spec.registers import Top
 from tests.bench import runner
 from tests.bench import test_axi_bench as axi
@@ -61,13 +61,24 @@ class Bench:
         except RuntimeError as error:
             return f"the run fails: {error}"
         for run, result in zip(runs, results, strict=True):
-            problems = run.problems(result)
-            if problems:
-                return f"{run.name}: {problems[0]}"
-            found = first_divergence(run.checks(self.block.name, result))
-            if found is not None:
-                return f"{run.name}: {found.message}"
+            try:
+                said = self._said(run, result)
+            except Exception as error:
+                # Models are fed with what a run shows, and refuse what no block would: a mutant's alone.
+                if not number:
+                    raise
+                said = f"the models refuse what it shows: {error!r}"
+            if said:
+                return f"{run.name}: {said}"
         return ""
+
+    def _said(self, run: Scenario, result: RunResult) -> str:
+        """Return the first of what is wrong with a run."""
+        problems = run.problems(result)
+        if problems:
+            return problems[0]
+        found = first_divergence(run.checks(self.block.name, result))
+        return "" if found is None else found.message
 
     def limit(self) -> None:
         """See mutants that hang in the time that the longest scenario takes twice."""
