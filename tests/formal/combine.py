@@ -13,6 +13,7 @@ from amaranth.lib import data
 
 from rtl.combine import Combine, CombineConfig
 from rtl.combine_ordered import OrderedCombine, OrderedConfig
+from spec.geometry import ACCUMULATE_DISTANCE
 from tests.formal.model import Checker
 from tests.formal.order import Followed
 
@@ -20,28 +21,33 @@ SIZES = {"num_slots": 2, "d_model": 3, "lanes": 2, "max_count": 2}
 CONFIG = CombineConfig(**SIZES)
 
 
+def cycles_until_offered(config: CombineConfig | OrderedConfig) -> int:
+    """Return for how many cycles the next beat of a complete token is not there at most.
+
+    The latency from its last contribution; deep, one may have waited for the sums before it, and of several
+    units each contribution is added a distance behind the one before.
+    """
+    if isinstance(config, OrderedConfig):
+        return OrderedCombine.LATENCY + (config.max_count - 1) * ACCUMULATE_DISTANCE
+    return config.latency + config.stages.distance * config.spaced
+
+
 def _transfer(port):
     return port.valid & port.ready
 
 
-def tokens_once() -> Checker:
-    """Return the combiner of one unit."""
-    return _tokens(Combine(CONFIG))
+DEEP = replace(CONFIG, deep=True)
+ORDERED = OrderedConfig(**SIZES)
 
 
-def tokens_once_deep() -> Checker:
-    """Return the combiner of one unit whose pipelines are deep."""
-    return _tokens(Combine(replace(CONFIG, deep=True)))
+def tokens_once(config: CombineConfig | OrderedConfig = CONFIG, *, soon: bool = False) -> Checker:
+    """Return the combiner of one unit, short or deep, or that of several units.
 
-
-def tokens_once_ordered() -> Checker:
-    """Return the combiner of several units."""
-    return _tokens(OrderedCombine(OrderedConfig(**SIZES)))
-
-
-def _tokens(dut) -> Checker:
+    ``soon``: the rule of progress alone, whose search is longer.
+    """
+    dut = OrderedCombine(config) if isinstance(config, OrderedConfig) else Combine(config)
     checker = Checker(dut)
-    m, config = checker.m, dut.config
+    m = checker.m
     checker.assume_streams()
     beat, expect = dut.i.payload, dut.i_expect.payload
     taken = checker.value("taken", _transfer(dut.i))
@@ -84,6 +90,17 @@ def _tokens(dut) -> Checker:
         checker.assume("ranks_announced", ~dut.i.valid | (rank < most[beat.slot]))
         checker.assume("ranks_once", ~dut.i.valid | ~given[beat.slot].bit_select(rank, 1))
 
+    going = Signal(range(config.num_slots))
+    owed = Signal(range(config.num_slots + 1), name="tokens_owed")
+    m.d.sync += [going.eq(going + leaves), owed.eq(owed + announced - leaves)]
+    if soon:
+        # A token that has all its contributions is offered, beat by beat.
+        complete = checker.value("complete", (owed != 0) & (wanted[going] == 0))
+        waited = Signal(range(64), name="complete_waited")
+        m.d.sync += waited.eq(Mux(complete & ~dut.o.valid, waited + 1, 0))
+        checker.prove("token_soon", waited <= cycles_until_offered(config))
+        return checker
+
     # A token at the output: its beats, its turn, and that nothing of it is missing.
     token = Followed(
         checker, "token", goes_in=announced, value=expect.last_token, comes_out=leaves, most=config.num_slots
@@ -96,8 +113,6 @@ def _tokens(dut) -> Checker:
         m.d.sync += beats.eq(Mux(dut.o.payload.token_last, 0, beats + 1))
     checker.prove("token_whole", ~dut.o.valid | (dut.o.payload.token_last == (beats == config.words - 1)))
     checker.prove("last_at_end", ~dut.o.valid | dut.o.payload.token_last | ~dut.o.payload.last)
-    going = Signal(range(config.num_slots))
-    m.d.sync += going.eq(going + leaves)
     checker.prove("token_complete", ~dut.o.valid | (wanted[going] == 0))
     freed = checker.register("left", leaves)
     checker.prove("freed_once", dut.freed == freed)

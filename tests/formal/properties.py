@@ -71,6 +71,7 @@ STREAM_PARAMETERS |= {
     if block.endswith(", deep")
 }
 CROSSING = "rtl.crossing"
+LEFT_OUT = ("& (self.count.data == token.count))", "& (self.count.data == token.count) & (token.count != 1))")
 FETCHES = ("fetch.eq((level != 0) & (~valid | self.o.ready))", "fetch.eq(level != 0)")
 STREAM_BUGS = {
     "fifo": (Bug("rtl.fifo", *FETCHES, "o_stays", depth=8),),
@@ -842,7 +843,7 @@ PROOFS = [
         "combiner, deep",
         "the same with deep pipelines",
         COMBINE_SIZES,
-        combine.tokens_once_deep,
+        partial(combine.tokens_once, combine.DEEP),
         depth=24,
         induction=0,
         bugs=_bugs(
@@ -860,7 +861,7 @@ PROOFS = [
         "combiner, ordered",
         "the same of several units' contributions, which come in any order and interleave",
         COMBINE_SIZES,
-        combine.tokens_once_ordered,
+        partial(combine.tokens_once, combine.ORDERED),
         depth=24,
         induction=0,
         bugs=(
@@ -882,6 +883,23 @@ PROOFS = [
                 ("token_last.eq(word == config.words - 1)", "token_last.eq(1)", "token_whole"),
             ),
         ),
+    ),
+    *(
+        Proof(
+            f"combiner, {name}progress",
+            f"a token that has all its contributions has its next beat at the output in"
+            f" {combine.cycles_until_offered(config)} cycles",
+            COMBINE_SIZES,
+            partial(combine.tokens_once, config, soon=True),
+            depth=depth,
+            induction=0,
+            bugs=(Bug(module, old, new, "token_soon"),),
+        )
+        for name, config, depth, module, old, new in (
+            ("", combine.CONFIG, 18, "rtl.combine", *LEFT_OUT),
+            ("deep, ", combine.DEEP, 44, "rtl.combine", "moves.eq(known & ", "moves.eq(0 & "),
+            ("ordered, ", combine.ORDERED, 28, "rtl.combine", *LEFT_OUT),
+        )
     ),
     Proof(
         "row commands, banks one by one",
