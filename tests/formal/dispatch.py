@@ -108,7 +108,7 @@ class DispatchChecker(Checker):
             self.inside.eq(self.inside + (take & self.keep) - _transfer(dut.o_0)),
         ]
         self.prove("drops_counted", Mux(dut.dropped, self.drops != 0, self.drops <= 1))
-        self.prove("credits", ~dut.o_0.valid | (self.inside != 0))
+        self.prove("entry_owed", ~dut.o_0.valid | (self.inside != 0))
         self.prove("no_overflow", self.inside <= self.most)
 
         # A job is an expert's whole queue of a window.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from rtl.dispatch import DispatchConfig
-from tests.formal import axi, combine, commands, crossing, dispatch, queues
+from tests.formal import axi, combine, commands, crossing, dispatch, intake, queues
 from tests.formal.model import Checker
 from tests.formal.streams import BLOCKS, stream_rules
 
@@ -70,6 +70,19 @@ STREAM_PARAMETERS |= {
     for block in BLOCKS
     if block.endswith(", deep")
 }
+INTAKE_BUGS = tuple(
+    (f"{old}{there}", f"{old}{instead}", fails)
+    for old, there, instead, fails in (
+        ("free_next = free + self.freed - ", "", "0 * ", "credits"),
+        ("free_next = free + ", "self.freed", "(self.freed & ~take)", "no_credit_lost"),
+        ("self.i.ready.eq(self.o_gate.ready", " & admit)", ")", "gate_and_store"),
+        ("self.o_store.valid.eq(", "take)", "self.i.valid)", "store_as_gate"),
+        ("self.o_store.payload.eq(", "self.i.payload)", "0)", "payload_as_it_came"),
+        ("self.first.eq(take", " & (beat == 0))", ")", "first_told"),
+        ("self.last.eq(", "take & last)", "last)", "last_told"),
+        ("self.o_gate.valid.eq(self.i.valid & admit", ")", " & ~self.freed)", "o_gate_stays"),
+    )
+)
 CROSSING = "rtl.crossing"
 LEFT_OUT = ("& (self.count.data == token.count))", "& (self.count.data == token.count) & (token.count != 1))")
 FETCHES = ("fetch.eq((level != 0) & (~valid | self.o.ready))", "fetch.eq(level != 0)")
@@ -585,7 +598,7 @@ def _dispatch_bugs(config: DispatchConfig) -> tuple[Bug, ...]:
         *(Bug(STREAM, *change, fails, searched, depth + later) for change, fails, depth in streams),
         Bug(DISPATCH + "enqueue", *limit, limit[0].replace("<", "<="), "drops_counted", at_limit, 14 + later),
         Bug(STREAM, *FORGETS, "o_expect_stays", depth=10 + later),
-        Bug(STREAM, *TWICE, "credits", depth=16 + later),
+        Bug(STREAM, *TWICE, "entry_owed", depth=16 + later),
         Bug(
             DISPATCH + "enqueue",
             "s1_blocked.eq(s1.last & ~expect_ready)",
@@ -797,6 +810,19 @@ PROOFS = [
                 36,
             ),
         ),
+    ),
+    *(
+        Proof(
+            "intake" + ", deep" * deep,
+            "no more tokens inside than slots; a slot that was freed is used again; gate and store get the"
+            " same beats",
+            "tokens of 2 beats, 2 slots" + "; deep pipelines" * deep,
+            partial(intake.credits_conserved, deep=deep),
+            depth=4,
+            induction=1,
+            bugs=_bugs("rtl.layer.shell", 14, *INTAKE_BUGS),
+        )
+        for deep in (False, True)
     ),
     Proof(
         "combiner",
