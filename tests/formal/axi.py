@@ -590,16 +590,18 @@ def packets_out() -> Checker:
         m.d.sync += is_open.eq(~dut.i.payload.last)
     with m.Elif(closes):
         m.d.sync += is_open.eq(0)
-    closing = Const(0b11000, 5)
+    closing = Const(0b11000, 6)
     followed = Followed(
         checker,
         "beat",
         goes_in=taken | closes,
-        value=Mux(taken, Cat(dut.i.payload.as_value(), dut.mark), closing),
+        value=Mux(taken, Cat(dut.i.payload.as_value(), dut.mark, dut.i.payload.last), closing),
         comes_out=out,
         most=2,
     )
-    followed.prove(checker, payload, most=2)
+    # With its last beat a packet is done, but for one that is closed.
+    followed.prove(checker, Cat(payload, dut.done), most=2)
+    checker.prove("done_with_a_beat", ~dut.done | out)
     held = checker.register("o_held", dut.o.valid & ~dut.o.ready)
     checker.prove("o_stays", ~held | (dut.o.valid & (payload == checker.register("o_before", payload))))
     checker.prove("taken_told", dut.taken == taken)
@@ -624,7 +626,7 @@ def packets_out() -> Checker:
     return checker
 
 
-BEAT_MARKED = data.StructLayout({"beat": BEAT, "user": unsigned(1)})
+BEAT_MARKED = data.StructLayout({"beat": BEAT, "user": unsigned(1), "done": unsigned(1)})
 
 
 class Anything(wiring.Component):

@@ -494,6 +494,12 @@ AXI = [
                 ),
                 ("register.i.payload.user.eq(self.mark)", "register.i.payload.user.eq(0)", "beat_in_order"),
                 ("                register.i.payload.beat.eq(0),\n", "", "beat_in_order"),
+                ("                register.i.payload.done.eq(0),\n", "", "beat_in_order"),
+                (
+                    "self.done.eq(self.o.valid & self.o.ready & ",
+                    "self.done.eq(self.o.valid & ",
+                    "done_with_a_beat",
+                ),
                 ("register.i.valid.eq(packet_open)", "register.i.valid.eq(0)", "closed_told"),
                 ("                self.i.ready.eq(0),\n", "", "none_in_recovery"),
                 ("register.i.payload.beat.last.eq(1)", "register.i.payload.beat.last.eq(0)", "packets_whole"),

@@ -55,7 +55,7 @@ Not proved, and left to benches and mutants ([mutation.md](mutation.md)):
 
 * order and conservation in a dispatcher with several units, with a shared expert, or that decides window by
   window: of those the rules of streams alone;
-* progress of anything but a dispatcher of one unit with short pipelines, the queues, the intake, the crossing,
+* progress of anything but a dispatcher of one unit with short pipelines, queues, the intake, the crossing,
   and what the table says (a combiner's: from a token's last contribution on);
 * the streams of `BankedGate`, of a layer's router loader, and of the tops of layers as a whole;
 * flip-flops between two clocks that have not settled after a cycle; that one which samples a count while it
