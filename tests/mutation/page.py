@@ -32,6 +32,14 @@ too late (`late`) are not drawn (`tests/test_gemv_rtl.py` has them). `crossing` 
 whose handshakes the bench compares at every edge of either, at eight ratios and in any order; the proofs
 below know one clock, so that none of its mutants counts as equivalent.
 
+Not every module of `rtl/` is in one of these configurations. **Without mutants** are: the softmax of a
+gate (its selection and weights are those of the sigmoid's), the router in the banks, int8 and the stored
+formats (`int8.py`, `grouped.py`, both dual multipliers), gated and clamped activations other than ReLU's,
+a gated shared expert, the combiner's norm and bias, AXI shells of the two layers (their parts are those
+of `axi_gate`, but for bursts in flight) and tops on two clocks as a whole. What they have are benches
+that compare every bit and cycle (`tests/test_*.py`), and coverage of the shells
+([coverage.md](coverage.md)).
+
 | block | mutants | seed | detected | equivalent | neither | score | scenarios | seconds | commit |
 |---|---|---|---|---|---|---|---|---|---|
 {rows}
