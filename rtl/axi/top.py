@@ -415,9 +415,11 @@ class DispatchTop(AxiTop):
         return self.core.finished & ~block.bus_status_recovering, mark, self.core.inside
 
     def _done(self, m, packets, marker, busy):
+        # From registers: what is inside is known late.
+        is_busy = Signal()
         was_busy = Signal()
-        m.d.sync += was_busy.eq(busy)
-        return was_busy & ~busy & ~packets.packet_open
+        m.d.sync += [is_busy.eq(busy), was_busy.eq(is_busy)]
+        return was_busy & ~is_busy & ~packets.packet_open
 
 
 def layer_top(model: ModelSpec, design: DesignSpec, *, waiting_beats: int = 0) -> AxiTop:
