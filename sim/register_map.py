@@ -30,14 +30,17 @@ def whole_map() -> tuple[Register, ...]:
 
 
 def c_header(registers: Sequence[Register], name: str) -> str:
-    """Return a C header: ``EB_<REGISTER>`` offsets, ``_RESET`` values, ``_LSB`` and ``_MASK`` of fields."""
+    """Return a C header: ``EB_<REGISTER>`` offsets, ``_LSB`` and ``_MASK`` of fields, the same in all tops.
+
+    Values after reset are a top's own, and have its name: ``EB_<TOP>_<REGISTER>_RESET``.
+    """
     guard = C_GUARD.format(name.upper())
     lines = [f"/* {NOTICE} */", f"#ifndef {guard}", f"#define {guard}", ""]
     for register in registers:
         lines.append(f"/* {_plain(register.meaning)} ({register.access}) */")
         lines.append(f"#define EB_{register.name} 0x{register.address:03X}u")
         if register.reset:
-            lines.append(f"#define EB_{register.name}_RESET 0x{register.reset:08X}u")
+            lines.append(f"#define EB_{name.upper()}_{register.name}_RESET 0x{register.reset:08X}u")
         for field in named(register):
             stem = f"EB_{register.name}_{field.name.upper()}"
             lines += [f"#define {stem}_LSB {field.low}", f"#define {stem}_MASK 0x{field.mask:08X}u"]
@@ -172,6 +175,11 @@ def _range(field: Field) -> str:
 
 
 def _tops(register: Register) -> str:
-    tops = ", ".join(register.tops) if len(register.tops) < len(Top) else EVERY_TOP
+    has = [
+        top
+        for top in Top
+        if any(one.name == register.name for one in register_map(top, int8=True, secded=True))
+    ]
+    tops = ", ".join(has) if len(has) < len(Top) else EVERY_TOP
     conditions = [name for name in ("int8", "secded") if getattr(register, name)]
     return f"{tops} ({', '.join(conditions)})" if conditions else tops

@@ -153,7 +153,8 @@ CORE_REGISTERS = (
                 width=1,
                 pulse=True,
                 locked=True,
-                meaning="read the router from the weight image, from its first beat",
+                meaning="read the router from the weight image, from its first beat; tokens wait for it, in"
+                " `dispatch` too, which reads nothing",
             ),
             Field(name="clear", low=1, width=1, pulse=True, meaning="set all counters to 0"),
         ),
@@ -524,7 +525,8 @@ BUS_REGISTERS = (
         name="TOKENS_OUT",
         address=BUS_PAGE + 0x20,
         access=Access.READ,
-        meaning="Tokens of which all output has left the core, since reset or `recover`.",
+        meaning="Tokens of which all output has left the core (of `dispatch`: the expectation), since reset"
+        " or `recover`.",
     ),
     Register(
         name="ERROR_TOKEN",

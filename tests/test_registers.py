@@ -32,13 +32,16 @@ MAPS = [(top, int8) for top in Top for int8 in (False, True)]
 PAGE = Path(__file__).parent.parent / "docs" / "registers.md"
 
 
-def constants(registers) -> dict[str, int]:
-    """Return the constants that header and module must hold, written a second time from the description."""
+def constants(registers, top: str = "") -> dict[str, int]:
+    """Return the constants that header and module must hold, written a second time from the description.
+
+    ``top``: how values after reset begin in a header, so that those of two tops go together.
+    """
     found = {}
     for register in registers:
         found[register.name] = register.address
         if register.reset:
-            found[f"{register.name}_RESET"] = register.reset
+            found[f"{top}{register.name}_RESET"] = register.reset
         for field in register.fields:
             if field.name != "value":
                 stem = f"{register.name}_{field.name.upper()}"
@@ -49,6 +52,19 @@ def constants(registers) -> dict[str, int]:
 
 def test_page_is_what_the_description_says():
     assert PAGE.read_text() == files.page(), "run make registers-page"
+
+
+def test_the_page_says_which_tops_have_a_register():
+    rows = re.findall(r"^\| 0x(\w+) \| \w+ \| [^|]* \| ([^|]*) \|", PAGE.read_text(), re.M)
+    for address, tops in rows:
+        has = [
+            top
+            for top in Top
+            if any(one.address == int(address, 16) for one in register_map(top, int8=True, secded=True))
+        ]
+        told = re.split(r" \(", tops.strip())[0]
+        assert told == ("all" if len(has) == len(Top) else ", ".join(has)), address
+    assert len(rows) > 40
 
 
 def test_page_tells_a_change(monkeypatch):
@@ -70,10 +86,16 @@ def test_python_constants(top):
 
 def test_c_header_compiles_and_says_the_same(tmp_path):
     registers = files.whole_map()
-    wanted = constants(registers)
-    (tmp_path / "eb.h").write_text(files.c_header(registers, "eb"))
+    wanted = constants(registers, "X_")
+    (tmp_path / "eb.h").write_text(files.c_header(registers, "x"))
+    for top in Top:
+        # Of a design with several tops: all headers in one file.
+        (tmp_path / f"{top}.h").write_text(
+            files.c_header(register_map(top, secded=top is Top.PIM), f"{top}_axi")
+        )
     lines = "".join(f'    printf("{name} %lu\\n", (unsigned long)EB_{name});\n' for name in wanted)
     twice = '#include "eb.h"\n#include "eb.h"\n#include <stdio.h>\n'
+    twice += "".join(f'#include "{top}.h"\n' for top in Top)
     (tmp_path / "main.c").write_text(f"{twice}int main(void) {{\n{lines}    return 0;\n}}\n")
     command = [
         "g++",

@@ -6,8 +6,6 @@ it (`make test` compares every bit); with them left out the solver sees control.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from amaranth import Mux, Signal
 from amaranth.lib import data
 
@@ -18,16 +16,23 @@ from tests.formal.model import Checker
 from tests.formal.order import Followed
 
 SIZES = {"num_slots": 2, "d_model": 3, "lanes": 2, "max_count": 2}
-CONFIG = CombineConfig(**SIZES)
+KINDS = ("short", "deep", "ordered")
+"""Of one unit with short or deep pipelines, of several units."""
 
 
-def cycles_until_offered(config: CombineConfig | OrderedConfig) -> int:
+def config_of(kind: str) -> CombineConfig | OrderedConfig:
+    """Return the parameters of a combiner of one of ``KINDS``."""
+    return OrderedConfig(**SIZES) if kind == "ordered" else CombineConfig(**SIZES, deep=kind == "deep")
+
+
+def cycles_until_offered(kind: str) -> int:
     """Return for how many cycles the next beat of a complete token is not there at most.
 
     The latency from its last contribution; deep, one may have waited for the sums before it, and of several
     units each contribution is added a distance behind the one before.
     """
-    if isinstance(config, OrderedConfig):
+    config = config_of(kind)
+    if kind == "ordered":
         return OrderedCombine.LATENCY + (config.max_count - 1) * ACCUMULATE_DISTANCE
     return config.latency + config.stages.distance * config.spaced
 
@@ -36,16 +41,10 @@ def _transfer(port):
     return port.valid & port.ready
 
 
-DEEP = replace(CONFIG, deep=True)
-ORDERED = OrderedConfig(**SIZES)
-
-
-def tokens_once(config: CombineConfig | OrderedConfig = CONFIG, *, soon: bool = False) -> Checker:
-    """Return the combiner of one unit, short or deep, or that of several units.
-
-    ``soon``: the rule of progress alone, whose search is longer.
-    """
-    dut = OrderedCombine(config) if isinstance(config, OrderedConfig) else Combine(config)
+def tokens_once(kind: str = "short", *, soon: bool = False) -> Checker:
+    """Return a combiner of one of ``KINDS``; ``soon``: the rule of progress alone, whose search is longer."""
+    config = config_of(kind)
+    dut = OrderedCombine(config) if kind == "ordered" else Combine(config)
     checker = Checker(dut)
     m = checker.m
     checker.assume_streams()
@@ -98,7 +97,7 @@ def tokens_once(config: CombineConfig | OrderedConfig = CONFIG, *, soon: bool = 
         complete = checker.value("complete", (owed != 0) & (wanted[going] == 0))
         waited = Signal(range(64), name="complete_waited")
         m.d.sync += waited.eq(Mux(complete & ~dut.o.valid, waited + 1, 0))
-        checker.prove("token_soon", waited <= cycles_until_offered(config))
+        checker.prove("token_soon", waited <= cycles_until_offered(kind))
         return checker
 
     # A token at the output: its beats, its turn, and that nothing of it is missing.

@@ -875,7 +875,7 @@ PROOFS = [
         "combiner, deep",
         "the same with deep pipelines",
         COMBINE_SIZES,
-        partial(combine.tokens_once, combine.DEEP),
+        partial(combine.tokens_once, "deep"),
         depth=24,
         induction=0,
         bugs=_bugs(
@@ -893,7 +893,7 @@ PROOFS = [
         "combiner, ordered",
         "the same of several units' contributions, which come in any order and interleave",
         COMBINE_SIZES,
-        partial(combine.tokens_once, combine.ORDERED),
+        partial(combine.tokens_once, "ordered"),
         depth=24,
         induction=0,
         bugs=(
@@ -920,17 +920,17 @@ PROOFS = [
         Proof(
             f"combiner, {name}progress",
             f"a token that has all its contributions has its next beat at the output in"
-            f" {combine.cycles_until_offered(config)} cycles",
+            f" {combine.cycles_until_offered(kind)} cycles",
             COMBINE_SIZES,
-            partial(combine.tokens_once, config, soon=True),
+            partial(combine.tokens_once, kind, soon=True),
             depth=depth,
             induction=0,
             bugs=(Bug(module, old, new, "token_soon"),),
         )
-        for name, config, depth, module, old, new in (
-            ("", combine.CONFIG, 18, "rtl.combine", *LEFT_OUT),
-            ("deep, ", combine.DEEP, 44, "rtl.combine", "moves.eq(known & ", "moves.eq(0 & "),
-            ("ordered, ", combine.ORDERED, 28, "rtl.combine", *LEFT_OUT),
+        for name, kind, depth, module, old, new in (
+            ("", "short", 18, "rtl.combine", *LEFT_OUT),
+            ("deep, ", "deep", 44, "rtl.combine", "moves.eq(known & ", "moves.eq(0 & "),
+            ("ordered, ", "ordered", 28, "rtl.combine", *LEFT_OUT),
         )
     ),
     Proof(
