@@ -64,7 +64,7 @@ def test_experts_alone_are_bit_and_cycle_equal(capsys, tmp_path, experts, tokens
     check_views(Path(run.waveform), read_vector(Path(VECTOR)).model, TINY)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_wrong_bit_is_named_with_its_field(tmp_path, wrong_golden):
     run = alone.run_experts(VECTOR, TINY, 2, 3, 1, engine="rtl", seed=0, waves=tmp_path, root=Path("build"))
     assert not run.agreed
@@ -76,7 +76,7 @@ def test_a_wrong_bit_is_named_with_its_field(tmp_path, wrong_golden):
     assert "(data[1]=" in run.divergence
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_wrong_model_is_named(tmp_path, monkeypatch):
     real = ExpertAlone.times
 

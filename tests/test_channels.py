@@ -118,7 +118,7 @@ def check(shape: PimShape, arrivals: np.ndarray, refreshes: list[int], context=N
     [
         pytest.param("deepseek-v3", 16, marks=pytest.mark.long),
         pytest.param("deepseek-v3", 80, marks=pytest.mark.long),
-        ("switch-base-128", 40),
+        pytest.param("switch-base-128", 40, marks=pytest.mark.long),
         ("gpt-oss-20b", 33),
     ],
 )

@@ -57,7 +57,7 @@ def check(capsys, path: Path, lines: list[str], *arguments: str) -> tuple[int, d
     return status, json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_leaves_every_command(capsys, tmp_path, run) -> None:
     """As many as the hardware's own counters say, of both channels, and no rule is broken."""
     design, lines = run
@@ -86,7 +86,7 @@ def moved(lines: list[str], command: str, by: int, number: int = 3) -> list[str]
     return [lines[0], *sorted(others, key=lambda line: int(line.split(",")[0]))]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "by", "rule"),
     [
@@ -110,7 +110,7 @@ def test_a_command_one_cycle_off_is_found_in_the_file(capsys, tmp_path, run, com
     assert out[-1] == f"rules of tiny broken: {told['violations']}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_refresh_that_is_left_out_is_found_in_the_file(capsys, tmp_path, run) -> None:
     design, lines = run
     status, told = check(
@@ -120,7 +120,7 @@ def test_a_refresh_that_is_left_out_is_found_in_the_file(capsys, tmp_path, run) 
     assert [one["rule"] for one in told["first_violations"]] == ["refresh in time"] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_standard_has_other_rules(capsys, tmp_path, run) -> None:
     design, lines = run
     text = TINY_FILE.read_text()
