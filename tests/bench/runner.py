@@ -18,13 +18,14 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import cocotb_tools.config
+import numpy as np
 from cocotb_tools.runner import Verilator
 
 from sim import toolchain
@@ -110,6 +111,41 @@ class CocotbBuild:
             if coverage is not None:
                 shutil.move(place / "coverage.dat", coverage)
         return results
+
+
+@dataclass(frozen=True)
+class LoggedBench:
+    """A test of cocotb that reads seed, parameters and held ports, and leaves lines and logs of its runs."""
+
+    module: str
+    parameters: tuple[int, ...]
+
+    def run(
+        self,
+        rtl: CocotbBuild,
+        seed: int,
+        *,
+        statics: Mapping[str, int] | None = None,
+        power_up: int | None = None,
+    ) -> list[str]:
+        """Return the lines. Parameters: :func:`tests.bench.test_axi_bench.run`."""
+        return self.run_logged(rtl, seed, statics=statics, power_up=power_up)[0]
+
+    def run_logged(
+        self,
+        rtl: CocotbBuild,
+        seed: int,
+        *,
+        statics: Mapping[str, int] | None = None,
+        power_up: int | None = None,
+        coverage: Path | None = None,
+    ) -> tuple[list[str], list[dict[str, np.ndarray]]]:
+        """Return the logs of the ports, too, and leave Verilator's counts in ``coverage``."""
+        job = (seed, *self.parameters, dict(statics or {}))
+        result: Any = rtl.run_module(
+            self.module, job, seed=seed if power_up is None else power_up, coverage=coverage
+        )
+        return result
 
 
 def build(

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 from rtl.crossing import StreamCrossing
-from tests.bench.runner import BenchError, CocotbBuild, build
+from tests.bench.runner import BenchError, LoggedBench, build
 from tests.test_crossing import Broken
 
 MODULE = "tests.bench.crossing_in_simulator"
@@ -23,26 +19,8 @@ def crossing(kind: type[StreamCrossing] = StreamCrossing) -> StreamCrossing:
     return made
 
 
-def run(
-    rtl: CocotbBuild, seed: int, *, statics: Mapping[str, int] | None = None, power_up: int | None = None
-) -> list[str]:
-    """Run all clocks and traffic; return what ran. Parameters: :func:`tests.bench.test_axi_bench.run`."""
-    done, _ = run_logged(rtl, seed, statics=statics, power_up=power_up)
-    return done
-
-
-def run_logged(
-    rtl: CocotbBuild,
-    seed: int,
-    *,
-    statics: Mapping[str, int] | None = None,
-    power_up: int | None = None,
-    coverage: Path | None = None,
-) -> tuple[list[str], list[dict[str, np.ndarray]]]:
-    """Run as :func:`run`; return the logs of the ports, too, and leave Verilator's counts in ``coverage``."""
-    job = (seed, DEPTH, WIDTH, dict(statics or {}))
-    seed = seed if power_up is None else power_up
-    return rtl.run_module(MODULE, job, seed=seed, coverage=coverage)
+BENCH = LoggedBench(MODULE, (DEPTH, WIDTH))
+run, run_logged = BENCH.run, BENCH.run_logged
 
 
 @pytest.mark.long

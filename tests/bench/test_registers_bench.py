@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 from rtl.registers import RegisterFile
-from tests.bench.runner import CocotbBuild, build
+from tests.bench.runner import LoggedBench, build
 
 MODULE = "tests.bench.registers_in_simulator"
 EVENT_BITS = 60
@@ -22,26 +18,8 @@ def registers() -> RegisterFile:
     return RegisterFile(most, scales=True, flips=most)
 
 
-def run(
-    rtl: CocotbBuild, seed: int, *, statics: Mapping[str, int] | None = None, power_up: int | None = None
-) -> list[str]:
-    """Run random inputs; return what ran. Parameters as of :func:`tests.bench.test_axi_bench.run`."""
-    done, _ = run_logged(rtl, seed, statics=statics, power_up=power_up)
-    return done
-
-
-def run_logged(
-    rtl: CocotbBuild,
-    seed: int,
-    *,
-    statics: Mapping[str, int] | None = None,
-    power_up: int | None = None,
-    coverage: Path | None = None,
-) -> tuple[list[str], list[dict[str, np.ndarray]]]:
-    """Run as :func:`run`; return the logs of the ports, too, and leave Verilator's counts in ``coverage``."""
-    job = (seed, EVENT_BITS, dict(statics or {}))
-    seed = seed if power_up is None else power_up
-    return rtl.run_module(MODULE, job, seed=seed, coverage=coverage)
+BENCH = LoggedBench(MODULE, (EVENT_BITS,))
+run, run_logged = BENCH.run, BENCH.run_logged
 
 
 @pytest.mark.slow

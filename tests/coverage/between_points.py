@@ -6,7 +6,7 @@ tests of cocotb themselves, and leave logs of their ports: for each signal its v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -27,7 +27,18 @@ from spec.registers import (
 )
 from tests.bench.bfm import BenchResult
 from tests.bench.scenarios import Scenario
-from tests.coverage.points import Seen, cycles, pulse, reset_with, stalled, streak, together, waits
+from tests.coverage.points import (
+    Seen,
+    commands,
+    cycles,
+    kinds,
+    pulse,
+    reset_with,
+    stalled,
+    streak,
+    together,
+    waits,
+)
 
 Log = Mapping[str, NDArray[np.int64]]
 SeenInLog = Callable[[Log], bool]
@@ -82,20 +93,9 @@ def merge_points(num_inputs: int) -> dict[str, Seen]:
 # Channels of programs
 
 
-def _commands(result: BenchResult, probe: str) -> list[int]:
-    """Return the kinds of the commands on a bus, in order."""
-    return [int(word) & 7 for word in result.probes[probe][1].ravel()]
-
-
 def _in_a_row(probe: str, *wanted: RowKind | ColumnKind) -> Seen:
     """Return "commands of these kinds, one directly after the other on their bus"."""
-    kinds = tuple(kind.value for kind in wanted)
-
-    def seen(_run: Scenario, result: BenchResult) -> bool:
-        told = _commands(result, probe)
-        return any(tuple(told[n : n + len(kinds)]) == kinds for n in range(len(told) - len(kinds) + 1))
-
-    return seen
+    return kinds(probe, *(kind.value for kind in wanted))
 
 
 def _same_cycle(_run: Scenario, result: BenchResult) -> bool:
@@ -120,7 +120,7 @@ def _started_again(run: Scenario, result: BenchResult) -> bool:
 
 def _repeats(_run: Scenario, result: BenchResult) -> bool:
     """Two commands of the same word: more commands than words were read."""
-    macs = _commands(result, "o_column").count(ColumnKind.MAC.value)
+    macs = commands(result, "o_column").count(ColumnKind.MAC.value)
     return macs > len(result.probes["prog_en"][0]) > 0
 
 
@@ -138,7 +138,7 @@ def program_points(*, barrier: bool, secded: bool) -> dict[str, Seen]:
         "MACs one after the other": _in_a_row("o_column", mac, mac),
         "more MACs than words of the program: loops": _repeats,
         "no refresh": lambda _run, result: (
-            RowKind.REF.value not in _commands(result, "o_row") and len(result.probes["o_column"][0]) > 0
+            RowKind.REF.value not in commands(result, "o_row") and len(result.probes["o_column"][0]) > 0
         ),
         "told to start while it runs": _started_again,
         "results as near to each other as a bank's writes can be": _results_soon,
@@ -150,7 +150,7 @@ def program_points(*, barrier: bool, secded: bool) -> dict[str, Seen]:
                 _done(result) is not None and not len(result.probes["o_column"][0])
             ),
             "a bank read and written beside MACs": lambda _run, result: (
-                {mac.value, ColumnKind.RD.value, ColumnKind.WR.value} <= set(_commands(result, "o_column"))
+                {mac.value, ColumnKind.RD.value, ColumnKind.WR.value} <= set(commands(result, "o_column"))
             ),
             "a write after a read": _in_a_row("o_column", ColumnKind.RD, ColumnKind.WR),
             "a read after a write": _in_a_row("o_column", ColumnKind.WR, ColumnKind.RD),
@@ -161,7 +161,7 @@ def program_points(*, barrier: bool, secded: bool) -> dict[str, Seen]:
             "MAC after a register's load": _in_a_row("o_column", reg, mac),
             "a register's load after a MAC": _in_a_row("o_column", mac, reg),
             "the other channel refreshes": lambda _run, result: (
-                RowKind.OTHER_REF.value in _commands(result, "o_row")
+                RowKind.OTHER_REF.value in commands(result, "o_row")
             ),
         }
     if secded:
@@ -174,9 +174,8 @@ FLIPS = {"a word with one flipped bit": "corrected", "a word with two": "uncorre
 
 def _results_soon(run: Scenario, result: BenchResult) -> bool:
     """Results as far apart as two writes one directly after the other on the bus, which is nearest."""
-    kinds = np.array(_commands(result, "o_column"), dtype=np.int64)
-    at = result.probes["o_column"][0]
-    gaps = np.diff(at)[(kinds[1:] == ColumnKind.WR.value) & (kinds[:-1] == ColumnKind.WR.value)]
+    writes = np.array(commands(result, "o_column"), dtype=np.int64) == ColumnKind.WR.value
+    gaps = np.diff(result.probes["o_column"][0])[writes[1:] & writes[:-1]]
     return gaps.size > 0 and bool(np.any(np.diff(cycles(result, "o")) == gaps.min()))
 
 
@@ -231,9 +230,11 @@ def _written(register: str, test: Callable[[int], bool]) -> Seen:
     return seen
 
 
-def _tokens_inside(_run: Scenario, result: BenchResult) -> int:
-    """Count the transfers of assignments that are not out as tokens."""
-    return len(cycles(result, "i")) if not len(cycles(result, "o")) else 1
+def _tokens_inside(run: Scenario, result: BenchResult) -> int:
+    """Return more than 0 where of a run's input beats a larger share is in than of its output beats out."""
+    spec = run.spec
+    taken, given = len(cycles(result, "i")), len(cycles(result, "o"))
+    return taken * spec.sinks["o"].count - given * len(spec.sources["i"].payloads)
 
 
 LAYER_POINTS: dict[str, Seen] = {
@@ -287,8 +288,7 @@ def pim_layer_points(channels: int) -> dict[str, Seen]:
     waits_for_both = router[ROUTER_PROBE.index("entries of both kinds wait")]
 
     def refreshed(_run: Scenario, result: BenchResult) -> bool:
-        kinds = [[int(word) & 7 for word in result.probes[f"row_{n}"][1].ravel()] for n in range(channels)]
-        return all(BankKind.REF.value in told for told in kinds)
+        return all(BankKind.REF.value in commands(result, f"row_{n}") for n in range(channels))
 
     return {
         **LAYER_POINTS,
@@ -339,27 +339,17 @@ def _carried(log: Log) -> bool:
     )
 
 
-def _full(log: Log) -> bool:
-    """A counter's upper word is less than at its last reading, and nothing was cleared: it went round."""
+def _fallen(log: Log, *, cleared: bool) -> Iterator[int]:
+    """Yield what counters' upper words show where it is less than at the reading before.
+
+    ``cleared``: of the readings between which counters were cleared, else of those between which none was.
+    """
     address, shown = _accesses(log)
     clears = np.cumsum(log["clear"])[1:]
     for high in _high_words():
-        at = np.flatnonzero(address == high)
-        for one, other in pairwise(at):
-            if clears[one] == clears[other] and 0 < shown[other] < shown[one]:
-                return True
-    return False
-
-
-def _cleared(log: Log) -> bool:
-    """Some counter was not 0 before ``clear``, and its next reading is of what came since."""
-    address, shown = _accesses(log)
-    clears = np.cumsum(log["clear"])[1:]
-    for high in _high_words():
-        at = np.flatnonzero(address == high)
-        if any(clears[one] != clears[other] and shown[one] > shown[other] for one, other in pairwise(at)):
-            return True
-    return False
+        for one, other in pairwise(np.flatnonzero(address == high)):
+            if shown[other] < shown[one] and (clears[one] != clears[other]) == cleared:
+                yield int(shown[other])
 
 
 def _kept_and_read(log: Log) -> bool:
@@ -375,16 +365,23 @@ def _kept_and_read(log: Log) -> bool:
     return True
 
 
+def _placed(log: Log) -> bool:
+    """An expert is named, then its row is written, then its channels."""
+    expert, row, channels = (
+        np.flatnonzero(_write_of(log, f"PLACE_{name}")) for name in ("EXPERT", "ROW", "CHANNELS")
+    )
+    rows = row[row > expert.min(initial=len(log["reg_we"]))]
+    return bool(np.any(channels > rows.min(initial=len(log["reg_we"]))))
+
+
 REGISTER_POINTS: dict[str, SeenInLog] = {
     "a counter carries into its upper word": _carried,
-    "a counter is full and goes on from 0": _full,
-    "counters are cleared while events come": _cleared,
+    "a counter is full and goes on from 0": lambda log: any(_fallen(log, cleared=False)),
+    "counters are cleared while events come": lambda log: bool([*_fallen(log, cleared=True)]),
     "each register that is read and written shows what was written": _kept_and_read,
     "a register is written and read in one cycle": lambda log: bool(_write_of(log, "CAPACITY").any()),
     "a load and a clear by one write": lambda log: bool(np.any((log["load"] == 1) & (log["clear"] == 1))),
-    "an expert's place, then its row, then its channels": lambda log: all(
-        bool(_write_of(log, name).any()) for name in ("PLACE_EXPERT", "PLACE_ROW", "PLACE_CHANNELS")
-    ),
+    "an expert's place, then its row, then its channels": _placed,
     "a write of what is only read": lambda log: bool(_write_of(log, "IDENTITY").any()),
     "a read of nothing": lambda log: bool(
         np.any(~np.isin(_accesses(log)[0], [*REGISTERS.values(), *_words_of_counters()]))

@@ -128,15 +128,17 @@ def repeated(port: str, name: str) -> Seen:
     return seen
 
 
-def kinds(probe: str, *wanted: int) -> Seen:
+def commands(result: BenchResult, probe: str, bits: int = 3) -> list[int]:
+    """Return the kinds of the commands on a bus, in order; ``bits``: of a kind."""
+    return [int(word) & (1 << bits) - 1 for word in result.probes[probe][1].ravel()]
+
+
+def kinds(probe: str, *wanted: int, bits: int = 3) -> Seen:
     """Return "commands of these kinds, one directly after the other on their bus"."""
 
     def seen(_run: Scenario, result: BenchResult) -> bool:
-        seen = [
-            int(word) & 7 if probe == "o_row" else int(word) & 3 for word in result.probes[probe][1].ravel()
-        ]
-        length = len(wanted)
-        return any(tuple(seen[n : n + length]) == wanted for n in range(len(seen) - length + 1))
+        told, length = commands(result, probe, bits), len(wanted)
+        return any(tuple(told[n : n + length]) == wanted for n in range(len(told) - length + 1))
 
     return seen
 
@@ -486,10 +488,10 @@ def pim_points(config: PimConfig) -> dict[str, Seen]:
         "refresh with all rows closed": kinds("o_row", PRE, REF),
         "a row opened again after a refresh": kinds("o_row", REF, ACT),
         "close and open": kinds("o_row", PRE, ACT),
-        "MAC after a write": kinds("o_column", WRITE, MAC),
-        "MAC after a read": kinds("o_column", READ, MAC),
-        "read after a MAC": kinds("o_column", MAC, READ),
-        "write after a read": kinds("o_column", READ, WRITE),
+        "MAC after a write": kinds("o_column", WRITE, MAC, bits=2),
+        "MAC after a read": kinds("o_column", READ, MAC, bits=2),
+        "read after a MAC": kinds("o_column", MAC, READ, bits=2),
+        "write after a read": kinds("o_column", READ, WRITE, bits=2),
         "a group that is not full": lambda run, result: any(
             entries % config.group_tokens for entries in jobs_of(run, result)
         ),

@@ -136,7 +136,7 @@ KEPT = ("IMAGE_PAGE", "CAPACITY", "POLICY", "SCALE_X", "SCALE_H")
         (
             "an expert's place, then its row, then its channels",
             [(REGISTERS[f"PLACE_{name}"], 1, 0) for name in ("EXPERT", "ROW", "CHANNELS")],
-            [(REGISTERS[f"PLACE_{name}"], 1, 0) for name in ("EXPERT", "CHANNELS")],
+            [(REGISTERS[f"PLACE_{name}"], 1, 0) for name in ("ROW", "EXPERT", "CHANNELS")],
         ),
         ("a write of what is only read", [(REGISTERS["IDENTITY"], 1, 0)], [(REGISTERS["IDENTITY"], None, 0)]),
         ("a read of nothing", [(0xFC, None, 0)], [(HIGH, None, 0)]),
@@ -232,7 +232,12 @@ def layer(probe=(), channels=(), *, i=(), o=(), prologue=(), addresses=(), stop=
     streams = {"i": Trace.of_cycles(np.array(i, dtype=int)), "o": Trace.of_cycles(np.array(o, dtype=int))}
     run = Scenario(
         "",
-        RunSpec(sources={"i": Source([0] * 9, list(i))}, prologue=list(prologue), stop_cycle=stop),
+        RunSpec(
+            sources={"i": Source([0] * 9, list(i))},
+            sinks={"o": Sink(9)},
+            prologue=list(prologue),
+            stop_cycle=stop,
+        ),
         reads=dict.fromkeys(reads),
     )
     memories = {"o_ar": SimpleNamespace(ar_addrs=np.array(addresses, dtype=np.uint64))}
@@ -296,7 +301,7 @@ ERROR, FORGOTTEN = {"STATUS": 5, "STATUS after loading": 1}, {"STATUS": 5, "STAT
             layer(**ERROR),
             layer(**FORGOTTEN),
         ),
-        (FPGA_LAYER_POINTS, RESET, layer(i=[3], stop=9), layer(stop=9)),
+        (FPGA_LAYER_POINTS, RESET, layer(i=[3, 4], o=[8], stop=9), layer(i=[3], o=[8], stop=9)),
         (
             pim_layer_points(2),
             "a channel's contribution waits for the other's",

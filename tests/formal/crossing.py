@@ -159,7 +159,7 @@ def crossing_order(cycles: int = CYCLES) -> Checker:
         checker.prove(f"{name}_code_by_a_bit", ~once | ((changed & (changed - 1))[:width] == 0))
 
     # In the common reset everything becomes 0, one after the other.
-    for number, (cycles, side, signal) in enumerate(
+    for number, (after, side, signal) in enumerate(
         [
             (1, WRITER, produced),
             (2, READER, stages["produce_cdc"][0]),
@@ -169,7 +169,7 @@ def crossing_order(cycles: int = CYCLES) -> Checker:
             (6, WRITER, stages["consume_cdc"][1]),
         ]
     ):
-        clear = ~checker.since(cycles, side) | ~in_reset
+        clear = ~checker.since(after, side) | ~in_reset
         checker.prove(f"inv_clear_{number}", clear | (signal == 0))
     started = checker.value("started", checker.together == cycles)
     noticing = checker.register("noticing", 1)
