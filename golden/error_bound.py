@@ -6,8 +6,9 @@ approximation), and the formats add theirs (:mod:`golden.formats`, :mod:`golden.
 ``docs/numbers.md``). Tokens and weights must be bf16 values already, and both layers must have
 selected the same experts, and dropped the same assignments. Underflow (below 2**-126) is not counted.
 
-In int8 a value that is rounded to whole steps is off by half a step, or by what lies beyond 127 steps;
-integer sums are exact. In a grouped format a weight is off by what its stored value is: that is known.
+In the integer formats a value that is rounded to whole steps is off by half a step, or by what lies beyond
+127 steps; integer sums are exact. A weight, there and in a grouped format, is off by what its stored value
+is: that is known.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from golden.functions import FIXED_MAX, FRACTION_BITS, SCALE_BITS, SCORE_BITS
 from golden.gating import score, sigmoid
 from golden.gating_bf16 import scale_fixed
 from golden.grouped import quantise_groups
-from golden.int8 import INT8_MAX, FixedScale
+from golden.int8 import INT8_MAX, WEIGHT_MAX, FixedScale, quantise_rows
 from golden.layer import LayerResult
 from golden.weights import ExpertWeights, LayerWeights
+from spec.design import Format
 from spec.gate_plan import GatePlan
 from spec.geometry import FfnGeometry, ImageGeometry, ceil_div
 from spec.model import (
@@ -287,7 +289,10 @@ def expert_output(
     geometry: FfnGeometry,
     scales: ActivationScales | None = None,
 ) -> Bounded:
-    """Return one expert's output (n, H) for inputs (n, H), in the geometry's format; int8 has ``scales``."""
+    """Return one expert's output (n, H) for inputs (n, H), in the geometry's format.
+
+    ``scales``: of an integer one.
+    """
 
     def product(
         operand: Bounded,
@@ -299,7 +304,7 @@ def expert_output(
             return dot_grouped(operand, matrix, geometry, bias).rounded()
         if scale is None:
             return dot(operand, matrix, geometry.cols, bias).rounded()
-        return dot_int8(operand, matrix, scale, bias).rounded()
+        return dot_int8(operand, matrix, scale, bias, geometry.format).rounded()
 
     x_scale, hidden_scale = (None, None) if scales is None else (scales.x, scales.hidden)
     u = product(x, weights.up, weights.up_bias, x_scale)
@@ -398,25 +403,32 @@ def dot_grouped(
 
 
 def dot_int8(
-    x: Bounded, weight: NDArray[np.floating], scale: FixedScale, bias: NDArray[np.floating] | None = None
+    x: Bounded,
+    weight: NDArray[np.floating],
+    scale: FixedScale,
+    bias: NDArray[np.floating] | None = None,
+    number_format: Format = Format.INT8,
 ) -> Bounded:
     """Return ``x @ weight.T + bias`` with ``x`` and the weights' rows in whole steps, before its rounding.
 
-    A row's step is its largest magnitude / 127, or what its bias needs.
+    A row's step is its largest magnitude / 127, in ``w4a8`` / 7, or what its bias needs.
     """
-    matrix = np.abs(weight.astype(np.float64))
-    steps = matrix.max(axis=1) / INT8_MAX
-    offset = np.zeros(len(matrix)) if bias is None else bias.astype(np.float64)
+    real = weight.astype(np.float64)
+    steps = np.abs(real).max(axis=1) / WEIGHT_MAX[number_format]
+    offset = np.zeros(len(real)) if bias is None else bias.astype(np.float64)
     input_step = 1.0 / scale.value
     steps = np.maximum(steps, np.abs(offset) / (input_step * BIAS_STEPS))
+    # Of each weight it is known what it is off by; that is at most half a step, whoever says more.
+    start = None if bias is None else bias.astype(np.float32)
+    stored = quantise_rows(weight.astype(np.float32), start, scale, number_format).values * steps[:, None]
+    off = np.clip(stored - real, -steps[:, None] / 2, steps[:, None] / 2)
+    matrix = np.abs(real + off)
     beyond = x.largest - INT8_MAX * input_step
     inputs = Bounded(x.value, x.error + np.maximum(input_step / 2, beyond))
-    # Of the weights: half a step each, whatever it is multiplied with.
-    rounded = inputs.largest.sum(axis=1, keepdims=True) * (steps / 2)
-    magnitude = inputs.largest @ matrix.T + rounded
     of_bias = steps * input_step * (1 + SCALE_ROUNDING) / 2
-    error = inputs.error @ matrix.T + rounded + SCALE_ROUNDING * magnitude + of_bias
-    return Bounded(x.value @ weight.astype(np.float64).T + offset, error)
+    of_inputs = inputs.error @ matrix.T + SCALE_ROUNDING * (inputs.largest @ matrix.T)
+    error = of_inputs + np.abs(x.value @ off.T) + of_bias
+    return Bounded(x.value @ real.T + offset, error)
 
 
 def exact(values: F64) -> Bounded:

@@ -1,4 +1,4 @@
-"""An expert's FFN in int8, bit for bit, and the scales it needs.
+"""An expert's FFN in the integer formats, bit for bit, and the scales it needs.
 
 Inputs and hidden activations have one scale each for all experts of a layer; weights have one per output
 channel. Between the two products the numbers are bf16, as in :mod:`golden.expert_bf16`.
@@ -16,6 +16,7 @@ from golden.expert_bf16 import activate
 from golden.formats import Bits16, bf16_decode
 from golden.int8 import INT8_MAX, FixedScale, MatrixInt8, quantise, quantise_rows
 from golden.weights import ExpertWeights
+from spec.design import Format
 from spec.model import FfnSpec
 
 
@@ -29,19 +30,22 @@ class ActivationScales:
 
 @dataclass(frozen=True, eq=False)
 class ExpertInt8:
-    """One expert's matrices in int8; ``gate`` is None for a two-matrix FFN."""
+    """One expert's matrices in an integer format; ``gate`` is None for a two-matrix FFN."""
 
     gate: MatrixInt8 | None
     up: MatrixInt8
     down: MatrixInt8
 
 
-def quantise_expert(weights: ExpertWeights, scales: ActivationScales) -> ExpertInt8:
-    """Return an expert's matrices in int8, for inputs and hidden activations of these scales."""
+def quantise_expert(
+    weights: ExpertWeights, scales: ActivationScales, number_format: Format = Format.INT8
+) -> ExpertInt8:
+    """Return an expert's matrices in an integer format, for inputs and hidden activations of these scales."""
+    gate = weights.gate
     return ExpertInt8(
-        gate=None if weights.gate is None else quantise_rows(weights.gate, weights.gate_bias, scales.x),
-        up=quantise_rows(weights.up, weights.up_bias, scales.x),
-        down=quantise_rows(weights.down, weights.down_bias, scales.hidden),
+        gate=None if gate is None else quantise_rows(gate, weights.gate_bias, scales.x, number_format),
+        up=quantise_rows(weights.up, weights.up_bias, scales.x, number_format),
+        down=quantise_rows(weights.down, weights.down_bias, scales.hidden, number_format),
     )
 
 

@@ -72,7 +72,7 @@ class PackedExpert:
         scales: ActivationScales | None = None,
         stored: Mapping[str, StoredWeight] | None = None,
     ) -> PackedExpert:
-        """Return an expert in the numbers of its geometry; int8 needs the ``scales`` of its inputs.
+        """Return an expert in the numbers of its geometry; integer formats need the ``scales`` of its inputs.
 
         ``stored`` is how a checkpoint stores its matrices, which a grouped format keeps where it can.
         """
@@ -81,7 +81,7 @@ class PackedExpert:
         if geometry.format.grouped:
             return cls(geometry, group_expert(weights, geometry.format, geometry.group, stored), None)
         assert scales is not None
-        return cls(geometry, quantise_expert(weights, scales), scales)
+        return cls(geometry, quantise_expert(weights, scales, geometry.format), scales)
 
     def image(self) -> NDArray[np.uint8]:
         """Return the expert's tiles, ``geometry.num_bytes`` bytes."""

@@ -139,33 +139,35 @@ def expert_image(
     return np.concatenate([first.ravel(), second.ravel()]).astype(np.uint16)
 
 
-def scale_tiles(matrix: MatrixInt8, geometry: FfnGeometry) -> NDArray[np.int8]:
-    """Return the scale tiles of a matrix, (row blocks, rows, cols).
+def scale_tiles(matrix: MatrixInt8, geometry: FfnGeometry) -> NDArray[np.uint8]:
+    """Return the scale tiles of a matrix, (row blocks, bytes of a tile).
 
     A row holds its channel's mantissa (unsigned 16 bits), its shift (signed 16 bits) and, where the FFN
     has biases, its bias (signed 32 bits), low bytes first; the rest is zero, as are rows beyond the
     matrix.
     """
-    parts = [matrix.mantissa.astype("<u2").view(np.int8), matrix.shift.astype("<i2").view(np.int8)]
+    parts = [matrix.mantissa.astype("<u2").view(np.uint8), matrix.shift.astype("<i2").view(np.uint8)]
     if matrix.bias is not None:
-        parts.append(matrix.bias.astype("<i4").view(np.int8))
+        parts.append(matrix.bias.astype("<i4").view(np.uint8))
     channels = np.concatenate([part.reshape(len(matrix.values), -1) for part in parts], axis=1)
-    return tiles(channels, geometry.rows, geometry.cols)[:, 0]
+    blocks = tiles(channels, geometry.rows, geometry.tile_bytes // geometry.rows)
+    return blocks.reshape(len(blocks), geometry.tile_bytes)
 
 
 def expert_image_int8(geometry: FfnGeometry, expert: ExpertInt8) -> NDArray[np.uint8]:
     """Return one expert's tiles as bytes, in the order in which the array takes them.
 
-    As :func:`expert_image`, with the scale tile behind the tiles of each block and matrix.
+    As :func:`expert_image`, elements packed lowest bits first, with the scale tile behind the tiles of each
+    block and matrix.
     """
 
-    def with_scales(matrix: MatrixInt8) -> NDArray[np.int8]:
-        values = tiles(matrix.values, geometry.rows, geometry.cols)
+    def with_scales(matrix: MatrixInt8) -> NDArray[np.uint8]:
+        values = _packed(matrix.values.view(np.uint8), geometry)
         return np.concatenate([values, scale_tiles(matrix, geometry)[:, None]], axis=1)
 
     hidden = [with_scales(matrix) for matrix in (expert.gate, expert.up) if matrix is not None]
-    first = np.stack(hidden, axis=1)  # (hidden blocks, matrices, in tiles, rows, cols)
-    return np.concatenate([first.ravel(), with_scales(expert.down).ravel()]).view(np.uint8)
+    first = np.stack(hidden, axis=1)  # (hidden blocks, matrices, in tiles, bytes)
+    return np.concatenate([first.ravel(), with_scales(expert.down).ravel()])
 
 
 def grouped_scale_tiles(matrix: MatrixGrouped, geometry: FfnGeometry) -> NDArray[np.uint8]:
@@ -189,6 +191,15 @@ def grouped_scale_tiles(matrix: MatrixGrouped, geometry: FfnGeometry) -> NDArray
     return np.packbits(by_block.reshape(blocks, spans, -1), axis=-1, bitorder="little")
 
 
+def _packed(codes: NDArray[np.uint8], geometry: FfnGeometry) -> NDArray[np.uint8]:
+    """Return the tiles of a matrix, (row blocks, col blocks, bytes of a tile); of codes the low bits."""
+    elements = tiles(codes, geometry.rows, geometry.cols)
+    elements = elements.reshape(*elements.shape[:2], -1)
+    if geometry.format.bits == 8:
+        return elements
+    return np.packbits(_bits_of(elements, geometry.format.bits), axis=-1, bitorder="little")
+
+
 def _bits_of(values: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
     """Return the bits of unsigned numbers, (..., n) to (..., n * bits), the lowest first."""
     places = (values.astype(np.uint64)[..., None] >> np.arange(bits, dtype=np.uint64)) & np.uint64(1)
@@ -203,11 +214,7 @@ def expert_image_grouped(geometry: FfnGeometry, expert: ExpertGrouped) -> NDArra
     """
 
     def with_scales(matrix: MatrixGrouped) -> NDArray[np.uint8]:
-        codes = tiles(matrix.codes, geometry.rows, geometry.cols)
-        blocks, count = codes.shape[:2]
-        weights = np.packbits(
-            _bits_of(codes.reshape(blocks, count, -1), geometry.format.bits), axis=-1, bitorder="little"
-        )
+        weights = _packed(matrix.codes, geometry)
         scales = grouped_scale_tiles(matrix, geometry)
         parts = []
         for span in range(scales.shape[1]):

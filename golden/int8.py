@@ -1,6 +1,6 @@
 """int8 and its scales: quantisation, integer sums back to bf16. Bit for bit what the hardware does.
 
-* int8 values are symmetric, -127..127; -128 does not occur.
+* int8 values are symmetric, -127..127; -128 does not occur. Nor does -8 among int4 weights (``w4a8``).
 * A :class:`FixedScale` is ``mantissa * 2**shift`` with 16 bits of mantissa.
 * Into int8 (:func:`quantise`): bf16 times a scale, exactly, to nearest even, saturated. NaN becomes 0,
   infinities +-127.
@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 
 from golden.formats import BF16_BIAS, Bits16
 from golden.functions import I64, bf16_from_integer, fields, is_nan
+from spec.design import Format
 from spec.errors import require
 
 I8 = NDArray[np.int8]
 
 INT8_MAX = 127
+WEIGHT_MAX = {Format.INT8: INT8_MAX, Format.W4A8: 7}
+"""Largest magnitude of a weight in the integer formats."""
 MANTISSA_BITS = 16
 # Of a shift in hardware; scales of float32 weights and inputs need -306..227.
 SHIFT_BITS = 10
@@ -102,11 +105,11 @@ def dequantise(sums: I64, mantissa: I64, shift: I64) -> Bits16:
 
 @dataclass(frozen=True, eq=False)
 class MatrixInt8:
-    """A matrix in int8 with a scale per output channel (row).
+    """A matrix that int8 inputs are multiplied with; it has a scale per output channel (row).
 
     Attributes
     ----------
-    values : (rows, inputs) int8 in -127..127.
+    values : (rows, inputs) int8 in -127..127, in ``w4a8`` -7..7.
     mantissa, shift : (rows,) int64; they turn a row's integer sum, bias included, into the real one.
     bias : (rows,) int64 within +-(2**31 - 1), or None.
     """
@@ -129,21 +132,26 @@ class MatrixInt8:
 
 
 def quantise_rows(
-    matrix: NDArray[np.float32], bias: NDArray[np.float32] | None, input_scale: FixedScale
+    matrix: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    input_scale: FixedScale,
+    number_format: Format = Format.INT8,
 ) -> MatrixInt8:
     """Quantise a matrix, each row to its largest magnitude, ties to even.
 
-    A row's step is its largest magnitude / 127, or larger where its bias would else exceed 2**30 steps
-    of the sum. A row without anything gets the scale 0.
+    A row's step is its largest magnitude / 127, in ``w4a8`` / 7 (a symmetric scale per channel, as in QServe,
+    Lin et al., MLSys 2025), or larger where its bias would else exceed 2**30 steps of the sum. A row without
+    anything gets the scale 0.
 
     Parameters
     ----------
     matrix : (rows, inputs) float32, finite.
     bias : (rows,) float32, or None.
     input_scale : the scale that quantises the inputs.
+    number_format : an integer one.
     """
     wide = matrix.astype(np.float64)
-    step = np.abs(wide).max(axis=1) / INT8_MAX
+    step = np.abs(wide).max(axis=1) / WEIGHT_MAX[number_format]
     input_step = 1.0 / input_scale.value
     if bias is not None:
         step = np.maximum(step, np.abs(bias.astype(np.float64)) / (input_step * (1 << 30)))

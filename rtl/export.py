@@ -48,9 +48,10 @@ def export(component: wiring.Component, name: str, out_dir: Path | str) -> list[
     """Write ``component`` as ``<out_dir>/eb_<name>.v`` with what it needs to compile.
 
     Beside it: ``eb_ram.v`` and ``eb_ram_apart.v`` if the component has such a :class:`rtl.ram.Ram`,
-    ``eb_dual_multiplier.v`` if it has a :class:`rtl.int8.DualMultiplier`, and
-    ``eb_dual_significand_multiplier.v`` if a :class:`rtl.grouped.DualSignificandMultiplier`, the file list
-    ``<name>.f`` (paths relative to it), and ``<name>.ports.json``, which says how members became ports.
+    ``eb_dual_multiplier.v`` if it has a :class:`rtl.int8.DualMultiplier`, ``eb_dual_int4_multiplier.v`` if a
+    :class:`rtl.int8.DualInt4Multiplier`, ``eb_dual_significand_multiplier.v`` if a
+    :class:`rtl.grouped.DualSignificandMultiplier`, the file list ``<name>.f`` (paths relative to it), and
+    ``<name>.ports.json``, which says how members became ports.
 
     Parameters
     ----------

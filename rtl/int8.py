@@ -1,4 +1,4 @@
-"""int8 arithmetic of fixed latency: into int8, products, sums, and back to bf16.
+"""Integer arithmetic of fixed latency: into int8, products with int8 or int4 weights, sums, back to bf16.
 
 None of it stalls: results leave ``LATENCY`` cycles after the operands came, one set per cycle. The
 arithmetic is that of :mod:`golden.int8`, bit for bit.
@@ -24,7 +24,7 @@ from rtl.arith import (
     tree,
 )
 from rtl.dual import DualProducts
-from spec.design import Pipeline
+from spec.design import Format, Pipeline
 
 INT8 = signed(8)
 SCALE_WORD_BITS = 32
@@ -148,27 +148,41 @@ class Quantise(Pipelined):
         m.d.sync += out.eq(Mux(delay(m, value.sign, 3, "sign"), -magnitude, magnitude))
 
 
-class IntegerBurst(wiring.Component):
-    """Sum ``cols`` int8 products. Latency 5 cycles, as :class:`rtl.arith.Burst`; one burst per cycle.
+def product_bits(number_format: Format) -> int:
+    """Return the bits of any int8 number's product with any weight: 16 in ``int8``, 12 in ``w4a8``."""
+    return INT8.width + number_format.bits
 
-    Area: ``cols`` 8x8 multipliers and an adder tree.
+
+class IntegerBurst(wiring.Component):
+    """Sum ``cols`` products with int8. Latency 5 cycles, as :class:`rtl.arith.Burst`; one burst per cycle.
+
+    Area: ``cols`` multipliers, 8x8 in ``int8``, 8x4 in ``w4a8``, and an adder tree.
 
     Members
     -------
-    x, w : In(ArrayLayout(signed(8), cols))
-    o : Out(signed(16 + ceil_log2(cols)))
+    x : In(ArrayLayout(signed(8), cols))
+    w : In(ArrayLayout(signed(number_format.bits), cols))
+    o : Out(signed(product_bits(number_format) + ceil_log2(cols)))
     """
 
     LATENCY = Burst.LATENCY
 
-    def __init__(self, cols: int) -> None:
+    def __init__(self, cols: int, number_format: Format = Format.INT8) -> None:
         self.cols = cols
-        vector = data.ArrayLayout(INT8, cols)
-        super().__init__({"x": In(vector), "w": In(vector), "o": Out(signed(16 + ceil_log2(cols)))})
+        self.bits = product_bits(number_format)
+        super().__init__(
+            {
+                "x": In(data.ArrayLayout(INT8, cols)),
+                "w": In(data.ArrayLayout(signed(number_format.bits), cols)),
+                "o": Out(signed(self.bits + ceil_log2(cols))),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
-        values = [Signal(signed(16), name=f"s1_product_{n}", reset_less=True) for n in range(self.cols)]
+        values = [
+            Signal(signed(self.bits), name=f"s1_product_{n}", reset_less=True) for n in range(self.cols)
+        ]
         for n, product in enumerate(values):
             m.d.sync += product.eq(self.x[n] * self.w[n])
         m.d.comb += self.o.eq(sum_of_products(m, values, ""))
@@ -176,7 +190,7 @@ class IntegerBurst(wiring.Component):
 
 
 def sum_of_products(m, values, suffix: str):
-    """Return the sum of a burst's products of int8, :attr:`IntegerBurst.LATENCY` - 1 cycles later."""
+    """Return the sum of a burst's products, :attr:`IntegerBurst.LATENCY` - 1 cycles later."""
     # Four at a time, until one is left; what stages remain only wait.
     for stage in range(2, IntegerBurst.LATENCY + 1):
         groups = [values[n : n + 4] for n in range(0, len(values), 4)]
@@ -191,7 +205,7 @@ def sum_of_products(m, values, suffix: str):
 
 
 class DualMultiplier(DualProducts):
-    """Multiply an int8 number with the weights of two rows, in one multiplier as wide as a DSP48's.
+    """Multiply an int8 number with the int8 weights of two rows, in one multiplier as wide as a DSP48's.
 
     Every product is exact, those of -128 too. Latency and replacement as of :class:`rtl.dual.DualProducts`.
     Area: a 25x8 multiplier, two additions: of a 7-series FPGA one DSP48E1.
@@ -204,49 +218,70 @@ class DualMultiplier(DualProducts):
     """
 
     VERILOG = "eb_dual_multiplier"
-    SHIFT = 16
-    """Bits of the lower product: 127 * 127 and -128 * -128 fit, with their sign."""
+    FORMAT = Format.INT8
 
     def __init__(self) -> None:
-        super().__init__(INT8, INT8, signed(self.SHIFT))
+        # 127 * 127 and -128 * -128 fit, with their sign; so do 127 * 7 and -128 * -8.
+        self.bits = product_bits(self.FORMAT)
+        super().__init__(INT8, signed(self.FORMAT.bits), signed(self.bits))
 
     def twin(self, m) -> None:
         """Make both products of one multiplication."""
-        weights = Signal(signed(25))
-        total = Signal(signed(2 * self.SHIFT), reset_less=True)
-        m.d.comb += weights.eq((self.w_1 << self.SHIFT) + self.w_0)
+        bits = self.bits
+        weights = Signal(signed(bits + self.FORMAT.bits + 1))
+        total = Signal(signed(2 * bits), reset_less=True)
+        m.d.comb += weights.eq((self.w_1 << bits) + self.w_0)
         # Half of what the lower product can be is added, so that it borrows nothing from the upper one.
-        m.d.sync += total.eq(weights * self.x + (1 << (self.SHIFT - 1)))
-        m.d.comb += [
-            self.p_0.eq(Cat(total[: self.SHIFT - 1], ~total[self.SHIFT - 1])),
-            self.p_1.eq(total[self.SHIFT :]),
-        ]
+        m.d.sync += total.eq(weights * self.x + (1 << (bits - 1)))
+        m.d.comb += [self.p_0.eq(Cat(total[: bits - 1], ~total[bits - 1])), self.p_1.eq(total[bits:])]
 
 
-class DualIntegerBurst(wiring.Component):
-    """Sum ``cols`` int8 products of each of two rows. Latency 5 cycles, as :class:`IntegerBurst`.
+class DualInt4Multiplier(DualMultiplier):
+    """The same with int4 weights, in one multiplier as wide as an ECP5's.
 
-    Area: ``cols`` multipliers of two rows' products (:class:`DualMultiplier`), and two adder trees.
+    Area: a 17x8 multiplier, two additions: of an ECP5 one MULT18X18D, of a 7-series FPGA one DSP48E1.
 
     Members
     -------
-    x, w_0, w_1 : In(ArrayLayout(signed(8), cols))
-    o_0, o_1 : Out(signed(16 + ceil_log2(cols)))
+    x : In(signed(8))
+    w_0, w_1 : In(signed(4))
+    p_0, p_1 : Out(signed(12))
+    """
+
+    VERILOG = "eb_dual_int4_multiplier"
+    FORMAT = Format.W4A8
+
+
+class DualIntegerBurst(wiring.Component):
+    """Sum ``cols`` products with int8 of each of two rows. Latency 5 cycles, as :class:`IntegerBurst`.
+
+    Area: ``cols`` multipliers of two rows' products (:class:`DualMultiplier`, of int4 weights
+    :class:`DualInt4Multiplier`), and two adder trees.
+
+    Members
+    -------
+    x : In(ArrayLayout(signed(8), cols))
+    w_0, w_1 : In(ArrayLayout(signed(number_format.bits), cols))
+    o_0, o_1 : Out(signed(product_bits(number_format) + ceil_log2(cols)))
     """
 
     LATENCY = IntegerBurst.LATENCY
 
-    def __init__(self, cols: int) -> None:
+    def __init__(self, cols: int, number_format: Format = Format.INT8) -> None:
         self.cols = cols
-        vector, total = In(data.ArrayLayout(INT8, cols)), Out(signed(16 + ceil_log2(cols)))
-        super().__init__({**dict.fromkeys(("x", "w_0", "w_1"), vector), "o_0": total, "o_1": total})
+        self.format = number_format
+        weights = In(data.ArrayLayout(signed(number_format.bits), cols))
+        total = Out(signed(product_bits(number_format) + ceil_log2(cols)))
+        vector = In(data.ArrayLayout(INT8, cols))
+        super().__init__({"x": vector, "w_0": weights, "w_1": weights, "o_0": total, "o_1": total})
 
     def elaborate(self, platform):
         m = Module()
         assert DualMultiplier.LATENCY == 1
         products = [[], []]
+        kind = DualMultiplier if self.format is Format.INT8 else DualInt4Multiplier
         for n in range(self.cols):
-            m.submodules[f"multiplier_{n}"] = multiplier = DualMultiplier()
+            m.submodules[f"multiplier_{n}"] = multiplier = kind()
             m.d.comb += [
                 multiplier.x.eq(self.x[n]),
                 multiplier.w_0.eq(self.w_0[n]),

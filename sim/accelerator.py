@@ -56,7 +56,7 @@ from sim.rtlsim import (
 from sim.streams import Cycles, spans_of
 from sim.waves import write_views
 from sim.workload import Workload
-from spec.design import DesignSpec, Format
+from spec.design import DesignSpec
 from spec.geometry import ImageGeometry
 from spec.load import load_design, load_model
 from spec.model import ModelSpec
@@ -289,7 +289,7 @@ class LayerRun:
 
 def scales_of(workload: Workload, design: DesignSpec) -> ActivationScales | None:
     """Return the scales that int8 experts get for a workload's tokens, None in bf16."""
-    if design.format is not Format.INT8:
+    if not design.format.integer:
         return None
     return calibrate(workload.model, workload.weights, bf16_decode(workload.tokens))
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from sim.gemv.report import HIGH_SCALE, LOW_SCALE
 from spec.area import AreaTable
-from spec.design import DeepBlock, DesignSpec, Engine, Format, Multiplier
+from spec.design import DeepBlock, DesignSpec, Engine, Multiplier
 from spec.device import PimDevice, UnitLevel
 from spec.geometry import ImageGeometry, ceil_div
 from spec.load import load_area
@@ -81,7 +81,7 @@ def layer_area(model: ModelSpec, design: DesignSpec) -> Area:
 
 def _engine_counts(image: ImageGeometry, design: DesignSpec) -> dict[str, int]:
     """Return what an array, or a channel's lanes, have of MACs and of registers of tiles."""
-    kind = "mac_int8" if design.format is Format.INT8 else "mac_bf16"
+    kind = "mac_int8" if design.format.integer else "mac_bf16"
     if design.array is not None and design.array.multiplier is Multiplier.DUAL:
         kind = "mac_int8_dual"
     # An array has two tiles, one of them being filled; a channel's lanes have the one they work on.

@@ -44,7 +44,7 @@ from sim.system.report import plan_step
 from sim.system.step import run_step
 from sim.workload import Workload, random_workload, scaled_model
 from spec.banks import CommandTiming
-from spec.design import PLAIN_FORMATS, DesignSpec
+from spec.design import DesignSpec, Format
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.load import load_design, load_device, load_dram, load_model, load_system, preset_names
 from spec.model import ModelSpec
@@ -66,6 +66,7 @@ ALONE_MODEL, ALONE_SCALE = "mixtral-8x7b", 16
 CHANNEL_EXPERTS, CHANNEL_TOKENS = 8, 8
 """Two groups of tokens each: the lanes are as busy as they can be."""
 PIM_LAYER_SCALE, PIM_LAYER_TOKENS = 64, 128
+NEAR_MEMORY_FORMATS = (Format.BF16, Format.INT8)
 DRAM_GOALS = {"seq_bankfast": 3_000_000, "random": 1_000_000}
 """Requests per second, on each standard."""
 DRAM_REQUESTS = 200_000
@@ -264,10 +265,10 @@ def pim_layer_figures(
 
 
 def near_memory_figures(root: Path, progress: Progress) -> list[Figure]:
-    """Return all figures of the near-memory design, in both formats."""
+    """Return all figures of the near-memory design, in the formats of :data:`NEAR_MEMORY_FORMATS`."""
     figures = []
     layer = load_model(ALONE_MODEL).scaled(PIM_LAYER_SCALE)
-    for number_format in PLAIN_FORMATS:
+    for number_format in NEAR_MEMORY_FORMATS:
         design = load_design("pim", number_format)
         progress(f"a near-memory channel in {number_format} (its build is cached by content)")
         figures += channel_figures(ALONE_MODEL, ALONE_SCALE, design, root, CHANNEL_EXPERTS, CHANNEL_TOKENS)

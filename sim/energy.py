@@ -18,7 +18,7 @@ import numpy as np
 
 from golden.dispatch_streams import DispatchStreams
 from spec.banks import CommandTiming
-from spec.design import DesignSpec, Format
+from spec.design import DesignSpec
 from spec.energy import COMPONENTS, POWERS, EnergyTable
 from spec.geometry import ImageGeometry, ceil_div
 
@@ -226,7 +226,7 @@ def _mac_counts(design: DesignSpec, fires: int, hidden_values: int) -> Counts:
     """Return the events at an engine's MACs, its activation and the memories of both."""
     # (In a grouped format what scales and totals take, once a group, is not counted.)
     tile, bits = design.tile, design.format.operand_bits
-    mac = "mac_int8" if design.format is Format.INT8 else "mac_bf16"
+    mac = "mac_int8" if design.format.integer else "mac_bf16"
     # Per slot: its inputs, and for each row a sum read and written. Hidden values are written once.
     sram = fires * (tile.cols * bits + 2 * tile.rows * SUM_BITS) + hidden_values * bits
     return {

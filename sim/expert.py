@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sim.gating import burst_trees
 from sim.streams import ALWAYS, NEVER, Cycles, Spans, Trains, taken
-from spec.design import DeepBlock, DesignSpec, Format, Pipeline
+from spec.design import DeepBlock, DesignSpec, Pipeline
 from spec.geometry import SCALE_DISTANCE, FfnGeometry, ImageGeometry, array_distance, ceil_div
 from spec.model import Activation
 
@@ -71,12 +71,12 @@ def activation_latency(*kinds: FfnGeometry, pipeline: Pipeline = Pipeline.SHORT)
     """Return the cycles from a sum's drain to its hidden activation: of an engine's experts the longest."""
     activations = {kind.ffn.activation for kind in kinds}
     if pipeline is Pipeline.DEEP:
-        return _deep_activation(kinds) + (DEEP_QUANTISER if kinds[0].format is Format.INT8 else 0)
+        return _deep_activation(kinds) + (DEEP_QUANTISER if kinds[0].format.integer else 0)
     # Round and clamp 1, product 1, round 1.
     latency = 1
     if kinds[0].ffn.gated or not activations <= set(DIRECT):
         latency += max(CURVE.get(activation, SIGMOID) for activation in activations) + 2
-    return latency + (QUANTISER if kinds[0].format is Format.INT8 else 0)
+    return latency + (QUANTISER if kinds[0].format.integer else 0)
 
 
 def _deep_activation(kinds: Sequence[FfnGeometry]) -> int:
@@ -112,7 +112,7 @@ def scale_distance(geometry: FfnGeometry, pipeline: Pipeline) -> int:
     """Return the cycles from a scale tile's slot to the next one's, at least: burst and addition."""
     if pipeline is Pipeline.SHORT:
         return SCALE_DISTANCE
-    if geometry.format is Format.INT8:
+    if geometry.format.integer:
         return DEEP_INTEGER
     cols = geometry.cols // geometry.tile_groups if geometry.format.grouped else geometry.cols
     return DEEP_BURST + burst_trees(cols) + DEEP_ADDITION

@@ -36,7 +36,7 @@ from sim.routing import Routing
 from sim.rtlsim import Set, Step, Wait, check_writable
 from sim.toolchain import folder_beside
 from spec.banks import BankGeometry
-from spec.design import DesignSpec, Engine, Format
+from spec.design import DesignSpec, Engine
 from spec.errors import InputError, require
 from spec.files import build_spec, check_regular
 from spec.geometry import PAGE_BYTES, ImageGeometry
@@ -460,7 +460,7 @@ def layer_source(
 
     Raises :class:`InputError` for whatever ``sim`` would refuse.
     """
-    int8 = design.format is Format.INT8
+    int8 = design.format.integer
     if workload.is_vector(model_name):
         require(layer is None, f"is for a folder with weights, not for {model_name}", key="layer")
         work = workload.vector_workload(model_name, tokens)

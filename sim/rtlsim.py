@@ -46,7 +46,7 @@ from sim.toolchain import (
     write_atomically,
 )
 from spec.banks import BankGeometry
-from spec.design import DesignSpec, Engine, Format
+from spec.design import DesignSpec, Engine
 from spec.device import PimDevice
 from spec.errors import InputError
 from spec.geometry import GateGeometry, ImageGeometry
@@ -241,7 +241,7 @@ def write_top(
     check_fits(model, design)
     name = f"{stem}_axi{'_two_clocks' if two_clocks else ''}"
     secded = design.pim is not None and design.pim.secded
-    texts = register_files(top_of(design, block), name, int8=design.format is Format.INT8, secded=secded)
+    texts = register_files(top_of(design, block), name, int8=design.format.integer, secded=secded)
     files = _write(top_component(model, design, block, two_clocks=two_clocks)(), name, out)
     for file, text in texts.items():
         write_atomically(out / file, text)

@@ -42,8 +42,8 @@ class Table:
     picture: str | None = None
 
 
-PAIRED = ("int8", "int4")
-"""Formats whose arrays are counted with single and with dual multipliers."""
+OPERANDS = {"int8": "int8", "w4a8": "int4 x int8", "int4": "int4 x bf16"}
+"""Formats whose arrays are counted with single and with dual multipliers: weights and what they meet."""
 
 
 def _pair(number_format: str, multiplier: str, family: str) -> str:
@@ -103,13 +103,16 @@ TABLES = (
         (
             *(
                 _pair(number_format, multiplier, family)
-                for number_format in PAIRED
+                for number_format in OPERANDS
                 for multiplier in ("single", "dual")
                 for family in ("", " --family xc7")
             ),
             *(f"{ARRAY} --set array.rows={rows} --set array.cols=16" for rows in (4, 8)),
             f"{ARRAY} --set array.rows=4 --set array.cols=32 --set stream_lanes=16",
-            *(f"{ARRAY} --set array.rows=4 --format {name}" for name in ("int8", "fp8", "mxfp4", "int4")),
+            *(
+                f"{ARRAY} --set array.rows=4 --format {name}"
+                for name in ("int8", "w4a8", "fp8", "mxfp4", "int4")
+            ),
         ),
     ),
     Table(
@@ -248,11 +251,10 @@ def lines(rows: Mapping[str, Row]) -> Iterator[str]:
             yield f"\n{table.picture}"
     yield DSP_TEXT.rstrip("\n")
     devices = (("", "MULT18X18D"), (" --family xc7", "DSP48E1"))
-    for (family, device), number_format, multiplier in product(devices, PAIRED, ("single", "dual")):
+    for (family, device), number_format, multiplier in product(devices, OPERANDS, ("single", "dual")):
         design = _pair(number_format, multiplier, family)
         what = f"16 x 16, `multiplier = {multiplier}`, {device}"
-        # Weights of int4, inputs of bf16.
-        operands = number_format if number_format == "int8" else f"{number_format} x bf16"
+        operands = OPERANDS[number_format]
         if design in rows:
             yield _density(what, operands, 2 * 16 * 16, rows[design].cells["dsp"], "this page")
     for name, number_format, gops, dsps, clock_hz, source in PAPERS:

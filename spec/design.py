@@ -21,9 +21,9 @@ class Engine(StrEnum):
 class Format(StrEnum):
     """Numbers of the experts' matrices; ``docs/numbers.md``.
 
-    What they are multiplied with is int8 in ``int8``, else bf16. In the *grouped* formats (``fp8``,
-    ``mxfp4``, ``int4``) a group of a row's elements shares a scale. The router, the gate, the combiner and
-    the streams in and out are bf16 in any case.
+    What they are multiplied with is int8 in the *integer* formats (``int8``, and ``w4a8``, whose weights are
+    int4), else bf16. In the *grouped* formats (``fp8``, ``mxfp4``, ``int4``) a group of a row's elements
+    shares a scale. The router, the gate, the combiner and the streams in and out are bf16 in any case.
     """
 
     BF16 = "bf16"
@@ -31,16 +31,22 @@ class Format(StrEnum):
     FP8 = "fp8"
     MXFP4 = "mxfp4"
     INT4 = "int4"
+    W4A8 = "w4a8"
 
     @property
     def bits(self) -> int:
         """Bits of a stored element."""
-        return {Format.BF16: 16, Format.MXFP4: 4, Format.INT4: 4}.get(self, 8)
+        return {Format.BF16: 16, Format.INT8: 8, Format.FP8: 8}.get(self, 4)
 
     @property
     def operand_bits(self) -> int:
         """Bits of what an element is multiplied with."""
-        return 8 if self is Format.INT8 else 16
+        return 8 if self.integer else 16
+
+    @property
+    def integer(self) -> bool:
+        """Whether inputs are int8 and products are summed as int32."""
+        return self in (Format.INT8, Format.W4A8)
 
     @property
     def grouped(self) -> bool:
@@ -58,6 +64,8 @@ GROUPS = {Format.FP8: (1, 128), Format.MXFP4: (32, 32), Format.INT4: (32, 128)}
 DEFAULT_GROUP = {Format.FP8: 128, Format.MXFP4: 32, Format.INT4: 32}
 PLAIN_FORMATS = tuple(one for one in Format if not one.grouped)
 """Formats without groups."""
+INTEGER_FORMATS = tuple(one for one in Format if one.integer)
+"""Formats of integer products."""
 
 MAX_INT8_INPUTS = ((1 << 31) - 1) // (127 * 127)
 """Most products of two int8 numbers in -127..127 whose sum fits an int32, whatever their signs."""
@@ -123,8 +131,8 @@ class Multiplier(StrEnum):
     """What multiplies in a MAC array.
 
     ``SINGLE``: a multiplier for each product. ``DUAL``: one for two rows' products with an input: in ``int8``
-    as wide as that of a DSP48 (25 x 18 bits), with weights of few bits (``fp8``, ``mxfp4``, ``int4``) as
-    that of an ECP5 (18 x 18).
+    as wide as that of a DSP48 (25 x 18 bits), with weights of few bits (``w4a8``, ``fp8``, ``mxfp4``,
+    ``int4``) as that of an ECP5 (18 x 18).
     """
 
     SINGLE = "single"
@@ -430,12 +438,13 @@ class DesignSpec:
             " bits), not dual",
             key="array.multiplier",
         )
-        if self.format is Format.INT8:
+        if self.format.integer:
             for name in ("max_d_model", "max_d_expert"):
                 value = getattr(self, name)
                 require(
                     value <= MAX_INT8_INPUTS,
-                    f"must be at most {MAX_INT8_INPUTS} with format int8 (sums of 127 * 127 in an int32),"
+                    f"must be at most {MAX_INT8_INPUTS} with format {self.format} (sums of 127 * 127 in an"
+                    " int32),"
                     f" not {value}",
                     key=name,
                 )

@@ -19,8 +19,8 @@ from spec.model import AppliedTo, FfnSpec, GatingSpec, ModelSpec
 ACCUMULATE_DISTANCE = 4
 # The same where the pipelines are deep: RAM read and its register, 7 adder stages.
 DEEP_ACCUMULATE_DISTANCE = 9
-# The same of a deep MAC array, in which no accumulator is read while it is written; in int8, whose additions
-# are as long as scaling a sum.
+# The same of a deep MAC array, in which no accumulator is read while it is written; of integers, whose
+# additions are as long as scaling a sum.
 DEEP_ARRAY_DISTANCE, DEEP_INT8_DISTANCE = 10, 12
 # From a scale tile's slot to the next one's, in a grouped format: until then its scales wait for the tokens
 # that fired before it to reach the multiplication (burst 5, accumulator 3).
@@ -32,7 +32,8 @@ PAGE_BYTES = 4096
 # An fp32 logit bias as bf16 inputs of the router: their significands have 24 bits together.
 LOGIT_BIAS_INPUTS = 3
 BIAS_BITS = 32
-# An int8 channel's scale: 16-bit mantissa, 16-bit signed shift; where the FFN has biases, an int32 behind.
+# A channel's scale in an integer format: 16-bit mantissa, 16-bit signed shift; where the FFN has biases, an
+# int32 behind.
 SCALE_BYTES = 4
 SCALE_BIAS_BYTES = 4
 # Before the scales of an output in a grouped format, where the FFN has biases: bf16.
@@ -48,7 +49,7 @@ def array_distance(pipeline: Pipeline, number_format: Format) -> int:
     """Return the cycles from a token's slot at a tile to its slot at the next one, at least."""
     if pipeline is Pipeline.SHORT:
         return ACCUMULATE_DISTANCE
-    return DEEP_INT8_DISTANCE if number_format is Format.INT8 else DEEP_ARRAY_DISTANCE
+    return DEEP_INT8_DISTANCE if number_format.integer else DEEP_ARRAY_DISTANCE
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -376,8 +377,8 @@ class FfnGeometry:
     outputs its gate tiles, then its up tiles; then for each block of ``rows`` outputs of the down
     matrix its tiles. A tile is row-major; rows and columns beyond the matrix are zero.
 
-    In bf16 a bias is one more input that is always 1. In int8 a *scale tile* comes behind the tiles of
-    each block and matrix: its row has in its first bytes what turns that output's integer sum into
+    In bf16 a bias is one more input that is always 1. In an integer format a *scale tile* comes behind the
+    tiles of each block and matrix: its row has in its first bytes what turns that output's integer sum into
     bf16 (:func:`golden.image.scale_tiles`), the bias included.
 
     In a grouped format a *scale tile* comes before the tiles of each *span* of a block and matrix: its row
@@ -425,9 +426,9 @@ class FfnGeometry:
                 key="group",
             )
         require(
-            self.format is not Format.INT8 or self.cols >= self.scale_bytes,
-            f"must be at least {self.scale_bytes} in int8 (a row of a tile holds a channel's scale"
-            f"{' and bias' if self.ffn.bias else ''}), not {self.cols}",
+            not self.format.integer or self.cols * self.format.bits >= 8 * self.scale_bytes,
+            f"must be at least {8 * self.scale_bytes // self.format.bits} in {self.format} (a row of a tile"
+            f" holds a channel's scale{' and bias' if self.ffn.bias else ''}), not {self.cols}",
             key="cols",
         )
 
@@ -474,7 +475,7 @@ class FfnGeometry:
 
     def _met_tiles(self, inputs: int) -> int:
         """Return the tiles of a block with so many inputs that tokens meet."""
-        if self.format is Format.INT8:
+        if self.format.integer:
             return ceil_div(inputs, self.cols) + 1
         return ceil_div(inputs + (self.ffn.bias and not self.format.grouped), self.cols)
 
@@ -599,7 +600,7 @@ class ImageGeometry:
         """Cycles that the product with their weights takes inputs between token store and lanes."""
         if not self.weighted_inputs:
             return 0
-        return INPUT_PRODUCT_CYCLES + (INPUT_QUANTISER_CYCLES if self.routed.format is Format.INT8 else 0)
+        return INPUT_PRODUCT_CYCLES + (INPUT_QUANTISER_CYCLES if self.routed.format.integer else 0)
 
     @property
     def router_cols(self) -> int:

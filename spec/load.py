@@ -79,8 +79,8 @@ def is_folder(name: str) -> bool:
 def load_design(name: str, number_format: str | None = None) -> DesignSpec:
     """Return the design of a preset's name or of a TOML file; :class:`InputError` on bad input.
 
-    ``number_format`` (``bf16``, ``int8``, ``fp8``, ``mxfp4``, ``int4``) replaces the design's own, and with
-    it the size of its groups.
+    ``number_format``, a value of :class:`spec.design.Format`, replaces the design's own, and with it the size
+    of its groups.
     """
     if name in preset_names(PimDevice.PRESET_FOLDER):
         accelerators = ", ".join(preset_names("designs"))

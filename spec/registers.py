@@ -100,7 +100,7 @@ class Register:
     address : in bytes.
     fields : ascending; bits in none of them read as 0 and are not written.
     tops : which tops have it.
-    int8 : only in int8 designs.
+    int8 : only in designs whose format is an integer one (:attr:`spec.design.Format.integer`).
     secded : only where banks hold check bits.
     locked : writes are refused while a token is inside, the router is loaded or recovery is under way.
     """
@@ -401,7 +401,9 @@ BUS_REGISTERS = (
                 told=True,
                 meaning=", ".join(f"{number} `{top}`" for number, top in enumerate(Top)),
             ),
-            Field(name="int8", low=12, width=1, told=True, meaning="experts are computed in int8"),
+            Field(
+                name="int8", low=12, width=1, told=True, meaning="inputs of the experts' products are int8"
+            ),
             Field(name="secded", low=13, width=1, told=True, meaning="banks hold check bits"),
         ),
     ),
@@ -618,7 +620,7 @@ def top_counters(top: Top, *, secded: bool = False) -> tuple[str, ...]:
 def register_map(top: Top, *, int8: bool = False, secded: bool = False) -> tuple[Register, ...]:
     """Return what software sees at a top's AXI4-Lite port, in order of addresses.
 
-    ``int8``: experts are computed in int8; ``secded``: banks hold check bits.
+    ``int8``: the experts' inputs are int8; ``secded``: banks hold check bits.
     """
     counters = counter_registers(top_counters(top, secded=secded))
     told = {"loaded": top is Top.DISPATCH, "top": list(Top).index(top), "int8": int8, "secded": secded}

@@ -250,7 +250,7 @@ BAD_ARGUMENTS = {
     ),
     "unknown format": (
         [*PRESET_MODEL, "--format", "fp3"],
-        "Invalid value for '--format': 'fp3' is not one of 'bf16', 'int8', 'fp8', 'mxfp4', 'int4'.",
+        "Invalid value for '--format': 'fp3' is not one of 'bf16', 'int8', 'fp8', 'mxfp4', 'int4', 'w4a8'.",
     ),
     "unknown engine": (
         [*PRESET_MODEL, "--engine", "fast"],

@@ -18,7 +18,6 @@ from sim.points import Outcome
 from sim.routing import Routing
 from sim.rtlsim import DEFAULT_ROOT
 from sim.workload import random_workload, vector_workload
-from spec.design import PLAIN_FORMATS
 from spec.load import load_design, preset_names
 from tests.bench import speed
 from tests.test_layer import DATA, TINY
@@ -239,7 +238,7 @@ def test_committed_page_has_every_kind_of_figure() -> None:
     names = ("native, Verilator alone", "cocotb and Verilator", "amaranth.sim", "cached", "cold, compile")
     names += tuple(
         name.format(number_format)
-        for number_format in PLAIN_FORMATS
+        for number_format in bench.NEAR_MEMORY_FORMATS
         for name in (
             "native, a near-memory channel in {}",
             "native, layer `pim` in {}",

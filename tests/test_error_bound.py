@@ -18,7 +18,7 @@ from golden.layer_bf16 import layer_bf16
 from golden.vectors import read_vector
 from golden.weights import LayerWeights, random_tokens, random_weights
 from sim.workload import vector_workload
-from spec.design import DesignSpec, Format
+from spec.design import INTEGER_FORMATS, DesignSpec, Format
 from spec.errors import InputError
 from spec.geometry import ImageGeometry
 from spec.hardware import check_hardware
@@ -40,14 +40,13 @@ def errors(
 ) -> np.ndarray:
     """Return each output's error over its bound, the hardware's layer having ``wrong`` weights.
 
-    In int8 the scales are calibrated on the tokens times ``too_small``.
+    In integer formats the scales are calibrated on the tokens times ``too_small``.
     """
     image = ImageGeometry.of(model, dataclasses.replace(DESIGN, format=number_format))
     tokens = bf16_encode(random_tokens(model, 24, seed))
     values = bf16_decode(tokens)
     real = layer(model, weights, values)
-    int8 = number_format is Format.INT8
-    scales = calibrate(model, weights, too_small * values) if int8 else None
+    scales = calibrate(model, weights, too_small * values) if number_format.integer else None
     ours = layer_bf16(model, image, wrong, tokens, window_tokens=DESIGN.window_tokens, scales=scales)
     same = (np.sort(ours.routing.ids) == np.sort(real.ids)).all(axis=1)
     assert same.sum() >= 20, f"seed {seed}: other experts for {(~same).sum()} tokens"
@@ -137,15 +136,17 @@ def test_bound_holds_for_every_activation(activation: Activation, gated: bool) -
 
 
 @pytest.mark.parametrize("name", ["up", "down", "gate"])
-def test_a_matrix_of_the_wrong_sign_breaks_the_int8_bound(name: str) -> None:
+@pytest.mark.parametrize("number_format", INTEGER_FORMATS)
+def test_a_matrix_of_the_wrong_sign_breaks_the_bound_of_integers(name: str, number_format: Format) -> None:
     model = load_model("mixtral-8x7b").scaled(64)
     weights = random_weights(model, 1)
     wrong = dataclasses.replace(weights, **{name: -4 * getattr(weights, name)})
-    assert errors(model, weights, wrong, 1, Format.INT8).max() > 1.0
+    assert errors(model, weights, wrong, 1, number_format).max() > 1.0
 
 
 @pytest.mark.parametrize("bias", [None, 0.3, 1e7])
-def test_int8_sums_are_within_their_bound_and_near(bias: float | None) -> None:
+@pytest.mark.parametrize("number_format", INTEGER_FORMATS)
+def test_integer_sums_are_within_their_bound_and_near(bias: float | None, number_format: Format) -> None:
     """Also where a bias is so large that it makes the row's steps larger."""
     rng = np.random.default_rng(4)
     weight = rng.standard_normal((8, 48)).astype(np.float32)
@@ -153,8 +154,9 @@ def test_int8_sums_are_within_their_bound_and_near(bias: float | None) -> None:
     scale = FixedScale.of(127 / 2.5)  # some inputs lie beyond 127 steps
     offset = None if bias is None else np.full(8, bias, np.float32)
     exact = Bounded(bf16_decode(x).astype(float), np.zeros(x.shape))
-    real = dot_int8(exact, weight, scale, offset).rounded()
-    error = np.abs(bf16_decode(quantise_rows(weight, offset, scale).product(quantise(x, scale))) - real.value)
+    real = dot_int8(exact, weight, scale, offset, number_format).rounded()
+    stored = quantise_rows(weight, offset, scale, number_format)
+    error = np.abs(bf16_decode(stored.product(quantise(x, scale))) - real.value)
     assert (error <= real.error).all()
     assert error.max() > 0.1 * real.error[error.argmax() // 8].max()
 

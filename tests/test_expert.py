@@ -27,13 +27,13 @@ from golden.expert_int8 import ActivationScales, ExpertInt8
 from golden.experts import ExpertBits, PackedExpert
 from golden.formats import BF16_ONE, Bits16, bf16_decode, bf16_encode, bf16_product
 from golden.grouped import MatrixGrouped
-from golden.int8 import FixedScale, MatrixInt8
+from golden.int8 import WEIGHT_MAX, FixedScale, MatrixInt8
 from rtl.expert import ExpertConfig, ExpertEngine
 from rtl.expert.layouts import EngineConfig, contribution_layout, job_layout
 from rtl.gating.layouts import token_layout
 from sim.expert import EngineShape, ExpertCycles, ExpertJobs, ExpertModel
 from sim.streams import expanded, readiness
-from spec.design import GROUPS, Format, Multiplier, Pipeline
+from spec.design import GROUPS, INTEGER_FORMATS, Format, Multiplier, Pipeline
 from spec.geometry import PAGE_BYTES, FfnGeometry, GateGeometry, ImageGeometry, ceil_div
 from spec.load import load_design, load_model
 from spec.model import Activation, AppliedTo, FfnSpec, GatingSpec
@@ -191,14 +191,16 @@ def random_scales(rng) -> ActivationScales:
     return ActivationScales(*(FixedScale.of(127 / size) for size in rng.uniform(1, 4, 2)))
 
 
-def random_matrix(rng, rows: int, inputs: int, bias: bool) -> MatrixInt8:
-    """Return an int8 matrix whose results are mostly of order 1; a fifth of its weights are +-127."""
-    extreme = rng.choice([-127, 127], (rows, inputs))
-    values = np.where(rng.random((rows, inputs)) < 0.2, extreme, rng.integers(-127, 128, (rows, inputs)))
+def random_matrix(rng, geometry: FfnGeometry, rows: int, inputs: int) -> MatrixInt8:
+    """Return a matrix whose results are mostly of order 1; a fifth of its weights are the largest."""
+    bias, largest = geometry.ffn.bias, WEIGHT_MAX[geometry.format]
+    extreme = rng.choice([-largest, largest], (rows, inputs))
+    drawn = rng.integers(-largest, largest + 1, (rows, inputs))
+    values = np.where(rng.random((rows, inputs)) < 0.2, extreme, drawn)
     return MatrixInt8(
         values=values.astype(np.int8),
         mantissa=np.where(rng.random(rows) < 0.05, 0, rng.integers(1 << 15, 1 << 16, rows)),
-        shift=rng.integers(-30, -25, rows) - inputs.bit_length() // 2,
+        shift=rng.integers(-30, -25, rows) - inputs.bit_length() // 2 + 8 - geometry.format.bits,
         bias=rng.integers(-(1 << 15), 1 << 15, rows) << rng.choice([0, 0, 0, 15], rows) if bias else None,
     )
 
@@ -226,11 +228,11 @@ def random_expert(
     rng, geometry: FfnGeometry, data: str = "normal", scales: ActivationScales | None = None
 ) -> PackedExpert:
     hidden, d_model, spec = geometry.d_hidden, geometry.d_model, geometry.ffn
-    if geometry.format is Format.INT8:
+    if geometry.format.integer:
         numbers = ExpertInt8(
-            gate=random_matrix(rng, hidden, d_model, spec.bias) if spec.gated else None,
-            up=random_matrix(rng, hidden, d_model, spec.bias),
-            down=random_matrix(rng, d_model, hidden, spec.bias),
+            gate=random_matrix(rng, geometry, hidden, d_model) if spec.gated else None,
+            up=random_matrix(rng, geometry, hidden, d_model),
+            down=random_matrix(rng, geometry, d_model, hidden),
         )
         return PackedExpert(geometry, numbers, scales)
     if geometry.format.grouped:
@@ -471,7 +473,9 @@ def random_case(seed: int) -> Case:
     bias = bool(spec["bias"] or spec["shared_bias"])
     rows, cols = one_of(1, 2, 4), one_of(1, 2, 4)
     if number_format is Format.INT8:
-        cols = 8 if bias else one_of(4, 8)
+        # Every other time with int4 weights.
+        number_format = (Format.INT8, Format.W4A8)[seed // 5 % 2]
+        cols = 8 * 8 // number_format.bits if bias else one_of(4, 8) * 8 // number_format.bits
     group = 0
     if number_format.grouped:
         least = (number_format.scale_bits + 16 * bias) // number_format.bits
@@ -555,16 +559,17 @@ def own_bias_case(seed: int) -> Case:
     """Return a random case with a shared expert that differs in its biases."""
     case = random_case(2 * seed + 1)
     config = case.config
-    if config.int8 and config.routed.cols < 8:
-        config = replace(config, image=replace(config.image, **eight_columns(config.image)))
+    if config.int8:
+        config = replace(config, image=replace(config.image, **columns_for_a_bias(config.image)))
     jobs = [*case.jobs, (config.num_experts, 1)]
     return replace(case, config=replace(config, image=with_own_bias(config.image)), jobs=tuple(jobs[-4:]))
 
 
-def eight_columns(image: ImageGeometry) -> dict[str, FfnGeometry]:
-    """Return the kinds of experts on tiles wide enough for a bias in int8."""
+def columns_for_a_bias(image: ImageGeometry) -> dict[str, FfnGeometry]:
+    """Return the kinds of experts on tiles wide enough for a bias in an integer format."""
     assert image.shared
-    return {name: replace(getattr(image, name), cols=8) for name in ("routed", "shared")}
+    cols = 8 * 8 // image.routed.format.bits
+    return {name: replace(getattr(image, name), cols=cols) for name in ("routed", "shared")}
 
 
 @pytest.mark.parametrize(
@@ -582,7 +587,7 @@ def weighted_case(seed: int) -> Case:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(5), *(pytest.param(n, marks=pytest.mark.long) for n in range(5, 200))]
+    "seed", [*range(6), *(pytest.param(n, marks=pytest.mark.long) for n in range(6, 200))]
 )
 def test_random_weighted_inputs(seed):
     case = weighted_case(seed)
@@ -590,23 +595,24 @@ def test_random_weighted_inputs(seed):
 
 
 def test_random_weighted_inputs_reach_all_formats_and_the_shared_expert():
-    cases = [weighted_case(seed) for seed in range(5)]
+    cases = [weighted_case(seed) for seed in range(6)]
     assert {case.config.routed.format for case in cases} == set(Format)
     assert any(expert == case.config.num_experts for case in cases for expert, _ in case.jobs)
 
 
 def dual_case(seed: int) -> Case:
-    """Return a random case in int8 whose multipliers multiply for two rows."""
-    case = next(one for n in itertools.count(seed * 50) if rows_in_int8(one := random_case(n)) >= 2)
+    """Return a random case in each integer format in turn whose multipliers multiply for two rows."""
+    return with_dual_multipliers(INTEGER_FORMATS[seed % len(INTEGER_FORMATS)], seed * 50)
+
+
+def with_dual_multipliers(wanted: Format, seed: int) -> Case:
+    """Return the first random case from a seed on with two rows of a format, its multipliers for two rows."""
+    cases = (random_case(n) for n in itertools.count(seed))
+    case = next(one for one in cases if one.config.routed.format is wanted and one.config.routed.rows >= 2)
     return replace(case, config=replace(case.config, multiplier=Multiplier.DUAL))
 
 
-def rows_in_int8(case: Case) -> int:
-    """Return the rows of an array of int8, 0 of any other."""
-    return case.config.routed.rows if case.config.int8 else 0
-
-
-@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (0, *range(2, 60)))])
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 60))])
 def test_random_dual_multipliers(seed):
     """The same results in the same cycles: golden and the model do not know what multiplies."""
     case = dual_case(seed)
@@ -615,10 +621,7 @@ def test_random_dual_multipliers(seed):
 
 def dual_grouped_case(seed: int) -> Case:
     """Return a random case in each grouped format in turn, every other one deep; multipliers for two rows."""
-    wanted = tuple(GROUPS)[seed % len(GROUPS)]
-    cases = (random_case(n) for n in itertools.count(seed * 50))
-    case = next(one for one in cases if one.config.routed.format is wanted and one.config.routed.rows >= 2)
-    case = replace(case, config=replace(case.config, multiplier=Multiplier.DUAL))
+    case = with_dual_multipliers(tuple(GROUPS)[seed % len(GROUPS)], seed * 50)
     return deep(case) if seed % 2 else case
 
 
@@ -645,6 +648,7 @@ def small(jobs, *, num_tokens: int = 6, **changes) -> Case:
 
 
 INT8 = {"number_format": Format.INT8, "rows": 4, "cols": 4, "act_lanes": 2}
+W4A8 = {"number_format": Format.W4A8, "rows": 4, "cols": 8, "act_lanes": 2}
 FP8 = {"number_format": Format.FP8, "rows": 4, "cols": 4, "act_lanes": 2, "group": 8}
 MXFP4 = {"number_format": Format.MXFP4, "rows": 4, "cols": 8, "act_lanes": 2, "group": 16}
 INT4 = {"number_format": Format.INT4, "rows": 4, "cols": 8, "act_lanes": 2, "group": 16}
@@ -748,6 +752,15 @@ CORNERS = {
         [(0, 1), (1, 2), (0, 1)], d_model=5, d_hidden=6, **{**MXFP4, "cols": 2, "group": 2, "act_lanes": 1}
     ),
     "int4_last_group_partial": small([(0, 2), (1, 3)], d_model=17, d_hidden=9, bias=True, **INT4),
+    "w4a8_max_tokens": small([(0, 4), (1, 4), (0, 4)], **W4A8),
+    "w4a8_clamped_with_bias": small(
+        [(0, 4), (2, 1), (1, 3)],
+        d_shared=5,
+        activation=Activation.CLAMPED_SWIGLU,
+        bias=True,
+        **W4A8 | {"cols": 16},
+    ),
+    "w4a8_nans_and_infinities": small([(0, 4), (1, 4)], d_model=7, data="patterns", **W4A8),
     "int8_nans_and_infinities": small([(0, 4), (1, 4)], d_model=7, data="patterns", **INT8),
 }
 
@@ -1491,7 +1504,8 @@ def test_planted_bug_in_deep_is_found(monkeypatch, bug):
 
 
 DUAL_PLANTED = {
-    "borrow kept": (rtl.int8, "weights * self.x + (1 << (self.SHIFT - 1))", "weights * self.x"),
+    "borrow kept": (rtl.int8, "weights * self.x + (1 << (bits - 1))", "weights * self.x"),
+    "int8 weights as int4": (rtl.int8, "kind = DualMultiplier if self.format is Format.INT8 else", "kind ="),
     "products swapped": (
         rtl.int8,
         "products[1].append(multiplier.p_1)",
@@ -1518,11 +1532,12 @@ DUAL_PLANTED = {
 
 
 def check_dual_case() -> None:
-    int8, fp8, int4 = (
+    kinds = (INT8, W4A8, FP8, INT4)
+    int8, w4a8, fp8, int4 = (
         replace(case, config=replace(case.config, multiplier=Multiplier.DUAL))
-        for case in (small([(0, 3), (1, 2)], d_model=5, d_hidden=5, **kind) for kind in (INT8, FP8, INT4))
+        for case in (small([(0, 3), (1, 2)], d_model=5, d_hidden=5, **kind) for kind in kinds)
     )
-    for case in (int8, fp8, deep(int4)):
+    for case in (int8, deep(w4a8), fp8, deep(int4)):
         check(case, run_case(case))
 
 

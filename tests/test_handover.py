@@ -140,6 +140,21 @@ module eb_dual_multiplier (
     end
 endmodule
 """,
+    "w4a8": """
+module eb_dual_int4_multiplier (
+    input  wire               clk,
+    input  wire signed [7:0]  x,
+    input  wire signed [3:0]  w_0,
+    input  wire signed [3:0]  w_1,
+    output reg  signed [11:0] p_0,
+    output reg  signed [11:0] p_1
+);
+    always @(posedge clk) begin
+        p_0 <= x * w_0;
+        p_1 <= x * w_1;
+    end
+endmodule
+""",
     "int4": """
 module eb_dual_significand_multiplier (
     input  wire        clk,
@@ -159,12 +174,20 @@ endmodule
 """Of a format, another module in the place of its dual multiplier."""
 
 
+def columns_of(number_format: str) -> int:
+    """Return the columns of its array: a row of a tile holds a scale of 32 bits in ``w4a8``."""
+    return 8 if number_format == "w4a8" else 4
+
+
 def dual_of(number_format: str) -> str:
     """Return the name of a format's dual multiplier."""
     return OVERRIDES[number_format].split()[1]
 
 
-@pytest.fixture(scope="module", params=["int8", pytest.param("int4", marks=pytest.mark.long)])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.long] * (name != "int8")) for name in OVERRIDES],
+)
 def dual_format(request) -> str:
     return request.param
 
@@ -175,6 +198,7 @@ def tiny_dual(dual_format, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_dual")
     text = (ROOT / "tests" / "tiny.toml").read_text()
     text = text.replace('engine = "fpga"\n', f'engine = "fpga"\nformat = "{dual_format}"\n')
+    text = text.replace("cols = 4\n", f"cols = {columns_of(dual_format)}\n")
     design = folder / "tiny.toml"
     design.write_text(text.replace("[array]\n", '[array]\nmultiplier = "dual"\n'))
     options = ["--model", str(DATA / "mixtral_s0.npz"), "--design", str(design)]
@@ -187,9 +211,10 @@ def test_a_dual_multiplier_is_a_file_of_its_own(tiny_dual, dual_format) -> None:
     assert (tiny_dual / "tiny.f").read_text().split() == ["eb_tiny.v", "eb_ram.v", f"{dual}.v"]
     assert f"{dual}.v" in (tiny_dual / "expertbank.core").read_text()
     text = (tiny_dual / "eb_tiny.v").read_text()
-    # In one module around it, of which a burst of two rows has one for each of its 4 columns.
+    # In one module around it, of which a burst of two rows has one for each of its columns.
     assert len(re.findall(rf"^ *{dual} ", text, re.MULTILINE)) == 1
-    assert len(re.findall(r"^  eb_tiny_\w*multiplier multiplier_\d ", text, re.MULTILINE)) == 4
+    instances = re.findall(r"^  eb_tiny_\w*multiplier multiplier_\d ", text, re.MULTILINE)
+    assert len(instances) == columns_of(dual_format)
     assert lint(tiny_dual, "eb_tiny", "eb_tiny.v", "eb_ram.v", f"{dual}.v") == ""
 
 

@@ -15,9 +15,9 @@ from golden.expert_int8 import ActivationScales, ffn_int8, hidden_peak, quantise
 from golden.experts import calibrate
 from golden.formats import Bits16, bf16_decode, bf16_encode
 from golden.image import expert_image_int8
-from golden.int8 import FixedScale, dequantise, fixed_scales, quantise, quantise_rows
+from golden.int8 import WEIGHT_MAX, FixedScale, dequantise, fixed_scales, quantise, quantise_rows
 from golden.weights import ExpertWeights, random_tokens, random_weights
-from spec.design import MAX_INT8_INPUTS, Format
+from spec.design import INTEGER_FORMATS, MAX_INT8_INPUTS, Format
 from spec.errors import InputError
 from spec.geometry import FfnGeometry
 from spec.load import load_model
@@ -107,17 +107,21 @@ def test_a_scale_that_hardware_cannot_hold(mantissa, shift, message):
         FixedScale(mantissa, shift)
 
 
-def test_rows_against_fractions():
-    """Every row has 127 as its largest magnitude; ties, which float64 division keeps, go to even."""
+@pytest.mark.parametrize("number_format", INTEGER_FORMATS)
+def test_rows_against_fractions(number_format):
+    """Every row has 127 or 7 as its largest magnitude; ties, which float64 division keeps, go to even."""
+    largest = WEIGHT_MAX[number_format]
+    assert largest == (1 << (number_format.bits - 1)) - 1
     rng = np.random.default_rng(3)
     matrix = rng.standard_normal((9, 40)).astype(np.float32)
     matrix[1] = 0
-    matrix[2, 0], matrix[2, 1:] = 254.0, rng.integers(-254, 255, 39)  # a step of 2: halves everywhere
+    # A step of 2: halves everywhere.
+    matrix[2, 0], matrix[2, 1:] = 2 * largest, rng.integers(-2 * largest, 2 * largest + 1, 39)
     matrix[3] *= 1e-38
     bias = rng.standard_normal(9).astype(np.float32)
     bias[1], bias[4], bias[5] = 3.0, 1e9, 0.0
     scale = FixedScale.of(127 / 4.2)
-    got = quantise_rows(matrix, bias, scale)
+    got = quantise_rows(matrix, bias, scale, number_format)
     for row in range(9):
         peak = max(abs(Fraction(float(value))) for value in matrix[row])
         factor = fraction_of(int(got.mantissa[row]), int(got.shift[row]))
@@ -125,13 +129,13 @@ def test_rows_against_fractions():
             assert abs(int(got.bias[row])) <= (1 << 30) + (1 << 14)
             assert abs(got.bias[row] * factor / Fraction(float(bias[row])) - 1) < Fraction(1, 1 << 29)
             continue
-        want = [round(Fraction(float(value)) * 127 / peak) for value in matrix[row]]
+        want = [round(Fraction(float(value)) * largest / peak) for value in matrix[row]]
         assert got.values[row].tolist() == want
-        assert max(map(abs, want)) == 127
-        assert abs(factor * 127 * Fraction(scale.value) / peak - 1) < Fraction(1, 1 << 15)
+        assert max(map(abs, want)) == largest
+        assert abs(factor * largest * Fraction(scale.value) / peak - 1) < Fraction(1, 1 << 15)
         assert got.bias[row] == round(Fraction(float(bias[row])) / factor)
     assert got.values[1].tolist() == [0] * 40
-    nothing = quantise_rows(np.zeros((2, 3), np.float32), np.zeros(2, np.float32), scale)
+    nothing = quantise_rows(np.zeros((2, 3), np.float32), np.zeros(2, np.float32), scale, number_format)
     assert nothing.product(np.ones((1, 3), np.int8)).tolist() == [[0, 0]]
 
 
@@ -207,7 +211,16 @@ def plain_int8(value: int, scale: FixedScale) -> int:
 def plain_ffn(spec: FfnSpec, image: bytes, geometry: FfnGeometry, x: Bits16, scales) -> list[list[int]]:
     """Compute an expert from the bytes of its image alone, with whole numbers and fractions."""
     rows, cols = geometry.rows, geometry.cols
+    row_bytes = cols * geometry.format.bits // 8
     place = 0
+
+    def row_of_weights() -> list[int]:
+        """Return the weights at ``place``; of two in a byte the first one is in the lower half."""
+        row = image[place : place + row_bytes]
+        if geometry.format is Format.INT8:
+            return list(struct.unpack(f"<{cols}b", row))
+        halves = [half for byte in row for half in (byte & 15, byte >> 4)]
+        return [half - 16 if half > 7 else half for half in halves]
 
     def product(inputs: list[int], size: int) -> list[int]:
         """Multiply the next block of rows, read its scales, return rounded results."""
@@ -215,8 +228,8 @@ def plain_ffn(spec: FfnSpec, image: bytes, geometry: FfnGeometry, x: Bits16, sca
         sums = [0] * rows
         for start in range(0, size, cols):
             for row in range(rows):
-                weights = struct.unpack_from(f"<{cols}b", image, place)
-                place += cols
+                weights = row_of_weights()
+                place += row_bytes
                 sums[row] += sum(a * b for a, b in zip(inputs[start : start + cols], weights, strict=False))
         out = []
         for total in sums:
@@ -224,7 +237,7 @@ def plain_ffn(spec: FfnSpec, image: bytes, geometry: FfnGeometry, x: Bits16, sca
             bias = struct.unpack_from("<i", image, place + 4)[0] if spec.bias else 0
             assert -(1 << 31) <= total < 1 << 31
             out.append(nearest_bf16((total + bias) * fraction_of(mantissa, shift)))
-            place += cols
+            place += row_bytes
         return out
 
     results = []
@@ -251,11 +264,14 @@ def plain_ffn(spec: FfnSpec, image: bytes, geometry: FfnGeometry, x: Bits16, sca
 @pytest.mark.parametrize(
     ("rows", "cols", "bias"), [(4, 8, False), (1, 8, True), (8, 16, True), (8, 16, False)]
 )
-def test_an_expert_from_its_image_by_plain_integers(activation, gated, bias, rows, cols):
+@pytest.mark.parametrize("number_format", INTEGER_FORMATS)
+def test_an_expert_from_its_image_by_plain_integers(activation, gated, bias, rows, cols, number_format):
+    # As many bytes to a row.
+    cols = cols * 8 // number_format.bits
     spec, weights, x, scales = random_case(rows, activation, gated, bias)
     x[0, 0], x[1, 1], x[2, 2] = 0x7FC0, 0x7F80, 0xFF80
-    geometry = FfnGeometry(ffn=spec, d_model=13, d_hidden=11, rows=rows, cols=cols, format=Format.INT8)
-    expert = quantise_expert(weights, scales)
+    geometry = FfnGeometry(ffn=spec, d_model=13, d_hidden=11, rows=rows, cols=cols, format=number_format)
+    expert = quantise_expert(weights, scales, number_format)
     image = expert_image_int8(geometry, expert)
     assert image.dtype == np.uint8
     assert image.size == geometry.num_bytes
@@ -286,10 +302,10 @@ INT8_ERROR = {
 """By activation and gate matrix: largest and rms error over the deviation, over seeds 0..199, rounded up."""
 
 
-@pytest.mark.parametrize(("activation", "gated"), KINDS)
-@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(200), marks=pytest.mark.long)])
-def test_against_float(activation, gated, seeds):
-    """Most of it is the step of the hidden activations, of which a few are far larger than the others."""
+def errors_against_float(
+    number_format: Format, activation: Activation, gated: bool, seeds: range
+) -> tuple[float, float]:
+    """Return an expert's largest and its largest rms error over the deviation of float's outputs."""
     largest, rms = [], []
     for seed in seeds:
         spec, weights, x, scales = random_case(
@@ -301,14 +317,40 @@ def test_against_float(activation, gated, seeds):
             d_hidden=192,
             tokens=64,
         )
-        ours = bf16_decode(ffn_int8(spec, x, quantise_expert(weights, scales), scales))
+        expert = quantise_expert(weights, scales, number_format)
+        ours = bf16_decode(ffn_int8(spec, x, expert, scales))
         theirs = ffn(spec, x=bf16_decode(x), **vars(weights))
         error = np.abs(ours - theirs) / theirs.std()
         largest.append(error.max())
         rms.append(np.sqrt(np.mean(error**2)))
-    print(f"{activation}: {seeds}: largest {max(largest):.4f}, rms {max(rms):.4f} of the output's std")
-    assert max(largest) < INT8_ERROR[activation, gated][0]
-    assert max(rms) < INT8_ERROR[activation, gated][1]
+    print(f"{number_format}, {activation}: {seeds}: largest {max(largest):.4f}, rms {max(rms):.4f}")
+    return max(largest), max(rms)
+
+
+@pytest.mark.parametrize(("activation", "gated"), KINDS)
+@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(200), marks=pytest.mark.long)])
+def test_against_float(activation, gated, seeds):
+    """Most of it is the step of the hidden activations, of which a few are far larger than the others."""
+    largest, rms = errors_against_float(Format.INT8, activation, gated, seeds)
+    assert largest < INT8_ERROR[activation, gated][0]
+    assert rms < INT8_ERROR[activation, gated][1]
+
+
+W4A8_ERROR = {
+    Activation.SILU: (1.328, 0.2195),
+    Activation.CLAMPED_SWIGLU: (1.108, 0.1975),
+    Activation.RELU: (0.948, 0.1795),
+}
+"""The same over seeds 0..49; with a gate matrix but for relu."""
+
+
+@pytest.mark.parametrize("activation", W4A8_ERROR)
+@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(50), marks=pytest.mark.long)])
+def test_w4a8_against_float(activation, seeds):
+    """Most of it is the rounding of random weights to 15 values, as in the grouped formats of four bits."""
+    largest, rms = errors_against_float(Format.W4A8, activation, activation is not Activation.RELU, seeds)
+    assert largest < W4A8_ERROR[activation][0]
+    assert rms < W4A8_ERROR[activation][1]
 
 
 def test_calibration_cuts_nothing_off():

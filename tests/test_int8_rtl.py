@@ -11,9 +11,11 @@ from amaranth import Const, Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.int8 import FixedScale, dequantise, quantise
+import rtl.int8
+from golden.int8 import WEIGHT_MAX, FixedScale, dequantise, quantise
 from rtl.arith import Accumulate, Burst
 from rtl.int8 import (
+    DualInt4Multiplier,
     DualIntegerBurst,
     DualMultiplier,
     IntegerAccumulate,
@@ -22,7 +24,7 @@ from rtl.int8 import (
     scale_layout,
     scale_of,
 )
-from spec.design import Pipeline
+from spec.design import INTEGER_FORMATS, Format, Pipeline
 from tests.bfm import pack, run_pipeline
 from tests.gates import Gates
 from tests.test_arith import agree
@@ -90,29 +92,45 @@ def test_random_scales_into_int8(pipeline):
     assert {-127, -1, 0, 1, 127} <= set(want) and len(set(want)) > 200, "few values were reached"
 
 
+def packed_weights(weights: np.ndarray, number_format: Format) -> list[int]:
+    """Return rows of weights as words, the first one lowest."""
+    bits = number_format.bits
+    return [pack(row & ((1 << bits) - 1), bits) for row in weights]
+
+
 @pytest.mark.parametrize("cols", [1, 4, 5, 8, 16, 32, 256])
-def test_burst(cols):
+@pytest.mark.parametrize("number_format", INTEGER_FORMATS)
+def test_burst(cols, number_format):
+    largest = WEIGHT_MAX[number_format]
     rng = np.random.default_rng(cols)
-    x, w = rng.integers(-127, 128, (2, 60, cols))
-    x[0], w[0] = -127, 127
-    x[1], w[1] = -127, -127
-    inputs = {"x": [pack(row & 0xFF, 8) for row in x], "w": [pack(row & 0xFF, 8) for row in w]}
-    got = run_pipeline(IntegerBurst(cols), inputs, ["o"], IntegerBurst.LATENCY)["o"]
+    x = rng.integers(-127, 128, (60, cols))
+    w = rng.integers(-largest, largest + 1, (60, cols))
+    x[0], w[0] = -127, largest
+    x[1], w[1] = -127, -largest
+    inputs = {"x": [pack(row & 0xFF, 8) for row in x], "w": packed_weights(w, number_format)}
+    got = run_pipeline(IntegerBurst(cols, number_format), inputs, ["o"], IntegerBurst.LATENCY)["o"]
     agree(got, (x * w).sum(axis=1), f"burst of {cols}")
 
 
-def test_dual_multiplier():
+@pytest.mark.parametrize("multiplier", [DualMultiplier, DualInt4Multiplier])
+def test_dual_multiplier(multiplier):
     """Every pair of corners with every corner, and what is drawn."""
-    corners = np.array(list(itertools.product((-128, -127, -1, 0, 1, 127), repeat=3))).T
-    drawn = np.random.default_rng(5).integers(-128, 128, (3, 3000))
-    x, w_0, w_1 = np.concatenate([corners, drawn], axis=1)
-    inputs = {"x": x & 0xFF, "w_0": w_0 & 0xFF, "w_1": w_1 & 0xFF}
-    got = run_pipeline(DualMultiplier(), inputs, ["p_0", "p_1"], DualMultiplier.LATENCY)
+    bits = multiplier.FORMAT.bits
+    top = 1 << (bits - 1)
+    values = [(-128, -127, -1, 0, 1, 127), *[(-top, 1 - top, -1, 0, 1, top - 1)] * 2]
+    corners = np.array(list(itertools.product(*values)))
+    drawn = np.random.default_rng(5).integers([-128, -top, -top], [128, top, top], (3000, 3))
+    x, w_0, w_1 = np.concatenate([corners, drawn]).T
+    mask = 2 * top - 1
+    inputs = {"x": x & 0xFF, "w_0": w_0 & mask, "w_1": w_1 & mask}
+    got = run_pipeline(multiplier(), inputs, ["p_0", "p_1"], multiplier.LATENCY)
     agree(got["p_0"], x * w_0, "lower product", x, w_0, w_1)
     agree(got["p_1"], x * w_1, "upper product", x, w_0, w_1)
 
 
-DUAL_SOURCE = (Path(__file__).parents[1] / "rtl" / "eb_dual_multiplier.v").read_text()
+RTL = Path(rtl.int8.__file__).parent
+DUAL_SOURCE = (RTL / f"{DualMultiplier.VERILOG}.v").read_text()
+INT4_SOURCE = (RTL / f"{DualInt4Multiplier.VERILOG}.v").read_text()
 
 
 def wrong_products(source: str, folder: Path) -> int:
@@ -146,15 +164,49 @@ def test_a_borrow_and_a_sum_too_narrow_are_seen(tmp_path):
     assert wrong_products(narrow, tmp_path) == 128 * 255
 
 
+def wrong_int4_products(source: str, folder: Path) -> int:
+    """Return how many of all 2**17 products with int4 the gates of a Verilog file have wrong."""
+    operands = np.arange(1 << 16)
+    x = operands.astype(np.uint8)
+    weights = [(operands >> place).astype(np.uint8) & 15 for place in (8, 12)]
+    got = Gates(source, folder).outputs(x=x, w_0=weights[0], w_1=weights[1])
+    wrong = 0
+    for row, weight in enumerate(weights):
+        want = x.view(np.int8).astype(int) * ((weight.astype(int) ^ 8) - 8)
+        wrong += np.count_nonzero(got[f"p_{row}"] != want & 0xFFF)
+    return wrong
+
+
+def test_every_product_of_the_dual_int4_multiplier(tmp_path):
+    """All 2**16 operands, through the gates that Yosys makes of the Verilog file itself."""
+    assert wrong_int4_products(INT4_SOURCE, tmp_path) == 0
+
+
+@pytest.mark.long
+def test_a_borrow_and_a_sum_too_narrow_are_seen_with_int4(tmp_path):
+    borrow = INT4_SOURCE.replace(" + 24'sd2048", "").replace("{~sum_q[11], sum_q[10:0]}", "sum_q[11:0]")
+    # Each lower product below 0: signs of x and w_0 differ.
+    assert wrong_int4_products(borrow, tmp_path) == (128 * 7 + 127 * 8) * 16
+    narrow = INT4_SOURCE.replace("wire signed [16:0] weights", "wire signed [15:0] weights")
+    # -8 * 2**12 and a negative number: too small by 2**16, and the upper product by 2**4 times x.
+    assert wrong_int4_products(narrow, tmp_path) == 8 * 255
+
+
 @pytest.mark.parametrize("cols", [1, 5, 16])
-def test_dual_burst(cols):
+@pytest.mark.parametrize("number_format", INTEGER_FORMATS)
+def test_dual_burst(cols, number_format):
+    top = 1 << (number_format.bits - 1)
     rng = np.random.default_rng(cols)
-    x, *w = rng.integers(-128, 128, (3, 60, cols))
-    x[0], w[0][0], w[1][0] = -128, -128, 127
-    x[1], w[0][1], w[1][1] = -128, 127, -128
-    words = {"x": x, "w_0": w[0], "w_1": w[1]}
-    inputs = {name: [pack(row & 0xFF, 8) for row in values] for name, values in words.items()}
-    got = run_pipeline(DualIntegerBurst(cols), inputs, ["o_0", "o_1"], DualIntegerBurst.LATENCY)
+    x = rng.integers(-128, 128, (60, cols))
+    w = rng.integers(-top, top, (2, 60, cols))
+    x[0], w[0, 0], w[1, 0] = -128, -top, top - 1
+    x[1], w[0, 1], w[1, 1] = -128, top - 1, -top
+    inputs = {
+        "x": [pack(row & 0xFF, 8) for row in x],
+        **{f"w_{row}": packed_weights(w[row], number_format) for row in range(2)},
+    }
+    dut = DualIntegerBurst(cols, number_format)
+    got = run_pipeline(dut, inputs, ["o_0", "o_1"], DualIntegerBurst.LATENCY)
     for row in range(2):
         agree(got[f"o_{row}"], (x * w[row]).sum(axis=1), f"row {row} of a burst of {cols}")
 

@@ -324,7 +324,7 @@ def test_widths_that_an_accelerator_has_not_are_one_line(rng, monkeypatch) -> No
     with pytest.raises(InputError) as error:
         combined.run(beside_block("pim"), small_steps(rng, 8), 8, Plan(split="all-near", formats="odd"))
     assert str(error.value) == (
-        "formats: must have weights of 4.25, 4.5, 8, 8.25, 16 bits beside an accelerator, not 6"
+        "formats: must have weights of 4, 4.25, 4.5, 8, 8.25, 16 bits beside an accelerator, not 6"
     )
 
 

@@ -916,6 +916,14 @@ def test_unbroken_int8_passes() -> None:
     check(int8_case())
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_int4_weights_with_int8_inputs(bias: bool) -> None:
+    """A tile's inputs are two register writes, and four blocks of hidden values share a register word."""
+    config = config_of(d_model=37, d_hidden=19, d_shared=3, bias=bias, number_format=Format.W4A8)
+    assert config.routed.cols == 4 * config.units and config.load_parts == 2
+    check(Case(config, ((0, 3), (2, 2), (1, 1)), stalls="half", seed=4))
+
+
 @pytest.mark.parametrize("bug", INT8_PLANTED)
 def test_planted_int8_bug_is_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
     plant_bug(monkeypatch, *INT8_PLANTED[bug])

@@ -397,7 +397,7 @@ def test_the_command(capsys, family):
         (
             "formats",
             ["--policy", "fp4"],
-            "policy: must be one of bf16, int8, fp8, mxfp4, int4, mixed, not 'fp4'",
+            "policy: must be one of bf16, int8, fp8, mxfp4, int4, w4a8, mixed, not 'fp4'",
         ),
         ("formats", ["--wide-share", "1.5"], "wide-share: must be in 0..1, not 1.5"),
         ("placement", ["--steps", "1"], "steps: must be at least 2, one to learn from and one to run, not 1"),

@@ -282,7 +282,7 @@ BAD_DESIGNS = {
     ),
     "unknown format": (
         FPGA_INT8.replace("int8", "int5"),
-        "format: must be one of bf16, int8, fp8, mxfp4, int4, not 'int5'",
+        "format: must be one of bf16, int8, fp8, mxfp4, int4, w4a8, not 'int5'",
     ),
     "int8 sums that overflow": (
         FPGA_INT8.replace("max_d_expert = 32768", "max_d_expert = 133145"),

@@ -23,7 +23,7 @@ from rtl.axi.registers import RegisterBlock
 from rtl.expert.layouts import address_layout
 from rtl.layer import FpgaLayer, PimLayer
 from rtl.stream import StreamRegister, connect_stream
-from spec.design import DesignSpec, Engine, Format
+from spec.design import DesignSpec, Engine
 from spec.geometry import ceil_div
 from spec.model import ModelSpec
 from spec.registers import (
@@ -431,7 +431,7 @@ def layer_top(model: ModelSpec, design: DesignSpec, *, waiting_beats: int = 0) -
         Top.PIM if pim else Top.FPGA,
         token_beats=core.image.gate.input_beats,
         output_beats=ceil_div(model.d_model, design.tile.act_lanes),
-        int8=design.format is Format.INT8,
+        int8=design.format.integer,
         secded=design.pim is not None and design.pim.secded,
         burst_beats=design.memory.burst_beats,
         max_outstanding=design.memory.max_outstanding,

@@ -22,8 +22,8 @@ class MacArray(wiring.Component):
     and what is read of the accumulators through one. Two sets of accumulators (gate, up) of ``max_tokens``
     tokens, each twice (parity), so that one unit is drained while the next is computed.
 
-    In int8 the sums are integers until a token meets the scale tile: that slot adds the bias, scales
-    the sum and leaves it in the accumulator as the fp32 pattern of a bf16 number.
+    In an integer format the sums are integers until a token meets the scale tile: that slot adds the bias,
+    scales the sum and leaves it in the accumulator as the fp32 pattern of a bf16 number.
 
     In a grouped format a group has sums of its own, for each token one; that of its last tile is scaled and
     added to the accumulators, which takes 5 cycles more. Where a tile holds several groups (beside banks),
@@ -31,13 +31,13 @@ class MacArray(wiring.Component):
     rows until the slots that fired before it have been scaled; then it becomes the rows' scales, the next
     one lowest.
 
-    With dual multipliers, in int8 or a grouped format, a multiplier makes the products of two rows with an
-    input, at the same cycles.
+    With dual multipliers, in all formats but bf16, a multiplier makes the products of two rows with an input,
+    at the same cycles.
 
     Members
     -------
     fire : In(1), slot : In(slot_layout(config)), x : In(cols * element_bits)
-    tile : In(rows * cols * element_bits)
+    tile : In(8 * tile_bytes)
     unit_ready : Out(1)
     drain : In(ReadSignature)
         Address = parity and token; gate results in the low half of the data, up in the high half
@@ -349,17 +349,17 @@ class MacArray(wiring.Component):
 
     def _burst_int8(self, m, row, weights):
         """Return the sum of a row's products, ``config.burst_latency`` cycles after its slot came."""
-        cols = self.config.routed.cols
+        routed = self.config.routed
         # In a deep pipeline the multipliers have registers of their own.
         x = delay(m, self.x, self.registers, f"x_{row}")
         weights = delay(m, weights, self.registers, f"weights_{row}")
         if self.config.multiplier is Multiplier.SINGLE:
-            burst = m.submodules[f"burst_{row}"] = IntegerBurst(cols)
+            burst = m.submodules[f"burst_{row}"] = IntegerBurst(routed.cols, routed.format)
             m.d.comb += [burst.x.eq(x), burst.w.eq(weights)]
             return burst.o
         pair, place = divmod(row, 2)
         if place == 0:
-            m.submodules[f"burst_{pair}"] = DualIntegerBurst(cols)
+            m.submodules[f"burst_{pair}"] = DualIntegerBurst(routed.cols, routed.format)
             m.d.comb += m.submodules[f"burst_{pair}"].x.eq(x)
         burst = m.submodules[f"burst_{pair}"]
         m.d.comb += getattr(burst, f"w_{place}").eq(weights)

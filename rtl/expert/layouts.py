@@ -7,7 +7,7 @@ from amaranth.lib import data
 
 from rtl.arith import Accumulate, Burst
 from rtl.int8 import IntegerAccumulate, IntegerBurst
-from spec.design import Format, Multiplier, Pipeline
+from spec.design import Multiplier, Pipeline
 from spec.geometry import (
     PAGE_BYTES,
     SCALE_DISTANCE,
@@ -89,8 +89,8 @@ class EngineConfig:
 
     @property
     def int8(self) -> bool:
-        """Whether experts are computed in int8."""
-        return self.routed.format is Format.INT8
+        """Whether inputs are int8 and sums integers."""
+        return self.routed.format.integer
 
     @property
     def grouped(self) -> bool:

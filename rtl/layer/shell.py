@@ -12,7 +12,7 @@ from rtl.expert.layouts import ADDRESS_BITS, PAGE_BITS, address_layout, read_lay
 from rtl.gating import BankedGate, Gate, given_score_bits, token_layout
 from rtl.registers import RegisterFile
 from rtl.stream import connect_stream, handshake
-from spec.design import DeepBlock, DesignSpec, Format, Policy
+from spec.design import DeepBlock, DesignSpec, Policy
 from spec.geometry import ImageGeometry, ceil_div
 from spec.model import ModelSpec
 from spec.registers import (
@@ -234,7 +234,7 @@ class LayerShell(wiring.Component):
         self.axi_read = ("o_ar", "i_r", design.memory.burst_beats)
         self.num_units = num_units
         self.flips = flips
-        self.int8 = design.format is Format.INT8
+        self.int8 = design.format.integer
         self.gate = Gate(image.gate) if gate is None else gate
         self.dispatch = dispatcher(model, design, num_units)
         self.combine = combiner(model, design, num_units)

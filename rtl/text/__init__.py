@@ -13,7 +13,13 @@ from rtl.text.owners import bare, named_by_owner
 
 WAKE = "_run_at_time_zero"
 """The register that makes every ``always @*`` of a module run once at time 0."""
-HAND_WRITTEN = ("eb_ram", "eb_ram_apart", "eb_dual_multiplier", "eb_dual_significand_multiplier")
+HAND_WRITTEN = (
+    "eb_ram",
+    "eb_ram_apart",
+    "eb_dual_multiplier",
+    "eb_dual_int4_multiplier",
+    "eb_dual_significand_multiplier",
+)
 """Modules that are instantiated only; each is a file of its own beside this one."""
 
 CPP_KEYWORDS = frozenset(

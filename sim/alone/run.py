@@ -29,7 +29,7 @@ from sim.rtlsim import DEFAULT_ROOT, RunResult, Waveform
 from sim.toolchain import write_atomically
 from sim.waves import write_views
 from sim.workload import check_image, is_vector, scaled_model
-from spec.design import DesignSpec, Engine, Format
+from spec.design import DesignSpec, Engine
 from spec.errors import require
 
 ENGINES: dict[Engine, type[EngineAlone]] = {Engine.FPGA: ExpertAlone, Engine.PIM: PimAlone}
@@ -175,7 +175,7 @@ def operands_of(plan: Plan, seed: int) -> Operands:
 
 
 def _operands(plan: Plan, weights: LayerWeights, tokens: Bits16) -> Operands:
-    scales = _calibrate(plan, weights, tokens) if plan.design.format is Format.INT8 else None
+    scales = _calibrate(plan, weights, tokens) if plan.design.format.integer else None
     results = [
         pack_expert(plan.image, weights, expert, scales).outputs(tokens) for expert in range(plan.num_experts)
     ]

@@ -44,8 +44,13 @@ Of each other family that the hardware has, the first recorded layer runs on ``f
 """
 
 
-STORED = ((Format.FP8, "deepseek-v3"), (Format.MXFP4, "gpt-oss-20b"), (Format.INT4, "mixtral-8x7b"))
-"""Formats in which weights are stored, each with a preset; two of the models are released in theirs."""
+STORED = (
+    (Format.FP8, "deepseek-v3"),
+    (Format.MXFP4, "gpt-oss-20b"),
+    (Format.INT4, "mixtral-8x7b"),
+    (Format.W4A8, "mixtral-8x7b"),
+)
+"""Formats of weights of few bits, each with a preset; two of the models are released in theirs."""
 DEEP = "fpga-ecp5"
 """Design whose pipelines are all deep: the one that is routed (``docs/synthesis.md``)."""
 SMALL = "pim-small"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from sim.check import COMBINE_TOLERANCE, OUTPUT_TOLERANCE, check_folder
 from sim.claims.measurement import Measurement
 from sim.claims.page import Claim, Link, Table
 from sim.workload import Workload
-from spec.design import DesignSpec, Format
+from spec.design import INTEGER_FORMATS, DesignSpec, Format
 from spec.geometry import ImageGeometry
 from spec.load import load_design
 
@@ -36,12 +37,13 @@ standard deviation of the layer's outputs; *experts*: every expert's results bef
 over theirs. Both accelerators add 16 products at a time: their numbers are
 the same."""
 HOW_INT8 = """\
-The same with experts in int8 (scales as `expertbank sim --format int8` sets them: the largest magnitudes of
-these tokens in float become 127; all else in bf16); the same numbers on both accelerators. *Experts*:
+The same with experts in int8, and with int4 weights and int8 inputs (w4a8; scales as `expertbank sim
+--format int8` sets them: the largest magnitudes of these tokens in float become 127; all else in bf16); the
+same numbers on both accelerators. *Experts*:
 every expert's result for every token that it serves, before the combine weights, against `golden.expert`;
 *outputs*: the layer's. *Relative*: root of the sum of squared errors over that of the float values. The
-bounds are derived as above: half a step for everything that is rounded to int8, all in the worst
-direction at once, which is why they are far."""
+bounds are derived as above: what each weight is off by, with its sign; half a step for everything else that
+is rounded to int8, all in the worst direction at once, which is why they are far."""
 
 
 def float_link(measurement: Measurement) -> Link:
@@ -298,55 +300,23 @@ def formats_link(measurement: Measurement) -> Link:
 
 
 def int8_link(measurement: Measurement) -> Link:
-    """Golden in float against golden with experts in int8."""
-    design = load_design(measurement.design.name, Format.INT8)
-    layers = {name: layer_errors(work, design) for name, work in measurement.workloads.items()}
-    command = "expertbank claims --only int8"
-    tokens = sum(one.tokens for one in layers.values())
-    others = tokens - sum(one.same for one in layers.values())
-    claims = [
-        Claim(
-            text="tokens that select other experts with experts in int8 than in float",
-            measured=f"{others} of {tokens}",
-            bound="0",
-            command=command,
-            ok=others == 0,
-        )
-    ]
-    compared = [one for one in layers.values() if one.same]
-    for one_value, all_values, errors in (
-        ("a layer's output", "a layer's outputs", [one.outputs for one in compared]),
-        ("an expert's result", "its experts' results", [one.experts for one in compared]),
-    ):
-        over_bound = max(one.over_bound for one in errors)
-        relative = max(one.relative for one in errors)
-        relative_bound = max(one.relative_bound for one in errors)
-        claims += [
-            Claim(
-                text=f"int8 against float: largest error of {one_value} over its derived bound",
-                measured=f"{over_bound:.3f}",
-                bound="1",
-                command=command,
-                ok=over_bound <= 1,
-            ),
-            Claim(
-                text=f"int8 against float: largest relative error of {all_values}",
-                measured=f"{relative:.4f}",
-                bound=f"{relative_bound:.2f}, derived",
-                command=command,
-                ok=relative <= relative_bound,
-                headline=True,
-            ),
-        ]
+    """Golden in float against golden with experts in the integer formats."""
+    claims, rows = [], []
+    for number_format in INTEGER_FORMATS:
+        design = load_design(measurement.design.name, number_format)
+        layers = {name: layer_errors(work, design) for name, work in measurement.workloads.items()}
+        claims += _integer_claims(number_format, list(layers.values()))
+        rows += [_integer_row(name, number_format, one) for name, one in layers.items()]
     return Link(
         name="int8",
-        title="golden in float against golden with experts in int8",
+        title="golden in float against golden with experts in int8 and w4a8",
         how=HOW_INT8,
         claims=claims,
         tables=[
             Table(
                 (
                     "layer",
+                    "format",
                     "same experts",
                     "experts: largest error",
                     "relative",
@@ -356,28 +326,74 @@ def int8_link(measurement: Measurement) -> Link:
                     "relative",
                     "largest over bound",
                 ),
-                [
-                    (
-                        name,
-                        f"{one.same} of {one.tokens}",
-                        f"{one.experts.error.max():.3f}",
-                        f"{one.experts.relative:.4f}",
-                        f"{one.experts.over_bound:.3f}",
-                        *(
-                            (
-                                f"{one.outputs.error.max():.3f}",
-                                f"{one.outputs.error.mean():.4f}",
-                                f"{one.outputs.relative:.4f}",
-                                f"{one.outputs.over_bound:.3f}",
-                            )
-                            if one.same
-                            else ("-",) * 4
-                        ),
-                    )
-                    for name, one in layers.items()
-                ],
+                rows,
             )
         ],
+    )
+
+
+def _integer_claims(number_format: Format, layers: Sequence[LayerErrors]) -> list[Claim]:
+    """Return what is claimed of layers with experts in an integer format."""
+    command = "expertbank claims --only int8"
+    tokens = sum(one.tokens for one in layers)
+    others = tokens - sum(one.same for one in layers)
+    claims = [
+        Claim(
+            text=f"tokens that select other experts with experts in {number_format} than in float",
+            measured=f"{others} of {tokens}",
+            bound="0",
+            command=command,
+            ok=others == 0,
+        )
+    ]
+    compared = [one for one in layers if one.same]
+    for one_value, all_values, errors in (
+        ("a layer's output", "a layer's outputs", [one.outputs for one in compared]),
+        ("an expert's result", "its experts' results", [one.experts for one in compared]),
+    ):
+        over_bound = max(one.over_bound for one in errors)
+        relative = max(one.relative for one in errors)
+        relative_bound = max(one.relative_bound for one in errors)
+        claims += [
+            Claim(
+                text=f"{number_format} against float: largest error of {one_value} over its derived bound",
+                measured=f"{over_bound:.3f}",
+                bound="1",
+                command=command,
+                ok=over_bound <= 1,
+            ),
+            Claim(
+                text=f"{number_format} against float: largest relative error of {all_values}",
+                measured=f"{relative:.4f}",
+                bound=f"{relative_bound:.2f}, derived",
+                command=command,
+                ok=relative <= relative_bound,
+                headline=True,
+            ),
+        ]
+    return claims
+
+
+def _integer_row(name: str, number_format: Format, one: LayerErrors) -> tuple[str, ...]:
+    """Return a layer's row of the link's table."""
+    outputs = one.outputs
+    return (
+        name,
+        number_format,
+        f"{one.same} of {one.tokens}",
+        f"{one.experts.error.max():.3f}",
+        f"{one.experts.relative:.4f}",
+        f"{one.experts.over_bound:.3f}",
+        *(
+            (
+                f"{outputs.error.max():.3f}",
+                f"{outputs.error.mean():.4f}",
+                f"{outputs.relative:.4f}",
+                f"{outputs.over_bound:.3f}",
+            )
+            if one.same
+            else ("-",) * 4
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from spec.registers import Top, register_map
     show_default=True,
     help="Which top.",
 )
-@click.option("--int8", is_flag=True, help="Of a design whose experts are computed in int8.")
+@click.option("--int8", is_flag=True, help="Of a design whose format is int8 or w4a8.")
 @click.option(
     "--page", "page_file", type=click.Path(path_type=Path), help="Write the page of all tops to this file."
 )

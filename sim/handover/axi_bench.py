@@ -40,7 +40,7 @@ from sim.routing import parse_routing
 from sim.rtlsim import BankMemory, Step, check_fits, ports_of, top_of
 from sim.workload import Workload, check_image, draw_tokens, is_vector, vector_workload
 from spec.banks import BankGeometry
-from spec.design import DesignSpec, Format
+from spec.design import DesignSpec
 from spec.errors import require_range
 from spec.geometry import PAGE_BYTES, ImageGeometry, ceil_div
 from spec.layout import Placement
@@ -90,7 +90,7 @@ class AxiBench:
     def registers(self) -> tuple[Register, ...]:
         """What software sees."""
         secded = self.design.pim is not None and self.design.pim.secded
-        return register_map(self.top, int8=self.design.format is Format.INT8, secded=secded)
+        return register_map(self.top, int8=self.design.format.integer, secded=secded)
 
     def files(self, directory: Path, name: str) -> dict[str, str]:
         """Return the bench of a top that was exported as ``name``: file in the bench's folder -> text."""
