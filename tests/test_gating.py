@@ -1558,7 +1558,7 @@ def test_unbroken_deep_source_passes():
 
 @pytest.mark.parametrize(
     "bug",
-    [pytest.param(bug, marks=[pytest.mark.long] * (n % 3 > 0)) for n, bug in enumerate(PLANTED_IN_DEEP)],
+    [pytest.param(bug, marks=[pytest.mark.long] * (n > 0)) for n, bug in enumerate(PLANTED_IN_DEEP)],
 )
 def test_planted_bug_in_deep_is_found(monkeypatch, bug):
     plant_bug(monkeypatch, *PLANTED_IN_DEEP[bug])

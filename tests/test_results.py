@@ -356,7 +356,9 @@ def test_with_the_router_in_the_banks(tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("design", [TINY, TINY_PIM], ids=["fpga", "pim"])
+@pytest.mark.parametrize(
+    "design", [TINY, pytest.param(TINY_PIM, marks=pytest.mark.long)], ids=["fpga", "pim"]
+)
 def test_activity_of_the_verilog_is_that_of_the_model(monkeypatch, design) -> None:
     """What the probes show is span for span what the model says."""
     real = accelerator.build_layer

@@ -73,7 +73,7 @@ def test_counts_what_is_there_and_routes_it(known):
     assert 0 < result.critical.logic_ns < result.critical.delay_ns
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_placer_has_its_result(known):
     """Kept apart: what one placer gave is not told as the other's."""
     by_placer = [synthesise(known / "verilog", "known", placer=placer, root=known) for placer in PLACERS]

@@ -244,7 +244,9 @@ def scenarios(geometry: GateGeometry, seed: int) -> list[Scenario]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", [pytest.param("softmax", marks=pytest.mark.long), "sigmoid", "all"])
+@pytest.mark.parametrize(
+    "name", ["sigmoid", *(pytest.param(name, marks=pytest.mark.long) for name in ("softmax", "all"))]
+)
 def test_gating(name, seed):
     geometry = GEOMETRIES[name]
     rtl = build(f"gating_{name}", lambda: Gate(geometry), config=geometry)
