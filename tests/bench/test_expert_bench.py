@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from golden.expert_bf16 import ffn_bf16
-from golden.formats import bf16_encode
-from golden.image import expert_image
+from golden.expert_int8 import ActivationScales, ExpertInt8
+from golden.experts import ExpertBits, PackedExpert
+from golden.formats import Bits16, bf16_encode
+from golden.int8 import FixedScale, MatrixInt8
 from rtl.expert import ExpertConfig, ExpertEngine
-from rtl.expert.layouts import contribution_layout, job_layout
+from rtl.expert.layouts import EngineConfig, contribution_layout, job_layout
 from rtl.gating import token_layout
 from sim.expert import EngineShape, expert_cycles
 from sim.rtlsim import ReadMemory, RunSpec, Sink, Source
+from spec.design import Format, Multiplier
 from spec.geometry import PAGE_BYTES, FfnGeometry, GateGeometry, ImageGeometry
 from spec.model import Activation, FfnSpec, GatingSpec
 from tests.bench.runner import build
@@ -27,16 +29,29 @@ IMAGE_PAGE = 2
 
 
 def config_of(
-    ffn: FfnSpec, *, d_model: int, d_shared: int, rows: int, cols: int, lanes: int, outstanding: int
+    ffn: FfnSpec,
+    *,
+    d_model: int,
+    d_shared: int,
+    rows: int,
+    cols: int,
+    lanes: int,
+    outstanding: int,
+    number_format: Format = Format.BF16,
 ) -> ExpertConfig:
-    """Return an engine with three experts, windows of four tokens, beats of 8 bytes, bursts of 2."""
+    """Return an engine with three experts, windows of four tokens, beats of 8 bytes, bursts of 2.
+
+    In an integer format a multiplier makes the products of two rows.
+    """
     gating = GatingSpec(num_experts=NUM_EXPERTS, top_k=1)
     gate = GateGeometry(
         gating=gating, d_model=d_model, lanes=8, logits_per_cycle=1, stream_lanes=2, load_elements=4
     )
 
     def geometry(d_hidden: int) -> FfnGeometry:
-        return FfnGeometry(ffn=ffn, d_model=d_model, d_hidden=d_hidden, rows=rows, cols=cols)
+        return FfnGeometry(
+            ffn=ffn, d_model=d_model, d_hidden=d_hidden, rows=rows, cols=cols, format=number_format
+        )
 
     image = ImageGeometry(
         gate=gate,
@@ -53,6 +68,7 @@ def config_of(
         beat_bits=64,
         burst_beats=2,
         max_outstanding=outstanding,
+        multiplier=Multiplier.DUAL if number_format.integer else Multiplier.SINGLE,
     )
 
 
@@ -67,28 +83,29 @@ CONFIGS = {
         FfnSpec(d_expert=5, activation=Activation.CLAMPED_SWIGLU, bias=True),
         d_model=7, d_shared=0, rows=2, cols=4, lanes=2, outstanding=4,
     ),
+    "w4a8": config_of(
+        FfnSpec(d_expert=6, activation=Activation.LINEAR, gate_matrix=False, bias=True),
+        d_model=19, d_shared=9, rows=4, cols=16, lanes=2, outstanding=3, number_format=Format.W4A8,
+    ),
 }  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Weights:
-    """One expert's bf16 patterns, named as the arguments of :func:`golden.expert_bf16.ffn_bf16`."""
-
-    gate: np.ndarray | None
-    up: np.ndarray
-    down: np.ndarray
-    gate_bias: np.ndarray | None
-    up_bias: np.ndarray | None
-    down_bias: np.ndarray | None
+Job = tuple[int, list[int]]
+"""An expert and the slots of its tokens."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """Tokens, all experts' weights (the shared one last), and jobs: an expert and its tokens each."""
+    """Tokens, all experts (the shared one last), and jobs; ``scales``: in an integer format."""
 
-    tokens: np.ndarray
-    weights: list[Weights]
-    jobs: list[tuple[int, list[int]]]
+    tokens: Bits16
+    experts: list[PackedExpert]
+    jobs: list[Job]
+    scales: ActivationScales | None = None
+
+
+def kinds_of(config: EngineConfig) -> list[FfnGeometry]:
+    """Return the geometry of each expert, the shared one last."""
+    return [config.routed] * NUM_EXPERTS + config.kinds[1:]
 
 
 def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -99,28 +116,58 @@ def extreme(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return np.where(rng.random(shape) < 0.2, rng.choice(EXTREMES, shape), normal(rng, *shape))
 
 
-def load_of(config: ExpertConfig, rng: np.random.Generator, jobs, values=normal) -> Load:
+def load_of(config: EngineConfig, rng: np.random.Generator, jobs: list[Job], values=normal) -> Load:
     """Return random tokens and weights for these jobs."""
+    if config.int8:
+        return integer_load(config, rng, jobs, values)
     ffn, d_model = config.routed.ffn, config.d_model
-    weights = []
-    for expert in range(NUM_EXPERTS + len(config.kinds) - 1):
-        width = config.kinds[expert == NUM_EXPERTS].d_hidden
-        weights.append(
-            Weights(
-                values(rng, width, d_model) if ffn.gated else None,
-                values(rng, width, d_model),
-                values(rng, d_model, width),
-                values(rng, width) if ffn.bias and ffn.gated else None,
-                values(rng, width) if ffn.bias else None,
-                values(rng, d_model) if ffn.bias else None,
-            )
+    experts = []
+    for kind in kinds_of(config):
+        width = kind.d_hidden
+        bits = ExpertBits(
+            values(rng, width, d_model) if ffn.gated else None,
+            values(rng, width, d_model),
+            values(rng, d_model, width),
+            values(rng, width) if ffn.bias and ffn.gated else None,
+            values(rng, width) if ffn.bias else None,
+            values(rng, d_model) if ffn.bias else None,
         )
-    return Load(values(rng, config.num_slots, d_model), weights, jobs)
+        experts.append(PackedExpert(kind, bits, None))
+    return Load(values(rng, config.num_slots, d_model), experts, jobs)
 
 
-def random_jobs(config: ExpertConfig, rng: np.random.Generator) -> list[tuple[int, list[int]]]:
+def integer_load(config: EngineConfig, rng: np.random.Generator, jobs: list[Job], values=normal) -> Load:
+    """Return the same in an integer format: any weight, results of any size, most of order 1."""
+    scales = ActivationScales(*(FixedScale.of(127 / size) for size in np.exp2(rng.uniform(-4, 4, 2))))
+
+    def matrix(rows: int, inputs: int, biased: bool) -> MatrixInt8:
+        top = 1 << (config.routed.format.bits - 1)
+        few = rng.random((rows, inputs)) < rng.choice([0.1, 1.0])
+        wild = rng.random(rows) < 0.2
+        return MatrixInt8(
+            values=np.where(few, rng.integers(-top, top, (rows, inputs)), 0).astype(np.int8),
+            mantissa=np.where(rng.random(rows) < 0.05, 0, rng.integers(1 << 15, 1 << 16, rows)),
+            shift=np.where(wild, rng.integers(-180, 130, rows), rng.integers(-28, -20, rows)),
+            bias=rng.integers(-(1 << 31) + 1, 1 << 31, rows) >> rng.integers(10, 32, rows)
+            if biased
+            else None,
+        )
+
+    experts = []
+    for kind in kinds_of(config):
+        width, d_model, ffn = kind.d_hidden, config.d_model, kind.ffn
+        numbers = ExpertInt8(
+            matrix(width, d_model, ffn.bias) if ffn.gated else None,
+            matrix(width, d_model, ffn.bias),
+            matrix(d_model, width, ffn.bias),
+        )
+        experts.append(PackedExpert(kind, numbers, scales))
+    return Load(values(rng, config.num_slots, config.d_model), experts, jobs, scales)
+
+
+def random_jobs(config: EngineConfig, rng: np.random.Generator) -> list[Job]:
     """Return one to six jobs of one to four tokens."""
-    num_kinds = NUM_EXPERTS + len(config.kinds) - 1
+    num_kinds = len(kinds_of(config))
     jobs = []
     for _ in range(int(rng.integers(1, 7))):
         count = int(rng.integers(1, config.max_tokens + 1))
@@ -143,9 +190,9 @@ def image_of(config: ExpertConfig, load: Load, rng: np.random.Generator) -> np.n
     """Return the memory: ``IMAGE_PAGE`` pages of noise, then the image, noise wherever no expert lies."""
     size = IMAGE_PAGE * PAGE_BYTES + config.image.num_bytes
     memory = rng.integers(0, 1 << 16, size // 2, dtype=np.uint16)
-    for expert, weights in enumerate(load.weights):
-        tiles = expert_image(config.kinds[expert == NUM_EXPERTS], **vars(weights))
-        start = (IMAGE_PAGE + config.image.expert_page(expert)) * PAGE_BYTES // 2
+    for number, expert in enumerate(load.experts):
+        tiles = expert.image().view(np.uint16)
+        start = (IMAGE_PAGE + config.image.expert_page(number)) * PAGE_BYTES // 2
         memory[start : start + tiles.size] = tiles
     return memory.view(np.uint8)
 
@@ -167,9 +214,7 @@ def contributions(config: ExpertConfig, load: Load, jobs, job_weights) -> list[i
     parts = config.routed.rows // lanes
     beats = []
     for (expert, slots), weights in zip(jobs, job_weights, strict=True):
-        results = ffn_bf16(
-            config.routed.ffn, load.tokens[slots], cols=config.routed.cols, **vars(load.weights[expert])
-        )
+        results = load.experts[expert].outputs(load.tokens[slots])
         # Lanes beyond d_model are zero.
         results = np.pad(results, [(0, 0), (0, words * lanes - config.d_model)])
         for block in range(config.routed.out_blocks):
@@ -200,12 +245,18 @@ def token_beats(config: ExpertConfig, load: Load, rng: np.random.Generator) -> l
     ]
 
 
+def scale_ports(load: Load) -> dict[str, int]:
+    """Return what stands at the ports of an integer format's scales."""
+    scales = load.scales
+    return {} if scales is None else {"scale_x": scales.x.word, "scale_h": scales.hidden.word}
+
+
 def scenario(
     name: str, config: ExpertConfig, load: Load, traffic: Traffic, image_page: int = IMAGE_PAGE
 ) -> Scenario:
     """Return the run of a load under this traffic, with what golden and model say about it."""
     rng = traffic.rng
-    jobs = [(expert % len(load.weights), slots) for expert, slots in load.jobs]
+    jobs = [(expert % len(load.experts), slots) for expert, slots in load.jobs]
     job_weights = [rng.integers(0, 1 << 16, len(slots), dtype=np.uint16) for _, slots in jobs]
     entries = [
         bits_of(job_layout(config), expert=expert, slot=slot, weight=weight, last=row == len(slots) - 1)
@@ -252,7 +303,7 @@ def scenario(
             sources={"i_token": Source(beats, beat_arrivals), "i": Source(entries, arrivals)},
             sinks={"o": Sink(len(outputs), pattern)},
             memories={"o_ar": memory},
-            statics={"image_page": image_page},
+            statics={"image_page": image_page, **scale_ports(load)},
             probes=["fire", "beat", "read_error"],
             max_cycles=MOST_CYCLES,
         ),
@@ -303,7 +354,9 @@ def scenarios(config: ExpertConfig, seed: int) -> list[Scenario]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
-@pytest.mark.parametrize("name", ["relu", pytest.param("clamped", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "name", ["relu", *(pytest.param(name, marks=pytest.mark.long) for name in ("clamped", "w4a8"))]
+)
 def test_expert(name, seed):
     config = CONFIGS[name]
     rtl = build(f"expert_{name}", lambda: ExpertEngine(config), config=config)

@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from golden.expert_bf16 import ffn_bf16
-from golden.image import expert_image
 from rtl.expert.layouts import contribution_layout, job_layout
 from rtl.pim import PimChannel, PimConfig
 from rtl.pim.layouts import ColumnKind
@@ -63,12 +61,7 @@ def contributions(config: PimConfig, load: Load, jobs, job_weights) -> list[int]
     layout = contribution_layout(config.num_slots, words, lanes)
     beats = []
     for (expert, slots), weights in zip(jobs, job_weights, strict=True):
-        results = ffn_bf16(
-            config.routed.ffn,
-            load.tokens[slots],
-            cols=config.routed.cols,
-            **vars(load.weights[expert]),
-        )
+        results = load.experts[expert].outputs(load.tokens[slots])
         padded = np.zeros((len(slots), words * lanes), dtype=np.uint16)
         padded[:, : config.d_model] = results
         for start in range(0, len(slots), config.group_tokens):
@@ -97,23 +90,23 @@ def scenario(
     is later than it usually is.
     """
     rng, banks = traffic.rng, config.banks
-    jobs = [(expert % len(load.weights), slots) for expert, slots in load.jobs]
+    jobs = [(expert % len(load.experts), slots) for expert, slots in load.jobs]
     job_weights = [rng.integers(0, 1 << 16, len(slots), dtype=np.uint16) for _, slots in jobs]
     entries = [
         bits_of(job_layout(config), expert=expert, slot=slot, weight=weight, last=row == len(slots) - 1)
         for (expert, slots), weights in zip(jobs, job_weights, strict=True)
         for row, (slot, weight) in enumerate(zip(slots, weights, strict=True))
     ]
-    [bases] = banks.bases([[0]] * len(load.weights))
+    [bases] = banks.bases([[0]] * len(load.experts))
     bases = {expert: base + first_row * banks.sides for expert, base in bases.items()}
     used = (
         max(base + banks.reserved(banks.kind(expert)) for expert, base in bases.items())
         * banks.bursts_per_row
     )
     tiles = rng.integers(0, 1 << 16, (used, config.units * config.routed.cols), dtype=np.uint16)
-    for expert, weights in enumerate(load.weights):
-        image = expert_image(banks.kind(expert), **vars(weights)).reshape(-1, tiles.shape[1])
-        start = bases[expert] * banks.bursts_per_row
+    for number, expert in enumerate(load.experts):
+        image = expert.image().view(np.uint16).reshape(-1, tiles.shape[1])
+        start = bases[number] * banks.bursts_per_row
         tiles[start : start + len(image)] = image
     prologue = [
         Set({"base_we": 1, "base_expert": expert, "base_row": base // banks.sides})

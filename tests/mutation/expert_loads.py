@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from golden.expert_bf16 import activate, curve
+from golden.experts import ExpertBits, PackedExpert
 from golden.formats import BF16_BIAS, BF16_ONE, Bits16, dot
 from rtl.expert.layouts import EngineConfig
 from spec.geometry import FfnGeometry
-from tests.bench.test_expert_bench import NUM_EXPERTS, Load, Weights, load_of, normal, random_jobs
+from tests.bench.test_expert_bench import Load, kinds_of, load_of, normal, random_jobs
 from tests.mutation import operands
 
 CANDIDATES = 1 << 14
@@ -28,15 +30,28 @@ def _load(
 
     ``matrix`` gives gate (true) and up of an expert, ``down`` the last one for what they make of the token.
     """
-    weights = []
-    for number in range(NUM_EXPERTS + len(config.kinds) - 1):
-        kind = config.kinds[number == NUM_EXPERTS]
+    experts = []
+    for kind in kinds_of(config):
         gate = matrix(kind, True) if kind.ffn.gated else None
         up = matrix(kind, False)
         sums = [dot(x[None], one, kind.cols) for one in (gate, up) if one is not None]
         hidden = activate(kind.ffn, *sums)[0]
-        weights.append(Weights(gate, up, down(kind, hidden), None, None, None))
-    return Load(operands.companions(rng, x, config.num_slots), weights, random_jobs(config, rng))
+        experts.append(_expert(kind, gate, up, down(kind, hidden)))
+    return Load(operands.companions(rng, x, config.num_slots), experts, random_jobs(config, rng))
+
+
+def _expert(kind: FfnGeometry, gate: Bits16 | None, up: Bits16, down: Bits16) -> PackedExpert:
+    """Return an expert of these matrices, without biases."""
+    return PackedExpert(kind, ExpertBits(gate, up, down, None, None, None), None)
+
+
+def _changed(load: Load, change: Callable[[ExpertBits], tuple[Bits16 | None, Bits16, Bits16]]) -> Load:
+    """Return the load with other matrices: gate, up and down as ``change`` makes them of those there are."""
+    experts = []
+    for expert in load.experts:
+        assert isinstance(expert.numbers, ExpertBits)
+        experts.append(_expert(expert.geometry, *change(expert.numbers)))
+    return replace(load, experts=experts)
 
 
 def cancelling(config: EngineConfig, rng: np.random.Generator) -> Load:
@@ -88,9 +103,8 @@ def left_over(config: EngineConfig, rng: np.random.Generator) -> Load:
 def _with_all(config: EngineConfig, load: Load, tokens: Bits16) -> Load:
     """Return a load in which every expert has every token."""
     slots = [list(range(n, n + config.max_tokens)) for n in range(0, config.num_slots, config.max_tokens)]
-    return Load(
-        tokens, load.weights, [(number, some) for number in range(len(load.weights)) for some in slots]
-    )
+    jobs = [(number, some) for number in range(len(load.experts)) for some in slots]
+    return Load(tokens, load.experts, jobs)
 
 
 def _tied(
@@ -191,7 +205,7 @@ def any_size(config: EngineConfig, rng: np.random.Generator) -> Load:
         return operands.one_of(rng, config.d_model, kind.d_hidden, values)
 
     load = _load(config, rng, x, matrix, down)
-    return Load(operands.any_size(rng, *load.tokens.shape), load.weights, load.jobs)
+    return replace(load, tokens=operands.any_size(rng, *load.tokens.shape))
 
 
 def one_extreme(config: EngineConfig, rng: np.random.Generator) -> Load:
@@ -202,30 +216,17 @@ def one_extreme(config: EngineConfig, rng: np.random.Generator) -> Load:
     def changed(matrix: Bits16 | None, place: int) -> Bits16 | None:
         return operands.with_extreme(rng, matrix) if matrix is not None and place == where else matrix
 
-    weights = [
-        Weights(changed(one.gate, 1), changed(one.up, 2), changed(one.down, 3), None, None, None)
-        for one in load.weights
-    ]
-    return Load(changed(load.tokens, 0), weights, load.jobs)
+    found = _changed(load, lambda one: (changed(one.gate, 1), changed(one.up, 2), changed(one.down, 3)))
+    return replace(found, tokens=changed(load.tokens, 0))
 
 
 def infinities(config: EngineConfig, rng: np.random.Generator) -> Load:
     """Two infinite products in a sum, or one and the number that its pattern would be."""
     if rng.random() < 0.5:
         load = load_of(config, rng, random_jobs(config, rng), normal)
-        last = rng.random() < 0.5
-        weights = [
-            Weights(
-                one.gate,
-                one.up if last else operands.with_two_infinities(rng, one.up),
-                operands.with_two_infinities(rng, one.down) if last else one.down,
-                None,
-                None,
-                None,
-            )
-            for one in load.weights
-        ]
-        return Load(load.tokens, weights, load.jobs)
+        if rng.random() < 0.5:
+            return _changed(load, lambda one: (one.gate, one.up, operands.with_two_infinities(rng, one.down)))
+        return _changed(load, lambda one: (one.gate, operands.with_two_infinities(rng, one.up), one.down))
     x, _ = operands.infinity_and_its_number(rng, config.d_model, 1)
 
     def matrix(kind: FfnGeometry, gate: bool) -> Bits16:
@@ -234,7 +235,7 @@ def infinities(config: EngineConfig, rng: np.random.Generator) -> Load:
         return operands.infinity_and_its_number(rng, len(x), kind.d_hidden)[1]
 
     load = _load(config, rng, x, matrix, lambda kind, _: operands.ones(config.d_model, kind.d_hidden))
-    return Load(np.repeat(x[None], config.num_slots, axis=0), load.weights, load.jobs)
+    return replace(load, tokens=np.repeat(x[None], config.num_slots, axis=0))
 
 
 def given_activations(config: EngineConfig, rng: np.random.Generator) -> Load:
@@ -254,17 +255,14 @@ def given_activations(config: EngineConfig, rng: np.random.Generator) -> Load:
     def down(kind: FfnGeometry, _hidden: Bits16) -> Bits16:
         return operands.ones(config.d_model, kind.d_hidden)
 
-    weights = []
-    for number in range(NUM_EXPERTS + len(config.kinds) - 1):
-        kind = config.kinds[number == NUM_EXPERTS]
+    experts = []
+    for kind in kinds_of(config):
         chosen = [next(taken) for _ in range(kind.d_hidden)]
         gate, up = (np.zeros((kind.d_hidden, config.d_model), dtype=np.uint16) for _ in range(2))
         gate[:, 0], up[:, 0] = gates[chosen], ups[chosen]
-        weights.append(
-            Weights(gate if ffn.gated else None, up if ffn.gated else gate, down(kind, x), None, None, None)
-        )
+        experts.append(_expert(kind, gate if ffn.gated else None, up if ffn.gated else gate, down(kind, x)))
     tokens = np.repeat(x[None], config.num_slots, axis=0)
-    return Load(tokens, weights, random_jobs(config, rng))
+    return Load(tokens, experts, random_jobs(config, rng))
 
 
 LOADS = {

@@ -9,7 +9,7 @@ from rtl.expert.layouts import PAGE_BITS
 from spec.geometry import PAGE_BYTES, ceil_div
 from tests.bench.scenarios import Scenario, mixes
 from tests.bench.test_expert_bench import IMAGE_PAGE, NUM_EXPERTS, hesitant, load_of, random_jobs, scenario
-from tests.mutation.expert_loads import LOADS
+from tests.mutation import expert_loads, integer_loads
 from tests.mutation.traffic import edges, under_traffic
 
 FAR = 3
@@ -30,7 +30,7 @@ def scenarios(config: ExpertConfig, seed: int) -> list[Scenario]:
     kinds = [*mixes(seed), *edges(seed)]
     rng = np.random.default_rng([seed, len(kinds)])
     found = under_traffic(
-        LOADS,
+        integer_loads.LOADS if config.int8 else expert_loads.LOADS,
         kinds,
         rng,
         lambda name, load, traffic: scenario(name, config, load(config, rng), traffic),

@@ -106,6 +106,7 @@ BLOCKS = [
     ),
     _block("gating_sigmoid", Gate, GATE, gating, gate_scenarios),
     _block("expert_relu", ExpertEngine, EXPERT, expert, expert_scenarios),
+    _block("expert_w4a8", ExpertEngine, expert.CONFIGS["w4a8"], expert, expert_scenarios),
     _block("pim_bank", PimChannel, PIM, pim, pim_scenarios),
     *(
         _block(f"program_{schedule}", ProgramChannel, config, program, program_scenarios)
