@@ -52,7 +52,7 @@ from tests.coverage.points import (
     pim_points,
 )
 from tests.mutation.benches import Block, CocotbBlock
-from tests.mutation.run import BLOCKS, EXPERT, GATE, PIM
+from tests.mutation.run import BLOCKS, EXPERT, GATE, INTEGER_EXPERT, PIM
 
 SEED = 1
 Logged = Callable[..., tuple[list[str], list[Log]]]
@@ -64,6 +64,7 @@ POINTS: dict[str, dict[str, Seen]] = {
     "combine_ordered": ordered_points(combine.ORDERED),
     "gating_sigmoid": gating_points(GATE),
     "expert_relu": expert_points(EXPERT),
+    "expert_w4a8": expert_points(INTEGER_EXPERT),
     "pim_bank": pim_points(PIM),
     "program_streamed": program_points(barrier=False, secded=program.CONFIGS["streamed"].secded),
     "program_barrier": program_points(barrier=True, secded=program.CONFIGS["barrier"].secded),
@@ -109,9 +110,10 @@ are among the lines.
 Of a top with AXI ports (`_axi`) and of a layer's rest (`_glue`) the row is of what lies around the blocks
 and the core's registers, whose lines are theirs. Corners of `_axi`, `registers` and `crossing` are decided by
 a log of the ports, of every clock edge, and counted in runs from one reset to the next. `_deep` are the deep
-pipelines. **Not measured here**: int8 and other stored formats, check bits of the near-memory channel, tops
-on two clocks (`crossing` is their queue), deep tops with AXI ports. What they have instead are benches that
-compare every beat and cycle (`tests/bench/`, `tests/test_*.py`), and proofs of some ([formal.md](formal.md)).
+pipelines, `_w4a8` has int4 weights, int8 inputs and a multiplier for the products of two rows.
+**Not measured here**: the formats with groups, check bits of the near-memory channel, tops on two clocks
+(`crossing` is their queue), deep tops with AXI ports. What they have instead are benches that compare every
+beat and cycle (`tests/bench/`, `tests/test_*.py`), and proofs of some ([formal.md](formal.md)).
 
 ## Corners
 

@@ -18,7 +18,8 @@ it takes to see it, from a second to half a minute, and those that nobody sees a
 it names: `python -m tests.mutation.run --only BLOCK --out docs/mutation.md` measures a block alone (with
 `--seed` other mutants of it, under scenarios of that seed, in a row of their own). A survivor whose reason
 nobody has found says so, here and at the end of the run. Blocks named `_deep` are those of deep pipelines
-(`deep` in a design). Seconds are those of one process beside other work, builds included. Blocks named
+(`deep` in a design), `expert_w4a8` has int4 weights, int8 inputs and a multiplier for the products of two
+rows. Seconds are those of one process beside other work, builds included. Blocks named
 `axi_` are what lies between the ports and the core of a top, under the bench of those tops (somebody else's
 masters, sinks and memory); `layer_glue` is what lies between the blocks of a layer: intake, router loader,
 memory port, probe, events; `pim_layer_glue` that of a near-memory layer of two channels with its router in
@@ -33,8 +34,9 @@ whose handshakes the bench compares at every edge of either, at eight ratios and
 below know one clock, so that none of its mutants counts as equivalent.
 
 Not every module of `rtl/` is in one of these configurations. **Without mutants** are: the softmax of a
-gate (its selection and weights are those of the sigmoid's), the router in the banks, int8 and the stored
-formats (`int8.py`, `grouped.py`, both dual multipliers), gated and clamped activations other than ReLU's,
+gate (its selection and weights are those of the sigmoid's), the router in the banks, the formats with groups
+(`grouped.py`, its dual multiplier), the dual multiplier of int8 (all of its products are computed by
+`test_every_product_of_the_dual_multiplier`), gated and clamped activations other than ReLU's,
 a gated shared expert, the combiner's norm and bias, AXI shells of the two layers (their parts are those
 of `axi_gate`, but for bursts in flight) and tops on two clocks as a whole. What they have are benches
 that compare every bit and cycle (`tests/test_*.py`), and coverage of the shells

@@ -87,7 +87,7 @@ def _block(name: str, make: Callable[[Any], object], config: object, *sources: S
 
 
 GATE = gating.GEOMETRIES["sigmoid"]
-EXPERT = expert.CONFIGS["relu"]
+EXPERT, INTEGER_EXPERT = expert.CONFIGS["relu"], expert.CONFIGS["w4a8"]
 PIM = pim.CONFIGS["bank"]
 BLOCKS = [
     _dispatcher("dispatch", dispatch.CONFIG),
@@ -106,7 +106,7 @@ BLOCKS = [
     ),
     _block("gating_sigmoid", Gate, GATE, gating, gate_scenarios),
     _block("expert_relu", ExpertEngine, EXPERT, expert, expert_scenarios),
-    _block("expert_w4a8", ExpertEngine, expert.CONFIGS["w4a8"], expert, expert_scenarios),
+    _block("expert_w4a8", ExpertEngine, INTEGER_EXPERT, expert, expert_scenarios),
     _block("pim_bank", PimChannel, PIM, pim, pim_scenarios),
     *(
         _block(f"program_{schedule}", ProgramChannel, config, program, program_scenarios)
