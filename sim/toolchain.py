@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -216,7 +217,8 @@ def compile_model(
     trace : whether the model can write VCD files.
     coverage : whether the model counts what ``flags`` ask for; ``main`` has to write the counts.
     library : parts of Verilator's runtime besides those that every model needs.
-    flags, cxx_flags : for Verilator and for the compiler, after ``VERILATOR_FLAGS`` and ``CXX_FLAGS``.
+    flags, cxx_flags : for Verilator and for the compiler, after ``VERILATOR_FLAGS`` and ``CXX_FLAGS``; of
+        levels of optimisation the last one counts.
     headers : texts by file name.
     include : folders in which ``main`` finds other headers.
     objects, link_flags : for the linker.
@@ -231,11 +233,12 @@ def compile_model(
     call(*verilator_command(*VERILATOR_FLAGS, *options), aside)
     for name, text in (headers or {}).items():
         (aside / name).write_text(text)
-    common = [*CXX_FLAGS, *cxx_flags]
+    common = with_last_level([*CXX_FLAGS, *cxx_flags])
     # Whether a model traces does not matter to the library, except that the writer of VCD is needed.
     for_library = [*common, *include_flags(verilator, trace=True, coverage=coverage)]
-    library = [*library, *(["verilated_cov"] if coverage else [])]
-    groups = [("verilated", "verilated_threads", *library), *([("verilated_vcd_c",)] if trace else [])]
+    more = [*library, *(["verilated_cov"] if coverage else []), *(["verilated_vcd_c"] if trace else [])]
+    # Apart from each other, so that each is compiled once, whatever a model needs beside it.
+    groups = [("verilated", "verilated_threads"), *((name,) for name in more)]
     runtime: list[Path] = []
     for names in groups:
         sources = [verilator / "include" / f"{name}.cpp" for name in names]
@@ -256,6 +259,15 @@ def compile_model(
             file.unlink()
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
+
+
+def with_last_level(flags: Sequence[str]) -> list[str]:
+    """Return flags of the compiler that mean the same, with one level of optimisation, which comes first.
+
+    What is compiled once for its flags is shared by all who mean the same.
+    """
+    levels = [flag for flag in flags if re.fullmatch(r"-O\w*", flag)]
+    return [*levels[-1:], *(flag for flag in flags if flag not in levels)]
 
 
 def bundles(directory: Path, prefix: str, main: Path) -> list[Path]:

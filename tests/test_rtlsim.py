@@ -456,6 +456,15 @@ def test_a_header_is_compiled_once_and_read_where_that_is_not_taken(tmp_path):
     assert str(header) in read("-O1")
 
 
+def test_the_last_level_of_optimisation_counts_and_comes_first():
+    """Benches of either kind share what they compile once: -O1 is -O1 wherever it stands."""
+    flags = ("-O1", "-std=c++17", "-w")
+    assert toolchain.with_last_level((*flags, "-O1")) == toolchain.with_last_level(flags) == list(flags)
+    assert toolchain.with_last_level(("-O2", *flags[1:], "-O1")) == list(flags)
+    assert toolchain.with_last_level(("-w", "-Os")) == ["-Os", "-w"]
+    assert toolchain.with_last_level(("-w",)) == ["-w"]
+
+
 def test_export_is_reused_until_a_source_or_the_config_changes(compiled, tmp_path, monkeypatch):
     project = tmp_path / "project"
     for package in ("rtl", "golden", "spec"):
