@@ -9,6 +9,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.export import export
+from rtl.grouped import DualSignificandMultiplier
+from rtl.int8 import DualInt4Multiplier, DualMultiplier
 from rtl.ram import Ram
 from sim.cli import main
 from sim.synth import FAMILIES, PLACERS, count_cells, pin_top, read_report, synthesise
@@ -91,6 +93,20 @@ def test_a_memory_is_a_block_ram(known):
 def test_seven_series_is_counted(known):
     result = synthesise(known / "verilog", "stored", family="xc7", root=known)
     assert (result.dsp, result.bram, result.fmax_mhz) == (1, 1, None)
+
+
+PAIRS = {DualMultiplier: {"ecp5": 2, "xc7": 1}, DualInt4Multiplier: {"ecp5": 1, "xc7": 1}}
+PAIRS |= {DualSignificandMultiplier: PAIRS[DualInt4Multiplier]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["ecp5", pytest.param("xc7", marks=pytest.mark.long)])
+@pytest.mark.parametrize("multiplier", PAIRS)
+def test_two_products_take_one_multiplier_of_the_device(multiplier, family, tmp_path):
+    """But for int8 on ECP5, whose multipliers are too narrow: what the page says of each file."""
+    export(multiplier(), "pair", tmp_path)
+    found = synthesise(tmp_path, "pair", family=family, route=False, root=tmp_path)
+    assert found.dsp == PAIRS[multiplier][family]
 
 
 def test_every_port_is_reached_once():
