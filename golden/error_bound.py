@@ -27,10 +27,10 @@ from golden.functions import FIXED_MAX, FRACTION_BITS, SCALE_BITS, SCORE_BITS
 from golden.gating import score, sigmoid
 from golden.gating_bf16 import scale_fixed
 from golden.grouped import quantise_groups
-from golden.int8 import INT8_MAX, WEIGHT_MAX, FixedScale, quantise_rows
+from golden.int8 import FixedScale, quantise_rows
 from golden.layer import LayerResult
 from golden.weights import ExpertWeights, LayerWeights
-from spec.design import Format
+from spec.design import INT8_MAX, Format
 from spec.gate_plan import GatePlan
 from spec.geometry import FfnGeometry, ImageGeometry, ceil_div
 from spec.model import (
@@ -77,9 +77,9 @@ GELU_TANH_ERROR = 5.7e-6
 TANH_ERROR = 5.2e-6
 """Relative, of the tabulated tanh of a bf16 number."""
 SCALE_ROUNDING = 2.0**-16
-"""Relative, of a channel's scale in int8, which has 16 significant bits."""
+"""Relative, of a channel's scale in an integer format, which has 16 significant bits."""
 BIAS_STEPS = 2.0**30
-"""Largest bias in int8, in steps of its sum; a larger one makes the row's step larger."""
+"""Largest bias in an integer format, in steps of its sum; a larger one makes the row's step larger."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def output_error_bound(
     image : geometry of the model on the design: products per burst of gate and array.
     weights, tokens : what both layers were given, bf16 values.
     result : of :func:`golden.layer.layer`; its experts must be those of the hardware's layer.
-    scales : of the hardware's layer in int8.
+    scales : of the hardware's layer in an integer format.
     """
     x = tokens.astype(np.float64)
     count = len(tokens)
@@ -406,19 +406,20 @@ def dot_int8(
     x: Bounded,
     weight: NDArray[np.floating],
     scale: FixedScale,
-    bias: NDArray[np.floating] | None = None,
-    number_format: Format = Format.INT8,
+    bias: NDArray[np.floating] | None,
+    number_format: Format,
 ) -> Bounded:
     """Return ``x @ weight.T + bias`` with ``x`` and the weights' rows in whole steps, before its rounding.
 
     A row's step is its largest magnitude / 127, in ``w4a8`` / 7, or what its bias needs.
     """
     real = weight.astype(np.float64)
-    steps = np.abs(real).max(axis=1) / WEIGHT_MAX[number_format]
+    steps = np.abs(real).max(axis=1) / number_format.largest_weight
     offset = np.zeros(len(real)) if bias is None else bias.astype(np.float64)
     input_step = 1.0 / scale.value
     steps = np.maximum(steps, np.abs(offset) / (input_step * BIAS_STEPS))
-    # Of each weight it is known what it is off by; that is at most half a step, whoever says more.
+    # What each weight is off by is taken from what is stored. It is half a step at most: a quantiser that
+    # is off by more breaks the bound, and does not widen it.
     start = None if bias is None else bias.astype(np.float32)
     stored = quantise_rows(weight.astype(np.float32), start, scale, number_format).values * steps[:, None]
     off = np.clip(stored - real, -steps[:, None] / 2, steps[:, None] / 2)

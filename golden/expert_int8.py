@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from golden.expert import hidden
 from golden.expert_bf16 import activate
 from golden.formats import Bits16, bf16_decode
-from golden.int8 import INT8_MAX, FixedScale, MatrixInt8, quantise, quantise_rows
+from golden.int8 import FixedScale, MatrixInt8, quantise, quantise_rows
 from golden.weights import ExpertWeights
-from spec.design import Format
+from spec.design import INT8_MAX, Format
 from spec.model import FfnSpec
 
 
@@ -37,9 +37,7 @@ class ExpertInt8:
     down: MatrixInt8
 
 
-def quantise_expert(
-    weights: ExpertWeights, scales: ActivationScales, number_format: Format = Format.INT8
-) -> ExpertInt8:
+def quantise_expert(weights: ExpertWeights, scales: ActivationScales, number_format: Format) -> ExpertInt8:
     """Return an expert's matrices in an integer format, for inputs and hidden activations of these scales."""
     gate = weights.gate
     return ExpertInt8(

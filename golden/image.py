@@ -162,6 +162,7 @@ def expert_image_int8(geometry: FfnGeometry, expert: ExpertInt8) -> NDArray[np.u
     """
 
     def with_scales(matrix: MatrixInt8) -> NDArray[np.uint8]:
+        assert (np.abs(2 * matrix.values.astype(int) + 1) < 1 << geometry.format.bits).all()
         values = _packed(matrix.values.view(np.uint8), geometry)
         return np.concatenate([values, scale_tiles(matrix, geometry)[:, None]], axis=1)
 

@@ -4,8 +4,8 @@
 * A :class:`FixedScale` is ``mantissa * 2**shift`` with 16 bits of mantissa.
 * Into int8 (:func:`quantise`): bf16 times a scale, exactly, to nearest even, saturated. NaN becomes 0,
   infinities +-127.
-* Sums are int32. At most ``spec.design.MAX_INT8_INPUTS`` products are added, each at most 127 * 127 in
-  magnitude, so no sum overflows. A bias in int32 is added without loss (33 bits).
+* Sums are int32. At most :attr:`spec.design.Format.most_inputs` products are added, each at most 127 * 127,
+  in ``w4a8`` 127 * 7, in magnitude, so no sum overflows. A bias in int32 is added without loss (33 bits).
 * Out of it (:func:`dequantise`): the sum times its channel's scale, exactly, rounded once to bf16.
 """
 
@@ -18,16 +18,13 @@ from numpy.typing import NDArray
 
 from golden.formats import BF16_BIAS, Bits16
 from golden.functions import I64, bf16_from_integer, fields, is_nan
-from spec.design import Format
+from spec.design import INT8_MAX, Format
 from spec.errors import require
 
 I8 = NDArray[np.int8]
 
-INT8_MAX = 127
-WEIGHT_MAX = {Format.INT8: INT8_MAX, Format.W4A8: 7}
-"""Largest magnitude of a weight in the integer formats."""
 MANTISSA_BITS = 16
-# Of a shift in hardware; scales of float32 weights and inputs need -306..227.
+# Of a shift in hardware; scales of float32 weights and inputs need -327..231, subnormal ones among them.
 SHIFT_BITS = 10
 
 
@@ -135,13 +132,12 @@ def quantise_rows(
     matrix: NDArray[np.float32],
     bias: NDArray[np.float32] | None,
     input_scale: FixedScale,
-    number_format: Format = Format.INT8,
+    number_format: Format,
 ) -> MatrixInt8:
     """Quantise a matrix, each row to its largest magnitude, ties to even.
 
-    A row's step is its largest magnitude / 127, in ``w4a8`` / 7 (a symmetric scale per channel, as in QServe,
-    Lin et al., MLSys 2025), or larger where its bias would else exceed 2**30 steps of the sum. A row without
-    anything gets the scale 0.
+    A row's step is its largest magnitude / 127, in ``w4a8`` / 7, or larger where its bias would else exceed
+    2**30 steps of the sum. A row without anything gets the scale 0.
 
     Parameters
     ----------
@@ -151,7 +147,7 @@ def quantise_rows(
     number_format : an integer one.
     """
     wide = matrix.astype(np.float64)
-    step = np.abs(wide).max(axis=1) / WEIGHT_MAX[number_format]
+    step = np.abs(wide).max(axis=1) / number_format.largest_weight
     input_step = 1.0 / input_scale.value
     if bias is not None:
         step = np.maximum(step, np.abs(bias.astype(np.float64)) / (input_step * (1 << 30)))

@@ -9,7 +9,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.formats import BF16_BIAS
-from golden.int8 import INT8_MAX, MANTISSA_BITS, SHIFT_BITS
+from golden.int8 import MANTISSA_BITS, SHIFT_BITS
 from rtl.arith import (
     BF16,
     PRODUCT_STAGES,
@@ -24,7 +24,7 @@ from rtl.arith import (
     tree,
 )
 from rtl.dual import DualProducts
-from spec.design import Format, Pipeline
+from spec.design import INT8_MAX, Format, Pipeline
 
 INT8 = signed(8)
 SCALE_WORD_BITS = 32
@@ -167,7 +167,7 @@ class IntegerBurst(wiring.Component):
 
     LATENCY = Burst.LATENCY
 
-    def __init__(self, cols: int, number_format: Format = Format.INT8) -> None:
+    def __init__(self, cols: int, number_format: Format) -> None:
         self.cols = cols
         self.bits = product_bits(number_format)
         super().__init__(
@@ -221,7 +221,7 @@ class DualMultiplier(DualProducts):
     FORMAT = Format.INT8
 
     def __init__(self) -> None:
-        # 127 * 127 and -128 * -128 fit, with their sign; so do 127 * 7 and -128 * -8.
+        # -128 * -128 fits, with its sign.
         self.bits = product_bits(self.FORMAT)
         super().__init__(INT8, signed(self.FORMAT.bits), signed(self.bits))
 
@@ -267,7 +267,7 @@ class DualIntegerBurst(wiring.Component):
 
     LATENCY = IntegerBurst.LATENCY
 
-    def __init__(self, cols: int, number_format: Format = Format.INT8) -> None:
+    def __init__(self, cols: int, number_format: Format) -> None:
         self.cols = cols
         self.format = number_format
         weights = In(data.ArrayLayout(signed(number_format.bits), cols))

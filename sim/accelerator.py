@@ -288,7 +288,7 @@ class LayerRun:
 
 
 def scales_of(workload: Workload, design: DesignSpec) -> ActivationScales | None:
-    """Return the scales that int8 experts get for a workload's tokens, None in bf16."""
+    """Return the scales that experts in an integer format get for a workload's tokens; None in others."""
     if not design.format.integer:
         return None
     return calibrate(workload.model, workload.weights, bf16_decode(workload.tokens))

@@ -82,7 +82,7 @@ def layer_area(model: ModelSpec, design: DesignSpec) -> Area:
 def _engine_counts(image: ImageGeometry, design: DesignSpec) -> dict[str, int]:
     """Return what an array, or a channel's lanes, have of MACs and of registers of tiles."""
     kind = "mac_int8" if design.format.integer else "mac_bf16"
-    if design.array is not None and design.array.multiplier is Multiplier.DUAL:
+    if design.format.integer and design.array is not None and design.array.multiplier is Multiplier.DUAL:
         kind = "mac_int8_dual"
     # An array has two tiles, one of them being filled; a channel's lanes have the one they work on.
     tiles = 1 if design.engine is Engine.PIM else 2

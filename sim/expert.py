@@ -35,7 +35,7 @@ DEEP_BURST = 8
 DEEP_ADDITION = 7
 DEEP_SCALE_PRODUCT = 5
 DEEP_INTEGER = 6 + 9
-"""Of int8: operands 1, burst 5, accumulator 9."""
+"""Of integer formats: operands 1, burst 5, accumulator 9."""
 SCALING = 5
 """Behind the accumulator in a grouped format: product with the scale 2, addition to the total 3."""
 PAIRING = 3

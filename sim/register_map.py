@@ -181,5 +181,5 @@ def _tops(register: Register) -> str:
         if any(one.name == register.name for one in register_map(top, int8=True, secded=True))
     ]
     tops = ", ".join(has) if len(has) < len(Top) else EVERY_TOP
-    conditions = [name for name in ("int8", "secded") if getattr(register, name)]
+    conditions = ["int8, w4a8"] * register.int8 + ["secded"] * register.secded
     return f"{tops} ({', '.join(conditions)})" if conditions else tops

@@ -42,8 +42,8 @@ class Table:
     picture: str | None = None
 
 
-OPERANDS = {"int8": "int8", "w4a8": "int4 x int8", "int4": "int4 x bf16"}
-"""Formats whose arrays are counted with single and with dual multipliers: weights and what they meet."""
+OPERANDS = {"int8": "int8 x int8", "w4a8": "int4 x int8", "int4": "int4 x bf16"}
+"""Formats whose arrays are counted with single and dual multipliers: weights x inputs."""
 
 
 def _pair(number_format: str, multiplier: str, family: str) -> str:

@@ -49,6 +49,16 @@ class Format(StrEnum):
         return self in (Format.INT8, Format.W4A8)
 
     @property
+    def largest_weight(self) -> int:
+        """Largest magnitude of a weight of an integer format; -128 and -8 do not occur."""
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def most_inputs(self) -> int:
+        """Most products of an integer format whose sum fits an int32, whatever their signs."""
+        return ((1 << 31) - 1) // (INT8_MAX * self.largest_weight)
+
+    @property
     def grouped(self) -> bool:
         """Whether groups of elements share a scale."""
         return self in GROUPS
@@ -67,8 +77,8 @@ PLAIN_FORMATS = tuple(one for one in Format if not one.grouped)
 INTEGER_FORMATS = tuple(one for one in Format if one.integer)
 """Formats of integer products."""
 
-MAX_INT8_INPUTS = ((1 << 31) - 1) // (127 * 127)
-"""Most products of two int8 numbers in -127..127 whose sum fits an int32, whatever their signs."""
+INT8_MAX = 127
+"""Largest magnitude of an int8 number: -128 does not occur."""
 
 
 class Pipeline(StrEnum):
@@ -442,9 +452,9 @@ class DesignSpec:
             for name in ("max_d_model", "max_d_expert"):
                 value = getattr(self, name)
                 require(
-                    value <= MAX_INT8_INPUTS,
-                    f"must be at most {MAX_INT8_INPUTS} with format {self.format} (sums of 127 * 127 in an"
-                    " int32),"
+                    value <= self.format.most_inputs,
+                    f"must be at most {self.format.most_inputs} with format {self.format} (sums of"
+                    f" {INT8_MAX} * {self.format.largest_weight} in an int32),"
                     f" not {value}",
                     key=name,
                 )

@@ -256,6 +256,10 @@ BAD_ARGUMENTS = {
         [*PRESET_MODEL, "--engine", "fast"],
         "Invalid value for '--engine': 'fast' is not one of 'model', 'rtl', 'both'.",
     ),
+    "a tile's row without room for a scale": (
+        [*PRESET_MODEL, "--design", str(DATA.parent / "tiny.toml"), "--format", "w4a8"],
+        r"cols: must be at least 8 in w4a8 \(a row of a tile holds a channel's scale\), not 4",
+    ),
     "phase of the Verilog": (
         [*PRESET_MODEL, "--phase", "decode", "--engine", "both"],
         "phase: needs --engine model, not both",

@@ -16,7 +16,7 @@ from sim.commands import reports
 from sim.energy import Energy, check_table, energy_of, pim_engine_counts
 from sim.pim_report import run_pim_model
 from sim.routing import Routing, draw_ids
-from spec.design import BankMode, Format
+from spec.design import INTEGER_FORMATS, BankMode, Format
 from spec.energy import COMPONENTS, FIGURES, POWERS, EnergyTable, Figure
 from spec.errors import InputError
 from spec.load import load_design, load_energy, load_model, load_sources, preset_names
@@ -51,7 +51,7 @@ def test_every_figure_has_a_component_and_some_table():
 
 
 @pytest.mark.parametrize("design", ["fpga", "pim"])
-@pytest.mark.parametrize("number_format", [Format.BF16, Format.INT8])
+@pytest.mark.parametrize("number_format", [Format.BF16, *INTEGER_FORMATS])
 def test_components_add_up_and_lie_in_the_range(design, number_format):
     report = run_of(design, number_format)
     energy = report.energy

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import golden.int8
 from golden.error_bound import Bounded, dot, dot_int8, output_error_bound, times
 from golden.experts import calibrate
 from golden.formats import bf16_decode, bf16_encode
@@ -99,12 +100,13 @@ def test_bound_holds_with_terms_of_other_families(name: str, number_format: Form
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("too_small", [1.0, 0.5])
-def test_int8_bound_holds(name: str, too_small: float) -> None:
+@pytest.mark.parametrize("number_format", INTEGER_FORMATS)
+def test_bound_of_integers_holds(name: str, number_format: Format, too_small: float) -> None:
     """With scales of smaller tokens, what lies beyond 127 steps is in the bound."""
     model = load_model(name).scaled(64)
     weights = random_weights(model, 3)
-    largest = errors(model, weights, weights, 3, Format.INT8, too_small=too_small).max()
-    print(f"{name}: largest error {largest:.3f} of its bound in int8")
+    largest = errors(model, weights, weights, 3, number_format, too_small=too_small).max()
+    print(f"{name}: largest error {largest:.3f} of its bound in {number_format}")
     assert 0.01 < largest <= 1.0
 
 
@@ -159,6 +161,29 @@ def test_integer_sums_are_within_their_bound_and_near(bias: float | None, number
     error = np.abs(bf16_decode(stored.product(quantise(x, scale))) - real.value)
     assert (error <= real.error).all()
     assert error.max() > 0.1 * real.error[error.argmax() // 8].max()
+
+
+@pytest.mark.parametrize("number_format", INTEGER_FORMATS)
+def test_a_quantiser_that_is_off_breaks_the_bound(
+    monkeypatch: pytest.MonkeyPatch, number_format: Format
+) -> None:
+    """Though the bound asks it what is stored: of that it takes half a step of each weight and no more."""
+    rng = np.random.default_rng(5)
+    weight = np.abs(rng.standard_normal((8, 48))).astype(np.float32)
+    x = bf16_encode(np.abs(rng.standard_normal((64, 48))))
+    scale = FixedScale.of(127 / 5)
+    exact = Bounded(bf16_decode(x).astype(float), np.zeros(x.shape))
+
+    def over_bound() -> float:
+        stored = golden.int8.quantise_rows(weight, None, scale, number_format)
+        found = bf16_decode(stored.product(quantise(x, scale)))
+        real = dot_int8(exact, weight, scale, None, number_format).rounded()
+        return float((np.abs(found - real.value) / real.error).max())
+
+    assert over_bound() <= 1.0
+    nearest, off = np.rint, max(1, number_format.largest_weight // 8)
+    monkeypatch.setattr(golden.int8.np, "rint", lambda values: nearest(values) - off)
+    assert over_bound() > 1.0
 
 
 @pytest.mark.parametrize("name", ["up", "down", "gate"])

@@ -15,9 +15,9 @@ from golden.expert_int8 import ActivationScales, ffn_int8, hidden_peak, quantise
 from golden.experts import calibrate
 from golden.formats import Bits16, bf16_decode, bf16_encode
 from golden.image import expert_image_int8
-from golden.int8 import WEIGHT_MAX, FixedScale, dequantise, fixed_scales, quantise, quantise_rows
+from golden.int8 import FixedScale, dequantise, fixed_scales, quantise, quantise_rows
 from golden.weights import ExpertWeights, random_tokens, random_weights
-from spec.design import INTEGER_FORMATS, MAX_INT8_INPUTS, Format
+from spec.design import INTEGER_FORMATS, Format
 from spec.errors import InputError
 from spec.geometry import FfnGeometry
 from spec.load import load_model
@@ -76,7 +76,9 @@ def test_sums_out_of_int8():
 
 
 def test_no_sum_overflows():
-    assert 127 * 127 * MAX_INT8_INPUTS < 1 << 31 <= 127 * 127 * (MAX_INT8_INPUTS + 1)
+    assert [one.most_inputs for one in INTEGER_FORMATS] == [133144, 2415617]
+    for one, largest in zip(INTEGER_FORMATS, (127, 7), strict=True):
+        assert 127 * largest * one.most_inputs < 1 << 31 <= 127 * largest * (one.most_inputs + 1)
 
 
 def test_scales_are_nearest():
@@ -110,7 +112,7 @@ def test_a_scale_that_hardware_cannot_hold(mantissa, shift, message):
 @pytest.mark.parametrize("number_format", INTEGER_FORMATS)
 def test_rows_against_fractions(number_format):
     """Every row has 127 or 7 as its largest magnitude; ties, which float64 division keeps, go to even."""
-    largest = WEIGHT_MAX[number_format]
+    largest = number_format.largest_weight
     assert largest == (1 << (number_format.bits - 1)) - 1
     rng = np.random.default_rng(3)
     matrix = rng.standard_normal((9, 40)).astype(np.float32)
@@ -147,7 +149,7 @@ def test_a_product_stays_within_its_derived_bound():
     bias = rng.standard_normal(30).astype(np.float32)
     real = bf16_decode(x).astype(np.float64)
     scale = scale_for(float(np.abs(real).max()))
-    packed = quantise_rows(matrix, bias, scale)
+    packed = quantise_rows(matrix, bias, scale, Format.INT8)
     got = bf16_decode(packed.product(quantise(x, scale))).astype(np.float64)
     exact = real @ matrix.T.astype(np.float64) + bias
     x_step, w_step = 1 / scale.value, np.abs(matrix).max(axis=1).astype(np.float64) / 127

@@ -12,8 +12,9 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 import rtl.int8
-from golden.int8 import WEIGHT_MAX, FixedScale, dequantise, quantise
+from golden.int8 import FixedScale, dequantise, quantise
 from rtl.arith import Accumulate, Burst
+from rtl.export import export
 from rtl.int8 import (
     DualInt4Multiplier,
     DualIntegerBurst,
@@ -21,6 +22,7 @@ from rtl.int8 import (
     IntegerAccumulate,
     IntegerBurst,
     Quantise,
+    product_bits,
     scale_layout,
     scale_of,
 )
@@ -101,7 +103,7 @@ def packed_weights(weights: np.ndarray, number_format: Format) -> list[int]:
 @pytest.mark.parametrize("cols", [1, 4, 5, 8, 16, 32, 256])
 @pytest.mark.parametrize("number_format", INTEGER_FORMATS)
 def test_burst(cols, number_format):
-    largest = WEIGHT_MAX[number_format]
+    largest = number_format.largest_weight
     rng = np.random.default_rng(cols)
     x = rng.integers(-127, 128, (60, cols))
     w = rng.integers(-largest, largest + 1, (60, cols))
@@ -133,63 +135,52 @@ DUAL_SOURCE = (RTL / f"{DualMultiplier.VERILOG}.v").read_text()
 INT4_SOURCE = (RTL / f"{DualInt4Multiplier.VERILOG}.v").read_text()
 
 
-def wrong_products(source: str, folder: Path) -> int:
-    """Return how many of all 2**25 products the gates of a Verilog file have wrong."""
+def wrong_products(source: str, folder: Path, number_format: Format) -> int:
+    """Return how many products of all pairs of weights with int8 the gates of a Verilog file have wrong."""
     gates = Gates(source, folder)
-    bytes_ = np.arange(256, dtype=np.uint8)
-    weights = [np.tile(bytes_, 256), np.repeat(bytes_, 256)]
-    signed_weights = [of.view(np.int8).astype(np.int16) for of in weights]
+    bits = number_format.bits
+    codes, top = np.arange(1 << bits, dtype=np.uint8), 1 << (bits - 1)
+    weights = [np.tile(codes, 1 << bits), np.repeat(codes, 1 << bits)]
+    signed_weights = [(of.astype(int) ^ top) - top for of in weights]
+    mask = (1 << product_bits(number_format)) - 1
     wrong = 0
     for x in range(256):
-        got = gates.outputs(x=np.full(1 << 16, x, np.uint8), w_0=weights[0], w_1=weights[1])
+        got = gates.outputs(x=np.full(len(weights[0]), x, np.uint8), w_0=weights[0], w_1=weights[1])
         for row in range(2):
-            want = np.int16(np.uint8(x).view(np.int8)) * signed_weights[row]
-            wrong += np.count_nonzero(got[f"p_{row}"].view(np.int16) != want)
+            want = int(np.uint8(x).view(np.int8)) * signed_weights[row]
+            wrong += np.count_nonzero(got[f"p_{row}"] != want & mask)
     return wrong
 
 
 @pytest.mark.slow
 def test_every_product_of_the_dual_multiplier(tmp_path):
     """All 2**24 operands, through the gates that Yosys makes of the Verilog file itself."""
-    assert wrong_products(DUAL_SOURCE, tmp_path) == 0
+    assert wrong_products(DUAL_SOURCE, tmp_path, Format.INT8) == 0
 
 
 @pytest.mark.long
 def test_a_borrow_and_a_sum_too_narrow_are_seen(tmp_path):
     borrow = DUAL_SOURCE.replace(" + 32'sd32768", "").replace("{~sum_q[15], sum_q[14:0]}", "sum_q[15:0]")
     # Each lower product below 0: signs of x and w_0 differ.
-    assert wrong_products(borrow, tmp_path) == 2 * 127 * 128 * 256
+    assert wrong_products(borrow, tmp_path, Format.INT8) == 2 * 127 * 128 * 256
     narrow = DUAL_SOURCE.replace("wire signed [24:0] weights", "wire signed [23:0] weights")
     # -128 * 2**16 and a negative number: too small by 2**24, and the upper product by 2**8 times x.
-    assert wrong_products(narrow, tmp_path) == 128 * 255
-
-
-def wrong_int4_products(source: str, folder: Path) -> int:
-    """Return how many of all 2**17 products with int4 the gates of a Verilog file have wrong."""
-    operands = np.arange(1 << 16)
-    x = operands.astype(np.uint8)
-    weights = [(operands >> place).astype(np.uint8) & 15 for place in (8, 12)]
-    got = Gates(source, folder).outputs(x=x, w_0=weights[0], w_1=weights[1])
-    wrong = 0
-    for row, weight in enumerate(weights):
-        want = x.view(np.int8).astype(int) * ((weight.astype(int) ^ 8) - 8)
-        wrong += np.count_nonzero(got[f"p_{row}"] != want & 0xFFF)
-    return wrong
+    assert wrong_products(narrow, tmp_path, Format.INT8) == 128 * 255
 
 
 def test_every_product_of_the_dual_int4_multiplier(tmp_path):
     """All 2**16 operands, through the gates that Yosys makes of the Verilog file itself."""
-    assert wrong_int4_products(INT4_SOURCE, tmp_path) == 0
+    assert wrong_products(INT4_SOURCE, tmp_path, Format.W4A8) == 0
 
 
 @pytest.mark.long
 def test_a_borrow_and_a_sum_too_narrow_are_seen_with_int4(tmp_path):
     borrow = INT4_SOURCE.replace(" + 24'sd2048", "").replace("{~sum_q[11], sum_q[10:0]}", "sum_q[11:0]")
     # Each lower product below 0: signs of x and w_0 differ.
-    assert wrong_int4_products(borrow, tmp_path) == (128 * 7 + 127 * 8) * 16
+    assert wrong_products(borrow, tmp_path, Format.W4A8) == (128 * 7 + 127 * 8) * 16
     narrow = INT4_SOURCE.replace("wire signed [16:0] weights", "wire signed [15:0] weights")
     # -8 * 2**12 and a negative number: too small by 2**16, and the upper product by 2**4 times x.
-    assert wrong_int4_products(narrow, tmp_path) == 8 * 255
+    assert wrong_products(narrow, tmp_path, Format.W4A8) == 8 * 255
 
 
 @pytest.mark.parametrize("cols", [1, 5, 16])
@@ -209,6 +200,15 @@ def test_dual_burst(cols, number_format):
     got = run_pipeline(dut, inputs, ["o_0", "o_1"], DualIntegerBurst.LATENCY)
     for row in range(2):
         agree(got[f"o_{row}"], (x * w[row]).sum(axis=1), f"row {row} of a burst of {cols}")
+
+
+@pytest.mark.parametrize(
+    ("number_format", "multiplier"), [(Format.INT8, DualMultiplier), (Format.W4A8, DualInt4Multiplier)]
+)
+def test_an_array_takes_the_multiplier_of_its_format(number_format, multiplier, tmp_path):
+    """A wider one gives the same sums, and takes more of the device."""
+    files = export(DualIntegerBurst(3, number_format), "rows", tmp_path)
+    assert [file.name for file in files][:2] == ["eb_rows.v", f"{multiplier.VERILOG}.v"]
 
 
 @pytest.mark.parametrize("pipeline", list(Pipeline))

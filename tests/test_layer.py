@@ -27,7 +27,17 @@ from sim.rtlsim import RunSpec, reg_read
 from sim.streams import readiness, spans_of
 from sim.toolchain import verilator_command
 from sim.workload import random_workload, scaled_model, vector_workload
-from spec.design import ArrayDesign, DeepBlock, DesignSpec, Engine, Format, GateDesign, MemoryDesign, Policy
+from spec.design import (
+    ArrayDesign,
+    DeepBlock,
+    DesignSpec,
+    Engine,
+    Format,
+    GateDesign,
+    MemoryDesign,
+    Multiplier,
+    Policy,
+)
 from spec.errors import InputError
 from spec.load import load_design, load_model
 from spec.model import NO_PLACES, Activation, AppliedTo, CapacityRule, FfnSpec, GatingSpec, ModelSpec
@@ -57,14 +67,22 @@ def tiny_deepseek() -> tuple[accelerator.Build, ModelSpec]:
     return accelerator.build_layer(model, TINY, trace=True), model
 
 
-INT8 = dataclasses.replace(TINY, array=ArrayDesign(rows=4, cols=8, act_lanes=2), format=Format.INT8)
+INTEGER = {
+    Format.INT8: ArrayDesign(rows=4, cols=8, act_lanes=2),
+    Format.W4A8: ArrayDesign(rows=4, cols=16, act_lanes=2, multiplier=Multiplier.DUAL),
+}
+"""Arrays whose rows have just the room for a scale and a bias; the second multiplies for two rows at once."""
+RELATIVE_ERROR = {Format.INT8: (0.005, 0.046), Format.W4A8: (0.05, 0.25)}
 
 
-@pytest.fixture(scope="module")
-def int8_gpt_oss() -> tuple[accelerator.Build, ModelSpec]:
-    """Return a layer in int8 with biases and the clamped activation."""
+@pytest.fixture(
+    scope="module", params=[Format.W4A8, pytest.param(Format.INT8, marks=pytest.mark.long)], ids=str
+)
+def integer_gpt_oss(request: pytest.FixtureRequest) -> tuple[accelerator.Build, ModelSpec, DesignSpec]:
+    """Return a layer in an integer format with biases and the clamped activation."""
     model = vector_workload(str(DATA / "gpt_oss_s0.npz"), None).model
-    return accelerator.build_layer(model, INT8), model
+    design = dataclasses.replace(TINY, array=INTEGER[request.param], format=request.param)
+    return accelerator.build_layer(model, design), model, design
 
 
 def check(run: accelerator.LayerRun) -> None:
@@ -180,23 +198,28 @@ def test_random_tokens_under_stalls(tiny_deepseek: tuple[accelerator.Build, Mode
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_random_tokens_in_int8(int8_gpt_oss: tuple[accelerator.Build, ModelSpec], seed: int) -> None:
-    check_under_stalls(*int8_gpt_oss, INT8, seed)
+def test_random_tokens_in_integers(
+    integer_gpt_oss: tuple[accelerator.Build, ModelSpec, DesignSpec], seed: int
+) -> None:
+    check_under_stalls(*integer_gpt_oss, seed)
 
 
 @pytest.mark.slow
-def test_int8_against_hugging_face(int8_gpt_oss: tuple[accelerator.Build, ModelSpec]) -> None:
+def test_integers_against_hugging_face(
+    integer_gpt_oss: tuple[accelerator.Build, ModelSpec, DesignSpec],
+) -> None:
     """Bits and cycles equal; the error is that of golden, whose bounds tests/test_int8.py states."""
-    rtl, _ = int8_gpt_oss
+    rtl, _, design = integer_gpt_oss
     work = vector_workload(str(DATA / "gpt_oss_s0.npz"), None)
-    run = accelerator.run_rtl(rtl, work, INT8)
+    run = accelerator.run_rtl(rtl, work, design)
     check(run)
     modelled = layer_cycles(run.shape, np.zeros(len(work.tokens), dtype=np.int64))
     check_layer(run, modelled)
     assert modelled.cycles == run.counters["cycles"] == run.seen.cycles
     error = accelerator.compare_with_float(work, run.golden)
-    print(f"gpt_oss_s0 in int8: {error}")
-    assert 0.005 < error["relative_error"] < 0.046
+    print(f"gpt_oss_s0 in {design.format}: {error}")
+    least, most = RELATIVE_ERROR[design.format]
+    assert least < error["relative_error"] < most
     assert error["scales"]["x"] * float(np.abs(bf16_decode(work.tokens)).max()) == pytest.approx(
         127, rel=1e-4
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from sim.system.step import system_costs
 from sim.system.stored import StoredJobs
 from spec.design import Format
 from spec.errors import InputError
-from spec.load import load_engine, load_model, load_system
+from spec.load import load_design, load_engine, load_model, load_system
 from tests.test_policies import ENGINE, EXPERT, random_steps, steps_of
 
 LINK = Link(bytes_per_s=10.0, latency_s=1.0)
@@ -225,6 +226,15 @@ def test_what_an_accelerator_takes_for_experts_is_not_below_its_bound(rng, block
         assert (least <= whole * (1 + 1e-12)).all() and (least <= (first + rest) * (1 + 1e-12)).all()
     window = np.array([jobs.design.window_tokens])
     assert min(float(jobs.of(one).experts(window)[0]) for one in Format) < 1.05 * float(jobs.least(window)[0])
+
+
+def test_formats_that_a_design_has_not_are_not_in_its_bound() -> None:
+    """Rows of four columns have no room for w4a8's scale; nobody asked for it."""
+    tiny = load_design(str(Path(__file__).parent / "tiny.toml"))
+    jobs = StoredJobs(SMALL, tiny, 8)
+    with pytest.raises(InputError, match="cols: must be at least 8 in w4a8"):
+        jobs.of(Format.W4A8)
+    assert 0 < float(jobs.least(np.array([3]))[0]) <= float(jobs.of(Format.BF16).experts(np.array([3]))[0])
 
 
 def alone(block: str, devices: int = 4, nodes: int = 1, places: int = 8) -> Machine:

@@ -228,7 +228,7 @@ def run_case(case: Case, *, reset_after: int | None = None, recovers: bool = Fal
     rng = np.random.default_rng(case.seed)
     banks = config.banks
     count = config.num_experts + (config.image.shared is not None)
-    scales = random_scales(rng) if config.int8 else None
+    scales = random_scales(rng) if config.integer else None
     experts = [random_expert(rng, banks.kind(number), case.data, scales) for number in range(count)]
     tokens = random_patterns(rng, (case.num_tokens, config.d_model), case.data)
     [bases] = banks.bases([[0]] * count)

@@ -114,11 +114,11 @@ class MacArray(wiring.Component):
         rams = self._accumulators(m, read, valid_read, write, valid_write)
         old = Signal(rows * 32)
         m.d.comb += old.eq(Mux(shown.up, rams[-1].read_0.data, rams[0].read_0.data))
-        scales_go = fire & layout(slot).scale if self.config.int8 else None
+        scales_go = fire & layout(slot).scale if self.config.integer else None
         for row in range(rows):
             weights = tile.word_select(row, len(tile) // rows)
             start = delay(m, Mux(shown.first, 0, old.word_select(row, 32)), registers, f"before_{row}")
-            if self.config.int8:
+            if self.config.integer:
                 total = self._row_int8(m, row, weights, start, add, scales_go)
             else:
                 total = self._row_bf16(m, row, weights, start)

@@ -27,7 +27,7 @@ class Drain(wiring.Component):
     complete, records : In, from :class:`rtl.expert.jobs.JobLists`.
     unit_ready : In(1)
     list : Out(ReadSignature), accumulators : Out(ReadSignature)
-    scale_h : In(SCALE_WORD_BITS), in int8
+    scale_h : In(SCALE_WORD_BITS), in integer formats
         What turns hidden activations into int8.
     unit_drained : Out(1)
         The last read of a unit; its accumulators are free.
@@ -57,7 +57,7 @@ class Drain(wiring.Component):
                 "accumulators": Out(ReadSignature(routed.rows * 32 * sets, accumulator_depth)),
                 "unit_drained": Out(1),
                 "retire": Out(1),
-                **({"scale_h": In(SCALE_WORD_BITS)} if config.int8 else {}),
+                **({"scale_h": In(SCALE_WORD_BITS)} if config.integer else {}),
                 "hidden": Out(
                     WriteSignature(
                         routed.cols * config.element_bits, hidden_depth, lanes * config.element_bits
@@ -71,7 +71,9 @@ class Drain(wiring.Component):
     @property
     def activation_latency(self) -> int:
         """Cycles from a result in the last stage to its write into the hidden buffer."""
-        return self.lanes[0].latency + (Quantise.latency_of(self.config.pipeline) if self.config.int8 else 0)
+        return self.lanes[0].latency + (
+            Quantise.latency_of(self.config.pipeline) if self.config.integer else 0
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -169,7 +171,7 @@ class Drain(wiring.Component):
                 m.d.comb += unit.up.eq(results[1].word_select(lane, 32))
             if config.other_activation:
                 m.d.comb += unit.shared.eq(tag.shared)
-            if config.int8:
+            if config.integer:
                 quantise = m.submodules[f"quantise_{lane}"] = Quantise(pipeline=config.pipeline)
                 m.d.comb += [quantise.i.eq(unit.o), quantise.scale.eq(scale_of(self.scale_h))]
                 unit = quantise

@@ -28,22 +28,23 @@ from rtl.stream import connect_stream
 class TokenStore(wiring.Component):
     """Keep the tokens' elements, ``cols`` per word, slots in turn. Always ready.
 
-    In int8 they are quantised on their way in, so that a beat is stored two cycles later, in a deep pipeline
-    four: sooner than an entry that is sent in the cycle after the token's last beat reads it. Inputs that are
-    multiplied with a weight are quantised behind the product (:class:`rtl.expert.inputs.WeightedInputs`).
+    In integer formats they are quantised on their way in, so that a beat is stored two cycles later, in a
+    deep pipeline four: sooner than an entry that is sent in the cycle after the token's last beat reads it.
+    Inputs that are multiplied with a weight are quantised behind the product
+    (:class:`rtl.expert.inputs.WeightedInputs`).
     The environment sends no token whose slot is still in use.
 
     Members
     -------
     i : In(stream.Signature(token_layout(stream_lanes)))
-    scale_x : In(SCALE_WORD_BITS), in int8
+    scale_x : In(SCALE_WORD_BITS), in integer formats
     read : In(ReadSignature)
         Address = slot * token_words + word.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.quantises = config.int8 and not config.weighted_inputs
+        self.quantises = config.integer and not config.weighted_inputs
         self.ram = Ram(
             width=config.routed.cols * config.stored_bits,
             depth=config.num_slots * config.token_words,
@@ -122,7 +123,7 @@ class ExpertEngine(wiring.Component):
         A token must be in the store before its first entry is sent.
     image_page : In(PAGE_BITS)
         4 KiB page of the weight image (:class:`spec.geometry.ImageGeometry`); constant while jobs run.
-    scale_x, scale_h : In(SCALE_WORD_BITS), in int8
+    scale_x, scale_h : In(SCALE_WORD_BITS), in integer formats
         Scales of tokens and of hidden activations (:attr:`golden.int8.FixedScale.word`); constant from
         the first token on.
     o_ar, i_r : AXI4 read address and data, bursts of ``burst_beats``, in order.
@@ -141,7 +142,7 @@ class ExpertEngine(wiring.Component):
                 "i_token": In(stream.Signature(token_layout(config.stream_lanes))),
                 "i": In(stream.Signature(job_layout(config))),
                 "image_page": In(PAGE_BITS),
-                **(dict.fromkeys(("scale_x", "scale_h"), In(SCALE_WORD_BITS)) if config.int8 else {}),
+                **(dict.fromkeys(("scale_x", "scale_h"), In(SCALE_WORD_BITS)) if config.integer else {}),
                 "o_ar": Out(stream.Signature(address_layout())),
                 "i_r": In(stream.Signature(read_layout(config.beat_bits))),
                 "o": Out(
@@ -170,7 +171,7 @@ class ExpertEngine(wiring.Component):
             granularity=config.act_lanes * config.element_bits,
             apart=config.deep,
         )
-        if config.int8:
+        if config.integer:
             quantiser = tokens if tokens.quantises else sequencer
             m.d.comb += [quantiser.scale_x.eq(self.scale_x), drain.scale_h.eq(self.scale_h)]
         connect_stream(m, wiring.flipped(self.i_token), tokens.i)

@@ -10,11 +10,12 @@ from rtl.int8 import SCALE_WORD_BITS, Quantise, scale_of
 
 
 class WeightedInputs(wiring.Component):
-    """Multiply a word of a token's inputs with a weight, round to bf16; in int8 then quantise.
+    """Multiply a word of a token's inputs with a weight, round to bf16; for integer formats then quantise.
 
     Latency :attr:`spec.geometry.ImageGeometry.input_cycles`, as many stages, each of which goes on when it
     is told to. References: :func:`golden.formats.bf16_product`, :func:`golden.int8.quantise`.
-    Area: ``lanes`` 8x8 multipliers, in int8 also ``lanes`` quantisers (in place of the token store's).
+    Area: ``lanes`` 8x8 multipliers, in integer formats also ``lanes`` quantisers, in place of those at the
+    token store.
 
     Parameters
     ----------
@@ -26,7 +27,7 @@ class WeightedInputs(wiring.Component):
         The first, second, ... stage takes what is before it.
     i : In(lanes * 16)
     weight : In(16)
-    scale_x : In(SCALE_WORD_BITS), in int8
+    scale_x : In(SCALE_WORD_BITS), in integer formats
     o : Out(lanes * element_bits)
     """
 
@@ -38,7 +39,7 @@ class WeightedInputs(wiring.Component):
                 "en": In(config.image.input_cycles),
                 "i": In(lanes * 16),
                 "weight": In(16),
-                **({"scale_x": In(SCALE_WORD_BITS)} if config.int8 else {}),
+                **({"scale_x": In(SCALE_WORD_BITS)} if config.integer else {}),
                 "o": Out(lanes * config.element_bits),
             }
         )
@@ -46,7 +47,7 @@ class WeightedInputs(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        assert len(self.en) == 1 + (Quantise.LATENCY if config.int8 else 0)
+        assert len(self.en) == 1 + (Quantise.LATENCY if config.integer else 0)
         outputs = []
         for lane in range(self.lanes):
             product = Signal(16, name=f"product_{lane}", reset_less=True)
@@ -54,7 +55,7 @@ class WeightedInputs(wiring.Component):
             rounded = bf16_product(m, value, data.View(BF16, self.weight), f"lane_{lane}")
             with m.If(self.en[0]):
                 m.d.sync += product.eq(rounded)
-            if config.int8:
+            if config.integer:
                 quantise = m.submodules[f"quantise_{lane}"] = Quantise(stalls=True)
                 m.d.comb += [
                     quantise.en.eq(self.en[1:]),

@@ -61,7 +61,7 @@ class EngineConfig:
     @property
     def burst_latency(self) -> int:
         """Cycles from a tile's products to their sum."""
-        if self.int8:
+        if self.integer:
             return IntegerBurst.LATENCY + self.deep
         # A tile may hold several groups, whose sums are apart.
         cols = self.routed.cols // self.routed.tile_groups if self.grouped else self.routed.cols
@@ -70,7 +70,7 @@ class EngineConfig:
     @property
     def accumulate_latency(self) -> int:
         """Cycles from a sum of products to what it makes of the accumulator."""
-        return (IntegerAccumulate if self.int8 else Accumulate).latency_of(self.pipeline)
+        return (IntegerAccumulate if self.integer else Accumulate).latency_of(self.pipeline)
 
     @property
     def array_distance(self) -> int:
@@ -88,7 +88,7 @@ class EngineConfig:
         return self.image.routed
 
     @property
-    def int8(self) -> bool:
+    def integer(self) -> bool:
         """Whether inputs are int8 and sums integers."""
         return self.routed.format.integer
 
@@ -126,7 +126,7 @@ class EngineConfig:
 
     @property
     def scale_bytes(self) -> int:
-        """Bytes of a channel's scale, and bias where some kind of expert has one, in an int8 scale tile.
+        """Bytes of a channel's scale, and bias where some kind of expert has one, in an integer's scale tile.
 
         Where only one kind has biases, the other's are the zeros that fill its scale tiles up.
         """

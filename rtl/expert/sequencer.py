@@ -16,7 +16,7 @@ def slot_layout(config: EngineConfig):
     """Return what the array knows of a MAC slot (one token at one tile).
 
     ``token`` and ``parity`` name the accumulators, ``up`` the second set of a gated FFN; ``first``
-    tile starts them from zero; ``unit_done`` on the first token of a unit's last tile. In int8 and in grouped
+    tile starts them from zero; ``unit_done`` on the first token of a unit's last tile. In integer and grouped
     formats ``scale`` marks a scale tile. In these ``group_first`` starts a group's sum from zero,
     ``group_last`` has it scaled and added, to the bias in the ``first_group``; ``group_done`` on the last
     token of a group's last tile.
@@ -29,7 +29,7 @@ def slot_layout(config: EngineConfig):
             "up": unsigned(1),
             "first": unsigned(1),
             "unit_done": unsigned(1),
-            **({"scale": unsigned(1)} if config.int8 or config.grouped else {}),
+            **({"scale": unsigned(1)} if config.integer or config.grouped else {}),
             **dict.fromkeys(names, unsigned(1)),
         }
     )
@@ -69,7 +69,7 @@ class Sequencer(wiring.Component):
     fire : Out(1), slot : Out(slot_layout(config))
     x : Out(cols * element_bits)
         The inputs of the firing slot, in a deep pipeline a cycle later; in bf16 with the 1 of a bias.
-    scale_x : In(SCALE_WORD_BITS), in int8 where weights multiply the inputs
+    scale_x : In(SCALE_WORD_BITS), in integer formats where weights multiply the inputs
     wait_tile, wait_accumulators, wait_hidden : Out(1)
         Why nothing fires.
     """
@@ -94,7 +94,7 @@ class Sequencer(wiring.Component):
                 "fire": Out(1),
                 "slot": Out(slot_layout(config)),
                 "x": Out(width),
-                **({"scale_x": In(SCALE_WORD_BITS)} if config.int8 and config.weighted_inputs else {}),
+                **({"scale_x": In(SCALE_WORD_BITS)} if config.integer and config.weighted_inputs else {}),
                 "wait_tile": Out(1),
                 "wait_accumulators": Out(1),
                 "wait_hidden": Out(1),
@@ -238,7 +238,7 @@ class Sequencer(wiring.Component):
                 delay(m, one, 1, name) for one, name in ((hidden, "hidden"), (tokens, "tokens"))
             )
         inputs = Mux(read.out, hidden, tokens)
-        if config.int8:
+        if config.integer:
             # Weights beyond the matrix are zero, and zero times whatever is read there is zero.
             m.d.comb += self.x.eq(inputs)
             return m
@@ -273,7 +273,7 @@ class Sequencer(wiring.Component):
             weighted.i.eq(self.tokens.data),
             weighted.weight.eq(weight),
         ]
-        if config.int8:
+        if config.integer:
             m.d.comb += weighted.scale_x.eq(self.scale_x)
         hidden = self.hidden.data
         for n, enter in enumerate(enters[1:]):
@@ -385,7 +385,7 @@ class JobWalk(wiring.Component):
         ]
         # The step of a token at a tile of weights.
         advance = step
-        if config.int8:
+        if config.integer:
             m.d.comb += tag.slot.scale.eq(last_tile)
         if config.grouped:
             advance = Signal()

@@ -52,7 +52,7 @@ class PimChannel(wiring.Component):
         The units that read a burst, and which tile it belongs to, in the cycle of the MAC command.
     mem_data : In(units * bits of a burst in the banks)
         The burst of each unit, ``storage_cycles`` later; with check bits those of its words behind it.
-    scale_x, scale_h : In(SCALE_WORD_BITS), in int8
+    scale_x, scale_h : In(SCALE_WORD_BITS), in integer formats
         Scales of tokens and of hidden activations; constant from the first token on.
     o : Out(stream.Signature(config.contribution))
         For each block of outputs all tokens of the group in turn.
@@ -92,7 +92,7 @@ class PimChannel(wiring.Component):
                 "mem_en": Out(config.units),
                 "mem_addr": Out(weights_layout(config)),
                 "mem_data": In(config.banks.stored_tile_bytes * 8),
-                **(dict.fromkeys(("scale_x", "scale_h"), In(SCALE_WORD_BITS)) if config.int8 else {}),
+                **(dict.fromkeys(("scale_x", "scale_h"), In(SCALE_WORD_BITS)) if config.integer else {}),
                 "o": Out(stream.Signature(config.contribution)),
                 **({"o_logits": Out(logits)} if config.router else {}),
                 "retired": Out(1),
@@ -123,7 +123,7 @@ class PimChannel(wiring.Component):
         wiring.connect(m, readout.list, jobs.read_drain)
         wiring.connect(m, readout.accumulators, array.drain)
         wiring.connect(m, readout.hidden, operands.hidden)
-        if config.int8:
+        if config.integer:
             m.d.comb += readout.scale_h.eq(self.scale_h)
         if tokens.quantises:
             m.d.comb += tokens.scale_x.eq(self.scale_x)
@@ -253,7 +253,7 @@ class PimChannel(wiring.Component):
                 weighted.i.eq(inputs),
                 weighted.weight.eq(delay(m, entry.input_weight, 1, "load_weight")),
             ]
-            if config.int8:
+            if config.integer:
                 m.d.comb += weighted.scale_x.eq(self.scale_x)
             inputs = weighted.o.replicate(parts) if parts > 1 else weighted.o
         word = delay(m, load_word, 1, "load_word")

@@ -157,7 +157,7 @@ class Operands(wiring.Component):
                 m.d.comb += self.slot[name].eq(fired[name])
             m.d.comb += self.slot.group_done.eq(fired.group_last & fired_last)
         operand = Mux(fired.out, hidden.read_0.data, inputs.read_0.data)
-        if config.int8:
+        if config.integer:
             # Weights beyond the matrix are zero, and zero times whatever is read there is zero.
             m.d.comb += [self.x.eq(operand), self.slot.scale.eq(fired.scale)]
             return m

@@ -147,7 +147,7 @@ class Readout(wiring.Component):
     list : Out(ReadSignature), accumulators : Out(ReadSignature)
     want_read : Out(1), go_read : In(1)
     want_hidden : Out(1), go_hidden : In(1)
-    scale_h : In(SCALE_WORD_BITS), in int8
+    scale_h : In(SCALE_WORD_BITS), in integer formats
         What turns hidden activations into int8.
     hidden : Out(WriteSignature)
         Hidden registers; written one cycle after ``go_hidden``.
@@ -184,7 +184,7 @@ class Readout(wiring.Component):
                 "go_read": In(1),
                 "want_hidden": Out(1),
                 "go_hidden": In(1),
-                **({"scale_h": In(SCALE_WORD_BITS)} if config.int8 else {}),
+                **({"scale_h": In(SCALE_WORD_BITS)} if config.integer else {}),
                 "hidden": Out(
                     WriteSignature(
                         routed.cols * config.element_bits,
@@ -202,7 +202,7 @@ class Readout(wiring.Component):
     @property
     def activation_latency(self) -> int:
         """Cycles from a result to its activation, in the format of the hidden registers."""
-        return self.lanes[0].latency + (Quantise.LATENCY if self.config.int8 else 0)
+        return self.lanes[0].latency + (Quantise.LATENCY if self.config.integer else 0)
 
     def elaborate(self, platform):
         m = Module()
@@ -346,7 +346,7 @@ class Readout(wiring.Component):
                 ]
             if config.other_activation:
                 m.d.comb += lane.shared.eq(result.shared)
-            if config.int8:
+            if config.integer:
                 quantise = m.submodules[f"quantise_{number}"] = Quantise()
                 m.d.comb += [quantise.i.eq(lane.o), quantise.scale.eq(scale_of(self.scale_h))]
                 lane = quantise

@@ -165,8 +165,8 @@ def mac_layout(config: PimConfig):
 
     ``tile`` of the inputs, of a job that is ``shared`` or not, in its ``out`` (down) matrix or before;
     accumulators of this ``parity``, set ``up``; ``first`` starts them from zero; ``last_token`` of the
-    group; ``unit_done`` ends a block of outputs, ``frees_inputs`` the use of the group's inputs. In int8 and
-    in grouped formats ``scale`` marks a scale tile; with a router in the banks ``router`` its tiles. In
+    group; ``unit_done`` ends a block of outputs, ``frees_inputs`` the use of the group's inputs. In integer
+    and grouped formats ``scale`` marks a scale tile; with a router in the banks ``router`` its tiles. In
     grouped formats ``tile`` counts those of weights alone, a scale tile has one token, and ``group_first``,
     ``group_last``, ``first_group`` are as in :func:`rtl.expert.sequencer.slot_layout`.
     """
@@ -182,7 +182,7 @@ def mac_layout(config: PimConfig):
             "first": unsigned(1),
             "unit_done": unsigned(1),
             "frees_inputs": unsigned(1),
-            **({"scale": unsigned(1)} if config.int8 or config.grouped else {}),
+            **({"scale": unsigned(1)} if config.integer or config.grouped else {}),
             **dict.fromkeys(grouped, unsigned(1)),
             **({"router": unsigned(1)} if config.router else {}),
         }
@@ -332,7 +332,7 @@ class MacWalk(wiring.Component):
             tag.unit_done.eq(ends_block),
             tag.frees_inputs.eq(ends_block & last_block & ~out),
         ]
-        if config.int8:
+        if config.integer:
             m.d.comb += tag.scale.eq(last_tile)
         if config.router:
             m.d.comb += tag.router.eq(is_router)

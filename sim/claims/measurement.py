@@ -48,7 +48,7 @@ STORED = (
     (Format.FP8, "deepseek-v3"),
     (Format.MXFP4, "gpt-oss-20b"),
     (Format.INT4, "mixtral-8x7b"),
-    (Format.W4A8, "mixtral-8x7b"),
+    (Format.W4A8, "gpt-oss-20b"),
 )
 """Formats of weights of few bits, each with a preset; two of the models are released in theirs."""
 DEEP = "fpga-ecp5"

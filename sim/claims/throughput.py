@@ -38,10 +38,11 @@ GATE_TOKENS = 12
 """Enough that several are inside at once, and their buffers come round."""
 SHOWN = tuple(name for name in SLOTS if name != "jobs")
 """From first to last MAC of one job none waits for a job."""
-CHANNEL_MODELS = (("deepseek-v3", 1), ("mixtral-8x7b", 16), ("qwen3-30b-a3b", 3))
+CHANNEL_MODELS = (("deepseek-v3", 1, 1), ("mixtral-8x7b", 16, 8), ("qwen3-30b-a3b", 3, 1))
+"""Models, their scale, and that with weights of four bits, which have as many rows in larger matrices."""
 CHANNELS = tuple(
-    (model, scale, number_format, banks, tokens)
-    for model, scale in CHANNEL_MODELS
+    (model, large if number_format.bits < 8 else scale, number_format, banks, tokens)
+    for model, scale, large in CHANNEL_MODELS
     for number_format in PLAIN_FORMATS
     for banks in (1, 2)
     for tokens in (1, 4)

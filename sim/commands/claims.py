@@ -46,7 +46,7 @@ def command(
 ) -> int:
     """Measure what is claimed of this repository, and print it or write it as a page.
 
-    Runs recorded layers and presets at scale 64 through the Verilog of both accelerators, in bf16 and int8;
+    Runs recorded layers and presets at scale 64 through the Verilog of both accelerators, in all formats;
     builds that are not cached take a minute or two each. Exit status 1 if a claim does not hold.
     """
     from sim.claims import page

@@ -30,9 +30,9 @@ from spec.errors import InputError, require, require_range
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of a preset's weights, as in 'sim'.")
 @click.option(
-    "--tokens", type=int, help="Of a batch, for capacities and int8's scales (default: as in 'sim')."
+    "--tokens", type=int, help="Of a batch, for capacities, and scales of int8, w4a8 (default: as in 'sim')."
 )
-@click.option("--routing", "routing_name", default="uniform", show_default=True, help="Of int8's tokens.")
+@click.option("--routing", "routing_name", default="uniform", show_default=True, help="Of tokens for scales.")
 @click.option("--layout", type=click.Path(path_type=Path), help="TOML of where a pim design's experts lie.")
 @click.option("--hold", help="Only these experts in a pim design's banks: 0,3,8-11 (default: all).")
 @click.option("--address", default="0", show_default=True, help="Of the image in memory: a multiple of 4096.")

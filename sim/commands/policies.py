@@ -113,7 +113,7 @@ def dispatch_command(model_name: str, policy: str | None, as_json: bool, **given
 @click.option("--wide-share", type=float, default=0.25, show_default=True, help="Of experts in bf16: mixed.")
 @_drawn
 def formats_command(model_name: str, policy: str | None, as_json: bool, **given: Any) -> int:
-    """Formats of weights: bf16, fp8, int4 (LMDeploy), MXFP4, mixed by popularity: bytes and time alone."""
+    """Formats of weights, each alone or mixed by popularity: bytes and time alone."""
     return _run("formats", model_name, policy, as_json, given)
 
 

@@ -1,7 +1,7 @@
 """An accelerator's times for experts in each format of their weights, between which policies choose.
 
 Each format is that of the hardware (``docs/numbers.md``), the design otherwise the same: what is multiplied
-with is int8 in ``int8``, else bf16. Times are those of :mod:`sim.system.blocks`.
+with is int8 in the integer formats, else bf16. Times are those of :mod:`sim.system.blocks`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class StoredJobs:
         return seconds
 
     def least(self, counts: IntArray) -> FloatArray:
-        """Return seconds that no format and no cut of each expert's tokens into jobs is below.
+        """Return seconds that no format of the design and no cut of an expert's tokens into jobs is below.
 
         As much for each token as in the job that is best for it, and not less than the shortest job: what the
         lanes share a burst with fills them best in whole groups.
@@ -69,11 +69,23 @@ class StoredJobs:
         return np.where(counts > 0, np.maximum(counts * per_token, shortest), 0.0)
 
     @cached_property
+    def _all(self) -> list[JobTimes]:
+        """Return the jobs in each format that the design has: its tiles may be too small for a scale."""
+        found = []
+        for stored in Format:
+            try:
+                found.append(self.of(stored))
+            except InputError:
+                if stored is self.design.format:
+                    raise
+        return found
+
+    @cached_property
     def _best(self) -> tuple[float, float]:
         pim, window = self.design.pim, self.design.window_tokens
         group = 1 if pim is None else min(pim.tokens_per_burst, window)
         sizes = np.unique([1, *range(group, window + 1, group), window])
-        each = np.array([self.of(stored).experts(sizes) for stored in Format])
+        each = np.array([jobs.experts(sizes) for jobs in self._all])
         return float((each / sizes).min()), float(each.min())
 
 

@@ -118,7 +118,7 @@ def extreme(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 def load_of(config: EngineConfig, rng: np.random.Generator, jobs: list[Job], values=normal) -> Load:
     """Return random tokens and weights for these jobs."""
-    if config.int8:
+    if config.integer:
         return integer_load(config, rng, jobs, values)
     ffn, d_model = config.routed.ffn, config.d_model
     experts = []

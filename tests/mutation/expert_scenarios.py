@@ -30,7 +30,7 @@ def scenarios(config: ExpertConfig, seed: int) -> list[Scenario]:
     kinds = [*mixes(seed), *edges(seed)]
     rng = np.random.default_rng([seed, len(kinds)])
     found = under_traffic(
-        integer_loads.LOADS if config.int8 else expert_loads.LOADS,
+        integer_loads.LOADS if config.integer else expert_loads.LOADS,
         kinds,
         rng,
         lambda name, load, traffic: scenario(name, config, load(config, rng), traffic),

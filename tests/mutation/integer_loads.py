@@ -11,8 +11,9 @@ from golden.expert_bf16 import activate
 from golden.expert_int8 import ActivationScales, ExpertInt8
 from golden.experts import PackedExpert
 from golden.formats import Bits16, bf16_decode, bf16_encode
-from golden.int8 import INT8_MAX, MANTISSA_BITS, FixedScale, MatrixInt8, quantise
+from golden.int8 import MANTISSA_BITS, FixedScale, MatrixInt8, quantise
 from rtl.expert.layouts import EngineConfig
+from spec.design import INT8_MAX
 from tests.bench.test_expert_bench import Load, extreme, kinds_of, load_of, normal, random_jobs
 from tests.mutation import operands
 
