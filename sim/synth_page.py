@@ -89,6 +89,7 @@ TABLES = (
             f"{SMALL_LAYER} --no-route",
             f"{DEEP_LAYER} --seeds 5 --clock 100",
             f"{DEEP_LAYER} --family xc7",
+            f"{DEEP_LAYER} --set array.cols=16 --set array.multiplier=dual --format w4a8 --clock 100",
             f"{DEEP_LAYER} --bus axi --clock 100",
             f"{DEEP_LAYER} --bus axi --family xc7",
             "--design pim-small --block channel",
