@@ -21,7 +21,7 @@ ACCUMULATE_DISTANCE = 4
 DEEP_ACCUMULATE_DISTANCE = 9
 # The same of a deep MAC array, in which no accumulator is read while it is written; of integers, whose
 # additions are as long as scaling a sum.
-DEEP_ARRAY_DISTANCE, DEEP_INT8_DISTANCE = 10, 12
+DEEP_ARRAY_DISTANCE, DEEP_INTEGER_DISTANCE = 10, 12
 # From a scale tile's slot to the next one's, in a grouped format: until then its scales wait for the tokens
 # that fired before it to reach the multiplication (burst 5, accumulator 3).
 SCALE_DISTANCE = 8
@@ -49,7 +49,7 @@ def array_distance(pipeline: Pipeline, number_format: Format) -> int:
     """Return the cycles from a token's slot at a tile to its slot at the next one, at least."""
     if pipeline is Pipeline.SHORT:
         return ACCUMULATE_DISTANCE
-    return DEEP_INT8_DISTANCE if number_format.integer else DEEP_ARRAY_DISTANCE
+    return DEEP_INTEGER_DISTANCE if number_format.integer else DEEP_ARRAY_DISTANCE
 
 
 def ceil_div(a: int, b: int) -> int:
