@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -132,6 +133,30 @@ def tied_products(config: EngineConfig, rng: np.random.Generator) -> Load:
     return _taken_back(config, rng, wanted)
 
 
+@functools.cache
+def _one_from_a_tie() -> tuple[Integers, Integers]:
+    """Return sums and mantissas whose products of 45 or 46 bits are one more or less than a tie of bf16."""
+    mantissas = np.arange(ONE + 1, 2 * ONE, 2)
+    tops = np.arange(257, 1 << 9, 2)
+    wanted = np.concatenate([(tops << place) + by for place in (36, 37) for by in (-1, 1)])
+    fits = wanted[:, None] % mantissas == 0
+    products, places = np.nonzero(fits)
+    sums = wanted[products] // mantissas[places]
+    usable = sums < 1 << 31
+    return sums[usable], mantissas[places][usable]
+
+
+def one_from_a_tie(config: EngineConfig, rng: np.random.Generator) -> Load:
+    """Sums that their scale's mantissa takes to the last place beside a tie of bf16."""
+
+    def wanted(rows: int) -> tuple[Integers, Integers, Integers]:
+        sums, mantissa = _one_from_a_tie()
+        chosen = rng.integers(len(sums), size=rows)
+        return sums[chosen] * rng.choice([-1, 1], rows), mantissa[chosen], rng.integers(-60, -20, rows)
+
+    return _taken_back(config, rng, wanted)
+
+
 def _passed_on(
     config: EngineConfig, rng: np.random.Generator, tokens: Bits16, scales: ActivationScales, shift: int
 ) -> Load:
@@ -173,7 +198,11 @@ def tied_inputs(config: EngineConfig, rng: np.random.Generator) -> Load:
     by = int(rng.integers(-40, 40))
     tokens = bf16_encode(np.ldexp(steps / 2, by)) + rng.choice([0, 0, 0, 1], shape).astype(np.uint16)
     fold = int(rng.integers(0, 6))
-    scales = ActivationScales(FixedScale(ONE, SAME.shift - by), FixedScale(ONE, SAME.shift + fold))
+    # A mantissa of two ones takes a tie off by one place.
+    mantissas = [ONE | (1 << int(rng.integers(MANTISSA_BITS - 1))) * int(rng.integers(2)) for _ in range(2)]
+    scales = ActivationScales(
+        FixedScale(mantissas[0], SAME.shift - by), FixedScale(mantissas[1], SAME.shift + fold)
+    )
     return _passed_on(config, rng, tokens, scales, -fold - int(rng.integers(0, 2)))
 
 
@@ -196,8 +225,9 @@ LOADS = {
     tied_sums: 50,
     wide_sums: 50,
     tied_products: 40,
+    one_from_a_tie: 30,
     any_inputs: 40,
-    tied_inputs: 30,
+    tied_inputs: 60,
     scaled_hidden: 30,
     any_values: 20,
 }

@@ -304,6 +304,21 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "the place of 64 in a weight's power of two: set in all from -54 to -20, and no token has others",
     ),
     (
+        "expert_w4a8",
+        r"B\[80\] of core\.hidden_read_0__data$",
+        "a hidden value beyond the last one (of nine at most), which weights of zero meet",
+    ),
+    (
+        "expert_w4a8",
+        r"\\gate\.\\?copy_1\.|of core\.array\.gate\.copy_1\.",
+        "bypass of the port that drains the accumulators; they are drained when nothing is added to them",
+    ),
+    (
+        "expert_w4a8",
+        r"cnot0 .* Q\[1\] of core\.tokens\.beat$",
+        "counts a token's ten beats in another order, which comes to the last one in as many",
+    ),
+    (
         "expert_relu",
         r"inv .*slice\$2006 Q\[0\] of core\.sequencer\.since$",
         "two values of a count of cycles, exchanged with two others; it comes to its end in the same cycle",
