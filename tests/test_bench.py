@@ -31,7 +31,8 @@ def tiny() -> Bench:
     """The small layer of tests/test_layer.py: the same build."""
     model = vector_workload(str(DATA / "deepseek_v3_s0.npz"), None).model
     work = random_workload(model, 12, Routing("uniform"), 3)
-    rtl = accelerator.build_layer(model, TINY, DEFAULT_ROOT)
+    # As others build it.
+    rtl = accelerator.build_layer(model, TINY, DEFAULT_ROOT, trace=True)
     return Bench("tiny", work, TINY, rtl, accelerator.run_rtl(rtl, work, TINY))
 
 

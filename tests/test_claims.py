@@ -38,7 +38,7 @@ from sim.pim_layer import PimShape, first_refreshes, pim_cycles, pim_job
 from sim.pim_slots import SLOTS
 from sim.rtlsim import DEFAULT_ROOT
 from spec.banks import BankGeometry
-from spec.design import PLAIN_FORMATS, DeepBlock, Engine, Format
+from spec.design import INTEGER_FORMATS, PLAIN_FORMATS, DeepBlock, Engine, Format
 from spec.geometry import GateGeometry, ImageGeometry
 from spec.hardware import lacking_terms
 from spec.load import load_design, load_device, load_model
@@ -482,11 +482,12 @@ def test_wrong_numbers_fail(measurement: Measurement, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sim.claims.numbers, "layer_bf16", scaled)
     few = Measurement(Path("tests/data"), DEFAULT_ROOT, lambda _text: None)
     few.__dict__["workloads"] = dict(list(measurement.recorded.items())[:3])
-    make, text = {
-        "formats": (formats_link, "bf16 against float: largest error of an output over its derived bound"),
-        "int8": (int8_link, "int8 against float: largest error of a layer's output over its derived bound"),
+    make, form = {
+        "formats": (formats_link, "{} against float: largest error of an output over its derived bound"),
+        "int8": (int8_link, "{} against float: largest error of a layer's output over its derived bound"),
     }[link]
-    assert [text for text, _ in failing(make(few))] == [text]
+    formats = [Format.BF16] if link == "formats" else INTEGER_FORMATS
+    assert [text for text, _ in failing(make(few))] == [form.format(one) for one in formats]
 
 
 def test_both_accelerators_have_the_same_numbers() -> None:

@@ -339,7 +339,12 @@ DATA = ROOT / "tests" / "data" / "mixtral_s0.npz"
             id="pim",
             marks=pytest.mark.long,
         ),
-        pytest.param(["--bus", "axi", "--design", "gate", "--two-clocks"], 29, id="gate on two clocks"),
+        pytest.param(
+            ["--bus", "axi", "--design", "gate", "--two-clocks"],
+            29,
+            id="gate on two clocks",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_layer_has_the_same_bytes_in_any_process(options, num_files, tmp_path):

@@ -595,7 +595,7 @@ def test_a_single_unit_opens_its_banks_one_by_one() -> None:
     check(Case(config, ((0, 2), (1, 1))))
 
 
-@pytest.mark.parametrize("seed", range(7))
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(n, marks=pytest.mark.long) for n in range(5, 7))])
 def test_random_channels(seed: int) -> None:
     check(random_case(seed))
 
@@ -652,7 +652,7 @@ def stored_case(seed: int) -> Case:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(3), *(pytest.param(n, marks=pytest.mark.long) for n in range(3, 200))]
+    "seed", [*range(2), *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 200))]
 )
 def test_random_channels_with_stored_weights(seed: int) -> None:
     check(stored_case(seed))
@@ -673,7 +673,7 @@ def weighted_case(seed: int, draw: Callable[[int], Case] | None = None) -> Case:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(4), *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 100))]
+    "seed", [*range(2), *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 100))]
 )
 def test_random_weighted_inputs(seed: int) -> None:
     check(weighted_case(seed))
@@ -747,7 +747,7 @@ def random_router_case(seed: int) -> Case:
     return replace(case, config=config, jobs=tuple(jobs))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 4))])
 def test_random_channels_with_the_router(seed: int) -> None:
     check(random_router_case(seed))
 
@@ -837,7 +837,7 @@ PLANTED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] * (n % 2)) for n, name in enumerate(PLANTED)]
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (n % 4 > 0)) for n, name in enumerate(PLANTED)]
 )
 def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, old, new = PLANTED[name]
@@ -865,7 +865,7 @@ def test_reset_in_the_middle_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.long] * (name not in ("bank by bank, on the data bus", ROUTED)))
+        pytest.param(name, marks=[pytest.mark.long] * (name != "bank by bank, on the data bus"))
         for name in CHECKED
     ],
 )
@@ -924,7 +924,9 @@ def test_int4_weights_with_int8_inputs(bias: bool) -> None:
     check(Case(config, ((0, 3), (2, 2), (1, 1)), stalls="half", seed=4))
 
 
-@pytest.mark.parametrize("bug", INT8_PLANTED)
+@pytest.mark.parametrize(
+    "bug", [pytest.param(bug, marks=[pytest.mark.long] * (n % 2)) for n, bug in enumerate(INT8_PLANTED)]
+)
 def test_planted_int8_bug_is_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
     plant_bug(monkeypatch, *INT8_PLANTED[bug])
     with pytest.raises(DIVERGED):

@@ -52,7 +52,7 @@ def test_one_table(capsys) -> None:
     assert all(len(line) == len(lines[3]) for line in lines[4:10])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_through_the_verilog(capsys, monkeypatch) -> None:
     """Small designs; every line of the table, dashes where a design has no such thing."""
     real = accelerator.build_layer

@@ -205,7 +205,7 @@ def test_bad_input_is_one_line(arguments, line, capsys):
     assert err == f"expertbank: {line}\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_selection_grows_with_its_choices(capsys):
     """One sorted list of one lane: k entries, nothing for each expert but an index's bits."""
     counts = {}
@@ -217,7 +217,7 @@ def test_the_selection_grows_with_its_choices(capsys):
     assert counts[2]["ff"] < counts[4]["ff"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_counts_the_dispatcher(capsys):
     assert main(["synth", "--design", "dispatch", "--no-route", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -11,7 +11,7 @@ import pytest
 import sim.synth_page
 from sim.cli import main
 from sim.marked import marked
-from sim.synth_page import GATES, MARK, PAPERS, PICTURE, TABLES, draw, write_page
+from sim.synth_page import GATES, MARK, OPERANDS, PAPERS, PICTURE, TABLES, draw, write_page
 
 PAGE = Path(__file__).parent.parent / "docs" / "synthesis.md"
 DESIGNS = [design for table in TABLES for design in table.designs]
@@ -62,7 +62,7 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     assert rows[1].endswith("| 10 | 20 | 4 | 1 | - | not routed: 300 of 156 DSP | abc |")
     assert len(rows) == len(DESIGNS)
     # 512 operations of 16 x 16 MACs over 4 DSPs; UbiMoE's throughput over DSPs and clock.
-    assert "| int8 | 512 | 4 | 128.000 | this page |" in text
+    assert "| int8 x int8 | 512 | 4 | 128.000 | this page |" in text
     assert "| UbiMoE, ZCU102 | W16A32 | 323 | 1850 | 0.175 |" in text
     assert text.count(" DSPs |") == 1
     assert all(f"| {name} | " in text for name, *_ in PAPERS)
@@ -98,7 +98,7 @@ def test_some_rows_are_measured_anew_and_the_others_stay(monkeypatch, tmp_path, 
     ]
     densities = [line for line in changed if "this page" in line]
     assert len(changed) == len(ran) + len(densities)
-    assert len(densities) == 4
+    assert len(densities) == 2 * len(OPERANDS)
     assert all("`multiplier = dual`" in line and "| 8 | 64.000 |" in line for line in densities)
     assert main(["synth", "--page", str(page), "--only", "nowhere"]) == 2
     assert capsys.readouterr().err.endswith("expertbank: only: is in no row's options: 'nowhere'\n")

@@ -308,7 +308,10 @@ def test_a_layer_has_no_numbers_where_its_blocks_meet(tmp_path):
 
 @pytest.mark.parametrize(
     ("top", "two_clocks"),
-    [(Top.PIM, False), pytest.param(Top.FPGA, False, marks=pytest.mark.long), (Top.GATE, True)],
+    [
+        (Top.PIM, False),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in ((Top.FPGA, False), (Top.GATE, True))),
+    ],
 )
 def test_an_instance_never_has_a_number_because_a_signal_has_its_name(top, two_clocks, tmp_path):
     """Numbers of instances count from 0: ``read_guard``, ``lane_0``, ``lane_1``."""
