@@ -113,14 +113,10 @@ def check(shape: PimShape, arrivals: np.ndarray, refreshes: list[int], context=N
     return times
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "tokens"),
-    [
-        pytest.param("deepseek-v3", 16, marks=pytest.mark.long),
-        pytest.param("deepseek-v3", 80, marks=pytest.mark.long),
-        pytest.param("switch-base-128", 40, marks=pytest.mark.long),
-        ("gpt-oss-20b", 33),
-    ],
+    [("deepseek-v3", 16), ("deepseek-v3", 80), ("switch-base-128", 40), ("gpt-oss-20b", 33)],
 )
 def test_channels_that_hinder_each_other(name: str, tokens: int) -> None:
     """Both channels give results at once: with these the times once did not settle."""

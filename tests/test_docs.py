@@ -46,7 +46,7 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 pytestmark = pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def nothing_is_left():
     """What was never elaborated goes here, and not in a test that takes its warning for an error."""
     yield

@@ -158,7 +158,7 @@ def queue_run(beats: list[int], out: list[int]) -> Scenario:
     return Scenario("queue", spec, {"o": Expected(out)})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equivalent_mutants_are_told_from_others(tmp_path):
     """A number that no mutant has is the original; few of a queue's mutants are. False invariants end it."""
     export(StreamFifo(4, 4), "fifo", tmp_path / "verilog")
