@@ -162,7 +162,8 @@ def expert_image_int8(geometry: FfnGeometry, expert: ExpertInt8) -> NDArray[np.u
     """
 
     def with_scales(matrix: MatrixInt8) -> NDArray[np.uint8]:
-        assert (np.abs(2 * matrix.values.astype(int) + 1) < 1 << geometry.format.bits).all()
+        top = 1 << (geometry.format.bits - 1)
+        assert -top <= matrix.values.min() and matrix.values.max() < top
         values = _packed(matrix.values.view(np.uint8), geometry)
         return np.concatenate([values, scale_tiles(matrix, geometry)[:, None]], axis=1)
 
@@ -198,7 +199,8 @@ def _packed(codes: NDArray[np.uint8], geometry: FfnGeometry) -> NDArray[np.uint8
     elements = elements.reshape(*elements.shape[:2], -1)
     if geometry.format.bits == 8:
         return elements
-    return np.packbits(_bits_of(elements, geometry.format.bits), axis=-1, bitorder="little")
+    assert geometry.format.bits == 4
+    return (elements[..., ::2] & 15) | (elements[..., 1::2] << 4)
 
 
 def _bits_of(values: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:

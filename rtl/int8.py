@@ -239,7 +239,8 @@ class DualMultiplier(DualProducts):
 class DualInt4Multiplier(DualMultiplier):
     """The same with int4 weights, in one multiplier as wide as an ECP5's.
 
-    What the lower product borrows is given back behind the register: before it is the multiplier alone.
+    In the Verilog what the lower product borrows is given back behind the register, so that before it is the
+    multiplier alone.
     Area: a 17x8 multiplier, two increments: of an ECP5 one MULT18X18D, of a 7-series FPGA one DSP48E1.
 
     Members
@@ -251,15 +252,6 @@ class DualInt4Multiplier(DualMultiplier):
 
     VERILOG = "eb_dual_int4_multiplier"
     FORMAT = Format.W4A8
-
-    def twin(self, m) -> None:
-        """Make both products of one multiplication."""
-        bits = self.bits
-        weights = Signal(signed(bits + self.FORMAT.bits + 1))
-        product = Signal(signed(2 * bits), reset_less=True)
-        m.d.comb += weights.eq((self.w_1 << bits) + self.w_0)
-        m.d.sync += product.eq(weights * self.x)
-        m.d.comb += [self.p_0.eq(product[:bits]), self.p_1.eq(product[bits:] + product[bits - 1])]
 
 
 class DualIntegerBurst(wiring.Component):

@@ -1517,7 +1517,6 @@ def test_planted_bug_in_deep_is_found(monkeypatch, bug):
 
 DUAL_PLANTED = {
     "borrow kept": (rtl.int8, "weights * self.x + (1 << (bits - 1))", "weights * self.x"),
-    "borrow of int4 kept": (rtl.int8, "product[bits:] + product[bits - 1]", "product[bits:]"),
     "int8 weights as int4": (rtl.int8, "kind = DualMultiplier if self.format is Format.INT8 else", "kind ="),
     "products swapped": (
         rtl.int8,

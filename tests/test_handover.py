@@ -124,52 +124,27 @@ def test_the_bench_sees_what_differs(file, line, new, message, tiny, tmp_path) -
     assert re.search(f"^FAIL: {message}", done.stdout, re.MULTILINE), done.stdout
 
 
+PLAIN = """
+module {name} (
+    input  wire clk,
+    input  wire {x} x,
+    input  wire {w} w_0,
+    input  wire {w} w_1,
+    output reg  {p} p_0,
+    output reg  {p} p_1
+);
+    always @(posedge clk) begin
+        p_0 <= x * w_0;
+        p_1 <= x * w_1;
+    end
+endmodule
+"""
 OVERRIDES = {
-    "int8": """
-module eb_dual_multiplier (
-    input  wire               clk,
-    input  wire signed [7:0]  x,
-    input  wire signed [7:0]  w_0,
-    input  wire signed [7:0]  w_1,
-    output reg  signed [15:0] p_0,
-    output reg  signed [15:0] p_1
-);
-    always @(posedge clk) begin
-        p_0 <= x * w_0;
-        p_1 <= x * w_1;
-    end
-endmodule
-""",
-    "w4a8": """
-module eb_dual_int4_multiplier (
-    input  wire               clk,
-    input  wire signed [7:0]  x,
-    input  wire signed [3:0]  w_0,
-    input  wire signed [3:0]  w_1,
-    output reg  signed [11:0] p_0,
-    output reg  signed [11:0] p_1
-);
-    always @(posedge clk) begin
-        p_0 <= x * w_0;
-        p_1 <= x * w_1;
-    end
-endmodule
-""",
-    "int4": """
-module eb_dual_significand_multiplier (
-    input  wire        clk,
-    input  wire [7:0]  x,
-    input  wire [3:0]  w_0,
-    input  wire [3:0]  w_1,
-    output reg  [11:0] p_0,
-    output reg  [11:0] p_1
-);
-    always @(posedge clk) begin
-        p_0 <= x * w_0;
-        p_1 <= x * w_1;
-    end
-endmodule
-""",
+    "int8": PLAIN.format(name="eb_dual_multiplier", x="signed [7:0]", w="signed [7:0]", p="signed [15:0]"),
+    "w4a8": PLAIN.format(
+        name="eb_dual_int4_multiplier", x="signed [7:0]", w="signed [3:0]", p="signed [11:0]"
+    ),
+    "int4": PLAIN.format(name="eb_dual_significand_multiplier", x="[7:0]", w="[3:0]", p="[11:0]"),
 }
 """Of a format, another module in the place of its dual multiplier."""
 

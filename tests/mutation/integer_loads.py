@@ -19,6 +19,8 @@ from tests.bench.test_expert_bench import Load, extreme, kinds_of, load_of, norm
 from tests.mutation import operands
 
 Integers = NDArray[np.int64]
+Target = Callable[[int], tuple[Integers, Integers, Integers]]
+"""Of so many rows: their sums, and mantissas and shifts of their scales."""
 ONE = 1 << (MANTISSA_BITS - 1)
 """Mantissa of a power of two."""
 SAME = FixedScale(ONE, 1 - MANTISSA_BITS)
@@ -49,23 +51,21 @@ def _near(config: EngineConfig, rng: np.random.Generator, x: Bits16) -> Bits16:
     return tokens
 
 
-def _taken_back(
-    config: EngineConfig,
-    rng: np.random.Generator,
-    wanted: Callable[[int], tuple[Integers, Integers, Integers]],
-) -> Load:
-    """Return a load whose sums, for one token, are what is wanted: ``(sums, mantissas, shifts)`` of rows.
+def _taken_back(config: EngineConfig, rng: np.random.Generator, wanted: Target) -> Load:
+    """Return a load whose results, for one token, are of the sums that are wanted.
 
-    What is wanted of hidden activations is at most 127, and they stay as they are.
+    Hidden activations are whole numbers, a few beyond what int8 holds, and stay as they are.
     """
     x = normal(rng, config.d_model)
     scales = ActivationScales(FixedScale.of(INT8_MAX / rng.uniform(1, 4)), SAME)
 
-    def matrix(values: Integers, inputs: Integers, hidden: bool) -> MatrixInt8:
-        sums, mantissa, shift = wanted(len(values))
-        if hidden:
-            sums, mantissa = rng.integers(-INT8_MAX - 3, INT8_MAX + 4, len(values)), np.full(len(values), ONE)
-            shift = np.full(len(values), SAME.shift)
+    def hidden(rows: int) -> tuple[Integers, Integers, Integers]:
+        sums = rng.integers(-INT8_MAX - 3, INT8_MAX + 4, rows)
+        return sums, np.full(rows, ONE), np.full(rows, SAME.shift)
+
+    def matrix(rows: int, inputs: Integers, target: Target) -> MatrixInt8:
+        values = _weights(config, rng, rows, len(inputs))
+        sums, mantissa, shift = target(rows)
         limit = (1 << 31) - 1
         return _matrix(values, mantissa, shift, np.clip(sums - values @ inputs, -limit, limit))
 
@@ -73,10 +73,10 @@ def _taken_back(
     inputs = quantise(x, scales.x).astype(np.int64)
     for kind in kinds_of(config):
         assert kind.ffn.bias and not kind.ffn.gated
-        up = matrix(_weights(config, rng, kind.d_hidden, config.d_model), inputs, True)
+        up = matrix(kind.d_hidden, inputs, hidden)
         sums = bf16_decode(up.product(inputs[None].astype(np.int8)))
         middle = quantise(activate(kind.ffn, sums), scales.hidden)[0].astype(np.int64)
-        down = matrix(_weights(config, rng, config.d_model, kind.d_hidden), middle, False)
+        down = matrix(config.d_model, middle, wanted)
         experts.append(PackedExpert(kind, ExpertInt8(None, up, down), scales))
     return Load(_near(config, rng, x), experts, random_jobs(config, rng), scales)
 

@@ -81,6 +81,11 @@ Neither detected nor proved equivalent, as Yosys names them.
 SURVIVOR = re.compile(r"^(- (\S+) \d+ of seed (\d+): `(.*)`: )(.*)\.$")
 UNEXPLAINED = "not explained"
 
+DRAINED = (
+    r"\\gate\.\\?copy_1\.|of core\.array\.gate\.copy_1\.",
+    "bypass of the port that drains the accumulators; they are drained when nothing is added to them",
+)
+"""What short arrays of any format have: pattern and reason."""
 # Why a place is not seen: pattern of the mutant, what is behind it.
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
@@ -308,11 +313,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         r"B\[80\] of core\.hidden_read_0__data$",
         "a hidden value beyond the last one (of nine at most), which weights of zero meet",
     ),
-    (
-        "expert_w4a8",
-        r"\\gate\.\\?copy_1\.|of core\.array\.gate\.copy_1\.",
-        "bypass of the port that drains the accumulators; they are drained when nothing is added to them",
-    ),
+    ("expert_w4a8", *DRAINED),
     (
         "expert_w4a8",
         r"cnot0 .* Q\[1\] of core\.tokens\.beat$",
@@ -333,11 +334,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         r"\\accumulate_\d\.\$reduce_or\$\S+:1625\$",
         "lower places of a NaN; the adder's only one has the topmost, and sums come from the adder",
     ),
-    (
-        "expert_relu",
-        r"\\gate\.\\?copy_1\.|of core\.array\.gate\.copy_1\.",
-        "bypass of the port that drains the accumulators; they are drained when nothing is added to them",
-    ),
+    ("expert_relu", *DRAINED),
     (
         "expert_relu",
         r"\\lane_\d\.\$reduce_and\$\S+:3035\$",
