@@ -12,6 +12,7 @@ from golden.expert_bf16 import activate
 from golden.expert_int8 import ActivationScales, ExpertInt8
 from golden.experts import PackedExpert
 from golden.formats import Bits16, bf16_decode, bf16_encode
+from golden.functions import floor_log2
 from golden.int8 import MANTISSA_BITS, FixedScale, MatrixInt8, quantise
 from rtl.expert.layouts import EngineConfig
 from spec.design import INT8_MAX
@@ -135,24 +136,27 @@ def tied_products(config: EngineConfig, rng: np.random.Generator) -> Load:
 
 @functools.cache
 def _one_from_a_tie() -> tuple[Integers, Integers]:
-    """Return sums and mantissas whose products of 45 or 46 bits are one more or less than a tie of bf16."""
+    """Return sums and odd mantissas whose products are one more or less than a tie of bf16."""
     mantissas = np.arange(ONE + 1, 2 * ONE, 2)
     tops = np.arange(257, 1 << 9, 2)
-    wanted = np.concatenate([(tops << place) + by for place in (36, 37) for by in (-1, 1)])
-    fits = wanted[:, None] % mantissas == 0
-    products, places = np.nonzero(fits)
-    sums = wanted[products] // mantissas[places]
-    usable = sums < 1 << 31
-    return sums[usable], mantissas[places][usable]
+    sums, found = [], []
+    for place in range(MANTISSA_BITS, 38):
+        wanted = np.concatenate([(tops << place) - 1, (tops << place) + 1])
+        products, places = np.nonzero(wanted[:, None] % mantissas == 0)
+        sums.append(wanted[products] // mantissas[places])
+        found.append(mantissas[places])
+    return np.concatenate(sums), np.concatenate(found)
 
 
 def one_from_a_tie(config: EngineConfig, rng: np.random.Generator) -> Load:
-    """Sums that their scale's mantissa takes to the last place beside a tie of bf16."""
+    """Sums that their scale's mantissa takes beside a tie of bf16, by one of the product's lower places."""
 
     def wanted(rows: int) -> tuple[Integers, Integers, Integers]:
         sums, mantissa = _one_from_a_tie()
         chosen = rng.integers(len(sums), size=rows)
-        return sums[chosen] * rng.choice([-1, 1], rows), mantissa[chosen], rng.integers(-60, -20, rows)
+        room = 30 - floor_log2(sums[chosen])
+        found = sums[chosen] << rng.integers(0, room + 1)
+        return found * rng.choice([-1, 1], rows), mantissa[chosen], rng.integers(-60, -20, rows)
 
     return _taken_back(config, rng, wanted)
 
@@ -182,10 +186,13 @@ def _passed_on(
 def any_inputs(config: EngineConfig, rng: np.random.Generator) -> Load:
     """Inputs of any size, limits and special values among them, with scales of any mantissa."""
     tokens = operands.any_size(rng, config.num_slots, config.d_model)
-    middle = int(rng.integers(-126, 127))
+    # At the lowest, zeros and subnormals would be numbers that count if they were read as normal ones.
+    middle = -126 if rng.random() < 0.2 else int(rng.integers(-126, 127))
     if rng.random() < 0.7:
         # Around the place where they neither vanish nor saturate.
-        tokens = operands.patterns(rng, 127 + middle + rng.integers(-9, 9, tokens.shape))
+        around = operands.patterns(rng, 127 + middle + rng.integers(-9, 9, tokens.shape))
+        special = np.isin(operands.exponents(tokens), (0, 255))
+        tokens = np.where(special, tokens, around)
     mantissa = int(rng.integers(ONE, 2 * ONE))
     scales = ActivationScales(FixedScale(mantissa, SAME.shift + 6 - middle), SAME)
     return _passed_on(config, rng, tokens, scales, 0)

@@ -310,8 +310,23 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "expert_w4a8",
-        r"B\[80\] of core\.hidden_read_0__data$",
+        r"B\[(7[2-9]|[89]\d|1[01]\d|12[0-7])\] of core\.hidden_read_0__data$",
         "a hidden value beyond the last one (of nine at most), which weights of zero meet",
+    ),
+    (
+        "expert_w4a8",
+        r"const0 \\sequencer\.walk\.\$add\$\S+:3952\$\d+ Y\[2\]",
+        "the tile after the last one (of three at most) has number 3 at most",
+    ),
+    (
+        "expert_w4a8",
+        r"const0 \\sequencer\.\$add\$\S+:3673\$\d+ B\[1\]",
+        "the word of hidden values among a token's; nine are one word of sixteen",
+    ),
+    (
+        "expert_w4a8",
+        r"const0 \\reader\.\$procmux\$\d+ Y\[11\]",
+        "2 KiB within an expert's pages, which has 608 bytes at most",
     ),
     ("expert_w4a8", *DRAINED),
     (
