@@ -25,7 +25,7 @@ from sim.toolchain import verilator_command
 from spec.load import load_design, load_model
 from tests.bench.test_dispatch_bench import UNITS
 from tests.harness_designs import PACKET, RamBench, Reader
-from tests.icarus import check_icarus
+from tests.verilog2005 import faults, faults_of_export
 
 ROOT = Path(__file__).parent.parent
 
@@ -373,13 +373,45 @@ SMALL = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.skipif(
-    shutil.which("iverilog") is None, reason="no wheel has Icarus Verilog; it is not installed"
-)
 @SMALL
-def test_icarus_compiles_the_files(component, name, tmp_path):
+def test_other_compilers_read_the_files_as_verilog_2005(component, name, tmp_path):
     export(component(), name, tmp_path)
-    check_icarus(tmp_path, name)
+    assert faults_of_export(tmp_path, name) == []
+
+
+VERILOG = """module t (clk, a, y);
+  input clk;
+  input [3:0] a;
+  output [3:0] y;
+  reg [3:0] r;
+{}
+endmodule
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("  always @(posedge clk) r <= a; assign y = r;", None),
+        ("  logic [3:0] x; assign y = a;", "undeclared identifier 'logic'"),
+        ("  always_comb r = a; assign y = r;", "undeclared identifier 'always_comb'"),
+        ("  assign y = '0;", "UnbasedUnsizedLiteralExpression is not of Verilog-2005: '0"),
+        ("  assign y = 4'(a + 4'd1);", "CastExpression is not of Verilog-2005: 4'(a + 4'd1)"),
+        ("  always @(posedge clk) r++; assign y = r;", "PostincrementExpression is not of Verilog-2005: r++"),
+        ("  always @(posedge clk) r += a; assign y = r;", "AddAssignmentExpression is not of Verilog-2005"),
+        ("  assign r = a; assign y = r;", "a variable is driven like a net: r"),
+        ("  assign {r[3:1], y} = {a, a[3:1]};", "a variable is driven like a net: r"),
+        ("  eb u (.o(r)); assign y = r;", "a variable is driven like a net: r"),
+        ("  wire [3:0] q = a[5:2]; assign y = q;", "cannot select range of [5:2]"),
+        ("  wire [2:0] q = a; assign y = {1'b0, q};", "implicit conversion truncates"),
+        ("  assign y = nothing;", "undeclared identifier 'nothing'"),
+    ],
+)
+def test_what_is_not_verilog_2005_is_told(text, fault, tmp_path):
+    other = "module eb (o); output [3:0] o; assign o = 4'd1; endmodule\n"
+    (tmp_path / "t.v").write_text(VERILOG.format(text) + other)
+    found = faults(tmp_path, ["t.v"], "t")
+    assert found == [] if fault is None else any(fault in line for line in found), found
 
 
 def lint(folder, name):

@@ -20,7 +20,7 @@ from sim.toolchain import built_once, digest, verilator_command, verilator_root
 from sim.workload import scaled_model
 from spec.geometry import ImageGeometry
 from spec.load import load_design, load_device
-from tests.icarus import check_icarus
+from tests.verilog2005 import faults, faults_of_export
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "data"
@@ -291,6 +291,7 @@ def test_all_verilog_of_an_export_compiles_together(tiny) -> None:
     files = sorted(file.name for file in tiny.glob("*.v"))
     assert files == ["eb_ram.v", "eb_tiny.v", "eb_tiny_ecp5.v"]
     assert lint(tiny, "eb_tiny_ecp5", *files) == ""
+    assert faults(tiny, files, "eb_tiny_ecp5") == []
     assert not list((tiny / "bench").glob("*.v"))
 
 
@@ -306,11 +307,14 @@ def exported(design: str) -> tuple[Path, str]:
     return synth.export_block(scaled_model("mixtral-8x7b", 64), load_design(design), None)
 
 
-@pytest.mark.parametrize(
+EVERY_DESIGN = pytest.mark.parametrize(
     "design",
     # (A tiny layer of each kind is linted by every run of the tests.)
     [name if name in synth.SMALL else pytest.param(name, marks=pytest.mark.long) for name in EXPORTS],
 )
+
+
+@EVERY_DESIGN
 @pytest.mark.slow
 def test_every_design_is_lint_clean(design) -> None:
     directory, name = exported(design)
@@ -318,12 +322,11 @@ def test_every_design_is_lint_clean(design) -> None:
     assert said == ""
 
 
-@icarus
+@EVERY_DESIGN
 @pytest.mark.slow
-@pytest.mark.parametrize("design", synth.SMALL)
-def test_every_design_is_verilog_2005_for_icarus(design) -> None:
+def test_every_design_is_verilog_2005_for_other_compilers(design) -> None:
     directory, name = exported(design)
-    check_icarus(directory, name)
+    assert faults_of_export(directory, name) == []
 
 
 # FuseSoC
