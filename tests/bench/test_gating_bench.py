@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from golden.formats import bf16_encode
-from golden.gating_bf16 import route_bf16
+from golden.gating_bf16 import RoutingBf16, route_bf16
 from golden.image import router_image
 from rtl.gating import Gate, assignment_layout, token_layout
 from sim.divergence import PortCheck
@@ -113,11 +113,16 @@ def any_pattern(geometry: GateGeometry, rng: np.random.Generator) -> Load:
 LOADS = (random_load, all_to_one, never_chosen, ties, all_equal, extreme_values, any_pattern)
 
 
-def assignments(geometry: GateGeometry, load: Load, last_token: np.ndarray) -> list[int]:
-    """Return golden's beats of ``o``."""
+def routing_of(geometry: GateGeometry, load: Load) -> RoutingBf16:
+    """Return golden's choice of a load."""
     gating = geometry.gating
     bias = {"logit_bias": load.bias} if gating.logit_bias else {"selection_bias": load.bias}
-    routing = route_bf16(gating, load.router, load.tokens, geometry.cols, **bias)
+    return route_bf16(gating, load.router, load.tokens, geometry.cols, **bias)
+
+
+def assignments(geometry: GateGeometry, load: Load, last_token: np.ndarray) -> list[int]:
+    """Return golden's beats of ``o``."""
+    gating, routing = geometry.gating, routing_of(geometry, load)
     return [
         bits_of(
             assignment_layout(gating.num_experts),

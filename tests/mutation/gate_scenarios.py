@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -15,13 +16,14 @@ from golden.functions import (
     ONE,
     SCALE_BITS,
     SCORE_BITS,
+    exp_negative,
     fixed_from_f32,
     floor_log2,
     reciprocal,
+    score_from,
 )
 from golden.gating_bf16 import (
     inverse_of,
-    route_bf16,
     scale_fixed,
     scores_fixed,
     select,
@@ -29,9 +31,9 @@ from golden.gating_bf16 import (
     selection_bias_fixed,
 )
 from spec.geometry import GateGeometry
-from spec.model import GatingSpec
+from spec.model import GatingSpec, Score
 from tests.bench.scenarios import Scenario, mixes
-from tests.bench.test_gating_bench import Load, image_beats, random_load, scenario
+from tests.bench.test_gating_bench import Load, image_beats, random_load, routing_of, scenario
 from tests.mutation import operands
 from tests.mutation.traffic import edges, under_traffic
 
@@ -123,12 +125,13 @@ def with_equal_keys(geometry: GateGeometry, rng: np.random.Generator, router, to
     """Return a load of one token, twice, with the bias that makes its keys equal but for a last place."""
     gating = geometry.gating
     logits = fixed_from_f32(dot(token, router, geometry.cols))
-    scores = scores_fixed(gating.score, logits)[0] >> (SCORE_BITS - select_bits(gating))
+    places = select_bits(gating)
+    keys = scores_fixed(gating.score, logits)[0] >> (SCORE_BITS - places)
     wanted = int(rng.integers(-(1 << 24), 1 << 24)) + rng.integers(-1, 2, gating.num_experts)
     # Of a group the first are as much above as the second are below: the sum of two is what it was.
     apart = int(rng.choice([0, 1, 1 << int(rng.integers(1, 20))]))
     wanted += apart * np.tile([1, -1, -3], gating.num_experts)[: gating.num_experts]
-    bias = (wanted - scores) / (1 << select_bits(gating))
+    bias = (wanted - keys) / (1 << places)
     return Load(router, bias.astype(np.float32), np.repeat(token, 2, axis=0))
 
 
@@ -146,6 +149,57 @@ def keys_at_ties(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     return with_equal_keys(geometry, rng, router, x[None])
 
 
+def three_products(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return two lots of three significands of 8 bits whose products are 2**17 together."""
+    numbers = np.arange(128, 256)
+    while True:
+        a = rng.choice(numbers, 3)
+        rest = (1 << 17) - a[0] * numbers[:, None] - a[1] * numbers
+        found = np.argwhere((rest % a[2] == 0) & (rest >= 128 * a[2]) & (rest < 256 * a[2]))
+        if len(found):
+            i, j = rng.choice(found)
+            return a, np.array([numbers[i], numbers[j], rest[i, j] // a[2]])
+
+
+def broken_ties(geometry: GateGeometry, rng: np.random.Generator) -> Load:
+    """Keys that hang on one place alone, next to the half that is added to a large sum and then left over."""
+    num_experts, cols = geometry.gating.num_experts, geometry.cols
+    top = int(rng.integers(4, 12))
+    half, one = BF16_BIAS + top - 24, BF16_BIAS << 7
+    large = operands.patterns(rng, np.full(num_experts, BF16_BIAS + top)) & ~np.uint16(operands.SIGN)
+    last = np.where(rng.random(num_experts) < 0.5, np.uint16((BF16_BIAS + top - 23) << 7), 0)
+    x = np.full(geometry.d_model, one, dtype=np.uint16)
+    router = np.zeros((num_experts, geometry.d_model), dtype=np.uint16)
+    # The half, and what breaks its tie, come after the large number or before it.
+    first, second = (0, cols) if rng.random() < 0.5 else (cols, 0)
+    router[:, first], router[:, first + 1] = large, last
+    if rng.random() < 0.5:
+        # A sum that needs all places of a burst's.
+        lowest = 25
+        ours, theirs = three_products(rng)
+        x[second + 1 : second + 4] = one | ours - 128
+        router[:, second + 1 : second + 4] = (half - 3) << 7 | theirs - 128
+    else:
+        lowest = 22
+        router[:, second + 1] = half << 7
+    below = np.where(rng.random(num_experts) < 0.5, rng.integers(1, 27, num_experts), lowest)
+    router[:, second] = half - below << 7 | rng.integers(0, 2, num_experts) << 15
+    router[:, 2 * cols], router[:, 2 * cols + 1] = large ^ operands.SIGN, last ^ operands.SIGN
+    router ^= (rng.integers(0, 2, (num_experts, 1)) << 15).astype(np.uint16)
+    return with_equal_keys(geometry, rng, router, x[None])
+
+
+def far_apart(geometry: GateGeometry, rng: np.random.Generator) -> Load:
+    """Products in one burst whose exponents are further apart than any two numbers."""
+    num_experts, d_model = geometry.gating.num_experts, geometry.d_model
+    tokens = operands.patterns(rng, np.full((TOKENS, d_model), 1))
+    router = operands.patterns(rng, rng.integers(1, 4, (num_experts, d_model)))
+    tokens[:, ::2] = BF16_ONE
+    router[:, ::2] = 0
+    router[:, 0] = operands.patterns(rng, np.full(num_experts, BF16_BIAS + int(rng.integers(5, 9))))
+    return with_bias(geometry, rng, router, tokens)
+
+
 def infinite_products(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     """Infinities times numbers whose exponents are one bit away from that of zero, or of infinity."""
     num_experts, d_model = geometry.gating.num_experts, geometry.d_model
@@ -159,7 +213,7 @@ def infinite_products(geometry: GateGeometry, rng: np.random.Generator) -> Load:
 PIECES = 3
 """Numbers of bf16 whose sum is any one of fp32."""
 NO_SCORE = -(1 << 25)
-"""A logit whose sigmoid is 0."""
+"""A logit whose sigmoid, or exponential, is 0."""
 DRAWS = 32
 
 
@@ -184,13 +238,23 @@ def exact(
     return router, tokens
 
 
+def scores_of(gating: GatingSpec, logits: np.ndarray) -> np.ndarray:
+    """Return sigmoids of logits; of a softmax exponentials of logits whose largest is 0."""
+    if gating.score is Score.SOFTMAX:
+        return score_from(*exp_negative(-logits))
+    return scores_fixed(gating.score, logits)
+
+
 def logits_of(gating: GatingSpec, scores: np.ndarray) -> np.ndarray:
-    """Return logits whose sigmoids are nearest to these."""
+    """Return logits whose scores are nearest to these."""
     share = (np.clip(scores, 0, (1 << SCORE_BITS) - 1) + 0.5) / (1 << SCORE_BITS)
-    about = np.rint(np.log(share / (1 - share)) * ONE).astype(np.int64)
+    softmax = gating.score is Score.SOFTMAX
+    about = np.rint(np.log(share if softmax else share / (1 - share)) * ONE).astype(np.int64)
     # Their relative error is 1.1e-5, a dozen of a logit's places.
     near = about[..., None] + np.arange(-24, 25)
-    best = np.abs(scores_fixed(gating.score, near) - scores[..., None]).argmin(axis=-1)
+    if softmax:
+        near = np.minimum(near, 0)
+    best = np.abs(scores_of(gating, near) - scores[..., None]).argmin(axis=-1)
     found = np.take_along_axis(near, best[..., None], axis=-1)[..., 0]
     return np.where(scores <= 0, NO_SCORE, found)
 
@@ -200,9 +264,9 @@ def split(gating: GatingSpec, rng: np.random.Generator, total: int, parts: int) 
     shares = rng.random((DRAWS, parts)) ** 2
     wanted = (shares / shares.sum(axis=1, keepdims=True) * total).astype(np.int64)
     logits = logits_of(gating, wanted)
-    scores = scores_fixed(gating.score, logits)
+    scores = scores_of(gating, logits)
     logits[:, -1] = logits_of(gating, total - scores[:, :-1].sum(axis=1))
-    sums = scores_fixed(gating.score, logits).sum(axis=1)
+    sums = scores_of(gating, logits).sum(axis=1)
     best = np.where(sums < total, np.iinfo(np.int64).max, sums).argmin()
     return logits[best], int(sums[best])
 
@@ -255,6 +319,15 @@ def lane_bias(geometry: GateGeometry, rng: np.random.Generator) -> np.ndarray:
     return bias
 
 
+def chosen_scores(geometry: GateGeometry, load: Load) -> np.ndarray:
+    """Return the scores of each token's chosen experts, of which the weights are shares."""
+    routing = routing_of(geometry, load)
+    logits = np.take_along_axis(routing.logits, routing.ids.astype(np.int64), axis=1)
+    if geometry.gating.score is Score.SOFTMAX:
+        logits = logits - logits.max(axis=1, keepdims=True)
+    return scores_of(geometry.gating, logits)
+
+
 def nearly_rounded(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     """Of many tokens those with a weight next to the middle between two bf16 numbers."""
     gating = geometry.gating
@@ -267,11 +340,9 @@ def nearly_rounded(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     if rng.random() < 0.5:
         # Small scores: all logits are far below zero.
         tokens[:, 0], router[:, 0] = BF16_ONE, bf16_encode(-rng.uniform(6, 18, 1))[0]
-    routing = route_bf16(gating, router, tokens, geometry.cols, selection_bias=bias, gives_scores=True)
-    assert routing.scores is not None
-    total = routing.scores.sum(axis=1)
-    inverse, _ = inverse_of(total, scale_fixed(gating.scale)[0])
-    from_tie = operands.from_tie(routing.scores * inverse[:, None]).min(axis=1)
+    scores = chosen_scores(geometry, Load(router, bias, tokens))
+    inverse, _ = inverse_of(scores.sum(axis=1), scale_fixed(gating.scale)[0])
+    from_tie = operands.from_tie(scores * inverse[:, None]).min(axis=1)
     return Load(router, bias, tokens[np.argsort(from_tie, kind="stable")[:TOKENS]])
 
 
@@ -362,7 +433,8 @@ def one_place_beside_a_tie(geometry: GateGeometry, rng: np.random.Generator) -> 
     return of_chosen(geometry, rng, tokens)
 
 
-LOADS = {
+Maker = Callable[[GateGeometry, np.random.Generator], Load]
+ANY_SCORE: dict[Maker, int] = {
     cancelling: 16,
     of_any_size: 8,
     given_logits: 8,
@@ -371,25 +443,35 @@ LOADS = {
     nearly_equal_rows: 8,
     left_over: 16,
     full: 6,
-    nearly_equal_keys: 120,
     nearly_rounded: 24,
-    keys_at_ties: 48,
     infinite_products: 12,
+}
+LOADS: dict[Maker, int] = {
+    **ANY_SCORE,
+    nearly_equal_keys: 120,
+    keys_at_ties: 48,
     sums_of_one_bit: 32,
     scores_of_one_bit: 24,
     one_place_beside_a_tie: 60,
     exponents_at_a_carry: 60,
     faint: 24,
+    broken_ties: 60,
+    far_apart: 8,
 }
 """How many of each kind."""
 
 
 def scenarios(geometry: GateGeometry, seed: int) -> list[Scenario]:
     """Return loads whose last places show, routers begun anew, resets at any time, a sink at its edges."""
+    return scenarios_of(geometry, seed, LOADS)
+
+
+def scenarios_of(geometry: GateGeometry, seed: int, loads: Mapping[Maker, int]) -> list[Scenario]:
+    """Return so many runs of each kind of load, and what depends on none."""
     kinds = [*mixes(seed), *edges(seed)]
     rng = np.random.default_rng([seed, len(kinds)])
     found = under_traffic(
-        LOADS,
+        loads,
         kinds,
         rng,
         lambda name, load, traffic: scenario(name, geometry, [load(geometry, rng)], traffic),

@@ -26,6 +26,7 @@ from sim.claims.benches import GOAL
 from sim.rtlsim import DEFAULT_ROOT, exported
 from sim.toolchain import write_atomically
 from spec.design import Pipeline
+from spec.model import GatingSpec
 from spec.registers import Top
 from tests.bench import test_combine_bench as combine
 from tests.bench import test_crossing_bench as crossing
@@ -46,6 +47,7 @@ from tests.mutation import (
     gate_scenarios,
     pim_scenarios,
     program_scenarios,
+    softmax_scenarios,
 )
 from tests.mutation.benches import Block, CocotbBlock, axi_block
 from tests.mutation.equivalence import Machine, Rules, equivalent
@@ -87,6 +89,8 @@ def _block(name: str, make: Callable[[Any], object], config: object, *sources: S
 
 
 GATE = gating.GEOMETRIES["sigmoid"]
+SOFTMAX_GATE = replace(GATE, gating=GatingSpec(num_experts=12, top_k=4, logit_bias=True), d_model=16)
+"""gpt-oss' rule: the largest logits, and the softmax of these alone; the last burst is there for loads."""
 EXPERT, INTEGER_EXPERT = expert.CONFIGS["relu"], expert.CONFIGS["w4a8"]
 PIM = pim.CONFIGS["bank"]
 BLOCKS = [
@@ -105,6 +109,7 @@ BLOCKS = [
         lambda seed: [*combine.ordered_scenarios(seed), *combine_scenarios.ordered_scenarios(seed)],
     ),
     _block("gating_sigmoid", Gate, GATE, gating, gate_scenarios),
+    _block("gating_softmax", Gate, SOFTMAX_GATE, gating, softmax_scenarios),
     _block("expert_relu", ExpertEngine, EXPERT, expert, expert_scenarios),
     _block("expert_w4a8", ExpertEngine, INTEGER_EXPERT, expert, expert_scenarios),
     _block("pim_bank", PimChannel, PIM, pim, pim_scenarios),
