@@ -485,11 +485,12 @@ def layer_source(
 # Reading back
 
 
-def read_pack(folder: Path, *, verify: bool = True) -> Packed:
+def read_pack(folder: str | Path, *, verify: bool = True) -> Packed:
     """Return what a folder's map says; files are as long as it says and, if ``verify``, have its sums.
 
     Raises :class:`InputError`, one line with file and key, for whatever is not as ``pack`` writes it.
     """
+    folder = Path(folder)
     path = folder / MAP
     try:
         check_regular(path)

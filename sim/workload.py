@@ -193,10 +193,12 @@ def random_workload(
 def hardware_model(name: str, scale: str | None, default: int) -> tuple[ModelSpec, int]:
     """Return the model that ``--model`` and ``--scale`` name, a vector's too, and the divisor of its widths.
 
+    ``default`` divides those of a preset, a TOML or a ``config.json``; a vector and a folder have their own.
+
     Raises :class:`InputError` on bad input.
     """
     vector = is_vector(name)
-    divisor = parse_scale(scale, default, vector=vector)
+    divisor = parse_scale(scale, default, vector=vector, folder=is_folder(name))
     return (read_vector(Path(name)).model if vector else scaled_model(name, divisor)), divisor
 
 

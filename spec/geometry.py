@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from spec.design import DeepBlock, DesignSpec, Format, Pipeline, RouterPlace
-from spec.errors import require
+from spec.errors import InputError, require
 from spec.gate_plan import GatePlan
 from spec.hardware import check_hardware
 from spec.model import AppliedTo, FfnSpec, GatingSpec, ModelSpec
@@ -563,16 +563,20 @@ class ImageGeometry:
         kinds = [model.ffn] + ([model.shared_ffn] if model.shared_ffn else [])
 
         def ffn(spec: FfnSpec, d_hidden: int) -> FfnGeometry:
-            return FfnGeometry(
-                ffn=spec,
-                d_model=model.d_model,
-                d_hidden=d_hidden,
-                rows=design.tile.rows,
-                cols=design.tile.cols,
-                format=design.format,
-                group=design.scale_group,
-                bias_room=design.format.grouped and any(kind.bias for kind in kinds),
-            )
+            try:
+                return FfnGeometry(
+                    ffn=spec,
+                    d_model=model.d_model,
+                    d_hidden=d_hidden,
+                    rows=design.tile.rows,
+                    cols=design.tile.cols,
+                    format=design.format,
+                    group=design.scale_group,
+                    bias_room=design.format.grouped and any(kind.bias for kind in kinds),
+                )
+            except InputError as error:
+                key = "array.cols" if error.key == "cols" and design.array else error.key
+                raise InputError(error.rule, file=design.name, key=key) from None
 
         gate = GateGeometry.of(model, design)
         tile = design.tile

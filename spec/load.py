@@ -91,7 +91,10 @@ def load_design(name: str, number_format: str | None = None) -> DesignSpec:
     design = typing.cast("DesignSpec", load_preset(DesignSpec, "designs", name, "design"))
     if number_format is None or design.format == number_format:
         return design
-    return replace(design, format=Format(number_format), group=None)
+    try:
+        return replace(design, format=Format(number_format), group=None)
+    except InputError as error:
+        raise error.at(file=name) from None
 
 
 def load_device(name: str) -> PimDevice:

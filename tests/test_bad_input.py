@@ -258,7 +258,7 @@ BAD_ARGUMENTS = {
     ),
     "a tile's row without room for a scale": (
         [*PRESET_MODEL, "--design", str(DATA.parent / "tiny.toml"), "--format", "w4a8"],
-        r"cols: must be at least 8 in w4a8 \(a row of a tile holds a channel's scale\), not 4",
+        r"tiny: array\.cols: must be at least 8 in w4a8 \(a row of a tile holds a channel's scale\), not 4",
     ),
     "phase of the Verilog": (
         [*PRESET_MODEL, "--phase", "decode", "--engine", "both"],

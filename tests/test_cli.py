@@ -126,3 +126,11 @@ def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in ("check", "models", "designs"))
+
+
+def test_who_reads_no_further_has_not_found_a_difference():
+    """``expertbank ... | head``: status 1 says that something disagreed, of tables and of JSON."""
+    for option in ("", "--json"):
+        command = f'"{sys.executable}" -m sim.cli models {option} | (exec <&-); exit "${{PIPESTATUS[0]}}"'
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (141, "")

@@ -135,7 +135,7 @@ def test_the_files_are_there(dispatch, tmp_path) -> None:
 def test_the_start_is_that_of_a_packed_image(tmp_path) -> None:
     """The writes of ``map.json``, on another page, with ``clear`` beside ``load`` and reads between them."""
     model, design = synth.small_block()
-    bench = axi_bench(model, design, Top.GATE, None, "64", None)
+    bench = axi_bench(model, design, Top.GATE, None, None)
     assert bench is not None
     packed: PackMap = pack_folder(
         model,
@@ -169,12 +169,12 @@ def test_large_weights_have_no_bench_unasked(monkeypatch) -> None:
     from sim.workload import scaled_model
 
     model = scaled_model("mixtral-8x7b", 1)
-    assert axi_bench(model, load_design("fpga"), None, "mixtral-8x7b", "full", None) is None
-    assert axi_bench(model, load_design("fpga"), Top.GATE, "mixtral-8x7b", "full", 0) is None
+    assert axi_bench(model, load_design("fpga"), None, "mixtral-8x7b", None) is None
+    assert axi_bench(model, load_design("fpga"), Top.GATE, "mixtral-8x7b", 0) is None
     small = scaled_model("mixtral-8x7b", 64)
     monkeypatch.setattr(sys.modules[axi_bench.__module__], "MAX_IMAGE_BYTES", 1)
-    assert axi_bench(small, load_design("fpga"), Top.GATE, "mixtral-8x7b", "64", None) is None
-    assert axi_bench(small, load_design("fpga"), Top.DISPATCH, "mixtral-8x7b", "64", None) is not None
+    assert axi_bench(small, load_design("fpga"), Top.GATE, "mixtral-8x7b", None) is None
+    assert axi_bench(small, load_design("fpga"), Top.DISPATCH, "mixtral-8x7b", None) is not None
 
 
 # In the long run

@@ -140,7 +140,9 @@ def test_experts_in_several_groups_are_those_of_one(tmp_path, monkeypatch) -> No
     assert np.array_equal(packed.image("m_axi"), spec.memories["o_ar"].image)
 
 
-def test_a_folders_layer_and_an_address(tmp_path, capsys) -> None:
+@pytest.fixture(scope="module")
+def mixtral_folder(tmp_path_factory) -> Path:
+    """Return a folder with the weights of a vector as its layer 7."""
     vector = read_vector(DATA / "mixtral_s0.npz")
     model = vector.model
     config = {
@@ -156,11 +158,14 @@ def test_a_folders_layer_and_an_address(tmp_path, capsys) -> None:
         own = vector.weights.expert(expert)
         for name, matrix in (("w1", own.gate), ("w3", own.up), ("w2", own.down)):
             tensors[f"{layer}experts.{expert}.{name}.weight"] = ("F32", matrix)
-    source = write_checkpoint(tmp_path / "folder", config, tensors)
+    return write_checkpoint(tmp_path_factory.mktemp("folder"), config, tensors)
+
+
+def test_a_folders_layer_and_an_address(mixtral_folder, tmp_path) -> None:
     options = ["--design", str(TINY)]
     one = packed_by_command(tmp_path / "one", "--model", str(DATA / "mixtral_s0.npz"), *options)
     two = packed_by_command(
-        tmp_path / "two", "--model", str(source), "--layer", "7", "--address", "0x10000000", *options
+        tmp_path / "two", "--model", str(mixtral_folder), "--layer", "7", "--address", "0x10000000", *options
     )
     assert (one / "image.bin").read_bytes() == (two / "image.bin").read_bytes()
     described = read_pack(two).map
@@ -168,6 +173,14 @@ def test_a_folders_layer_and_an_address(tmp_path, capsys) -> None:
     assert described.files[0].address == 0x1000_0000
     assert described.registers[0].register == "IMAGE_PAGE"
     assert described.registers[0].value == 0x1000_0000 // PAGE_BYTES
+
+
+def test_verilog_of_a_folder_has_the_size_that_is_packed(mixtral_folder, tmp_path) -> None:
+    """It was scaled without a word, as a preset is, and did not fit the folder's own image."""
+    for model, out in ((mixtral_folder, "folder"), (DATA / "mixtral_s0.npz", "vector")):
+        options = ["--model", str(model), "--design", str(TINY), "--bench", "0"]
+        assert main(["verilog", *options, "--out", str(tmp_path / out)]) == 0
+    assert (tmp_path / "folder/eb_tiny.v").read_bytes() == (tmp_path / "vector/eb_tiny.v").read_bytes()
 
 
 def test_regions_cover_what_is_not_zero(tmp_path) -> None:
@@ -194,6 +207,7 @@ def test_only_some_experts_are_held(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["--design", "dispatch"], "design: must not be 'dispatch', which loads nothing"),
         (["--address", "5"], "address: must be a multiple of 4096, at least 0, not 0x5"),
         (["--address", "-4096"], "address: must be a multiple of 4096, at least 0, not -0x1000"),
         (["--address", "x"], "address: must be a whole number such as 0x10000000, not 'x'"),

@@ -438,7 +438,10 @@ def test_scales_must_fit_a_row_of_a_tile():
     )
     model = load_model("gpt-oss-20b").scaled(64)
     ImageGeometry.of(dataclasses.replace(model, ffn=dataclasses.replace(model.ffn, bias=False)), narrow)
-    with raises("cols: must be at least 8 in int8 (a row of a tile holds a channel's scale and bias), not 4"):
+    with raises(
+        "fpga: array.cols: must be at least 8 in int8 (a row of a tile holds a channel's scale and bias),"
+        " not 4"
+    ):
         ImageGeometry.of(model, narrow)
 
 

@@ -17,6 +17,13 @@ json_option = click.option(
 )
 
 
+class _Tables(Console):
+    """Leaves it to the command line what is done where nobody reads on; rich exits with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def print_json(result: Mapping[str, Any]) -> None:
     """Print one JSON object; a value that JSON has no word for is an error, not a NaN."""
     click.echo(json.dumps(result, allow_nan=False))
@@ -29,7 +36,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         table.add_column(column, justify="right" if position else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(str(value) for value in row))
-    console = Console(highlight=False)
+    console = _Tables(highlight=False)
     if not console.is_terminal:
         # A pipe has no width; a table cut at 80 columns would lose numbers there.
         console.width = PIPE_COLUMNS

@@ -67,6 +67,7 @@ def command(
     from spec.load import is_folder, load_design, load_model
     from spec.registers import Top
 
+    require(design_name != Top.DISPATCH, "must not be 'dispatch', which loads nothing", key="design")
     gate_alone = design_name == Top.GATE
     if gate_alone:
         rule = f"must be bf16 for {design_name!r}, not {number_format}"

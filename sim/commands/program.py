@@ -9,6 +9,7 @@ others stay fast.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,6 +44,8 @@ from sim.progress import bar
 from spec.errors import InputError, InputWarning, one_line
 
 OK, DIFFERS, BAD_INPUT = 0, 1, 2
+UNREAD = 128 + signal.SIGPIPE
+"""Nobody read to the end: what a shell says of a program that SIGPIPE ended."""
 
 
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -97,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever reads it has enough; what is left in the buffer goes nowhere
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DIFFERS
+        return UNREAD
     except OSError as error:  # a full disk, a folder that went away
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     return status if isinstance(status, int) else OK

@@ -31,7 +31,11 @@ PLAIN, AXI = "plain", "axi"
     help="Preset or TOML; with '--bus axi' also 'gate' and 'dispatch', that block alone.",
 )
 @click.option("--model", "model_name", default=DEFAULT_MODEL, show_default=True, help="As in 'sim'.")
-@click.option("--scale", help=f"'full' or a divisor of the model's widths (default: {DEFAULT_SCALE}).")
+@click.option(
+    "--scale",
+    help=f"'full' or a divisor of the model's widths (default: {DEFAULT_SCALE}; a vector and a folder have"
+    " their own size).",
+)
 @click.option(
     "--format", "number_format", type=click.Choice([kind.value for kind in Format]), help="As in 'sim'."
 )
@@ -103,7 +107,7 @@ def command(
             model, design = _accelerator(design_name, model_name, scale, number_format, secded=secded)
             block, name = None, stem_of(design.name)
         given = model_name if block is None or _model_is_given() else None
-        bench = axi_bench(model, design, block, given, scale or str(DEFAULT_SCALE), bench_tokens)
+        bench = axi_bench(model, design, block, given, bench_tokens)
         files = hand_over(
             lambda folder: write_top(model, design, block, name, folder, two_clocks=two_clocks),
             out,
@@ -113,7 +117,7 @@ def command(
     else:
         require(design_name not in ALONE, f"needs '--bus {AXI}' for {design_name!r}, a block", key="design")
         model, design = _accelerator(design_name, model_name, scale, number_format, secded=secded)
-        layer = layer_bench(model_name, design, scale or str(DEFAULT_SCALE), bench_tokens)
+        layer = layer_bench(model_name, model, design, bench_tokens)
         name = stem_of(design.name) + ("_two_clocks" if two_clocks else "")
         files = hand_over(
             lambda folder: write_layer(model, design, name, folder, two_clocks=two_clocks),

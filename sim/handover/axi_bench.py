@@ -152,7 +152,6 @@ def axi_bench(
     design: DesignSpec,
     block: Top | None,
     model_name: str | None,
-    scale: str,
     tokens: int | None,
 ) -> AxiBench | None:
     """Return the bench of a top that ``verilog --bus axi`` writes; see :func:`layer_bench`.
@@ -163,7 +162,7 @@ def axi_bench(
     check_fits(model, design)
     if block is None:
         assert model_name is not None
-        layer = layer_bench(model_name, design, scale, tokens)
+        layer = layer_bench(model_name, model, design, tokens)
         if layer is None:
             return None
         work = layer.workload

@@ -32,7 +32,6 @@ from sim.workload import (
     Workload,
     check_image,
     experts_used,
-    hardware_model,
     is_vector,
     random_workload,
     vector_workload,
@@ -42,6 +41,7 @@ from spec.design import DesignSpec, Engine
 from spec.errors import require_range
 from spec.geometry import ImageGeometry, ceil_div
 from spec.layout import Placement
+from spec.model import ModelSpec
 
 OPERATIONS = ("write", "wait")
 DEFAULT_TOKENS, MAX_TOKENS = 8, 1 << 16
@@ -97,20 +97,20 @@ class LayerBench:
         }
 
 
-def layer_bench(model_name: str, design: DesignSpec, scale: str, tokens: int | None) -> LayerBench | None:
-    """Return the bench of the layer that ``verilog`` writes by these options.
+def layer_bench(
+    model_name: str, model: ModelSpec, design: DesignSpec, tokens: int | None
+) -> LayerBench | None:
+    """Return the bench of the layer that ``verilog`` writes for a model, which was given by this name.
 
     ``tokens``: how many, by default 8 random ones or all of a vector; None is returned for 0, and by default
     for weights beyond :data:`MAX_IMAGE_BYTES`. Raises :class:`InputError` on bad input.
     """
     if tokens is not None:
         require_range("bench", tokens, 0, MAX_TOKENS)
-    vector = is_vector(model_name)
-    model, _ = hardware_model(model_name, None if vector else scale, 1)
     image = ImageGeometry.of(model, design)
     if tokens == 0 or (tokens is None and image.num_bytes > MAX_IMAGE_BYTES):
         return None
-    if vector:
+    if is_vector(model_name):
         work = vector_workload(model_name, tokens)
     else:
         check_image(image.num_bytes)
