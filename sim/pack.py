@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.archive import read_array
 from golden.banks import bank_image
 from golden.expert_int8 import ActivationScales
 from golden.experts import calibrate
-from golden.formats import bf16_decode
+from golden.formats import Bits16, bf16_decode, bf16_encode
 from golden.layer_bf16 import load_image, pack_expert
 from golden.tensor_file import read_json
 from golden.weights import LayerWeights, random_weights
@@ -55,6 +56,8 @@ ADDRESS_BITS = 40
 GATE_REGISTERS = frozenset(register.name for register in CORE_REGISTERS if Top.GATE in register.tops)
 BATCH_BYTES = 1 << 28
 """float32 weights that are held at once, unless a single expert has more."""
+MAX_TOKENS = 1 << 20
+"""Of a calibration."""
 MAX_MAP_BYTES = 1 << 24
 
 Supply = Callable[[Sequence[int]], LayerWeights]
@@ -455,15 +458,20 @@ def layer_source(
     seed: int,
     tokens: int | None,
     routing: Routing,
+    calibration: Path | None = None,
 ) -> LayerSource:
-    """Return the layer that ``sim`` would run by the same options; int8's scales are those of its tokens.
+    """Return the layer that ``sim`` would run by the same options, with scales of an integer format.
 
+    These are those of ``sim``'s tokens, or of the ones in ``calibration``, a file for :func:`read_tokens`.
     Raises :class:`InputError` for whatever ``sim`` would refuse.
     """
-    int8 = design.format.integer
+    rule = f"is for scales of int8 and w4a8, which {design.format} has not"
+    require(calibration is None or design.format.integer, rule, key="calibration")
     if workload.is_vector(model_name):
         require(layer is None, f"is for a folder with weights, not for {model_name}", key="layer")
         work = workload.vector_workload(model_name, tokens)
+        if calibration is not None:
+            work = replace(work, tokens=read_tokens(calibration, work.model))
         return LayerSource(
             work.model, lambda _experts: work.weights, work.batch_lengths, scales_of(work, design), None
         )
@@ -476,10 +484,35 @@ def layer_source(
 
     count = tokens or workload.DEFAULT_TOKENS
     scales = None
-    if int8:
-        drawn = workload.draw_tokens(model, count, routing, seed, supply([0]))
+    if design.format.integer:
+        gate = supply([0])
+        if calibration is None:
+            drawn = workload.draw_tokens(model, count, routing, seed, gate)
+        else:
+            drawn = workload.DrawnTokens(model, gate, read_tokens(calibration, model), None)
         scales = calibrate(model, supply(drawn.needed(image) or [0]), bf16_decode(drawn.tokens))
     return LayerSource(model, supply, [count], scales, None if own is None else own.label)
+
+
+def read_tokens(path: Path, model: ModelSpec) -> Bits16:
+    """Return the (tokens, d_model) numbers of a ``.npy`` file, rounded to bf16.
+
+    Raises :class:`InputError` for whatever else the file holds.
+    """
+    values = read_array(path)
+    try:
+        require(
+            values.ndim == 2 and values.shape[1] == model.d_model and 1 <= len(values) <= MAX_TOKENS,
+            f"must be (tokens, {model.d_model}) of 1 to {MAX_TOKENS} tokens, not {values.shape}",
+        )
+        require(values.dtype.kind == "f", f"must hold floating-point numbers, not {values.dtype}")
+        with np.errstate(over="ignore"):
+            tokens = bf16_encode(values)
+        finite = np.isfinite(bf16_decode(tokens))
+        require(bool(finite.all()), f"must hold numbers that are finite in bf16, not {values[~finite][:1]}")
+    except InputError as error:
+        raise error.at(file=path) from None
+    return tokens
 
 
 # Reading back

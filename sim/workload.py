@@ -113,7 +113,7 @@ class DrawnTokens:
     model: ModelSpec
     gate: LayerWeights
     tokens: Bits16
-    target_ids: IntArray
+    target_ids: IntArray | None
 
     def used(self, image: ImageGeometry) -> list[int]:
         """Return the routed experts that the hardware sends the tokens to, in order of their numbers."""

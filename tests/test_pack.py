@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golden.formats import bf16_encode
+from golden.experts import calibrate
+from golden.formats import bf16_decode, bf16_encode
 from golden.image import router_image
+from golden.layer_bf16 import pack_expert
 from golden.vectors import read_vector
 from golden.weights import random_weights
 from sim.accelerator import layer_job, scales_of, token_beats
@@ -183,6 +185,44 @@ def test_verilog_of_a_folder_has_the_size_that_is_packed(mixtral_folder, tmp_pat
     assert (tmp_path / "folder/eb_tiny.v").read_bytes() == (tmp_path / "vector/eb_tiny.v").read_bytes()
 
 
+@pytest.mark.parametrize("source", ["vector", "folder"])
+def test_scales_of_ones_own_tokens(source, mixtral_folder, tmp_path) -> None:
+    """The image is that of a run with these tokens, whatever their size is."""
+    vector = read_vector(DATA / "mixtral_s0.npz")
+    model, rng = vector.model, np.random.default_rng(1)
+    tokens = 40 * rng.standard_normal((5, model.d_model)).astype(np.float32)
+    np.save(tmp_path / "tokens.npy", tokens)
+    layer = ["--model", str(mixtral_folder), "--layer", "7"]
+    given = layer if source == "folder" else ["--model", str(DATA / "mixtral_s0.npz")]
+    options = ["--design", str(TINY), "--format", "int8", "--calibration", str(tmp_path / "tokens.npy")]
+    packed = read_pack(packed_by_command(tmp_path / "out", *given, *options))
+    scales = calibrate(model, vector.weights, bf16_decode(bf16_encode(tokens)))
+    written = {step.register: step.value for step in packed.map.registers}
+    assert (written["SCALE_X"], written["SCALE_H"]) == (scales.x.word, scales.hidden.word)
+    assert np.ldexp(scales.x.mantissa, scales.x.shift) * np.abs(tokens).max() == pytest.approx(127, rel=1e-2)
+    image = ImageGeometry.of(model, load_design(str(TINY), "int8"))
+    first = packed.image("m_axi")[image.expert_page(0) * PAGE_BYTES :]
+    expert = pack_expert(image, vector.weights, 0, scales).image()
+    assert np.array_equal(first[: len(expert)], expert)
+
+
+def test_tokens_that_are_none_are_refused(tmp_path, capsys) -> None:
+    file = tmp_path / "tokens.npy"
+    for tokens, rule in (
+        (np.zeros((2, 3), np.float32), r"must be \(tokens, 32\) of 1 to 1048576 tokens, not \(2, 3\)"),
+        (np.zeros((0, 32), np.float32), r"must be \(tokens, 32\) of 1 to 1048576 tokens, not \(0, 32\)"),
+        (np.zeros((2, 32), np.int64), "must hold floating-point numbers, not int64"),
+        (np.full((2, 32), 1e39), r"must hold numbers that are finite in bf16, not \[1\.e\+39\]"),
+        (np.full((2, 32), np.nan), r"must hold numbers that are finite in bf16, not \[nan\]"),
+    ):
+        np.save(file, tokens)
+        options = ["--model", str(DATA / "mixtral_s0.npz"), "--design", str(TINY), "--format", "int8"]
+        given = [*options, "--calibration", str(file), "--out", str(tmp_path / "out")]
+        assert main(["pack", *given]) == 2
+        assert re.fullmatch(rf"expertbank: {re.escape(str(file))}: {rule}\n", capsys.readouterr().err)
+        assert not (tmp_path / "out").exists()
+
+
 def test_regions_cover_what_is_not_zero(tmp_path) -> None:
     out = packed_by_command(tmp_path, "--model", str(DATA / "mixtral_s0.npz"), "--design", str(TINY_PIM))
     packed = read_pack(out)
@@ -207,6 +247,7 @@ def test_only_some_experts_are_held(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["--calibration", "t.npy"], "calibration: is for scales of int8 and w4a8, which bf16 has not"),
         (["--design", "dispatch"], "design: must not be 'dispatch', which loads nothing"),
         (["--address", "5"], "address: must be a multiple of 4096, at least 0, not 0x5"),
         (["--address", "-4096"], "address: must be a multiple of 4096, at least 0, not -0x1000"),

@@ -33,6 +33,11 @@ from spec.errors import InputError, require, require_range
     "--tokens", type=int, help="Of a batch, for capacities, and scales of int8, w4a8 (default: as in 'sim')."
 )
 @click.option("--routing", "routing_name", default="uniform", show_default=True, help="Of tokens for scales.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="A .npy file of (tokens, d_model) numbers: scales of int8 and w4a8 are those of these tokens.",
+)
 @click.option("--layout", type=click.Path(path_type=Path), help="TOML of where a pim design's experts lie.")
 @click.option("--hold", help="Only these experts in a pim design's banks: 0,3,8-11 (default: all).")
 @click.option("--address", default="0", show_default=True, help="Of the image in memory: a multiple of 4096.")
@@ -47,6 +52,7 @@ def command(
     seed: int,
     tokens: int | None,
     routing_name: str,
+    calibration: Path | None,
     layout: Path | None,
     hold: str | None,
     address: str,
@@ -89,6 +95,7 @@ def command(
         seed=seed,
         tokens=tokens,
         routing=parse_routing(routing_name, shape),
+        calibration=calibration,
     )
     for key, value in (("layout", layout), ("hold", hold)):
         require(
