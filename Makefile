@@ -9,7 +9,7 @@ RUN := PATH="$(WHEEL_BINS):$$PATH" AMARANTH_USE_YOSYS=builtin
 PYTEST := $(RUN) pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench formal mutate coverage claims models-page registers-page reproduce-page policies-page report sweep waves lint format typecheck clean
+.PHONY: help setup check sim full-size test test-fast test-long verilog synth bench formal mutate coverage claims models-page designs-page registers-page reproduce-page policies-page report sweep waves lint format typecheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -108,6 +108,9 @@ claims: $(STAMP) ## measure everything that is claimed, through the Verilog too;
 
 models-page: $(STAMP) ## write docs/models.md from the model presets
 	@$(RUN) expertbank models --page docs/models.md
+
+designs-page: $(STAMP) ## write docs/designs.md: what a design's and a model's TOML may say
+	@$(RUN) expertbank designs --page docs/designs.md
 
 registers-page: $(STAMP) ## write docs/registers.md from spec/registers.py
 	@$(RUN) expertbank registers --page docs/registers.md

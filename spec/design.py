@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar
@@ -112,6 +113,10 @@ class Policy(StrEnum):
     LONGEST_QUEUE = "longest_queue"
 
 
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+"""Of designs."""
+
+
 def _require_power_of_two(name: str, value: int, low: int, high: int) -> None:
     require(
         low <= value <= high and value & (value - 1) == 0,
@@ -122,7 +127,14 @@ def _require_power_of_two(name: str, value: int, low: int, high: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class GateDesign:
-    """Router product and selection: ``lanes`` MACs, up to ``logits_per_cycle`` logits per cycle."""
+    """Router product and selection.
+
+    Attributes
+    ----------
+    lanes : MACs; a power of two in 1..4096.
+    logits_per_cycle : logits that are computed and ranked at the same time, a power of two in 1..64, at most
+        ``lanes``.
+    """
 
     lanes: int = 64
     logits_per_cycle: int = 4
@@ -151,10 +163,15 @@ class Multiplier(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayDesign:
-    """The expert engine's MAC array: ``rows`` outputs x ``cols`` inputs per cycle.
+    """The expert engine's MAC array.
 
-    ``act_lanes`` results per cycle leave the accumulators for the activation and the combiner.
-    ``multiplier``: what multiplies; results and cycles are the same.
+    Attributes
+    ----------
+    rows, cols : outputs x inputs per cycle; powers of two in 1..256.
+    act_lanes : results per cycle that leave the accumulators for the activation and the combiner; a power of
+        two, at most ``rows`` and ``cols``.
+    multiplier : what multiplies; ``dual`` with formats of few bits and two rows at least. Results and cycles
+        are the same.
     """
 
     rows: int = 16
@@ -180,10 +197,14 @@ class ArrayDesign:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryDesign:
-    """The weight memory behind the AXI4 read master.
+    """The weight memory behind the AXI4 read master: bursts in order.
 
-    ``latency_cycles`` from an accepted read address to the first data beat; afterwards one beat of
-    ``width_bits`` per cycle, bursts in order.
+    Attributes
+    ----------
+    width_bits : bits of a data beat, of which there is one per cycle; a power of two in 16..4096.
+    latency_cycles : cycles from an accepted read address to the first data beat, 1..4096.
+    burst_beats : beats of a burst, a power of two in 1..256; a burst has 4096 bytes at most.
+    max_outstanding : bursts that are asked for and not here yet, 1..256.
     """
 
     width_bits: int = 256
@@ -274,14 +295,14 @@ class PimDesign:
     Attributes
     ----------
     dram : DRAM of a channel; a preset's name in TOML.
-    channels : channels that compute at the same time.
-    banks_per_unit : 1 for lanes at each bank, 2 for a pair of banks, and so on.
+    channels : channels that compute at the same time, 1..64.
+    banks_per_unit : 1 for lanes at each bank, 2 for a pair of banks, 4.
     bank_mode : all banks in step, or one command each.
-    tokens_per_burst : tokens that share a weight burst.
-    mac_cycles : cycles from one token's MAC to the next one's on the same burst.
+    tokens_per_burst : tokens that share a weight burst; a power of two in 1..64.
+    mac_cycles : cycles from one token's MAC to the next one's on the same burst, 1..16.
     register_path : how inputs and results travel.
-    act_lanes : results handled per cycle by the channel's activation.
-    storage_cycles : cycles from a MAC command to its bursts out of the banks.
+    act_lanes : results handled per cycle by the channel's activation; a power of two, at most the units.
+    storage_cycles : cycles from a MAC command to its bursts out of the banks, 1..256.
     refresh : whether the banks are refreshed.
     router : where tokens are multiplied with the router.
     ecc : check bits in the banks.
@@ -365,19 +386,22 @@ class DesignSpec:
 
     Attributes
     ----------
+    name : what exported files and modules are called after; a letter, then at most 63 letters, digits, ``-``
+        and ``_``.
     engine : what computes the experts; ``array`` describes an ``fpga`` engine, ``pim`` a ``pim`` engine.
     format : numbers in which the experts are computed.
     group : inputs that share a scale in a grouped format, by default 128 in ``fp8``, 32 in ``mxfp4`` and
         ``int4``; in ``fp8`` also outputs (blocks of ``group`` x ``group``).
     memory : memory behind the AXI4 read master: an ``fpga``'s weights, the router of both (a ``pim``'s
         selection bias alone, where the banks hold the router).
-    stream_lanes : bf16 elements per beat of the token input stream.
+    gate, array, pim : their tables.
+    stream_lanes : bf16 elements per beat of the token input stream; a power of two in 1..256.
     window_tokens : tokens that are dispatched together: an expert's weights are fetched once for all
-        of a window's tokens. The token store holds two windows.
+        of a window's tokens. The token store holds two windows. A power of two in 1..1024.
     policy : order of service of the dispatcher's queues.
     deep : blocks whose pipelines are deep (:class:`Pipeline`), of an ``fpga``; the others' are short. Beside
         banks they all are: a MAC of a channel has tCCD_L, and its logic is none of an FPGA.
-    max_d_model, max_d_expert, max_experts : largest model that the design accepts.
+    max_d_model, max_d_expert, max_experts : largest model that the design accepts; up to 65536, 262144, 512.
     clock_hz : clock used to turn cycles into seconds.
     energy : what events cost; a preset's name in TOML. None: no energy is counted.
     """
@@ -403,6 +427,12 @@ class DesignSpec:
     energy: EnergyTable | None = None
 
     def __post_init__(self) -> None:
+        require(
+            NAME.fullmatch(self.name) is not None,
+            f"must be a letter, then at most 63 letters, digits, - and _ (modules are called after it), not"
+            f" {self.name!r}",
+            key="name",
+        )
         _require_power_of_two("stream_lanes", self.stream_lanes, 1, 256)
         _require_power_of_two("window_tokens", self.window_tokens, 1, 1024)
         require_range("max_d_model", self.max_d_model, 1, 1 << 16)

@@ -337,12 +337,18 @@ class FfnSpec:
     """One expert's feed-forward network.
 
     With a gate matrix: ``W_down (f(W_gate x) * (W_up x))``, ``f`` the activation (SwiGLU is that of silu,
-    arXiv 2002.05202); without: ``W_down f(W_up x)``. ``bias`` adds a bias to every product.
-    ``clamped`` cuts before the activation: ``g = min(g, limit)``, ``u = clip(u, -limit, limit)``.
-    ``clamped_swiglu`` (gpt-oss) cuts in the same way, then ``h = (u + 1) * g * sigmoid(alpha * g)``.
+    arXiv 2002.05202); without: ``W_down f(W_up x)``.
 
-    ``gate_matrix`` says whether there is one; None: as is usual for the activation (none for relu and relu2).
-    ``second_up`` adds a fourth matrix V: ``W_down (f(W_gate x) * (W_up x) * (V x))`` (OpenMoE as released).
+    Attributes
+    ----------
+    d_expert : width of the hidden layer.
+    activation : ``f``; ``clamped_swiglu`` (gpt-oss) is ``h = (u + 1) * g * sigmoid(alpha * g)`` of values
+        that are cut as by ``clamped``.
+    gate_matrix : whether there is one; by default as is usual for the activation (none for relu and relu2).
+    second_up : a fourth matrix V: ``W_down (f(W_gate x) * (W_up x) * (V x))`` (OpenMoE as released).
+    bias : a bias for every product.
+    clamped : cuts before the activation: ``g = min(g, limit)``, ``u = clip(u, -limit, limit)``.
+    limit, alpha : of what is clamped.
     """
 
     d_expert: int
@@ -396,6 +402,7 @@ class ModelSpec:
 
     Attributes
     ----------
+    name : what reports call it.
     d_model : width of a token.
     num_moe_layers, num_dense_layers : how many layers of each kind the model has.
     gating, ffn : router and routed experts.

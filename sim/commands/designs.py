@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from sim.commands.output import json_option, print_json, print_table
 from spec.device import PimDevice, Schedule
+from spec.errors import InputError
 from spec.load import design_names, load_design, load_device, preset_names
 
 
 @click.command("designs")
+@click.option(
+    "--page",
+    "page_file",
+    type=click.Path(path_type=Path),
+    help="Write the page of what a design's and a model's TOML may say to this file.",
+)
 @json_option
-def command(as_json: bool) -> int:
+def command(page_file: Path | None, as_json: bool) -> int:
     """List the design presets: accelerators, and devices for 'pim gemv' or for their numbers alone."""
+    if page_file is not None:
+        from sim import designs_page
+
+        try:
+            page_file.write_text(designs_page.page(), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot be written: {error.strerror}", file=page_file, key="page") from None
     names = design_names()
     if as_json:
         print_json({"names": names})
-        return 0
-    devices = set(preset_names(PimDevice.PRESET_FOLDER))
-    rows = [_device(name) if name in devices else _accelerator(name) for name in names]
-    print_table(("name", "kind", "MACs", "at", "schedule", "clock (MHz)", "RTL"), rows)
+    elif page_file is None:
+        devices = set(preset_names(PimDevice.PRESET_FOLDER))
+        rows = [_device(name) if name in devices else _accelerator(name) for name in names]
+        print_table(("name", "kind", "MACs", "at", "schedule", "clock (MHz)", "RTL"), rows)
     return 0
 
 
