@@ -346,12 +346,26 @@ def nearly_rounded(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     return Load(router, bias, tokens[np.argsort(from_tie, kind="stable")[:TOKENS]])
 
 
+def of_one_bit() -> np.ndarray:
+    """Return the logits below 0 whose exponentials are powers of two, as distances."""
+    # A power's fraction is 0 where a logit's place is near enough.
+    d = -(-(np.arange(MAX_SHIFT) << (2 * FRACTION_BITS)) // LOG2E)
+    return d[((d * LOG2E) >> FRACTION_BITS) % ONE == 0]
+
+
+def at_a_carry(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Return so many distances whose product with log2(e) is next to a carry out of what is cut off."""
+    d = rng.integers(0, 8 * ONE, (count, CANDIDATES))
+    low = d * LOG2E % ONE
+    wanted = 1 << rng.integers(6, 17, (count, 1))
+    nearest = np.abs(np.minimum(low, ONE - low) - wanted).argmin(axis=1)
+    return np.take_along_axis(d, nearest[:, None], axis=1)[:, 0]
+
+
 def scores_of_one_bit(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     """Logits whose exponentials are powers of two, or next to one, at keys that are equal but for them."""
     num_experts = geometry.gating.num_experts
-    # A power's fraction is 0 where a logit's place is near enough.
-    d = -(-(np.arange(MAX_SHIFT) << (2 * FRACTION_BITS)) // LOG2E)
-    d = d[((d * LOG2E) >> FRACTION_BITS) % ONE == 0]
+    d = of_one_bit()
     small = int(rng.integers(0, len(d)))
     logits = -rng.choice(d[small:], num_experts) + rng.choice([-1, 0, 0, 0], num_experts)
     router, tokens = exact(geometry, rng, logits[None])
@@ -361,11 +375,7 @@ def scores_of_one_bit(geometry: GateGeometry, rng: np.random.Generator) -> Load:
 def exponents_at_a_carry(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     """Logits whose product with log2(e) is next to a carry out of what is cut off; keys are nearly equal."""
     num_experts = geometry.gating.num_experts
-    d = rng.integers(0, 8 * ONE, (num_experts, CANDIDATES))
-    low = d * LOG2E % ONE
-    wanted = 1 << rng.integers(6, 17, (num_experts, 1))
-    nearest = np.abs(np.minimum(low, ONE - low) - wanted).argmin(axis=1)
-    logits = np.take_along_axis(d, nearest[:, None], axis=1)[:, 0]
+    logits = at_a_carry(rng, num_experts)
     router, tokens = exact(geometry, rng, (logits * rng.choice([-1, 1], num_experts))[None])
     return with_equal_keys(geometry, rng, router, tokens)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from golden.formats import BF16_ONE, bf16_encode, dot
-from golden.functions import FRACTION_BITS, LOG2E, MAX_SHIFT, ONE, SCORE_BITS
+from golden.functions import FRACTION_BITS, ONE, SCORE_BITS
 from golden.gating_bf16 import scale_fixed
 from spec.geometry import GateGeometry
 from tests.bench.scenarios import Scenario
@@ -19,14 +19,15 @@ from tests.bench.test_gating_bench import Load
 from tests.mutation import gate_scenarios
 from tests.mutation.gate_scenarios import (
     ANY_SCORE,
-    CANDIDATES,
     NO_SCORE,
     PIECES,
     Maker,
+    at_a_carry,
     beside_a_tie,
     exact,
     far_apart,
     logits_of,
+    of_one_bit,
     scenarios_of,
     scores_of,
     split,
@@ -100,9 +101,7 @@ def sums_of_two_bits(geometry: GateGeometry, rng: np.random.Generator) -> Load:
 
 def scores_of_one_bit(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     """Logits whose exponentials are powers of two, or next to one."""
-    # A power's fraction is 0 where a logit's place is near enough.
-    d = -(-(np.arange(MAX_SHIFT) << (2 * FRACTION_BITS)) // LOG2E)
-    d = d[((d * LOG2E) >> FRACTION_BITS) % ONE == 0]
+    d = of_one_bit()
     count = geometry.gating.top_k - 1
     small = int(rng.integers(0, len(d)))
     return of_chosen(
@@ -118,14 +117,7 @@ def scores_of_one_bit(geometry: GateGeometry, rng: np.random.Generator) -> Load:
 def exponents_at_a_carry(geometry: GateGeometry, rng: np.random.Generator) -> Load:
     """Logits whose product with log2(e) is next to a carry out of what is cut off."""
     count = geometry.gating.top_k - 1
-    chosen = []
-    for _ in _each_token(geometry):
-        d = rng.integers(0, 8 * ONE, (count, CANDIDATES))
-        low = d * LOG2E % ONE
-        wanted = 1 << rng.integers(6, 17, (count, 1))
-        nearest = np.abs(np.minimum(low, ONE - low) - wanted).argmin(axis=1)
-        chosen.append(-np.take_along_axis(d, nearest[:, None], axis=1)[:, 0])
-    return of_chosen(geometry, rng, chosen)
+    return of_chosen(geometry, rng, [-at_a_carry(rng, count) for _ in _each_token(geometry)])
 
 
 def one_place_beside_a_tie(geometry: GateGeometry, rng: np.random.Generator) -> Load:
