@@ -60,7 +60,7 @@ def _meanings(cls: type[DataclassInstance]) -> dict[str, str]:
 
 def _kind(hint: Any) -> str:
     if hasattr(hint, "PRESET_FOLDER"):
-        return f"name of a file in `spec/{hint.PRESET_FOLDER}`, or path of a TOML"
+        return f"name of a file in `spec/{hint.PRESET_FOLDER}`, path of a TOML, or a table as these have it"
     if typing.get_origin(hint) is tuple:
         return f"array of {', '.join(_words(typing.get_args(hint)[0]))}"
     return ", ".join(_words(hint))

@@ -64,6 +64,9 @@ STREAM_PARAMETERS = {
     "combine, ordered": "2 slots, d_model 3, 2 lanes, at most 2 contributions",
     "expert": "array of 2 x 4, d_model 4, 2 bursts outstanding",
     "pim channel": "4 units, groups of 2 tokens, d_model 4, refresh every 150 cycles",
+    "gate behind the banks": "4 experts, top 2, groups of 2 tokens",
+    "fpga layer": "4 experts, top 2, d_model 4, array of 4 x 4, windows of 2",
+    "pim layer": "4 experts, top 2, d_model 4, a channel, windows of 4",
 }
 STREAM_PARAMETERS |= {
     block: f"{STREAM_PARAMETERS[block.removesuffix(', deep')]}; deep pipelines"
@@ -90,6 +93,7 @@ STREAM_BUGS = {
     "fifo": (Bug("rtl.fifo", *FETCHES, "o_stays", depth=8),),
     "stream register": (Bug(STREAM, *FORGETS, "o_stays", depth=6),),
     "gate": (Bug("rtl.fifo", *FETCHES, "o_stays", induction=2),),
+    "gate behind the banks": (Bug("rtl.fifo", *FETCHES, "o_stays", induction=2),),
     "combine, ordered": (Bug("rtl.fifo", *FETCHES, "o_stays", induction=2),),
     "dispatch": (
         Bug(STREAM, *FORGETS, "o_expect_stays", depth=12),

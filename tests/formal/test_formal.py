@@ -30,6 +30,7 @@ FAST = (
     "axi4-lite slave",
     "axi4 reads at the port",
     "axi4-stream in",
+    "axi4-stream out",
 )
 FAST_BUGS = (
     ("order in a queue", "no_overflow"),
