@@ -57,8 +57,8 @@ Not proved, and left to benches and mutants ([mutation.md](mutation.md)):
   window: of those the rules of streams alone;
 * progress of anything but a dispatcher of one unit with short pipelines, queues, the intake, the crossing,
   and what the table says (a combiner's: from a token's last contribution on);
-* the read addresses of a layer as a whole (its loaders' are proved), and the streams of tops with AXI ports as
-  a whole (their parts' are);
+* the read addresses of a layer as a whole (its loaders' are proved), and the streams of tops with AXI ports
+  as a whole (their parts' are);
 * flip-flops between two clocks that have not settled after a cycle; that one which samples a count while it
   changes shows the old one or the new one is proved (one bit of it changes), and both are orders of edges;
 * `rtl/gemv` (command programs); its commands are checked in every run ([pim-gemv.md](pim-gemv.md));
