@@ -654,7 +654,9 @@ class Bench:
         self.driver.recover(**how)
         assert self.driver.errors() == set()
         assert self.driver.read("TOKENS_IN") == self.driver.read("TOKENS_OUT") == 0
+        self.driver.acknowledge()
         self.start()
+        assert "loaded" in self.driver.acknowledge(), "loading after a recovery is not told"
 
     def check(self) -> None:
         """Raise on a broken rule of a channel or of the DRAM, and on a channel that has lost its pauses."""
@@ -728,13 +730,18 @@ def works(bench: Bench) -> None:
     else:
         bench.start()
     assert driver.acknowledge() == {"loaded"}
-    driver.enable_interrupts("done")
-    bench.wait(2)
-    assert bench.irq() == 0
+    for names in (("loaded", "done", "error"), ("done",)):
+        driver.enable_interrupts(*names)
+        bench.wait(2)
+        assert bench.irq() == 0
     batches = bench.batches(int(bench.rng.integers(2, 4)))
     bench.run(batches)
     bench.wait(3)
     assert bench.irq() == 1
+    driver.enable_interrupts("loaded", "error")
+    bench.wait(3)
+    assert bench.irq() == 0
+    driver.enable_interrupts("done")
     assert driver.acknowledge() == {"done"}
     bench.wait(3)
     assert bench.irq() == 0
@@ -977,11 +984,11 @@ def far_limit(bench: Bench) -> None:
     """BATCH_TOKENS counts with all its bits: a packet is too short by a power of two of tokens."""
     driver, core, rng = bench.driver, bench.core, bench.rng
     bits = [rng.integers(2, 16), rng.integers(16, 32)] if core.name in LAYERS else range(2, 32)
-    for bit in bits:
+    # The power alone, and with others below it.
+    for bit, count in [(int(bit), count) for bit in bits for count in (0, int(rng.integers(1, 5)))]:
         bench.start()
-        count = int(rng.integers(1, 5))
-        driver.write("BATCH_TOKENS", count + (1 << int(bit)))
-        tokens = core.tokens(count + int(rng.integers(2)))
+        driver.write("BATCH_TOKENS", count + (1 << bit))
+        tokens = core.tokens(max(1, count + int(rng.integers(2))))
         expected = core.outputs([tokens])
         bench.send(core.beats(tokens))
         got, marks = bench.take(sum(last for _, last in expected))
@@ -1039,6 +1046,26 @@ def into_standstill(bench: Bench) -> None:
     bench.send(core.beats(core.tokens(4 * core.design.window_tokens + bench.crossing)))
     bench.until("packet_open")
     bench.wait(int(bench.rng.integers(1, 500)))
+
+
+def stalls_are_counted(bench: Bench) -> None:
+    """Of a block alone: every cycle in which its output waits, and its input behind it."""
+    driver, waited = bench.driver, int(bench.rng.integers(20, 60))
+    into_standstill(bench)
+    for name in ("stall_output", "stall_input"):
+        for _ in range(bench.patience):
+            before = driver.counters()[name]
+            if before:
+                break
+        assert before, f"{name} counts nothing"
+        bench.wait(waited)
+        assert driver.counters()[name] - before >= waited, name
+    bench.hold(holding=False)
+    bench.until_sent()
+    bench.settle()
+    bench.receive_all()
+    driver.wait_until_drained()
+    bench.recovered()
 
 
 def recover_when_the_source_was_reset(bench: Bench) -> None:
@@ -1469,7 +1496,7 @@ def scenarios_of(name: Top, kind: Kind) -> list[Callable[[Bench], None]]:
     if name is Top.FPGA:
         found += READING
     if name not in LAYERS:
-        found.append(one_token)
+        found += [one_token, stalls_are_counted]
     if name is Top.DISPATCH:
         found.append(capacity_drops)
     if name is Top.PIM:

@@ -124,6 +124,16 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "how many tokens are inside, turned where there are 64; there are 11 at most",
     ),
     (
+        "axi_dispatch",
+        r"^cnot1 .*:496\$\d+ A\[17\] of core\._net_91$",
+        "the place of 2^17 in the number of a batch's last token, turned where that has 2^28",
+    ),
+    (
+        "axi_dispatch",
+        r"slice\$3848 SRST\[0\]$",
+        "reset of the flag of loading; the dispatcher loads nothing, which the first look at it says",
+    ),
+    (
         "axi_gate",
         r"\\read_guard\.\$and\$\S+:10232\$",
         "beats that pass during recovery; the core is reset then and takes none",
