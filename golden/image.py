@@ -200,7 +200,7 @@ def _packed(codes: NDArray[np.uint8], geometry: FfnGeometry) -> NDArray[np.uint8
     if geometry.format.bits == 8:
         return elements
     assert geometry.format.bits == 4
-    return (elements[..., ::2] & 15) | (elements[..., 1::2] << 4)
+    return (elements[..., ::2] & np.uint8(15)) | (elements[..., 1::2] << np.uint8(4))
 
 
 def _bits_of(values: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
