@@ -100,11 +100,3 @@ def test_a_second_one_interrupts_nothing_and_the_last_ends_it(monkeypatch):
         assert not ended
         press()
         assert ended == [(interruptions.LINE,)]
-
-
-def test_whoever_reads_has_enough():
-    """As before: no line, no traceback."""
-    command = f"{sys.executable} -m sim.cli models | true; exit ${{PIPESTATUS[0]}}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
-    assert done.stderr == "" and done.returncode in (0, 1)
