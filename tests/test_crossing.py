@@ -4,7 +4,6 @@
 
 import random
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -17,7 +16,7 @@ from rtl.crossing import StreamCrossing, TwoClocks
 from rtl.export import export
 from rtl.stream import StreamRegister
 from tests.harness_designs import Reader
-from tests.verilog2005 import faults_of_export
+from tests.verilog2005 import faults_of_export, icarus
 
 # Periods of both clocks and how far the second is behind: odd ratios, near-equal clocks that drift
 # through all phases, very slow and very fast ones.
@@ -300,9 +299,7 @@ endmodule
 """
 
 
-@pytest.mark.skipif(
-    shutil.which("iverilog") is None, reason="no wheel has Icarus Verilog; it is not installed"
-)
+@icarus
 @pytest.mark.parametrize("gated", [True, False])
 def test_in_reset_nothing_is_offered_and_nothing_is_left(gated, tmp_path):
     """Also in the cycles before the FIFO knows of it: that is seen where valid is that of the FIFO alone."""

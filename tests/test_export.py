@@ -5,7 +5,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ from sim.toolchain import verilator_command
 from spec.load import load_design, load_model
 from tests.bench.test_dispatch_bench import UNITS
 from tests.harness_designs import PACKET, RamBench, Reader
-from tests.verilog2005 import faults, faults_of_export
+from tests.verilog2005 import faults, faults_of_export, icarus
 
 ROOT = Path(__file__).parent.parent
 
@@ -265,9 +264,7 @@ def test_a_layer_on_two_clocks_is_lint_clean(tmp_path):
     assert not re.search(r"always @\(.*,|always @\(.* or ", files[0].read_text())
 
 
-@pytest.mark.skipif(
-    shutil.which("iverilog") is None, reason="no wheel has Icarus Verilog; it is not installed"
-)
+@icarus
 def test_reset_from_the_beginning_is_seen(tmp_path):
     """In a four-valued simulator, where nothing changes at time 0 but what is initialised."""
     export(Chain(), "chain", tmp_path)

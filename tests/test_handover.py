@@ -20,13 +20,10 @@ from sim.toolchain import built_once, digest, verilator_command, verilator_root
 from sim.workload import scaled_model
 from spec.geometry import ImageGeometry
 from spec.load import load_design, load_device
-from tests.verilog2005 import faults, faults_of_export
+from tests.verilog2005 import faults, faults_of_export, icarus
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "data"
-icarus = pytest.mark.skipif(
-    shutil.which("iverilog") is None, reason="no wheel has Icarus Verilog; it is not installed"
-)
 
 
 def written(folder: Path, *arguments: str) -> Path:

@@ -15,7 +15,8 @@ from sim.pack import PackMap
 from sim.pack import pack as pack_folder
 from spec.load import load_design
 from spec.registers import REGISTERS, Top
-from tests.test_handover import DATA, ROOT, changed_line, fusesoc, icarus, run_icarus, run_verilator, written
+from tests.test_handover import DATA, ROOT, changed_line, fusesoc, run_icarus, run_verilator, written
+from tests.verilog2005 import icarus
 
 BENCH = "eb_axi_bench"
 TINY = (

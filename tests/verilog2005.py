@@ -14,10 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pyslang import TextDiagnosticClient, ast, driver, syntax
 
 from sim.rtlsim import file_list
 
+icarus = pytest.mark.skipif(
+    shutil.which("iverilog") is None, reason="no wheel has Icarus Verilog; it is not installed"
+)
 SYNTAX = """
 CompilationUnit ModuleDeclaration ModuleHeader
 AnsiPortList ImplicitAnsiPort NonAnsiPortList ImplicitNonAnsiPort PortReference PortDeclaration

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from sim.commands.output import json_option, print_json, print_table
+from sim.commands.output import json_option, print_json, print_table, write_page
 from spec.device import PimDevice, Schedule
-from spec.errors import InputError
 from spec.load import design_names, load_design, load_device, preset_names
 
 
@@ -25,10 +24,7 @@ def command(page_file: Path | None, as_json: bool) -> int:
     if page_file is not None:
         from sim import designs_page
 
-        try:
-            page_file.write_text(designs_page.page(), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot be written: {error.strerror}", file=page_file, key="page") from None
+        write_page(page_file, designs_page.page())
     names = design_names()
     if as_json:
         print_json({"names": names})

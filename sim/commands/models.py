@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from sim.commands.output import json_option, print_json, print_table
-from spec.errors import InputError
+from sim.commands.output import json_option, print_json, print_table, write_page
 from spec.load import preset_names
 
 
@@ -25,10 +24,7 @@ def command(page_file: Path | None, as_json: bool) -> int:
 
     if page_file is not None:
         text = catalogue.page()
-        try:
-            page_file.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot be written: {error.strerror}", file=page_file, key="page") from None
+        write_page(page_file, text)
     if as_json:
         print_json({"names": preset_names("models")})
     elif page_file is None:

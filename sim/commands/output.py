@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+from spec.errors import InputError
 
 PIPE_COLUMNS = 200
 
@@ -27,6 +30,14 @@ class _Tables(Console):
 def print_json(result: Mapping[str, Any]) -> None:
     """Print one JSON object; a value that JSON has no word for is an error, not a NaN."""
     click.echo(json.dumps(result, allow_nan=False))
+
+
+def write_page(file: Path, text: str) -> None:
+    """Write a page of the documents; :class:`InputError`, of the option ``page``, if it cannot be."""
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", file=file, key="page") from None
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

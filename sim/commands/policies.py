@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from sim.commands.output import json_option, print_json, print_table
-from spec.errors import InputError
+from sim.commands.output import json_option, print_json, print_table, write_page
 
 
 @click.group("policies")
@@ -25,10 +24,7 @@ def page_command(file: Path, as_json: bool) -> int:
     from sim import policies_page
 
     text = policies_page.page()
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", file=file, key="page") from None
+    write_page(file, text)
     if as_json:
         print_json({"systems": [row.system for row in policies_page.ROWS]})
     return 0

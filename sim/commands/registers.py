@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from sim.commands.output import json_option, print_json, print_table
-from spec.errors import InputError
+from sim.commands.output import json_option, print_json, print_table, write_page
 from spec.registers import Top, register_map
 
 
@@ -33,10 +32,7 @@ def command(top_name: str, int8: bool, page_file: Path | None, as_json: bool) ->
     from sim import register_map as files
 
     if page_file is not None:
-        try:
-            page_file.write_text(files.page(), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot be written: {error.strerror}", file=page_file, key="page") from None
+        write_page(page_file, files.page())
     registers = register_map(Top(top_name), int8=int8)
     if as_json:
         print_json({"registers": {register.name: register.address for register in registers}})

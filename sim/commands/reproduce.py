@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sim.commands.output import json_option, print_json, print_table
+from sim.commands.output import json_option, print_json, print_table, write_page
 from spec.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,10 +41,7 @@ def command(paper: str | None, files: Path | None, page_file: Path | None, as_js
         raise InputError(f"must be one of {known}, or left out for --page", key="paper")
     if page_file is not None:
         text = reproduce_page.page()
-        try:
-            page_file.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot be written: {error.strerror}", file=page_file, key="page") from None
+        write_page(page_file, text)
         if as_json:
             print_json({"papers": reproduce.paper_names()})
         return 0

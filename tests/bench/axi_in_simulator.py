@@ -542,6 +542,11 @@ class Bench:
         while not self.source.idle():
             self.wait(10)
 
+    def until_output(self, before: int) -> None:
+        """Wait until more beats have come out than ``before``."""
+        while self.outputs.transfers == before:
+            self.wait(1)
+
     def settle(self) -> None:
         """Let come out what is on its way, however long outputs pause; no packet may stay open."""
         offers = [self.dut.m_axis_tvalid] + ([self.dut.m_axis_expect_tvalid] if self.expect else [])
@@ -1110,8 +1115,7 @@ def into_flight(bench: Bench, *, gives: bool) -> Beats:
     tokens = core.tokens(max(2 * core.design.window_tokens + 3, min(300, core.most_tokens)))
     bench.send(core.beats(tokens))
     if gives:
-        while bench.outputs.transfers == before:
-            bench.wait(1)
+        bench.until_output(before)
         more = bench.outputs.transfers + int(rng.integers(20))
         for _ in range(200):
             if bench.outputs.transfers >= more and not bench.outputs.last[1]:
@@ -1169,8 +1173,7 @@ def recover_while_nothing_moves(bench: Bench) -> None:
         # With a packet that has begun to come out, which recovery has to close.
         before = bench.outputs.transfers
         bench.hold(holding=False)
-        while bench.outputs.transfers == before:
-            bench.wait(1)
+        bench.until_output(before)
         bench.hold(holding=True)
     stuck = [] if bench.memory is None else [bench.channels["m_axi_ar"], bench.channels["m_axi_r"]]
     for channel in stuck:
