@@ -44,6 +44,11 @@ class StreamRegister(wiring.Component):
 
     Latency 1 cycle, one beat per cycle, full back-pressure. Empty after reset.
 
+    Parameters
+    ----------
+    late : ``i.valid`` comes late in its cycle. The second place then takes whatever stands at the input, so
+        that no payload waits for it.
+
     Members
     -------
     i : In(stream.Signature(shape))
@@ -51,9 +56,12 @@ class StreamRegister(wiring.Component):
     """
 
     LATENCY = 1
+    DEPTH = 2
+    """Beats that it holds."""
 
-    def __init__(self, shape) -> None:
+    def __init__(self, shape, *, late: bool = False) -> None:
         self.shape = shape
+        self.late = late
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
     def elaborate(self, platform):
@@ -75,7 +83,12 @@ class StreamRegister(wiring.Component):
                 spare_valid.eq(0),
             ]
         with m.Elif(self.i.valid & ~spare_valid):
-            m.d.sync += [spare.eq(self.i.payload), spare_valid.eq(1)]
+            if not self.late:
+                m.d.sync += spare.eq(self.i.payload)
+            m.d.sync += spare_valid.eq(1)
+        if self.late:
+            with m.If(~spare_valid):
+                m.d.sync += spare.eq(self.i.payload)
         return m
 
 

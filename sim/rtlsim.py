@@ -204,11 +204,17 @@ def top_of(design: DesignSpec, block: Top | None) -> Top:
 
 
 def top_component(
-    model: ModelSpec, design: DesignSpec, block: Top | None = None, *, two_clocks: bool = False
+    model: ModelSpec,
+    design: DesignSpec,
+    block: Top | None = None,
+    *,
+    two_clocks: bool = False,
+    **sizes: int,
 ) -> Callable[[], object]:
     """Return what makes a top with AXI ports, for :func:`build`.
 
     ``block``: GATE or DISPATCH alone; None for the layer. ``two_clocks``: its ports have their own clock.
+    ``sizes``: as of :func:`rtl.axi.top.layer_top`.
     """
 
     def top() -> object:
@@ -218,8 +224,8 @@ def top_component(
         if two_clocks:
             from rtl.axi.clocks import STREAM_DEPTH, AxiTwoClocks
 
-            return AxiTwoClocks(make(model, design, waiting_beats=STREAM_DEPTH))
-        return make(model, design)
+            return AxiTwoClocks(make(model, design, waiting_beats=STREAM_DEPTH, **sizes))
+        return make(model, design, **sizes)
 
     return top
 

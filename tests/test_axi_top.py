@@ -6,6 +6,7 @@ With others' masters, and of the accelerators and the gate: ``tests/bench/test_a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,14 @@ from amaranth.lib import data
 from amaranth.sim import Simulator
 
 from rtl.axi import AxiTwoClocks, dispatch_top
+from rtl.axi.alone import DispatchAlone, GateAlone
 from rtl.axi.clocks import STREAM_DEPTH
 from rtl.axi.lite import DECERR, OKAY, SLVERR
 from rtl.axi.packets import PacketMarker
-from spec.registers import BUS_REGISTERS
+from spec.design import DeepBlock, Pipeline
+from spec.model import CapacityRule, GatingSpec
+from spec.registers import BUS_REGISTERS, CONTROL_LOAD, REGISTERS, Top
+from tests.bench.axi_cores import CORES
 from tests.test_axi_clocks import ADDRESSES, DESIGN, MODEL, PATIENCE, Master
 
 
@@ -220,3 +225,79 @@ def test_a_packet_that_recovery_closes_is_not_done():
     simulator.add_testbench(bench)
     simulator.run()
     assert [beat for beat in done if beat[0]] == [(1, 1, 1), (1, 0, 0), (1, 1, 0)]
+
+
+def most_inside(
+    core: GateAlone | DispatchAlone, held: str, capacity: int = 0, *, patience: int = 3000
+) -> tuple[int, int]:
+    """Return how many tokens have begun and how many are counted, with an output that is never taken."""
+    last = core.token_beats - 1
+    burst = core.loader.burst_beats if isinstance(core, GateAlone) else 0
+    begun = 0
+
+    async def bench(ctx):
+        nonlocal begun
+        for name in core.signature.members:
+            if name in ("o", "o_expect"):
+                ctx.set(getattr(core, name).ready, int(name != held))
+        ctx.set(core.reg_we, 1)
+        for name, value in (("CAPACITY", capacity), ("CONTROL", 1 << CONTROL_LOAD)):
+            ctx.set(core.reg_addr, REGISTERS[name])
+            ctx.set(core.reg_wdata, value)
+            await ctx.tick()
+        ctx.set(core.reg_we, 0)
+        if burst:
+            # The router's image: zeros.
+            ctx.set(core.o_ar.ready, 1)
+            for _ in range(core.loader.bursts):
+                while not ctx.get(core.o_ar.valid):
+                    await ctx.tick()
+                await ctx.tick()
+                ctx.set(core.i_r.valid, 1)
+                for beat in range(burst):
+                    ctx.set(core.i_r.payload.last, int(beat == burst - 1))
+                    while not ctx.get(core.i_r.ready):
+                        await ctx.tick()
+                    await ctx.tick()
+                ctx.set(core.i_r.valid, 0)
+        ctx.set(core.i.valid, 1)
+        beat = waits = 0
+        while waits < patience // 10:
+            if not burst:
+                ctx.set(core.i.payload.expert, beat)
+            taken = ctx.get(core.i.ready)
+            begun += taken and beat == 0
+            beat = (beat + taken) % (last + 1)
+            waits = 0 if taken else waits + 1
+            await ctx.tick()
+            assert begun < patience, "takes tokens for ever"
+
+    simulator = Simulator(core)
+    simulator.add_clock(1e-8)
+    simulator.add_testbench(bench)
+    simulator.run()
+    return begun, core.most_tokens
+
+
+@pytest.mark.parametrize("pipeline", Pipeline)
+@pytest.mark.parametrize("top", [Top.GATE, Top.FPGA])
+def test_the_gate_holds_as_many_tokens_as_it_says(top, pipeline):
+    """Its count of them has no place more, nor has that of the top around it."""
+    model, design, _ = CORES[top]
+    if top is Top.FPGA:
+        # Many logits, few of them chosen: products last longer than what is behind them.
+        model = replace(model, gating=GatingSpec(num_experts=32, top_k=1), d_shared=0)
+    design = replace(design, deep=tuple(DeepBlock) if pipeline is Pipeline.DEEP else ())
+    begun, most = most_inside(GateAlone(model, design), "o")
+    assert begun == most
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("pipeline", Pipeline)
+@pytest.mark.parametrize("rule", CapacityRule)
+def test_the_dispatcher_holds_no_more_tokens_than_it_says(rule, pipeline, window):
+    design = replace(DESIGN, deep=tuple(DeepBlock) if pipeline is Pipeline.DEEP else (), window_tokens=window)
+    core = DispatchAlone(replace(MODEL, capacity_rule=rule, expert_capacity=2), design)
+    for held in ("o", "o_expect"):
+        begun, most = most_inside(core, held)
+        assert window * core.dispatch.config.decides <= begun <= most

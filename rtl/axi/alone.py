@@ -85,6 +85,10 @@ class GateAlone(wiring.Component):
         ``top_k`` beats a token, best expert first; ``last`` on the last one of a batch.
     o_ar, i_r : AXI4 read master.
     reg_addr, reg_wdata, reg_we, reg_rdata : :class:`rtl.registers.RegisterFile`.
+
+    Attributes
+    ----------
+    most_tokens : tokens that are inside, at most.
     """
 
     def __init__(self, model: ModelSpec, design: DesignSpec) -> None:
@@ -95,6 +99,7 @@ class GateAlone(wiring.Component):
         self.loader = RouterLoader(image, design.memory.width_bits, design.memory.burst_beats)
         self.token_beats = image.gate.input_beats
         self.output_beats = model.gating.top_k
+        self.most_tokens = self.gate.most_tokens
         super().__init__(
             {
                 "i": In(stream.Signature(token_layout(design.stream_lanes))),
@@ -117,7 +122,7 @@ class GateAlone(wiring.Component):
         _connect_registers(m, self, registers)
         assignment, beat = gate.o.payload, self.o.payload
         beats = Signal(range(self.token_beats))
-        inside = Signal(16)
+        inside = Signal(range(self.most_tokens + 1))
         read_error = Signal()
         takes = Signal()
         gives = Signal()
@@ -181,12 +186,18 @@ class DispatchAlone(wiring.Component):
     reg_addr, reg_wdata, reg_we, reg_rdata : :class:`rtl.registers.RegisterFile`.
     finished : Out(1), inside : Out(1)
         A token is announced; entries that were announced have not all been given.
+
+    Attributes
+    ----------
+    most_tokens : tokens that are inside and not announced, at most.
     """
 
     def __init__(self, model: ModelSpec, design: DesignSpec) -> None:
         self.dispatch: Dispatch = dispatcher(model, design, 1)
         config = self.dispatch.config
         self.token_beats = config.top_k
+        # Where a whole window is decided at once, two of them wait without slots; some are in registers.
+        self.most_tokens = 2 * config.num_slots + 3
         super().__init__(
             {
                 "i": In(stream.Signature(packet_layout(config.assignment))),
@@ -205,8 +216,7 @@ class DispatchAlone(wiring.Component):
         config = dispatch.config
         assignment, beat = dispatch.i.payload, self.i.payload
         beats = Signal(range(self.token_beats))
-        # Where a whole window is decided at once, two of them wait without slots; some are in registers.
-        tokens = Signal(range(2 * config.num_slots + 4))
+        tokens = Signal(range(self.most_tokens + 1))
         entries = Signal(range(2 * config.num_slots * config.max_count))
         ends_token = Signal()
         takes = Signal()

@@ -37,7 +37,7 @@ class PacketGuard(wiring.Component):
     Members
     -------
     i, o : streams of ``shape``, whose ``last`` ends the packet; to the core on a token's last beat only.
-    batch_tokens : In(32)
+    batch_tokens : In(count_bits)
         Tokens of every packet that begins two cycles later or after; 0: any number.
     admit : In(1)
         A token may begin.
@@ -54,15 +54,16 @@ class PacketGuard(wiring.Component):
         A packet is open of which more is to be passed on.
     """
 
-    def __init__(self, shape: data.StructLayout, token_beats: int) -> None:
+    def __init__(self, shape: data.StructLayout, token_beats: int, count_bits: int = 32) -> None:
         self.shape = shape
         self.token_beats = token_beats
+        self.count_bits = count_bits
         events = ("short_token", "short_packet", "long_packet", "discarded", "begun")
         super().__init__(
             {
                 "i": In(stream.Signature(shape)),
                 "o": Out(stream.Signature(shape)),
-                "batch_tokens": In(32),
+                "batch_tokens": In(count_bits),
                 "admit": In(1),
                 "read_failed": In(1),
                 "recover": In(1),
@@ -84,12 +85,12 @@ class PacketGuard(wiring.Component):
         beat = Signal(range(self.token_beats))
         first_token = Signal(init=1)
         # Compared before a packet begins, the same for all of it: the way from there to the state is long.
-        limit = Signal(32)
+        limit = Signal(self.count_bits)
         limited = Signal()
         of_one = Signal()
         of_two = Signal()
-        behind_first = Signal(32)
-        tokens_behind = Signal(32)
+        behind_first = Signal(self.count_bits)
+        tokens_behind = Signal(self.count_bits)
         none_behind = Signal()
         first = Signal()
         ends_token = Signal()

@@ -63,9 +63,14 @@ class ReadGuard(wiring.Component):
         connect_stream(m, register.o, wiring.flipped(self.o_ar))
         asks = Signal()
         room = Signal()
+        # Of the queue, which is deeper than what is ever kept: from a register, as whoever asks waits for it.
+        kept = Signal(range(self.depth + 1))
+        kept_next = Signal.like(kept)
+        space = Signal(init=1)
         m.d.comb += [
             # Each address goes to the port and is kept until its burst has come.
-            room.eq(register.i.ready & addresses.i.ready & ~self.recovering),
+            kept_next.eq(kept + asks - (addresses.o.valid & addresses.o.ready)),
+            room.eq(register.i.ready & space & ~self.recovering),
             asks.eq(self.i_ar.valid & room),
             self.i_ar.ready.eq(room),
             register.i.payload.eq(self.i_ar.payload),
@@ -73,6 +78,7 @@ class ReadGuard(wiring.Component):
             addresses.i.payload.eq(self.i_ar.payload),
             addresses.i.valid.eq(asks),
         ]
+        m.d.sync += [kept.eq(kept_next), space.eq(kept_next != self.depth)]
         beat = Signal(range(self.burst_beats))
         ends = Signal()
         over = Signal()

@@ -44,8 +44,8 @@ from spec.registers import (
 RESET_CYCLES = 8
 """Cycles for which recovery resets the core at least: input beats that wait are flushed meanwhile."""
 
-AHEAD_BITS = 12
-"""Bits of how many tokens are inside a core at most: two windows of 1,024, and one on its way."""
+COUNT_BITS = 32
+"""Places of what a top counts: those of its registers."""
 ERROR_FIELDS = next(register.fields for register in BUS_REGISTERS if register.name == "ERRORS")
 CORE_PORTS = ("i", "o", "o_ar", "i_r", "reg_addr", "reg_wdata", "reg_we", "reg_rdata")
 UNCONNECTED = ("probe", "probe_channels", "finished", "inside")
@@ -58,16 +58,19 @@ class AxiTop(wiring.Component):
     What goes wrong is told in ERRORS and leaves the core with whole tokens and whole batches, so that
     all that was accepted comes out; ``m_axis_tuser`` marks what may be wrong. ``recover`` resets the core
     alone: bursts in flight are waited for, an address or an output beat once offered stays, an output packet
-    that is cut is closed. See ``docs/axi.md``. Adds 1 cycle to tokens, outputs and read addresses each.
+    that is cut is closed. See ``docs/axi.md``. Adds 2 cycles to tokens (1 at the
+    dispatcher), 1 to outputs, read addresses and read data each.
     Reset empties everything, with the bursts in flight forgotten: what then still comes is thrown away.
 
     Parameters
     ----------
-    core : the block; it must not have been elaborated.
+    core : the block, with ``most_tokens``, which are inside it at most; it must not have been elaborated.
     token_beats, output_beats : beats of a token at ``i`` and at ``o``.
     burst_beats, max_outstanding : of the core's reads.
     waiting_beats : beats of tokens that may stand before the port and are this packet's: recovery lasts that
         much longer, so that it throws them away too.
+    count_bits : places of TOKENS_IN, TOKENS_OUT, DISCARDED and ERROR_TOKEN, which begin at 0 again behind
+        them, and of BATCH_TOKENS that are looked at. With few of them a bench reaches each.
 
     Members
     -------
@@ -95,7 +98,10 @@ class AxiTop(wiring.Component):
         burst_beats: int = 1,
         max_outstanding: int = 1,
         waiting_beats: int = 0,
+        count_bits: int = COUNT_BITS,
     ) -> None:
+        if not 2 <= count_bits <= COUNT_BITS:
+            raise ValueError(f"count_bits must be from 2 to {COUNT_BITS}, not {count_bits}")
         self.core = core
         self.top = top
         self.int8 = int8
@@ -105,6 +111,7 @@ class AxiTop(wiring.Component):
         self.burst_beats = burst_beats
         self.max_outstanding = max_outstanding
         self.waiting_beats = waiting_beats
+        self.count_bits = count_bits
         members = dict(core.signature.members)
         self.has_memory = "o_ar" in members
         self.others = [name for name in members if name not in CORE_PORTS + UNCONNECTED]
@@ -145,7 +152,9 @@ class AxiTop(wiring.Component):
         says = next(register for register in bus if register.name == "BUS_ID")
         constants = {f"bus_id_{field.name}": field.reset for field in says.fields}
         m.submodules.block = block = RegisterBlock(bus, constants)
-        m.submodules.packets = packets = PacketGuard(self.i.payload.shape(), self.token_beats)
+        m.submodules.packets = packets = PacketGuard(
+            self.i.payload.shape(), self.token_beats, self.count_bits
+        )
         m.submodules.marker = marker = PacketMarker(self.o.payload.shape())
 
         recovering = Signal()
@@ -215,15 +224,17 @@ class AxiTop(wiring.Component):
         ]
 
         # Tokens.
-        tokens_in = Signal(32)
-        tokens_out = Signal(32)
+        tokens_in = Signal(self.count_bits)
+        tokens_out = Signal(self.count_bits)
+        discarded = Signal(self.count_bits)
         finished, mark, inside = self._progress(m, packets, marker, tokens_out, read_failed, errors, block)
         # What passes is known late in its cycle, so most is counted in the next. A token that has begun is
         # inside at once, one that has left a cycle longer.
         begun = Signal()
         left_core = Signal()
         wrong_token = Signal()
-        ahead = Signal(AHEAD_BITS)
+        # The core's, and those that stand before it.
+        ahead = Signal(range(core.most_tokens + StreamRegister.DEPTH + 1))
         any_inside = Signal()
         m.d.sync += [
             begun.eq(packets.begun),
@@ -235,7 +246,7 @@ class AxiTop(wiring.Component):
         with m.If(finished):
             m.d.sync += tokens_out.eq(tokens_out + 1)
         with m.If(packets.discarded):
-            m.d.sync += block.discarded.eq(block.discarded + 1)
+            m.d.sync += discarded.eq(discarded + 1)
         with m.If(begun & ~left_core):
             m.d.sync += [ahead.eq(ahead + 1), any_inside.eq(1)]
         with m.If(left_core & ~begun):
@@ -243,7 +254,7 @@ class AxiTop(wiring.Component):
         with m.If(recovering):
             reset = (begun, left_core, wrong_token, tokens_in, tokens_out, ahead, any_inside)
             m.d.sync += [signal.eq(0) for signal in reset]
-        error_token = Signal(32)
+        error_token = Signal(self.count_bits)
         with m.If(wrong_token):
             m.d.sync += error_token.eq(Mux(begun, tokens_in, tokens_in - 1))
         with m.If(lite.refused_write | lite.refused_read):
@@ -255,6 +266,7 @@ class AxiTop(wiring.Component):
             block.tokens_in.eq(tokens_in),
             block.tokens_out.eq(tokens_out),
             block.error_token.eq(error_token),
+            block.discarded.eq(discarded),
             block.bus_status_halted.eq(packets.halted),
             block.bus_status_recovering.eq(recovering),
             block.bus_status_packet_open.eq(packets.packet_open),
@@ -326,7 +338,7 @@ class AxiTop(wiring.Component):
         """Connect streams and what the top does not look at."""
         core = self.core
         connect_stream(m, wiring.flipped(self.i), packets.i)
-        connect_stream(m, packets.o, core.i)
+        self._enter(m, packets.o, recovering)
         connect_stream(m, core.o, marker.i)
         connect_stream(m, marker.o, wiring.flipped(self.o))
         m.d.comb += [self.m_axis_tuser.eq(marker.user), packets.batch_tokens.eq(block.batch_tokens)]
@@ -344,13 +356,25 @@ class AxiTop(wiring.Component):
             else:
                 m.d.comb += its.eq(mine) if member.flow == In else mine.eq(its)
 
+    def _enter(self, m, tokens, recovering):
+        """Let tokens into the core: from the guard's state to all that takes a beat is a long way."""
+        m.submodules.entrance = entrance = ResetInserter(recovering)(
+            StreamRegister(self.i.payload.shape(), late=True)
+        )
+        connect_stream(m, tokens, entrance.i)
+        connect_stream(m, entrance.o, self.core.i)
+
     def _memory(self, m, block, recovering, events):
         """Connect the AXI4 read master; returns whether nothing is in flight."""
         core = self.core
         beat_bits = len(self.i_r.payload.data)
         m.submodules.read_guard = reads = ReadGuard(beat_bits, self.burst_beats, self.max_outstanding)
         connect_stream(m, core.o_ar, reads.i_ar)
-        connect_stream(m, reads.o_r, core.i_r)
+        # What passes is known late, and wide.
+        data = ResetInserter(recovering)(StreamRegister(self.i_r.payload.shape(), late=True))
+        m.submodules.read_data = data
+        connect_stream(m, reads.o_r, data.i)
+        connect_stream(m, data.o, core.i_r)
         connect_stream(m, reads.o_ar, wiring.flipped(self.o_ar))
         connect_stream(m, wiring.flipped(self.i_r), reads.i_r)
         names = dict(zip(READ_ERRORS, ("slverr", "decerr", "wrong_last", "unexpected"), strict=True))
@@ -409,6 +433,10 @@ class DispatchTop(AxiTop):
     def __init__(self, core: DispatchAlone, **sizes) -> None:
         super().__init__(core, Top.DISPATCH, token_beats=core.token_beats, **sizes)
 
+    def _enter(self, m, tokens, recovering):
+        # A token that stands before the core has a slot that is another one's still: it would be marked.
+        connect_stream(m, tokens, self.core.i)
+
     def _progress(self, m, packets, marker, tokens_out, read_failed, errors, block):
         slot = self.core.o.payload.slot
         mark = self._short_token(m, errors) & (slot == block.error_token[: len(slot)])
@@ -422,8 +450,8 @@ class DispatchTop(AxiTop):
         return was_busy & ~is_busy & ~packets.packet_open
 
 
-def layer_top(model: ModelSpec, design: DesignSpec, *, waiting_beats: int = 0) -> AxiTop:
-    """Return an accelerator with AXI ports."""
+def layer_top(model: ModelSpec, design: DesignSpec, **sizes: int) -> AxiTop:
+    """Return an accelerator with AXI ports; ``sizes``: ``waiting_beats``, ``count_bits``."""
     pim = design.engine is Engine.PIM
     core = PimLayer(model, design) if pim else FpgaLayer(model, design)
     return AxiTop(
@@ -435,12 +463,12 @@ def layer_top(model: ModelSpec, design: DesignSpec, *, waiting_beats: int = 0) -
         secded=design.pim is not None and design.pim.secded,
         burst_beats=design.memory.burst_beats,
         max_outstanding=design.memory.max_outstanding,
-        waiting_beats=waiting_beats,
+        **sizes,
     )
 
 
-def gate_top(model: ModelSpec, design: DesignSpec, *, waiting_beats: int = 0) -> AxiTop:
-    """Return the gate alone with AXI ports."""
+def gate_top(model: ModelSpec, design: DesignSpec, **sizes: int) -> AxiTop:
+    """Return the gate alone with AXI ports; ``sizes`` as of :func:`layer_top`."""
     core = GateAlone(model, design)
     return AxiTop(
         core,
@@ -448,10 +476,10 @@ def gate_top(model: ModelSpec, design: DesignSpec, *, waiting_beats: int = 0) ->
         token_beats=core.token_beats,
         output_beats=core.output_beats,
         burst_beats=design.memory.burst_beats,
-        waiting_beats=waiting_beats,
+        **sizes,
     )
 
 
-def dispatch_top(model: ModelSpec, design: DesignSpec, *, waiting_beats: int = 0) -> DispatchTop:
-    """Return the dispatcher of one engine alone with AXI ports."""
-    return DispatchTop(DispatchAlone(model, design), waiting_beats=waiting_beats)
+def dispatch_top(model: ModelSpec, design: DesignSpec, **sizes: int) -> DispatchTop:
+    """Return the dispatcher of one engine alone with AXI ports; ``sizes`` as of :func:`layer_top`."""
+    return DispatchTop(DispatchAlone(model, design), **sizes)

@@ -69,6 +69,11 @@ class Gate(wiring.Component):
         """Tokens between launch and output."""
         return self.selection.credits
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens inside at most: in the buffers of the product, and from launch to output."""
+        return self.geometry.num_token_buffers + self.credits
+
     def elaborate(self, platform):
         m = Module()
         m.submodules.product = product = self.product

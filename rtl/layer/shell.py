@@ -214,6 +214,10 @@ class LayerShell(wiring.Component):
     probe : Out(PROBE_BITS)
         For benches: transfers and waits of the streams between the blocks, and the assignments that
         pass (:data:`spec.registers.PROBE`). Leave it open in a product.
+
+    Attributes
+    ----------
+    most_tokens : tokens that are inside, at most.
     """
 
     def __init__(
@@ -229,7 +233,7 @@ class LayerShell(wiring.Component):
         image = ImageGeometry.of(model, design)
         self.image = image
         self.deep = len(design.deep) > 0
-        num_slots = 2 * design.window_tokens
+        self.most_tokens = num_slots = 2 * design.window_tokens
         beat_bits = design.memory.width_bits
         self.axi_read = ("o_ar", "i_r", design.memory.burst_beats)
         self.num_units = num_units

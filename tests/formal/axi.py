@@ -312,6 +312,8 @@ def _reads_invariants(checker, followed, owed, beat, at_end, flying, over, short
     prove("inv_main_legal", ~main_valid | _legal_address(main, burst_bytes))
     prove("inv_spare_legal", ~spare_valid | _legal_address(spare, burst_bytes))
     prove("inv_level", level <= dut.depth)
+    prove("inv_counted", checker.probe("kept") == queued)
+    prove("inv_space", checker.probe("space") == (queued != dut.depth))
     prove("inv_over", (checker.probe("over") == over) & ~(over & short) & (~over | (flying != 0)))
     prove("inv_fill", checker.probe("fill") == short)
     prove("inv_queued", queued + over == flying + register + short)

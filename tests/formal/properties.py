@@ -284,8 +284,8 @@ AXI = [
             Bug(STREAM, *FORGETS, "o_ar_stays", depth=8),
             Bug(
                 READS,
-                "register.i.ready & addresses.i.ready & ~self.recovering",
-                "addresses.i.ready",
+                "register.i.ready & space & ~self.recovering",
+                "space",
                 "burst_room",
                 depth=10,
             ),
@@ -311,7 +311,7 @@ AXI = [
                     "register.i.payload.eq(self.o_ar.payload)",
                     "burst_in_order",
                 ),
-                ("addresses.i.ready & ~self.recovering", "addresses.i.ready", "none_asked_in_recovery"),
+                ("space & ~self.recovering", "space", "none_asked_in_recovery"),
                 ("~expected & ~self.o_ar.valid & ~fill", "~expected & ~fill", "idle_is_idle"),
                 (
                     "take & expected & self.i_r.payload.last)",

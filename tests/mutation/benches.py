@@ -161,9 +161,17 @@ class CocotbBench:
 
 
 def axi_block(name: str, top: Top, keep: tuple[str, ...]) -> CocotbBlock:
-    """Return what lies around a core that is kept, in a top with AXI ports; its bench is that of the tops."""
+    """Return what lies around a core that is kept, in a top with AXI ports; its bench is that of the tops.
+
+    It counts as far as a bench can (``FEW_BITS``).
+    """
 
     def run(rtl: runner.CocotbBuild, seed: int, **how: Any) -> list[str]:
-        return [line for kind in KINDS[top] for line in axi.run(rtl, top, seed, kind, **how)]
+        return [
+            line
+            for kind in KINDS[top]
+            for line in axi.run(rtl, top, seed, kind, count_bits=axi.FEW_BITS, **how)
+        ]
 
-    return CocotbBlock(name, top_component(*CORES[top]), CORES[top], run, keep)
+    component = top_component(*CORES[top], count_bits=axi.FEW_BITS)
+    return CocotbBlock(name, component, (CORES[top], axi.FEW_BITS), run, keep)
