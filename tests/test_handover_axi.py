@@ -275,7 +275,7 @@ VERILOG_BUGS = {
     ),
     "tokens count twice": ({"tokens_out + 1'h1": "tokens_out + 2'h2"}, "register 120 holds 00000010;"),
     "no batch is done": (
-        {"irq_status_done_set = was_busy & ~busy": "irq_status_done_set = 1'h0"},
+        {"irq_status_done_set = was_busy & ~is_busy": "irq_status_done_set = 1'h0"},
         "running: 16 of 40 output beats, 16 of 39 input beats",
     ),
     "an interrupt is always there": (
