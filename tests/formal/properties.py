@@ -49,6 +49,7 @@ class Proof:
 STREAM = "rtl.stream"
 FORGETS = ("with m.If(self.o.ready | ~main_valid):", "with m.If(self.o.ready | ~main_valid | self.i.valid):")
 MIXES = ("Mux(spare_valid, spare, self.i.payload)", "self.i.payload")
+OVERWRITES = ("with m.If(~spare_valid):", "with m.If(1):")
 FULL = ("self.i.ready.eq(~spare_valid)", "self.i.ready.eq(1)")
 TWICE = ("main_valid.eq(spare_valid | ", "main_valid.eq(main_valid | spare_valid | ")
 ROOM = ("room.eq(leaves | ~(held.all() | (held.any() & enters)))", "room.eq(1)")
@@ -621,20 +622,23 @@ def _dispatch_bugs(config: DispatchConfig) -> tuple[Bug, ...]:
 
 PROOFS = [
     *(_stream(block) for block in BLOCKS),
-    Proof(
-        "order in a stream register",
-        "each beat once, in order; at most two inside; a beat inside is offered",
-        "4 bits",
-        queues.register_order,
-        depth=4,
-        induction=1,
-        bugs=(
-            Bug(STREAM, *MIXES, "beat_in_order", depth=8),
-            Bug(STREAM, *FULL, "beat_room", depth=10),
-            Bug(STREAM, *FORGETS, "o_stays", depth=6),
-            Bug(STREAM, *TWICE, "beat_from_nothing", depth=8),
-            Bug(STREAM, *LATE, "beat_at_once", depth=8),
-        ),
+    *(
+        Proof(
+            "order in a stream register" + ", late" * late,
+            "each beat once, in order; at most two inside; a beat inside is offered",
+            "4 bits" + ", a second place that takes what stands at the input" * late,
+            partial(queues.register_order, late=late),
+            depth=4,
+            induction=1,
+            bugs=(
+                Bug(STREAM, *(OVERWRITES if late else MIXES), "beat_in_order", depth=8),
+                Bug(STREAM, *FULL, "beat_room", depth=10),
+                Bug(STREAM, *FORGETS, "o_stays", depth=6),
+                Bug(STREAM, *TWICE, "beat_from_nothing", depth=8),
+                Bug(STREAM, *LATE, "beat_at_once", depth=8),
+            ),
+        )
+        for late in (False, True)
     ),
     Proof(
         "order in a queue",

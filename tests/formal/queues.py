@@ -20,9 +20,9 @@ def _transfer(port):
     return port.valid & port.ready
 
 
-def register_order() -> Checker:
+def register_order(*, late: bool = False) -> Checker:
     """Return a stream register: two beats, in order."""
-    dut = StreamRegister(unsigned(4))
+    dut = StreamRegister(unsigned(4), late=late)
     checker = Checker(dut)
     checker.assume_streams()
     checker.prove_streams()
