@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -205,39 +206,56 @@ def measure_top(top: Top) -> Covered:
     return Covered(name, scenarios, around(points, name, BLOCKS_OF[top]), met, time.perf_counter() - start)
 
 
-def page(blocks: list[Covered], commit: str) -> str:
-    """Return the page of what was measured at a commit."""
-    rows, corners = [], []
+def page(blocks: Iterable[Covered], commit: str, before: str = "") -> str:
+    """Return the page of what was measured at a commit, and of what ``before`` has of other blocks."""
+    rows = {name: line for line in before.splitlines() if (name := _named(r"\| (\w+) \| \d", line))}
+    corners = {name: line for line in before.splitlines() if (name := _named(r"\*\*(\w+)\*\*: ", line))}
     for block in blocks:
         shares = []
         for kind in ("line", "branch", "toggle"):
             counts = block.counts.get(kind, Counts())
             shares.append(f"{counts.hit} of {counts.total} ({counts.hit / max(1, counts.total):.1%})")
         met = sum(count > 0 for count in block.corners.values())
-        rows.append(
+        rows[block.name] = (
             f"| {block.name} | {block.scenarios} | {' | '.join(shares)} | {met} of {len(block.corners)}"
             f" | {block.seconds:.0f} | {commit} |"
         )
-        corners.append(
+        corners[block.name] = (
             f"**{block.name}**: " + "; ".join(f"{point} ({n})" for point, n in block.corners.items()) + "."
         )
-    return PAGE.format(count=len(blocks), seed=SEED, rows="\n".join(rows), corners="\n\n".join(corners))
+    names = [name for name in MEASURED if name in rows]
+    return PAGE.format(
+        count=len(names),
+        seed=SEED,
+        rows="\n".join(rows[name] for name in names),
+        corners="\n\n".join(corners[name] for name in names),
+    )
+
+
+def _named(pattern: str, line: str) -> str:
+    """Return the name of the block of which a line of the page is, if it is such a line."""
+    found = re.match(pattern, line)
+    return found[1] if found else ""
+
+
+MEASURED: dict[str, Callable[[], Covered]] = {
+    **{
+        block.name: partial(measure, block) if isinstance(block, Block) else partial(measure_logged, block)
+        for block in BLOCKS
+        if not block.name.startswith("axi_")
+    },
+    **{f"{top}_axi": partial(measure_top, top) for top in BLOCKS_OF},
+}
 
 
 def main() -> int:
     """Measure the blocks; return 1 if a corner is not met."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="write the page")
-    parser.add_argument("--only", nargs="*", help="blocks")
+    parser.add_argument("--out", type=Path, help="write the page; with --only: its rows of these blocks")
+    parser.add_argument("--only", nargs="*", help="blocks", choices=MEASURED, metavar="BLOCK")
     arguments = parser.parse_args()
     blocks = []
-    known = {
-        block.name: partial(measure, block) if isinstance(block, Block) else partial(measure_logged, block)
-        for block in BLOCKS
-        if not block.name.startswith("axi_")
-    }
-    known |= {f"{top}_axi": partial(measure_top, top) for top in BLOCKS_OF}
-    for name, measured in known.items():
+    for name, measured in MEASURED.items():
         if arguments.only and name not in arguments.only:
             continue
         covered = measured()
@@ -249,8 +267,9 @@ def main() -> int:
         for point, count in covered.corners.items():
             if not count:
                 print(f"  not met: {point}", flush=True)
-    if arguments.out and not arguments.only:
-        write_atomically(arguments.out, page(blocks, commit_of_sources()))
+    if arguments.out:
+        before = arguments.out.read_text() if arguments.only and arguments.out.is_file() else ""
+        write_atomically(arguments.out, page(blocks, commit_of_sources(), before))
     return int(any(not count for block in blocks for count in block.corners.values()))
 
 

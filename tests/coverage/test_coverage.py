@@ -68,6 +68,15 @@ def test_page_counts_what_was_met():
     assert "| dispatch | 3 |" in text and "| 1 of 2 | 1 | abc |" in text and "a (2); b (0)" in text
 
 
+def test_rows_of_other_blocks_stay_on_the_page():
+    first = page([Covered(name, 3, {}, {"a": 2}, 1.0) for name in ("gate_axi", "dispatch")], "abc")
+    both = page([Covered("dispatch", 4, {}, {"b": 5}, 1.0)], "def", first)
+    assert "2 blocks and tops" in both
+    assert "| gate_axi | 3 |" in both and "**gate_axi**: a (2)." in both
+    assert "| dispatch | 4 |" in both and "**dispatch**: b (5)." in both and "| dispatch | 3 |" not in both
+    assert page([], "ghi", both) == both
+
+
 def test_every_block_has_a_reset_among_its_corners():
     assert all("reset in mid-work" in points for points in POINTS.values())
 
