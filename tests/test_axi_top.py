@@ -282,7 +282,7 @@ def most_inside(
 @pytest.mark.parametrize("pipeline", Pipeline)
 @pytest.mark.parametrize("top", [Top.GATE, Top.FPGA])
 def test_the_gate_holds_as_many_tokens_as_it_says(top, pipeline):
-    """Its count of them has no place more, nor has that of the top around it."""
+    """Its count of them has no bit more."""
     model, design, _ = CORES[top]
     if top is Top.FPGA:
         # Many logits, few of them chosen: products last longer than what is behind them.
@@ -300,4 +300,4 @@ def test_the_dispatcher_holds_no_more_tokens_than_it_says(rule, pipeline, window
     core = DispatchAlone(replace(MODEL, capacity_rule=rule, expert_capacity=2), design)
     for held in ("o", "o_expect"):
         begun, most = most_inside(core, held)
-        assert window * core.dispatch.config.decides <= begun <= most
+        assert (window if core.dispatch.config.decides else 1) <= begun <= most

@@ -6,6 +6,9 @@ from amaranth.lib.wiring import In, Out
 
 from rtl.stream import StreamRegister, connect_stream
 
+COUNT_BITS = 32
+"""Bits of what is counted: those of the registers that tell it."""
+
 
 class InputState(enum.Enum, shape=3):
     """What happens to input beats.
@@ -54,7 +57,7 @@ class PacketGuard(wiring.Component):
         A packet is open of which more is to be passed on.
     """
 
-    def __init__(self, shape: data.StructLayout, token_beats: int, count_bits: int = 32) -> None:
+    def __init__(self, shape: data.StructLayout, token_beats: int, count_bits: int = COUNT_BITS) -> None:
         self.shape = shape
         self.token_beats = token_beats
         self.count_bits = count_bits

@@ -63,7 +63,8 @@ class ReadGuard(wiring.Component):
         connect_stream(m, register.o, wiring.flipped(self.o_ar))
         asks = Signal()
         room = Signal()
-        # Of the queue, which is deeper than what is ever kept: from a register, as whoever asks waits for it.
+        # Room in the queue, told by a register, as whoever asks waits for it. A core that keeps to
+        # ``max_outstanding`` always finds some.
         kept = Signal(range(self.depth + 1))
         kept_next = Signal.like(kept)
         space = Signal(init=1)

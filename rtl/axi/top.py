@@ -9,6 +9,8 @@
                   |                 | core, reset by `recover` |                     |
     m_axi_... <-> | ReadGuard <---> |                          |                     |
                   +------------------------------------------------------------------+
+
+Between the guards and the core stands a register each, ``entrance`` and ``read_data``, reset with the core.
 """
 
 from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
@@ -17,7 +19,7 @@ from amaranth.lib.wiring import In, Out
 
 from rtl.axi.alone import DispatchAlone, GateAlone
 from rtl.axi.lite import AddressDecoder, AxiLite, lite_members
-from rtl.axi.packets import PacketGuard, PacketMarker
+from rtl.axi.packets import COUNT_BITS, PacketGuard, PacketMarker
 from rtl.axi.reads import ReadGuard
 from rtl.axi.registers import RegisterBlock
 from rtl.expert.layouts import address_layout
@@ -44,8 +46,6 @@ from spec.registers import (
 RESET_CYCLES = 8
 """Cycles for which recovery resets the core at least: input beats that wait are flushed meanwhile."""
 
-COUNT_BITS = 32
-"""Places of what a top counts: those of its registers."""
 ERROR_FIELDS = next(register.fields for register in BUS_REGISTERS if register.name == "ERRORS")
 CORE_PORTS = ("i", "o", "o_ar", "i_r", "reg_addr", "reg_wdata", "reg_we", "reg_rdata")
 UNCONNECTED = ("probe", "probe_channels", "finished", "inside")
@@ -58,8 +58,8 @@ class AxiTop(wiring.Component):
     What goes wrong is told in ERRORS and leaves the core with whole tokens and whole batches, so that
     all that was accepted comes out; ``m_axis_tuser`` marks what may be wrong. ``recover`` resets the core
     alone: bursts in flight are waited for, an address or an output beat once offered stays, an output packet
-    that is cut is closed. See ``docs/axi.md``. Adds 2 cycles to tokens (1 at the
-    dispatcher), 1 to outputs, read addresses and read data each.
+    that is cut is closed. See ``docs/axi.md``. Adds 2 cycles to tokens (1 at the dispatcher), 1 to outputs,
+    read addresses and read data each.
     Reset empties everything, with the bursts in flight forgotten: what then still comes is thrown away.
 
     Parameters
@@ -69,7 +69,7 @@ class AxiTop(wiring.Component):
     burst_beats, max_outstanding : of the core's reads.
     waiting_beats : beats of tokens that may stand before the port and are this packet's: recovery lasts that
         much longer, so that it throws them away too.
-    count_bits : places of TOKENS_IN, TOKENS_OUT, DISCARDED and ERROR_TOKEN, which begin at 0 again behind
+    count_bits : bits of TOKENS_IN, TOKENS_OUT, DISCARDED and ERROR_TOKEN, which begin at 0 again behind
         them, and of BATCH_TOKENS that are looked at. With few of them a bench reaches each.
 
     Members
@@ -371,10 +371,10 @@ class AxiTop(wiring.Component):
         m.submodules.read_guard = reads = ReadGuard(beat_bits, self.burst_beats, self.max_outstanding)
         connect_stream(m, core.o_ar, reads.i_ar)
         # What passes is known late, and wide.
-        data = ResetInserter(recovering)(StreamRegister(self.i_r.payload.shape(), late=True))
-        m.submodules.read_data = data
-        connect_stream(m, reads.o_r, data.i)
-        connect_stream(m, data.o, core.i_r)
+        read_data = ResetInserter(recovering)(StreamRegister(self.i_r.payload.shape(), late=True))
+        m.submodules.read_data = read_data
+        connect_stream(m, reads.o_r, read_data.i)
+        connect_stream(m, read_data.o, core.i_r)
         connect_stream(m, reads.o_ar, wiring.flipped(self.o_ar))
         connect_stream(m, wiring.flipped(self.i_r), reads.i_r)
         names = dict(zip(READ_ERRORS, ("slverr", "decerr", "wrong_last", "unexpected"), strict=True))

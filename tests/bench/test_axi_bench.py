@@ -6,6 +6,7 @@ That they held something up on every one is asserted at the end of a run. What r
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from spec.design import DeepBlock
 from spec.registers import Top
 from tests.bench.axi_cores import CORES, KINDS, Kind
 from tests.bench.axi_pim import SinceReset
-from tests.bench.runner import CocotbBuild, build
+from tests.bench.runner import BenchError, CocotbBuild, build, build_exported
 
 MODULE = "tests.bench.axi_in_simulator"
 
@@ -42,17 +43,11 @@ def top(
     name: Top, *, two_clocks: bool = False, deep: bool = False, count_bits: int = COUNT_BITS
 ) -> CocotbBuild:
     model, design, block = CORES[name]
-    if count_bits != COUNT_BITS:
-        component = top_component(model, design, block, count_bits=count_bits)
-        return build(f"{name}_axi", component, config=(model, design, block, count_bits))
     if deep:
         design = replace(design, deep=tuple(DeepBlock))
-        component = top_component(model, design, block)
-        return build(f"{name}_deep_axi", component, config=(model, design, block))
-    component = top_component(model, design, block, two_clocks=two_clocks)
-    if two_clocks:
-        return build(f"{name}_axi_two_clocks", component, config=(model, design, block, two_clocks))
-    return build(f"{name}_axi", component, config=(model, design, block))
+    component = top_component(model, design, block, two_clocks=two_clocks, count_bits=count_bits)
+    stem = f"{name}{'_deep' * deep}_axi{'_two_clocks' * two_clocks}"
+    return build(stem, component, config=(model, design, block, two_clocks, count_bits))
 
 
 def run(
@@ -185,3 +180,36 @@ def test_dram_rules_hold_across_a_recovery(behind):
     banks = BankGeometry.unplaced(model, design)
     assert trace.violations(banks) == [f"channel 0: {text}" for text in wanted]
     assert trace.recovered_while_open(banks) == 1
+
+
+BROKEN = {
+    "a read waits for all writes": (
+        "can_write & ~(can_read & read_next)",
+        "can_write",
+        "a read waits, and another write is answered",
+    ),
+    "a write waits for all reads": (
+        "can_read & read_next",
+        "can_read",
+        "a write waits, and another read is answered",
+    ),
+    "data of a write is taken when it is valid no more": (
+        "wdata_next = wdata;",
+        "wdata_next = s_axi_wdata;",
+        "works",
+    ),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("bug", BROKEN)
+def test_a_port_that_is_broken_is_seen(bug, tmp_path):
+    """Turns are watched, and idle channels carry noise."""
+    old, new, message = BROKEN[bug]
+    folder = shutil.copytree(top(Top.DISPATCH).directory, tmp_path / "wrong")
+    verilog = folder / "eb_dispatch_axi.v"
+    text = verilog.read_text()
+    assert text.count(old) == 1, f"{old!r} must be in the Verilog once"
+    verilog.write_text(text.replace(old, new))
+    with pytest.raises(BenchError, match=message):
+        run(build_exported(folder, "dispatch_axi", root=tmp_path), Top.DISPATCH, 1)
