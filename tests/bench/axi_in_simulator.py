@@ -218,7 +218,7 @@ class Core:
                     for _ in range(count)
                 ]
             )
-            weights = self.rng.integers(1, 1 << 15, ids.shape)
+            weights = self.rng.integers(1, 1 << 16, ids.shape)
             return ids | weights << self.expert_bits
         return bf16_bits(random_tokens(self.model, count, int(self.rng.integers(1 << 30))))
 
@@ -675,6 +675,11 @@ class Bench:
         while self.outputs.transfers == before:
             self.wait(1)
 
+    def until_offered(self, before: int) -> None:
+        """Wait until an output beat is offered that was not yet at the edge ``before``."""
+        while self.outputs.offered == before:
+            self.wait(1)
+
     def settle(self) -> None:
         """Let come out what is on its way, however long outputs pause; no packet may stay open."""
         offers = [self.dut.m_axis_tvalid] + ([self.dut.m_axis_expect_tvalid] if self.expect else [])
@@ -1093,6 +1098,27 @@ def short_token(bench: Bench) -> None:
         bench.recovered()
 
 
+def short_token_at_a_full_port(bench: Bench) -> None:
+    """A token that was filled up, all by itself, while no output is taken: right and marked, every beat."""
+    core, rng = bench.core, bench.rng
+    for _ in range(2):
+        bench.start()
+        token, beats = core.tokens(1), int(rng.integers(1, core.token_beats))
+        expected = core.outputs([core.cut(token, beats)])
+        before = bench.outputs.offered
+        bench.hold(holding=True)
+        bench.send(core.beats(token)[:beats])
+        bench.until_offered(before)
+        bench.wait(100)
+        bench.hold(holding=False)
+        got, marks = bench.take(sum(last for _, last in expected))
+        same(got, expected)
+        assert all(marks)
+        bench.drained()
+        assert bench.driver.errors() == {"short_token"}
+        bench.recovered()
+
+
 def short_packet(bench: Bench) -> None:
     """Fewer tokens than BATCH_TOKENS."""
     core, rng = bench.core, bench.rng
@@ -1248,11 +1274,10 @@ def done_is_told(bench: Bench) -> None:
         token = core.tokens(1)
         expected = core.outputs([token])
         driver.acknowledge()
+        offered = bench.outputs.offered
         bench.hold(holding=True)
         bench.send(core.beats(token))
-        offered = bench.outputs.offered
-        while bench.outputs.offered == offered:
-            bench.wait(1)
+        bench.until_offered(offered)
         # Time for all that stands there to come behind the beat that waits.
         bench.wait(100)
         # At the dispatcher when all is behind it; between two clocks a whole packet finds room.
@@ -1271,11 +1296,10 @@ def unasked_beat(bench: Bench) -> None:
     bench.start()
     batch, after = core.tokens(4 * core.design.window_tokens), core.tokens(2)
     expected = core.outputs([batch])
+    offered = bench.outputs.offered
     bench.hold(holding=True)
     bench.send(core.beats(batch))
-    offered = bench.outputs.offered
-    while bench.outputs.offered == offered:
-        bench.wait(1)
+    bench.until_offered(offered)
     bench.unasked()
     for _ in range(bench.patience):
         if driver.errors():
@@ -1717,6 +1741,11 @@ def recover_while_loading(bench: Bench) -> None:
     beats.hold()
     driver.write("CONTROL", 1)
     bench.until("reads")
+    # Settings keep meanwhile.
+    assert driver.read_fields("BUS_STATUS")["loading"] == 1
+    refused(lambda: driver.write("BATCH_TOKENS", 5), SLVERR)
+    refused(lambda: driver.write("CONTROL", 1), SLVERR)
+    assert driver.read("BATCH_TOKENS") == 0
     # Registers are slow: what it holds then goes on while the recovery lasts.
     beats.hold(int(bench.rng.integers(1, 200)))
     bench.recovered()
@@ -1752,6 +1781,7 @@ GENERAL = [
     holds_what_is_written,
     illegal_accesses,
     short_token,
+    short_token_at_a_full_port,
     short_packet,
     long_packet,
     far_limit,

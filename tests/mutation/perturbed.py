@@ -100,6 +100,19 @@ def resets_blocks(machine: Machine, number: int) -> bool:
     return all(there.of(name) == here.of(name) == [TRUE] for name in names)
 
 
+def resets_alike(machine: Machine, number: int, idle: Sequence[Group]) -> bool:
+    """Return whether a reset gives a mutant's registers what it gives the original's.
+
+    Not those that are idle then: nothing of the mutant depends on them (:func:`unread`).
+    """
+    mine, others = reset_values(machine), reset_values(machine, number)
+    unread_then = {n for group in idle if all(others[m] == FALSE for m in group.unless) for n in group.idle}
+    return all(
+        value in (None, other) or n in unread_then
+        for n, (value, other) in enumerate(zip(mine, others, strict=True))
+    )
+
+
 def prove_after_reset(machine: Machine, *, seconds: float) -> None:
     """Prove that the invariants hold after a reset, whatever the registers hold that it gives no value.
 
@@ -309,16 +322,12 @@ def unnoticed(machine: Machine, numbers: Sequence[int], *, seconds: float = SECO
     until = processor_seconds() + seconds
     machine.prove_invariants(seconds=seconds)
     prove_after_reset(machine, seconds=seconds)
-    values = reset_values(machine)
+    idle = {number: unread(machine, number, seconds=ANSWER_SECONDS) for number in numbers}
     numbers = [
         number
         for number in numbers
-        if resets_blocks(machine, number)
-        and all(
-            value in (None, given) for value, given in zip(values, reset_values(machine, number), strict=True)
-        )
+        if resets_blocks(machine, number) and resets_alike(machine, number, idle[number])
     ]
-    idle = {number: unread(machine, number, seconds=ANSWER_SECONDS) for number in numbers}
     proved: set[int] = set()
     for history, cycles, longest in LADDER:
         candidates = [number for number in numbers if number not in proved]

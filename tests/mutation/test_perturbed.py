@@ -85,6 +85,23 @@ def test_a_change_of_what_is_not_read_is_none(wires, idle, proved):
 
 
 @pytest.mark.parametrize(
+    ("gates", "idle", "proved"),
+    [
+        ([], (), {0}),
+        ([], (Idle("kept", "read"),), {0, 1}),
+        ([("OR", 13, (4, 4))], (Idle("kept", "read"),), {0}),  # read behind a reset
+    ],
+)
+def test_what_is_idle_behind_a_reset_needs_none(gates, idle, proved):
+    """The mutant does not reset what is read while the register 11 is 1."""
+    machine = stage(("OR", 6, (2, 5)), ("AND", 12, (3, 6)), *gates, masked=False)
+    outs = {gate[1] for gate in gates}
+    kept = [one for one in machine.circuit.gates if one in gates or one[1] not in outs]
+    circuit = replace(machine.circuit, gates=kept, wires={**WIRES, "kept": [10], "read": [11]})
+    assert unnoticed(Machine(circuit, Rules(idle=idle)), [0, 1]) == proved
+
+
+@pytest.mark.parametrize(
     "reader",
     [
         ("o_seen", ("OR", 22, (10, 10))),  # an output that says something always
