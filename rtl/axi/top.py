@@ -427,14 +427,15 @@ class DispatchTop(AxiTop):
     """The dispatcher's top: a token may have any number of entries, none too.
 
     Batches are done when nothing is inside any more and no packet is open. The entries of a token that was
-    filled up are known by its slot, which no other token has until that one is served.
+    filled up are known by its slot. What still waits inside of the token that had the slot before is marked
+    with them: that entry is right, and a mark says that a beat may be wrong.
     """
 
     def __init__(self, core: DispatchAlone, **sizes) -> None:
         super().__init__(core, Top.DISPATCH, token_beats=core.token_beats, **sizes)
 
     def _enter(self, m, tokens, recovering):
-        # A token that stands before the core has a slot that is another one's still: it would be marked.
+        # A token that stood before the core would have a slot of another one, whose entries were marked, too.
         connect_stream(m, tokens, self.core.i)
 
     def _progress(self, m, packets, marker, tokens_out, read_failed, errors, block):
