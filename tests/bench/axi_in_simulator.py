@@ -926,8 +926,10 @@ def one_token(bench: Bench) -> None:
     registers = 1 if core.name is Top.DISPATCH else 2
     inside = (bench.outputs.offered - 1) - (bench.inputs.taken - len(beats) + 1 + registers) + 1
     counters = driver.counters()
-    assert counters["cycles"] == inside
-    assert counters["stall_input"] == counters["stall_output"] == 0
+    # Ports on another clock have other cycles, and may be too slow for outputs.
+    if not bench.crossing:
+        assert counters["cycles"] == inside
+        assert counters["stall_input"] == counters["stall_output"] == 0
     bench.recovered()
 
 
@@ -1235,8 +1237,9 @@ def into_standstill(bench: Bench) -> None:
     core = bench.core
     bench.start()
     bench.hold(holding=True)
-    # More than windows and crossings hold.
-    bench.send(core.beats(core.tokens(4 * core.design.window_tokens + bench.crossing)))
+    # More than windows, deep pipelines and crossings hold; through a layer they take long.
+    windows = 4 if core.name in LAYERS else 16
+    bench.send(core.beats(core.tokens(windows * core.design.window_tokens + bench.crossing)))
     bench.until("packet_open")
     bench.wait(int(bench.rng.integers(1, 500)))
 
@@ -1255,8 +1258,10 @@ def all_places_taken(bench: Bench) -> None:
     bench.wait(200)
     # All of them are announced.
     assert driver.read("TOKENS_OUT") == 1 + 2 * window
-    assert driver.read_fields("BUS_STATUS")["busy"] == 1
-    refused(lambda: driver.write("POLICY", 1), SLVERR)
+    if not bench.crossing:
+        # Which has room for some of them.
+        assert driver.read_fields("BUS_STATUS")["busy"] == 1
+        refused(lambda: driver.write("POLICY", 1), SLVERR)
     bench.hold(holding=False)
     got, marks = bench.take(sum(last for _, last in expected))
     same(got, expected)

@@ -122,12 +122,12 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "axi_dispatch",
         r"^const1 .* Y\[0\] of core\.saw_loaded$",
-        "the first look at what was loaded, without a look; the dispatcher loads nothing, which that would say",
+        "the first look at what was loaded, without one; the dispatcher loads nothing, as that would say",
     ),
     (
         "axi_dispatch",
         r"^inv .* of core\.packets\._net_36$",
-        "a limit that is compared while a packet is open, and not before; it counts with a token's second beat",
+        "a limit that is compared while a packet is open, and not before; it counts from the second beat on",
     ),
     (
         "axi_dispatch",
