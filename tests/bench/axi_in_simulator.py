@@ -1386,7 +1386,9 @@ def into_flight(bench: Bench, *, gives: bool) -> Beats:
     core, rng = bench.core, bench.rng
     bench.start()
     before = bench.outputs.transfers
-    tokens = core.tokens(max(2 * core.design.window_tokens + 3, min(300, core.most_tokens)))
+    # Through a layer they take long; through a block alone all of fewer had come in before anything happens.
+    of_block = max(64, min(300, core.most_tokens))
+    tokens = core.tokens(2 * core.design.window_tokens + 3 if core.name in LAYERS else of_block)
     bench.send(core.beats(tokens))
     if gives:
         bench.until_output(before)
