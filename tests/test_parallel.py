@@ -264,19 +264,39 @@ def test_a_baseline_of_accelerators_alone_is_what_their_units_take(rng, block, u
 
 
 LAYER_OVER_EXPERTS = {"pim": 1.3, "fpga": 1.1}
-"""More than 12 % and 4 % were not seen with these small experts; of large ones it is 1 %."""
+"""More than 14.5 % and 5.5 % were not seen with these small experts, of 5,000 and 3,000 seeds; of large ones
+it is 1 %."""
+WINDOWS_OVERLAP = 0.9
+"""Of several windows the banks of a layer begin one while the one before ends, which experts alone do not:
+5.9 % less was seen, of 2,500 seeds."""
 
 
 @pytest.mark.parametrize("block", ["pim", "fpga"])
-def test_accelerators_alone_take_what_their_layers_take(rng, block) -> None:
-    """The layer's cycle model has gate, dispatcher and combiner, and ends of queues, beside the experts."""
+@pytest.mark.parametrize("tokens", [32, 80])
+def test_accelerators_alone_take_what_their_layers_take(rng, tokens, block) -> None:
+    """The layer's cycle model has gate, dispatcher and combiner, and ends of queues, beside the experts.
+
+    One window of 32, or three, the last one not full.
+    """
+    compare_with_layer(rng, tokens, block)
+
+
+def test_a_near_memory_layer_overlaps_its_windows() -> None:
+    """Regression: the layer was said to take as long as experts alone at least, window by window."""
+    assert compare_with_layer(np.random.default_rng(5125), 80, "pim") < 1
+
+
+def compare_with_layer(rng: np.random.Generator, tokens: int, block: str) -> float:
+    """Compare a layer's time with that of its experts alone; return its share of that."""
     of = alone(block, 1)
-    # One window of 32, or three, the last one not full.
-    steps = small_steps(rng, int(rng.choice([32, 80])))
+    steps = small_steps(rng, tokens)
     step, _, _ = run_alone(SMALL, of.system.near.block, steps.ids[:, -1], "t")
     judged = replace(steps, ids=steps.ids[:, [0, -1]], counts=steps.counts[:, [0, -1]])
     found = combined.run(of, judged, 8, Plan(**ALONE))
-    assert found.bound_s <= found.seconds <= step.seconds < LAYER_OVER_EXPERTS[block] * found.seconds
+    share = step.seconds / found.seconds
+    assert found.bound_s <= min(found.seconds, step.seconds)
+    assert (WINDOWS_OVERLAP if block == "pim" and tokens > 32 else 1) <= share < LAYER_OVER_EXPERTS[block]
+    return share
 
 
 @pytest.mark.parametrize("block", ["pim", "fpga"])
