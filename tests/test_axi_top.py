@@ -18,7 +18,7 @@ from rtl.axi.alone import DispatchAlone, GateAlone
 from rtl.axi.clocks import STREAM_DEPTH
 from rtl.axi.lite import DECERR, OKAY, SLVERR
 from rtl.axi.packets import PacketMarker
-from spec.design import DeepBlock, Pipeline
+from spec.design import DeepBlock
 from spec.model import CapacityRule, GatingSpec
 from spec.registers import BUS_REGISTERS, CONTROL_LOAD, REGISTERS, Top
 from tests.bench.axi_cores import CORES
@@ -227,10 +227,8 @@ def test_a_packet_that_recovery_closes_is_not_done():
     assert [beat for beat in done if beat[0]] == [(1, 1, 1), (1, 0, 0), (1, 1, 0)]
 
 
-def most_inside(
-    core: GateAlone | DispatchAlone, held: str, capacity: int = 0, *, patience: int = 3000
-) -> tuple[int, int]:
-    """Return how many tokens have begun and how many are counted, with an output that is never taken."""
+def most_inside(core: GateAlone | DispatchAlone, held: str) -> int:
+    """Return how many tokens have begun when no more do, with an output that is never taken."""
     last = core.token_beats - 1
     burst = core.loader.burst_beats if isinstance(core, GateAlone) else 0
     begun = 0
@@ -240,11 +238,10 @@ def most_inside(
         for name in core.signature.members:
             if name in ("o", "o_expect"):
                 ctx.set(getattr(core, name).ready, int(name != held))
+        ctx.set(core.reg_addr, REGISTERS["CONTROL"])
+        ctx.set(core.reg_wdata, 1 << CONTROL_LOAD)
         ctx.set(core.reg_we, 1)
-        for name, value in (("CAPACITY", capacity), ("CONTROL", 1 << CONTROL_LOAD)):
-            ctx.set(core.reg_addr, REGISTERS[name])
-            ctx.set(core.reg_wdata, value)
-            await ctx.tick()
+        await ctx.tick()
         ctx.set(core.reg_we, 0)
         if burst:
             # The router's image: zeros.
@@ -262,7 +259,7 @@ def most_inside(
                 ctx.set(core.i_r.valid, 0)
         ctx.set(core.i.valid, 1)
         beat = waits = 0
-        while waits < patience // 10:
+        while waits < PATIENCE:
             if not burst:
                 ctx.set(core.i.payload.expert, beat)
             taken = ctx.get(core.i.ready)
@@ -270,34 +267,36 @@ def most_inside(
             beat = (beat + taken) % (last + 1)
             waits = 0 if taken else waits + 1
             await ctx.tick()
-            assert begun < patience, "takes tokens for ever"
+            assert begun < 10 * PATIENCE, "takes tokens for ever"
 
     simulator = Simulator(core)
     simulator.add_clock(1e-8)
     simulator.add_testbench(bench)
     simulator.run()
-    return begun, core.most_tokens
+    return begun
 
 
-@pytest.mark.parametrize("pipeline", Pipeline)
+DEEP = [(), tuple(DeepBlock)]
+
+
+@pytest.mark.parametrize("deep", DEEP)
 @pytest.mark.parametrize("top", [Top.GATE, Top.FPGA])
-def test_the_gate_holds_as_many_tokens_as_it_says(top, pipeline):
+def test_the_gate_holds_as_many_tokens_as_it_says(top, deep):
     """Its count of them has no bit more."""
     model, design, _ = CORES[top]
     if top is Top.FPGA:
         # Many logits, few of them chosen: products last longer than what is behind them.
         model = replace(model, gating=GatingSpec(num_experts=32, top_k=1), d_shared=0)
-    design = replace(design, deep=tuple(DeepBlock) if pipeline is Pipeline.DEEP else ())
-    begun, most = most_inside(GateAlone(model, design), "o")
-    assert begun == most
+    core = GateAlone(model, replace(design, deep=deep))
+    assert most_inside(core, "o") == core.most_tokens
 
 
 @pytest.mark.parametrize("window", [1, 4])
-@pytest.mark.parametrize("pipeline", Pipeline)
+@pytest.mark.parametrize("deep", DEEP)
 @pytest.mark.parametrize("rule", CapacityRule)
-def test_the_dispatcher_holds_no_more_tokens_than_it_says(rule, pipeline, window):
-    design = replace(DESIGN, deep=tuple(DeepBlock) if pipeline is Pipeline.DEEP else (), window_tokens=window)
-    core = DispatchAlone(replace(MODEL, capacity_rule=rule, expert_capacity=2), design)
+def test_the_dispatcher_holds_no_more_tokens_than_it_says(rule, deep, window):
+    model = replace(MODEL, capacity_rule=rule, expert_capacity=2)
+    core = DispatchAlone(model, replace(DESIGN, deep=deep, window_tokens=window))
+    least = window if core.dispatch.config.decides else 1
     for held in ("o", "o_expect"):
-        begun, most = most_inside(core, held)
-        assert (window if core.dispatch.config.decides else 1) <= begun <= most
+        assert least <= most_inside(core, held) <= core.most_tokens

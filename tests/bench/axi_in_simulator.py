@@ -425,14 +425,12 @@ class Turns:
 
     def __init__(self, dut: Any) -> None:
         self.broken: list[str] = []
-        self.ties = 0
         self.clock, self.reset = clock_of_ports(dut)
         ports = [f"{kind}{sign}" for kind in ("aw", "w", "b", "ar", "r") for sign in ("valid", "ready")]
         self.signals = [getattr(dut, f"s_axi_{port}") for port in ports]
         cocotb.start_soon(self._watch())
 
     async def _watch(self) -> None:
-        answers = {"write": "b", "read": "r"}
         parts = {"write": {"aw", "w"}, "read": {"ar"}}
         while True:
             # From a reset on: what is held of each access, what waited in the last cycles, who was answered.
@@ -443,19 +441,17 @@ class Turns:
             while int(self.reset.value):
                 aw, awr, w, wr, b, br, ar, arr, r, rr = (int(signal.value) for signal in self.signals)
                 moves = {"aw": aw and awr, "w": w and wr, "ar": ar and arr}
-                valid, taken = {"write": b, "read": r}, {"write": b and br, "read": r and rr}
+                valid, ready = {"write": b, "read": r}, {"write": br, "read": rr}
                 for kind, other in (("write", "read"), ("read", "write")):
                     if not valid[kind] or stays[kind]:
                         continue
                     held[kind].clear()
-                    if len(waited) == self.CHOSEN and waited[0][other]:
-                        self.ties += 1
-                        if before == kind:
-                            self.broken.append(f"s_axi: a {other} waits, and another {kind} is answered")
+                    if len(waited) == self.CHOSEN and waited[0][other] and before == kind:
+                        self.broken.append(f"s_axi: a {other} waits, and another {kind} is answered")
                     before = kind
                 waiting = {kind: held[kind] == parts[kind] and not valid[kind] for kind in parts}
                 waited = [*waited, waiting][-self.CHOSEN :]
-                stays = {kind: bool(valid[kind] and not taken[kind]) for kind in answers}
+                stays = {kind: bool(valid[kind] and not ready[kind]) for kind in parts}
                 for kind, names in parts.items():
                     held[kind] |= {name for name in names if moves[name]}
                 await RisingEdge(self.clock)
@@ -529,7 +525,7 @@ class Bench:
         ]
         if not self.crossing:
             self.rules.append(Turns(dut))
-        self.noise = Noise(dut, np.random.default_rng([*core.seeds, 0, 0]))
+        Noise(dut, np.random.default_rng([*core.seeds, 0, 0]))
         self.commands = CommandBuses(dut, core.banks) if core.banks else None
         self.memory = None
         if core.name is Top.DISPATCH:

@@ -322,12 +322,9 @@ def unnoticed(machine: Machine, numbers: Sequence[int], *, seconds: float = SECO
     until = processor_seconds() + seconds
     machine.prove_invariants(seconds=seconds)
     prove_after_reset(machine, seconds=seconds)
+    numbers = [number for number in numbers if resets_blocks(machine, number)]
     idle = {number: unread(machine, number, seconds=ANSWER_SECONDS) for number in numbers}
-    numbers = [
-        number
-        for number in numbers
-        if resets_blocks(machine, number) and resets_alike(machine, number, idle[number])
-    ]
+    numbers = [number for number in numbers if resets_alike(machine, number, idle[number])]
     proved: set[int] = set()
     for history, cycles, longest in LADDER:
         candidates = [number for number in numbers if number not in proved]
